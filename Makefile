@@ -1,0 +1,39 @@
+# One command sets up and runs the main job, another sets up and passes the tests.
+PYTHON ?= python3.11
+CONFIG ?= configs/digits.yaml
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: run test proofs lint bench ui clean
+
+run: $(READY)          ## train: make run [CONFIG=configs/x.yaml] [ARGS="rounds=5 --resume"]
+	$(BIN)/fedray run $(CONFIG) $(ARGS)
+
+test: $(READY)         ## the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+proofs: $(READY)       ## slow proofs: published figures, fault runs, memory over 300 rounds
+	$(BIN)/python -m pytest -m slow -rs --durations=0 --timeout=5400 $(ARGS)
+
+lint: $(READY)         ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)        ## benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+ui: $(READY)           ## the MLflow UI over the local store
+	$(BIN)/fedray ui
+
+# torch first, as pinned: a plain "torch" on Linux brings the CUDA packages with it.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -i '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
