@@ -1,0 +1,1 @@
+"""Sums and aggregation rules."""

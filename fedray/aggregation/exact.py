@@ -1,0 +1,128 @@
+"""The exact sum: integer arithmetic, so a total does not depend on who added what when.
+
+An update times its weight is rounded once to a grid of 2**-bits and added as int64. Integer
+addition is associative and commutative, so the same updates give the same bytes on 1 actor or 8,
+on 1 node or 5, after retries, in any order and with any tree of partial sums.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.errors import FedrayError, UpdateRejected
+
+#: Largest magnitude of one coordinate of an update. A model whose weights move by more in one
+#: round has diverged.
+MAX_COORDINATE = 2.0**12
+_HEADROOM_BITS = 62
+_MAX_BITS = 40
+_BLOCK = 1 << 16  # float64 scratch of 512 KiB: stays in cache
+
+
+def grid_bits(total_weight: float) -> int:
+    """Fraction bits of the grid for updates whose weights sum to at most ``total_weight``.
+
+    Chosen so that ``total_weight * MAX_COORDINATE * 2**bits`` stays below 2**62: no sum can overflow.
+    The rounding error of a weighted mean is at most ``2**-(bits + 1) * clients / weight``.
+
+    Raises:
+        FedrayError: the weights leave fewer than 8 fraction bits.
+    """
+    if not (math.isfinite(total_weight) and total_weight > 0):
+        raise FedrayError(f"total weight {total_weight} of the clients is not a positive number; check the clients' record counts.")
+    used = math.ceil(math.log2(total_weight)) if total_weight > 1 else 0
+    bits = min(_MAX_BITS, _HEADROOM_BITS - int(math.log2(MAX_COORDINATE)) - used)
+    if bits < 8:
+        raise FedrayError(f"weights that sum to {total_weight:g} leave {bits} fraction bits for the sum; use uniform weights.")
+    return bits
+
+
+@dataclass
+class ExactSum:
+    """A running weighted sum of float32 vectors in fixed point.
+
+    Attributes:
+        values: int64 of the vectors' shape, in units of ``2**-bits``.
+        weight: sum of the weights (exact while weights are integers or dyadic fractions).
+        count: number of updates added.
+        bits: fraction bits of the grid.
+        capacity: the weight that the grid was chosen for.
+    """
+
+    values: npt.NDArray[np.int64]
+    weight: float
+    count: int
+    bits: int
+    capacity: float
+
+    @classmethod
+    def zero(cls, size: int, total_weight: float) -> ExactSum:
+        """An empty sum over vectors of ``size`` whose weights will add up to at most ``total_weight``."""
+        return cls(np.zeros(size, dtype=np.int64), 0.0, 0, grid_bits(total_weight), total_weight)
+
+    def add(self, update: npt.NDArray[np.float32], weight: float = 1.0) -> None:
+        """Add ``weight * update``, rounded to the grid (half to even).
+
+        Raises:
+            UpdateRejected: a coordinate is not finite or exceeds ``MAX_COORDINATE``; the sum is unchanged.
+            FedrayError: the weights exceed what the grid was chosen for; the sum is unchanged.
+        """
+        if update.shape != self.values.shape:
+            raise UpdateRejected(f"an update of shape {update.shape} was sent for a model of {self.values.shape[0]} values.")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UpdateRejected(f"a weight of {weight} was sent with an update.")
+        self._reserve(weight)
+        check_finite(update)
+        scale = math.ldexp(weight, self.bits)
+        for start in range(0, len(update), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            self.values[part] += np.rint(update[part].astype(np.float64) * scale).astype(np.int64)
+        self.weight += weight
+        self.count += 1
+
+    def merge(self, other: ExactSum) -> None:
+        """Add another partial sum of the same grid.
+
+        Raises:
+            FedrayError: different grids or lengths, or more weight than the grid was chosen for.
+        """
+        if other.bits != self.bits or other.values.shape != self.values.shape:
+            raise FedrayError(
+                f"partial sums of different grids cannot be added ({other.values.shape[0]} values at {other.bits} bits "
+                f"to {self.values.shape[0]} at {self.bits})."
+            )
+        self._reserve(other.weight)
+        self.values += other.values
+        self.weight += other.weight
+        self.count += other.count
+
+    def mean(self, denominator: float | None = None) -> npt.NDArray[np.float32]:
+        """The sum over ``denominator`` (default: the weight added so far), float32.
+
+        Raises:
+            FedrayError: nothing was added and no denominator is given.
+        """
+        divisor = self.weight if denominator is None else denominator
+        if divisor <= 0:
+            raise FedrayError("the mean of no updates was asked for.")
+        return (self.values / math.ldexp(divisor, self.bits)).astype(np.float32)
+
+    def _reserve(self, weight: float) -> None:
+        if self.weight + weight > self.capacity * (1 + 1e-12):
+            raise FedrayError(f"weights add up to {self.weight + weight:g}, but the sum was laid out for {self.capacity:g}.")
+
+
+def check_finite(update: npt.NDArray[np.float32]) -> None:
+    """Raise :class:`UpdateRejected` unless every coordinate is finite and at most ``MAX_COORDINATE``."""
+    largest = float(np.max(np.abs(update))) if update.size else 0.0
+    if not math.isfinite(largest):
+        bad = int(np.count_nonzero(~np.isfinite(update)))
+        raise UpdateRejected(f"{bad} of {update.size} values of the update are NaN or infinite; lower the learning rate or check the data.")
+    if largest > MAX_COORDINATE:
+        raise UpdateRejected(
+            f"the update moves a weight by {largest:.3g}, more than {MAX_COORDINATE:g}; training has diverged, lower the learning rate."
+        )

@@ -1,0 +1,194 @@
+"""How a name in the config becomes a part of the program.
+
+A room (a package such as ``fedray.models``) offers its parts as plain dictionaries: each module
+in it may define the room's table (``MODELS = {"softmax": softmax}``), and the room is the union of
+them. Adding a part is adding one file. Wherever a config names a built-in it may instead name the
+user's own as ``python:package.module:attribute``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fedray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Room:
+    """A kind of part: the package that holds it, the name of its tables, where configs name it."""
+
+    package: str
+    table: str
+    path: str
+
+    def parts(self) -> dict[str, Any]:
+        """Name to part, over all modules of the package."""
+        return _parts(self.package, self.table)
+
+
+@cache
+def _parts(package: str, table: str) -> dict[str, Any]:
+    root = importlib.import_module(package)
+    found: dict[str, Any] = {}
+    for info in pkgutil.iter_modules(root.__path__):
+        parts = vars(importlib.import_module(f"{package}.{info.name}")).get(table)
+        if isinstance(parts, dict):  # a module may also import the Room of that name
+            found.update(parts)
+    return found
+
+
+MODELS = Room("fedray.models", "MODELS", "model.kind")
+SOURCES = Room("fedray.data", "SOURCES", "data.source")
+PARTITIONERS = Room("fedray.data", "PARTITIONERS", "data.partition.kind")
+TRANSFORMS = Room("fedray.data", "TRANSFORMS", "data.normalize.kind")
+ALGORITHMS = Room("fedray.algorithms", "ALGORITHMS", "algorithm.kind")
+SERVERS = Room("fedray.algorithms", "SERVERS", "server.kind")
+AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind")
+CODECS = Room("fedray.updates", "CODECS", "compression.kind")
+SECURE = Room("fedray.updates", "SECURE", "secure.kind")
+SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind")
+LOSSES = Room("fedray.training", "LOSSES", "training.loss")
+METRICS = Room("fedray.training", "METRICS", "evaluation.metrics")
+SCHEDULES = Room("fedray.training", "SCHEDULES", "training.schedule.kind")
+ENGINES = Room("fedray.training", "ENGINES", "training.engine")
+
+_PROVIDED: dict[str, Any] = {}
+
+
+def provide(parts: Mapping[str, Any]) -> None:
+    """Offer objects under names of the form ``python:provided:NAME`` in this process (``fedray.run(model=...)``)."""
+    _PROVIDED.update(parts)
+
+
+ROOMS: Mapping[str, Room] = {
+    "models": MODELS,
+    "data": SOURCES,
+    "partitioners": PARTITIONERS,
+    "normalizers": TRANSFORMS,
+    "algorithms": ALGORITHMS,
+    "servers": SERVERS,
+    "aggregators": AGGREGATORS,
+    "codecs": CODECS,
+    "cohorts": SAMPLERS,
+    "losses": LOSSES,
+    "metrics": METRICS,
+    "schedules": SCHEDULES,
+    "engines": ENGINES,
+}
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """`` did you mean 'x'?`` or the empty string."""
+    match = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def find(room: Room, name: str) -> Any:
+    """The part called ``name``; ``python:module:attribute`` is imported.
+
+    Raises:
+        ConfigError: no such part; the sentence names the config path and what is allowed.
+    """
+    if name.startswith("python:"):
+        return import_path(name, room.path)
+    parts = room.parts()
+    if name not in parts:
+        raise ConfigError(
+            f"{room.path}: '{name}' is not known; use one of {', '.join(sorted(parts))}, or python:module:name.{nearest(name, parts)}"
+        )
+    return parts[name]
+
+
+def import_path(name: str, path: str) -> Any:
+    """Import ``python:package.module:attribute``; ``path`` is where the config says so."""
+    if name in _PROVIDED:
+        return _PROVIDED[name]
+    module, _, attribute = name.removeprefix("python:").partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"{path}: '{name}' should read python:package.module:name.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{path}: cannot import '{module}' ({error}); is it on PYTHONPATH or beside the config?") from error
+    except AttributeError as error:
+        raise ConfigError(f"{path}: module '{module}' has no '{attribute}'.") from error
+
+
+def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], path: str, own: Iterable[str] = ()) -> dict[str, Any]:
+    """Check config arguments against a factory's annotated keyword parameters.
+
+    Args:
+        factory: its parameters without those named in ``own`` (which the caller passes itself).
+        given: keys and values from the config.
+        path: config path for messages, e.g. ``model``.
+
+    Returns:
+        The arguments, converted to the annotated types.
+
+    Raises:
+        ConfigError: unknown, missing or mistyped arguments, each with its path.
+    """
+    parameters = {
+        n: p
+        for n, p in inspect.signature(factory).parameters.items()
+        if n not in set(own) and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
+    name = getattr(factory, "__name__", str(factory))
+    for key in given:
+        if key not in parameters and not open_ended:
+            allowed = ", ".join(sorted(parameters)) or "none"
+            raise ConfigError(f"{path}.{key}: unknown argument of {name} (it takes {allowed}).{nearest(key, parameters)}")
+    try:
+        hints = typing.get_type_hints(factory)
+    except (NameError, TypeError):
+        hints = {}
+    checked: dict[str, Any] = {}
+    for key, parameter in parameters.items():
+        if key not in given:
+            if parameter.default is parameter.empty:
+                raise ConfigError(f"{path}.{key}: {name} needs it; add {path}.{key}=VALUE.")
+            continue
+        checked[key] = _convert(hints.get(key), given[key], f"{path}.{key}")
+    return checked | {k: v for k, v in given.items() if k not in parameters}
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if hint is None or hint is Any:
+        return value
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_python(value, strict=False)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {value!r}.") from None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One row of ``fedray list``."""
+
+    name: str
+    summary: str
+    source: str
+
+
+def listing(room: Room) -> list[Listing]:
+    """The parts of a room with the first line of their docstrings and the line ``Source: ...``."""
+    rows = []
+    for name, part in sorted(room.parts().items()):
+        text = inspect.getdoc(part) or ""
+        lines = text.splitlines() or [""]
+        source = next((line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), "")
+        rows.append(Listing(name, lines[0].rstrip("."), source))
+    return rows

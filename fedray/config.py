@@ -1,0 +1,272 @@
+"""The configuration of a run: one typed section per concern, each field documented here.
+
+This module is the schema; :mod:`fedray.configfile` reads files, applies overrides and words the
+errors. Sections that name a part (``model``, ``algorithm``, ...) hold ``kind`` plus that part's own
+arguments, which are checked against the part itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Open01 = Field(gt=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    """Unknown keys are refused, values are not coerced across types, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Part(Section):
+    """A named part with its own arguments beside ``kind``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
+
+    kind: str = Field(description="A built-in (see `fedray list`) or python:package.module:name.")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Everything beside ``kind``."""
+        return dict(self.model_extra or {})
+
+
+class Holdout(Section):
+    """Records kept out of training for evaluation, where the source has no test set of its own."""
+
+    fraction: float = Field(0.2, ge=0.0, lt=1.0, description="Part of the records held out; 0 = none.")
+    stratify: bool = Field(True, description="Keep the label proportions in both parts.")
+    at: Literal["driver", "clients"] = Field(
+        "driver", description="driver: split before the partition, evaluated centrally. clients: each client keeps its own held-out part."
+    )
+
+
+class Data(Section):
+    """Where the records come from and who holds which. Keys beside the fixed ones go to the source (label, features, ...)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
+
+    source: str = Field(
+        description="KIND:WHERE, e.g. sklearn:digits, npz:mnist.npz, parquet:DIR, csv:DIR, hf:NAME, torchvision:MNIST, python:module:function."
+    )
+    partition: Part = Field(
+        Part(kind="natural"), description="How records are dealt to clients: iid, dirichlet, shards, quantity, natural."
+    )
+    holdout: Holdout = Field(Holdout(), description="Held-out records; not used where the source brings its own test set.")
+    normalize: Part = Field(Part(kind="none"), description="What is done to every record before training; see `fedray list normalizers`.")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments for the source."""
+        return dict(self.model_extra or {})
+
+
+class Resources(Section):
+    """What one client actor asks of Ray."""
+
+    cpu: float = Field(1.0, ge=0.0, description="CPUs; torch uses max(1, floor(cpu)) threads.")
+    gpu: float = Field(0.0, ge=0.0, description="GPUs; a fraction shares one GPU between actors.")
+    memory_gb: float | None = Field(None, gt=0.0, description="Memory that Ray sets aside for the actor, GiB; null = not counted.")
+    custom: dict[str, float] = Field({}, description="Custom Ray resources, e.g. {site_1: 1}.")
+    labels: dict[str, str] = Field({}, description="Node labels that the actor's node must carry, e.g. {region: eu}.")
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Resources:
+        if self.gpu > 1 and self.gpu != int(self.gpu):
+            raise ValueError(f"gpu: {self.gpu} is neither a fraction below 1 nor a whole number")
+        return self
+
+
+class Group(Section):
+    """Clients that differ from the rest in place, settings or how often they take part."""
+
+    name: str = Field(description="Name of the group, shown in reports.")
+    clients: int | list[str] = Field(description="How many clients (taken in order) or their names.")
+    resources: Resources | None = Field(None, description="Instead of clients.resources.")
+    rate: float = Field(1.0, ge=0.0, le=1.0, description="Factor on the cohort fraction for these clients (Poisson cohorts).")
+    training: dict[str, Any] = Field({}, description="Overrides of the training section, e.g. {lr: 0.05}.")
+    ledger: str | None = Field(None, description="Directory of these clients' ledgers, instead of privacy.ledger.")
+
+
+class Clients(Section):
+    """Where clients run."""
+
+    placement: Literal["hosted", "dedicated"] = Field(
+        "hosted",
+        description="hosted: many clients on a pool of actors, data in shared memory. dedicated: an actor a client, data loaded there only.",
+    )
+    actors: int | Literal["auto"] = Field(
+        "auto", description="hosted: number of actors; auto = what free CPUs or GPUs allow, at most the cohort."
+    )
+    resources: Resources = Field(Resources(), description="What each client actor asks of Ray.")
+    groups: list[Group] = Field([], description="Groups of clients with settings of their own.")
+    start_timeout: float = Field(120.0, gt=0.0, description="Seconds to wait for client actors to be placed and started.")
+    restarts: int = Field(10, ge=0, description="How often one actor is replaced after it died before the run gives up on it.")
+
+    @model_validator(mode="after")
+    def _positive(self) -> Clients:
+        if isinstance(self.actors, int) and self.actors < 1:
+            raise ValueError(f"actors: {self.actors} is below 1")
+        return self
+
+
+class Cohort(Section):
+    """Who takes part in a round, and what a round does about those who fail."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
+
+    kind: str = Field("all", description="poisson (a coin for each client), fixed (size or fraction, without replacement), all.")
+    min_clients: int = Field(1, ge=0, description="Updates that a round needs; with fewer the round fails.")
+    deadline: float | None = Field(
+        None, gt=0.0, description="Seconds after which clients still training are late and left out; null = wait."
+    )
+    grace: float = Field(5.0, ge=0.0, description="Seconds that a late actor gets to hand over what it has finished.")
+    retries: int = Field(2, ge=0, description="How often a client is tried again within a round after its actor died.")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments for the sampler (fraction, size)."""
+        return dict(self.model_extra or {})
+
+
+class Training(Section):
+    """What a client does with its records in a round."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Local optimiser, made new each round.")
+    lr: float = Field(0.1, gt=0.0, description="Learning rate before the schedule.")
+    momentum: float = Field(0.0, ge=0.0, lt=1.0, description="SGD momentum.")
+    nesterov: bool = Field(False, description="Nesterov momentum (needs momentum).")
+    weight_decay: float = Field(0.0, ge=0.0, description="L2 coefficient, applied by the optimiser after noise under DP.")
+    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2, description="Adam's coefficients.")
+    batch_size: int | None = Field(None, ge=1, description="Records a step, shuffled; 0 < size. Not under record-level DP.")
+    epochs: int | None = Field(None, ge=1, description="Passes over the client's records; with batch_size.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps a round; with batch_size or sampling_rate.")
+    sampling_rate: float | None = Field(
+        None, gt=0.0, le=1.0, description="Each record joins a step with this probability (Poisson); with steps."
+    )
+    expected_batch: float | None = Field(None, gt=0.0, description="Public constant that a Poisson step's summed gradient is divided by.")
+    physical_batch: int = Field(256, ge=1, description="Records in memory at once; larger logical batches are accumulated.")
+    loss: str = Field(
+        "cross_entropy", description="See `fedray list losses`, or python:module:function(outputs, targets) -> a loss for each record."
+    )
+    schedule: Part = Field(Part(kind="constant"), description="Learning rate over rounds; see `fedray list schedules`.")
+    engine: str = Field("auto", description="Local engine: auto, plain, hooks, ghost; see `fedray list engines`.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: needs momentum above 0")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum: is SGD's; {self.optimizer} takes betas")
+        if self.sampling_rate is not None:
+            if self.batch_size is not None or self.epochs is not None:
+                raise ValueError("sampling_rate: replaces batch_size and epochs; give steps and expected_batch beside it")
+            if self.steps is None or self.expected_batch is None:
+                raise ValueError("sampling_rate: needs steps and expected_batch")
+        else:
+            if self.batch_size is None:
+                raise ValueError("batch_size: give batch_size with epochs or steps, or sampling_rate with steps and expected_batch")
+            if (self.epochs is None) == (self.steps is None):
+                raise ValueError("epochs: give exactly one of epochs and steps")
+            if self.expected_batch is not None:
+                raise ValueError("expected_batch: goes with sampling_rate")
+        return self
+
+
+class Privacy(Section):
+    """The differential-privacy regime, its parameters and its books."""
+
+    regime: Literal["none", "record"] = Field(
+        "none", description="none; record: DP-SGD at each client, the unit is one record of one client."
+    )
+    target_epsilon: float | None = Field(
+        None, gt=0.0, description="Epsilon after the planned participations; the noise multiplier is found from it."
+    )
+    noise_multiplier: float | None = Field(
+        None, gt=0.0, description="Noise standard deviation on the summed gradient over the clip norm; instead of target_epsilon."
+    )
+    max_participations: int | None = Field(
+        None,
+        ge=1,
+        description="Rounds in which one client may take part; null = all rounds. Fewer means less noise; who has had them leaves.",
+    )
+    budget: float | None = Field(None, gt=0.0, description="Epsilon at which a client is refused; null = target_epsilon.")
+    delta: float | None = Field(None, gt=0.0, lt=1.0, description="At most 1 / (10 x records) of every client.")
+    clip: float = Field(1.0, gt=0.0, description="Clip norm of one record's gradient.")
+    ledger: str = Field(
+        "run",
+        description="run: in this run's output (public data). Else a directory that outlives runs and is shared by all runs on the same records.",
+    )
+    max_silos_per_person: int = Field(
+        1, ge=1, description="In how many clients one person may have records; the figure for a person adds the largest that many."
+    )
+    unprotected: list[Literal["evaluation", "class_counts", "train_metrics"]] = Field(
+        [], description="Releases from private data that you accept without protection; each voids the claim and is written down."
+    )
+    insecure_seed: int | None = Field(None, description="TESTS ONLY: noise and sampling from a seed. Voids the claim.")
+
+
+class Evaluation(Section):
+    """When and how the model is evaluated."""
+
+    every: int = Field(1, ge=0, description="Every so many rounds; 0 = once, at the end.")
+    metrics: list[str] = Field(
+        ["accuracy", "loss"], min_length=1, description="See `fedray list metrics`, or python:module:function(outputs, targets)."
+    )
+    federated: bool = Field(False, description="Also evaluate at the clients on their own held-out part; under DP an unprotected release.")
+    batch_size: int = Field(1000, ge=1, description="Records evaluated at once.")
+    resources: Resources = Field(Resources(cpu=0.0), description="What the evaluator actor asks of Ray.")
+
+
+class Checkpoint(Section):
+    """What is kept for resuming."""
+
+    every: int = Field(1, ge=0, description="Every so many rounds; 0 = at the end only.")
+    keep: int = Field(2, ge=1, description="How many checkpoints are kept.")
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="Tracking URI; null = MLFLOW_TRACKING_URI, else a local SQLite file beside the runs.")
+    register_as: str | None = Field(None, description="Name of the registered model; null = the run's name.")
+    enabled: bool = Field(True, description="false: no MLflow; the run's own files are still written.")
+    close_timeout: float = Field(60.0, gt=0.0, description="Seconds to wait at the end for a tracking server that is away.")
+
+
+class RayCluster(Section):
+    """Which Ray cluster."""
+
+    address: str = Field(
+        "auto",
+        description="auto = the cluster we are in (RAY_ADDRESS, `ray start`), else a local one; local = always a local one; else an address.",
+    )
+    cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; null = the machine's cores.")
+    gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; null = those found.")
+    connect_timeout: float = Field(30.0, gt=0.0, description="Seconds to wait for a given address.")
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and its output directory.")
+    experiment: str = Field("fedray", min_length=1, description="MLflow experiment.")
+    seed: int = Field(0, ge=0, description="Seed of everything that is not for privacy.")
+    rounds: int = Field(ge=1, description="Planned rounds.")
+    data: Data
+    model: Part
+    clients: Clients = Clients()
+    cohort: Cohort = Cohort()
+    training: Training
+    algorithm: Part = Part(kind="fedavg")
+    server: Part = Part(kind="sgd")
+    aggregation: Part = Part(kind="mean")
+    compression: Part = Part(kind="none")
+    secure: Part = Part(kind="none")
+    privacy: Privacy = Privacy()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    ray: RayCluster = RayCluster()

@@ -1,0 +1,169 @@
+"""Reads a config file, applies ``key.path=value`` overrides, and words what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fedray.components import nearest
+from fedray.config import Config
+from fedray.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers and booleans: ``1e-5`` is a number, ``on`` and ``08`` are not surprises."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    key: [
+        (tag, pattern)
+        for tag, pattern in rules
+        if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
+    ]
+    for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$",
+        re.IGNORECASE,
+    ),
+    list("-+0123456789."),
+)
+
+
+def _no_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise ConfigError(f"{key}: stands twice in the file (line {key_node.start_mark.line + 1}); keep one.")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _no_duplicates)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """YAML text to plain data.
+
+    Raises:
+        ConfigError: not YAML; names the place.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{what}: not valid YAML{where}: {getattr(error, 'problem', error)}.") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and validate.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key.path=value``, the value read as YAML; lists are indexed by number.
+
+    Raises:
+        ConfigError: with every problem found, one a line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such config file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a config file ({error}).") from None
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: should hold sections (name:, data:, ...), but holds {type(raw).__name__}.")
+    for override in overrides:
+        _apply(raw, override)
+    return build_config(raw)
+
+
+def build_config(raw: dict[str, Any]) -> Config:
+    """Validate plain data; see :func:`load_config`."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = list(dict.fromkeys(_sentence(dict(e)) for e in error.errors()))
+        raise ConfigError("\n".join(problems)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML; reading it back gives an equal config."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    path, sign, value = override.partition("=")
+    if not sign or not path:
+        raise ConfigError(f"'{override}': an override reads key.path=value.")
+    keys, node = path.split("."), raw
+    for i, key in enumerate(keys[:-1]):
+        node = _step(node, key, ".".join(keys[: i + 1]))
+    parsed = parse_yaml(value, override)
+    if isinstance(node, list):
+        node[_index(node, keys[-1], path)] = parsed
+    else:
+        node[keys[-1]] = parsed
+
+
+def _step(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, path)]
+    child = node.get(key)
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"{path}: is the value {child!r}, not a section; nothing can be set below it.")
+    return child
+
+
+def _index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise ConfigError(f"{path}: the list has {len(node)} entries, numbered from 0.")
+    return int(key)
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    location = [p for p in problem["loc"] if not (isinstance(p, str) and "[" in p) and p not in ("int", "str", "float", "literal")]
+    path = ".".join(str(p) for p in location)
+    kind, value, context = problem["type"], problem.get("input"), problem.get("ctx") or {}
+    if kind == "extra_forbidden":
+        allowed = _fields_at(location[:-1])
+        return f"{path}: unknown key.{nearest(str(location[-1]), allowed)} Allowed here: {', '.join(sorted(allowed))}."
+    if kind == "missing":
+        return f"{path}: missing; add it to the file or as {path}=VALUE."
+    if kind == "value_error":
+        return f"{path + '.' if path else ''}{context.get('error', problem['msg'])}."
+    message = problem["msg"]
+    message = message[0].lower() + message[1:]
+    return f"{path}: {message}, but is {value!r}."
+
+
+def _fields_at(location: Sequence[Any]) -> list[str]:
+    model: type[BaseModel] = Config
+    for key in location:
+        field = model.model_fields.get(str(key))
+        if field is None:
+            continue
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the config, for editors."""
+    return Config.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedray run"}

@@ -1,0 +1,70 @@
+"""What fedray raises on purpose.
+
+Each error is one sentence of what, where and what to do; the command line prints it and
+exits with ``exit_code``. Every class can be built from its message alone, so it survives
+pickling on its way through Ray.
+"""
+
+from __future__ import annotations
+
+
+class FedrayError(Exception):
+    """Something failed while running; the sentence says what, where and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(FedrayError):
+    """The configuration is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """The data is missing or is not what the configuration says it is."""
+
+
+class PrivacyRefusal(ConfigError):
+    """A setting would void the privacy guarantee.
+
+    ``code`` is stable, of the form ``privacy.<what>``, and stands in front of the sentence.
+    """
+
+    def __init__(self, message: str = "", code: str = "") -> None:
+        super().__init__(f"[{code}] {message}" if code else message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_refusal_from_text, (str(self), self.code))
+
+
+def _refusal_from_text(text: str, code: str) -> PrivacyRefusal:
+    error = PrivacyRefusal(text)
+    error.code = code
+    return error
+
+
+class BudgetReached(FedrayError):
+    """No round can be run without overspending the privacy budget."""
+
+    exit_code = 3
+
+
+class LedgerError(FedrayError):
+    """A privacy ledger is missing, broken or locked; training must not go on (fail closed)."""
+
+
+class ClaimVoid(FedrayError):
+    """What was executed is not what was charged: the privacy figure of the run cannot stand."""
+
+
+class UpdateRejected(FedrayError):
+    """A client's update cannot be added to the sum (not finite, or too large for the grid)."""
+
+
+class RoundFailed(FedrayError):
+    """A round ended with fewer updates than ``cohort.min_clients``."""
+
+
+class Stopped(FedrayError):
+    """Training was asked to stop (signal, deadline); nothing of the current update is used."""

@@ -1,0 +1,112 @@
+"""Parameters are one flat float32 vector plus a layout.
+
+Clip, sum, mask, compress, noise and checkpoint all work on the vector; it passes through the
+object store as a NumPy array without copies. The layout says what lies where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+Vector = npt.NDArray[np.float32]
+Kind = Literal["shared", "personal", "buffer"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in the vector: ``vector[offset : offset + size]`` reshaped to ``shape``."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    kind: Kind
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes and offsets of a model's tensors, in ``state_dict`` order.
+
+    Trainable parameters are ``shared`` (or ``personal``, where they stay at the client);
+    floating-point buffers are ``buffer``. Integer buffers (BatchNorm's step counter) are not exchanged.
+    """
+
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, personal: tuple[str, ...] = ()) -> Layout:
+        """The layout of ``model``; names that start with one of ``personal`` stay at the client."""
+        trainable = {name for name, _ in model.named_parameters()}
+        entries, offset = [], 0
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if not tensor.is_floating_point():
+                continue
+            kind: Kind = "buffer" if name not in trainable else "personal" if name.startswith(personal or ("\0",)) else "shared"
+            entry = Entry(name, tuple(tensor.shape), offset, kind)
+            entries.append(entry)
+            offset += entry.size
+        return cls(tuple(entries))
+
+    @property
+    def size(self) -> int:
+        """Number of float32 values in the vector."""
+        return sum(e.size for e in self.entries)
+
+    def mask(self, *kinds: Kind) -> npt.NDArray[np.bool_]:
+        """True where the vector belongs to an entry of one of ``kinds``."""
+        mask = np.zeros(self.size, dtype=np.bool_)
+        for e in self.entries:
+            mask[e.offset : e.offset + e.size] = e.kind in kinds
+        return mask
+
+    def views(self, vector: Vector) -> dict[str, Vector]:
+        """Name to a view of the vector in the entry's shape (no copies)."""
+        return {e.name: vector[e.offset : e.offset + e.size].reshape(e.shape) for e in self.entries}
+
+
+def get_vector(model: nn.Module, layout: Layout, out: Vector | None = None) -> Vector:
+    """The model's tensors as a vector of ``layout.size`` float32 (a copy, or written into ``out``)."""
+    vector = np.empty(layout.size, dtype=np.float32) if out is None else out
+    state = model.state_dict(keep_vars=True)
+    target = torch.from_numpy(vector)
+    with torch.no_grad():
+        for e in layout.entries:
+            target[e.offset : e.offset + e.size].copy_(state[e.name].reshape(-1))
+    return vector
+
+
+def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:
+    """Copy a vector into the model.
+
+    Always copies: a vector that came out of the object store is shared by every process of the
+    node, and a tensor that aliased it would write through to all of them.
+
+    Raises:
+        ValueError: the vector's length is not the layout's.
+    """
+    if vector.shape != (layout.size,):
+        raise ValueError(f"vector of shape {vector.shape} for a layout of {layout.size}")
+    state = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for e in layout.entries:
+            part, tensor = vector[e.offset : e.offset + e.size].reshape(e.shape), state[e.name]
+            if tensor.device.type == "cpu":
+                tensor.detach().numpy()[...] = part
+            else:
+                tensor.copy_(torch.from_numpy(part.copy()))
+
+
+def fingerprint(vector: Vector) -> str:
+    """SHA-256 of the vector's bytes (little-endian float32), hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").tobytes()).hexdigest()

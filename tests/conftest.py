@@ -1,0 +1,31 @@
+"""Shared by all tests.
+
+The environment is set before anything imports ray: a first local cluster would otherwise write a
+token into the developer's home directory and change how later clusters behave.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets: FEDRAY_DATA, or ../shared/data beside the repository."""
+    folder = Path(os.environ.get("FEDRAY_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set FEDRAY_DATA to a folder with mnist.npz, cifar10-*.parquet, heart/")
+    return folder

@@ -1,0 +1,107 @@
+"""The exact sum: a total does not depend on who added what when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedray.aggregation.exact import MAX_COORDINATE, ExactSum, grid_bits
+from fedray.errors import FedrayError, UpdateRejected
+
+SIZE = 7
+updates = st.lists(
+    st.tuples(
+        hnp.arrays(np.float32, SIZE, elements=st.floats(-MAX_COORDINATE, MAX_COORDINATE, width=32)),
+        st.integers(0, 10_000),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def total_of(parts: list[list[tuple[np.ndarray, int]]], capacity: float) -> ExactSum:
+    total = ExactSum.zero(SIZE, capacity)
+    for part in parts:
+        partial = ExactSum.zero(SIZE, capacity)
+        for update, weight in part:
+            partial.add(update, weight)
+        total.merge(partial)
+    return total
+
+
+@given(updates, st.randoms(use_true_random=False), st.integers(1, 5))
+@settings(deadline=None, max_examples=150)
+def test_any_order_and_any_tree_give_the_same_bytes(items, random, actors):
+    capacity = 1.0 + sum(w for _, w in items)
+    straight = total_of([items], capacity)
+    shuffled = list(items)
+    random.shuffle(shuffled)
+    parts: list[list] = [[] for _ in range(actors)]
+    for item in shuffled:
+        parts[random.randrange(actors)].append(item)
+    scattered = total_of(parts, capacity)
+    assert scattered.values.tobytes() == straight.values.tobytes()
+    assert (scattered.weight, scattered.count) == (straight.weight, straight.count)
+
+
+@given(updates)
+@settings(deadline=None, max_examples=150)
+def test_the_mean_is_within_the_grid_of_the_true_mean(items):
+    weight = sum(w for _, w in items)
+    if weight == 0:
+        return
+    total = total_of([items], float(weight))
+    true = sum(u.astype(np.float64) * w for u, w in items) / weight
+    grid = 2.0 ** -(total.bits + 1) * len(items) / weight
+    assert np.all(np.abs(total.mean() - true) <= grid + np.abs(true) * 2.0**-23 + 1e-30)
+
+
+@given(st.floats(1e-3, 1e14))
+def test_a_full_sum_cannot_overflow(capacity):
+    try:
+        bits = grid_bits(capacity)
+    except FedrayError:
+        assert capacity > 2**40
+        return
+    assert capacity * MAX_COORDINATE * 2.0**bits < 2.0**63
+
+
+def test_the_largest_sum_is_exact_at_the_edge():
+    total = ExactSum.zero(2, 1_000.0)
+    extreme = np.array([MAX_COORDINATE, -MAX_COORDINATE], dtype=np.float32)
+    for _ in range(1000):
+        total.add(extreme)
+    assert total.mean().tolist() == extreme.tolist()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2 * MAX_COORDINATE])
+def test_a_bad_update_is_rejected_and_leaves_the_sum_alone(bad):
+    total = ExactSum.zero(3, 10.0)
+    total.add(np.ones(3, np.float32), 2.0)
+    before = total.values.copy()
+    with pytest.raises(UpdateRejected):
+        total.add(np.array([0, bad, 0], np.float32))
+    assert (total.values == before).all()
+    assert (total.weight, total.count) == (2.0, 1)
+
+
+def test_more_weight_than_laid_out_for_is_refused_before_it_can_overflow():
+    total = ExactSum.zero(3, 5.0)
+    total.add(np.ones(3, np.float32), 4.0)
+    with pytest.raises(FedrayError, match="laid out for 5"):
+        total.add(np.ones(3, np.float32), 2.0)
+    other = ExactSum.zero(3, 5.0)
+    other.add(np.ones(3, np.float32), 4.0)
+    with pytest.raises(FedrayError, match="laid out for 5"):
+        total.merge(other)
+    assert total.weight == 4.0
+
+
+def test_sums_of_different_grids_do_not_mix():
+    with pytest.raises(FedrayError, match="different grids"):
+        ExactSum.zero(3, 5.0).merge(ExactSum.zero(3, 5e6))
+    with pytest.raises(UpdateRejected, match="shape"):
+        ExactSum.zero(3, 5.0).add(np.ones(4, np.float32))
