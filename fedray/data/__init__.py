@@ -1,0 +1,1 @@
+"""Sources, partitioners, the federated dataset."""

@@ -1,0 +1,321 @@
+"""From the data section of a config to who holds which records.
+
+The same section and seed give the same bytes in any process: a client that loads its own part alone
+gets what it would have got from the whole federation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from fedray import rng
+from fedray.components import PARTITIONERS, SOURCES, TRANSFORMS, check_arguments, find, nearest
+from fedray.config import Data
+from fedray.data.holdout import split
+from fedray.data.partition import check_parts, natural
+from fedray.data.records import ClientData, Features, Federation, Indices, Records, Targets
+from fedray.data.source import Raw, Silos, Source, gather
+from fedray.data.transforms import Apply, Floats, Transform
+from fedray.errors import DataError
+
+_GIVEN = ("labels", "groups", "draws")
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Who gets which records of a whole source."""
+
+    names: list[str]
+    train: list[Indices]
+    client_test: list[Indices] | None
+    driver_test: Indices | None
+
+
+def check(data: Data) -> None:
+    """Check the data section without reading a record.
+
+    Raises:
+        DataError: contradictions between its parts, or a file that is not there.
+        ConfigError: unknown parts or arguments.
+    """
+    source = _source(data)
+    transform = _transform(data)
+    function, arguments = _partitioner(data)
+    if isinstance(source, Silos):
+        if function is not natural:
+            raise DataError(
+                f"data.partition.kind: {data.source} has one place a client, "
+                f"which cannot be dealt anew by '{data.partition.kind}'; use natural."
+            )
+    elif transform.private_statistics and data.holdout.at == "driver" and data.holdout.fraction > 0:
+        raise _no_statistics(data)
+    clients = arguments.get("clients")
+    if isinstance(clients, int) and clients < 1:
+        raise DataError(f"data.partition.clients: should be 1 or more, but is {clients}.")
+
+
+def per_silo(data: Data) -> bool:
+    """Each client has a place of its own that only it needs to read."""
+    return isinstance(_source(data), Silos)
+
+
+def private_statistics(data: Data) -> bool:
+    """``data.normalize`` computes statistics over a client's records, which record-level privacy does not cover."""
+    return _transform(data).private_statistics
+
+
+def client_names(data: Data, seed: int) -> list[str]:
+    """Names of the clients, in order; reads records only where the names are in them.
+
+    Raises:
+        DataError, ConfigError: see :func:`load_federation`.
+    """
+    check(data)
+    source = _source(data)
+    if isinstance(source, Silos):
+        return list(source.names)
+    function, arguments = _partitioner(data)
+    if not data.partition.kind.startswith("python:") and "clients" in arguments:
+        return _numbered(arguments["clients"])
+    raw = source.load()
+    if function is natural and raw.groups is not None:
+        return list(raw.group_names)
+    return _plan(data, raw, seed).names
+
+
+def load_federation(data: Data, seed: int) -> Federation:
+    """Read everything and deal it out.
+
+    The records of a source with one place a client are read one client after the other, and held out at
+    the clients whatever ``data.holdout.at`` says, for nobody else has them.
+
+    Raises:
+        DataError: the data is missing or is not what the section says.
+        ConfigError: unknown parts or arguments.
+    """
+    check(data)
+    source = _source(data)
+    transform = _transform(data)
+    if isinstance(source, Silos):
+        return _join(source, [_silo_client(data, source, transform, seed, name) for name in source.names])
+    raw = _refuse_tokens(data, source.load())
+    plan = _plan(data, raw, seed)
+    offsets = _offsets([len(part) for part in plan.train])
+    train = _records(raw, np.concatenate(plan.train))
+    held_out, held_out_offsets = None, None
+    if plan.client_test is not None:
+        held_out_offsets = _offsets([len(part) for part in plan.client_test])
+        held_out = _records(raw, np.concatenate(plan.client_test))
+    if transform.private_statistics:
+        for k in range(len(plan.names)):
+            apply = transform.fit(_floats(train.x[offsets[k] : offsets[k + 1]]))
+            _apply_in_place(apply, train.x, int(offsets[k]), int(offsets[k + 1]))
+            if held_out is not None and held_out_offsets is not None:
+                _apply_in_place(apply, held_out.x, int(held_out_offsets[k]), int(held_out_offsets[k + 1]))
+    else:
+        apply = transform.fit(_floats(train.x[:0]))
+        train = _applied(apply, train)
+        held_out = _applied(apply, held_out) if held_out is not None else None
+    return Federation(
+        plan.names, train, offsets, _driver_test(data, raw, plan, transform), held_out, held_out_offsets, raw.classes, raw.columns
+    )
+
+
+def load_client(data: Data, seed: int, name: str) -> ClientData:
+    """One client's records, the same bytes as ``load_federation(data, seed).client(k)``.
+
+    Of a source with one place a client only that client's is read.
+
+    Raises:
+        DataError: no such client, or see :func:`load_federation`.
+    """
+    check(data)
+    source = _source(data)
+    transform = _transform(data)
+    if isinstance(source, Silos):
+        _index(source.names, name, data)
+        return _silo_client(data, source, transform, seed, name)
+    raw = _refuse_tokens(data, source.load())
+    plan = _plan(data, raw, seed)
+    k = _index(plan.names, name, data)
+    test = plan.client_test[k] if plan.client_test is not None else None
+    return _client(raw, transform, name, plan.train[k], test)
+
+
+def load_test(data: Data, seed: int) -> Records | None:
+    """The driver's test set: the source's own, or the records held out at the driver; None if the clients hold them.
+
+    Raises:
+        DataError, ConfigError: see :func:`load_federation`.
+    """
+    check(data)
+    source = _source(data)
+    if isinstance(source, Silos):
+        return None
+    raw = _refuse_tokens(data, source.load())
+    return _driver_test(data, raw, _plan(data, raw, seed), _transform(data))
+
+
+def _source(data: Data) -> Source:
+    kind, separator, where = data.source.partition(":")
+    if not separator or not where:
+        raise DataError(f"data.source: '{data.source}' should read KIND:WHERE, such as sklearn:digits or npz:mnist.npz.")
+    factory = find(SOURCES, kind)
+    return cast(Source, factory(where, **check_arguments(factory, data.arguments, "data", own=("where",))))
+
+
+def _partitioner(data: Data) -> tuple[Callable[..., Any], dict[str, Any]]:
+    function = find(PARTITIONERS, data.partition.kind)
+    return function, check_arguments(function, data.partition.arguments, "data.partition", own=_GIVEN)
+
+
+def _transform(data: Data) -> Transform:
+    factory = find(TRANSFORMS, data.normalize.kind)
+    made = factory(**check_arguments(factory, data.normalize.arguments, "data.normalize"))
+    if not isinstance(made, Transform):
+        raise DataError(
+            f"data.normalize.kind: '{data.normalize.kind}' should return a "
+            f"fedray.data.transforms.Transform, but returned {type(made).__name__}."
+        )
+    return made
+
+
+def _refuse_tokens(data: Data, raw: Raw) -> Raw:
+    if raw.x.dtype == np.int64 and data.normalize.kind != "none":
+        raise DataError(
+            f"data.normalize.kind: {data.normalize.kind} needs real-valued features, "
+            f"but those of {data.source} are integers (tokens); use none."
+        )
+    return raw
+
+
+def _no_statistics(data: Data) -> DataError:
+    return DataError(
+        f"data.normalize.kind: {data.normalize.kind} uses each client's own statistics, which the driver's test set does not have; "
+        "set data.holdout.at=clients (or data.holdout.fraction=0) with a source without a test set, or use constants."
+    )
+
+
+def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
+    function, arguments = _partitioner(data)
+    n = len(raw.y)
+    pool: Indices = np.arange(n)
+    driver_test: Indices | None = None
+    holdout = data.holdout
+    splits = raw.test is None and holdout.fraction > 0
+    if splits and holdout.at == "driver":
+        kept = raw.groups if function is natural else None
+        pool, driver_test = split(raw.y, holdout.fraction, holdout.stratify, rng.generator(seed, "holdout"), kept)
+    labels, groups = raw.y[pool], raw.groups[pool] if raw.groups is not None else None
+    dealt = function(labels, groups, rng.generator(seed, "partition"), **arguments)
+    parts = [pool[part] for part in check_parts(dealt, len(pool), "data.partition")]
+    names = list(raw.group_names) if function is natural else _numbered(len(parts))
+    client_test: list[Indices] | None = None
+    if splits and holdout.at == "clients":
+        pairs = [_hold_out(data, raw.y, part, seed, name) for name, part in zip(names, parts, strict=True)]
+        parts, client_test = [train for train, _ in pairs], [test for _, test in pairs]
+    return _Plan(names, parts, client_test, driver_test)
+
+
+def _hold_out(data: Data, labels: Targets, part: Indices, seed: int, name: str) -> tuple[Indices, Indices]:
+    train, test = split(labels[part], data.holdout.fraction, data.holdout.stratify, rng.generator(seed, "holdout", name))
+    return part[train], part[test]
+
+
+def _numbered(clients: int) -> list[str]:
+    return [f"client-{k:04d}" for k in range(clients)]
+
+
+def _index(names: list[str] | tuple[str, ...], name: str, data: Data) -> int:
+    if name not in names:
+        raise DataError(f"{data.source}: there is no client '{name}' among its {len(names)}.{nearest(name, names)}")
+    return names.index(name)
+
+
+def _offsets(sizes: list[int]) -> Indices:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _records(raw: Raw, index: Indices) -> Records:
+    return Records(gather(raw.x, index), raw.y[index])
+
+
+def _floats(x: Features) -> Floats:
+    return cast(Floats, x)
+
+
+def _applied(apply: Apply, records: Records) -> Records:
+    return Records(cast(Features, apply(_floats(records.x))), records.y)
+
+
+def _apply_in_place(apply: Apply, x: Features, start: int, stop: int) -> None:
+    if stop > start:
+        x[start:stop] = apply(_floats(x[start:stop]))
+
+
+def _client(raw: Raw, transform: Transform, name: str, train: Indices, test: Indices | None) -> ClientData:
+    own = _records(raw, train)
+    held_out = _records(raw, test) if test is not None and len(test) else None
+    apply = transform.fit(_floats(own.x if transform.private_statistics else own.x[:0]))
+    return ClientData(name, _applied(apply, own), _applied(apply, held_out) if held_out is not None else None, raw.classes, raw.columns)
+
+
+def _silo_client(data: Data, source: Silos, transform: Transform, seed: int, name: str) -> ClientData:
+    raw = _refuse_tokens(data, source.load(name))
+    train: Indices = np.arange(len(raw.y))
+    test: Indices | None = None
+    if data.holdout.fraction > 0:
+        train, test = _hold_out(data, raw.y, train, seed, name)
+    return _client(raw, transform, name, train, test)
+
+
+def _driver_test(data: Data, raw: Raw, plan: _Plan, transform: Transform) -> Records | None:
+    if raw.test is not None:
+        x, y = raw.test
+        test = Records(gather(x, np.arange(len(y))), y)
+    elif plan.driver_test is not None and len(plan.driver_test):
+        test = _records(raw, plan.driver_test)
+    else:
+        return None
+    if transform.private_statistics:
+        raise _no_statistics(data)
+    return _applied(transform.fit(_floats(test.x[:0])), test)
+
+
+def _join(source: Silos, clients: list[ClientData]) -> Federation:
+    first = clients[0]
+    for client in clients[1:]:
+        if (
+            client.columns != first.columns
+            or client.train.x.shape[1:] != first.train.x.shape[1:]
+            or client.train.x.dtype != first.train.x.dtype
+        ):
+            different = sorted(set(client.columns) ^ set(first.columns))
+            what = f"columns {', '.join(different)} stand in one only" if different else f"{_form(first)} and {_form(client)}"
+            raise DataError(
+                f"data: clients '{first.name}' and '{client.name}' have different features ({what}); name them in order with data.features."
+            )
+    train = Records(np.concatenate([c.train.x for c in clients]), np.concatenate([c.train.y for c in clients]))
+    tests = [c.test for c in clients]
+    held_out, held_out_offsets = None, None
+    if any(t is not None for t in tests):
+        held_out_offsets = _offsets([len(t) if t is not None else 0 for t in tests])
+        held_out = Records(np.concatenate([t.x for t in tests if t is not None]), np.concatenate([t.y for t in tests if t is not None]))
+    return Federation(
+        list(source.names),
+        train,
+        _offsets([len(c.train) for c in clients]),
+        None,
+        held_out,
+        held_out_offsets,
+        source.classes,
+        first.columns,
+    )
+
+
+def _form(client: ClientData) -> str:
+    return f"{list(client.columns) or client.train.x.shape[1:]} {client.train.x.dtype}"

@@ -1,0 +1,82 @@
+"""Image arrays: decoding encoded bytes, and putting the channel axis first."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.errors import DataError
+
+Channels = Literal["auto", "first", "last", "none"]
+
+
+def decode_images(encoded: Sequence[bytes | None], where: str) -> npt.NDArray[np.uint8]:
+    """Decode PNG, JPEG, ... files to uint8 ``[n, channels, height, width]`` (a view of an NHWC array).
+
+    The first image decides: grey images give one channel, all others three. All must have its size.
+
+    Raises:
+        DataError: an image that is missing, broken or of another size; names the record.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not encoded:
+        raise DataError(f"{where}: holds no records.")
+    out: npt.NDArray[np.uint8] | None = None
+    mode = "RGB"
+    for i, content in enumerate(encoded):
+        if content is None:
+            raise DataError(f"{where}: record {i + 1} has no image.")
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                if out is None:
+                    mode = "L" if image.mode in ("L", "1") else "RGB"
+                    out = np.empty((len(encoded), image.height, image.width, 1 if mode == "L" else 3), dtype=np.uint8)
+                if (image.height, image.width) != out.shape[1:3]:
+                    raise DataError(
+                        f"{where}: image {i + 1} is {image.width}x{image.height}, the first "
+                        f"{out.shape[2]}x{out.shape[1]}; resize them to one size."
+                    )
+                converted = image if image.mode == mode else image.convert(mode)
+                out[i] = np.frombuffer(converted.tobytes(), dtype=np.uint8).reshape(out.shape[1:])
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{where}: image {i + 1} cannot be decoded ({error}).") from None
+    assert out is not None  # `encoded` is not empty
+    return np.moveaxis(out, 3, 1)
+
+
+def channels_first(x: npt.NDArray[Any], channels: Channels, where: str) -> npt.NDArray[Any]:
+    """``x`` with its channel axis first among a record's axes (a view).
+
+    Args:
+        x: ``[n, ...]``.
+        channels: where the axis is: first (nothing is done), last, none (one is added), or auto: uint8
+            ``[n, h, w]`` has none; four axes are judged by which end has 1, 3 or 4 entries; all else is left alone.
+        where: the source, for messages.
+
+    Raises:
+        DataError: auto cannot tell, or there are too few axes for the setting.
+    """
+    if channels == "auto":
+        channels = _guess(x, where)
+    if channels == "first":
+        return x
+    needed = 3 if channels == "none" else 4
+    if x.ndim != needed:
+        raise DataError(f"{where}: data.channels={channels} needs arrays with {needed} axes, but this one has shape {x.shape}.")
+    return x[:, None] if channels == "none" else np.moveaxis(x, 3, 1)
+
+
+def _guess(x: npt.NDArray[Any], where: str) -> Channels:
+    if x.ndim == 3 and x.dtype == np.uint8:
+        return "none"
+    if x.ndim != 4:
+        return "first"
+    first, last = x.shape[1] in (1, 3, 4), x.shape[3] in (1, 3, 4)
+    if first == last:
+        raise DataError(f"{where}: cannot tell which axis of shape {x.shape} holds the channels; set data.channels to first or last.")
+    return "first" if first else "last"

@@ -1,0 +1,119 @@
+"""Records, one client's data, and the whole federation: arrays and who holds which rows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Features = npt.NDArray[np.float32] | npt.NDArray[np.int64]
+Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Features and targets of ``n`` records.
+
+    Attributes:
+        x: ``[n, *shape]`` float32, or int64 for tokens.
+        y: ``[n]`` int64 classes, or float32 in regression.
+    """
+
+    x: Features
+    y: Targets
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def slice(self, start: int, stop: int) -> Records:
+        """Rows ``start`` to ``stop`` as views (no copies)."""
+        return Records(self.x[start:stop], self.y[start:stop])
+
+
+@dataclass(frozen=True, eq=False)
+class ClientData:
+    """What one client holds.
+
+    Attributes:
+        name: the client.
+        train: its training records, never empty.
+        test: its own held-out records, or None.
+        classes: number of classes of the task (not of this client); None in regression.
+        columns: names of the features where the source is a table. Silos that are read apart from each
+            other agree on the meaning of their features only if these are equal.
+    """
+
+    name: str
+    train: Records
+    test: Records | None
+    classes: int | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """All clients' records, each client's rows contiguous, plus what the driver holds for evaluation.
+
+    Attributes:
+        names: the clients, in order.
+        train: training records of all clients; client ``k`` has rows ``offsets[k]`` to ``offsets[k + 1]``.
+        offsets: int64 ``[clients + 1]``.
+        test: the driver's test set, or None.
+        client_test: the clients' own held-out records in client order, or None.
+        client_test_offsets: int64 ``[clients + 1]``, with ``client_test``.
+        classes: number of classes; None in regression.
+        columns: names of the features where the source is a table.
+    """
+
+    names: list[str]
+    train: Records
+    offsets: Indices
+    test: Records | None
+    client_test: Records | None
+    client_test_offsets: Indices | None
+    classes: int | None
+    columns: tuple[str, ...] = ()
+
+    def client(self, k: int) -> ClientData:
+        """What client ``k`` holds, as views (no copies)."""
+        train = self.train.slice(int(self.offsets[k]), int(self.offsets[k + 1]))
+        test: Records | None = None
+        if self.client_test is not None and self.client_test_offsets is not None:
+            held_out = self.client_test.slice(int(self.client_test_offsets[k]), int(self.client_test_offsets[k + 1]))
+            test = held_out if len(held_out) else None
+        return ClientData(self.names[k], train, test, self.classes, self.columns)
+
+    @property
+    def sizes(self) -> Indices:
+        """Training records of each client, int64 ``[clients]``."""
+        return np.diff(self.offsets)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one record."""
+        return tuple(self.train.x.shape[1:])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal, over names, shapes, types and bytes of everything here: two federations with one digest are the same."""
+        hasher = hashlib.sha256()
+        for name in self.names:
+            hasher.update(f"{len(name.encode())}:{name}".encode())
+        hasher.update(f"|{self.classes}|{self.columns!r}".encode())
+        parts: list[npt.NDArray[Any] | None] = [self.train.x, self.train.y, self.offsets]
+        for records in (self.test, self.client_test):
+            parts += [records.x, records.y] if records is not None else [None]
+        parts.append(self.client_test_offsets)
+        for array in parts:
+            if array is None:
+                hasher.update(b"|none")
+            else:
+                contiguous = np.ascontiguousarray(array)
+                hasher.update(f"|{contiguous.dtype.str}{contiguous.shape}".encode())
+                hasher.update(contiguous.reshape(-1).view(np.uint8).data)
+        return hasher.hexdigest()

@@ -1,0 +1,115 @@
+"""CSV files: a folder with one file a silo, or one file."""
+
+from __future__ import annotations
+
+import csv as csvfile
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedray.data.source import Raw, Silos, Source, Whole, check_names, existing
+from fedray.data.table import Cell, MissingRows, Table, shape_tables
+from fedray.errors import DataError
+
+
+def csv(
+    where: str,
+    *,
+    label: str,
+    label_threshold: float | None = None,
+    labels: Sequence[Cell] | None = None,
+    classes: int | None = None,
+    regression: bool = False,
+    features: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    missing: Sequence[Cell] = ("", "?"),
+    missing_rows: MissingRows = "refuse",
+    categories: Mapping[str, Sequence[Cell]] | None = None,
+    drop_first: bool = False,
+    silo: str | None = None,
+    silos: Sequence[str] | None = None,
+    delimiter: str = ",",
+) -> Source:
+    """CSV with a header line: a folder with one file a silo, or one file.
+
+    Of a folder every client reads only its own file ``NAME.csv``; the driver looks at file names at most.
+    A folder needs its classes declared (label_threshold, labels, classes or regression), for no one reads all silos.
+
+    Args:
+        where: a folder of .csv files, each a client of the file's name; or one file.
+        label: the label's column.
+        label_threshold: the class is 1 where the label is above this, else 0.
+        labels: the label's values in class order.
+        classes: labels are the integers 0..classes-1 already.
+        regression: the label is a number to predict.
+        features: feature columns, in this order; null = all others.
+        drop: columns left out.
+        missing: cells that mean "not known".
+        missing_rows: drop records with a missing cell in a column that is used, or refuse the file.
+        categories: column to its allowed values, which become one 0/1 feature each.
+        drop_first: leave out the first value's feature.
+        silo: one file only: the column that names each record's client, for the natural partition.
+        silos: a folder only: the clients' names, so that the driver need not see the folder at all.
+        delimiter: between cells.
+
+    Raises:
+        DataError: a file, column or cell that is not as declared.
+    """
+    table = Table(label, label_threshold, labels, classes, regression, features, drop, missing_rows, categories, drop_first, silo)
+    if len(delimiter) != 1:
+        raise DataError(f"data.delimiter: should be one character, but is {delimiter!r}.")
+
+    def load(path: Path) -> Raw:
+        frame = _read(existing(path, "data.source"), [str(m) for m in missing], delimiter)
+        return shape_tables(frame, None, table, str(path))
+
+    folder = Path(where).expanduser()
+    if silos is None and not existing(folder, "data.source").is_dir():
+        return Whole(partial(load, folder))
+    if silo is not None:
+        raise DataError("data.silo: names the client column of a single file; in a folder each file is a client, leave it out.")
+    if not table.declared:
+        raise DataError(
+            "data: a folder of silos needs its classes declared, as no one reads all files; "
+            "give one of label_threshold, labels, classes, regression."
+        )
+    names = list(silos) if silos is not None else sorted(p.stem for p in folder.glob("*.csv"))
+    if not names:
+        raise DataError(f"data.source: the folder '{folder}' holds no .csv files.")
+    return Silos(check_names(names, f"csv:{where}"), lambda name: load(folder / f"{name}.csv"), table.declared_classes)
+
+
+def _read(path: Path, missing: list[str], delimiter: str) -> Any:
+    import pandas as pd
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(csvfile.reader(file, delimiter=delimiter), [])
+        twice = {name for name in header if header.count(name) > 1}
+        if twice:
+            raise DataError(f"{path}: the column '{twice.pop()}' stands twice in the header; rename one.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path,
+                sep=delimiter,
+                na_values=missing,
+                keep_default_na=False,
+                low_memory=False,
+                index_col=False,
+                encoding="utf-8-sig",
+                float_precision="round_trip",
+            )
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path}: is empty; expected a header line and records.") from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning, csvfile.Error) as error:
+        raise DataError(f"{path}: is not a regular table ({str(error).strip()}); check data.delimiter and the line it names.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text; convert it.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from None
+
+
+SOURCES = {"csv": csv}

@@ -1,0 +1,77 @@
+"""NumPy archives."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from fedray.components import nearest
+from fedray.data.images import Channels, channels_first
+from fedray.data.source import Raw, Source, Whole, build, existing
+from fedray.errors import DataError
+
+
+def npz(
+    where: str,
+    *,
+    x: str = "x_train",
+    y: str = "y_train",
+    x_test: str = "x_test",
+    y_test: str = "y_test",
+    clients: str | None = None,
+    channels: Channels = "auto",
+    classes: int | None = None,
+) -> Source:
+    """One .npz archive of arrays; a test set and natural clients may be in it.
+
+    Args:
+        where: path of the file.
+        x: key of the training features; uint8 are images and become float32 in 0..1.
+        y: key of the training labels; floats mean regression.
+        x_test: key of the test features; there is a test set if both test keys are in the file.
+        y_test: key of the test labels.
+        clients: key of one value a training record that says whose it is, for the natural partition.
+        channels: where images have their channel axis: first, last, none, or auto.
+        classes: number of classes; null = those found in the file.
+
+    Raises:
+        DataError: the file or a key is missing, or the arrays do not fit together.
+    """
+
+    def load() -> Raw:
+        path = existing(where, "data.source")
+        name = f"npz:{where}"
+        try:
+            archive = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{name}: cannot be read as a NumPy archive ({error}).") from None
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{name}: holds one array, not an archive; save it with numpy.savez(path, x_train=..., y_train=...).")
+        with archive:
+
+            def read(key: str, argument: str) -> Any:
+                if key not in archive.files:
+                    raise DataError(
+                        f"{name}: there is no array '{key}' (data.{argument}); it has {', '.join(archive.files)}."
+                        f"{nearest(key, archive.files)}"
+                    )
+                try:
+                    return archive[key]
+                except (ValueError, OSError, zipfile.BadZipFile) as error:
+                    raise DataError(f"{name}: the array '{key}' cannot be read ({error}).") from None
+
+            train = channels_first(read(x, "x"), channels, name), read(y, "y")
+            test = None
+            if (x_test in archive.files) != (y_test in archive.files):
+                raise DataError(f"{name}: has only one of '{x_test}' and '{y_test}'; name both or neither (data.x_test, data.y_test).")
+            if x_test in archive.files:
+                test = channels_first(read(x_test, "x_test"), channels, name), read(y_test, "y_test")
+            groups = read(clients, "clients") if clients is not None else None
+        return build(name, *train, test=test, groups=groups, classes=classes)
+
+    return Whole(load)
+
+
+SOURCES = {"npz": npz}

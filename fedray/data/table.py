@@ -1,0 +1,213 @@
+"""Tables (CSV, Parquet, Hugging Face) to features and labels.
+
+What a column becomes is said by the config alone, never by the data: every silo, reading only its
+own file, comes out with the same features in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.components import nearest
+from fedray.data.source import Raw, build
+from fedray.errors import DataError
+
+Cell = str | int | float
+MissingRows = Literal["drop", "refuse"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a table is read; the attributes are the arguments of :func:`fedray.data.source_csv.csv`."""
+
+    label: str
+    label_threshold: float | None = None
+    labels: Sequence[Cell] | None = None
+    classes: int | None = None
+    regression: bool = False
+    features: Sequence[str] | None = None
+    drop: Sequence[str] = ()
+    missing_rows: MissingRows = "refuse"
+    categories: Mapping[str, Sequence[Cell]] | None = None
+    drop_first: bool = False
+    silo: str | None = None
+
+    def __post_init__(self) -> None:
+        ways = {
+            "label_threshold": self.label_threshold is not None,
+            "labels": self.labels is not None,
+            "classes": self.classes is not None,
+            "regression": self.regression,
+        }
+        given = [name for name, is_given in ways.items() if is_given]
+        if len(given) > 1:
+            raise DataError(f"data.{given[1]}: contradicts data.{given[0]}; each says how labels are read, keep one.")
+        if self.labels is not None and len({_key(v) for v in self.labels}) < max(2, len(self.labels)):
+            raise DataError("data.labels: should list two or more different values, in class order.")
+        for column, allowed in (self.categories or {}).items():
+            if len({_key(v) for v in allowed}) < max(2 if self.drop_first else 1, len(allowed)):
+                raise DataError(f"data.categories.{column}: should list different values, two or more with drop_first.")
+        if self.features is not None and (len(set(self.features)) < len(self.features) or not self.features):
+            raise DataError("data.features: should name each column once, and at least one.")
+        taken = {self.label, self.silo} & set(self.features or ())
+        if taken:
+            raise DataError(f"data.features: '{taken.pop()}' is the label or the silo column, not a feature.")
+
+    @property
+    def declared(self) -> bool:
+        """The number of classes (or regression) is said by the config."""
+        return self.regression or any(v is not None for v in (self.label_threshold, self.labels, self.classes))
+
+    @property
+    def declared_classes(self) -> int | None:
+        """Number of classes if declared; None in regression."""
+        if self.label_threshold is not None:
+            return 2
+        return len(self.labels) if self.labels is not None else self.classes
+
+
+def shape_tables(train: Any, test: Any | None, table: Table, where: str) -> Raw:
+    """Pandas frames (missing cells as NaN) to records.
+
+    Args:
+        train: the training frame.
+        test: the source's own test frame, or None.
+        table: how to read both.
+        where: the source, for messages.
+
+    Raises:
+        DataError: a column that is not there, a cell that is not a number or not an allowed value, missing cells.
+    """
+    x, y, groups, columns = _shape(train, table, where)
+    own_test = None
+    if test is not None:
+        x_test, y_test, _, _ = _shape(test, table, f"{where} (test set)", grouped=False)
+        own_test = (x_test, y_test)
+    return build(where, x, y, test=own_test, groups=groups, classes=table.declared_classes, columns=columns)
+
+
+def _shape(frame: Any, table: Table, where: str, grouped: bool = True) -> tuple[npt.NDArray[np.float32], Any, Any, tuple[str, ...]]:
+    headers = [str(c) for c in frame.columns]
+    frame = frame.set_axis(headers, axis=1)
+    silo = [table.silo] if table.silo is not None and grouped else []
+    for argument, names in (("label", [table.label]), ("silo", silo), ("drop", table.drop), ("features", table.features or ())):
+        for name in names:
+            _require(name, headers, f"data.{argument}", where)
+    features = (
+        list(table.features) if table.features is not None else [h for h in headers if h not in {table.label, table.silo, *table.drop}]
+    )
+    for name in table.categories or {}:
+        _require(name, features, f"data.categories.{name}", where, "feature")
+    if not features:
+        raise DataError(f"{where}: no feature columns are left beside the label; check data.drop and data.features.")
+    frame = _without_missing(frame, [*features, table.label, *silo], table.missing_rows, where)
+    parts: list[npt.NDArray[np.float32]] = []
+    columns: list[str] = []
+    for name in features:
+        if table.categories and name in table.categories:
+            allowed = table.categories[name]
+            codes = _codes(frame[name], allowed, name, f"data.categories.{name}", where)
+            first = 1 if table.drop_first else 0
+            parts.append((codes[:, None] == np.arange(first, len(allowed))).astype(np.float32))
+            columns += [f"{name}={value}" for value in allowed[first:]]
+        else:
+            parts.append(_numbers(frame[name], name, where, "leave it out with data.drop")[:, None].astype(np.float32))
+            columns.append(name)
+    groups = frame[table.silo].to_numpy() if silo else None
+    return np.concatenate(parts, axis=1), _labels(frame[table.label], table, where), groups, tuple(columns)
+
+
+def _require(name: str, present: Sequence[str], path: str, where: str, what: str = "column") -> None:
+    if name not in present:
+        raise DataError(f"{where}: there is no {what} '{name}' ({path}); it has {', '.join(present)}.{nearest(name, present)}")
+
+
+def _without_missing(frame: Any, used: list[str], missing_rows: MissingRows, where: str) -> Any:
+    if len(frame) == 0:
+        raise DataError(f"{where}: holds no records.")
+    missing = frame[used].isna()
+    rows = missing.any(axis=1).to_numpy()
+    if not rows.any():
+        return frame
+    if missing_rows == "refuse":
+        row = int(np.argmax(rows))
+        column = next(name for name in used if missing[name].to_numpy()[row])
+        raise DataError(
+            f"{where}: {int(rows.sum())} of {len(frame)} records have missing cells, the first is record {row + 1} in column '{column}'; "
+            "set data.missing_rows=drop, or leave columns out with data.drop."
+        )
+    if rows.all():
+        raise DataError(
+            f"{where}: every record has a missing cell, so data.missing_rows=drop leaves none; leave columns out with data.drop."
+        )
+    return frame[~rows]
+
+
+def _key(value: Any) -> str | float:
+    """What cells are compared by: ``1``, ``1.0`` and ``"1"`` are the same value."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else str(value)
+
+
+def _codes(series: Any, allowed: Sequence[Cell], name: str, path: str, where: str) -> npt.NDArray[np.int64]:
+    """Position of each cell in ``allowed``."""
+    position = {_key(value): i for i, value in enumerate(allowed)}
+    codes, found = series.factorize()
+    table = np.empty(len(found), dtype=np.int64)
+    for i, value in enumerate(found):
+        if _key(value) not in position:
+            row = int(np.argmax(codes == i))
+            listed = ", ".join(str(v) for v in allowed)
+            raise DataError(f"{where}: column '{name}' has the value '{value}' in record {row + 1}, but {path} lists only {listed}.")
+        table[i] = position[_key(value)]
+    positions: npt.NDArray[np.int64] = table[codes]
+    return positions
+
+
+def _numbers(series: Any, name: str, where: str, remedy: str) -> npt.NDArray[np.float64]:
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(series):
+        return np.asarray(series.to_numpy(), dtype=np.float64)
+    # Text such as "nan" and "inf" counts as a number to pandas; here it is a cell that is not one.
+    values = np.asarray(pd.to_numeric(series, errors="coerce"), dtype=np.float64)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(
+            f"{where}: column '{name}' has the cell '{series.iloc[row]}' (record {row + 1}), which is not a number; "
+            f"list it in data.missing or the column in data.categories, or {remedy}."
+        )
+    return values
+
+
+def _labels(series: Any, table: Table, where: str) -> Any:
+    """Classes where they are declared by value, float32 in regression, otherwise as they stand."""
+    import pandas as pd
+
+    if table.labels is not None:
+        return _codes(series, table.labels, table.label, "data.labels", where)
+    if table.label_threshold is not None:
+        return (_numbers(series, table.label, where, "use data.labels") > table.label_threshold).astype(np.int64)
+    if table.regression:
+        return _numbers(series, table.label, where, "choose another label").astype(np.float32)
+    if not pd.api.types.is_numeric_dtype(series):
+        return series.astype(str).to_numpy()
+    values = series.to_numpy()
+    if values.dtype.kind == "f":
+        if not (values == np.floor(values)).all():
+            raise DataError(
+                f"{where}: the label '{table.label}' has values that are not whole numbers; "
+                "set data.regression=true, or make classes with data.label_threshold."
+            )
+        return values.astype(np.int64)
+    return values

@@ -1,0 +1,1 @@
+"""Built-in models and how a user's own is found."""

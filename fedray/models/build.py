@@ -1,0 +1,138 @@
+"""From the config's ``model`` section to an initialised and checked model."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from fedray import components, config, rng
+from fedray.errors import ConfigError, FedrayError
+
+_OWN = ("input_shape", "outputs")
+
+
+def build_model(part: config.Part, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model of the config on the CPU, in training mode as its factory left it.
+
+    A factory, built in or ``python:module:attribute``, may take ``input_shape`` (one record's shape) and
+    ``outputs`` by name and the section's other keys as arguments. It runs under random generators
+    seeded from (seed, "model"), so the same config gives the same bytes in every process; the global
+    generators are left as they were.
+
+    Args:
+        part: the ``model`` section.
+        input_shape: shape of one record.
+        outputs: number of outputs for a record, see :func:`fedray.training.losses.outputs_for`.
+        seed: the run's seed.
+        dtype: of the records, float32 or int64 (tokens).
+
+    Raises:
+        ConfigError: unknown model, wrong arguments, or a model that does not fit the data.
+    """
+    factory = components.find(components.MODELS, part.kind)
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ConfigError(f"model.kind: '{part.kind}' is a {type(factory).__name__}; name a function or class that makes the model.")
+    arguments = components.check_arguments(factory, part.arguments, "model", own=_OWN)
+    offered = {"input_shape": tuple(input_shape), "outputs": outputs}
+    taken = inspect.signature(factory).parameters
+    with _seeded(rng.torch_seed(seed, "model")):
+        try:
+            model = factory(**{name: value for name, value in offered.items() if name in taken}, **arguments)
+        except FedrayError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"model.kind: making '{part.kind}' failed with {_first_line(error)}.") from error
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model.kind: '{part.kind}' made a {type(model).__name__}; it should return a torch.nn.Module.")
+        _check_outputs(model, part.kind, torch.zeros((2, *input_shape), dtype=dtype), outputs)
+    _check_parameters(model, part.kind)
+    return model
+
+
+def buffers(model: nn.Module) -> list[str]:
+    """Names of the buffers in the model's state (BatchNorm's running statistics and the like)."""
+    trainable_or_frozen = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [name for name in model.state_dict(keep_vars=True) if name not in trainable_or_frozen]
+
+
+def batch_coupled(model: nn.Module) -> list[str]:
+    """Names of the modules that let one record change another's output or keep statistics over records.
+
+    These are all BatchNorms, trainable, affine or frozen, and InstanceNorms with running statistics. A model
+    that is itself such a module is named by its class.
+    """
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats)
+    ]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's, NumPy's and Python's global CPU generators seeded, and put back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also reseed the GPUs' generators.
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int) -> None:
+    try:
+        with evaluating(model):
+            result = model(records)
+    except Exception as error:
+        raise ConfigError(
+            f"model.kind: '{kind}' failed on a batch of {str(records.dtype).removeprefix('torch.')} records of shape "
+            f"{tuple(records.shape[1:])} with {_first_line(error)}; choose a model for records of that shape."
+        ) from error
+    if not isinstance(result, Tensor):
+        raise ConfigError(f"model.kind: '{kind}' returns a {type(result).__name__} from forward; it should return one tensor of outputs.")
+    allowed = [(2,), (2, 1)] if outputs == 1 else [(2, outputs)]
+    if tuple(result.shape) not in allowed:
+        wanted = "the loss needs one output a record" if outputs == 1 else f"the data has {outputs} classes"
+        raise ConfigError(f"model.kind: '{kind}' gives outputs of shape {tuple(result.shape)} for 2 records, but {wanted}.")
+
+
+def _check_parameters(model: nn.Module, kind: str) -> None:
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise ConfigError(f"model.kind: '{kind}' has no trainable parameters; nothing could be learnt.")
+    for name, parameter in trainable:
+        if parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"model.kind: parameter {name} of '{kind}' is {parameter.dtype}; weights are exchanged as float32, make it so."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0].rstrip('.')}" if text else type(error).__name__

@@ -1,0 +1,1 @@
+"""What an update goes through on its way."""
