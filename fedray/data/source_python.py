@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from fedray.components import check_arguments, import_path
 from fedray.data.records import Records
 from fedray.data.source import Raw, Silos, Source, Whole, build, check_names
-from fedray.errors import DataError
+from fedray.errors import DataError, FedrayError
 
 _SHAPES = "(x, y), (x, y, x_test, y_test), or a dict of client name to (x, y)"
 
@@ -44,9 +44,19 @@ def python(where: str, **arguments: Any) -> Source:
     classes = silos.classes
     if classes is not None and not isinstance(classes, int):
         raise DataError(f"{name}: classes should be a whole number, or None in regression, but is {classes!r}.")
-    return Silos(
-        check_names([str(n) for n in silos.clients()], name), lambda client: _silo(silos.load(client), name, client, classes), classes
-    )
+    names = check_names([str(n) for n in _call(name, silos.clients)], name)
+    return Silos(names, lambda client: _silo(_call(name, silos.load, client), name, client, classes), classes)
+
+
+def _call(name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call the user's code; what it raises becomes one sentence (the traceback is chained to it)."""
+    try:
+        return function(*arguments, **named)
+    except FedrayError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise DataError(f"{name}: failed with {type(error).__name__}: {lines[0]}.") from error
 
 
 def _pair(value: Any, where: str, expected: str) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 from fedray.configfile import build_config, dump_config, load_config, parse_yaml, schema
 from fedray.errors import ConfigError

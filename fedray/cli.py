@@ -1,0 +1,190 @@
+"""The ``fedray`` command: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedray import __version__
+from fedray.errors import FedrayError
+
+#: How each status of a run ends the process. 143 and 130 are the shell's own codes for the signals.
+EXIT = {"completed": 0, "budget_reached": 3, "failed": 1}
+
+
+class _Command(click.Group):
+    """Errors are one sentence and an exit code; the traceback appears with ``--debug``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FedrayError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"fedray: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fedray")
+@click.option("--debug", is_flag=True, help="Show tracebacks and every log line.")
+def cli(debug: bool) -> None:
+    """Federated learning with differential privacy, on Ray."""
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("fedray").setLevel(level)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--output", help="Output directory; default runs/NAME (runs/NAME-2, ... where that exists).")
+@click.option("--resume", is_flag=True, help="Continue the run in --output (default: the newest of this name).")
+def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bool) -> None:
+    """Train: fedray run CONFIG [KEY=VALUE ...]. Starts a local Ray where there is no cluster."""
+    from fedray.configfile import load_config
+
+    resolved = load_config(config, overrides)
+    sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
+    from fedray import experiment
+    from fedray.tracking.terminal import Progress, print_summary
+
+    stopped_by: list[int] = []
+    with Progress() as progress:
+
+        def listen(kind: str, value: Any) -> None:
+            if kind == "started":
+                progress.start(value)
+            elif kind == "row":
+                progress.row(value)
+            elif kind == "note":
+                progress.note(value)
+            elif kind == "signal":
+                stopped_by.append(value)
+
+        result = experiment.run(resolved, callbacks=[listen], output=output, resume=resume)
+    print_summary(result.summary, result.output, f"fedray ui {_shown(result.output)}")
+    code = EXIT.get(result.status)
+    sys.exit(128 + (stopped_by[0] if stopped_by else 15) if code is None else code)
+
+
+@cli.command("config")
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.argument("overrides", nargs=-1)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema, for editors.")
+def show_config(config: Path | None, overrides: tuple[str, ...], schema: bool) -> None:
+    """Print a config with all defaults filled in, or the schema."""
+    from fedray import configfile
+
+    if schema:
+        click.echo(json.dumps(configfile.schema(), indent=2))
+    elif config is not None:
+        click.echo(configfile.dump_config(configfile.load_config(config, overrides)), nl=False)
+    else:
+        raise click.UsageError("give a CONFIG, or --schema")
+
+
+@cli.command("list")
+@click.argument("what", required=False)
+def list_parts(what: str | None) -> None:
+    """What a config can name: models, data, partitioners, algorithms, losses, ... with one line and the source each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedray.components import ROOMS, listing, nearest
+    from fedray.errors import ConfigError
+
+    if what is not None and what not in ROOMS:
+        raise ConfigError(f"list: there is no '{what}'; choose from {', '.join(ROOMS)}.{nearest(what, ROOMS)}")
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    for name, room in ROOMS.items():
+        rows = listing(room) if what in (None, name) else []
+        if not rows:
+            continue
+        table = Table("name", "what it is", "source", title=f"{name}  ({room.path})", title_justify="left", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(f"[bold]{row.name}[/bold]", row.summary, f"[dim]{row.source}[/dim]")
+        console.print(table)
+        console.print()
+
+
+@cli.group()
+def ledger() -> None:
+    """Read and check privacy ledgers."""
+
+
+@ledger.command("show")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--delta", type=float, help="Delta of the figures; default: the delta noted in the ledger.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ledger_show(path: Path, delta: float | None, as_json: bool) -> None:
+    """What was spent, by client, recomputed from the entries."""
+    from fedray.privacy.inspect import describe, table
+
+    report = describe(path, delta)
+    click.echo(json.dumps(report, indent=2) if as_json else table(report))
+
+
+@ledger.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+def ledger_verify(path: Path) -> None:
+    """Check the chain of every ledger file below PATH."""
+    from fedray.privacy.inspect import verify_all
+
+    for line in verify_all(path):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--uri", help="Send to another MLflow store than the run's own.")
+def sync(run_dir: Path, uri: str | None) -> None:
+    """Send MLflow whatever it lacks of a run (its server was away, or the driver died)."""
+    from fedray.configfile import load_config
+    from fedray.experiment.wiring import trained_model
+    from fedray.runfiles import RunFiles
+    from fedray.tracking.mlflow_tracker import sync as send
+
+    files = RunFiles(run_dir)
+    builder = (lambda: trained_model(files, load_config(files.config))) if files.model.exists() and files.config.exists() else None
+    click.echo(send(run_dir, model=builder, uri=uri))
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path), required=False)
+@click.option("--uri", help="Tracking URI; default: that of RUN_DIR, else MLFLOW_TRACKING_URI, else runs/mlflow.db.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=5000, show_default=True)
+def ui(run_dir: Path | None, uri: str | None, host: str, port: int) -> None:
+    """Open the MLflow UI over the store that runs log to."""
+    from fedray.config import Tracking
+    from fedray.tracking.journal import State
+    from fedray.tracking.store import resolve_uri, unmasked
+    from fedray.tracking.ui import ui_command, ui_links
+
+    state = State.load(run_dir) if run_dir is not None else None
+    target = uri or (unmasked(state.tracking_uri) if state else resolve_uri(Tracking(), run_dir.parent if run_dir else Path("runs")))
+    command = ui_command(target, host=host, port=port)
+    if state is not None:
+        for name, link in ui_links(state.tracking_uri, state.experiment_id, state.run_id, port).items():
+            click.echo(f"{name}: {link}")
+    sys.exit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="fedray")

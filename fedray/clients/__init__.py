@@ -1,0 +1,1 @@
+"""The client actor, placement, and the pool that dispatches, retries and waits."""

@@ -1,0 +1,338 @@
+"""The client actor: trains clients, adds their updates up, hands over one part a round.
+
+A plain class, so that it can be used and tested without Ray; :mod:`fedray.clients.placement` makes
+actors of it. With hosted placement one host trains any client of its group from data in shared
+memory; with dedicated placement it is one client and loads that client's data itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedray import components
+from fedray.aggregation.exact import ExactSum
+from fedray.algorithms.build import make_algorithm
+from fedray.clients.groups import ClientGroup
+from fedray.clients.messages import ClientReport, ClientTask, HostInfo, LocalEvaluation, Part, RoundTask
+from fedray.config import Config
+from fedray.data.dataset import load_client
+from fedray.data.records import ClientData, Federation, Records
+from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
+from fedray.models.build import build_model
+from fedray.parameters import Layout, Vector, get_vector, set_vector
+from fedray.privacy.csprng import Csprng, InsecureSeeded
+from fedray.privacy.record import Account, Decision, Figures, RecordPlan, check_history
+from fedray.rng import generator, torch_seed
+from fedray.training.choose import choose_engine
+from fedray.training.engine import DpStep, LocalJob
+from fedray.training.evaluate import evaluate, find_metrics
+from fedray.training.losses import find_loss
+from fedray.training.preflight import sensitivity_check
+from fedray.training.schedules import learning_rate
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """What an actor needs to start.
+
+    Attributes:
+        config: the run.
+        group: the clients' group (resources, training overrides).
+        plan: constants of record-level DP, or None.
+        shape, outputs: one record's shape and the model's outputs, where the driver knows them (hosted).
+        threads: torch threads.
+        client: the one client of a dedicated actor.
+        ledger: directory of the silo's own ledger (dedicated, DP).
+        job: names this run in the ledger.
+        provided: objects given to ``fedray.run`` by the caller.
+    """
+
+    config: Config
+    group: ClientGroup
+    plan: RecordPlan | None
+    shape: tuple[int, ...] | None
+    outputs: int | None
+    threads: int
+    client: ClientTask | None = None
+    ledger: str | None = None
+    job: str = ""
+    provided: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ClientHost:
+    """See the module's text. ``data`` is the federation in shared memory (hosted), else None."""
+
+    def __init__(self, spec: HostSpec, data: Federation | None = None, device: str | None = None) -> None:
+        # Nothing that can fail: an exception here would reach the driver as a dead actor, without its type.
+        self._spec, self._config, self._federation, self._device_name = spec, spec.config, data, device
+        self._stop_round = self._round = -1
+        self._own: ClientData | None = None
+        self._account: Account | None = None
+        self._sum: ExactSum | None = None
+        self._included: list[int] = []
+        self._reserved: set[tuple[int, int]] = set()
+        self._resident: tuple[Tensor, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"client-{self._spec.client.name}" if self._spec.client else f"clients-{self._spec.group.name}"
+
+    # -- control ---------------------------------------------------------------------------------
+
+    def ready(self) -> HostInfo:
+        """Load what the actor needs and say where it runs and what it loaded; called once, first.
+
+        Raises:
+            FedrayError: the data, the ledger or the model cannot be used.
+        """
+        spec, config = self._spec, self._config
+        components.provide(spec.provided)
+        torch.set_num_threads(spec.threads)
+        self._device = torch.device(self._device_name or device_of_actor())
+        if spec.client is not None:
+            self._own = load_client(config.data, config.seed, spec.client.name)
+        if spec.ledger is not None and spec.plan is not None:
+            self._account = Account.open_silo(spec.ledger, self._name, spec.plan, job=spec.job)
+        self._shape = tuple(int(n) for n in spec.shape or self._some_records().x.shape[1:])
+        self._loss = find_loss(spec.group.training.loss)
+        self._algorithm = make_algorithm(config.algorithm)
+        if spec.outputs is not None:
+            self.configure(spec.outputs)
+        own = self._own
+        classes = counts = None
+        if own is not None and own.classes is not None:
+            classes = own.classes
+            if self._config.privacy.regime == "none" or "class_counts" in self._config.privacy.unprotected:
+                counts = np.bincount(own.train.y, minlength=classes).tolist()
+        return HostInfo(
+            node=socket.gethostname(),
+            pid=os.getpid(),
+            device=str(self._device),
+            threads=torch.get_num_threads(),
+            records=None if own is None else len(own.train),
+            test_records=None if own is None or own.test is None else len(own.test),
+            shape=None if own is None else self._shape,
+            classes=classes,
+            columns=() if own is None else own.columns,
+            class_counts=counts,
+        )
+
+    def configure(self, outputs: int) -> None:
+        """Build the model, once it is known how many outputs the federation's model has."""
+        config, spec = self._config, self._spec
+        self._outputs = outputs
+        self._model = build_model(config.model, self._shape, outputs, config.seed).to(self._device)
+        self._layout = Layout.of(self._model)
+        self._engine_name, self._engine = choose_engine(spec.group.training.engine, spec.plan is not None, self._model)
+        self._update = np.empty(self._layout.size, dtype=np.float32)
+
+    def preflight(self) -> float:
+        """The measured sensitivity of one step over the clip norm, before any private record is touched.
+
+        Raises:
+            PrivacyRefusal: it is above one: model, loss and engine couple records.
+        """
+        config, plan = self._config, self._spec.plan
+        assert plan is not None
+        return sensitivity_check(
+            self._engine,
+            lambda: build_model(config.model, self._shape, self._outputs, config.seed),
+            self._loss,
+            self._shape,
+            self._outputs,
+            self._spec.group.training,
+            plan.clip,
+        )
+
+    def ping(self) -> None:
+        """Answers while training, from another thread."""
+
+    def stop_round(self, round_: int) -> None:
+        """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
+        self._stop_round = max(self._stop_round, round_)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def train(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> list[ClientReport]:
+        """Train some clients and add their updates to this actor's part of the round."""
+        if task.round != self._round or self._sum is None:
+            self._round = task.round
+            self._reset(task)
+        self._lr = learning_rate(self._spec.group.training, task.round, self._config.rounds)
+        return [self._turn(task, weights, client) for client in clients]
+
+    def collect(self, task: RoundTask) -> Part:
+        """Hand over the part and start an empty one."""
+        if task.round != self._round or self._sum is None:
+            self._round = task.round
+            self._reset(task)
+        assert self._sum is not None
+        part = Part(task.round, self._sum, self._included)
+        self._reset(task)
+        return part
+
+    def evaluate(self, weights: Vector, clients: Sequence[ClientTask]) -> list[LocalEvaluation]:
+        """Evaluate on the clients' own held-out records."""
+        set_vector(self._model, self._layout, weights)
+        metrics = find_metrics(self._config.evaluation.metrics)
+        rows = []
+        for client in clients:
+            test = self._data(client).test
+            if test is None or not len(test):
+                continue
+            x, y = self._tensors(test)
+            values = evaluate(self._model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device)
+            rows.append(LocalEvaluation(client.name, len(test), values))
+        return rows
+
+    # -- the silo's own book (dedicated) ---------------------------------------------------------
+
+    def authorize(self, round_: int, attempt: int) -> Decision:
+        """Reserve one round in the silo's ledger, before its data is touched."""
+        assert self._account is not None
+        decision = self._account.authorize(round_, attempt, [self._name])
+        if decision.granted:
+            self._reserved.add((round_, attempt))
+        return decision
+
+    def commit(self, round_: int, attempt: int) -> None:
+        """Note that this round's update has left."""
+        assert self._account is not None
+        self._account.commit(round_, attempt, [self._name])
+
+    def spent(self) -> Figures:
+        """The silo's figures for the driver."""
+        assert self._account is not None
+        return self._account.figures()[0]
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        assert self._spec.client is not None
+        return self._spec.client.name
+
+    def _some_records(self) -> Records:
+        if self._own is not None:
+            return self._own.train
+        assert self._federation is not None
+        return self._federation.train
+
+    def _reset(self, task: RoundTask) -> None:
+        self._sum = ExactSum.zero(self._layout.size, task.capacity)
+        self._included = []
+
+    def _data(self, client: ClientTask) -> ClientData:
+        if self._own is not None:
+            return self._own
+        assert self._federation is not None
+        return self._federation.client(client.index)
+
+    def _tensors(self, records: Records) -> tuple[Tensor, Tensor]:
+        if self._device.type != "cpu" and self._own is not None and records is self._own.train:
+            if self._resident is None:
+                self._resident = self._move(records)
+            return self._resident
+        return self._move(records)
+
+    def _move(self, records: Records) -> tuple[Tensor, Tensor]:
+        # Arrays from the object store are read-only views; engines only index them, never write.
+        return _shared(records.x).to(self._device), _shared(records.y).to(self._device)
+
+    def _turn(self, task: RoundTask, weights: Vector, client: ClientTask) -> ClientReport:
+        started = time.perf_counter()
+        records = 0
+        try:
+            data = self._data(client)
+            records = len(data.train)
+            if self._stop_round >= task.round:
+                raise Stopped("the round ended before this client's turn.")
+            if self._account is not None and (refusal := self._reserve(task.round, client.attempt)):
+                return self._report(client, "refused", records, started, error=refusal)
+            loss = self._train_client(task, weights, client, data)
+        except Stopped as error:
+            return self._report(client, "late", records, started, error=str(error))
+        except ClaimVoid:
+            raise  # what ran is not what was charged: the whole run must end
+        except UpdateRejected as error:
+            return self._report(client, "rejected", records, started, error=str(error))
+        except FedrayError as error:
+            return self._report(client, "failed", records, started, error=str(error), trace=traceback.format_exc())
+        except Exception as error:  # a client's fault is reported, not fatal
+            text = f"{type(error).__name__}: {error}"
+            return self._report(client, "failed", records, started, error=text, trace=traceback.format_exc())
+        self._included.append(client.index)
+        return self._report(client, "done", records, started, loss=loss)
+
+    def _reserve(self, round_: int, attempt: int) -> str:
+        """Spend this attempt's reservation, making it first where there is none; the reason if that is refused."""
+        if (round_, attempt) not in self._reserved:
+            for refusal in self.authorize(round_, attempt).refused.values():
+                return str(refusal)
+        self._reserved.discard((round_, attempt))
+        return ""
+
+    def _train_client(self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData) -> float | None:
+        config, plan, training = self._config, self._spec.plan, self._spec.group.training
+        set_vector(self._model, self._layout, weights)
+        torch.manual_seed(torch_seed(config.seed, "torch", task.round, client.index))
+        noise = None
+        if plan is not None:
+            seed = config.privacy.insecure_seed
+            noise = Csprng() if seed is None else InsecureSeeded(seed, task.round, client.index)
+        job = LocalJob(
+            training=training,
+            lr=self._lr,
+            loss=self._loss,
+            draws=generator(config.seed, "batches", task.round, client.index),
+            noise=noise,
+            dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip),
+            should_stop=lambda: self._stop_round >= task.round,
+        )
+        x, y = self._tensors(data.train)
+        result = self._algorithm.local(self._engine, self._model, x, y, job)
+        if plan is not None:
+            check_history(result.history, plan)
+        get_vector(self._model, self._layout, out=self._update)
+        np.subtract(self._update, weights, out=self._update)
+        assert self._sum is not None
+        self._sum.add(self._update, self._algorithm.weight(len(data.train)))
+        return result.loss if plan is None or "train_metrics" in config.privacy.unprotected else None
+
+    def _report(
+        self, client: ClientTask, status: Any, records: int, started: float, loss: float | None = None, error: str = "", trace: str = ""
+    ) -> ClientReport:
+        seconds = time.perf_counter() - started
+        return ClientReport(client.index, client.name, status, client.attempt, records, seconds, loss, error, trace, socket.gethostname())
+
+
+def _shared(array: np.ndarray[Any, Any]) -> Tensor:
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array)
+
+
+def device_of_actor() -> str:
+    """``cuda:0`` where Ray gave this actor a GPU, else ``cpu``.
+
+    An actor without GPUs still sees all of the node's (Ray leaves CUDA_VISIBLE_DEVICES as it was), so
+    ``torch.cuda.is_available()`` would be the wrong question.
+    """
+    import ray
+
+    if ray.is_initialized() and ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return "cpu"

@@ -1,0 +1,121 @@
+"""Where client actors go: how many, with which resources, and how one is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from fedray.clients.groups import ClientGroup
+from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.messages import ClientTask
+from fedray.config import Config, Resources
+from fedray.errors import ConfigError
+
+#: Memory that one actor with torch and Opacus takes before it holds any data, bytes (measured 0.42 GB).
+ACTOR_MEMORY = 500 * 2**20
+
+
+@dataclass(frozen=True)
+class Place:
+    """One actor's place: which lane of work it serves and what it asks of Ray.
+
+    A lane is the clients that an actor may train: a group's (hosted) or one (dedicated).
+    """
+
+    key: str
+    lane: str
+    group: int
+    resources: Resources
+    client: ClientTask | None = None
+
+
+def plan_places(
+    config: Config, groups: Sequence[ClientGroup], names: Sequence[str], free: Mapping[str, float], most: int, elastic: bool
+) -> list[Place]:
+    """The actors of a run.
+
+    Args:
+        config: the run.
+        groups: the clients' groups.
+        names: the clients' names.
+        free: Ray's available resources (``CPU``, ``GPU``, ``memory``, custom ones).
+        most: the largest cohort to expect; more actors than that have nothing to do.
+        elastic: the cluster may grow, so asking for more than there is now is not an error.
+
+    Raises:
+        ConfigError: the cluster cannot hold what the config asks for.
+    """
+    places = []
+    if config.clients.placement == "dedicated":
+        for g, group in enumerate(groups):
+            places += [Place(names[i], names[i], g, group.resources, ClientTask(i, names[i])) for i in group.members]
+        if not elastic:
+            _check_fits(places, free)
+        return places
+    for g, group in enumerate(groups):
+        share = len(group.members) / len(names)
+        most_here = min(len(group.members), max(1, most))
+        if config.clients.actors == "auto":
+            number = min(_fitting(group.resources, free, share if len(groups) > 1 else 1.0), most_here)
+            if number < 1 and not elastic:
+                _check_fits([Place(group.name, group.name, g, group.resources)], free)
+            number = max(number, 1)
+        else:
+            number = min(max(1, round(config.clients.actors * share)), most_here)
+        places += [Place(f"{group.name}/{n}", group.name, g, group.resources) for n in range(number)]
+    if not elastic:
+        _check_fits(places, free)
+    return places
+
+
+def _asks(resources: Resources) -> dict[str, float]:
+    asks = {"CPU": resources.cpu, "GPU": resources.gpu, **resources.custom}
+    if resources.memory_gb is not None:
+        asks["memory"] = resources.memory_gb * 2**30
+    return {k: v for k, v in asks.items() if v > 0}
+
+
+def _fitting(resources: Resources, free: Mapping[str, float], share: float) -> int:
+    counts = [free.get(name, 0.0) * share / amount for name, amount in _asks(resources).items()]
+    if resources.memory_gb is None and "memory" in free:
+        counts.append(free["memory"] * share / ACTOR_MEMORY)
+    return int(min(counts) + 1e-9) if counts else 1
+
+
+def _check_fits(places: Sequence[Place], free: Mapping[str, float]) -> None:
+    needed: dict[str, float] = {}
+    for place in places:
+        for name, amount in _asks(place.resources).items():
+            needed[name] = needed.get(name, 0.0) + amount
+    for name, amount in needed.items():
+        if amount > free.get(name, 0.0) + 1e-9:
+            unit = "bytes of memory" if name == "memory" else name
+            raise ConfigError(
+                f"clients.resources: {len(places)} actors ask for {amount:g} {unit}, but the cluster has {free.get(name, 0.0):g} free; "
+                f"lower clients.resources or clients.actors, use placement: hosted, or join a larger cluster (ray.address)."
+            )
+
+
+def start_actor(place: Place, spec: HostSpec, data: Any) -> Any:
+    """Start one client actor; returns its handle at once.
+
+    Training is never repeated by Ray itself (``max_task_retries=0``): under DP a repeated call would be
+    a second release that nobody charged. The pool replaces dead actors, so ``max_restarts`` is 0 too.
+    """
+    r = place.resources
+    options: dict[str, Any] = {
+        "num_cpus": r.cpu,
+        "num_gpus": r.gpu,
+        "resources": r.custom or None,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
+    if r.memory_gb is not None:
+        options["memory"] = int(r.memory_gb * 2**30)
+    if r.labels:
+        options["label_selector"] = r.labels
+    actor = ray.remote(concurrency_groups={"control": 2})(ClientHost)
+    return actor.options(**options).remote(spec, data)

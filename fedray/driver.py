@@ -1,0 +1,340 @@
+"""The driver: the round loop.
+
+A plain class that runs inside one Ray actor (:mod:`fedray.experiment` starts it there). It holds no
+part of the wiring: everything it uses comes in as :class:`Parts`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from fedray.aggregation.exact import ExactSum
+from fedray.algorithms.build import Server
+from fedray.checkpoint import Checkpoint, save_checkpoint
+from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.pool import Pool, RoundLog
+from fedray.config import Config
+from fedray.errors import BudgetReached, FedrayError, RoundFailed, Stopped
+from fedray.parameters import Layout, Vector, fingerprint
+from fedray.rng import generator
+from fedray.rounds.books import Books, Permit
+from fedray.rounds.cohort import Population, Sampler
+from fedray.rounds.evaluator import summarize
+from fedray.rounds.report import Privacy, round_metrics
+from fedray.runfiles import Row, RunFiles
+
+log = logging.getLogger(__name__)
+
+#: Failed rounds in a row after which the run ends.
+MAX_FAILED_ROUNDS = 3
+
+
+class Callback(Protocol):
+    """What else wants to know: tracker, progress, the user's own."""
+
+    def on_row(self, row: Row) -> None:
+        """A round's line is complete."""
+        ...
+
+    def on_note(self, text: str) -> None:
+        """Something befell the run that a person should read."""
+        ...
+
+
+@dataclass
+class Parts:
+    """Everything the loop uses, wired by the composition root."""
+
+    config: Config
+    files: RunFiles
+    names: list[str]
+    sizes: npt.NDArray[np.int64]
+    rates: npt.NDArray[np.float64]
+    capacity: float
+    layout: Layout
+    sampler: Sampler
+    pool: Pool
+    books: Books
+    server: Server
+    aggregate: Callable[[ExactSum], Vector]
+    evaluator: Any
+    weights: Vector
+    server_state: dict[str, Vector]
+    first_round: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+    resumed: bool = False
+    callbacks: list[Callback] = field(default_factory=list)
+    privacy: Privacy | None = None
+
+
+@dataclass
+class _Open:
+    """A round whose line still waits for its evaluation."""
+
+    row: Row
+    evaluation: Any = None
+
+
+class Driver:
+    """Runs the rounds; see :meth:`run`."""
+
+    def __init__(self, parts: Parts, stop: threading.Event) -> None:
+        self._p, self._stop = parts, stop
+        self._round = parts.first_round
+        self._weights, self._state = parts.weights, parts.server_state
+        self._saved = parts.first_round if parts.resumed else -1
+        self._open: list[_Open] = []
+        self._last: Row | None = parts.meta.get("last_row")
+        self._best: dict[str, float] = dict(parts.meta.get("best", {}))
+        self._faults: dict[str, int] = {"actor_deaths": 0, "client_failures": 0, "late": 0, "retries": 0, **parts.meta.get("faults", {})}
+        self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **parts.meta.get("traffic", {})}
+        self._failed_rounds = 0
+
+    def run(self) -> str:
+        """Run all rounds; returns ``completed``, ``budget_reached`` or ``interrupted``.
+
+        Whatever way it ends, the last model is checkpointed and the metrics file is whole.
+
+        Raises:
+            FedrayError: the run failed; its last good state is checkpointed.
+        """
+        status = "completed"
+        try:
+            self._resume_row()
+            weights_ref = ray.put(self._weights)
+            while self._round < self._p.config.rounds:
+                weights_ref = self._run_round(weights_ref)
+        except BudgetReached as end:
+            status = "budget_reached"
+            self._note(str(end))
+        except Stopped as end:
+            status = "interrupted"
+            self._note(f"{end} The run ends after round {self._round}; --resume continues it.")
+        finally:
+            self._save(force=True)
+            self._finish_rows(evaluate=status != "interrupted")
+        return status
+
+    # -- one round, as in the design -------------------------------------------------------------
+
+    def _run_round(self, weights_ref: Any) -> Any:
+        p, began, number = self._p, time.perf_counter(), self._round
+        log_ = RoundLog()
+        cohort = self._draw(number)
+        permit = p.books.authorize(number, cohort)
+        self._check_budget(cohort, permit)
+        task = RoundTask(number, p.capacity)
+        total = ExactSum.zero(p.layout.size, p.capacity)
+        parts = 0
+        deadline = p.config.cohort.deadline
+        for part in p.pool.train(permit.cohort, task, weights_ref, log_, deadline=deadline, authorize=partial(p.books.retry, number)):
+            total.merge(part.total)
+            parts += 1
+        trained = time.perf_counter()
+        self._faults_of(log_)
+        try:
+            self._check_enough(permit, total, log_)
+        except RoundFailed as failure:
+            self._failed(failure)
+        else:
+            self._failed_rounds = 0
+            if total.count:
+                delta = p.aggregate(total)
+                done = [ClientTask(r.index, r.name, r.attempt) for r in log_.reports if r.status == "done"]
+                p.books.commit(permit, done)
+                self._weights, self._state = self._step(delta)
+                weights_ref = ray.put(self._weights)
+        self._round += 1
+        row = self._row(permit, log_, total.count, parts, trained - began)
+        self._evaluate(row, weights_ref)
+        row["metrics"]["time/round_s"] = time.perf_counter() - began
+        self._traffic["seconds"] += time.perf_counter() - began
+        self._save()
+        return weights_ref
+
+    def _step(self, delta: Vector) -> tuple[Vector, dict[str, Vector]]:
+        weights, state = self._p.server.step(self._weights, delta, self._state)
+        buffers = self._p.layout.mask("buffer")
+        if buffers.any():  # running statistics are averaged, not optimised
+            weights[buffers] = (self._weights + delta)[buffers]
+        return weights, state
+
+    def _draw(self, number: int) -> list[ClientTask]:
+        p = self._p
+        eligible = np.ones(len(p.names), dtype=np.bool_)
+        if p.privacy is not None:
+            figures = p.books.figures()
+            exhausted = {f.name for f in figures if f.exhausted}
+            eligible &= np.array([name not in exhausted for name in p.names])
+            if eligible.sum() < max(1, p.config.cohort.min_clients):
+                raise BudgetReached(p.privacy.sentence(figures, int(eligible.sum()), p.config.cohort.min_clients))
+        indices = p.sampler(Population(eligible, p.rates), generator(p.config.seed, "cohort", number))
+        return [ClientTask(int(i), p.names[i]) for i in indices]
+
+    def _check_budget(self, cohort: Sequence[ClientTask], permit: Permit) -> None:
+        for reason in permit.refused.values():
+            self._note(reason)
+        if self._p.privacy is not None and cohort and permit.refused and len(permit.cohort) < max(1, self._p.config.cohort.min_clients):
+            raise BudgetReached(next(iter(permit.refused.values())))
+
+    def _check_enough(self, permit: Permit, total: ExactSum, log_: RoundLog) -> None:
+        if permit.cohort and total.count < self._p.config.cohort.min_clients:
+            bad = next((r for r in log_.reports if r.status != "done"), None)
+            why = f"; {bad.name} {bad.status}: {bad.error}" if bad else ""
+            raise RoundFailed(
+                f"round {self._round + 1}: {total.count} updates of {len(permit.cohort)} clients arrived, "
+                f"cohort.min_clients asks for {self._p.config.cohort.min_clients}{why}"
+            )
+
+    def _failed(self, failure: RoundFailed) -> None:
+        self._failed_rounds += 1
+        self._note(f"{failure} The model stays as it was.")
+        if self._failed_rounds >= min(MAX_FAILED_ROUNDS, self._p.config.rounds):
+            raise RoundFailed(f"{failure} That was round {self._failed_rounds} in a row; see the log for each client's error.")
+
+    # -- what is written down --------------------------------------------------------------------
+
+    def _row(self, permit: Permit, log_: RoundLog, updates: int, parts: int, train_seconds: float) -> Row:
+        p = self._p
+        number = self._round
+        up, down = parts * p.layout.size * 8, (len(p.pool.slots) + 1) * p.layout.size * 4
+        self._traffic["bytes_up"] += up
+        self._traffic["bytes_down"] += down
+        self._traffic["clients"] += updates
+        metrics = round_metrics(p.config, number - 1, permit, log_, updates)
+        metrics |= {"time/train_s": train_seconds, "traffic/uplink_mb": up / 1e6, "traffic/downlink_mb": down / 1e6}
+        if p.privacy is not None:
+            metrics |= p.privacy.metrics(p.books.figures())
+        return {"round": number, "time": time.time(), "metrics": metrics}
+
+    def _evaluate(self, row: Row, weights_ref: Any) -> None:
+        p, every = self._p, self._p.config.evaluation.every
+        self._flush(wait=True)
+        entry = _Open(row)
+        if (every and self._round % every == 0) or self._round == p.config.rounds:
+            self._start_evaluation(entry, weights_ref)
+        self._open.append(entry)
+
+    def _start_evaluation(self, entry: _Open, weights_ref: Any) -> None:
+        p = self._p
+        if p.config.evaluation.federated:
+            everyone = [ClientTask(i, name) for i, name in enumerate(p.names)]
+            rows = p.pool.evaluate(everyone, weights_ref, timeout=p.config.clients.start_timeout)
+            entry.row["metrics"] |= summarize(rows, central=p.evaluator is not None)
+        if p.evaluator is not None:
+            entry.evaluation = p.evaluator.evaluate.remote(weights_ref)
+
+    def tick(self) -> bool:
+        """Called often while the pool waits: write what is ready; true when the run should stop."""
+        self._flush(wait=False)
+        return self._stop.is_set()
+
+    def _flush(self, wait: bool) -> None:
+        while self._open:
+            entry = self._open[0]
+            if entry.evaluation is not None:
+                if not wait and not ray.wait([entry.evaluation], timeout=0)[0]:
+                    return
+                try:
+                    values, seconds = ray.get(entry.evaluation)
+                    entry.row["metrics"] |= {**{f"eval/{k}": v for k, v in values.items()}, "time/evaluate_s": seconds}
+                except ray.exceptions.RayError as error:
+                    self._note(f"round {entry.row['round']} could not be evaluated: {str(error).splitlines()[-1]}")
+            self._open.pop(0)
+            self._write(entry.row)
+
+    def _write(self, row: Row) -> None:
+        self._last = row
+        name = f"eval/{self._p.config.evaluation.metrics[0]}"
+        value = row["metrics"].get(name)
+        if value is not None:
+            sign = -1 if name.rsplit("/", 1)[1] in ("loss", "mae", "rmse", "mse") else 1
+            if name not in self._best or sign * value > sign * self._best[name]:
+                self._best = {name: value, "round": row["round"]}
+        row["metrics"] = {k: float(v) for k, v in row["metrics"].items() if v is not None and np.isfinite(v)}
+        self._p.files.append_row(row)
+        for callback in self._p.callbacks:
+            callback.on_row(row)
+
+    def _resume_row(self) -> None:
+        """A run that died between a checkpoint and its round's line writes that line first."""
+        pending = self._p.meta.get("pending")
+        if pending is not None and all(r["round"] != pending["round"] for r in self._p.files.rows()):
+            self._evaluate(pending, ray.put(self._weights))
+
+    def _finish_rows(self, evaluate: bool) -> None:
+        if evaluate and self._open and self._open[-1].evaluation is None and "eval" not in str(self._open[-1].row["metrics"].keys()):
+            self._start_evaluation(self._open[-1], ray.put(self._weights))
+        self._flush(wait=True)
+
+    def _save(self, force: bool = False) -> None:
+        p, every = self._p, self._p.config.checkpoint.every
+        if self._round == self._saved or not (force or (every and self._round % every == 0)):
+            return
+        meta = {
+            **{k: p.meta[k] for k in ("identity", "starts") if k in p.meta},
+            "best": self._best,
+            "last_row": self._last,
+            "pending": self._open[-1].row if self._open else None,
+            "faults": self._faults,
+            "traffic": self._traffic,
+        }
+        save_checkpoint(p.files.checkpoints, Checkpoint(self._round, self._weights, self._state, meta), p.config.checkpoint.keep)
+        self._saved = self._round
+
+    def _faults_of(self, log_: RoundLog) -> None:
+        self._faults["actor_deaths"] += log_.deaths
+        self._faults["retries"] += log_.retries
+        self._faults["client_failures"] += log_.count("failed", "rejected", "lost")
+        self._faults["late"] += log_.count("late")
+        for note in log_.notes:
+            self._note(note)
+        shown: set[str] = set()
+        for report in log_.reports:
+            if report.status in ("failed", "rejected", "lost", "late", "refused"):
+                self._note(f"round {self._round + 1}: client {report.name} on {report.node or 'no node'} {report.status}: {report.error}")
+                if report.traceback and report.error not in shown:
+                    shown.add(report.error)
+                    log.warning("client %s, round %d:\n%s", report.name, self._round + 1, report.traceback)
+
+    def _note(self, text: str) -> None:
+        log.info("%s", text)
+        for callback in self._p.callbacks:
+            callback.on_note(text)
+
+    def result(self) -> dict[str, Any]:
+        """Figures for the summary."""
+        seconds, rounds = self._traffic["seconds"], max(1, self._round)
+        last = (self._last or {}).get("metrics", {})
+        return {
+            "rounds": self._round,
+            "model_sha256": fingerprint(self._weights),
+            "final": {k: v for k, v in last.items() if k.startswith(("eval/", "fairness/"))},
+            "best": self._best,
+            "performance": {
+                "seconds_per_round": seconds / rounds,
+                "clients_per_second": self._traffic["clients"] / seconds if seconds else 0.0,
+                "bytes_up": int(self._traffic["bytes_up"]),
+                "bytes_down": int(self._traffic["bytes_down"]),
+            },
+            "faults": self._faults,
+        }
+
+    @property
+    def weights(self) -> Vector:
+        """The model as it stands."""
+        return self._weights
+
+    def fail(self, error: FedrayError) -> None:
+        """Note an error that ended the run."""
+        self._note(str(error))

@@ -1,0 +1,5 @@
+"""The composition root: config in, wired objects out, run, result."""
+
+from fedray.experiment.run import Result, run
+
+__all__ = ["Result", "run"]

@@ -1,0 +1,116 @@
+"""Joining or starting Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fedray.config import RayCluster
+from fedray.errors import ConfigError
+
+#: Ray namespace of fedray's actors.
+NAMESPACE = "fedray"
+
+
+@contextmanager
+def joined(settings: RayCluster) -> Iterator[bool]:
+    """Be in a Ray cluster; yields True where it is a local one that ends with the block.
+
+    Raises:
+        ConfigError: the address does not answer.
+    """
+    # Ray otherwise asks for usage statistics and warns about defaults of the next version.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield False
+        return
+    address = _address(settings)
+    common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        with _private_token():
+            ray.init(address="local", num_cpus=settings.cpus, num_gpus=settings.gpus, include_dashboard=False, **common)
+            try:
+                yield True
+            finally:
+                ray.shutdown()
+        return
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"ray.address: cannot join the Ray cluster at {address} ({_first_line(error)}); see RAY_AUTH_MODE for tokens."
+        ) from None
+    try:
+        yield False
+    finally:
+        ray.shutdown()
+
+
+def _address(settings: RayCluster) -> str | None:
+    """The address to join, or None to start a local Ray."""
+    given = settings.address
+    if given == "local":
+        return None
+    if given == "auto":
+        found = os.environ.get("RAY_ADDRESS") or _running_here()
+        return None if found in (None, "local") else found
+    if given.startswith("ray://"):
+        raise ConfigError(f"ray.address: {given} is the address of Ray's client server; give HOST:PORT of the head (usually port 6379).")
+    host, _, port = given.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"ray.address: '{given}' should be auto, local, or HOST:PORT of a Ray head.")
+    try:
+        socket.create_connection((host, int(port)), timeout=settings.connect_timeout).close()
+    except OSError as error:
+        raise ConfigError(
+            f"ray.address: nothing answers at {given} ({error.strerror or error}); start Ray there (`ray start --head`), or use ray.address=local."
+        ) from None
+    return given
+
+
+def _running_here() -> str | None:
+    """A Ray head on this machine that answers, as ``ray start`` notes it."""
+    from ray._private.services import find_gcs_addresses
+
+    for address in sorted(find_gcs_addresses()):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=1.0).close()
+        except (OSError, ValueError):
+            continue
+        return str(address)
+    return None
+
+
+@contextmanager
+def _private_token() -> Iterator[None]:
+    """Within: a token that nobody else has, for a local cluster that is closed to the machine's other users.
+
+    Ray turns token mode on for local clusters. Left to itself it would write a token into the home
+    directory, readable for all, and leave the mode behind in the environment, which changes how the
+    user's later clusters behave; both are kept from happening.
+    """
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    if before["RAY_AUTH_TOKEN"] is None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,152 @@
+"""What can be known before any work: parts, data, model, privacy plan. Nothing here touches Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray import components
+from fedray.algorithms.build import make_algorithm, make_server
+from fedray.clients.groups import ClientGroup, make_groups
+from fedray.components import check_arguments, find
+from fedray.config import Config
+from fedray.data.dataset import check, client_names, load_federation, per_silo, private_statistics
+from fedray.data.records import Federation, Records
+from fedray.data.report import class_counts, partition_report
+from fedray.errors import ConfigError
+from fedray.models.build import build_model
+from fedray.parameters import Layout, Vector, get_vector
+from fedray.privacy import rules
+from fedray.privacy.record import RecordPlan, check_delta, plan_record
+from fedray.rounds.cohort import Sampler, make_sampler
+from fedray.training.choose import choose_engine
+from fedray.training.evaluate import find_metrics
+from fedray.training.losses import find_loss, outputs_for
+from fedray.training.schedules import learning_rate
+
+
+@dataclass
+class Model:
+    """The global model before round 0."""
+
+    layout: Layout
+    weights: Vector
+    outputs: int
+    shape: tuple[int, ...]
+    engine: str
+
+
+@dataclass
+class Prepared:
+    """A run that is ready to be wired.
+
+    ``sizes``, ``model`` and ``federation`` are None where only the silos know them (a file a silo).
+    """
+
+    config: Config
+    names: list[str]
+    groups: list[ClientGroup]
+    plans: list[RecordPlan | None]
+    sampler: Sampler
+    sizes: npt.NDArray[np.int64] | None
+    federation: Federation | None
+    test: Records | None
+    model: Model | None
+    partition: dict[str, Any]
+    warnings: list[str]
+
+
+def prepare(config: Config) -> Prepared:
+    """Check everything, load what the driver may see, build the model, find the noise.
+
+    Raises:
+        ConfigError: the first thing that is wrong, as one sentence.
+    """
+    check_parts(config)
+    check(config.data)
+    warnings = rules.check(config, private_statistics(config.data))
+    silos = per_silo(config.data) and config.clients.placement == "dedicated"
+    federation = None if silos else load_federation(config.data, config.seed)
+    names = federation.names if federation is not None else client_names(config.data, config.seed)
+    groups = make_groups(config, names)
+    sampler = make_sampler(config.cohort, len(names))
+    private = config.privacy.regime == "record"
+    plans: list[RecordPlan | None] = [plan_record(config, g.training) if private else None for g in groups]
+    if federation is None:
+        _check_evaluation(config, None, True)
+        return Prepared(config, names, groups, plans, sampler, None, None, None, None, {}, warnings)
+    sizes = federation.sizes
+    check_sizes(plans, groups, names, sizes)
+    _check_evaluation(config, federation.test, federation.client_test is not None)
+    model = make_model(config, groups, federation.shape, federation.classes)
+    shown = not private or "class_counts" in config.privacy.unprotected
+    counts = class_counts(federation) if shown and federation.classes is not None else None
+    partition = partition_report(names, sizes, counts) | {"source": config.data.source, "digest": federation.digest}
+    return Prepared(config, names, groups, plans, sampler, sizes, federation, federation.test, model, partition, warnings)
+
+
+def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...], classes: int | None) -> Model:
+    """Build the global model and check that it, the loss and the engines go together."""
+    outputs = outputs_for(config.training.loss, classes)
+    model = build_model(config.model, shape, outputs, config.seed)
+    private = config.privacy.regime == "record"
+    if private:
+        rules.check_model(model)
+    engine = [choose_engine(g.training.engine, private, model)[0] for g in groups][0]
+    layout = Layout.of(model)
+    return Model(layout, get_vector(model, layout), outputs, shape, engine)
+
+
+def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: list[str], sizes: npt.NDArray[np.int64]) -> None:
+    """Refuse a delta that is too large for some client."""
+    for group, plan in zip(groups, plans, strict=True):
+        if plan is not None:
+            check_delta(plan, {names[i]: int(sizes[i]) for i in group.members})
+
+
+def check_parts(config: Config) -> None:
+    """Look every named part up and check its arguments.
+
+    Raises:
+        ConfigError: a name is unknown or an argument does not fit.
+    """
+    make_algorithm(config.algorithm)
+    make_server(config.server)
+    find(components.AGGREGATORS, config.aggregation.kind)
+    for section, room in (("compression", components.CODECS), ("secure", components.SECURE)):
+        part = getattr(config, section)
+        if part.kind != "none":
+            find(room, part.kind)
+    find_loss(config.training.loss)
+    find_metrics(config.evaluation.metrics)
+    learning_rate(config.training, 0, config.rounds)
+    factory = find(components.MODELS, config.model.kind)
+    if inspect.isroutine(factory) or inspect.isclass(factory):
+        check_arguments(factory, config.model.arguments, "model", own=("input_shape", "outputs"))
+
+
+def _check_evaluation(config: Config, test: Records | None, at_clients: bool) -> None:
+    if config.evaluation.federated and not at_clients:
+        raise ConfigError(
+            "evaluation.federated: the clients hold no test records; set data.holdout.at=clients with a fraction above 0, or federated=false."
+        )
+
+
+def identity(config: Config, digest: str) -> str:
+    """What must not change when a run is resumed: everything that decides the model's bytes, and the data."""
+    raw: Mapping[str, Any] = json.loads(config.model_dump_json())
+    kept = {
+        k: v
+        for k, v in raw.items()
+        if k not in ("ray", "tracking", "checkpoint", "evaluation", "rounds", "clients", "cohort", "experiment", "name")
+    }
+    kept["groups"] = [{k: g[k] for k in ("clients", "rate", "training")} for g in raw["clients"]["groups"]]
+    kept["cohort"] = {k: v for k, v in raw["cohort"].items() if k not in ("deadline", "grace", "retries", "min_clients")}
+    return hashlib.sha256(json.dumps([kept, digest], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,397 @@
+"""Makes the parts of one run and takes them down. The only place that knows all parts."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from fedray import __version__, components
+from fedray.algorithms.build import make_algorithm, make_server
+from fedray.checkpoint import Checkpoint, load_latest
+from fedray.clients.groups import rates
+from fedray.clients.host import HostSpec
+from fedray.clients.messages import ClientTask, HostInfo
+from fedray.clients.placement import Place, plan_places, start_actor
+from fedray.clients.pool import Pool
+from fedray.config import Config
+from fedray.configfile import dump_config
+from fedray.data.report import partition_report
+from fedray.driver import Parts
+from fedray.errors import ConfigError, FedrayError
+from fedray.experiment.events import Events
+from fedray.experiment.preparation import Prepared, check_sizes, identity, make_model
+from fedray.models.build import build_model
+from fedray.privacy.record import Account
+from fedray.privacy.rules import claim
+from fedray.privacy.statement import privacy_statement, statement_markdown
+from fedray.rounds.books import Books, NoBooks, RunBook, SiloBooks
+from fedray.rounds.cohort import largest_cohort
+from fedray.rounds.evaluator import start_evaluator
+from fedray.rounds.report import Privacy
+from fedray.runfiles import Row, RunFiles
+from fedray.storage import write_atomic, write_json
+from fedray.tracking.mlflow_tracker import Tracker, flat_params
+from fedray.tracking.store import resolve_uri
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the driver actor is asked to run.
+
+    Attributes:
+        root: output directory, absolute.
+        resume: continue from its newest checkpoint.
+        elastic: the cluster may grow (an autoscaler), so wait for resources instead of refusing.
+        provided: objects that the caller of :func:`fedray.run` gave.
+    """
+
+    root: Path
+    resume: bool = False
+    elastic: bool = False
+    provided: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Tracking:
+    """Hands rows to MLflow; a row is never lost, whatever the server does."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def on_row(self, row: Row) -> None:
+        self.tracker.log(row)
+
+    def on_note(self, text: str) -> None:
+        pass
+
+
+class Wiring:
+    """Makes the parts of one run and takes them down."""
+
+    def __init__(
+        self, prepared: Prepared, data: Sequence[Any], request: Request, files: RunFiles, events: Events, stop: threading.Event
+    ) -> None:
+        self._p, self._data, self._request, self._files = prepared, list(data), request, files
+        self._events, self._stop = events, stop
+        self.config: Config = prepared.config
+        self.tick = stop.is_set
+        self.tracker: Tracker | None = None
+        self.pool: Pool | None = None
+        self._account: Account | None = None
+        self._books: Books = NoBooks()
+        self.parts: Parts
+
+    def build(self) -> Parts:
+        """Everything the loop uses. Tracking opens and actors start at the same time."""
+        config, p = self.config, self._p
+        checkpoint = self._checkpoint()
+        self._starts = 1 + int((checkpoint.meta if checkpoint else {}).get("starts", 0))
+        tracking = _Background(lambda: self._open_tracking(checkpoint))
+        try:
+            self._account = self._open_run_book()
+            self.pool = pool = self._start_pool()
+            everyone = config.clients.placement == "dedicated"
+            infos = pool.wait_ready(config.clients.start_timeout, everyone)
+            if p.model is None:
+                self._learn_from_silos(infos)
+            model = p.model
+            assert model is not None and p.sizes is not None
+            evaluator = None
+            if p.test is not None:
+                evaluator = start_evaluator(config, p.test, model.outputs, self._request.provided)
+                ready = evaluator.ready.remote()
+            self._preflight(pool)
+            if p.test is not None:
+                _get(ready)
+        finally:
+            self.tracker = tracking.result()
+        self._files.config.write_text(dump_config(config))
+        shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size}
+        write_json(self._files.partition, {**p.partition, "model": shape})
+        algorithm, server = make_algorithm(config.algorithm), make_server(config.server)
+        aggregate = components.find(components.AGGREGATORS, config.aggregation.kind)
+        self._books = self._make_books(pool)
+        callbacks: list[Any] = [self._events]
+        if self.tracker is not None:
+            callbacks.append(_Tracking(self.tracker))
+        plan = next((plan for plan in p.plans if plan is not None), None)
+        meta = dict(checkpoint.meta) if checkpoint else {}
+        meta |= {"identity": self._identity, "starts": self._starts}
+        self.parts = Parts(
+            config=config,
+            files=self._files,
+            names=p.names,
+            sizes=p.sizes,
+            rates=rates(p.groups, len(p.names)),
+            capacity=algorithm.max_weight_total(p.sizes),
+            layout=model.layout,
+            sampler=p.sampler,
+            pool=pool,
+            books=self._books,
+            server=server,
+            aggregate=aggregate,
+            evaluator=evaluator,
+            weights=checkpoint.weights if checkpoint else model.weights,
+            server_state=checkpoint.server if checkpoint else server.init(model.layout.size),
+            first_round=checkpoint.round if checkpoint else 0,
+            meta=meta,
+            resumed=checkpoint is not None,
+            callbacks=callbacks,
+            privacy=None if plan is None else Privacy(plan),
+        )
+        self._files.rewind(self.parts.first_round)
+        return self.parts
+
+    # -- pieces ----------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> Checkpoint | None:
+        digest = str(self._p.partition.get("digest", ""))
+        self._identity = identity(self.config, digest)
+        found = load_latest(self._files.checkpoints) if self._request.resume else None
+        if found is None:
+            return None
+        if found.meta.get("identity") != self._identity:
+            raise ConfigError(
+                f"--resume: the config or the data differs from that of the run in {self._files.root} in something that decides the model; "
+                "undo the change, or start a new run with another --output."
+            )
+        if self._p.model is not None and found.weights.shape != self._p.model.weights.shape:
+            raise ConfigError(f"--resume: the checkpoint in {self._files.checkpoints} is of another model; start a new run.")
+        return found
+
+    def _open_tracking(self, checkpoint: Checkpoint | None) -> Tracker | None:
+        config = self.config
+        if not config.tracking.enabled:
+            return None
+        raw = json.loads(config.model_dump_json())
+        tags = {
+            "fedray.version": __version__,
+            "fedray.algorithm": config.algorithm.kind,
+            "fedray.privacy": config.privacy.regime,
+            "fedray.dataset": config.data.source.rpartition("/")[2],
+            "fedray.seed": str(config.seed),
+            **self.claim_tags(final=False),
+        }
+        params = flat_params({k: v for k, v in raw.items() if k not in ("ray", "tracking", "experiment")})
+        plan = next((plan for plan in self._p.plans if plan is not None), None)
+        if plan is not None:
+            params["privacy.noise_multiplier"] = f"{plan.noise_multiplier:.6g}"
+        params.pop("privacy.insecure_seed", None)
+        return Tracker.open(
+            self._files.root,
+            params,
+            tags,
+            uri=resolve_uri(config.tracking, self._files.root.parent),
+            experiment=config.experiment,
+            run_name=config.name,
+            register_as=config.tracking.register_as or config.name,
+            headline=f"eval/{config.evaluation.metrics[0]}",
+            resume=self._request.resume,
+            resumed_from_round=checkpoint.round if checkpoint else None,
+        )
+
+    def _open_run_book(self) -> Account | None:
+        p = self._p
+        if self.config.privacy.regime == "none" or self.config.clients.placement == "dedicated":
+            return None
+        plans = {p.names[i]: plan for g, plan in zip(p.groups, p.plans, strict=True) if plan is not None for i in g.members}
+        ledger = self.config.privacy.ledger
+        directory = self._files.ledger if ledger == "run" else Path(ledger)
+        return Account.open_run(directory, plans, job=self._job, lasting=ledger != "run")
+
+    @property
+    def _job(self) -> str:
+        return f"{self._files.root.name}/{self._starts}"
+
+    def _start_pool(self) -> Pool:
+        p, config, request = self._p, self.config, self._request
+        most = largest_cohort(config.cohort, len(p.names))
+        places = plan_places(config, p.groups, p.names, ray.available_resources(), most, request.elastic)
+        data = self._data[0] if self._data else None
+
+        def start(place: Place) -> Any:
+            group = p.groups[place.group]
+            dedicated = place.client is not None
+            spec = HostSpec(
+                config=config,
+                group=group,
+                plan=p.plans[place.group],
+                shape=p.model.shape if p.model is not None else None,
+                outputs=p.model.outputs if p.model is not None else None,
+                threads=max(1, int(place.resources.cpu)),
+                client=place.client,
+                ledger=group.ledger if dedicated and p.plans[place.group] is not None else None,
+                job=self._job,
+                provided=request.provided,
+            )
+            return start_actor(place, spec, None if dedicated else data)
+
+        sizes = p.sizes if p.sizes is not None else np.ones(len(p.names), dtype=np.int64)
+        pool = Pool(
+            places,
+            start,
+            sizes,
+            restarts=config.clients.restarts,
+            retries=config.cohort.retries,
+            grace=config.cohort.grace,
+            should_stop=lambda: self.tick(),
+        )
+        if config.clients.placement == "hosted":
+            pool.assign_lanes({i: g.name for g in p.groups for i in g.members})
+        return pool
+
+    def _learn_from_silos(self, infos: Mapping[str, HostInfo]) -> None:
+        """Sizes and shapes that only the silos know, and the model that follows from them."""
+        p = self._p
+        ordered = [infos[name] for name in p.names]
+        for name, silo in zip(p.names, ordered, strict=True):
+            if (silo.shape, silo.columns) != (ordered[0].shape, ordered[0].columns):
+                raise ConfigError(
+                    f"data: clients {p.names[0]} and {name} have different features ({list(ordered[0].columns) or ordered[0].shape} and "
+                    f"{list(silo.columns) or silo.shape}); name them in order with data.features, and declare data.categories."
+                )
+        classes = [i.classes for i in ordered if i.classes is not None]
+        p.sizes = np.array([i.records for i in ordered], dtype=np.int64)
+        check_sizes(p.plans, p.groups, p.names, p.sizes)
+        shape = ordered[0].shape
+        assert shape is not None
+        p.model = make_model(self.config, p.groups, shape, max(classes) if classes else None)
+        counts = None
+        if classes and all(i.class_counts is not None for i in ordered):
+            counts = np.zeros((len(ordered), max(classes)), dtype=np.int64)
+            for row, info in zip(counts, ordered, strict=True):
+                row[: len(info.class_counts or [])] = info.class_counts
+        p.partition = partition_report(p.names, p.sizes, counts) | {"source": self.config.data.source}
+        assert self.pool is not None
+        self.pool.learn_sizes(p.sizes)
+        self.pool.broadcast("configure", p.model.outputs, timeout=self.config.clients.start_timeout)
+
+    def _preflight(self, pool: Pool) -> None:
+        if self.config.privacy.regime == "record":
+            worst = max(pool.broadcast("preflight", timeout=self.config.clients.start_timeout).values())
+            self._events.put("preflight", worst)
+
+    def _make_books(self, pool: Pool) -> Books:
+        if self.config.privacy.regime == "none":
+            return NoBooks()
+        if self._account is not None:
+            return RunBook(self._account)
+        return SiloBooks(pool, [ClientTask(i, n) for i, n in enumerate(self._p.names)], self.config.clients.start_timeout)
+
+    # -- what is told ----------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """Facts for the head of the progress display."""
+        p, model = self._p, self._p.model
+        assert self.pool is not None and model is not None and p.sizes is not None
+        plan = next((plan for plan in p.plans if plan is not None), None)
+        return {
+            "name": self.config.name,
+            "output": str(self._files.root),
+            "rounds": self.config.rounds,
+            "first_round": self.parts.first_round,
+            "clients": len(p.names),
+            "records": int(p.sizes.sum()),
+            "actors": len(self.pool.slots),
+            "placement": self.config.clients.placement,
+            "model": self.config.model.kind,
+            "parameters": model.layout.size,
+            "engine": model.engine,
+            "regime": self.config.privacy.regime,
+            "budget": None if plan is None else plan.budget,
+            "delta": None if plan is None else plan.delta,
+            "noise_multiplier": None if plan is None else plan.noise_multiplier,
+            "data": self.config.data.source,
+            "warnings": list(p.warnings),
+        }
+
+    def claim_tags(self, final: bool) -> dict[str, str]:
+        """MLflow tags of the privacy claim."""
+        if self.config.privacy.regime == "none":
+            return {"privacy/claim": "none"}
+        valid = claim(self.config)
+        tags = {"privacy/claim": "valid" if valid.valid else "void: " + "; ".join(valid.reasons), "privacy/unit": "record"}
+        if final:
+            summary = self.privacy_summary()
+            tags |= {f"privacy/{k}": str(summary[k]) for k in ("epsilon", "delta", "accountant", "ledger_sha256") if k in summary}
+        return tags
+
+    def privacy_summary(self) -> dict[str, Any]:
+        """The ``privacy`` part of the summary; writes the statement beside it."""
+        config = self.config
+        if config.privacy.regime == "none":
+            return {"unit": None, "regime": "none", "epsilon": None}
+        statement = privacy_statement(config, [p for p in self._p.plans if p is not None], self._books.figures(), self._ledger_head())
+        write_json(self._files.statement, statement)
+        write_atomic(self._files.root / "privacy_statement.md", statement_markdown(statement).encode())
+        return dict(statement["summary"])
+
+    def _ledger_head(self) -> str | None:
+        return self._account.head if self._account is not None else None
+
+    def tracking_summary(self) -> dict[str, Any]:
+        """Where the MLflow run is."""
+        if self.tracker is None:
+            return {"tracking_uri": None, "run_id": None}
+        return {"tracking_uri": self.tracker.uri, "run_id": self.tracker.run_id}
+
+    def model_for_tracking(self) -> tuple[Any, Any]:
+        """The trained model and an input example of zeros (never a record)."""
+        return trained_model(self._files, self.config)
+
+    def close(self) -> None:
+        """Take everything down; the books stay."""
+        if self.pool is not None:
+            self.pool.shutdown()
+        if self._account is not None:
+            self._account.close()
+        if self.tracker is not None:
+            self.tracker.close("FAILED", 10.0)
+
+
+def trained_model(files: RunFiles, config: Config) -> tuple[Any, Any]:
+    """Rebuild the model of a finished run from its files; with a zero input of one record."""
+    import torch
+
+    facts = json.loads(files.partition.read_text())["model"]
+    model = build_model(config.model, tuple(facts["input_shape"]), facts["outputs"], config.seed)
+    state = model.state_dict()
+    state.update({name: torch.from_numpy(value) for name, value in files.load_model().items()})
+    model.load_state_dict(state)
+    return model.eval(), np.zeros((1, *facts["input_shape"]), dtype=np.float32)
+
+
+class _Background:
+    """A function in a thread; its exception comes out at :meth:`result`."""
+
+    def __init__(self, function: Any) -> None:
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
+        self._thread.start()
+
+    def _run(self, function: Any) -> None:
+        try:
+            self._value = function()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Any:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def _get(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        raise cause if isinstance(cause, FedrayError) else error from None

@@ -1,0 +1,1 @@
+"""Regimes, accounting, the ledger, the privacy statement."""

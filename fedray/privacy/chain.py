@@ -1,0 +1,235 @@
+"""The file format of the book of record: entries in a hash chain, and how they are read and added up.
+
+Each line is one JSON object with sorted keys and no blanks, followed by ``hash``: the SHA-256 of the object without it.
+``prev`` is the hash of the line before. Writing is :mod:`fedray.privacy.ledger`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from fedray.errors import LedgerError
+from fedray.privacy.events import Event, from_canonical, to_json
+
+VERSION = 1
+GENESIS = "0" * 64
+KINDS = ("open", "reserve", "commit", "note")
+
+_TAIL = len(',"hash":""}') + 64
+_REQUIRED = {
+    "open": ("job",),
+    "reserve": ("adjacency", "attempt", "clip", "event", "job", "plan", "round", "subject", "unit"),
+    "commit": ("attempt", "job", "round", "subject"),
+    "note": ("note",),
+}
+
+
+class Head(NamedTuple):
+    """The last entry of a book. Keep its hash elsewhere, and a book that was rolled back is found out."""
+
+    seq: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One subject's charge for one round, as written by a ``reserve`` entry."""
+
+    subject: str
+    round: int
+    attempt: int
+    event: Event
+    plan: str
+    clip: float
+    unit: str = "record"
+    adjacency: str = "zero_out"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One verified line.
+
+    Attributes:
+        seq: position, from 0.
+        kind: open, reserve, commit or note.
+        data: the whole JSON object but ``hash``.
+        sha256: its hash.
+        event: of reserve entries.
+    """
+
+    seq: int
+    kind: str
+    data: Mapping[str, Any]
+    sha256: str
+    event: Event | None = None
+
+
+@dataclass
+class Summary:
+    """What a book says, recomputed from its entries alone.
+
+    Attributes:
+        path: the file.
+        entries: number of lines.
+        head: the last of them; None in an empty book.
+        spent: subject to events with how often each was charged.
+        charges: subject to number of reserve entries.
+        commits: number of commit entries.
+        jobs: jobs that opened the book, in order.
+        terms: plan's SHA-256 to the plan as written in the book.
+        units: (unit, adjacency) of the charges; more than one pair cannot be added up.
+    """
+
+    path: Path
+    entries: int = 0
+    head: Head | None = None
+    spent: dict[str, Counter[Event]] = field(default_factory=dict)
+    charges: Counter[str] = field(default_factory=Counter)
+    commits: int = 0
+    jobs: list[str] = field(default_factory=list)
+    terms: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    units: set[tuple[str, str]] = field(default_factory=set)
+
+    def epsilons(self, delta: float) -> dict[str, float]:
+        """Subject to its epsilon at ``delta``.
+
+        Raises:
+            LedgerError: the book mixes units or adjacencies, or holds an event that no accountant bounds.
+        """
+        from fedray.privacy.accounting import bound
+
+        if len(self.units) > 1:
+            raise LedgerError(f"{self.path}: holds charges of different kinds ({_pairs(self.units)}), which have no common epsilon.")
+        return {subject: bound(spent, delta) for subject, spent in self.spent.items()}
+
+    def take(self, entry: Entry) -> None:
+        """Add a verified entry."""
+        self.entries += 1
+        self.head = Head(entry.seq, entry.sha256)
+        data = entry.data
+        if entry.kind == "reserve" and entry.event is not None:
+            self.spent.setdefault(data["subject"], Counter())[entry.event] += 1
+            self.charges[data["subject"]] += 1
+            self.units.add((data["unit"], data["adjacency"]))
+        elif entry.kind == "commit":
+            self.commits += 1
+        elif entry.kind == "open" and data["job"] not in self.jobs:
+            self.jobs.append(data["job"])
+        elif entry.kind == "note" and "terms" in data and "plan" in data:
+            self.terms[data["plan"]] = data["terms"]
+
+
+def _pairs(units: Iterable[tuple[str, str]]) -> str:
+    return "; ".join(f"{unit} under {adjacency}" for unit, adjacency in sorted(units))
+
+
+def read(path: str | Path) -> Iterator[Entry]:
+    """The entries of a book, verified one after the other, without the writer's lock.
+
+    Raises:
+        LedgerError: missing or broken, with the file, the line and what differs.
+    """
+    path = Path(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot be read ({error.strerror or error}); mount the volume or name the right ledger.") from error
+    with file:
+        for number, item in enumerate(scan(path, file), start=1):
+            if isinstance(item, bytes):
+                raise LedgerError(
+                    f"{path}: line {number} is torn (it has no end), as after a crash or during a write; the next run on it repairs it."
+                )
+            yield item[0]
+
+
+def verify(path: str | Path) -> Summary:
+    """Check the whole chain and add up the charges from the entries alone.
+
+    Raises:
+        LedgerError: missing or broken, with the file, the line and what differs.
+    """
+    summary = Summary(Path(path))
+    for entry in read(path):
+        summary.take(entry)
+    if summary.head is None:
+        raise LedgerError(f"{path}: is empty; a book begins with an entry that says who opened it.")
+    return summary
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def seal(data: Mapping[str, Any]) -> tuple[bytes, Entry]:
+    """The line of an entry, with its hash and its end, and the entry itself."""
+    body = _dump(data).encode()
+    digest = hashlib.sha256(body).hexdigest()
+    event = from_canonical(_dump(data["event"])) if "event" in data else None
+    return body[:-1] + b',"hash":"' + digest.encode() + b'"}\n', Entry(data["seq"], data["kind"], data, digest, event)
+
+
+def reserve_entry(charge: Charge, job: str) -> dict[str, Any]:
+    """A charge as the body of an entry."""
+    return {
+        "kind": "reserve",
+        "job": job,
+        "subject": charge.subject,
+        "unit": charge.unit,
+        "adjacency": charge.adjacency,
+        "round": charge.round,
+        "attempt": charge.attempt,
+        "plan": charge.plan,
+        "event": to_json(charge.event),
+        "clip": charge.clip,
+    }
+
+
+def scan(path: Path, file: BinaryIO) -> Iterator[tuple[Entry, int] | bytes]:
+    """Verified entries with their sizes in bytes; a last line without an end comes as bytes."""
+    prev = GENESIS
+    for seq, line in enumerate(file):
+        if not line.endswith(b"\n"):
+            yield line
+            return
+        entry = parse(path, line[:-1], seq, prev)
+        prev = entry.sha256
+        yield entry, len(line)
+
+
+def parse(path: Path, line: bytes, seq: int, prev: str) -> Entry:
+    """Verify one line (without its end) that should be number ``seq`` and follow the hash ``prev``.
+
+    Raises:
+        LedgerError: with the file, the line and what differs.
+    """
+    where = f"{path}: line {seq + 1}"
+    body, seal = line[:-_TAIL] + b"}", line[-_TAIL:]
+    digest = hashlib.sha256(body).hexdigest()
+    if seal != f',"hash":"{digest}"}}'.encode():
+        raise LedgerError(f"{where}: its content has the hash {digest[:12]}..., which is not the one written; the line was changed.")
+    try:
+        data = json.loads(body)
+        kind = data["kind"]
+        missing = [key for key in _REQUIRED[kind] if key not in data]
+    except (ValueError, KeyError, TypeError):
+        raise LedgerError(f"{where}: is not an entry of a privacy ledger; this version reads {', '.join(KINDS)} entries.") from None
+    if data.get("v") != VERSION:
+        raise LedgerError(f"{where}: is of version {data.get('v')!r}, but this program reads version {VERSION}.")
+    if data.get("seq") != seq:
+        raise LedgerError(f"{where}: carries the number {data.get('seq')!r} instead of {seq}; lines are missing or in disorder.")
+    if data.get("prev") != prev:
+        raise LedgerError(f"{where}: names {str(data.get('prev'))[:12]}... as the line before it, but that has the hash {prev[:12]}...")
+    if missing:
+        raise LedgerError(f"{where}: the {kind} entry lacks {', '.join(missing)}.")
+    try:
+        event = from_canonical(_dump(data["event"])) if kind == "reserve" else None
+    except LedgerError as error:
+        raise LedgerError(f"{where}: {error}") from None
+    return Entry(seq, kind, data, digest, event)

@@ -1,0 +1,206 @@
+"""What may be combined with a privacy claim, and when a claim is void.
+
+Everything that would void the guarantee is refused when the config is read, with a code
+``privacy.incompatible.<a>.<b>``, the reason in one sentence and the nearest legal setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedray.config import Config, Privacy
+from fedray.errors import ConfigError, PrivacyRefusal
+from fedray.privacy.ledger import ledger_directory
+
+#: Local engines that are proven to do record-level DP-SGD.
+ENGINES = ("auto", "hooks", "ghost")
+
+_ROBUST = ("median", "trimmed", "krum", "geometric", "geo_median", "fltrust", "cosine", "bulyan")
+_UNPROTECTED = {
+    "evaluation": "clients report metrics of their private held-out records without noise",
+    "class_counts": "the numbers of records in each class of each client are written down without noise",
+    "train_metrics": "clients report their training loss without noise",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whether the run's epsilon may be claimed; ``reasons`` say why not."""
+
+    valid: bool
+    reasons: list[str]
+
+
+def check(config: Config, private_statistics: bool = False) -> list[str]:
+    """Refuse every combination that voids the guarantee.
+
+    Args:
+        config: the run.
+        private_statistics: preprocessing computes statistics over private records.
+
+    Returns:
+        Warnings: what is legal, but should be known.
+
+    Raises:
+        PrivacyRefusal: a combination that voids the guarantee.
+        ConfigError: privacy settings in a run without a regime, or a ledger that cannot be one.
+    """
+    if config.privacy.regime == "none":
+        _check_none(config.privacy)
+        return []
+    _check_data(config, private_statistics)
+    _check_training(config)
+    _check_ledgers(config)
+    return _warnings(config)
+
+
+def _check_none(privacy: Privacy) -> None:
+    defaults = Privacy()
+    given = [n for n in Privacy.model_fields if n != "regime" and getattr(privacy, n) != getattr(defaults, n)]
+    if given:
+        names = ", ".join(f"privacy.{name}" for name in given)
+        raise ConfigError(
+            f"{names}: given, but privacy.regime is none, so nothing is protected; set privacy.regime=record or take them out."
+        )
+
+
+def _check_data(config: Config, private_statistics: bool) -> None:
+    if private_statistics or config.data.normalize.kind == "standardize_client":
+        raise PrivacyRefusal(
+            f"data.normalize: '{config.data.normalize.kind}' computes statistics over private records, which ties every record's "
+            "gradient to all others; use constants with public means and deviations, unit_norm or none.",
+            "privacy.incompatible.record.private_statistics",
+        )
+    if config.evaluation.federated and "evaluation" not in config.privacy.unprotected:
+        raise PrivacyRefusal(
+            "evaluation.federated: metrics of the clients' own records are a release without noise; set evaluation.federated=false "
+            "and evaluate on public records, or accept it with privacy.unprotected=[evaluation], which voids the claim.",
+            "privacy.incompatible.record.federated_evaluation",
+        )
+
+
+def _check_training(config: Config) -> None:
+    engines = {"training.engine": config.training.engine}
+    for i, group in enumerate(config.clients.groups):
+        if "engine" in group.training:
+            engines[f"clients.groups.{i}.training.engine"] = str(group.training["engine"])
+    for path, engine in engines.items():
+        if engine not in ENGINES:
+            raise PrivacyRefusal(
+                f"{path}: '{engine}' is not proven to clip and noise every record's gradient; use auto, hooks or ghost.",
+                "privacy.incompatible.record.engine",
+            )
+    kind, arguments = config.algorithm.kind, config.algorithm.arguments
+    if kind == "ifca":
+        raise PrivacyRefusal(
+            "algorithm.kind: with ifca a client chooses its cluster by its private loss, and the choice is a release of its own; "
+            "use a clustering that the server does on updates, or fedavg.",
+            "privacy.incompatible.record.ifca",
+        )
+    if kind == "scaffold" and str(arguments.get("option", 2)) in ("1", "I", "i"):
+        raise PrivacyRefusal(
+            "algorithm.option: SCAFFOLD's option I sends a full gradient over private records without noise; use option 2, "
+            "whose control variates are functions of noised steps.",
+            "privacy.incompatible.record.scaffold_option_1",
+        )
+
+
+def _check_ledgers(config: Config) -> None:
+    dedicated = config.clients.placement == "dedicated"
+    settings = {"privacy.ledger": config.privacy.ledger}
+    settings |= {f"clients.groups.{i}.ledger": g.ledger for i, g in enumerate(config.clients.groups) if g.ledger is not None}
+    for path, setting in settings.items():
+        if dedicated and setting == "run":
+            raise PrivacyRefusal(
+                f"{path}: dedicated clients are silos whose records outlive this run, but 'run' forgets what was spent on them; "
+                "name a directory on each silo's durable volume.",
+                "privacy.incompatible.dedicated.ledger_run",
+            )
+        ledger_directory(setting, ".")
+
+
+def _warnings(config: Config) -> list[str]:
+    privacy, warnings = config.privacy, []
+    if privacy.insecure_seed is not None:
+        warnings.append("privacy.insecure_seed: noise and sampling can be replayed; the privacy claim of this run is void.")
+    warnings += [f"privacy.unprotected: {_UNPROTECTED[name]}; the privacy claim of this run is void." for name in privacy.unprotected]
+    if any(word in config.aggregation.kind for word in _ROBUST):
+        warnings.append(
+            f"aggregation.kind: '{config.aggregation.kind}' judges updates by their distances, which are mostly DP noise; "
+            "expect it to drop good ones."
+        )
+    if config.algorithm.kind.startswith("python:"):
+        warnings.append(
+            "algorithm.kind: what your own algorithm sends besides the model that the engine trained is not covered by epsilon."
+        )
+    if (privacy.target_epsilon or privacy.budget or 0.0) > 10:
+        warnings.append("privacy: an epsilon above 10 is a weak guarantee; say so when you publish it.")
+    return warnings
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model whose layers couple records, or that carries buffers, or that cannot be clipped in float32.
+
+    Raises:
+        PrivacyRefusal: with the layer and what to use instead.
+        ConfigError: nothing in the model can be trained.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or "batchnorm" in type(module).__name__.lower():
+            raise PrivacyRefusal(
+                f"model: layer '{name}' ({type(module).__name__}) normalises each record by the others of its batch, frozen or not; "
+                "use GroupNorm (opacus.validators.ModuleValidator.fix replaces it).",
+                "privacy.incompatible.record.batchnorm",
+            )
+    buffers = [name for name, _ in model.named_buffers()]
+    if buffers:
+        raise PrivacyRefusal(
+            f"model: buffer '{buffers[0]}' is not trained by noised gradients, so private statistics could leave in it; make it a constant "
+            "(register nothing), or take GroupNorm or InstanceNorm without running statistics.",
+            "privacy.incompatible.record.buffers",
+        )
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError("model: has no parameter that can be trained; unfreeze some.")
+    for name, parameter in parameters:
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise PrivacyRefusal(
+                f"model: parameter '{name}' is {str(parameter.dtype).removeprefix('torch.')}, whose rounding lets a clipped gradient "
+                "exceed the clip norm; use float32.",
+                "privacy.incompatible.record.precision",
+            )
+    from opacus.validators import ModuleValidator
+
+    training = model.training
+    try:
+        errors = ModuleValidator.validate(model.train(), strict=False)
+    finally:
+        model.train(training)
+    if errors:
+        reason = str(errors[0]).split(". ")[0].rstrip(".")
+        raise PrivacyRefusal(
+            f"model: Opacus cannot take a gradient for each record of it ({reason}); use the layer it names instead.",
+            "privacy.incompatible.record.module",
+        )
+
+
+def claim(config: Config, problems: Sequence[str] = ()) -> Claim:
+    """Whether the run's privacy claim is valid.
+
+    Args:
+        config: the run.
+        problems: what went wrong while it ran (a local round that was not what was charged, a missing ledger).
+    """
+    privacy = config.privacy
+    if privacy.regime == "none":
+        return Claim(False, ["privacy.regime is none"])
+    reasons = []
+    if privacy.insecure_seed is not None:
+        reasons.append("noise and sampling came from privacy.insecure_seed and can be replayed")
+    reasons += [f"privacy.unprotected: {_UNPROTECTED[name]}" for name in privacy.unprotected]
+    reasons += list(problems)
+    return Claim(not reasons, reasons)

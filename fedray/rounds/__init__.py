@@ -1,0 +1,1 @@
+"""What a round is: cohort samplers and the synchronous round."""

@@ -1,0 +1,150 @@
+"""The privacy books as the round sees them: authorize before training, commit before the model changes.
+
+Hosted clients are entered in the run's own book, by the driver. A dedicated client keeps the book of
+its silo itself, in its actor, on its own volume; the driver only asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import ray
+from ray.exceptions import RayActorError
+
+from fedray.clients.messages import ClientTask
+from fedray.clients.pool import Pool
+from fedray.errors import FedrayError
+from fedray.privacy.record import Account, Figures
+
+
+@dataclass(frozen=True)
+class Permit:
+    """Who may train in a round, and who was refused and why (one sentence each, by client name)."""
+
+    round: int
+    cohort: list[ClientTask]
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class Books(Protocol):
+    """What the round needs of the books."""
+
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+        """Reserve one round for each client; those over budget are refused."""
+        ...
+
+    def retry(self, round_: int, client: ClientTask) -> bool:
+        """Reserve once more for a client that is tried again: new noise is a new release."""
+        ...
+
+    def commit(self, permit: Permit, trained: Sequence[ClientTask]) -> None:
+        """Note whose updates went into the model."""
+        ...
+
+    def figures(self) -> list[Figures]:
+        """Each client's figures, in the clients' order; empty where no privacy is claimed."""
+        ...
+
+
+class NoBooks:
+    """Runs without differential privacy."""
+
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+        """Everyone may train."""
+        return Permit(round_, list(cohort))
+
+    def retry(self, round_: int, client: ClientTask) -> bool:
+        """Always."""
+        return True
+
+    def commit(self, permit: Permit, trained: Sequence[ClientTask]) -> None:
+        """Nothing to note."""
+
+    def figures(self) -> list[Figures]:
+        """None."""
+        return []
+
+
+class RunBook:
+    """All clients in one book, kept by the driver (hosted placement)."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+        """Reserve for all clients of one attempt with one write to disk."""
+        granted: list[ClientTask] = []
+        refused: dict[str, str] = {}
+        for attempt in sorted({c.attempt for c in cohort}):
+            clients = {c.name: c for c in cohort if c.attempt == attempt}
+            decision = self._account.authorize(round_, attempt, list(clients))
+            granted += [clients[name] for name in decision.granted]
+            refused |= {name: str(refusal) for name, refusal in decision.refused.items()}
+        return Permit(round_, granted, refused)
+
+    def retry(self, round_: int, client: ClientTask) -> bool:
+        """Reserve another attempt."""
+        return bool(self.authorize(round_, [client]).cohort)
+
+    def commit(self, permit: Permit, trained: Sequence[ClientTask]) -> None:
+        """One commit entry a client."""
+        for attempt in sorted({c.attempt for c in trained}):
+            self._account.commit(permit.round, attempt, [c.name for c in trained if c.attempt == attempt])
+
+    def figures(self) -> list[Figures]:
+        """From the book."""
+        return self._account.figures()
+
+
+class SiloBooks:
+    """Each dedicated client keeps its own book; asked through its actor."""
+
+    def __init__(self, pool: Pool, clients: Sequence[ClientTask], timeout: float) -> None:
+        self._pool, self._timeout = pool, timeout
+        self._clients = list(clients)
+        self._known: dict[str, Figures] = {}
+
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+        """Ask every silo; one whose actor is away is refused this round (nothing is charged for it)."""
+        asked = {c: self._pool.handle_of(c.index) for c in cohort}
+        refs = {c: h.authorize.remote(round_, c.attempt) for c, h in asked.items() if h is not None}
+        refused = {c.name: f"{c.name}: its actor is away." for c, h in asked.items() if h is None}
+        granted = []
+        for client, ref in refs.items():
+            try:
+                decision = ray.get(ref, timeout=self._timeout)
+            except RayActorError:
+                refused[client.name] = f"{client.name}: its actor died while it was asked."
+            except ray.exceptions.GetTimeoutError:
+                refused[client.name] = f"{client.name}: its actor did not answer within {self._timeout:g} s."
+            except ray.exceptions.RayTaskError as error:
+                cause = getattr(error, "cause", None)
+                raise cause if isinstance(cause, FedrayError) else error from None
+            else:
+                if decision.granted:
+                    granted.append(client)
+                refused |= {name: str(refusal) for name, refusal in decision.refused.items()}
+        return Permit(round_, granted, refused)
+
+    def retry(self, round_: int, client: ClientTask) -> bool:
+        """Left to the client's next actor, which reserves before it trains (see ``ClientHost.train``)."""
+        return True
+
+    def commit(self, permit: Permit, trained: Sequence[ClientTask]) -> None:
+        """Tell the silos; a silo that is away keeps its reservation, which is the charge."""
+        for client in trained:
+            handle = self._pool.handle_of(client.index)
+            if handle is not None:
+                handle.commit.remote(permit.round, client.attempt)
+
+    def figures(self) -> list[Figures]:
+        """The latest that each silo said."""
+        refs = {c.name: h.spent.remote() for c in self._clients if (h := self._pool.handle_of(c.index)) is not None}
+        for name, ref in refs.items():
+            try:
+                self._known[name] = ray.get(ref, timeout=self._timeout)
+            except (RayActorError, ray.exceptions.GetTimeoutError):
+                continue
+        return [self._known[c.name] for c in self._clients if c.name in self._known]

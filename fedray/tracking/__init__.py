@@ -1,0 +1,1 @@
+"""MLflow, the journal, terminal progress."""

@@ -1,0 +1,224 @@
+"""What a run leaves in MLflow at its end, gathered from its output directory.
+
+Gathering works on files alone and fails for nobody; sending may fail half-way and be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedray.tracking.figures import draw, headline
+from fedray.tracking.journal import State, latest_rows, not_finite, points, shown_epsilon
+from fedray.tracking.registry import ModelBuilder, SavedModel, log_final_model, save_model
+from fedray.tracking.store import UPLOAD_PATIENCE, log, masked, patience, reason
+
+_PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json")
+_TABLE = "clients/clients.json"
+_MODEL_PARAMS = ("model.", "training.", "algorithm.", "privacy.")
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Everything to send: files below ``files``, tags, the data set's description, the saved model."""
+
+    files: Path
+    tags: Mapping[str, str]
+    dataset: Any | None
+    model: SavedModel | None
+    end_time: int | None
+
+    def remove(self) -> None:
+        """Delete the temporary folders."""
+        shutil.rmtree(self.files, ignore_errors=True)
+        if self.model is not None:
+            shutil.rmtree(self.model.folder, ignore_errors=True)
+
+
+def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
+    """Gather what :func:`send` sends; whatever part cannot be gathered is left out and named in the log."""
+    summary, statement, partition = (read_json(run_dir / f"{name}.json") for name in ("summary", "privacy_statement", "partition"))
+    rows = latest_rows(run_dir)
+    files = Path(tempfile.mkdtemp(prefix="fedray-artifacts-"))
+    tags = _tags(state, rows, summary, statement)
+
+    def copies() -> None:
+        for name in _PLAIN:
+            if (run_dir / name).is_file():
+                shutil.copyfile(run_dir / name, files / name)
+        if (run_dir / "config.yaml").is_file():
+            (files / "config.yaml").write_text(masked((run_dir / "config.yaml").read_text(encoding="utf-8")), encoding="utf-8")
+        for entry in sorted((run_dir / "ledger").glob("*.jsonl")):
+            (files / "ledger").mkdir(exist_ok=True)
+            shutil.copyfile(entry, files / "ledger" / entry.name)
+
+    def table() -> None:
+        columns, data = clients_table(partition, statement)
+        if data:
+            (files / _TABLE).parent.mkdir()
+            (files / _TABLE).write_text(json.dumps({"columns": columns, "data": data}), encoding="utf-8")
+            tags["mlflow.loggedArtifacts"] = json.dumps([{"path": _TABLE, "type": "table"}])
+
+    def pictures() -> None:
+        (files / "figures").mkdir()
+        if not draw(files / "figures", rows, client_rows(partition)):
+            (files / "figures").rmdir()
+
+    for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures)):
+        _try(what, part)
+    dataset = _try("the data set", lambda: _dataset(partition, state))
+    return Staged(files, tags, dataset, _saved_model(state, builder, rows, summary, tags), _end_time(run_dir, rows))
+
+
+def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) -> None:
+    """Send everything; what is already there is replaced by the same, the model is logged and registered once.
+
+    Args:
+        client: an ``MlflowClient``.
+        state: the run.
+        staged: from :func:`stage`.
+        keep: saves ``state``.
+    """
+    from mlflow.entities import RunTag
+
+    with patience(UPLOAD_PATIENCE):
+        client.log_artifacts(state.run_id, str(staged.files))
+        if staged.dataset is not None:
+            client.log_inputs(state.run_id, datasets=[staged.dataset])
+        client.log_batch(state.run_id, tags=[RunTag(k, v[:5000]) for k, v in staged.tags.items()])
+    if staged.model is not None:
+        log_final_model(client, state, staged.model, keep)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where the file is absent or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def client_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The clients' rows of ``partition.json`` (under ``rows``) or of a privacy statement (under ``clients``)."""
+    rows = document.get("rows", document.get("clients"))
+    return [dict(row) for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
+def clients_table(partition: Mapping[str, Any], statement: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """One row a client: what it holds, then what it spent. Only plain values; columns in the order of first sight."""
+    merged: dict[str, dict[str, Any]] = {}
+    for document in (partition, statement):
+        for i, row in enumerate(client_rows(document)):
+            name = str(row.get("client", row.get("name", i)))
+            plain = {k: v for k, v in row.items() if k not in ("name", "client") and isinstance(v, str | int | float | bool)}
+            merged.setdefault(name, {"client": name}).update(plain)
+    columns = list(dict.fromkeys(c for row in merged.values() for c in row))
+    return columns, [[row.get(c) for c in columns] for row in merged.values()]
+
+
+def _tags(state: State, rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], statement: Mapping[str, Any]) -> dict[str, str]:
+    tags = dict(state.tags)
+    if summary.get("status"):
+        tags["fedray.stop_reason"] = str(summary["status"])
+    claimed = statement.get("summary") or {}
+    if "claim" in claimed:
+        tags["privacy/claim"] = ": ".join(
+            [str(claimed["claim"]), *(["; ".join(claimed["claim_reasons"])] if claimed.get("claim_reasons") else [])]
+        )
+    odd = not_finite(rows)
+    if odd:
+        tags["fedray.not_finite"] = ", ".join(f"{k} from round {r}" for k, r in odd.items())
+    tags["mlflow.note.content"] = _note(rows, summary, tags.get("privacy/claim"))
+    return tags
+
+
+def _note(rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], claim: str | None) -> str:
+    """The run's description: a small table."""
+    quality, best, private = headline(rows), summary.get("best") or {}, summary.get("privacy") or {}
+    final = (summary.get("final") or {}).get(quality)
+    lines = [
+        f"**{str(summary.get('status', 'not finished')).replace('_', ' ')}** after {summary.get('rounds', len(rows))} rounds",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+    if isinstance(final, int | float):
+        at_best = f" (best {best[quality]:.4f} in round {best.get('round')})" if isinstance(best.get(quality), int | float) else ""
+        lines.append(f"| {str(quality).removeprefix('eval/')} | {final:.4f}{at_best} |")
+    if private.get("epsilon") is not None:
+        delta, unit, accountant = (private.get(k) for k in ("delta", "unit", "accountant"))
+        lines.append(f"| epsilon | {shown_epsilon(private['epsilon'])} at delta {delta}, unit {unit}, {accountant} |")
+        lines.append(f"| claim | {claim or 'not stated'} |")
+    hashes = (("model sha256", summary.get("model_sha256")), ("ledger sha256", private.get("ledger_sha256")))
+    lines += [f"| {label} | `{value}` |" for label, value in hashes if value]
+    return "\n".join(lines)
+
+
+def _saved_model(
+    state: State,
+    builder: ModelBuilder | None,
+    rows: Sequence[dict[str, Any]],
+    summary: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> SavedModel | None:
+    sha256 = str(summary.get("model_sha256") or "")
+    finished = state.model.get("sha256") == sha256 and "id" in state.model and ("version" in state.model or not state.register_as)
+    if builder is None or not sha256 or finished:
+        return None
+    private = summary.get("privacy") or {}
+    kept = ("epsilon", "delta", "unit", "regime", "accountant", "ledger_sha256")
+    shown = {k: str(private[k]) for k in kept if private.get(k) is not None} | {"model_sha256": sha256}
+    if "privacy/claim" in tags:
+        shown["claim"] = tags["privacy/claim"]
+    final = [p for p in points(rows[-1]) if p.key.startswith(("eval/", "fairness/", "privacy/epsilon"))] if rows else []
+    params = {k: v for k, v in state.params.items() if k.startswith(_MODEL_PARAMS)}
+    return save_model(builder, state.run_id, params, shown, final, sha256)
+
+
+def _dataset(partition: Mapping[str, Any], state: State) -> Any | None:
+    """Name, digest and sizes of the federation; no record of it."""
+    clients = client_rows(partition)
+    if not clients:
+        return None
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    sizes = [int(c["records"]) for c in clients if isinstance(c.get("records"), int)]
+    digest = str(partition.get("digest") or hashlib.sha256(json.dumps(sizes).encode()).hexdigest())
+    profile = {
+        "clients": len(clients),
+        "records": sum(sizes),
+        "smallest_client": min(sizes, default=0),
+        "largest_client": max(sizes, default=0),
+    }
+    source = state.params.get("data.source", "unknown")
+    description = Dataset(
+        name=source[:500],
+        digest=digest[:8],
+        source_type="fedray",
+        source=json.dumps({"source": source, "partition": state.params.get("data.partition.kind"), "sha256": digest}),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(description, tags=[InputTag("mlflow.data.context", "training")])
+
+
+def _end_time(run_dir: Path, rows: Sequence[dict[str, Any]]) -> int | None:
+    """When the run ended, not when it was sent: Unix milliseconds."""
+    try:
+        return int((run_dir / "summary.json").stat().st_mtime * 1000)
+    except OSError:
+        return int(float(rows[-1].get("time", 0)) * 1000) if rows else None
+
+
+def _try(what: str, part: Callable[[], Any]) -> Any:
+    try:
+        return part()
+    except Exception as error:
+        log.warning("MLflow does not get %s of this run in full (%s).", what, reason(error))
+        return None

@@ -1,0 +1,178 @@
+"""The journal of a run and how far MLflow has it.
+
+``metrics.jsonl`` is the journal: the driver appends one row a round, and whatever MLflow does not
+have can always be sent again from there. ``tracking.json`` beside it names the MLflow run and says,
+for every metric, up to which round the server has it.
+
+That position is kept by metric and round, not by byte: a run that is resumed from a checkpoint may
+repeat rounds that were already sent, and a point of MLflow cannot be taken back. What the server
+has for a round stands; only what it lacks is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fedray.errors import ConfigError
+
+METRICS = "metrics.jsonl"
+STATE = "tracking.json"
+
+Row = Mapping[str, Any]
+
+_FORBIDDEN = re.compile(r"[^\w\-. :/]", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric: ``time`` in Unix milliseconds as recorded, so that sending it twice leaves one point."""
+
+    key: str
+    value: float
+    time: int
+    round: int
+
+
+@dataclass
+class State:
+    """What ``tracking.json`` holds.
+
+    Attributes:
+        tracking_uri: where the run is logged, without a password.
+        experiment: name of the MLflow experiment; ``experiment_id`` its id.
+        run_id: the MLflow run.
+        run_name: its name.
+        register_as: name for the registered model; null = not registered.
+        params: as logged, so that the run can be made again in another store.
+        tags: as logged.
+        shipped: metric to the last round that the server has.
+        model: ``sha256`` of the weights with the logged model's ``id`` and its registered ``version``.
+        ended: the status that the MLflow run was ended with.
+    """
+
+    tracking_uri: str
+    experiment: str
+    experiment_id: str
+    run_id: str
+    run_name: str
+    register_as: str | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    shipped: dict[str, int] = field(default_factory=dict)
+    model: dict[str, str] = field(default_factory=dict)
+    ended: str | None = None
+
+    @classmethod
+    def load(cls, run_dir: Path) -> State | None:
+        """The state of a run; None where it was never tracked.
+
+        Raises:
+            ConfigError: the file is there and cannot be read.
+        """
+        path = run_dir / STATE
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error}); restore the file, or remove it to start a new MLflow run.") from None
+
+    def save(self, run_dir: Path) -> None:
+        """Replace the file in one step: a crash leaves the old one or the new one."""
+        replace_json(run_dir / STATE, asdict(self))
+
+    def missing(self, points: Iterable[Point]) -> list[Point]:
+        """Those of ``points`` that the server lacks."""
+        return [p for p in points if p.round > self.shipped.get(p.key, -1)]
+
+    def advance(self, points: Iterable[Point]) -> None:
+        """Note that the server has ``points``."""
+        for p in points:
+            self.shipped[p.key] = max(p.round, self.shipped.get(p.key, -1))
+
+
+def replace_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON beside ``path`` and move it there, flushed to the disk before the move."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``, oldest first.
+
+    A last line that a crash cut short is left out, as are lines that are no row.
+    """
+    try:
+        file = (run_dir / METRICS).open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("round"), int) and isinstance(row.get("metrics"), dict):
+                yield row
+
+
+def latest_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """One row a round, in order: of a round that was run again after a resume, the last that was written."""
+    rounds: dict[int, dict[str, Any]] = {}
+    for row in read_rows(run_dir):
+        known = rounds.get(row["round"])
+        rounds[row["round"]] = row if known is None else {**row, "metrics": {**known["metrics"], **row["metrics"]}}
+    return [rounds[r] for r in sorted(rounds)]
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None: a point at infinity would flatten every chart it is in."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def shown_epsilon(value: Any, decimals: int = 4) -> str:
+    """An epsilon in figures, rounded up: what is shown is never less than what was spent."""
+    found = number(value)
+    return str(value) if found is None else f"{math.ceil(found * 10**decimals - 1e-9) / 10**decimals:.{decimals}f}"
+
+
+def metric_name(key: str) -> str:
+    """``key`` with what MLflow does not take in a name replaced by underscores, at most 250 characters."""
+    return _FORBIDDEN.sub("_", key)[:250]
+
+
+def points(row: Row) -> list[Point]:
+    """The finite values of a row."""
+    time = number(row.get("time")) or 0.0
+    found = []
+    for key, value in row["metrics"].items():
+        finite = number(value)
+        if finite is not None:
+            found.append(Point(metric_name(str(key)), finite, int(time * 1000), int(row["round"])))
+    return found
+
+
+def not_finite(rows: Iterable[Row]) -> dict[str, int]:
+    """Metric to the first round in which it was NaN or infinite."""
+    found: dict[str, int] = {}
+    for row in rows:
+        for key, value in row["metrics"].items():
+            if value is not None and number(value) is None:
+                found.setdefault(str(key), int(row["round"]))
+    return found

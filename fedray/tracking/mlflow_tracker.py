@@ -1,0 +1,378 @@
+"""MLflow beside the round loop, never in it.
+
+The run is made before the first round, so that a wrong URI stops the job in seconds. After that the
+loop only hands rows over; a thread sends them, waits out a server that is away, and at the end sends
+the artifacts and the model. Everything it sends comes from the run's own files, so :func:`sync` can
+do the same later for a run whose server, or whose driver, was gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedray.errors import ConfigError
+from fedray.tracking.artifacts import Staged, read_json, send, stage
+from fedray.tracking.journal import STATE, Row, State, metric_name, points, read_rows
+from fedray.tracking.registry import ModelBuilder
+from fedray.tracking.store import SHIP_PATIENCE, TrackingError, artifact_root, connect, log, masked, patience, reason, unmasked
+from fedray.tracking.ui import dress_experiment, ui_links
+
+_ROWS_A_BATCH, _METRICS_A_BATCH, _PARAMS_A_BATCH = 50, 1000, 100
+_LONGEST_PARAM = 6000
+_FIRST_DELAY, _LONGEST_DELAY, _CLOSING_DELAY = 0.5, 30.0, 2.0
+#: How an MLflow run ends, by the ``status`` of summary.json.
+STATUSES = {"completed": "FINISHED", "budget_reached": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+
+
+class Tracker:
+    """One run in MLflow. Make it with :meth:`open`."""
+
+    def __init__(self, run_dir: Path, client: Any, state: State, lock: int) -> None:
+        self._run = _Run(run_dir, client, state)
+        self._lock = lock
+        self._queue: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._closing, self._abandoned, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._last: tuple[str, ModelBuilder | None, dict[str, str]] = ("FAILED", None, {})
+        self._thread = threading.Thread(target=self._ship, name="fedray-tracking", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        run_dir: str | Path,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        *,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        register_as: str | None = None,
+        headline: str = "eval/accuracy",
+        resume: bool = False,
+        resumed_from_round: int | None = None,
+    ) -> Tracker:
+        """Make the MLflow run, or open it again; blocks for seconds, so it may run beside the start of the cluster.
+
+        Args:
+            run_dir: the run's output directory.
+            params: flat, dotted config keys; see :func:`flat_params`. Logged once; longer values are cut at 6000 characters.
+            tags: ``fedray.*``, ``privacy/claim`` and the like.
+            uri: from :func:`fedray.tracking.store.resolve_uri`.
+            experiment: name of the MLflow experiment, made if absent.
+            run_name: name of the run.
+            register_as: name for the registered model; None = the model is logged, not registered.
+            headline: the metric that the dashboard compares runs by.
+            resume: go on with the run that ``tracking.json`` names, where the store still has it, and send
+                what ``metrics.jsonl`` holds and the store lacks. Otherwise a new run is made.
+            resumed_from_round: the checkpoint's round; shown as the tag ``fedray.resumed_from_round``. Rows beyond it are
+                about to be run again and are not sent. Of a repeated round that was sent before, the first values stand.
+
+        Raises:
+            TrackingError: the store cannot be used, or another process tracks this run.
+        """
+        folder = Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        try:
+            known = State.load(folder) if resume else None
+            safe_params = {metric_name(k): masked(str(v))[:_LONGEST_PARAM] for k, v in params.items()}
+            safe_tags = {k: masked(str(v)) for k, v in tags.items()}
+            fresh = State(masked(uri), experiment, "", "", run_name, register_as, safe_params, safe_tags)
+
+            def prepare(client: Any) -> State:
+                if resumed_from_round is not None:
+                    fresh.tags["fedray.resumed_from_round"] = str(resumed_from_round)
+                state = _reopen(client, known, fresh) or _create(client, uri, fresh, headline)
+                state.save(folder)
+                _log_params(client, state)
+                return state
+
+            client, state = connect(uri, prepare)
+        except BaseException:
+            _unlock(lock)
+            raise
+        tracker = cls(folder, client, state, lock)
+        if resume:
+            for row in read_rows(folder):
+                if resumed_from_round is None or row["round"] <= resumed_from_round:
+                    tracker.log(row)
+        tracker._thread.start()
+        return tracker
+
+    @property
+    def run_id(self) -> str:
+        """The id of the MLflow run."""
+        return self._run.state.run_id
+
+    @property
+    def uri(self) -> str:
+        """The tracking URI, without a password."""
+        return self._run.state.tracking_uri
+
+    def links(self, port: int = 5000) -> dict[str, str]:
+        """See :func:`fedray.tracking.ui.ui_links`."""
+        return ui_links(self.uri, self._run.state.experiment_id, self.run_id, port)
+
+    def log(self, row: Row) -> None:
+        """Hand over a row that stands in ``metrics.jsonl``; takes microseconds, whatever the server does, and never raises."""
+        self._queue.put(row)
+
+    def close(self, status: str, timeout: float, model: ModelBuilder | None = None, tags: Mapping[str, str] | None = None) -> bool:
+        """Wait until the server has everything, send the artifacts and the model, and end the MLflow run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            timeout: seconds to wait at most.
+            model: builds the final model; see :data:`fedray.tracking.registry.ModelBuilder`. Used where the run FINISHED.
+            tags: set at the end, e.g. ``fedray.stop_reason``.
+
+        Returns:
+            False where the server was away for too long: :func:`sync` sends the rest later. A second call returns the same.
+        """
+        if not self._closing.is_set():
+            self._last = (status, model, {k: masked(str(v)) for k, v in (tags or {}).items()})
+            self._closing.set()
+            self._queue.put(None)
+            self._done.wait(timeout)
+            self._abandoned.set()
+            self._thread.join(0.5)
+        return self._done.is_set()
+
+    def _ship(self) -> None:
+        try:
+            open_ended = True
+            while open_ended:
+                rows = [self._queue.get()]
+                with suppress(queue.Empty):
+                    while len(rows) < _ROWS_A_BATCH:
+                        rows.append(self._queue.get_nowait())
+                open_ended = None not in rows
+                found = [r for r in rows if r is not None]
+                if not self._insist(partial(self._run.ship, found)):
+                    return
+            status, model, tags = self._last
+            self._run.state.tags.update(tags)
+            staged = stage(self._run.folder, self._run.state, model if status == "FINISHED" else None)
+            try:
+                if self._insist(partial(self._run.finish, staged, status)):
+                    self._done.set()
+            finally:
+                staged.remove()
+        except Exception as error:
+            log.error("tracking stopped (%s); `fedray sync %s` sends the run later.", reason(error), self._run.folder)
+        finally:
+            _unlock(self._lock)
+
+    def _insist(self, action: Callable[[], object]) -> bool:
+        """Repeat ``action`` until it succeeds; False where :meth:`close` gave up. An outage is told once."""
+        delay, told = _FIRST_DELAY, False
+        while not self._abandoned.is_set():
+            try:
+                action()
+            except Exception as error:
+                if not told:
+                    log.warning("MLflow at %s cannot be reached (%s); training goes on, nothing is lost.", self.uri, reason(error))
+                    told = True
+                waiter = self._abandoned if self._closing.is_set() else self._closing
+                waiter.wait(min(delay, _CLOSING_DELAY) if self._closing.is_set() else delay)
+                delay = min(2 * delay, _LONGEST_DELAY)
+            else:
+                if told:
+                    log.warning("MLflow at %s is back and up to date.", self.uri)
+                return True
+        return False
+
+
+def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None = None) -> str:
+    """Bring MLflow up to date with a run's files: rows, artifacts, model, end. Doing it again changes nothing.
+
+    Args:
+        run_dir: the run's output directory.
+        model: builds the final model; None = the model is left out.
+        uri: another store than the run's own; the run is made there if it lacks it.
+
+    Returns:
+        A sentence on what was sent.
+
+    Raises:
+        TrackingError: the run was never tracked, is still running, or its store cannot be used.
+    """
+    folder = Path(run_dir)
+    state = State.load(folder) if folder.is_dir() else None
+    if state is None:
+        raise TrackingError(f"{folder / STATE}: there is none, so this is no output directory of a tracked run.")
+    lock = _lock(folder)
+    try:
+        target = uri or unmasked(state.tracking_uri)
+        fresh = State(masked(target), state.experiment, "", "", state.run_name, state.register_as, state.params, state.tags)
+
+        def prepare(client: Any) -> State:
+            opened = _reopen(client, state, fresh) or _create(client, target, fresh, "eval/accuracy")
+            opened.save(folder)
+            _log_params(client, opened)
+            return opened
+
+        client, state = connect(target, prepare)
+        run = _Run(folder, client, state)
+        before = dict(state.model)
+        summary = read_json(folder / "summary.json")
+        status = STATUSES.get(str(summary.get("status")), "KILLED")
+        staged = stage(folder, state, model if status == "FINISHED" else None)
+        try:
+            sent = run.ship_missing()
+            run.finish(staged, status)
+        except Exception as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise TrackingError(f"tracking.uri: MLflow at {state.tracking_uri} went away ({reason(error)}); run the sync again.") from None
+        finally:
+            staged.remove()
+        version = state.model.get("version")
+        registered = f", model registered as version {version} of {state.register_as}" if version and state.model != before else ""
+        return f"{folder}: {sent} values sent, artifacts up to date{registered}; run {state.run_id} at {state.tracking_uri} is {status}."
+    finally:
+        _unlock(lock)
+
+
+def flat_params(section: Any, prefix: str = "") -> dict[str, str]:
+    """Config as flat, dotted params: ``{"training.lr": "0.1", ...}``.
+
+    Args:
+        section: plain data, e.g. ``config.model_dump()``. Empty values are left out, lists of plain values are joined.
+        prefix: put in front of each key.
+    """
+    if isinstance(section, Mapping):
+        return {k: v for key, value in section.items() for k, v in flat_params(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    if isinstance(section, list | tuple):
+        if any(isinstance(v, Mapping | list | tuple) for v in section):
+            return {k: v for i, value in enumerate(section) for k, v in flat_params(value, f"{prefix}.{i}").items()}
+        return {prefix: ", ".join(map(str, section))} if section else {}
+    return {} if section is None else {prefix: str(section).lower() if isinstance(section, bool) else str(section)}
+
+
+class _Run:
+    """A run's files and its place in MLflow. Every method may fail and be repeated: what was sent is sent once."""
+
+    def __init__(self, folder: Path, client: Any, state: State) -> None:
+        self.folder, self.client, self.state = folder, client, state
+
+    def ship(self, rows: Iterable[Row]) -> int:
+        """Send what the server lacks of ``rows``; returns the number of values."""
+        from mlflow.entities import Metric
+
+        missing = self.state.missing(p for row in rows for p in points(row))
+        for start in range(0, len(missing), _METRICS_A_BATCH):
+            part = missing[start : start + _METRICS_A_BATCH]
+            with patience(SHIP_PATIENCE):
+                self.client.log_batch(self.state.run_id, metrics=[Metric(p.key, p.value, p.time, p.round) for p in part])
+        if missing:
+            self.state.advance(missing)
+            self.state.save(self.folder)
+        return len(missing)
+
+    def ship_missing(self) -> int:
+        """Send what the server lacks of the journal; returns the number of values."""
+        sent, rows = 0, list(read_rows(self.folder))
+        for start in range(0, len(rows), _ROWS_A_BATCH):
+            sent += self.ship(rows[start : start + _ROWS_A_BATCH])
+        return sent
+
+    def finish(self, staged: Staged, status: str) -> None:
+        """Send the rest of the journal, the artifacts and the model, and end the MLflow run."""
+        self.ship_missing()
+        send(self.client, self.state, staged, lambda: self.state.save(self.folder))
+        with patience(SHIP_PATIENCE):
+            began = self.client.get_run(self.state.run_id).info.start_time
+            self.client.set_terminated(self.state.run_id, status, end_time=staged.end_time and max(staged.end_time, began))
+        self.state.ended = status
+        self.state.save(self.folder)
+
+
+def _reopen(client: Any, known: State | None, fresh: State) -> State | None:
+    """The run that ``known`` names, running again; None where this store does not have it."""
+    if known is None or not known.run_id:
+        return None
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(known.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        log.warning("the MLflow run %s is gone from %s; a new one takes its place.", known.run_id, fresh.tracking_uri)
+        return None
+    if run.info.lifecycle_stage == "deleted":
+        client.restore_run(known.run_id)
+    client.update_run(known.run_id, status="RUNNING")
+    known.tracking_uri, known.register_as, known.ended = fresh.tracking_uri, fresh.register_as, None
+    known.experiment_id = run.info.experiment_id
+    # A param of MLflow cannot be changed: those of the first start stand.
+    known.params = dict(run.data.params) | {k: v for k, v in fresh.params.items() if k not in run.data.params}
+    known.tags.update(fresh.tags)
+    for key, value in fresh.tags.items():
+        if run.data.tags.get(key) != value:
+            client.set_tag(known.run_id, key, value)
+    return known
+
+
+def _create(client: Any, uri: str, fresh: State, headline: str) -> State:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(fresh.experiment)
+    if experiment is None:
+        root = artifact_root(uri)
+        try:
+            client.create_experiment(fresh.experiment, artifact_location=root.as_uri() if root else None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run made it just now
+                raise
+        experiment = client.get_experiment_by_name(fresh.experiment)
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"experiment: '{fresh.experiment}' was deleted in MLflow; restore it (mlflow experiments restore) or choose another name."
+        )
+    fresh.experiment_id = experiment.experiment_id
+    with suppress(Exception):
+        fresh.tags.setdefault("mlflow.user", getpass.getuser())
+    fresh.tags.setdefault("mlflow.source.name", "fedray")
+    fresh.tags.setdefault("mlflow.source.type", "JOB")
+    dress_experiment(client, experiment, headline)
+    run = client.create_run(fresh.experiment_id, start_time=int(time.time() * 1000), tags=fresh.tags, run_name=fresh.run_name)
+    fresh.run_id = run.info.run_id
+    return fresh
+
+
+def _log_params(client: Any, state: State) -> None:
+    from mlflow.entities import Param
+
+    have = client.get_run(state.run_id).data.params
+    missing = [Param(k, v) for k, v in state.params.items() if k not in have]
+    for start in range(0, len(missing), _PARAMS_A_BATCH):
+        client.log_batch(state.run_id, params=missing[start : start + _PARAMS_A_BATCH])
+
+
+def _lock(folder: Path) -> int:
+    """Hold the run's tracking; the kernel lets go of it when the process dies."""
+    handle = os.open(folder / ".tracking.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise TrackingError(f"{folder}: this run is still being tracked; wait until it has ended.") from None
+    except OSError:
+        log.debug("%s cannot be locked on this file system", folder)
+    return handle
+
+
+def _unlock(handle: int) -> None:
+    with suppress(OSError):
+        os.close(handle)

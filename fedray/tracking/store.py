@@ -1,0 +1,213 @@
+"""Reaching MLflow: which store, how long to wait for it, and one sentence when it is not there.
+
+MLflow takes over a second to import, and by default waits four minutes for a server that is away;
+both are kept here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fedray.config import Tracking
+from fedray.errors import ConfigError
+
+log = logging.getLogger("fedray.tracking")
+
+#: Seconds that one answer of a server may take: when the run is made, while rows are sent, while files are sent.
+OPEN_PATIENCE, SHIP_PATIENCE, UPLOAD_PATIENCE = 5, 10, 120
+#: Seconds within which a store has to be open in all; a new SQLite store makes its tables first.
+_OPEN_DEADLINE = {"server": 12.0, "sqlite": 60.0}
+
+_PASSWORD = re.compile(r"(?P<front>[\w+.-]+://[^/@\s:]*):(?P<secret>[^/@\s]+)@")
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc", "databricks-uc")
+
+
+class TrackingError(ConfigError):
+    """MLflow cannot be reached as configured."""
+
+
+def resolve_uri(tracking: Tracking, base_dir: str | Path) -> str:
+    """Where a run is logged: ``tracking.uri``, else MLFLOW_TRACKING_URI, else SQLite in ``base_dir``.
+
+    Args:
+        tracking: the config section.
+        base_dir: the folder that holds the runs' output directories.
+
+    Returns:
+        A tracking URI that means the same in any working directory.
+    """
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{Path(base_dir).absolute() / 'mlflow.db'}"
+    path = sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The absolute path of a SQLite store's file; None for any other store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+
+
+def artifact_root(uri: str) -> Path | None:
+    """The folder of a local store's artifacts, beside its database; None where a server keeps them."""
+    path = sqlite_path(uri)
+    return None if path is None else path.parent / "mlartifacts"
+
+
+def masked(text: str) -> str:
+    """``text`` with the passwords of URLs in it replaced by ``***``."""
+    return _PASSWORD.sub(r"\g<front>:***@", text)
+
+
+def unmasked(uri: str) -> str:
+    """A stored URI with its password, which only the environment has.
+
+    Raises:
+        TrackingError: MLFLOW_TRACKING_URI does not hold it.
+    """
+    if ":***@" not in uri:
+        return uri
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if masked(given) != uri:
+        raise TrackingError(f"tracking.uri: the password for {uri} is not kept; set MLFLOW_TRACKING_URI to the full URI.")
+    return given
+
+
+def load_mlflow() -> Any:
+    """The ``mlflow`` module: without telemetry, and silent but for errors."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+class _Patience:
+    """MLflow reads its time-outs from the environment at every request, so they are set around our own calls."""
+
+    lock = threading.Lock()
+    users = 0
+    before: dict[str, str | None]
+
+
+@contextmanager
+def patience(seconds: int) -> Iterator[None]:
+    """Within: a request to the server fails after ``seconds`` and is not repeated (the caller does that)."""
+    ours = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    with _Patience.lock:
+        if _Patience.users == 0:
+            _Patience.before = {name: os.environ.get(name) for name in ours}
+        _Patience.users += 1
+        os.environ.update(ours)
+    try:
+        yield
+    finally:
+        with _Patience.lock:
+            _Patience.users -= 1
+            if _Patience.users == 0:
+                for name, value in _Patience.before.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+
+
+def connect(uri: str, prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Open a store and do the first work on it, within seconds.
+
+    Args:
+        uri: a tracking URI.
+        prepare: called with the ``MlflowClient``; its first requests show whether the store is there.
+
+    Returns:
+        The client and what ``prepare`` returned.
+
+    Raises:
+        TrackingError: the store is not there, does not answer in time, or is no MLflow store.
+    """
+    _check(uri)
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            mlflow = load_mlflow()
+            with patience(OPEN_PATIENCE):
+                client = mlflow.MlflowClient(uri)
+                outcome["done"] = client, prepare(client)
+        except BaseException as error:
+            outcome["error"] = error
+
+    # A database driver may retry for minutes before it gives up; a thread of its own can be left behind.
+    thread = threading.Thread(target=work, name="fedray-tracking-open", daemon=True)
+    thread.start()
+    seconds = _OPEN_DEADLINE["server" if sqlite_path(uri) is None else "sqlite"]
+    thread.join(seconds)
+    error = outcome.get("error", None if "done" in outcome else TimeoutError(f"no answer within {seconds:.0f} s"))
+    if isinstance(error, ConfigError):
+        raise error
+    if error is not None:
+        raise TrackingError(
+            f"tracking.uri: the MLflow store at {masked(uri)} cannot be used ({reason(error)}); "
+            "start the server, correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.enabled=false."
+        )
+    done: tuple[Any, Any] = outcome["done"]
+    return done
+
+
+def _check(uri: str) -> None:
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("", "file"):
+        if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
+            raise TrackingError(
+                f"tracking.uri: '{uri}' is a folder, which MLflow no longer takes; use sqlite:///PATH/mlflow.db or a server's http URL."
+            )
+    elif scheme not in _SCHEMES:
+        raise TrackingError(
+            f"tracking.uri: '{masked(uri)}' is no tracking URI; use sqlite:///PATH/mlflow.db, http://HOST:PORT or a database URL."
+        )
+    path = sqlite_path(uri)
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            file.seek(0)
+            start = file.read(16)
+    except OSError as error:
+        raise TrackingError(f"tracking.uri: the SQLite store {path} cannot be written ({error.strerror}); choose another place.") from None
+    if start and start != b"SQLite format 3\0":
+        raise TrackingError(f"tracking.uri: {path} is not an SQLite file; choose another place.")
+
+
+def reason(error: BaseException) -> str:
+    """Why MLflow failed, in a few words."""
+    text = masked(" ".join(str(error).split()))
+    for sign, words in (
+        ("NameResolutionError", "the host name is not known"),
+        ("Failed to resolve", "the host name is not known"),
+        ("Connection refused", "connection refused"),
+        ("ConnectTimeout", "no connection in time"),
+        ("Read timed out", "no answer in time"),
+        ("ReadTimeout", "no answer in time"),
+        ("CERTIFICATE_VERIFY_FAILED", "its TLS certificate is not trusted"),
+        ("error code 401", "user and password were refused, 401; see MLFLOW_TRACKING_USERNAME"),
+        ("error code 403", "access was refused, 403"),
+        ("error code 404", "there is no MLflow at that address, 404"),
+        ("Connection aborted", "the connection was cut"),
+        ("NewConnectionError", "no connection"),
+        ("Max retries exceeded", "no connection"),
+    ):
+        if sign in text:
+            return words
+    if isinstance(error, ModuleNotFoundError):
+        return f"Python package '{error.name}' is missing"
+    return (text[:160] + "..." if len(text) > 160 else text).rstrip(". ") or type(error).__name__

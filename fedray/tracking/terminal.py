@@ -1,0 +1,360 @@
+"""Progress for people: a live table on a terminal, one line a round in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedray.tracking.journal import Row, number, shown_epsilon
+
+_SHOWN_ROUNDS = 8
+_RATE_WINDOW = 8
+_LOG_WIDTH = 400
+_STYLES = {"completed": "green", "budget_reached": "yellow", "interrupted": "yellow", "failed": "red"}
+
+
+class Progress:
+    """Shows a run while it goes on.
+
+    On a terminal it redraws one live display; elsewhere it prints a line a round. Use it as a context
+    manager, or call :meth:`close`; after that nothing more is shown.
+    """
+
+    def __init__(self, stream: TextIO | None = None, console: Console | None = None) -> None:
+        """Args: ``stream``, standard output by default; ``console``, instead, a rich console that is drawn on as it says."""
+        self._console = console or _console(stream or sys.stdout)
+        self._info: dict[str, Any] = {}
+        self._rows: deque[Row] = deque(maxlen=_SHOWN_ROUNDS)
+        self._ends: deque[tuple[float, float]] = deque(maxlen=_RATE_WINDOW + 1)
+        self._done = 0
+        self._last_round: int | None = None
+        self._began = time.monotonic()
+        self._live: Live | None = None
+        self._closed = False
+        self._lock = threading.RLock()  # the display redraws itself on a thread of rich
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def start(self, info: Mapping[str, Any]) -> None:
+        """Say what begins.
+
+        Args:
+            info: any of ``name``, ``rounds`` (planned), ``first_round`` (done before a resume), ``clients``, ``actors``,
+                ``model``, ``parameters``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon), ``metric`` (the one to
+                show, default ``eval/accuracy``).
+        """
+        self._info = dict(info)
+        self._done = int(info.get("first_round") or 0)
+        self._began = time.monotonic()
+        self._ends.append((self._began, 0.0))
+        if self._closed:
+            return
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, vertical_overflow="crop")
+            self._live.start(refresh=True)
+        else:
+            self._say(" | ".join(self._header()))
+
+    def row(self, row: Row) -> None:
+        """A round is complete; a second row of the same round replaces the first."""
+        if self._closed:
+            return
+        with self._lock:
+            again = self._last_round == row["round"] and bool(self._rows)
+            if again:
+                row = {**row, "metrics": {**self._rows.pop()["metrics"], **row["metrics"]}}
+            else:
+                self._done += 1
+                self._ends.append((time.monotonic(), number(row["metrics"].get("round/clients_completed")) or 0.0))
+            self._rows.append(row)
+            self._last_round = row["round"]
+        if self._live is not None:
+            self._live.refresh()
+        elif not again:
+            self._say(self._line(row))
+
+    def note(self, text: str) -> None:
+        """Something that a person should read: a fault, a warning."""
+        if self._closed:
+            return
+        if self._console.is_terminal:
+            self._console.print(Text.assemble(("! ", "bold yellow"), (text, "yellow")), soft_wrap=True)
+        else:
+            self._say(f"note: {text}")
+
+    def close(self) -> None:
+        """Leave the last state on the screen and give the terminal back; safe to call again."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    # on_row and on_note are what the driver's callbacks are called.
+    on_row = row
+    on_note = note
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def _seconds_per_round(self) -> float | None:
+        if len(self._ends) < 2:
+            return None
+        return (self._ends[-1][0] - self._ends[0][0]) / (len(self._ends) - 1)
+
+    def _clients_per_second(self) -> float | None:
+        if len(self._ends) < 2 or self._ends[-1][0] <= self._ends[0][0]:
+            return None
+        return sum(clients for _, clients in list(self._ends)[1:]) / (self._ends[-1][0] - self._ends[0][0])
+
+    def _eta(self) -> float | None:
+        pace, planned = self._seconds_per_round(), self._info.get("rounds")
+        if pace is None or planned is None:
+            return None
+        since = time.monotonic() - self._ends[-1][0]
+        return max(0.0, pace * (int(planned) - self._done) - min(since, pace))
+
+    def _metric(self) -> str:
+        return str(self._info.get("metric") or "eval/accuracy")
+
+    def _header(self) -> list[str]:
+        info, parts = self._info, [str(self._info.get("name", "run"))]
+        clients = info.get("clients")
+        if clients is not None:
+            actors = info.get("actors")
+            parts.append(f"{clients:,} clients" + (f" on {actors} actors" if actors is not None else ""))
+        if info.get("model") is not None:
+            size = info.get("parameters")
+            parts.append(f"{info['model']}" + (f", {size:,} parameters" if size is not None else ""))
+        if info.get("regime") not in (None, "none"):
+            budget, delta = info.get("budget"), info.get("delta")
+            text = f"DP: {info['regime']}" + (f", unit {info['unit']}" if info.get("unit") not in (None, info["regime"]) else "")
+            parts.append(
+                text + (f", epsilon <= {budget:g}" if budget is not None else "") + (f", delta {delta:g}" if delta is not None else "")
+            )
+        elif info.get("regime") == "none":
+            parts.append("no differential privacy")
+        if info.get("rounds") is not None:
+            parts.append(f"{info['rounds']} rounds" + (f", {self._done} done before" if self._done and not self._rows else ""))
+        return parts
+
+    def _cells(self, row: Row) -> dict[str, str]:
+        def get(*keys: str) -> float | None:
+            return next((v for k in keys if (v := number(row["metrics"].get(k))) is not None), None)
+
+        dropped = sum(get(f"round/clients_{why}") or 0 for why in ("failed", "late", "refused"))
+        done, quality = get("round/clients_completed"), get(self._metric())
+        return {
+            "round": str(row["round"]),
+            self._metric().rpartition("/")[2]: "" if quality is None else f"{quality:.4f}",
+            "loss": "" if (loss := get("eval/loss", "train/loss_mean")) is None else f"{loss:.4f}",
+            "epsilon": "" if (spent := get("privacy/epsilon")) is None else shown_epsilon(spent, 3),
+            "clients": "" if done is None else f"{done:.0f}" + (f" (-{dropped:.0f})" if dropped else ""),
+            "s/round": "" if (seconds := get("time/round_s")) is None else f"{seconds:.2f}",
+        }
+
+    # -- in a log --------------------------------------------------------------------------------
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def _line(self, row: Row) -> str:
+        cells = self._cells(row)
+        budget = number(row["metrics"].get("privacy/budget")) or number(self._info.get("budget"))
+        if cells["epsilon"] and budget:
+            cells["epsilon"] += f"/{budget:g}"
+        planned = self._info.get("rounds")
+        parts = [f"round {cells.pop('round')}" + (f"/{planned}" if planned is not None else "")]
+        parts += [f"{name} {value}" for name, value in cells.items() if value]
+        eta = self._eta()
+        if eta is not None and self._done < int(self._info["rounds"]):
+            parts.append(f"ETA {_duration(eta)}")
+        return "  ".join(parts)
+
+    # -- on a terminal ---------------------------------------------------------------------------
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            name, *rest = self._header()
+            parts: list[RenderableType] = [
+                Text.assemble((name, "bold"), *[piece for r in rest for piece in (("  ·  ", "dim"), r)]),
+                self._bars(),
+            ]
+            if self._rows:
+                parts.append(self._table())
+        return Panel(Group(*parts), box=box.ROUNDED, border_style="dim", padding=(0, 1), title="[bold]fedray[/]", title_align="left")
+
+    def _bars(self) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(min_width=7)
+        grid.add_column(width=max(10, min(40, self._console.width - 56)))
+        grid.add_column()
+        planned = self._info.get("rounds")
+        clock = [_duration(time.monotonic() - self._began)]
+        eta, pace = self._eta(), self._clients_per_second()
+        if not self._closed and eta is not None and self._done < int(planned or 0):
+            clock.append(f"ETA {_duration(eta)}")
+        if pace:
+            clock.append(f"{pace:.1f} clients/s" if pace < 100 else f"{pace:,.0f} clients/s")
+        total = int(planned) if planned else None
+        bar = ProgressBar(total=total, completed=self._done, complete_style="cyan", finished_style="green", pulse=total is None)
+        grid.add_row("rounds", bar, f"{self._done}/{planned if planned is not None else '?'}  [dim]{' · '.join(clock)}[/]")
+        row = self._rows[-1]["metrics"] if self._rows else {}
+        spent, budget = number(row.get("privacy/epsilon")), number(row.get("privacy/budget")) or number(self._info.get("budget"))
+        if budget:
+            used = (spent or 0.0) / budget
+            style = "green" if used < 0.75 else "yellow" if used < 1 else "red"
+            bar = ProgressBar(total=budget, completed=min(spent or 0.0, budget), complete_style=style, finished_style=style)
+            grid.add_row("epsilon", bar, f"{shown_epsilon(spent or 0.0, 3)}/{budget:g}  [dim]{used:.0%} of the budget[/]")
+        elif spent is not None:
+            grid.add_row("epsilon", "", f"{shown_epsilon(spent, 3)}  [dim]no budget set[/]")
+        return grid
+
+    def _table(self) -> Table:
+        cells = [self._cells(row) for row in self._rows]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", padding=(0, 2))
+        columns = [c for c in cells[0] if any(row.get(c) for row in cells)]
+        for column in columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        for i, row in enumerate(cells):
+            table.add_row(*[row.get(c, "") for c in columns], style="bold" if i == len(cells) - 1 else "")
+        return table
+
+
+class NoteHandler(logging.Handler):
+    """Passes log records on as notes, e.g. to :meth:`Progress.note`, so that they do not tear the live display."""
+
+    def __init__(self, note: Callable[[str], None], level: int = logging.WARNING) -> None:
+        super().__init__(level)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass one record on."""
+        self._note(record.getMessage())
+
+
+def print_summary(
+    summary: Mapping[str, Any],
+    output: str | Path | None = None,
+    command: str = "",
+    stream: TextIO | None = None,
+    console: Console | None = None,
+) -> None:
+    """The final block: how the run ended, what it reached, what it cost, and where everything is.
+
+    Args:
+        summary: the content of ``summary.json``.
+        output: the run's directory; what is in it is named.
+        command: what to type next, e.g. ``fedray ui RUN_DIR``.
+        stream: standard output by default.
+        console: instead of ``stream``.
+    """
+    console = console or _console(stream or sys.stdout)
+    status = str(summary.get("status", "unknown"))
+    figures, places = _summary_rows(summary), _places(summary, output)
+    commands = [command] if command else []
+    title = f"{summary.get('name') or 'run'} {status.replace('_', ' ')}"
+    width = max((len(label) for label, _ in figures + places), default=0)
+    plain = [f"  {label:<{width}}  {place}" for label, place in places]
+    if console.is_terminal:
+        style = _STYLES.get(status, "white")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True, min_width=width)
+        grid.add_column(overflow="fold")
+        for label, value in figures:
+            grid.add_row(label, Text(value, style="bold" if label in ("epsilon", "accuracy") else ""))
+        console.print(
+            Panel(grid, title=f"[bold {style}]{title}[/]", title_align="left", border_style=style, box=box.ROUNDED, padding=(0, 1))
+        )
+    else:
+        plain = [title, *(f"  {label:<{width}}  {value}" for label, value in figures), *plain]
+    # Outside the box, and wrapped by the terminal alone, so that paths and addresses can be copied whole.
+    for line in plain:
+        console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    for command in commands:
+        console.print(Text.assemble(("  $ ", "dim"), (command, "cyan")), soft_wrap=True)
+
+
+def _places(summary: Mapping[str, Any], output: str | Path | None) -> list[tuple[str, str]]:
+    places = []
+    if output is not None:
+        for label, name in (("model", "model.safetensors"), ("ledger", "ledger"), ("statement", "privacy_statement.md")):
+            if (Path(output) / name).exists():
+                places.append((label, str(Path(output) / name)))
+    mlflow = summary.get("mlflow") or {}
+    if mlflow.get("run_id"):
+        late = "" if mlflow.get("complete", True) else f" (incomplete; fedray sync {output} sends the rest)"
+        places.append(("MLflow run", f"{mlflow['run_id']} at {mlflow.get('tracking_uri')}{late}"))
+    return places
+
+
+def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if summary.get("error"):
+        rows.append(("why", str(summary["error"])))
+    performance, faults = summary.get("performance") or {}, summary.get("faults") or {}
+    rounds = f"{summary.get('rounds', 0)}"
+    if number(performance.get("seconds_per_round")) is not None:
+        rounds += f", {performance['seconds_per_round']:.2f} s each"
+    if number(performance.get("clients_per_second")) is not None:
+        rounds += f", {performance['clients_per_second']:.1f} clients/s"
+    rows.append(("rounds", rounds))
+    final, best = summary.get("final") or {}, summary.get("best") or {}
+    for key in sorted((k for k in final if k.startswith("eval/")), key=lambda k: (k != "eval/accuracy", k == "eval/loss", k)):
+        if (value := number(final[key])) is not None:
+            top = number(best.get(key))
+            rows.append(
+                (key.removeprefix("eval/"), f"{value:.4f}" + (f" (best {top:.4f} in round {best.get('round')})" if top is not None else ""))
+            )
+    private = summary.get("privacy") or {}
+    if (spent := private.get("epsilon")) is not None:
+        budget, delta = number(private.get("budget")), number(private.get("delta"))
+        text = (
+            shown_epsilon(spent) + (f" of {budget:g}" if budget is not None else "") + (f" at delta {delta:g}" if delta is not None else "")
+        )
+        if private.get("unit"):
+            text += f", for one {private['unit']}"
+        if private.get("accountant"):
+            text += f" (accountant {private['accountant']})"
+        rows.append(("epsilon", text))
+        if private.get("claim") not in (None, "valid"):
+            rows.append(("claim", ": ".join(filter(None, (str(private["claim"]), "; ".join(private.get("claim_reasons") or ()))))))
+        if private.get("clients_exhausted"):
+            rows.append(("exhausted", f"{private['clients_exhausted']} clients have used up their budget"))
+    told = [f"{name.replace('_', ' ')} {count}" for name, count in faults.items() if count]
+    if told:
+        rows.append(("faults", ", ".join(told)))
+    return rows
+
+
+def _console(stream: TextIO) -> Console:
+    if stream.isatty():
+        return Console(file=stream)
+    return Console(file=stream, force_terminal=False, no_color=True, width=_LOG_WIDTH)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,171 @@
+"""What people see in the MLflow UI: how it is started, where to look, and a dashboard made ready.
+
+MLflow groups charts by the part of a metric's name before its first slash, groups in alphabetical
+order. The dashboard puts the question of a private run first: accuracy against epsilon. It is a
+shared view, which MLflow keeps as an undocumented experiment tag, so nothing here may fail a run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from fedray.errors import ConfigError
+from fedray.tracking.store import artifact_root, log, masked, sqlite_path
+
+VIEW = "fedray"
+EPSILON = "privacy/epsilon"
+_NOTE = """\
+How much accuracy does each epsilon buy, and for whom?
+
+Each run is one federated training by fedray; `step` is the round. Metrics: `eval/` the global model on held-out records,
+`fairness/` across clients, `privacy/` what was spent, `round/` who took part, `time/` and `traffic/` what it cost.
+
+Epsilon is a claim only where the tag `privacy/claim` says `valid`. Unit, delta and accountant are among the params; the books
+are under each run's artifacts in `ledger/`, the statement for reviewers in `privacy_statement.md`.
+"""
+
+
+def ui_command(uri: str, port: int = 5000, host: str = "127.0.0.1") -> list[str]:
+    """The command that serves the MLflow UI over a store.
+
+    Args:
+        uri: a SQLite or database URI.
+        port: where it listens.
+        host: the interface it listens on.
+
+    Raises:
+        ConfigError: the URI is a server, which already has a UI.
+    """
+    if uri.startswith(("http://", "https://")):
+        raise ConfigError(f"tracking.uri: {masked(uri)} is a server with a UI of its own; open that address in a browser.")
+    if "://" not in uri or uri.startswith("databricks"):
+        raise ConfigError(
+            f"tracking.uri: '{masked(uri)}' is no store that the MLflow UI can be started over; use sqlite:///PATH/mlflow.db."
+        )
+    # The job runner costs 600 MB and serves nothing that runs need.
+    settings = ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true"]
+    command = ["env", *settings, sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    root = artifact_root(uri)
+    if root is not None:
+        command += ["--default-artifact-root", root.as_uri()]
+    return [*command, "--host", host, "--port", str(port), "--workers", "1"]
+
+
+def ui_links(uri: str, experiment_id: str, run_id: str, port: int = 5000) -> dict[str, str]:
+    """Addresses of the ``run`` and of the ``dashboard`` over its experiment; empty for a store without a UI.
+
+    For a SQLite store they hold once ``fedray ui`` runs on ``port``.
+    """
+    if sqlite_path(uri) is not None:
+        base = f"http://127.0.0.1:{port}"
+    elif uri.startswith(("http://", "https://")):
+        base = masked(uri).replace(":***@", "@").rstrip("/")
+    else:
+        return {}
+    experiment = f"{base}/#/experiments/{experiment_id}"
+    return {
+        "run": f"{experiment}/runs/{run_id}?workflowType=machine_learning",
+        "dashboard": f"{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={VIEW}&workflowType=machine_learning",
+    }
+
+
+def dress_experiment(client: Any, experiment: Any, headline: str) -> None:
+    """Give an experiment its note (unless it has one) and its dashboard; failures are only logged.
+
+    Args:
+        client: an ``MlflowClient``.
+        experiment: the MLflow experiment.
+        headline: the metric that runs are compared by, e.g. ``eval/accuracy``.
+    """
+    wanted = {f"mlflow.sharedViewState.{VIEW}": json.dumps(dashboard(headline))}
+    if "mlflow.note.content" not in experiment.tags:
+        wanted["mlflow.note.content"] = _NOTE
+    if "mlflow.experimentKind" not in experiment.tags:
+        wanted["mlflow.experimentKind"] = "custom_model_development"
+    try:
+        for key, value in wanted.items():
+            if experiment.tags.get(key) != value:
+                client.set_experiment_tag(experiment.experiment_id, key, value)
+    except Exception as error:
+        log.debug("the dashboard could not be set up: %s", error)
+
+
+def dashboard(headline: str) -> dict[str, Any]:
+    """The state of the charts page that compares runs by ``headline`` and epsilon."""
+    sections = {
+        "head": "Utility and privacy",
+        "fair": "Fairness across clients",
+        "cost": "Clients, time, traffic",
+        "compare": "Settings of the runs",
+    }
+    loss = "eval/loss"
+    charts = [
+        _line("fedray-tradeoff", "head", [headline], against=EPSILON),
+        _line("fedray-utility", "head", [headline]),
+        _line("fedray-epsilon", "head", [EPSILON]),
+        *([_line("fedray-loss", "head", [loss])] if headline != loss else []),
+        _line("fedray-fair", "fair", ["fairness/accuracy_worst", "fairness/accuracy_p10"]),
+        _line("fedray-clients", "cost", ["round/clients_completed", "round/clients_failed"]),
+        _line("fedray-seconds", "cost", ["time/round_s"]),
+        _line("fedray-uplink", "cost", ["traffic/uplink_mb"]),
+        _parallel("fedray-settings", "compare", ["privacy.target_epsilon", "training.lr"], [headline]),
+    ]
+    return {
+        "compareRunCharts": charts,
+        "compareRunSections": [
+            {"uuid": u, "name": n, "display": u != "compare", "isReordered": False, "deleted": False, "isGenerated": False}
+            for u, n in sections.items()
+        ],
+        "isAccordionReordered": True,
+        "hideEmptyCharts": True,
+        "autoRefreshEnabled": True,
+        "selectedColumns": [
+            f"metrics.`{headline}`",
+            f"metrics.`{EPSILON}`",
+            "params.`privacy.regime`",
+            "params.`privacy.target_epsilon`",
+            "params.`training.lr`",
+            "tags.`privacy/claim`",
+        ],
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+    }
+
+
+def _line(uuid: str, section: str, keys: list[str], against: str = "") -> dict[str, Any]:
+    return {
+        "type": "LINE",
+        "uuid": uuid,
+        "metricSectionId": section,
+        "deleted": False,
+        "isGenerated": False,
+        "runsCountToCompare": 10,
+        "metricKey": keys[0],
+        "selectedMetricKeys": keys,
+        "selectedYAxisMetricKey": "metric",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "xAxisKey": "metric" if against else "step",
+        "selectedXAxisMetricKey": against,
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "lineSmoothness": 0,
+        "useGlobalXaxisKey": False,
+        "useGlobalLineSmoothing": False,
+        "range": {},
+    }
+
+
+def _parallel(uuid: str, section: str, params: list[str], metrics: list[str]) -> dict[str, Any]:
+    return {
+        "type": "PARALLEL",
+        "uuid": uuid,
+        "metricSectionId": section,
+        "deleted": False,
+        "isGenerated": False,
+        "runsCountToCompare": 100,
+        "selectedParams": params,
+        "selectedMetrics": metrics,
+    }

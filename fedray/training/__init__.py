@@ -1,0 +1,1 @@
+"""Local engines, losses, schedules, evaluation."""

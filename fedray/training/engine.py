@@ -1,0 +1,109 @@
+"""What a local engine is given and gives back, and which engine a run uses.
+
+An engine trains ``model`` in place on one client's records: ``engine(model, x, y, job) -> LocalResult``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedray.config import Training
+from fedray.errors import Stopped
+
+#: Per-record losses: (outputs [n, ...], targets [n]) -> [n]. Never reduced over records, so that
+#: no engine can couple one record's gradient to another's.
+LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+class NoiseSource(Protocol):
+    """Draws for privacy: :class:`fedray.privacy.csprng.Csprng`, or the insecure seeded one of tests."""
+
+    def uniform(self, n: int) -> npt.NDArray[np.float64]:
+        """``n`` values in [0, 1), float64."""
+        ...
+
+    def normal(self, n: int) -> npt.NDArray[np.float64]:
+        """``n`` standard normal values, float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class DpStep:
+    """The public constants of record-level DP-SGD: noise multiplier z and clip norm C."""
+
+    noise_multiplier: float
+    clip: float
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """One client's work in one round.
+
+    Attributes:
+        training: the training section (group overrides applied); ``lr`` is taken from ``lr`` here.
+        lr: learning rate of this round, after the schedule.
+        loss: per-record loss.
+        draws: keyed generator for batches where no privacy is claimed.
+        noise: source of DP noise and DP sampling coins; DP engines only.
+        dp: DP constants; None in engines without privacy.
+        adjust: called after the gradients of a step are final (under DP: after the noise) and before
+            the optimiser moves the model; may change ``p.grad``. For FedProx, SCAFFOLD and the like.
+        should_stop: polled between steps; when true the engine raises :class:`Stopped`.
+    """
+
+    training: Training
+    lr: float
+    loss: LossFn
+    draws: np.random.Generator
+    noise: NoiseSource | None = None
+    dp: DpStep | None = None
+    adjust: Callable[[nn.Module], None] | None = None
+    should_stop: Callable[[], bool] = _never
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What an engine did.
+
+    Attributes:
+        steps: optimiser steps taken.
+        examples: records processed, counted with repetition.
+        loss: mean loss over those records as seen during training; None under DP (it is private).
+        history: DP engines: Opacus's accountant history [(noise_multiplier, sample_rate, steps), ...].
+    """
+
+    steps: int
+    examples: int
+    loss: float | None
+    history: list[tuple[float, float, int]] | None = None
+
+
+Engine = Callable[[nn.Module, Tensor, Tensor, LocalJob], LocalResult]
+
+
+def make_optimizer(model: nn.Module, training: Training, lr: float) -> torch.optim.Optimizer:
+    """The local optimiser over the model's trainable parameters, made new each round."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=lr, momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay
+        )
+    adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+    return adam(parameters, lr=lr, betas=(training.betas[0], training.betas[1]), weight_decay=training.weight_decay)
+
+
+def check_stop(job: LocalJob) -> None:
+    """Raise :class:`Stopped` when the job was asked to end."""
+    if job.should_stop():
+        raise Stopped("training was stopped before it ended.")

@@ -1,0 +1,129 @@
+"""Metrics over a whole evaluation set: (outputs [n, ...], targets [n]), on the CPU, to one number.
+
+Classes are read off the outputs as the largest of [n, classes], or the sign of one logit ([n] or [n, 1]).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedray.errors import ConfigError
+from fedray.training.engine import LossFn
+
+#: (outputs [n, ...], targets [n]) -> float. ``mean_loss`` alone is given the run's loss as well.
+MetricFn = Callable[..., float]
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Part of the records whose class is right."""
+    return int((predicted(outputs) == _labels("accuracy", targets)).sum()) / len(targets)
+
+
+def mean_loss(outputs: Tensor, targets: Tensor, loss: LossFn) -> float:
+    """Mean of the run's loss over the records."""
+    return float(loss(outputs, targets).double().mean())
+
+
+def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Mean over the classes of the part of their records that are right.
+
+    Classes without records do not count.
+    """
+    hits, _, actual = _counts("balanced_accuracy", outputs, targets)
+    present = actual > 0
+    return float((hits[present] / actual[present]).mean())
+
+
+def f1(outputs: Tensor, targets: Tensor) -> float:
+    """Macro F1: mean over the classes of the harmonic mean of precision and recall.
+
+    Classes that are neither in the targets nor predicted do not count.
+    """
+    hits, claimed, actual = _counts("f1", outputs, targets)
+    present = (claimed + actual) > 0
+    return float((2 * hits[present] / (claimed + actual)[present]).mean())
+
+
+def auc(outputs: Tensor, targets: Tensor) -> float:
+    """Area under the ROC curve of two classes; NaN where only one is present.
+
+    The score is the one logit, or the second of two outputs less the first. Equal scores count one half.
+
+    Source: Hanley and McNeil 1982, The Meaning and Use of the Area under a ROC Curve.
+
+    Raises:
+        ConfigError: outputs for more than two classes.
+    """
+    positive = _labels("auc", targets) == 1
+    if outputs.ndim == 2 and outputs.shape[1] == 2:
+        score = outputs[:, 1].double() - outputs[:, 0].double()
+    elif outputs.ndim == 1 or outputs.shape[1:] == (1,):
+        score = outputs.reshape(-1).double()
+    else:
+        raise ConfigError(f"evaluation.metrics: auc is for two classes, but the model gives outputs of shape {tuple(outputs.shape[1:])}.")
+    ones = int(positive.sum())
+    zeros = len(targets) - ones
+    if not ones or not zeros:
+        return math.nan
+    _, place, count = torch.unique(score, return_inverse=True, return_counts=True)
+    rank = (count.cumsum(0).double() - (count - 1) / 2)[place]
+    return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def mae(outputs: Tensor, targets: Tensor) -> float:
+    """Mean absolute error of a regression."""
+    return float(_errors("mae", outputs, targets).abs().mean())
+
+
+def rmse(outputs: Tensor, targets: Tensor) -> float:
+    """Root of the mean squared error of a regression, in units of the target."""
+    return math.sqrt(float(_errors("rmse", outputs, targets).square().mean()))
+
+
+def r2(outputs: Tensor, targets: Tensor) -> float:
+    """Part of the targets' variance that a regression explains; NaN where they are all equal."""
+    spread = float((targets.double() - targets.double().mean()).square().sum())
+    return 1 - float(_errors("r2", outputs, targets).square().sum()) / spread if spread else math.nan
+
+
+METRICS: dict[str, MetricFn] = {
+    "accuracy": accuracy,
+    "loss": mean_loss,
+    "balanced_accuracy": balanced_accuracy,
+    "f1": f1,
+    "auc": auc,
+    "mae": mae,
+    "rmse": rmse,
+    "r2": r2,
+}
+
+
+def predicted(outputs: Tensor) -> Tensor:
+    """Class of every record, int64 [n], of outputs [n, classes], or [n] or [n, 1] (one logit)."""
+    if outputs.ndim == 1 or outputs.shape[1:] == (1,):
+        return (outputs.reshape(-1) > 0).long()
+    return outputs.argmax(1)
+
+
+def _labels(metric: str, targets: Tensor) -> Tensor:
+    if targets.is_floating_point():
+        raise ConfigError(f"evaluation.metrics: {metric} is for classes, but the data has real-valued targets; use rmse, mae or loss.")
+    return targets
+
+
+def _counts(metric: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each class: records that are right, records predicted as it, records that are it; float64."""
+    actual, claimed = _labels(metric, targets), predicted(outputs)
+    classes = int(torch.maximum(actual.max(), claimed.max())) + 1
+    hits = torch.bincount(actual[actual == claimed], minlength=classes)
+    return hits.double(), torch.bincount(claimed, minlength=classes).double(), torch.bincount(actual, minlength=classes).double()
+
+
+def _errors(metric: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.numel() != len(targets):
+        raise ConfigError(f"evaluation.metrics: {metric} is for regressions, but a record's outputs have shape {tuple(outputs.shape[1:])}.")
+    return outputs.reshape(-1).double() - targets.double()

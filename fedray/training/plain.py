@@ -1,0 +1,101 @@
+"""The local engine without privacy: an index loop over tensors.
+
+No DataLoader: a batch is one ``index_select``. That also copies it to aligned memory, so a client's
+result does not depend on where in shared memory its records lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedray.config import Training
+from fedray.training.engine import LocalJob, LocalResult, check_stop, make_optimizer
+
+
+def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+    """SGD, Adam or AdamW without privacy.
+
+    With ``batch_size``: shuffled passes, a new permutation each, the last short batch kept; a step's
+    gradient is the mean over its records. With ``sampling_rate``: each record joins a step by a coin of its
+    own; the gradient is the sum over those that did, over ``expected_batch``, and a step that nobody
+    joined has gradient zero. This is DP-SGD's twin without clip and noise.
+
+    A step of more than ``physical_batch`` records accumulates its gradient over parts of that many.
+    All draws come from ``job.draws``; dropout from torch's generator, which the caller seeds.
+
+    Args:
+        model: trained in place, on the device of ``x``.
+        x: records [n, ...].
+        y: targets [n].
+        job: what to do; ``dp`` and ``noise`` are not used.
+
+    Raises:
+        Stopped: ``job.should_stop`` said so between two steps.
+    """
+    training = job.training
+    if not model.training:  # a walk over all modules, so only where needed
+        model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    move = _mover(model, parameters, training, job.lr, x.device)
+    poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
+    seen: float | Tensor = 0.0
+    steps = examples = 0
+    for batch in _batches(len(x), training, job.draws, x.device):
+        check_stop(job)
+        for p in parameters:
+            p.grad = None
+        size = len(batch)
+        for part in (batch,) if 0 < size <= physical else torch.split(batch, physical) if size else ():
+            losses = job.loss(model(x.index_select(0, part)), y.index_select(0, part))
+            # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
+            torch.autograd.backward(losses, torch.full_like(losses, 1.0 / (training.expected_batch or size)))
+            total = losses.detach().sum()
+            seen = seen + (total.item() if on_cpu else total.double())  # on a GPU no wait for the step's end
+        if poisson:
+            for p in parameters:  # momentum and decay act alike in every step, empty or not
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+        if job.adjust is not None:
+            job.adjust(model)
+        move()
+        steps += 1
+        examples += size
+    return LocalResult(steps, examples, float(seen) / examples if examples else None)
+
+
+def _batches(n: int, training: Training, draws: np.random.Generator, device: torch.device) -> Iterator[Tensor]:
+    """Record indices of each step, int64."""
+    if training.sampling_rate is not None:
+        for _ in range(training.steps or 0):
+            yield torch.from_numpy(np.flatnonzero(draws.random(n) < training.sampling_rate)).to(device)
+        return
+    size = training.batch_size or n
+    left = training.steps if training.epochs is None else training.epochs * -(-n // size)
+    while n and left:
+        order = torch.from_numpy(draws.permutation(n)).to(device)
+        batches = torch.split(order, size)[:left]
+        yield from batches
+        left -= len(batches)
+
+
+def _mover(model: nn.Module, parameters: list[nn.Parameter], training: Training, lr: float, device: torch.device) -> Callable[[], None]:
+    """The optimiser's step. Making and calling ``torch.optim.SGD`` costs half as much as a small client's whole
+    work, so plain SGD on the CPU moves the weights itself, to the same bits.
+    """
+    if training.optimizer != "sgd" or training.momentum or training.weight_decay or device.type != "cpu":
+        return make_optimizer(model, training, lr).step
+
+    def move() -> None:
+        with torch.no_grad():
+            for p in parameters:
+                if p.grad is not None:
+                    p.add_(p.grad, alpha=-lr)
+
+    return move
+
+
+ENGINES = {"plain": plain}

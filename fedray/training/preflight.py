@@ -1,0 +1,210 @@
+"""The sensitivity test that every record-level DP run passes before it touches a private record.
+
+It runs the run's own model, loss and engine on synthetic records, with every record drawn and no noise,
+and measures how far one record can move the sum of a step. Whatever couples records (batch
+normalisation, class-weighted means, batch statistics in a loss) moves it by more than the clip norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedray.config import Training
+from fedray.errors import ClaimVoid, ConfigError, FedrayError, PrivacyRefusal
+from fedray.rng import generator
+from fedray.training.engine import DpStep, Engine, LocalJob, LossFn
+
+RECORDS = 20
+CODE = "privacy.preflight.sensitivity"
+TOLERANCE = 1e-5
+
+_HUGE = 1e4
+_COUPLING = 1e-3
+
+
+class _Silence:
+    """Every record's coin falls heads, and the noise is zero. For synthetic records only."""
+
+    def uniform(self, n: int) -> npt.NDArray[np.float64]:
+        return np.zeros(n)
+
+    def normal(self, n: int) -> npt.NDArray[np.float64]:
+        return np.zeros(n)
+
+
+@dataclass
+class _Probe:
+    """Runs one noiseless step on some of the synthetic records and gives the clipped sum, flat float64."""
+
+    engine: Engine
+    make_model: Callable[[], nn.Module]
+    loss: LossFn
+    training: Training
+    x: Tensor
+    y: Tensor
+    model: nn.Module = field(init=False)
+    state: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model = self.make_model()
+        self.model.to(self.x.device)
+        _without_dropout(self.model)
+        self.state = {k: v.clone() for k, v in self.model.state_dict().items()}
+
+    def sum(self, keep: Tensor, clip: float, seed: int = 0) -> Tensor:
+        taken: list[Tensor] = []
+
+        def take(model: nn.Module) -> None:
+            taken.append(torch.cat([p.grad.detach().flatten().double() for p in model.parameters() if p.grad is not None]))
+
+        job = LocalJob(
+            training=self.training,
+            lr=1.0,
+            loss=self.loss,
+            draws=generator(0, "preflight"),
+            noise=_Silence(),
+            dp=DpStep(0.0, clip),
+            adjust=take,
+        )
+        self.model.load_state_dict(self.state)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            result = self.engine(self.model, self.x[keep], self.y[keep], job)
+        if len(taken) != 1 or result.history != [(0.0, 1.0, 1)]:
+            raise ClaimVoid(
+                f"training.engine: took {len(taken)} steps and accounted for {result.history} where one noised step was asked for."
+            )
+        return taken[0]
+
+
+def sensitivity_check(
+    engine: Engine,
+    make_model: Callable[[], nn.Module],
+    loss: LossFn,
+    shape: tuple[int, ...],
+    outputs: int,
+    training: Training,
+    clip: float,
+    classes: int | None = None,
+    *,
+    vocabulary: int | None = None,
+    device: torch.device | str = "cpu",
+) -> float:
+    """How far one record moves the clipped sum of a step, over the clip norm.
+
+    Twenty records are drawn at random, one of them scaled by 10,000 and one NaN. With every record in the
+    batch and no noise, S(D) - S(D without x) must have norm at most the clip norm for every x, at the
+    run's clip norm and at a hundredth of it (where everything is clipped), and the sum of many records must be the sum of each alone,
+    also where nothing is clipped.
+
+    Args:
+        engine: the run's engine.
+        make_model: the run's model.
+        loss: per-record loss.
+        shape: of one record.
+        outputs: of the model, for each record.
+        training: the run's training section.
+        clip: the run's clip norm.
+        classes: number of classes of the targets; None: ``outputs`` where that is above 1, else real-valued.
+        vocabulary: records are token numbers below this (then none is huge or NaN).
+        device: where to run.
+
+    Returns:
+        The largest ratio measured; at most 1 + 1e-5.
+
+    Raises:
+        PrivacyRefusal: one record can move the sum by more, with the measured ratio.
+        ClaimVoid: the engine did not do exactly the one step that was asked for.
+        ConfigError: model or loss cannot be run on such records.
+    """
+    one_step = training.model_copy(
+        update={
+            "sampling_rate": 1.0,
+            "steps": 1,
+            "expected_batch": 1.0,
+            "batch_size": None,
+            "epochs": None,
+            "optimizer": "sgd",
+            "momentum": 0.0,
+            "nesterov": False,
+            "weight_decay": 0.0,
+        }
+    )
+    x, y = _records(shape, outputs, classes, vocabulary)
+    probe = _Probe(engine, make_model, loss, one_step, x.to(device), y.to(device))
+    everyone = torch.arange(RECORDS, device=device)
+    try:
+        whole = probe.sum(everyone, clip)
+        _check_repeatable(probe, whole, everyone, clip)
+        worst = max(_sensitivity(probe, everyone, whole, clip), _sensitivity(probe, everyone, None, clip / 100))
+        coupling = max(_coupling(probe, everyone, clip), _coupling(probe, everyone, clip * 1e6))
+    except FedrayError:
+        raise
+    except Exception as error:
+        kind = "tokens" if vocabulary is not None else "numbers"
+        raise ConfigError(
+            f"model, training.loss: cannot be run on random records of shape {shape} ({kind}): {type(error).__name__}: {error}"
+        ) from error
+    if worst > 1.0 + TOLERANCE or coupling > _COUPLING:
+        raise PrivacyRefusal(
+            f"model, training.loss: leaving out one record moves a step's sum by {max(worst, coupling):.3g} times the clip norm, where 1 is the most "
+            "that noise is laid out for; something couples records (batch normalisation, a weighted mean or batch statistics in the loss), "
+            "so make every record's loss a function of that record alone.",
+            CODE,
+        )
+    return worst
+
+
+def _sensitivity(probe: _Probe, everyone: Tensor, whole: Tensor | None, clip: float) -> float:
+    whole = probe.sum(everyone, clip) if whole is None else whole
+    return max(_norm(whole - probe.sum(everyone[everyone != i], clip)) / clip for i in range(RECORDS))
+
+
+def _coupling(probe: _Probe, everyone: Tensor, clip: float) -> float:
+    """How much the sum over all records differs from the sum of each alone, relative to the larger of them and the clip norm."""
+    whole = probe.sum(everyone, clip)
+    alone = torch.stack([probe.sum(everyone[i : i + 1], clip) for i in range(RECORDS)])
+    return _norm(whole - alone.sum(0)) / max(float(alone.norm(dim=1).max()), 1e-30)
+
+
+def _check_repeatable(probe: _Probe, whole: Tensor, everyone: Tensor, clip: float) -> None:
+    if _norm(whole - probe.sum(everyone, clip, seed=1)) > _COUPLING * max(_norm(whole), clip):
+        raise PrivacyRefusal(
+            "model: draws random numbers in training other than by nn.Dropout, so its sensitivity cannot be measured; use nn.Dropout modules.",
+            "privacy.preflight.random",
+        )
+
+
+def _norm(vector: Tensor) -> float:
+    value = float(vector.norm())
+    return value if np.isfinite(value) else float("inf")
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Dropout is independent for each record and so needs no test, but would hide what does."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0  # recurrent and attention layers keep their rate as a number
+
+
+def _records(shape: tuple[int, ...], outputs: int, classes: int | None, vocabulary: int | None) -> tuple[Tensor, Tensor]:
+    draws = generator(0, "preflight")
+    if vocabulary is not None:
+        x = torch.from_numpy(draws.integers(0, vocabulary, (RECORDS, *shape)))
+    else:
+        values = draws.standard_normal((RECORDS, *shape)).astype(np.float32)
+        values[RECORDS // 2] *= _HUGE
+        values[-1].reshape(-1)[:1] = np.nan
+        x = torch.from_numpy(values)
+    kinds = classes if classes is not None else outputs if outputs > 1 else None
+    if kinds is not None:
+        return x, torch.from_numpy(draws.integers(0, kinds, RECORDS))
+    return x, torch.from_numpy(draws.standard_normal(RECORDS).astype(np.float32))

@@ -1,0 +1,106 @@
+"""Learning rates over rounds.
+
+A schedule maps (round, rounds, **arguments) to a factor on ``training.lr``. ``round`` counts from 0, ``rounds``
+is the number planned. It sees nothing else, so under DP it releases nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fedray import components, config
+from fedray.errors import ConfigError
+
+
+def constant(round: int, rounds: int) -> float:
+    """The same learning rate in every round."""
+    return 1.0
+
+
+def step(round: int, rounds: int, every: int, factor: float = 0.1) -> float:
+    """Times ``factor`` after each ``every`` rounds."""
+    _at_least("every", every, 1)
+    _positive("factor", factor)
+    return factor ** (round // every)
+
+
+def exponential(round: int, rounds: int, factor: float) -> float:
+    """Times ``factor`` after each round."""
+    _positive("factor", factor)
+    return factor**round
+
+
+def cosine(round: int, rounds: int, floor: float = 0.0, warmup: int = 0) -> float:
+    """Half a cosine from 1 down towards ``floor``, after ``warmup`` rounds of linear rise.
+
+    Source: Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts, equation 5.
+    """
+    _at_least("warmup", warmup, 0)
+    if not 0.0 <= floor <= 1.0:
+        raise ConfigError(f"training.schedule.floor: {floor} is not in [0, 1].")
+    if round < warmup:
+        return (round + 1) / (warmup + 1)
+    done = min(1.0, (round - warmup) / max(1, rounds - warmup))
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def linear(round: int, rounds: int, floor: float = 0.0, warmup: int = 0) -> float:
+    """A straight line from 1 down towards ``floor``, after ``warmup`` rounds of linear rise."""
+    _at_least("warmup", warmup, 0)
+    if not 0.0 <= floor <= 1.0:
+        raise ConfigError(f"training.schedule.floor: {floor} is not in [0, 1].")
+    if round < warmup:
+        return (round + 1) / (warmup + 1)
+    return 1.0 - (1.0 - floor) * min(1.0, (round - warmup) / max(1, rounds - warmup))
+
+
+def linear_warmup(round: int, rounds: int, warmup: int) -> float:
+    """Linear rise over ``warmup`` rounds, then constant.
+
+    Source: Goyal et al. 2017, Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour, section 2.2.
+    """
+    _at_least("warmup", warmup, 0)
+    return min(1.0, (round + 1) / (warmup + 1))
+
+
+SCHEDULES = {
+    "constant": constant,
+    "step": step,
+    "exponential": exponential,
+    "cosine": cosine,
+    "linear": linear,
+    "linear_warmup": linear_warmup,
+}
+
+
+def learning_rate(training: config.Training, round: int, rounds: int) -> float:
+    """The learning rate of a round; call it once a round, not once a client.
+
+    Args:
+        training: its ``lr`` and ``schedule``.
+        round: from 0.
+        rounds: planned number of rounds.
+
+    Raises:
+        ConfigError: unknown schedule, wrong arguments, or a factor that is negative or not finite.
+    """
+    schedule = components.find(components.SCHEDULES, training.schedule.kind)
+    if not callable(schedule):
+        raise ConfigError(
+            f"training.schedule.kind: '{training.schedule.kind}' is a {type(schedule).__name__}; name a function of (round, rounds)."
+        )
+    arguments = components.check_arguments(schedule, training.schedule.arguments, "training.schedule", own=("round", "rounds"))
+    factor = float(schedule(round, rounds, **arguments))
+    if not (math.isfinite(factor) and factor >= 0.0):
+        raise ConfigError(f"training.schedule: {training.schedule.kind} gives a factor of {factor} in round {round}; it must be 0 or more.")
+    return training.lr * factor
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"training.schedule.{name}: {value} is below {least}.")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0.0):
+        raise ConfigError(f"training.schedule.{name}: {value} is not above 0.")

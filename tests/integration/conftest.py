@@ -1,0 +1,29 @@
+"""A Ray cluster for the integration tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local Ray with six logical CPUs, shared by all integration tests."""
+    import logging
+
+    import ray
+
+    from fedray.experiment.cluster import NAMESPACE
+
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        namespace=NAMESPACE,
+        object_store_memory=300 * 2**20,
+    )
+    yield
+    ray.shutdown()

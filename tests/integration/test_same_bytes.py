@@ -1,0 +1,119 @@
+"""Same seed, same bytes: however many actors, wherever, in whatever order, after whatever died.
+
+Noise is seeded here (``privacy.insecure_seed``), which only tests may ask for.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from paths import ROOT
+from processes import kill
+
+import fedray
+from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.pool import Pool, RoundLog
+from fedray.configfile import load_config
+from fedray.errors import FedrayError
+from fedray.experiment.preparation import prepare
+from fedray.runfiles import RunFiles
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+SMALL = [
+    "rounds=5",
+    "data.partition={kind: iid, clients: 4}",
+    "privacy={regime: record, noise_multiplier: 1.0, delta: 1e-4, clip: 1.0, insecure_seed: 11}",
+    "training.steps=40",
+    "tracking.enabled=false",
+    "cohort={kind: all, retries: 3}",
+]
+
+
+def train(output: Path, *overrides: str, at_round: int | None = None, then: Any = None, resume: bool = False) -> fedray.Result:
+    def listen(kind: str, value: Any) -> None:
+        if kind == "row" and value["round"] == at_round:
+            then()
+
+    return fedray.run(DIGITS, overrides=[*SMALL, *overrides], output=str(output), callbacks=[listen], resume=resume)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    result = train(tmp_path_factory.mktemp("reference") / "run", "clients.actors=1")
+    assert result.status == "completed"
+    return str(result.summary["model_sha256"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["clients.actors=2"],
+        ["clients.actors=3"],
+        ["clients.placement=dedicated", "privacy.ledger=LEDGER"],
+    ],
+    ids=["two", "three", "dedicated"],
+)
+def test_with_other_placements(overrides: list[str], reference: str, tmp_path: Path) -> None:
+    overrides = [o.replace("LEDGER", str(tmp_path / "books")) for o in overrides]
+    assert train(tmp_path / "run", *overrides).summary["model_sha256"] == reference
+
+
+def test_after_an_actor_was_killed_in_mid_round(reference: str, tmp_path: Path) -> None:
+    result = train(tmp_path / "run", "clients.actors=2", at_round=2, then=lambda: kill("ClientHost.train"))
+    assert result.summary["faults"]["actor_deaths"] == 1
+    assert result.summary["faults"]["retries"] >= 1
+    assert result.summary["model_sha256"] == reference
+
+
+def test_after_the_driver_was_killed_and_the_run_resumed(reference: str, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(FedrayError, match="the driver died"):
+        train(output, "clients.actors=2", at_round=2, then=lambda: kill("Experiment"))
+    done = len(RunFiles(output).rows())
+    assert 2 <= done < 5
+    result = train(output, "clients.actors=1", resume=True)
+    assert result.summary["model_sha256"] == reference
+    assert [r["round"] for r in RunFiles(output).rows()] == [1, 2, 3, 4, 5]
+    assert all("eval/accuracy" in r["metrics"] for r in RunFiles(output).rows())
+
+
+def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
+    """One round by hand, handed out in many orders: the expected sizes decide who comes first."""
+    from fedray.clients.host import HostSpec
+    from fedray.clients.placement import Place, start_actor
+    from fedray.config import Resources
+
+    config = load_config(DIGITS, [o for o in SMALL if not o.startswith("privacy")] + ["privacy={regime: none}"])
+    prepared = prepare(config)
+    assert prepared.model is not None
+    assert prepared.federation is not None
+    model, federation = prepared.model, ray.put(prepared.federation)
+    group = prepared.groups[0]
+    spec = HostSpec(config, group, None, model.shape, model.outputs, threads=1)
+    places = [Place(f"p{i}", group.name, 0, Resources(cpu=0.5)) for i in range(2)]
+    pool = Pool(places, lambda place: start_actor(place, spec, federation), np.ones(4, np.int64), restarts=0, retries=0, grace=1.0)
+    pool.assign_lanes(dict.fromkeys(range(4), group.name))
+    try:
+        pool.wait_ready(60, everyone=True)
+        weights, totals, shuffle = ray.put(model.weights), set(), random.Random(5)
+        for _ in range(6):
+            sizes = np.arange(1, 5, dtype=np.int64) * 1000
+            shuffle.shuffle(sizes)
+            pool.learn_sizes(sizes)
+            pool._seconds.clear()
+            total, notes = None, RoundLog()
+            for part in pool.train([ClientTask(i, n) for i, n in enumerate(prepared.names)], RoundTask(0, 1e4), weights, notes):
+                total = part.total if total is None else (total.merge(part.total), total)[1]
+            assert total is not None
+            assert total.count == 4
+            totals.add(total.values.tobytes())
+        assert len(totals) == 1
+    finally:
+        pool.shutdown()

@@ -1,0 +1,133 @@
+"""FedAvg, server optimisers, and how the config names them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedray import rng
+from fedray.algorithms.build import make_algorithm, make_server
+from fedray.algorithms.fedavg import FedAvg
+from fedray.algorithms.server import ServerSGD
+from fedray.config import Part, Training
+from fedray.errors import ConfigError
+from fedray.training.engine import LocalJob
+from fedray.training.losses import find_loss
+from fedray.training.plain import plain
+
+
+def test_weights_are_records_or_one_and_the_bound_holds_them_all() -> None:
+    sizes = np.array([3, 0, 40_000_000_000, 7], dtype=np.int64)
+    samples, uniform = FedAvg(), FedAvg("uniform")
+    assert [samples.weight(int(n)) for n in sizes] == [3.0, 0.0, 4e10, 7.0]
+    assert [uniform.weight(int(n)) for n in sizes] == [1.0] * 4
+    for algorithm in (samples, uniform):
+        assert algorithm.max_weight_total(sizes) == sum(algorithm.weight(int(n)) for n in sizes)
+
+
+def test_local_runs_the_engine() -> None:
+    torch.manual_seed(0)
+    one, two = nn.Linear(3, 2), nn.Linear(3, 2)
+    two.load_state_dict(one.state_dict())
+    x, y = torch.randn(8, 3), torch.randint(0, 2, (8,))
+    job = [LocalJob(Training(batch_size=4, epochs=2), 0.1, find_loss("cross_entropy"), rng.generator(0, "b")) for _ in range(2)]
+    assert FedAvg().local(plain, one, x, y, job[0]) == plain(two, x, y, job[1])
+    assert torch.equal(one.weight, two.weight)
+
+
+@pytest.mark.parametrize("settings", [(1.0, 0.0, False), (0.3, 0.0, False), (0.7, 0.9, False), (0.7, 0.9, True)])
+def test_the_server_is_torchs_sgd_on_the_negated_update(settings: tuple[float, float, bool]) -> None:
+    lr, momentum, nesterov = settings
+    draws = np.random.default_rng(0)
+    weights = draws.standard_normal(50).astype(np.float32)
+    parameter = torch.nn.Parameter(torch.from_numpy(weights.copy()))
+    optimizer = torch.optim.SGD([parameter], lr=lr, momentum=momentum, nesterov=nesterov)
+    server = ServerSGD(lr, momentum, nesterov)
+    state = server.init(50)
+    for _ in range(6):
+        delta = draws.standard_normal(50).astype(np.float32)
+        parameter.grad = torch.from_numpy(-delta)
+        optimizer.step()
+        weights, state = server.step(weights, delta, state)
+        np.testing.assert_allclose(weights, parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
+        assert weights.dtype == np.float32
+        assert all(vector.dtype == np.float32 and vector.shape == (50,) for vector in state.values())
+
+
+def test_lr_one_without_momentum_adds_the_mean_update_exactly_and_keeps_no_state() -> None:
+    weights, delta = np.float32([1.5, -2.0]), np.float32([0.1, 0.2])
+    new, state = ServerSGD().step(weights, delta, ServerSGD().init(2))
+    np.testing.assert_array_equal(new, weights + delta)
+    assert state == {}
+
+
+def test_a_server_step_changes_none_of_its_arguments() -> None:
+    server = ServerSGD(0.5, 0.9)
+    weights, delta, state = np.ones(3, np.float32), np.ones(3, np.float32), server.init(3)
+    for array in (weights, delta, state["momentum"]):
+        array.flags.writeable = False
+    first = server.step(weights, delta, state)
+    again = server.step(weights, delta, state)
+    np.testing.assert_array_equal(first[0], again[0])
+    assert state["momentum"].sum() == 0
+
+
+def test_the_config_names_them() -> None:
+    assert make_algorithm(Part(kind="fedavg")) == FedAvg()
+    assert make_algorithm(Part(kind="fedavg", weights="uniform")) == FedAvg("uniform")
+    assert make_server(Part(kind="sgd", lr=1, momentum=0.9, nesterov=True)) == ServerSGD(1.0, 0.9, True)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (Part(kind="fedavgg"), "algorithm.kind.*Did you mean 'fedavg'"),
+        (Part(kind="fedavg", weights="sample"), "algorithm.weights.*'samples' or 'uniform'"),
+        (Part(kind="fedavg", weight="uniform"), "algorithm.weight: unknown.*Did you mean 'weights'"),
+        (Part(kind="python:os.path:sep"), "algorithm.kind.*is a str"),
+        (Part(kind="python:fedray.algorithms.server:ServerSGD"), "lacks one of weight"),
+    ],
+)
+def test_wrong_algorithms_are_refused(part: Part, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_algorithm(part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"lr": 0.0}, "server.lr"),
+        ({"lr": float("nan")}, "server.lr"),
+        ({"momentum": 1.0}, "server.momentum"),
+        ({"nesterov": True}, "server.nesterov"),
+        ({"momentun": 0.9}, "server.momentun.*Did you mean 'momentum'"),
+    ],
+)
+def test_wrong_servers_are_refused(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_server(Part(kind="sgd", **arguments))
+
+
+def test_users_algorithm_and_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_algorithms_for_test.py").write_text(
+        "from fedray.algorithms.fedavg import FedAvg\n"
+        "class Root(FedAvg):\n"
+        "    def weight(self, records): return records ** 0.5\n"
+        "def server(lr: float = 1.0):\n"
+        "    class Plain:\n"
+        "        def init(self, size): return {}\n"
+        "        def step(self, weights, delta, state): return weights + lr * delta, state\n"
+        "    return Plain()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_algorithms_for_test", raising=False)
+    assert make_algorithm(Part(kind="python:my_algorithms_for_test:Root")).weight(9) == 3.0
+    weights, _ = make_server(Part(kind="python:my_algorithms_for_test:server", lr=2)).step(
+        np.zeros(1, np.float32), np.ones(1, np.float32), {}
+    )
+    assert weights[0] == 2.0
