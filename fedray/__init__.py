@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fedray.experiment import Result, run
+    from fedray.experiment import Result as Result
+    from fedray.experiment import run as run
 
 __all__ = ["Result", "__version__", "run"]
 

@@ -109,7 +109,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     path, sign, value = override.partition("=")
     if not sign or not path:
         raise ConfigError(f"'{override}': an override reads key.path=value.")
-    keys, node = path.split("."), raw
+    keys = path.split(".")
+    node: Any = raw
     for i, key in enumerate(keys[:-1]):
         node = _step(node, key, ".".join(keys[: i + 1]))
     parsed = parse_yaml(value, override)

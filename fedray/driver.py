@@ -247,7 +247,8 @@ class Driver:
                     return
                 try:
                     values, seconds = ray.get(entry.evaluation)
-                    entry.row["metrics"] |= {**{f"eval/{k}": v for k, v in values.items()}, "time/evaluate_s": seconds}
+                    found: dict[str, float] = {f"eval/{k}": v for k, v in values.items()}
+                    entry.row["metrics"] |= found | {"time/evaluate_s": seconds}
                 except ray.exceptions.RayError as error:
                     self._note(f"round {entry.row['round']} could not be evaluated: {str(error).splitlines()[-1]}")
             self._open.pop(0)
@@ -281,8 +282,9 @@ class Driver:
         p, every = self._p, self._p.config.checkpoint.every
         if self._round == self._saved or not (force or (every and self._round % every == 0)):
             return
+        kept: dict[str, Any] = {k: p.meta[k] for k in ("identity", "starts") if k in p.meta}
         meta = {
-            **{k: p.meta[k] for k in ("identity", "starts") if k in p.meta},
+            **kept,
             "best": self._best,
             "last_row": self._last,
             "pending": self._open[-1].row if self._open else None,

@@ -31,6 +31,7 @@ class Entry:
 
     @property
     def size(self) -> int:
+        """Number of values."""
         return math.prod(self.shape)
 
 

@@ -109,7 +109,8 @@ class RunFiles:
 
     def load_model(self) -> dict[str, Vector]:
         """The final model's tensors by name."""
-        return load_file(self.model)
+        tensors: dict[str, Vector] = load_file(self.model)
+        return tensors
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""

@@ -200,6 +200,7 @@ class Pool:
             FedrayError: an actor failed outside any client's work.
         """
         queues: dict[str, deque[ClientTask]] = {}
+        suspects: dict[int, int] = {}  # clients in whose turn an actor died, and how often
         for client in sorted(cohort, key=lambda c: (-self._expected(c.index), c.index)):
             queues.setdefault(self._lane_of[client.index], deque()).append(client)
         began, told = time.monotonic(), None
@@ -213,7 +214,7 @@ class Pool:
                 self._late([c for q in queues.values() for c in q], notes, "the deadline passed before its turn")
                 queues.clear()
                 self._tell_stop(task.round)
-            self._hand_out(queues, task, weights)
+            self._hand_out(queues, suspects, task, weights)
             self._strand(queues, notes)
             busy = [s for s in self.slots if s.doing in ("training", "handing over")]
             if not busy and not any(queues.values()):
@@ -226,12 +227,14 @@ class Pool:
             done, _ = ray.wait(list(refs), num_returns=1, timeout=until)
             for ref in done:
                 slot = refs[ref]
-                lost = [*slot.given, *(ClientTask(r.index, r.name, r.attempt) for r in slot.held.values())]
+                given, held = slot.given, [ClientTask(r.index, r.name, r.attempt) for r in slot.held.values()]
                 part = self._settle(slot, task, notes)
                 if part is not None:
                     yield part
-                elif slot.info is None and slot.doing != "owing":  # it died
-                    self._take_back(lost, queues, notes, authorize, late=told is not None)
+                elif slot.info is None:  # it died
+                    for client in given:
+                        suspects[client.index] = suspects.get(client.index, 0) + 1
+                    self._take_back([*given, *held], queues, suspects, notes, authorize, late=told is not None)
 
     def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:
         """Evaluate at the clients; clients whose actor is away are left out."""
@@ -254,14 +257,16 @@ class Pool:
                 log.warning("an actor died while evaluating: %s", _first_line(error))
         return sorted(rows, key=lambda r: r.name)
 
-    def _hand_out(self, queues: dict[str, deque[ClientTask]], task: RoundTask, weights: Any) -> None:
+    def _hand_out(self, queues: dict[str, deque[ClientTask]], suspects: dict[int, int], task: RoundTask, weights: Any) -> None:
         for slot in self.slots:
             if not slot.idle:
                 continue
             queue = queues.get(slot.place.lane)
-            if queue:
+            # A client that may take its actor down again goes alone, to an actor with nothing to lose.
+            if queue and not (slot.held and queue[0].index in suspects):
                 actors = sum(s.place.lane == slot.place.lane and not s.abandoned for s in self.slots)
-                slot.given = [queue.popleft() for _ in range(max(1, len(queue) // (2 * actors)))]
+                size = 1 if suspects else max(1, len(queue) // (2 * actors))
+                slot.given = [queue.popleft() for _ in range(size)]
                 slot.pending, slot.doing = slot.handle.train.remote(task, weights, slot.given), "training"
             elif slot.held:
                 slot.pending, slot.doing = slot.handle.collect.remote(task), "handing over"
@@ -303,6 +308,7 @@ class Pool:
         self,
         lost: Sequence[ClientTask],
         queues: dict[str, deque[ClientTask]],
+        suspects: dict[int, int],
         notes: RoundLog,
         authorize: Callable[[ClientTask], bool],
         late: bool,
@@ -312,8 +318,8 @@ class Pool:
             return
         for client in lost:
             again = replace(client, attempt=client.attempt + 1)
-            if again.attempt > self._retries:
-                reason = f"its actor died {again.attempt} times in this round (cohort.retries)"
+            if suspects.get(client.index, 0) > self._retries:
+                reason = f"its actor died {suspects[client.index]} times in its turn (cohort.retries)"
                 notes.reports.append(ClientReport(client.index, client.name, "lost", client.attempt, error=reason))
             elif not authorize(again):
                 reason = "its actor died, and its privacy budget does not allow another try"

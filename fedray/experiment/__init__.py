@@ -1,5 +1,5 @@
 """The composition root: config in, wired objects out, run, result."""
 
-from fedray.experiment.run import Result, run
+from fedray.experiment.launch import Result, run
 
 __all__ = ["Result", "run"]

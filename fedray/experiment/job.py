@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from fedray.experiment.preparation import Prepared
 from fedray.experiment.wiring import Request, Wiring
 from fedray.runfiles import RunFiles
 from fedray.tracking.mlflow_tracker import STATUSES
+from fedray.tracking.terminal import NoteHandler
 
 
 class Experiment:
@@ -41,6 +43,7 @@ class Experiment:
             FedrayError: the run failed; what could be saved is saved and the MLflow run is marked FAILED.
         """
         components.provide(self._request.provided)
+        logging.getLogger("fedray.tracking").addHandler(NoteHandler(self._events.on_note))
         began = time.monotonic()
         wiring = Wiring(self._prepared, self._data, self._request, self._files, self._events, self._stop)
         try:

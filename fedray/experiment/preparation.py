@@ -99,9 +99,9 @@ def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...]
     private = config.privacy.regime == "record"
     if private:
         rules.check_model(model)
-    engine = [choose_engine(g.training.engine, private, model)[0] for g in groups][0]
+    engines = [choose_engine(g.training.engine, private, model)[0] for g in groups]
     layout = Layout.of(model)
-    return Model(layout, get_vector(model, layout), outputs, shape, engine)
+    return Model(layout, get_vector(model, layout), outputs, shape, engines[0])
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: list[str], sizes: npt.NDArray[np.int64]) -> None:

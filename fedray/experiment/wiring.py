@@ -266,7 +266,8 @@ class Wiring:
         if classes and all(i.class_counts is not None for i in ordered):
             counts = np.zeros((len(ordered), max(classes)), dtype=np.int64)
             for row, info in zip(counts, ordered, strict=True):
-                row[: len(info.class_counts or [])] = info.class_counts
+                known = info.class_counts or []
+                row[: len(known)] = np.array(known, dtype=np.int64)
         p.partition = partition_report(p.names, p.sizes, counts) | {"source": self.config.data.source}
         assert self.pool is not None
         self.pool.learn_sizes(p.sizes)
@@ -303,7 +304,9 @@ class Wiring:
             "model": self.config.model.kind,
             "parameters": model.layout.size,
             "engine": model.engine,
+            "metric": f"eval/{self.config.evaluation.metrics[0]}",
             "regime": self.config.privacy.regime,
+            "unit": None if plan is None else "record",
             "budget": None if plan is None else plan.budget,
             "delta": None if plan is None else plan.delta,
             "noise_multiplier": None if plan is None else plan.noise_multiplier,

@@ -216,10 +216,12 @@ def calibrate(
         total[event_of(z)] += count
         return _epsilon(flatten(total), delta, by, grid, "zero_out")
 
-    if cost(_LEAST, "rdp", interval) <= goal:
+    if cost(_LEAST, "rdp", interval) <= goal and cost(_LEAST, "pld", interval) <= goal:
         return _LEAST
-    found = _root(lambda z: cost(z, "rdp", interval), goal, 1.0, 0.05)
-    found = _root(lambda z: cost(z, "pld", max(interval, _COARSE_INTERVAL)), goal, found, 0.01)
+    found = 1.0
+    if not spent:  # the looser figures bring the search near, but may exceed the target by what was spent alone
+        found = _root(lambda z: cost(z, "rdp", interval), goal, found, 0.05)
+        found = _root(lambda z: cost(z, "pld", max(interval, _COARSE_INTERVAL)), goal, found, 0.01)
     found = _round_up(_root(lambda z: cost(z, "pld", interval), goal, found, 1e-6))
     while cost(found, "pld", interval) > goal:
         found = _round_up(found * (1.0 + 10.0 ** (1 - _DIGITS)))

@@ -30,6 +30,7 @@ from fedray.tracking.ui import dress_experiment, ui_links
 _ROWS_A_BATCH, _METRICS_A_BATCH, _PARAMS_A_BATCH = 50, 1000, 100
 _LONGEST_PARAM = 6000
 _FIRST_DELAY, _LONGEST_DELAY, _CLOSING_DELAY = 0.5, 30.0, 2.0
+_TICK = 0.1
 #: How an MLflow run ends, by the ``status`` of summary.json.
 STATUSES = {"completed": "FINISHED", "budget_reached": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
@@ -42,6 +43,7 @@ class Tracker:
         self._lock = lock
         self._queue: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._closing, self._abandoned, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._failing = False
         self._last: tuple[str, ModelBuilder | None, dict[str, str]] = ("FAILED", None, {})
         self._thread = threading.Thread(target=self._ship, name="fedray-tracking", daemon=True)
 
@@ -131,7 +133,8 @@ class Tracker:
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            timeout: seconds to wait at most.
+            timeout: seconds to wait for a server that is away. While it answers, whatever is left is sent, in
+                at most ten times as long.
             model: builds the final model; see :data:`fedray.tracking.registry.ModelBuilder`. Used where the run FINISHED.
             tags: set at the end, e.g. ``fedray.stop_reason``.
 
@@ -142,7 +145,9 @@ class Tracker:
             self._last = (status, model, {k: masked(str(v)) for k, v in (tags or {}).items()})
             self._closing.set()
             self._queue.put(None)
-            self._done.wait(timeout)
+            limit, patience_left = time.monotonic() + 10 * timeout, timeout
+            while not self._done.wait(_TICK) and self._thread.is_alive() and patience_left > 0 and time.monotonic() < limit:
+                patience_left -= _TICK if self._failing else 0.0
             self._abandoned.set()
             self._thread.join(0.5)
         return self._done.is_set()
@@ -179,6 +184,7 @@ class Tracker:
             try:
                 action()
             except Exception as error:
+                self._failing = True
                 if not told:
                     log.warning("MLflow at %s cannot be reached (%s); training goes on, nothing is lost.", self.uri, reason(error))
                     told = True
@@ -186,6 +192,7 @@ class Tracker:
                 waiter.wait(min(delay, _CLOSING_DELAY) if self._closing.is_set() else delay)
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:
+                self._failing = False
                 if told:
                     log.warning("MLflow at %s is back and up to date.", self.uri)
                 return True

@@ -6,6 +6,7 @@ example of zeros: no record of any client goes into it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -150,6 +151,7 @@ def _register(client: Any, state: State, saved: SavedModel) -> str:
         served = state.tracking_uri.startswith(("http://", "https://"))
         source = f"models:/{model_id}" if served else client.get_logged_model(model_id).artifact_location
         made = client.create_model_version(name, source, run_id=state.run_id, tags=tags, model_id=model_id)
+        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": made.version}])})
         client.set_registered_model_alias(name, ALIAS, made.version)
     return str(made.version)
 

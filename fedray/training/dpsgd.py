@@ -107,7 +107,7 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob, wrap: Callable
             check_stop(job)
             drawn = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < q)).to(x.device)
             sums = [torch.zeros_like(p) for p in parameters]
-            for part in drawn.split(training.physical_batch):
+            for part in torch.split(drawn, training.physical_batch):
                 if len(part):
                     for total, value in zip(sums, clipped_sum(wrapper, parameters, x[part], y[part], job.loss, dp.clip), strict=True):
                         total += value
@@ -128,7 +128,7 @@ def _gaussian(noise: NoiseSource, std: float, like: Tensor) -> Tensor:
 
 def _sum_by_hooks(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn, clip: float) -> list[Tensor]:
     _reset(wrapper, parameters)
-    _losses(loss, wrapper(x), y).sum().backward()
+    _losses(loss, wrapper(x), y).sum().backward()  # type: ignore[no-untyped-call]
     samples: list[Tensor | None] = [_per_record(p, "grad_sample", len(x)) for p in parameters]
     factors, bad = _factors([g.flatten(1).norm(dim=1) for g in samples if g is not None], clip)
     any_bad = bool(bad.any())
@@ -153,7 +153,7 @@ def _sum_by_ghost(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y
             losses = _losses(loss, wrapper(x), y)
         except NotImplementedError as error:
             raise ConfigError(f"training.engine: ghost cannot clip this model ({error}); use hooks.") from error
-        losses.sum().backward(retain_graph=True)
+        losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
         norms = [_per_record(p, "_norm_sample", len(x)) for p in parameters]
         factors, bad = _factors([n for n in norms if n is not None], clip)
         if not bad.any():
@@ -170,7 +170,7 @@ def _second_pass(wrapper: Any, parameters: Sequence[nn.Parameter], factors: Tens
         p.grad = None
     wrapper.disable_hooks()
     try:
-        (factors * losses).sum().backward()
+        (factors * losses).sum().backward()  # type: ignore[no-untyped-call]
     finally:
         wrapper.enable_hooks()
     sums = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

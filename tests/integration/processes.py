@@ -12,10 +12,13 @@ import psutil
 
 
 def actors(title: str) -> list[psutil.Process]:
-    """Processes whose Ray title contains ``title``, e.g. ``ClientHost.train`` while that method runs."""
+    """Processes of this process's own Ray whose title contains ``title``, e.g. ``ClientHost.train`` while that method runs."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
         if line.startswith("ray::") and title in line:
             found.append(process)
     return found

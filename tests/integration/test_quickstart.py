@@ -1,0 +1,133 @@
+"""The quickstart as a person runs it: one command, then what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+from fedray.configfile import load_config
+from fedray.privacy.ledger import verify
+from fedray.runfiles import RunFiles
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    folder = tmp_path_factory.mktemp("quickstart")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    command = [sys.executable, "-m", "fedray", "run", str(ROOT / "configs" / "digits.yaml"), "ray.address=local"]
+    done = subprocess.run(command, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()
+    yield folder, done.stdout.decode()
+
+
+def test_it_says_what_came_out_and_where(quickstart: tuple[Path, str]) -> None:
+    folder, out = quickstart
+    for part in ("digits completed", "accuracy", "epsilon", "delta 0.0004", "model.safetensors", "ledger", "MLflow run", "fedray ui"):
+        assert part in out
+    assert out.count("round ") >= 60
+
+
+def test_accuracy_and_epsilon(quickstart: tuple[Path, str]) -> None:
+    folder, _ = quickstart
+    summary = json.loads((folder / "runs" / "digits" / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["rounds"] == 60
+    assert summary["final"]["eval/accuracy"] >= 0.88  # five seeds and the 0.90 line: tests/published
+    assert 7.5 < summary["privacy"]["epsilon"] <= 8.0
+    assert summary["privacy"]["epsilon_rdp"] >= summary["privacy"]["epsilon"]
+    assert summary["privacy"]["claim"] == "valid"
+    assert summary["privacy"]["accountant"] == "pld"
+
+
+def test_the_files_of_a_run(quickstart: tuple[Path, str]) -> None:
+    files = RunFiles(quickstart[0] / "runs" / "digits")
+    assert load_config(files.config).privacy.target_epsilon == 8.0
+    rows = files.rows()
+    assert [r["round"] for r in rows] == list(range(1, 61))
+    groups = {key.split("/")[0] for r in rows for key in r["metrics"]}
+    assert groups == {"eval", "privacy", "round", "time", "traffic", "train"}
+    epsilons = [r["metrics"]["privacy/epsilon"] for r in rows]
+    assert epsilons == sorted(epsilons)
+    # Under DP nothing is written that is computed from private records without noise.
+    assert not any("loss_mean" in key or "fairness" in key for r in rows for key in r["metrics"])
+    partition = json.loads(files.partition.read_text())
+    assert partition["clients"] == 10
+    assert not any("classes" in row for row in partition["rows"])
+    assert files.statement.exists()
+    assert list(files.checkpoints.iterdir())
+
+
+def test_the_ledger_says_the_same_as_the_summary(quickstart: tuple[Path, str]) -> None:
+    files = RunFiles(quickstart[0] / "runs" / "digits")
+    summary = json.loads(files.summary.read_text())
+    recomputed = verify(files.ledger / "records.jsonl").epsilons(4e-4)
+    assert len(recomputed) == 10
+    assert max(recomputed.values()) == pytest.approx(summary["privacy"]["epsilon"], rel=1e-3)
+
+
+def test_the_mlflow_run(quickstart: tuple[Path, str]) -> None:
+    import mlflow
+
+    folder, _ = quickstart
+    summary = json.loads((folder / "runs" / "digits" / "summary.json").read_text())
+    uri = summary["mlflow"]["tracking_uri"]
+    assert uri == f"sqlite:///{folder}/runs/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    run = client.get_run(summary["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.lr"] == "8.0"
+    assert run.data.tags["privacy/claim"] == "valid"
+    assert "privacy.insecure_seed" not in run.data.params
+    history = client.get_metric_history(run.info.run_id, "eval/accuracy")
+    assert [m.step for m in sorted(history, key=lambda m: m.step)] == list(range(1, 61))
+    names = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "partition.json", "privacy_statement.json", "summary.json", "ledger"} <= names
+    version = client.get_model_version_by_alias("digits", "newest")
+    assert float(version.tags["epsilon"]) == pytest.approx(summary["privacy"]["epsilon"], rel=1e-6)
+    assert {"epsilon", "delta", "unit", "ledger_sha256"} <= set(version.tags)
+    mlflow.set_tracking_uri(uri)
+    import numpy as np
+
+    model = mlflow.pyfunc.load_model(f"models:/digits/{version.version}")
+    assert model.metadata.signature is not None
+    assert np.asarray(model.predict(np.zeros((2, 64), dtype=np.float32))).shape == (2, 10)
+
+
+def test_a_second_run_gets_a_directory_of_its_own_and_resume_of_a_finished_run_is_harmless(quickstart: tuple[Path, str]) -> None:
+    folder, _ = quickstart
+    before = json.loads((folder / "runs" / "digits" / "summary.json").read_text())
+    command = [sys.executable, "-m", "fedray", "run", str(ROOT / "configs" / "digits.yaml"), "ray.address=local", "--resume"]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()
+    after = json.loads((folder / "runs" / "digits" / "summary.json").read_text())
+    assert after["model_sha256"] == before["model_sha256"]
+    assert after["mlflow"]["run_id"] == before["mlflow"]["run_id"]
+    assert after["privacy"]["epsilon"] == before["privacy"]["epsilon"]
+    assert after["final"] == before["final"]
+    assert len(RunFiles(folder / "runs" / "digits").rows()) == 60
+
+
+def test_ledger_commands(quickstart: tuple[Path, str]) -> None:
+    folder, _ = quickstart
+    command = [sys.executable, "-m", "fedray", "ledger"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run([*command, "show", "runs/digits", "--json"], cwd=folder, env=environment, capture_output=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr.decode()
+    assert "client-0003" in shown.stdout.decode()
+    assert subprocess.run([*command, "verify", "runs/digits"], cwd=folder, env=environment, capture_output=True, timeout=60).returncode == 0
+    book = folder / "runs" / "digits" / "ledger" / "records.jsonl"
+    text = book.read_text()
+    book.write_text(text.replace('"round":3', '"round":4', 1))
+    try:
+        broken = subprocess.run([*command, "verify", "runs/digits"], cwd=folder, env=environment, capture_output=True, timeout=60)
+        assert broken.returncode == 1
+        assert b"records.jsonl" in broken.stderr
+    finally:
+        book.write_text(text)

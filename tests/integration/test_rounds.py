@@ -1,0 +1,180 @@
+"""What a round does about clients that fail, diverge, are late or die, and how a run stops and resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paths import ROOT
+from processes import wait_until
+
+import fedray
+from fedray.errors import RoundFailed
+from fedray.runfiles import RunFiles
+
+
+def config(**sections: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "rounds",
+        "seed": 1,
+        "rounds": 2,
+        "data": {"source": "python:slowparts:data", "holdout": {"fraction": 0.25}},
+        "model": {"kind": "python:slowparts:model"},
+        "clients": {"actors": 2, "resources": {"cpu": 1.0}},
+        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
+        "tracking": {"enabled": False},
+    }
+    return base | sections
+
+
+def run(output: Path, notes: list[str] | None = None, **sections: Any) -> fedray.Result:
+    def listen(kind: str, value: Any) -> None:
+        if kind == "note" and notes is not None:
+            notes.append(value)
+
+    return fedray.run(config(**sections), output=str(output), callbacks=[listen])
+
+
+@pytest.mark.usefixtures("cluster")
+class TestFaultsOfClients:
+    def test_a_failing_client_is_named_with_its_error_and_the_others_count(self, tmp_path: Path) -> None:
+        notes: list[str] = []
+        result = run(tmp_path / "run", notes, model={"kind": "python:slowparts:model", "fails": 2})
+        assert result.status == "completed"
+        rows = RunFiles(result.output).rows()
+        assert [r["metrics"]["round/clients_completed"] for r in rows] == [3, 3]
+        assert [r["metrics"]["round/clients_failed"] for r in rows] == [1, 1]
+        assert any("client c2" in n and "the sensor is broken" in n for n in notes)
+        assert result.summary["faults"]["client_failures"] == 2
+
+    def test_a_diverging_client_is_rejected_and_named(self, tmp_path: Path) -> None:
+        notes: list[str] = []
+        result = run(tmp_path / "run", notes, model={"kind": "python:slowparts:model", "explodes": 1})
+        assert any("client c1" in n and "rejected" in n and "NaN or infinite" in n for n in notes)
+        assert np.isfinite(result.summary["final"]["eval/loss"])
+        assert RunFiles(result.output).rows()[0]["metrics"]["round/clients_completed"] == 3
+
+    def test_too_few_updates_fail_the_round_and_then_the_run(self, tmp_path: Path) -> None:
+        with pytest.raises(RoundFailed, match=r"3 updates of 4 clients arrived, cohort.min_clients asks for 4; c2 failed"):
+            run(tmp_path / "run", model={"kind": "python:slowparts:model", "fails": 2}, cohort={"kind": "all", "min_clients": 4})
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["status"] == "failed"
+        assert "min_clients" in summary["error"]
+
+    def test_a_late_client_is_left_out_at_the_deadline(self, tmp_path: Path) -> None:
+        notes: list[str] = []
+        result = run(
+            tmp_path / "run",
+            notes,
+            model={"kind": "python:slowparts:model", "slow": 0},
+            training={"lr": 0.1, "batch_size": 10, "epochs": 30},
+            cohort={"kind": "all", "deadline": 2.0, "grace": 5.0},
+        )
+        rows = RunFiles(result.output).rows()
+        assert [r["metrics"]["round/clients_late"] for r in rows] == [1, 1]
+        assert [r["metrics"]["round/clients_completed"] for r in rows] == [3, 3]
+        assert rows[0]["metrics"]["time/round_s"] < 6
+        assert any("client c0" in n and "late" in n for n in notes)
+
+    def test_a_client_that_takes_its_actor_down_is_tried_again(self, tmp_path: Path) -> None:
+        model = {"kind": "python:slowparts:model", "dies": 3, "mark": str(tmp_path / "mark")}
+        result = run(tmp_path / "run", model=model)
+        assert result.summary["faults"]["actor_deaths"] == 1
+        assert [r["metrics"]["round/clients_completed"] for r in RunFiles(result.output).rows()] == [4, 4]
+        calm = run(tmp_path / "calm")
+        assert result.summary["model_sha256"] == calm.summary["model_sha256"]
+
+    def test_a_client_that_always_takes_its_actor_down_is_given_up(self, tmp_path: Path) -> None:
+        notes: list[str] = []
+        model = {"kind": "python:slowparts:model", "dies": 3, "mark": "/nowhere/mark"}
+        result = run(tmp_path / "run", notes, rounds=1, model=model, cohort={"kind": "all", "retries": 1})
+        row = RunFiles(result.output).rows()[0]["metrics"]
+        assert row["round/clients_completed"] == 3
+        assert any("client c3" in n and "its actor died 2 times in its turn" in n for n in notes)
+
+    def test_groups_train_with_their_own_settings(self, tmp_path: Path) -> None:
+        groups = [{"name": "fast", "clients": ["c0", "c1"], "training": {"lr": 0.5}, "rate": 1.0}]
+        clients = {"actors": 2, "resources": {"cpu": 1.0}, "groups": groups}
+        with_groups = run(tmp_path / "a", clients=clients)
+        without = run(tmp_path / "b")
+        assert with_groups.summary["model_sha256"] != without.summary["model_sha256"]
+        assert with_groups.status == "completed"
+
+    def test_federated_evaluation_and_poisson_cohorts(self, tmp_path: Path) -> None:
+        data = {"source": "python:slowparts:data", "holdout": {"fraction": 0.25, "at": "clients"}}
+        result = run(
+            tmp_path / "run",
+            data=data,
+            rounds=4,
+            cohort={"kind": "poisson", "fraction": 0.5, "min_clients": 0},
+            evaluation={"every": 2, "federated": True},
+        )
+        rows = RunFiles(result.output).rows()
+        assert ["fairness/accuracy_worst" in r["metrics"] for r in rows] == [False, True, False, True]
+        final = result.summary["final"]
+        assert final["fairness/accuracy_worst"] <= final["fairness/accuracy_mean"]
+        assert 0 <= final["eval/accuracy"] <= 1
+        assert {r["metrics"]["round/clients_sampled"] for r in rows} != {4}
+
+    def test_python_objects_instead_of_import_paths(self, tmp_path: Path) -> None:
+        from torch import nn
+
+        def data() -> tuple[np.ndarray, np.ndarray]:
+            y = np.arange(80) % 2
+            return np.stack([y + 0.1, 1 - y], axis=1).astype(np.float32), y
+
+        def model(outputs: int) -> nn.Module:
+            return nn.Linear(2, outputs)
+
+        settings = config(
+            data={"source": "python:x:y", "partition": {"kind": "iid", "clients": 4}}, training={"lr": 1.0, "batch_size": 5, "epochs": 2}
+        )
+        seen: list[str] = []
+        result = fedray.run(
+            settings, model=model, data=data, output=str(tmp_path / "run"), callbacks=[lambda kind, value: seen.append(kind)]
+        )
+        assert result.summary["final"]["eval/accuracy"] == 1.0
+        assert seen.count("row") == 2
+        assert isinstance(result.model(), nn.Linear)
+
+
+def test_sigterm_saves_and_resume_continues_in_the_same_bytes(tmp_path: Path) -> None:
+    """A real process: SIGTERM in mid-run ends with a checkpoint and a summary; --resume ends like a run that never stopped."""
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(config(rounds=12, model={"kind": "python:slowparts:model", "slow": 0}, ray={"address": "local", "cpus": 2})))
+    command = [sys.executable, "-m", "fedray", "run", str(file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "integration")])}
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [*command, "--output", str(stopped)], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        wait_until(lambda: len(RunFiles(stopped).rows()) >= 2, 90, "two rounds")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, err.decode()
+    summary = json.loads((stopped / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert 2 <= summary["rounds"] < 12
+    assert b"Traceback" not in err
+    again = subprocess.run(
+        [*command, "--output", str(stopped), "--resume"], env=environment, cwd=tmp_path, capture_output=True, timeout=120
+    )
+    assert again.returncode == 0, again.stderr.decode()
+    straight = subprocess.run(
+        [*command, "--output", str(tmp_path / "straight")], env=environment, cwd=tmp_path, capture_output=True, timeout=120
+    )
+    assert straight.returncode == 0, straight.stderr.decode()
+    both = [json.loads((d / "summary.json").read_text()) for d in (stopped, tmp_path / "straight")]
+    assert both[0]["model_sha256"] == both[1]["model_sha256"]
+    assert [r["round"] for r in RunFiles(stopped).rows()] == list(range(1, 13))
+    assert b"completed" in again.stdout
