@@ -282,9 +282,8 @@ class Driver:
         p, every = self._p, self._p.config.checkpoint.every
         if self._round == self._saved or not (force or (every and self._round % every == 0)):
             return
-        kept: dict[str, Any] = {k: p.meta[k] for k in ("identity", "starts") if k in p.meta}
-        meta = {
-            **kept,
+        meta: dict[str, Any] = {
+            "identity": p.meta.get("identity"),
             "best": self._best,
             "last_row": self._last,
             "pending": self._open[-1].row if self._open else None,

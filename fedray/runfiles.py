@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,16 @@ class RunFiles:
             probe.unlink()
         except OSError as error:
             raise ConfigError(f"--output {self.root}: cannot be written ({error.strerror}); choose another directory.") from None
+
+    def begin(self) -> tuple[str, int]:
+        """Count one more start of this run; returns the run's own id and the number of this start, from 1."""
+        path = self.root / "run.json"
+        known: dict[str, Any] = {"id": f"{self.root.name}-{secrets.token_hex(4)}", "starts": 0}
+        if path.exists():
+            known = json.loads(path.read_text())
+        known["starts"] += 1
+        write_json(path, known)
+        return str(known["id"]), int(known["starts"])
 
     def append_row(self, row: Row) -> None:
         """Add one line to the metrics file; on disk when this returns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -51,20 +52,27 @@ def make_groups(config: Config, names: Sequence[str]) -> list[ClientGroup]:
             if i in taken:
                 raise ConfigError(f"{path}.clients: client '{names[i]}' is already in group '{taken[i]}'.")
             taken[i] = section.name
+        if section.ledger is not None and config.clients.placement == "hosted":
+            raise ConfigError(f"{path}.ledger: hosted clients share the run's ledger; set privacy.ledger, or placement: dedicated.")
         groups.append(
             ClientGroup(
                 section.name,
                 tuple(members),
                 section.resources or config.clients.resources,
                 training_of(config, section.training, f"{path}.training"),
-                section.ledger or config.privacy.ledger,
+                _absolute(section.ledger or config.privacy.ledger),
                 section.rate,
             )
         )
     rest = tuple(i for i in range(len(names)) if i not in taken)
     if rest:
-        groups.append(ClientGroup("default", rest, config.clients.resources, config.training, config.privacy.ledger, 1.0))
+        groups.append(ClientGroup("default", rest, config.clients.resources, config.training, _absolute(config.privacy.ledger), 1.0))
     return groups
+
+
+def _absolute(ledger: str) -> str:
+    """A ledger's directory as every actor must mean it, whatever directory it works in."""
+    return ledger if ledger == "run" or "://" in ledger else str(Path(ledger).absolute())
 
 
 def training_of(config: Config, overrides: dict[str, object], path: str) -> Training:

@@ -34,7 +34,7 @@ from fedray.privacy.csprng import Csprng, InsecureSeeded
 from fedray.privacy.record import Account, Decision, Figures, RecordPlan, check_history
 from fedray.rng import generator, torch_seed
 from fedray.training.choose import choose_engine
-from fedray.training.engine import DpStep, LocalJob
+from fedray.training.engine import DpStep, LocalJob, seed_torch
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import find_loss
 from fedray.training.preflight import sensitivity_check
@@ -151,6 +151,7 @@ class ClientHost:
             self._outputs,
             self._spec.group.training,
             plan.clip,
+            device=self._device,
         )
 
     def ping(self) -> None:
@@ -284,7 +285,7 @@ class ClientHost:
     def _train_client(self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData) -> float | None:
         config, plan, training = self._config, self._spec.plan, self._spec.group.training
         set_vector(self._model, self._layout, weights)
-        torch.manual_seed(torch_seed(config.seed, "torch", task.round, client.index))
+        seed_torch(torch_seed(config.seed, "torch", task.round, client.index), self._device)
         noise = None
         if plan is not None:
             seed = config.privacy.insecure_seed

@@ -129,6 +129,8 @@ class Pool:
             values = ray.get(refs, timeout=timeout)
         except GetTimeoutError:
             raise FedrayError(f"client actors did not answer '{method}' within {timeout:g} s.") from None
+        except RayTaskError as error:
+            raise _cause(error, f"client actors failed in '{method}'") from None
         return {s.place.key: v for s, v in zip(live, values, strict=True)}
 
     def handle_of(self, client: int) -> Any:
@@ -277,9 +279,7 @@ class Pool:
         try:
             value = ray.get(ref)
         except RayTaskError as error:
-            if doing == "starting":
-                raise _cause(error) from None
-            raise FedrayError(f"client actor {slot.place.key} failed while {doing}: {_first_line(error)}") from error
+            raise _cause(error, f"client actor {slot.place.key} failed while {doing}") from error
         except RayError as error:
             slot.given, slot.held = [], {}
             self._died(slot, error, notes)
@@ -359,9 +359,9 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _cause(error: RayTaskError) -> BaseException:
+def _cause(error: RayTaskError, what: str) -> BaseException:
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, FedrayError) else FedrayError(f"a client actor could not start: {_first_line(error)}")
+    return cause if isinstance(cause, FedrayError) else FedrayError(f"{what}: {_first_line(error)}")
 
 
 def _readable(resources: dict[str, float]) -> str:

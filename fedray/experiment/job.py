@@ -10,7 +10,7 @@ from typing import Any
 
 from fedray import __version__, components
 from fedray.driver import Driver
-from fedray.errors import FedrayError
+from fedray.errors import ClaimVoid, FedrayError
 from fedray.experiment.events import Events
 from fedray.experiment.preparation import Prepared
 from fedray.experiment.wiring import Request, Wiring
@@ -55,6 +55,8 @@ class Experiment:
             try:
                 status = driver.run()
             except FedrayError as error:
+                if isinstance(error, ClaimVoid):
+                    wiring.problems.append(str(error))
                 self._write(wiring, driver, "failed", setup, str(error))
                 raise
             return self._write(wiring, driver, status, setup)

@@ -28,6 +28,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.events import Events
 from fedray.experiment.preparation import Prepared, check_sizes, identity, make_model
 from fedray.models.build import build_model
+from fedray.privacy.ledger import ledger_directory
 from fedray.privacy.record import Account
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import privacy_statement, statement_markdown
@@ -85,13 +86,15 @@ class Wiring:
         self.pool: Pool | None = None
         self._account: Account | None = None
         self._books: Books = NoBooks()
+        self.problems: list[str] = []
         self.parts: Parts
 
     def build(self) -> Parts:
         """Everything the loop uses. Tracking opens and actors start at the same time."""
         config, p = self.config, self._p
         checkpoint = self._checkpoint()
-        self._starts = 1 + int((checkpoint.meta if checkpoint else {}).get("starts", 0))
+        run_id, start = self._files.begin()
+        self._job = f"{run_id}/{start}"
         tracking = _Background(lambda: self._open_tracking(checkpoint))
         try:
             self._account = self._open_run_book()
@@ -122,7 +125,7 @@ class Wiring:
             callbacks.append(_Tracking(self.tracker))
         plan = next((plan for plan in p.plans if plan is not None), None)
         meta = dict(checkpoint.meta) if checkpoint else {}
-        meta |= {"identity": self._identity, "starts": self._starts}
+        meta["identity"] = self._identity
         self.parts = Parts(
             config=config,
             files=self._files,
@@ -201,13 +204,9 @@ class Wiring:
         if self.config.privacy.regime == "none" or self.config.clients.placement == "dedicated":
             return None
         plans = {p.names[i]: plan for g, plan in zip(p.groups, p.plans, strict=True) if plan is not None for i in g.members}
-        ledger = self.config.privacy.ledger
-        directory = self._files.ledger if ledger == "run" else Path(ledger)
+        ledger = p.groups[0].ledger
+        directory = self._files.ledger if ledger == "run" else ledger_directory(ledger, self._files.root)
         return Account.open_run(directory, plans, job=self._job, lasting=ledger != "run")
-
-    @property
-    def _job(self) -> str:
-        return f"{self._files.root.name}/{self._starts}"
 
     def _start_pool(self) -> Pool:
         p, config, request = self._p, self.config, self._request
@@ -318,7 +317,7 @@ class Wiring:
         """MLflow tags of the privacy claim."""
         if self.config.privacy.regime == "none":
             return {"privacy/claim": "none"}
-        valid = claim(self.config)
+        valid = claim(self.config, self.problems)
         tags = {"privacy/claim": "valid" if valid.valid else "void: " + "; ".join(valid.reasons), "privacy/unit": "record"}
         if final:
             summary = self.privacy_summary()
@@ -330,7 +329,9 @@ class Wiring:
         config = self.config
         if config.privacy.regime == "none":
             return {"unit": None, "regime": "none", "epsilon": None}
-        statement = privacy_statement(config, [p for p in self._p.plans if p is not None], self._books.figures(), self._ledger_head())
+        statement = privacy_statement(
+            config, [p for p in self._p.plans if p is not None], self._books.figures(), self._ledger_head(), self.problems
+        )
         write_json(self._files.statement, statement)
         write_atomic(self._files.root / "privacy_statement.md", statement_markdown(statement).encode())
         return dict(statement["summary"])

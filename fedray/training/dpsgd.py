@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,7 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob, wrap: Callable
     accountant = RDPAccountant()
     charge = accountant.get_optimizer_hook_fn(sample_rate=q)
     step = _Step(dp.noise_multiplier)
-    with _full_precision(), _wrapped(model, lambda: wrap(dp.clip)) as wrapper:
+    with _full_precision(x.device), _wrapped(model, lambda: wrap(dp.clip)) as wrapper:
         for _ in range(steps):
             check_stop(job)
             drawn = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < q)).to(x.device)
@@ -246,13 +246,40 @@ def _wrapped(model: nn.Module, wrap: Callable[[], Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 and no autocast: norms and gradients must be rounded alike."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.autocast(devices[-1], enabled=False):
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No TF32, no bfloat16 inside float32 products, no autocast: norms and gradients must be rounded alike."""
+    switches = _precision_switches()
+    before = [switch.fp32_precision for switch in switches]
+
+    def restore() -> None:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.callback(restore)  # runs after the older switches are put back, which moves these
+        with suppress(RuntimeError):  # the older ones refuse to work once a model's module has used the newer
+            stack.enter_context(_older_switches())
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+
+
+def _precision_switches() -> list[Any]:
+    """Torch's newer switches, of the CPU's and the GPU's libraries; none before torch 2.9."""
+    backends: Any = torch.backends
+    places = [(backends.cuda, ("matmul",)), (backends.cudnn, ("conv", "rnn")), (backends.mkldnn, ("matmul", "conv", "rnn"))]
+    found = [getattr(place, name, None) for place, names in places for name in names]
+    return [switch for switch in found if hasattr(switch, "fp32_precision")]
+
+
+@contextmanager
+def _older_switches() -> Iterator[None]:
+    cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with cudnn.flags(**kept, allow_tf32=False):
+        torch.set_float32_matmul_precision("highest")
+        try:
             yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        finally:
+            torch.set_float32_matmul_precision(matmul)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ def cluster() -> Iterator[None]:
         logging_level=logging.ERROR,
         namespace=NAMESPACE,
         object_store_memory=300 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},  # for python: parts of the tests
     )
     yield
     ray.shutdown()

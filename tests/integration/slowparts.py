@@ -37,8 +37,9 @@ class Odd(nn.Module):
         if client >= 0 and client == self.fails:
             raise RuntimeError("the sensor is broken")
         if client >= 0 and client == self.dies and not os.path.exists(self.mark):
-            with open(self.mark, "w"):
-                pass
+            if self.mark:  # once, else always
+                with open(self.mark, "w"):
+                    pass
             os._exit(1)
         out = self.linear(x)
         return out * float("nan") if client >= 0 and client == self.explodes else out

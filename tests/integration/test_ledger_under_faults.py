@@ -64,6 +64,7 @@ def killed_once(directory: Path, victim: str, draw: random.Random) -> None:
     log, output = directory / "log", directory / "run"
     began = threading.Event()
     over = threading.Event()
+    killed: list[int] = []
 
     def killer() -> None:
         began.wait(60)
@@ -72,6 +73,7 @@ def killed_once(directory: Path, victim: str, draw: random.Random) -> None:
             found = actors(victim)
             if found:
                 found[draw.randrange(len(found))].kill()
+                killed.append(1)
                 return
 
     thread = threading.Thread(target=killer)
@@ -94,6 +96,7 @@ def killed_once(directory: Path, victim: str, draw: random.Random) -> None:
         over.set()
         thread.join()
     assert result.status == "completed"
+    assert killed
     claimed, real = compare(output, log)
     for client, epsilon in real.items():
         assert claimed[client] >= epsilon * (1 - 1e-9), f"{client} after killing {victim}"

@@ -93,7 +93,7 @@ class TestFaultsOfClients:
 
     def test_a_client_that_always_takes_its_actor_down_is_given_up(self, tmp_path: Path) -> None:
         notes: list[str] = []
-        model = {"kind": "python:slowparts:model", "dies": 3, "mark": "/nowhere/mark"}
+        model = {"kind": "python:slowparts:model", "dies": 3}
         result = run(tmp_path / "run", notes, rounds=1, model=model, cohort={"kind": "all", "retries": 1})
         row = RunFiles(result.output).rows()[0]["metrics"]
         assert row["round/clients_completed"] == 3
