@@ -215,6 +215,11 @@ class ClientHost:
         assert self._account is not None
         return self._account.figures()[0]
 
+    def ledger_part(self) -> dict[str, Any]:
+        """This run's entries in the silo's ledger."""
+        assert self._account is not None
+        return self._account.part()
+
     # -- inside ----------------------------------------------------------------------------------
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import ray
@@ -281,7 +282,7 @@ class Wiring:
         if self.config.privacy.regime == "none":
             return NoBooks()
         if self._account is not None:
-            return RunBook(self._account)
+            return RunBook(self._account, lasting=self.config.privacy.ledger != "run")
         return SiloBooks(pool, [ClientTask(i, n) for i, n in enumerate(self._p.names)], self.config.clients.start_timeout)
 
     # -- what is told ----------------------------------------------------------------------------
@@ -333,6 +334,8 @@ class Wiring:
             config, [p for p in self._p.plans if p is not None], self._books.figures(), self._ledger_head(), self.problems
         )
         write_json(self._files.statement, statement)
+        for name, part in self._books.parts().items():
+            write_json(self._files.ledger / f"{quote(name, safe='')}.part.json", part)
         write_atomic(self._files.root / "privacy_statement.md", statement_markdown(statement).encode())
         return dict(statement["summary"])
 

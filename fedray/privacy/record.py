@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy import accounting
 from fedray.privacy.accounting import Composition
 from fedray.privacy.events import Event, Gaussian, Poisson, SelfComposed
-from fedray.privacy.ledger import Charge, Ledger, records_path, subject_path
+from fedray.privacy.ledger import Charge, Ledger, read, records_path, subject_path
 from fedray.privacy.plan import ADJACENCY, UNIT, RecordPlan, check_delta, check_history, plan_record
 
 __all__ = ["Account", "Decision", "Figures", "RecordPlan", "Refusal", "check_delta", "check_history", "plan_record"]
@@ -212,6 +213,13 @@ class Account:
             return by_count
         by_budget = _rounds_left(accounting.flatten(self._ledger.spent(subject)), plan)
         return by_budget if by_count is None else min(by_count, by_budget)
+
+    def part(self) -> dict[str, Any]:
+        """This run's part of a book that outlives it: where the book is, its head, and the entries of this run."""
+        run = self._ledger.job.rpartition("/")[0] or self._ledger.job
+        entries = [dict(e.data) for e in read(self.path) if str(e.data.get("job", "")).rpartition("/")[0] == run]
+        head = self._ledger.head
+        return {"book": str(self.path), "head": {"seq": head.seq, "sha256": head.sha256}, "run": run, "entries": entries}
 
     def epsilon_person(self) -> float:
         """Epsilon for a person with one record in each of up to ``max_silos_per_person`` of these clients."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from fedray.clients.messages import ClientTask
 from fedray.clients.pool import Pool
@@ -47,6 +47,10 @@ class Books(Protocol):
         """Each client's figures, in the clients' order; empty where no privacy is claimed."""
         ...
 
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """This run's entries in books that outlive it, by the name of the book."""
+        ...
+
 
 class NoBooks:
     """Runs without differential privacy."""
@@ -66,12 +70,16 @@ class NoBooks:
         """None."""
         return []
 
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """None."""
+        return {}
+
 
 class RunBook:
     """All clients in one book, kept by the driver (hosted placement)."""
 
-    def __init__(self, account: Account) -> None:
-        self._account = account
+    def __init__(self, account: Account, lasting: bool) -> None:
+        self._account, self._lasting = account, lasting
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
         """Reserve for all clients of one attempt with one write to disk."""
@@ -97,6 +105,10 @@ class RunBook:
         """From the book."""
         return self._account.figures()
 
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """The book's entries of this run; none where the book is the run's own."""
+        return {"records": self._account.part()} if self._lasting else {}
+
 
 class SiloBooks:
     """Each dedicated client keeps its own book; asked through its actor."""
@@ -117,9 +129,9 @@ class SiloBooks:
                 decision = ray.get(ref, timeout=self._timeout)
             except RayActorError:
                 refused[client.name] = f"{client.name}: its actor died while it was asked."
-            except ray.exceptions.GetTimeoutError:
+            except GetTimeoutError:
                 refused[client.name] = f"{client.name}: its actor did not answer within {self._timeout:g} s."
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 cause = getattr(error, "cause", None)
                 raise cause if isinstance(cause, FedrayError) else error from None
             else:
@@ -141,10 +153,19 @@ class SiloBooks:
 
     def figures(self) -> list[Figures]:
         """The latest that each silo said."""
-        refs = {c.name: h.spent.remote() for c in self._clients if (h := self._pool.handle_of(c.index)) is not None}
+        self._known |= self._ask("spent")
+        return [self._known[c.name] for c in self._clients if c.name in self._known]
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """Each silo's entries of this run."""
+        return self._ask("ledger_part")
+
+    def _ask(self, method: str) -> dict[str, Any]:
+        refs = {c.name: getattr(h, method).remote() for c in self._clients if (h := self._pool.handle_of(c.index)) is not None}
+        answers = {}
         for name, ref in refs.items():
             try:
-                self._known[name] = ray.get(ref, timeout=self._timeout)
-            except (RayActorError, ray.exceptions.GetTimeoutError):
+                answers[name] = ray.get(ref, timeout=self._timeout)
+            except (RayActorError, GetTimeoutError):
                 continue
-        return [self._known[c.name] for c in self._clients if c.name in self._known]
+        return answers

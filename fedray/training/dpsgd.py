@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from fedray.training.engine import LocalJob, LocalResult, LossFn, NoiseSource, c
 
 #: Clipping aims this much below the clip norm, so that rounding in float32 cannot carry a record above it.
 _MARGIN = 1e-6
+_BLOCK = 4096
 _PARAMETER_MARKS = ("grad_sample", "_forward_counter", "_current_grad_sample", "_norm_sample", "summed_grad")
 _MODULE_MARKS = ("activations", "max_batch_len", "ft_compute_sample_grad", "autograd_grad_sample_hooks")
 
@@ -77,15 +79,27 @@ def ghost(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
     Source: Li et al. 2022, Large Language Models Can Be Strong Differentially Private Learners
     """
-    from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
     def wrap(clip: float) -> Any:
-        return GradSampleModuleFastGradientClipping(model, loss_reduction="sum", max_grad_norm=clip, use_ghost_clipping=True)
+        return _ghost_module()(model, loss_reduction="sum", max_grad_norm=clip, use_ghost_clipping=True)
 
     return _train(model, x, y, job, wrap, _sum_by_ghost)
 
 
 ENGINES = {"hooks": hooks, "ghost": ghost}
+
+
+@cache
+def _ghost_module() -> Any:
+    """Opacus' ghost wrapper with norms of convolutions that are exact in float32."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping as Base
+
+    def norms(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+        gradients: dict[nn.Parameter, Tensor] = Base.GRAD_SAMPLERS[type(layer)](layer, activations, backprops)
+        return {p: _norms(g.flatten(1)) for p, g in gradients.items()}
+
+    own = {"NORM_SAMPLERS": {**Base.NORM_SAMPLERS, **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), norms)}}
+    return type("GhostModule", (Base,), own)
 
 
 def _train(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob, wrap: Callable[[float], Any], clipped_sum: _ClippedSum) -> LocalResult:
@@ -130,7 +144,7 @@ def _sum_by_hooks(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y
     _reset(wrapper, parameters)
     _losses(loss, wrapper(x), y).sum().backward()  # type: ignore[no-untyped-call]
     samples: list[Tensor | None] = [_per_record(p, "grad_sample", len(x)) for p in parameters]
-    factors, bad = _factors([g.flatten(1).norm(dim=1) for g in samples if g is not None], clip)
+    factors, bad = _factors([_norms(g.flatten(1)) for g in samples if g is not None], clip)
     any_bad = bool(bad.any())
     sums = []
     for p, sample in zip(parameters, samples, strict=True):
@@ -141,7 +155,7 @@ def _sum_by_hooks(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y
         if any_bad:
             flat[bad] = 0.0
         # Not a matrix product: that may run in a lower precision than the norms did.
-        sums.append(flat.mul_(factors[:, None]).sum(0).view_as(p))
+        sums.append(flat.mul_(factors.to(flat.dtype)[:, None]).sum(0).view_as(p))
     _reset(wrapper, parameters)
     return sums
 
@@ -170,7 +184,7 @@ def _second_pass(wrapper: Any, parameters: Sequence[nn.Parameter], factors: Tens
         p.grad = None
     wrapper.disable_hooks()
     try:
-        (factors * losses).sum().backward()  # type: ignore[no-untyped-call]
+        (factors.to(losses.dtype) * losses).sum().backward()  # type: ignore[no-untyped-call]
     finally:
         wrapper.enable_hooks()
     sums = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -178,12 +192,25 @@ def _second_pass(wrapper: Any, parameters: Sequence[nn.Parameter], factors: Tens
     return sums
 
 
+def _norms(flat: Tensor) -> Tensor:
+    """L2 norm of each row, float64.
+
+    Blocks are summed in the tensor's own precision and then added in float64: one float32 sum over millions
+    of squares is off by several 1e-5, and always in favour of the record.
+    """
+    rows, columns = flat.shape
+    blocks = columns // _BLOCK
+    body, rest = flat[:, : blocks * _BLOCK].view(rows, blocks, _BLOCK), flat[:, blocks * _BLOCK :]
+    norms = torch.cat([torch.linalg.vector_norm(body, dim=2), torch.linalg.vector_norm(rest, dim=1, keepdim=True)], dim=1)
+    return torch.linalg.vector_norm(norms.double(), dim=1)
+
+
 def _factors(norms: Sequence[Tensor], clip: float) -> tuple[Tensor, Tensor]:
     """For each record the factor that clips it to ``clip``, and whether its gradient is not finite."""
     total = torch.stack([n.double() for n in norms]).square().sum(0).sqrt()
     bad = ~torch.isfinite(total)
     factors = torch.clamp(clip / (total * (1.0 + _MARGIN)), max=1.0)
-    return torch.where(bad, 0.0, factors).to(norms[0].dtype), bad
+    return torch.where(bad, 0.0, factors), bad
 
 
 def _losses(loss: LossFn, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ CODE = "privacy.preflight.sensitivity"
 TOLERANCE = 1e-5
 
 #: Records of the test, and how many of them are left out in turn; fewer where a model is so large that a step takes long.
-_RECORDS, _FEW_RECORDS, _FEW_LEFT_OUT, _LARGE = 20, 6, 4, 500_000
+_RECORDS, _FEW_RECORDS, _FEW_LEFT_OUT, _LARGE = 20, 4, 3, 500_000
 _HUGE = 1e4
 #: Where float64 cannot be had, the rounding of the other records' gradients hides smaller excesses.
 _FLOAT32_TOLERANCE = 1e-3
@@ -103,7 +103,7 @@ def sensitivity_check(
 ) -> float:
     """How far one record moves the clipped sum of a step, over the clip norm.
 
-    Twenty records (six for models above 500,000 parameters) are drawn at random, one of them scaled by
+    Twenty records (four for models above 500,000 parameters) are drawn at random, one of them scaled by
     10,000 and one NaN. With every record in the batch and no noise, S(D) - S(D without x) must have norm at
     most the clip norm, at the run's clip norm and at a hundredth of it (where everything is clipped); the sum
     over all records must be the sum of each alone, also where nothing is clipped. This is measured in
@@ -150,7 +150,7 @@ def sensitivity_check(
     try:
         if not large:
             torch.set_num_threads(1)  # such steps are too short to be shared out
-        alone = max(_norm(probe.sum(torch.tensor([i], device=device), clip)) for i in range(len(x))) / clip
+        alone = max(_norm(_one(probe, i, clip)) for i in range(len(x))) / clip
         exact, tolerance = _in_float64(probe, clip)
         worst, coupling = _measure(exact, clip, _FEW_LEFT_OUT if large else len(x))
     except FedrayError:
@@ -218,13 +218,19 @@ def _coupling(probe: _Probe, groups: Sequence[Tensor], clip: float) -> float:
     sums = [torch.zeros(()) for _ in groups]
     largest = 0.0
     for i in sorted({i for group in groups for i in group.tolist()}):
-        try:
-            alone = probe.sum(torch.tensor([i], device=probe.x.device), clip)
-        except (RuntimeError, ValueError) as error:
-            raise PrivacyRefusal(f"model, training.loss: cannot be run on one record alone ({error}), {_WHY}", CODE) from error
+        alone = _one(probe, i, clip)
         largest = max(largest, _norm(alone))
         sums = [total.to(alone.device) + alone if i in group else total for total, group in zip(sums, groups, strict=True)]
     return max(_norm(probe.sum(group, clip) - total) for group, total in zip(groups, sums, strict=True)) / max(largest, 1e-30)
+
+
+def _one(probe: _Probe, i: int, clip: float) -> Tensor:
+    record = torch.tensor([i], device=probe.x.device)
+    try:
+        return probe.sum(record, clip)
+    except (RuntimeError, TypeError, ValueError) as error:
+        probe.sum(torch.arange(len(probe.x), device=probe.x.device), clip)  # if all together fail too, that is the error to show
+        raise PrivacyRefusal(f"model, training.loss: cannot be run on one record alone ({error}), {_WHY}", CODE) from error
 
 
 def _check_repeatable(probe: _Probe, whole: Tensor, everyone: Tensor, clip: float) -> None:
