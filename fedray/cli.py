@@ -56,12 +56,13 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
     from fedray import experiment
     from fedray.tracking.terminal import Progress, print_summary
 
-    click.echo(f"{resolved.name}: preparing data and model, joining Ray ...", err=True)
     stopped_by: list[int] = []
     with Progress() as progress:
 
         def listen(kind: str, value: Any) -> None:
-            if kind == "started":
+            if kind == "joining":
+                click.echo(f"{resolved.name}: {value}", err=True)
+            elif kind == "started":
                 progress.start(value)
                 for warning in value["warnings"]:
                     progress.note(warning)

@@ -284,6 +284,7 @@ class Driver:
             return
         meta: dict[str, Any] = {
             "identity": p.meta.get("identity"),
+            "ledger_heads": p.books.heads(),
             "best": self._best,
             "last_row": self._last,
             "pending": self._open[-1].row if self._open else None,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedray import components
 from fedray.aggregation.exact import ExactSum
@@ -53,6 +53,7 @@ class HostSpec:
         threads: torch threads.
         client: the one client of a dedicated actor.
         ledger: directory of the silo's own ledger (dedicated, DP).
+        pinned: hash of an entry that this ledger must hold (a checkpoint knows it).
         job: names this run in the ledger.
         provided: objects given to ``fedray.run`` by the caller.
     """
@@ -65,6 +66,7 @@ class HostSpec:
     threads: int
     client: ClientTask | None = None
     ledger: str | None = None
+    pinned: str | None = None
     job: str = ""
     provided: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,8 +103,9 @@ class ClientHost:
         if spec.client is not None:
             self._own = load_client(config.data, config.seed, spec.client.name)
         if spec.ledger is not None and spec.plan is not None:
-            self._account = Account.open_silo(spec.ledger, self._name, spec.plan, job=spec.job)
+            self._account = Account.open_silo(spec.ledger, self._name, spec.plan, job=spec.job, pinned=spec.pinned)
         self._shape = tuple(int(n) for n in spec.shape or self._some_records().x.shape[1:])
+        self._dtype = torch.int64 if self._some_records().x.dtype.kind == "i" else torch.float32
         self._loss = find_loss(spec.group.training.loss)
         self._algorithm = make_algorithm(config.algorithm)
         if spec.outputs is not None:
@@ -123,6 +126,7 @@ class ClientHost:
             shape=None if own is None else self._shape,
             classes=classes,
             columns=() if own is None else own.columns,
+            tokens=self._dtype == torch.int64,
             class_counts=counts,
         )
 
@@ -130,7 +134,7 @@ class ClientHost:
         """Build the model, once it is known how many outputs the federation's model has."""
         config, spec = self._config, self._spec
         self._outputs = outputs
-        self._model = build_model(config.model, self._shape, outputs, config.seed).to(self._device)
+        self._model = build_model(config.model, self._shape, outputs, config.seed, self._dtype).to(self._device)
         self._layout = Layout.of(self._model)
         self._engine_name, self._engine = choose_engine(spec.group.training.engine, spec.plan is not None, self._model)
         self._update = np.empty(self._layout.size, dtype=np.float32)
@@ -145,12 +149,13 @@ class ClientHost:
         assert plan is not None
         return sensitivity_check(
             self._engine,
-            lambda: build_model(config.model, self._shape, self._outputs, config.seed),
+            lambda: build_model(config.model, self._shape, self._outputs, config.seed, self._dtype),
             self._loss,
             self._shape,
             self._outputs,
             self._spec.group.training,
             plan.clip,
+            vocabulary=self._vocabulary(),
             device=self._device,
         )
 
@@ -210,10 +215,10 @@ class ClientHost:
         assert self._account is not None
         self._account.commit(round_, attempt, [self._name])
 
-    def spent(self) -> Figures:
-        """The silo's figures for the driver."""
+    def spent(self) -> tuple[Figures, str]:
+        """The silo's figures, and the hash of its ledger's last entry."""
         assert self._account is not None
-        return self._account.figures()[0]
+        return self._account.figures()[0], self._account.head
 
     def ledger_part(self) -> dict[str, Any]:
         """This run's entries in the silo's ledger."""
@@ -226,6 +231,13 @@ class ClientHost:
     def _name(self) -> str:
         assert self._spec.client is not None
         return self._spec.client.name
+
+    def _vocabulary(self) -> int | None:
+        """Number of tokens that the model knows, for records of tokens."""
+        if self._dtype != torch.int64:
+            return None
+        sizes = [m.num_embeddings for m in self._model.modules() if isinstance(m, nn.Embedding)]
+        return min(sizes) if sizes else None
 
     def _some_records(self) -> Records:
         if self._own is not None:
@@ -274,6 +286,10 @@ class ClientHost:
         except FedrayError as error:
             return self._report(client, "failed", records, started, error=str(error), trace=traceback.format_exc())
         except Exception as error:  # a client's fault is reported, not fatal
+            if isinstance(error, getattr(torch, "AcceleratorError", ())):
+                # The device context is unusable from here on: end, so that the pool starts a fresh actor.
+                traceback.print_exc()
+                os._exit(1)
             text = f"{type(error).__name__}: {error}"
             return self._report(client, "failed", records, started, error=text, trace=traceback.format_exc())
         self._included.append(client.index)

@@ -77,6 +77,7 @@ class HostInfo:
     shape: tuple[int, ...] | None = None
     classes: int | None = None
     columns: tuple[str, ...] = ()
+    tokens: bool = False
     class_counts: list[int] | None = None
 
 

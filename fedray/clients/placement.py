@@ -71,15 +71,16 @@ def plan_places(
     return places
 
 
-def _asks(resources: Resources) -> dict[str, float]:
-    asks = {"CPU": resources.cpu, "GPU": resources.gpu, **resources.custom}
+def asks(resources: Resources) -> dict[str, float]:
+    """What to ask of Ray, by Ray's names (``CPU``, ``GPU``, ``memory`` in bytes, custom ones); only what is above 0."""
+    amounts = {"CPU": resources.cpu, "GPU": resources.gpu, **resources.custom}
     if resources.memory_gb is not None:
-        asks["memory"] = resources.memory_gb * 2**30
-    return {k: v for k, v in asks.items() if v > 0}
+        amounts["memory"] = resources.memory_gb * 2**30
+    return {k: v for k, v in amounts.items() if v > 0}
 
 
 def _fitting(resources: Resources, free: Mapping[str, float], share: float) -> int:
-    counts = [free.get(name, 0.0) * share / amount for name, amount in _asks(resources).items()]
+    counts = [free.get(name, 0.0) * share / amount for name, amount in asks(resources).items()]
     if resources.memory_gb is None and "memory" in free:
         counts.append(free["memory"] * share / ACTOR_MEMORY)
     return int(min(counts) + 1e-9) if counts else 1
@@ -88,7 +89,7 @@ def _fitting(resources: Resources, free: Mapping[str, float], share: float) -> i
 def _check_fits(places: Sequence[Place], free: Mapping[str, float]) -> None:
     needed: dict[str, float] = {}
     for place in places:
-        for name, amount in _asks(place.resources).items():
+        for name, amount in asks(place.resources).items():
             needed[name] = needed.get(name, 0.0) + amount
     for name, amount in needed.items():
         if amount > free.get(name, 0.0) + 1e-9:

@@ -67,7 +67,7 @@ def run(
         overrides: ``key.path=value``.
         model: a factory to use instead of ``model.kind``; takes any of input_shape, outputs and the section's arguments.
         data: a function to use instead of ``data.source``, as for ``python:`` sources.
-        callbacks: called with (kind, value) for each event: ``started`` (facts), ``row`` (a round's line), ``note`` (a sentence).
+        callbacks: called with (kind, value) for each event: ``joining`` (a sentence), ``started`` (facts), ``row`` (a round's line), ``note`` (a sentence).
         output: output directory; default ``runs/NAME``.
         resume: continue the run in ``output``.
 
@@ -98,6 +98,7 @@ def run(
         for callback in callbacks:
             callback(kind, value)
 
+    listen("joining", f"data and model are ready; joining Ray ({resolved.ray.address}) and starting client actors ...")
     with joined(resolved.ray) as local:
         request = Request(root, resume, elastic=not local, provided=provided)
         summary = _follow(prepared, request, listen)

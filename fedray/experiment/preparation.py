@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fedray import components
 from fedray.algorithms.build import make_algorithm, make_server
@@ -41,6 +42,7 @@ class Model:
     outputs: int
     shape: tuple[int, ...]
     engine: str
+    tokens: bool = False
 
 
 @dataclass
@@ -85,23 +87,24 @@ def prepare(config: Config) -> Prepared:
     sizes = federation.sizes
     check_sizes(plans, groups, names, sizes)
     _check_evaluation(config, federation.test, federation.client_test is not None)
-    model = make_model(config, groups, federation.shape, federation.classes)
+    tokens = federation.train.x.dtype.kind == "i"
+    model = make_model(config, groups, federation.shape, federation.classes, tokens)
     shown = not private or "class_counts" in config.privacy.unprotected
     counts = class_counts(federation) if shown and federation.classes is not None else None
     partition = partition_report(names, sizes, counts) | {"source": config.data.source, "digest": federation.digest}
     return Prepared(config, names, groups, plans, sampler, sizes, federation, federation.test, model, partition, warnings)
 
 
-def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...], classes: int | None) -> Model:
+def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...], classes: int | None, tokens: bool) -> Model:
     """Build the global model and check that it, the loss and the engines go together."""
     outputs = outputs_for(config.training.loss, classes)
-    model = build_model(config.model, shape, outputs, config.seed)
+    model = build_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
     private = config.privacy.regime == "record"
     if private:
         rules.check_model(model)
     engines = [choose_engine(g.training.engine, private, model)[0] for g in groups]
     layout = Layout.of(model)
-    return Model(layout, get_vector(model, layout), outputs, shape, engines[0])
+    return Model(layout, get_vector(model, layout), outputs, shape, engines[0], tokens)
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: list[str], sizes: npt.NDArray[np.int64]) -> None:

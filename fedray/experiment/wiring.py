@@ -19,7 +19,7 @@ from fedray.checkpoint import Checkpoint, load_latest
 from fedray.clients.groups import rates
 from fedray.clients.host import HostSpec
 from fedray.clients.messages import ClientTask, HostInfo
-from fedray.clients.placement import Place, plan_places, start_actor
+from fedray.clients.placement import Place, asks, plan_places, start_actor
 from fedray.clients.pool import Pool
 from fedray.config import Config
 from fedray.configfile import dump_config
@@ -33,7 +33,7 @@ from fedray.privacy.ledger import ledger_directory
 from fedray.privacy.record import Account
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import privacy_statement, statement_markdown
-from fedray.rounds.books import Books, NoBooks, RunBook, SiloBooks
+from fedray.rounds.books import RUN_BOOK, Books, NoBooks, RunBook, SiloBooks
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.evaluator import start_evaluator
 from fedray.rounds.report import Privacy
@@ -96,12 +96,14 @@ class Wiring:
         checkpoint = self._checkpoint()
         run_id, start = self._files.begin()
         self._job = f"{run_id}/{start}"
+        self._pinned: dict[str, str] = dict(checkpoint.meta.get("ledger_heads", {})) if checkpoint else {}
         tracking = _Background(lambda: self._open_tracking(checkpoint))
         try:
             self._account = self._open_run_book()
             self.pool = pool = self._start_pool()
             everyone = config.clients.placement == "dedicated"
             infos = pool.wait_ready(config.clients.start_timeout, everyone)
+            self._check_devices(infos)
             if p.model is None:
                 self._learn_from_silos(infos)
             model = p.model
@@ -112,11 +114,11 @@ class Wiring:
                 ready = evaluator.ready.remote()
             self._preflight(pool)
             if p.test is not None:
-                _get(ready)
+                self._await_evaluator(ready)
         finally:
             self.tracker = tracking.result()
         self._files.config.write_text(dump_config(config))
-        shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size}
+        shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size, "tokens": model.tokens}
         write_json(self._files.partition, {**p.partition, "model": shape})
         algorithm, server = make_algorithm(config.algorithm), make_server(config.server)
         aggregate = components.find(components.AGGREGATORS, config.aggregation.kind)
@@ -207,12 +209,16 @@ class Wiring:
         plans = {p.names[i]: plan for g, plan in zip(p.groups, p.plans, strict=True) if plan is not None for i in g.members}
         ledger = p.groups[0].ledger
         directory = self._files.ledger if ledger == "run" else ledger_directory(ledger, self._files.root)
-        return Account.open_run(directory, plans, job=self._job, lasting=ledger != "run")
+        return Account.open_run(directory, plans, job=self._job, lasting=ledger != "run", pinned=self._pinned.get(RUN_BOOK))
 
     def _start_pool(self) -> Pool:
         p, config, request = self._p, self.config, self._request
         most = largest_cohort(config.cohort, len(p.names))
-        places = plan_places(config, p.groups, p.names, ray.available_resources(), most, request.elastic)
+        free = dict(ray.available_resources())
+        if p.test is not None:  # the evaluator starts after the clients, who would take its share
+            for name, amount in asks(config.evaluation.resources).items():
+                free[name] = free.get(name, 0.0) - amount
+        places = plan_places(config, p.groups, p.names, free, most, request.elastic)
         data = self._data[0] if self._data else None
 
         def start(place: Place) -> Any:
@@ -227,6 +233,7 @@ class Wiring:
                 threads=max(1, int(place.resources.cpu)),
                 client=place.client,
                 ledger=group.ledger if dedicated and p.plans[place.group] is not None else None,
+                pinned=self._pinned.get(place.key) if dedicated else None,
                 job=self._job,
                 provided=request.provided,
             )
@@ -246,12 +253,24 @@ class Wiring:
             pool.assign_lanes({i: g.name for g in p.groups for i in g.members})
         return pool
 
+    def _check_devices(self, infos: Mapping[str, HostInfo]) -> None:
+        """Say so where Ray granted a GPU that torch cannot use."""
+        assert self.pool is not None
+        blind = [
+            s.place.key for s in self.pool.slots if s.place.resources.gpu and s.place.key in infos and infos[s.place.key].device == "cpu"
+        ]
+        if blind:
+            self._events.on_note(
+                f"{len(blind)} client actors (first {blind[0]}) have a GPU from Ray, but their torch has no CUDA, so they train on the CPU; "
+                "install the torch build for the node's CUDA version."
+            )
+
     def _learn_from_silos(self, infos: Mapping[str, HostInfo]) -> None:
         """Sizes and shapes that only the silos know, and the model that follows from them."""
         p = self._p
         ordered = [infos[name] for name in p.names]
         for name, silo in zip(p.names, ordered, strict=True):
-            if (silo.shape, silo.columns) != (ordered[0].shape, ordered[0].columns):
+            if (silo.shape, silo.columns, silo.tokens) != (ordered[0].shape, ordered[0].columns, ordered[0].tokens):
                 raise ConfigError(
                     f"data: clients {p.names[0]} and {name} have different features ({list(ordered[0].columns) or ordered[0].shape} and "
                     f"{list(silo.columns) or silo.shape}); name them in order with data.features, and declare data.categories."
@@ -261,7 +280,7 @@ class Wiring:
         check_sizes(p.plans, p.groups, p.names, p.sizes)
         shape = ordered[0].shape
         assert shape is not None
-        p.model = make_model(self.config, p.groups, shape, max(classes) if classes else None)
+        p.model = make_model(self.config, p.groups, shape, max(classes) if classes else None, ordered[0].tokens)
         counts = None
         if classes and all(i.class_counts is not None for i in ordered):
             counts = np.zeros((len(ordered), max(classes)), dtype=np.int64)
@@ -277,6 +296,19 @@ class Wiring:
         if self.config.privacy.regime == "record":
             worst = max(pool.broadcast("preflight", timeout=self.config.clients.start_timeout).values())
             self._events.put("preflight", worst)
+
+    def _await_evaluator(self, ready: Any) -> None:
+        seconds = self.config.clients.start_timeout
+        try:
+            ray.get(ready, timeout=seconds)
+        except ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            raise cause if isinstance(cause, FedrayError) else error from None
+        except ray.exceptions.GetTimeoutError:
+            raise FedrayError(
+                f"evaluation.resources: the evaluator is not up after {seconds:g} s (clients.start_timeout); it asks for "
+                f"{asks(self.config.evaluation.resources)}, and the cluster has none of that to spare: lower it, or clients.actors."
+            ) from None
 
     def _make_books(self, pool: Pool) -> Books:
         if self.config.privacy.regime == "none":
@@ -339,8 +371,8 @@ class Wiring:
         write_atomic(self._files.root / "privacy_statement.md", statement_markdown(statement).encode())
         return dict(statement["summary"])
 
-    def _ledger_head(self) -> str | None:
-        return self._account.head if self._account is not None else None
+    def _ledger_head(self) -> str | dict[str, str] | None:
+        return self._account.head if self._account is not None else self._books.heads() or None
 
     def tracking_summary(self) -> dict[str, Any]:
         """Where the MLflow run is."""
@@ -367,11 +399,12 @@ def trained_model(files: RunFiles, config: Config) -> tuple[Any, Any]:
     import torch
 
     facts = json.loads(files.partition.read_text())["model"]
-    model = build_model(config.model, tuple(facts["input_shape"]), facts["outputs"], config.seed)
+    dtype = torch.int64 if facts["tokens"] else torch.float32
+    model = build_model(config.model, tuple(facts["input_shape"]), facts["outputs"], config.seed, dtype)
     state = model.state_dict()
     state.update({name: torch.from_numpy(value) for name, value in files.load_model().items()})
     model.load_state_dict(state)
-    return model.eval(), np.zeros((1, *facts["input_shape"]), dtype=np.float32)
+    return model.eval(), np.zeros((1, *facts["input_shape"]), dtype=np.int64 if facts["tokens"] else np.float32)
 
 
 class _Background:
@@ -394,11 +427,3 @@ class _Background:
         if self._error is not None:
             raise self._error
         return self._value
-
-
-def _get(ref: Any) -> Any:
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        raise cause if isinstance(cause, FedrayError) else error from None

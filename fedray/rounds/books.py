@@ -18,6 +18,9 @@ from fedray.clients.pool import Pool
 from fedray.errors import FedrayError
 from fedray.privacy.record import Account, Figures
 
+#: Name of the book that the driver keeps.
+RUN_BOOK = "records"
+
 
 @dataclass(frozen=True)
 class Permit:
@@ -51,6 +54,10 @@ class Books(Protocol):
         """This run's entries in books that outlive it, by the name of the book."""
         ...
 
+    def heads(self) -> dict[str, str]:
+        """Hash of the last entry of each book, by name: what a checkpoint pins, so that a rolled-back book is noticed."""
+        ...
+
 
 class NoBooks:
     """Runs without differential privacy."""
@@ -71,6 +78,10 @@ class NoBooks:
         return []
 
     def parts(self) -> dict[str, dict[str, Any]]:
+        """None."""
+        return {}
+
+    def heads(self) -> dict[str, str]:
         """None."""
         return {}
 
@@ -107,7 +118,11 @@ class RunBook:
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """The book's entries of this run; none where the book is the run's own."""
-        return {"records": self._account.part()} if self._lasting else {}
+        return {RUN_BOOK: self._account.part()} if self._lasting else {}
+
+    def heads(self) -> dict[str, str]:
+        """Of the one book."""
+        return {RUN_BOOK: self._account.head}
 
 
 class SiloBooks:
@@ -117,6 +132,7 @@ class SiloBooks:
         self._pool, self._timeout = pool, timeout
         self._clients = list(clients)
         self._known: dict[str, Figures] = {}
+        self._heads: dict[str, str] = {}
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
         """Ask every silo; one whose actor is away is refused this round (nothing is charged for it)."""
@@ -153,8 +169,13 @@ class SiloBooks:
 
     def figures(self) -> list[Figures]:
         """The latest that each silo said."""
-        self._known |= self._ask("spent")
+        for name, (figures, head) in self._ask("spent").items():
+            self._known[name], self._heads[name] = figures, head
         return [self._known[c.name] for c in self._clients if c.name in self._known]
+
+    def heads(self) -> dict[str, str]:
+        """As each silo last said."""
+        return dict(self._heads)
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """Each silo's entries of this run."""

@@ -33,7 +33,8 @@ class Evaluator:
         torch.set_num_threads(max(1, int(self._config.evaluation.resources.cpu)))
         self._device = torch.device(device_of_actor())
         shape = tuple(int(n) for n in self._test.x.shape[1:])
-        self._model = build_model(self._config.model, shape, self._outputs, self._config.seed).to(self._device)
+        dtype = torch.int64 if self._test.x.dtype.kind == "i" else torch.float32
+        self._model = build_model(self._config.model, shape, self._outputs, self._config.seed, dtype).to(self._device)
         self._layout = Layout.of(self._model)
         self._loss = find_loss(self._config.training.loss)
         self._metrics = find_metrics(self._config.evaluation.metrics)

@@ -96,8 +96,8 @@ def dashboard(headline: str) -> dict[str, Any]:
     """The state of the charts page that compares runs by ``headline`` and epsilon."""
     sections = {
         "head": "Utility and privacy",
-        "fair": "Fairness across clients",
         "cost": "Clients, time, traffic",
+        "fair": "Fairness across clients",
         "compare": "Settings of the runs",
     }
     loss = "eval/loss"

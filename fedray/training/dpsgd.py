@@ -202,7 +202,8 @@ def _norms(flat: Tensor) -> Tensor:
     blocks = columns // _BLOCK
     body, rest = flat[:, : blocks * _BLOCK].view(rows, blocks, _BLOCK), flat[:, blocks * _BLOCK :]
     norms = torch.cat([torch.linalg.vector_norm(body, dim=2), torch.linalg.vector_norm(rest, dim=1, keepdim=True)], dim=1)
-    return torch.linalg.vector_norm(norms.double(), dim=1)
+    total: Tensor = norms.double().norm(dim=1)
+    return total
 
 
 def _factors(norms: Sequence[Tensor], clip: float) -> tuple[Tensor, Tensor]:

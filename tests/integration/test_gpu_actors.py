@@ -75,3 +75,11 @@ def test_dedicated_clients_share_a_gpu(tmp_path: Path) -> None:
     assert all(n["granted"] for n in trained)
     assert [n["device"] for n in evaluated] == ["cpu"]
     assert not evaluated[0]["granted"]
+
+
+def test_automatic_actors_leave_the_evaluator_its_share(tmp_path: Path) -> None:
+    clients = {"actors": "auto", "resources": {"cpu": 0.5, "gpu": 0.25}}
+    _, trained, evaluated = run(tmp_path, clients=clients, evaluation={"resources": {"cpu": 0.0, "gpu": 0.5}})
+    if torch.cuda.device_count() <= 1:
+        assert len(trained) == 2
+    assert all(n["granted"] for n in [*trained, *evaluated])

@@ -1,1 +1,0 @@
-"""Bringing up a Ray cluster and its neighbours."""
