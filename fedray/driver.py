@@ -94,8 +94,10 @@ class Driver:
         self._weights, self._state = parts.weights, parts.server_state
         self._saved = parts.first_round if parts.resumed else -1
         self._open: list[_Open] = []
-        self._last: Row | None = parts.meta.get("last_row")
-        self._best: dict[str, float] = dict(parts.meta.get("best", {}))
+        self._last: Row | None = None
+        self._best: dict[str, float] = {}
+        for row in parts.files.rows():
+            self._remember(row)
         self._faults: dict[str, int] = {"actor_deaths": 0, "client_failures": 0, "late": 0, "retries": 0, **parts.meta.get("faults", {})}
         self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **parts.meta.get("traffic", {})}
         self._failed_rounds = 0
@@ -254,7 +256,7 @@ class Driver:
             self._open.pop(0)
             self._write(entry.row)
 
-    def _write(self, row: Row) -> None:
+    def _remember(self, row: Row) -> None:
         self._last = row
         name = f"eval/{self._p.config.evaluation.metrics[0]}"
         value = row["metrics"].get(name)
@@ -262,6 +264,9 @@ class Driver:
             sign = -1 if name.rsplit("/", 1)[1] in ("loss", "mae", "rmse", "mse") else 1
             if name not in self._best or sign * value > sign * self._best[name]:
                 self._best = {name: value, "round": row["round"]}
+
+    def _write(self, row: Row) -> None:
+        self._remember(row)
         row["metrics"] = {k: float(v) for k, v in row["metrics"].items() if v is not None and np.isfinite(v)}
         self._p.files.append_row(row)
         for callback in self._p.callbacks:
@@ -285,8 +290,6 @@ class Driver:
         meta: dict[str, Any] = {
             "identity": p.meta.get("identity"),
             "ledger_heads": p.books.heads(),
-            "best": self._best,
-            "last_row": self._last,
             "pending": self._open[-1].row if self._open else None,
             "faults": self._faults,
             "traffic": self._traffic,

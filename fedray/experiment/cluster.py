@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,10 @@ NAMESPACE = "fedray"
 
 
 @contextmanager
-def joined(settings: RayCluster) -> Iterator[bool]:
+def joined(settings: RayCluster, announce: Callable[[str], None] = lambda where: None) -> Iterator[bool]:
     """Be in a Ray cluster; yields True where it is a local one that ends with the block.
+
+    ``announce`` is called with what is about to be done, before seconds are spent on it.
 
     Raises:
         ConfigError: the address does not answer.
@@ -30,11 +32,13 @@ def joined(settings: RayCluster) -> Iterator[bool]:
     import ray
 
     if ray.is_initialized():
+        announce("using the Ray of this process")
         yield False
         return
     address = _address(settings)
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
+        announce("starting a local Ray")
         with _private_token():
             ray.init(address="local", num_cpus=settings.cpus, num_gpus=settings.gpus, include_dashboard=False, **common)
             try:
@@ -42,6 +46,7 @@ def joined(settings: RayCluster) -> Iterator[bool]:
             finally:
                 ray.shutdown()
         return
+    announce(f"joining Ray at {address}")
     try:
         ray.init(address=address, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -98,8 +98,9 @@ def run(
         for callback in callbacks:
             callback(kind, value)
 
-    listen("joining", f"data and model are ready; joining Ray ({resolved.ray.address}) and starting client actors ...")
-    with joined(resolved.ray) as local:
+    with joined(
+        resolved.ray, lambda where: listen("joining", f"data and model are ready; {where} and starting client actors ...")
+    ) as local:
         request = Request(root, resume, elastic=not local, provided=provided)
         summary = _follow(prepared, request, listen)
     return Result(summary["status"], summary, root, resolved)

@@ -123,6 +123,7 @@ class Wiring:
         algorithm, server = make_algorithm(config.algorithm), make_server(config.server)
         aggregate = components.find(components.AGGREGATORS, config.aggregation.kind)
         self._books = self._make_books(pool)
+        self._files.rewind(checkpoint.round if checkpoint else 0)
         callbacks: list[Any] = [self._events]
         if self.tracker is not None:
             callbacks.append(_Tracking(self.tracker))
@@ -151,7 +152,6 @@ class Wiring:
             callbacks=callbacks,
             privacy=None if plan is None else Privacy(plan),
         )
-        self._files.rewind(self.parts.first_round)
         return self.parts
 
     # -- pieces ----------------------------------------------------------------------------------

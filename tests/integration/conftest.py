@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A local Ray with six logical CPUs, shared by all integration tests."""
+    """A local Ray with six logical CPUs, shared by the tests of a module; tests of other modules find none running."""
     import logging
 
     import ray

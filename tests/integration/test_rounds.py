@@ -148,7 +148,7 @@ class TestFaultsOfClients:
 def test_sigterm_saves_and_resume_continues_in_the_same_bytes(tmp_path: Path) -> None:
     """A real process: SIGTERM in mid-run ends with a checkpoint and a summary; --resume ends like a run that never stopped."""
     file = tmp_path / "c.json"
-    file.write_text(json.dumps(config(rounds=12, model={"kind": "python:slowparts:model", "slow": 0}, ray={"address": "local", "cpus": 2})))
+    file.write_text(json.dumps(config(rounds=8, model={"kind": "python:slowparts:model", "slow": 0}, ray={"address": "local", "cpus": 2})))
     command = [sys.executable, "-m", "fedray", "run", str(file)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "integration")])}
     stopped = tmp_path / "stopped"
@@ -164,7 +164,7 @@ def test_sigterm_saves_and_resume_continues_in_the_same_bytes(tmp_path: Path) ->
     assert process.returncode == 143, err.decode()
     summary = json.loads((stopped / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    assert 2 <= summary["rounds"] < 12
+    assert 2 <= summary["rounds"] < 8
     assert b"Traceback" not in err
     again = subprocess.run(
         [*command, "--output", str(stopped), "--resume"], env=environment, cwd=tmp_path, capture_output=True, timeout=120
@@ -176,5 +176,5 @@ def test_sigterm_saves_and_resume_continues_in_the_same_bytes(tmp_path: Path) ->
     assert straight.returncode == 0, straight.stderr.decode()
     both = [json.loads((d / "summary.json").read_text()) for d in (stopped, tmp_path / "straight")]
     assert both[0]["model_sha256"] == both[1]["model_sha256"]
-    assert [r["round"] for r in RunFiles(stopped).rows()] == list(range(1, 13))
+    assert [r["round"] for r in RunFiles(stopped).rows()] == list(range(1, 9))
     assert b"completed" in again.stdout
