@@ -142,8 +142,10 @@ def _warnings(config: Config) -> list[str]:
     return warnings
 
 
-def check_model(model: nn.Module) -> None:
+def check_layers(model: nn.Module) -> None:
     """Refuse a model whose layers couple records, or that carries buffers, or that cannot be clipped in float32.
+
+    The part of :func:`check_model` that does not take seconds to import Opacus.
 
     Raises:
         PrivacyRefusal: with the layer and what to use instead.
@@ -173,6 +175,16 @@ def check_model(model: nn.Module) -> None:
                 "exceed the clip norm; use float32.",
                 "privacy.incompatible.record.precision",
             )
+
+
+def check_model(model: nn.Module) -> None:
+    """:func:`check_layers`, and that Opacus has a gradient for each record of every layer.
+
+    Raises:
+        PrivacyRefusal: with the layer and what to use instead.
+        ConfigError: nothing in the model can be trained.
+    """
+    check_layers(model)
     from opacus.validators import ModuleValidator
 
     training = model.training
