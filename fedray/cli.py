@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from fedray import __version__
-from fedray.errors import FedrayError
+from fedray.errors import FedrayError, Stopped
 
 #: How each status of a run ends the process. 143 and 130 are the shell's own codes for the signals.
 EXIT = {"completed": 0, "budget_reached": 3, "failed": 1}
@@ -73,8 +74,12 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
             elif kind == "signal":
                 stopped_by.append(value)
 
-        result = experiment.run(resolved, callbacks=[listen], output=output, resume=resume)
-    print_summary(result.summary, result.output, f"fedray ui {_shown(result.output)}")
+        try:
+            result = experiment.run(resolved, callbacks=[listen], output=output, resume=resume)
+        except Stopped as stopped:  # before the first round
+            click.echo(f"fedray: {stopped}", err=True)
+            sys.exit(128 + (stopped_by[0] if stopped_by else 15))
+    print_summary(result.summary, result.output, f"{_program()} ui {_shown(result.output)}")
     code = EXIT.get(result.status)
     sys.exit(128 + (stopped_by[0] if stopped_by else 15) if code is None else code)
 
@@ -152,7 +157,7 @@ def ledger_verify(path: Path) -> None:
 def sync(run_dir: Path, uri: str | None) -> None:
     """Send MLflow whatever it lacks of a run (its server was away, or the driver died)."""
     from fedray.configfile import load_config
-    from fedray.experiment.wiring import trained_model
+    from fedray.experiment.finished import trained_model
     from fedray.runfiles import RunFiles
     from fedray.tracking.mlflow_tracker import sync as send
 
@@ -180,6 +185,14 @@ def ui(run_dir: Path | None, uri: str | None, host: str, port: int) -> None:
         for name, link in ui_links(state.tracking_uri, state.experiment_id, state.run_id, port).items():
             click.echo(f"{name}: {link}")
     sys.exit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+
+
+def _program() -> str:
+    """This program as it can be typed again here."""
+    if Path(sys.argv[0]).name != "fedray":
+        return "python -m fedray"
+    found = shutil.which("fedray")
+    return "fedray" if found is not None and Path(found).samefile(sys.argv[0]) else _shown(Path(sys.argv[0]).absolute())
 
 
 def _shown(path: Path) -> str:

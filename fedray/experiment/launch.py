@@ -18,9 +18,10 @@ from fedray.config import Config
 from fedray.configfile import build_config, load_config
 from fedray.errors import FedrayError
 from fedray.experiment.cluster import joined
+from fedray.experiment.finished import trained_model
 from fedray.experiment.job import Experiment
 from fedray.experiment.preparation import Prepared, prepare
-from fedray.experiment.wiring import Request, trained_model
+from fedray.experiment.wiring import Request
 from fedray.runfiles import RunFiles, choose_output
 
 log = logging.getLogger(__name__)

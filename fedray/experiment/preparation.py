@@ -49,7 +49,8 @@ class Model:
 class Prepared:
     """A run that is ready to be wired.
 
-    ``sizes``, ``model`` and ``federation`` are None where only the silos know them (a file a silo).
+    ``sizes``, ``model`` and ``federation`` are None where only the silos know them (a file a silo). ``digest``
+    is the data's, for noticing at a resume that it changed; under privacy it leaves the driver in no other form.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class Prepared:
     model: Model | None
     partition: dict[str, Any]
     warnings: list[str]
+    digest: str = ""
 
 
 def prepare(config: Config) -> Prepared:
@@ -91,8 +93,12 @@ def prepare(config: Config) -> Prepared:
     model = make_model(config, groups, federation.shape, federation.classes, tokens)
     shown = not private or "class_counts" in config.privacy.unprotected
     counts = class_counts(federation) if shown and federation.classes is not None else None
-    partition = partition_report(names, sizes, counts) | {"source": config.data.source, "digest": federation.digest}
-    return Prepared(config, names, groups, plans, sampler, sizes, federation, federation.test, model, partition, warnings)
+    partition = partition_report(names, sizes, counts) | {"source": config.data.source}
+    if not private:  # a digest is a function of the records: who knows all but one could test guesses of the last
+        partition["digest"] = federation.digest
+    return Prepared(
+        config, names, groups, plans, sampler, sizes, federation, federation.test, model, partition, warnings, federation.digest
+    )
 
 
 def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...], classes: int | None, tokens: bool) -> Model:

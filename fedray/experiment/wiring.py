@@ -26,9 +26,10 @@ from fedray.configfile import dump_config
 from fedray.data.report import partition_report
 from fedray.driver import Parts
 from fedray.errors import ConfigError, FedrayError
+from fedray.experiment.background import Background
 from fedray.experiment.events import Events
+from fedray.experiment.finished import trained_model
 from fedray.experiment.preparation import Prepared, check_sizes, identity, make_model
-from fedray.models.build import build_model
 from fedray.privacy.ledger import ledger_directory
 from fedray.privacy.record import Account
 from fedray.privacy.rules import claim
@@ -97,7 +98,7 @@ class Wiring:
         run_id, start = self._files.begin()
         self._job = f"{run_id}/{start}"
         self._pinned: dict[str, str] = dict(checkpoint.meta.get("ledger_heads", {})) if checkpoint else {}
-        tracking = _Background(lambda: self._open_tracking(checkpoint))
+        tracking = Background(lambda: self._open_tracking(checkpoint))
         try:
             self._account = self._open_run_book()
             self.pool = pool = self._start_pool()
@@ -157,8 +158,7 @@ class Wiring:
     # -- pieces ----------------------------------------------------------------------------------
 
     def _checkpoint(self) -> Checkpoint | None:
-        digest = str(self._p.partition.get("digest", ""))
-        self._identity = identity(self.config, digest)
+        self._identity = identity(self.config, self._p.digest)
         found = load_latest(self._files.checkpoints) if self._request.resume else None
         if found is None:
             return None
@@ -392,38 +392,3 @@ class Wiring:
             self._account.close()
         if self.tracker is not None:
             self.tracker.close("FAILED", 10.0)
-
-
-def trained_model(files: RunFiles, config: Config) -> tuple[Any, Any]:
-    """Rebuild the model of a finished run from its files; with a zero input of one record."""
-    import torch
-
-    facts = json.loads(files.partition.read_text())["model"]
-    dtype = torch.int64 if facts["tokens"] else torch.float32
-    model = build_model(config.model, tuple(facts["input_shape"]), facts["outputs"], config.seed, dtype)
-    state = model.state_dict()
-    state.update({name: torch.from_numpy(value) for name, value in files.load_model().items()})
-    model.load_state_dict(state)
-    return model.eval(), np.zeros((1, *facts["input_shape"]), dtype=np.int64 if facts["tokens"] else np.float32)
-
-
-class _Background:
-    """A function in a thread; its exception comes out at :meth:`result`."""
-
-    def __init__(self, function: Any) -> None:
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
-        self._thread.start()
-
-    def _run(self, function: Any) -> None:
-        try:
-            self._value = function()
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> Any:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._value
