@@ -105,6 +105,7 @@ def show_config(config: Path | None, overrides: tuple[str, ...], schema: bool) -
 def list_parts(what: str | None) -> None:
     """What a config can name: models, data, partitioners, algorithms, losses, ... with one line and the source each."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from fedray.components import ROOMS, listing, nearest
@@ -119,7 +120,7 @@ def list_parts(what: str | None) -> None:
             continue
         table = Table("name", "what it is", "source", title=f"{name}  ({room.path})", title_justify="left", box=None, pad_edge=False)
         for row in rows:
-            table.add_row(f"[bold]{row.name}[/bold]", row.summary, f"[dim]{row.source}[/dim]")
+            table.add_row(f"[bold]{row.name}[/bold]", escape(row.summary), f"[dim]{escape(row.source)}[/dim]")
         console.print(table)
         console.print()
 
