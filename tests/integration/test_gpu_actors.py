@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from paths import ROOT
@@ -67,6 +68,7 @@ def test_hosted_actors_share_a_gpu_and_those_without_stay_on_the_cpu(tmp_path: P
     assert not without[0]["started"]
 
 
+@pytest.mark.slow
 def test_dedicated_clients_share_a_gpu(tmp_path: Path) -> None:
     clients = {"placement": "dedicated", "resources": {"cpu": 0.5, "gpu": 0.2}}
     data = {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 4}}

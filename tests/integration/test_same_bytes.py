@@ -55,18 +55,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["clients.actors=2"],
         ["clients.actors=3"],
         ["clients.placement=dedicated", "privacy.ledger=LEDGER"],
     ],
-    ids=["two", "three", "dedicated"],
+    ids=["three", "dedicated"],
 )
 def test_with_other_placements(overrides: list[str], reference: str, tmp_path: Path) -> None:
     overrides = [o.replace("LEDGER", str(tmp_path / "books")) for o in overrides]
     assert train(tmp_path / "run", *overrides).summary["model_sha256"] == reference
 
 
-def test_after_an_actor_was_killed_in_mid_round(reference: str, tmp_path: Path) -> None:
+def test_with_two_actors_of_which_one_was_killed_in_mid_round(reference: str, tmp_path: Path) -> None:
     result = train(tmp_path / "run", "clients.actors=2", at_round=1, then=lambda: kill("ClientHost.train"))
     assert result.summary["faults"]["actor_deaths"] == 1
     assert result.summary["faults"]["retries"] >= 1
