@@ -134,7 +134,8 @@ class Driver:
         log_ = RoundLog()
         cohort = self._draw(number)
         permit = p.books.authorize(number, cohort)
-        self._check_budget(cohort, permit)
+        for reason in [*permit.refused.values(), *permit.away.values()]:
+            self._note(reason)
         task = RoundTask(number, p.capacity)
         total = ExactSum.zero(p.layout.size, p.capacity)
         parts = 0
@@ -145,7 +146,7 @@ class Driver:
         trained = time.perf_counter()
         self._faults_of(log_)
         try:
-            self._check_enough(permit, total, log_)
+            self._check_enough(cohort, total, log_)
         except RoundFailed as failure:
             self._failed(failure)
         else:
@@ -181,20 +182,17 @@ class Driver:
             if eligible.sum() < max(1, p.config.cohort.min_clients):
                 raise BudgetReached(p.privacy.sentence(figures, int(eligible.sum()), p.config.cohort.min_clients))
         indices = p.sampler(Population(eligible, p.rates), generator(p.config.seed, "cohort", number))
+        if len(indices) < p.config.cohort.min_clients:  # nobody is charged for a round that cannot count
+            self._note(f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped.")
+            return []
         return [ClientTask(int(i), p.names[i]) for i in indices]
 
-    def _check_budget(self, cohort: Sequence[ClientTask], permit: Permit) -> None:
-        for reason in permit.refused.values():
-            self._note(reason)
-        if self._p.privacy is not None and cohort and permit.refused and len(permit.cohort) < max(1, self._p.config.cohort.min_clients):
-            raise BudgetReached(next(iter(permit.refused.values())))
-
-    def _check_enough(self, permit: Permit, total: ExactSum, log_: RoundLog) -> None:
-        if permit.cohort and total.count < self._p.config.cohort.min_clients:
+    def _check_enough(self, cohort: Sequence[ClientTask], total: ExactSum, log_: RoundLog) -> None:
+        if cohort and total.count < self._p.config.cohort.min_clients:
             bad = next((r for r in log_.reports if r.status != "done"), None)
             why = f"; {bad.name} {bad.status}: {bad.error}" if bad else ""
             raise RoundFailed(
-                f"round {self._round + 1}: {total.count} updates of {len(permit.cohort)} clients arrived, "
+                f"round {self._round + 1}: {total.count} updates of {len(cohort)} clients arrived, "
                 f"cohort.min_clients asks for {self._p.config.cohort.min_clients}{why}"
             )
 

@@ -83,6 +83,7 @@ class Pool:
         self._restarts, self._retries, self._grace = restarts, retries, grace
         self._should_stop = should_stop
         self._seconds: dict[int, float] = {}
+        self._between = RoundLog()  # what befell actors outside a round; the next round's log tells it
         self._lane_of = {s.place.client.index: s.place.lane for s in self.slots if s.place.client is not None}
         for slot in self.slots:
             self._launch(slot)
@@ -120,6 +121,23 @@ class Pool:
             done, _ = ray.wait(list(refs), num_returns=1, timeout=_POLL)
             for ref in done:
                 self._settle(refs[ref], None, RoundLog())
+
+    def settle(self, timeout: float) -> None:
+        """Wait for actors that are being replaced; those that are not up after ``timeout`` seconds stay away."""
+        limit = time.monotonic() + timeout
+        while time.monotonic() < limit and not self._should_stop():
+            starting = {s.pending: s for s in self.slots if s.doing == "starting"}
+            if not starting:
+                return
+            done, _ = ray.wait(list(starting), num_returns=1, timeout=_POLL)
+            for ref in done:
+                self._settle(starting[ref], None, self._between)
+
+    def lost(self, client: int, error: BaseException) -> None:
+        """Replace the actor of a dedicated client that someone else found dead."""
+        for slot in self.slots:
+            if slot.place.lane == self._lane_of[client] and slot.info is not None:
+                self._died(slot, error, self._between)
 
     def broadcast(self, method: str, *arguments: Any, timeout: float) -> dict[str, Any]:
         """Call a method on every actor that is up; name of the place to result."""
@@ -201,6 +219,8 @@ class Pool:
             Stopped: the pool was asked to stop; the actors were told.
             FedrayError: an actor failed outside any client's work.
         """
+        between, self._between = self._between, RoundLog()
+        notes.deaths, notes.notes = notes.deaths + between.deaths, notes.notes + between.notes
         queues: dict[str, deque[ClientTask]] = {}
         suspects: dict[int, int] = {}  # clients in whose turn an actor died, and how often
         for client in sorted(cohort, key=lambda c: (-self._expected(c.index), c.index)):

@@ -24,11 +24,12 @@ RUN_BOOK = "records"
 
 @dataclass(frozen=True)
 class Permit:
-    """Who may train in a round, and who was refused and why (one sentence each, by client name)."""
+    """Who may train in a round; who was refused by its budget, or was away, and why (one sentence each, by client name)."""
 
     round: int
     cohort: list[ClientTask]
     refused: dict[str, str] = field(default_factory=dict)
+    away: dict[str, str] = field(default_factory=dict)
 
 
 class Books(Protocol):
@@ -135,26 +136,42 @@ class SiloBooks:
         self._heads: dict[str, str] = {}
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
-        """Ask every silo; one whose actor is away is refused this round (nothing is charged for it)."""
-        asked = {c: self._pool.handle_of(c.index) for c in cohort}
-        refs = {c: h.authorize.remote(round_, c.attempt) for c, h in asked.items() if h is not None}
-        refused = {c.name: f"{c.name}: its actor is away." for c, h in asked.items() if h is None}
-        granted = []
+        """Ask every silo; one whose actor is away is left out of this round.
+
+        An actor found dead is replaced, and the new one asked once. If the old one had reserved before it
+        died, the silo is charged twice: its ledger never says less than what may have been run.
+        """
+        permit = Permit(round_, [])
+        waiting = list(cohort)
+        for last in (False, True):
+            self._pool.settle(self._timeout)
+            waiting = self._ask_for(permit, waiting, last)
+        return permit
+
+    def _ask_for(self, permit: Permit, clients: Sequence[ClientTask], last: bool) -> list[ClientTask]:
+        """Enter the answers in ``permit``; returns those whose actor was found dead (none when ``last``)."""
+        handles = {c: self._pool.handle_of(c.index) for c in clients}
+        refs = {c: h.authorize.remote(permit.round, c.attempt) for c, h in handles.items() if h is not None}
+        permit.away.update({c.name: f"{c.name}: its actor is away." for c, h in handles.items() if h is None})
+        dead = []
         for client, ref in refs.items():
             try:
                 decision = ray.get(ref, timeout=self._timeout)
-            except RayActorError:
-                refused[client.name] = f"{client.name}: its actor died while it was asked."
+            except RayActorError as error:
+                self._pool.lost(client.index, error)
+                if last:
+                    permit.away[client.name] = f"{client.name}: its actor died while it was asked."
+                else:
+                    dead.append(client)
             except GetTimeoutError:
-                refused[client.name] = f"{client.name}: its actor did not answer within {self._timeout:g} s."
+                permit.away[client.name] = f"{client.name}: its actor did not answer within {self._timeout:g} s."
             except RayTaskError as error:
                 cause = getattr(error, "cause", None)
                 raise cause if isinstance(cause, FedrayError) else error from None
             else:
-                if decision.granted:
-                    granted.append(client)
-                refused |= {name: str(refusal) for name, refusal in decision.refused.items()}
-        return Permit(round_, granted, refused)
+                permit.refused.update({name: str(refusal) for name, refusal in decision.refused.items()})
+                permit.cohort.extend([client] if decision.granted else [])
+        return dead
 
     def retry(self, round_: int, client: ClientTask) -> bool:
         """Left to the client's next actor, which reserves before it trains (see ``ClientHost.train``)."""

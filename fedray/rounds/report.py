@@ -20,9 +20,9 @@ def round_metrics(config: Config, number: int, permit: Permit, log: RoundLog, up
     Training loss appears only where clients send it, which under differential privacy they do not.
     """
     metrics: dict[str, float] = {
-        "round/clients_sampled": len(permit.cohort) + len(permit.refused),
+        "round/clients_sampled": len(permit.cohort) + len(permit.refused) + len(permit.away),
         "round/clients_completed": updates,
-        "round/clients_failed": log.count("failed", "rejected", "lost"),
+        "round/clients_failed": log.count("failed", "rejected", "lost") + len(permit.away),
         "round/clients_late": log.count("late"),
         "round/clients_refused": len(permit.refused) + log.count("refused"),
         "round/actor_deaths": log.deaths,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import ROOT
-from processes import wait_until
+from processes import kill, wait_until
 
 import fedray
 from fedray.errors import RoundFailed
@@ -98,6 +98,28 @@ class TestFaultsOfClients:
         row = RunFiles(result.output).rows()[0]["metrics"]
         assert row["round/clients_completed"] == 3
         assert any("client c3" in n and "its actor died 2 times in its turn" in n for n in notes)
+
+    def test_a_silo_that_dies_between_rounds_is_replaced_and_asked_again(self, tmp_path: Path) -> None:
+        killed: list[int] = []
+
+        def listen(kind: str, value: Any) -> None:
+            if kind == "row" and value["round"] == 1:
+                killed.append(kill("ClientHost"))
+
+        settings = config(
+            rounds=8,
+            data={"source": "python:slowparts:data", "clients": 2},
+            model={"kind": "softmax"},
+            clients={"placement": "dedicated", "resources": {"cpu": 1.0}},
+            cohort={"kind": "all", "min_clients": 2},
+            training={"lr": 0.1, "sampling_rate": 0.5, "expected_batch": 10.0, "steps": 2},
+            privacy={"regime": "record", "noise_multiplier": 2.0, "delta": 1e-3, "ledger": str(tmp_path / "books")},
+        )
+        result = fedray.run(settings, output=str(tmp_path / "run"), callbacks=[listen])
+        assert killed
+        assert result.status == "completed"
+        assert result.summary["faults"]["actor_deaths"] == 1
+        assert [r["metrics"]["round/clients_completed"] for r in RunFiles(result.output).rows()] == [2] * 8
 
     def test_groups_train_with_their_own_settings(self, tmp_path: Path) -> None:
         groups = [{"name": "fast", "clients": ["c0", "c1"], "training": {"lr": 0.5}, "rate": 1.0}]
