@@ -1,5 +1,5 @@
 # One command sets up and runs the main job, another sets up and passes the tests.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= configs/digits.yaml
 VENV   := .venv
 BIN    := $(VENV)/bin

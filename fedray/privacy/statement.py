@@ -161,7 +161,7 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
     for plan in mechanism["plans"]:
         q = plan["sampling_rate"]
         lines.append(
-            f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} steps a round, noise multiplier {plan['noise_multiplier']:g}, "
+            f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} step(s) a round, noise multiplier {plan['noise_multiplier']:g}, "
             f"clip {plan['clip']:g}, expected batch {plan['expected_batch']:g}, "
             f"{plan['participations']} planned rounds: epsilon {_show(plan['planned_epsilon'])}"
         )

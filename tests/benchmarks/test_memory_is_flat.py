@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -73,4 +74,6 @@ def test_memory_is_flat(tmp_path: Path) -> None:
     assert warm["n"] == last["n"] == 2
     assert growth["driver"] <= 1.05
     assert growth["actors"] <= 1.05
-    assert last["store_mib"] <= warm["store_mib"] + 1.0
+    # A sample may fall between a round's put and its release, so medians are compared.
+    stored = [s["store_mib"] for s in samples if s["round"] >= WARM_UP]
+    assert statistics.median(stored[-5:]) <= statistics.median(stored[:5]) + 1.0
