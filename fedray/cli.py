@@ -31,6 +31,14 @@ class _Command(click.Group):
                 raise
             click.echo(f"fedray: {error}", err=True)
             ctx.exit(error.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            lines = str(error).strip().splitlines() or [""]
+            click.echo(f"fedray: unexpected {type(error).__name__}: {lines[-1]} (fedray --debug shows where)", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})

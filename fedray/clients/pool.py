@@ -277,6 +277,8 @@ class Pool:
                 rows += ray.get(ref)
             except RayActorError as error:
                 log.warning("an actor died while evaluating: %s", _first_line(error))
+            except RayTaskError as error:
+                raise _cause(error, "evaluation at the clients failed") from error
         return sorted(rows, key=lambda r: r.name)
 
     def _hand_out(self, queues: dict[str, deque[ClientTask]], suspects: dict[int, int], task: RoundTask, weights: Any) -> None:
