@@ -24,6 +24,7 @@ from urllib.parse import quote
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.chain import GENESIS, VERSION, Charge, Entry, Head, Summary, parse, read, reserve_entry, scan, seal, verify
 from fedray.privacy.events import Event
+from fedray.storage import sync_directory
 
 __all__ = ["Charge", "Entry", "Head", "Ledger", "Summary", "ledger_directory", "read", "records_path", "subject_path", "verify"]
 
@@ -172,7 +173,7 @@ class Ledger:
         except LedgerError:
             aside = self.path.with_name(f"{self.path.name}.torn-{digest[:16]}")
             aside.write_bytes(tail)
-            _fsync_directory(self.path.parent)
+            sync_directory(self.path.parent)
             os.ftruncate(self._descriptor, self._size)
             what = f"a torn last line of {len(tail)} bytes was cut off and kept as {aside.name}"
         else:
@@ -341,7 +342,7 @@ def _open_locked(path: Path, job: str, must_exist: bool, wait: float) -> int:
         if os.stat(path).st_ino != os.fstat(descriptor).st_ino:
             raise LedgerError(f"{path}: was replaced while it was being opened; start again.")
         os.fsync(descriptor)
-        _fsync_directory(path.parent)
+        sync_directory(path.parent)
         _holder_path(path).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "job": job}))
     except OSError as error:
         os.close(descriptor)
@@ -355,7 +356,7 @@ def _open_locked(path: Path, job: str, must_exist: bool, wait: float) -> int:
 def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(exist_ok=True)
-        _fsync_directory(directory.parent)
+        sync_directory(directory.parent)
     except OSError as error:
         raise LedgerError(
             f"{directory}: cannot be made ({error.strerror or error}); mount the volume that holds it, or make it once by hand."
@@ -387,11 +388,3 @@ def _holder(path: Path) -> str:
         return f"job '{data['job']}' (process {data['pid']} on {data['host']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

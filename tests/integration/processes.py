@@ -37,7 +37,7 @@ def kill(title: str, seconds: float = 20.0) -> int:
     raise AssertionError(f"no process with title {title} within {seconds} s")
 
 
-def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
     """Poll until ``condition`` is true."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:

@@ -178,7 +178,7 @@ def test_sigterm_saves_and_resume_continues_in_the_same_bytes(tmp_path: Path) ->
         [*command, "--output", str(stopped)], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        wait_until(lambda: len(RunFiles(stopped).rows()) >= 2, 90, "two rounds")
+        wait_until(lambda: len(RunFiles(stopped).rows()) >= 2, "two rounds", 90)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     finally:

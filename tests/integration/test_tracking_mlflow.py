@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import wait_until
 from torch import nn
 
 from fedray.errors import ConfigError
@@ -28,16 +29,6 @@ from fedray.tracking.store import TrackingError, load_mlflow
 
 ROUNDS = 20
 FAST = 0.05  # seconds that log() may take
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {seconds} s")
 
 
 def free_port() -> int:
@@ -229,13 +220,14 @@ def test_a_killed_driver_is_synced_from_its_files(store: str, tmp_path: Path) ->
 import os, signal, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_tracking_mlflow import Run, until
+from processes import wait_until
+from test_tracking_mlflow import Run
 from fedray.tracking.journal import State
 run = Run.__new__(Run)
 run.folder, run.slowest = Path({str(run.folder)!r}), 0.0
 tracker = run.open({store!r})
 run.log(tracker, 1, 2, 3)
-until(lambda: State.load(run.folder).shipped.get("eval/loss") == 3, "three rounds sent")
+wait_until(lambda: State.load(run.folder).shipped.get("eval/loss") == 3, "three rounds sent")
 run.write(4)
 print("ready", flush=True)
 time.sleep(600)
@@ -345,7 +337,7 @@ class Server:
             except OSError:
                 return False
 
-        until(healthy, "the MLflow server answers", 60)
+        wait_until(healthy, "the MLflow server answers", 60)
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -374,7 +366,7 @@ def shipped() -> Callable[[Run, int], None]:
             state = State.load(run.folder)
             return state is not None and state.shipped.get("eval/accuracy", 0) >= number
 
-        until(there, f"round {number} is at the server")
+        wait_until(there, f"round {number} is at the server")
 
     return wait
 
@@ -393,7 +385,7 @@ def test_a_hung_server_does_not_slow_the_rounds(
     server.signal(signal.SIGSTOP)
     try:
         run.log(tracker, *range(6, ROUNDS + 1))
-        until(lambda: "no answer in time" in caplog.text, "the outage is told")
+        wait_until(lambda: "no answer in time" in caplog.text, "the outage is told")
     finally:
         server.signal(signal.SIGCONT)
     run.end()
@@ -422,7 +414,7 @@ def test_a_server_that_is_killed_gets_every_round(
 
     # One run goes on through the outage.
     lasting.log(trackers[0], *range(6, 13))
-    until(lambda: "cannot be reached" in caplog.text, "the outage is told")
+    wait_until(lambda: "cannot be reached" in caplog.text, "the outage is told")
     # The other ends in it: close() gives up in time, and so does a sync that comes too early.
     ending.log(trackers[1], *range(6, ROUNDS + 1))
     ending.end()
