@@ -20,6 +20,8 @@ def cluster() -> Iterator[None]:
     ray.init(
         address="local",
         num_cpus=6,
+        resources={"site_1": 2},
+        labels={"region": "eu"},
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

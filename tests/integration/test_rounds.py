@@ -16,7 +16,7 @@ from paths import ROOT
 from processes import kill, wait_until
 
 import fedray
-from fedray.errors import RoundFailed
+from fedray.errors import FedrayError, RoundFailed
 from fedray.runfiles import RunFiles
 
 
@@ -120,6 +120,18 @@ class TestFaultsOfClients:
         assert result.status == "completed"
         assert result.summary["faults"]["actor_deaths"] == 1
         assert [r["metrics"]["round/clients_completed"] for r in RunFiles(result.output).rows()] == [2] * 8
+
+    def test_clients_are_pinned_by_custom_resources_and_labels(self, tmp_path: Path) -> None:
+        pinned = {"cpu": 0.5, "custom": {"site_1": 1.0}, "labels": {"region": "eu"}}
+        groups = [{"name": "site", "clients": ["c0", "c1"], "resources": pinned}]
+        clients = {"placement": "dedicated", "resources": {"cpu": 0.5}, "groups": groups}
+        result = run(tmp_path / "run", clients=clients)
+        assert [r["metrics"]["round/clients_completed"] for r in RunFiles(result.output).rows()] == [4, 4]
+
+    def test_a_place_that_does_not_exist_is_named_with_what_it_asks_for(self, tmp_path: Path) -> None:
+        resources = {"cpu": 0.5, "labels": {"region": "mars"}}
+        with pytest.raises(FedrayError, match=r"are not up after 4 s .*first c0, which asks for .*mars.*the cluster has"):
+            run(tmp_path / "run", clients={"placement": "dedicated", "resources": resources, "start_timeout": 4.0})
 
     def test_groups_train_with_their_own_settings(self, tmp_path: Path) -> None:
         groups = [{"name": "fast", "clients": ["c0", "c1"], "training": {"lr": 0.5}, "rate": 1.0}]
