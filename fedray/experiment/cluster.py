@@ -39,12 +39,12 @@ def joined(settings: RayCluster, announce: Callable[[str], None] = lambda where:
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         announce("starting a local Ray")
-        with _private_token():
-            ray.init(address="local", num_cpus=settings.cpus, num_gpus=settings.gpus, include_dashboard=False, **common)
-            try:
-                yield True
-            finally:
-                ray.shutdown()
+        _private_token()
+        ray.init(address="local", num_cpus=settings.cpus, num_gpus=settings.gpus, include_dashboard=False, **common)
+        try:
+            yield True
+        finally:
+            ray.shutdown()
         return
     announce(f"joining Ray at {address}")
     try:
@@ -95,25 +95,15 @@ def _running_here() -> str | None:
     return None
 
 
-@contextmanager
-def _private_token() -> Iterator[None]:
-    """Within: a token that nobody else has, for a local cluster that is closed to the machine's other users.
+def _private_token() -> None:
+    """Give local clusters a token that nobody else has, so that they are closed to the machine's other users.
 
-    Ray turns token mode on for local clusters. Left to itself it would write a token into the home
-    directory, readable for all, and leave the mode behind in the environment, which changes how the
-    user's later clusters behave; both are kept from happening.
+    Ray turns token mode on for local clusters; left to itself it writes a token into the home directory,
+    readable for all, which changes how the user's later clusters behave. It reads the token once in a
+    process, so this one stays in the environment until the process ends.
     """
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    if before["RAY_AUTH_TOKEN"] is None and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,32 @@
+"""Joining and starting Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from paths import ROOT
+
+TWICE = """
+import ray
+from fedray.config import RayCluster
+from fedray.experiment.cluster import joined
+
+for n in range(2):
+    with joined(RayCluster(address="local", cpus=1)) as local:
+        assert local
+        print("joined", ray.get(ray.put(n)))
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print("own", ray.get(ray.put(2)))
+"""
+
+
+def test_one_process_may_start_several_clusters_and_writes_no_token_into_the_home(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", TWICE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith(("joined", "own"))] == ["joined 0", "joined 1", "own 2"]
+    assert not (tmp_path / ".ray" / "auth_token").exists()
