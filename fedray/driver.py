@@ -24,7 +24,7 @@ from fedray.checkpoint import Checkpoint, save_checkpoint
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
-from fedray.errors import BudgetReached, FedrayError, RoundFailed, Stopped
+from fedray.errors import BudgetReached, RoundFailed, Stopped
 from fedray.parameters import Layout, Vector, fingerprint
 from fedray.rng import generator
 from fedray.rounds.books import Books, Permit
@@ -190,7 +190,8 @@ class Driver:
     def _check_enough(self, cohort: Sequence[ClientTask], total: ExactSum, log_: RoundLog) -> None:
         if cohort and total.count < self._p.config.cohort.min_clients:
             bad = next((r for r in log_.reports if r.status != "done"), None)
-            why = f"; {bad.name} {bad.status}: {bad.error}" if bad else ""
+            # This sentence ends in the summary, which the tracking store gets; a client's own words may hold private values.
+            why = f"; {bad.name} {bad.status}{': ' + bad.error if self._p.privacy is None else ''}" if bad else ""
             raise RoundFailed(
                 f"round {self._round + 1}: {total.count} updates of {len(cohort)} clients arrived, "
                 f"cohort.min_clients asks for {self._p.config.cohort.min_clients}{why}"
@@ -337,7 +338,3 @@ class Driver:
     def weights(self) -> Vector:
         """The model as it stands."""
         return self._weights
-
-    def fail(self, error: FedrayError) -> None:
-        """Note an error that ended the run."""
-        self._note(str(error))

@@ -30,7 +30,7 @@ from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector, set_vector
-from fedray.privacy.csprng import Csprng, InsecureSeeded
+from fedray.privacy.csprng import noise_source
 from fedray.privacy.record import Account, Decision, Figures, RecordPlan, check_history
 from fedray.rng import generator, torch_seed
 from fedray.training.choose import choose_engine
@@ -122,7 +122,6 @@ class ClientHost:
             device=str(self._device),
             threads=torch.get_num_threads(),
             records=None if own is None else len(own.train),
-            test_records=None if own is None or own.test is None else len(own.test),
             shape=None if own is None else self._shape,
             classes=classes,
             columns=() if own is None else own.columns,
@@ -136,7 +135,7 @@ class ClientHost:
         self._outputs = outputs
         self._model = build_model(config.model, self._shape, outputs, config.seed, self._dtype).to(self._device)
         self._layout = Layout.of(self._model)
-        self._engine_name, self._engine = choose_engine(spec.group.training.engine, spec.plan is not None, self._model)
+        _, self._engine = choose_engine(spec.group.training.engine, spec.plan is not None, self._model)
         self._update = np.empty(self._layout.size, dtype=np.float32)
 
     def preflight(self) -> float:
@@ -158,9 +157,6 @@ class ClientHost:
             vocabulary=self._vocabulary(),
             device=self._device,
         )
-
-    def ping(self) -> None:
-        """Answers while training, from another thread."""
 
     def stop_round(self, round_: int) -> None:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
@@ -307,10 +303,7 @@ class ClientHost:
         config, plan, training = self._config, self._spec.plan, self._spec.group.training
         set_vector(self._model, self._layout, weights)
         seed_torch(torch_seed(config.seed, "torch", task.round, client.index), self._device)
-        noise = None
-        if plan is not None:
-            seed = config.privacy.insecure_seed
-            noise = Csprng() if seed is None else InsecureSeeded(seed, task.round, client.index)
+        noise = None if plan is None else noise_source(config.privacy.insecure_seed, task.round, client.index)
         job = LocalJob(
             training=training,
             lr=self._lr,

@@ -73,7 +73,6 @@ class HostInfo:
     device: str
     threads: int
     records: int | None = None
-    test_records: int | None = None
     shape: tuple[int, ...] | None = None
     classes: int | None = None
     columns: tuple[str, ...] = ()
