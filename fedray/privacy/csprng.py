@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from fedray import rng
 
 Floats = npt.NDArray[np.float64]
+Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
 _UNIT = 2.0**-53
@@ -40,12 +41,16 @@ class Csprng:
         self._pid = os.getpid()
         self._cipher: CipherContext = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
 
-    def _bits53(self, n: int) -> npt.NDArray[np.uint64]:
+    def u64(self, n: int) -> Words:
+        """``n`` uniform 64-bit words, uint64, read-only."""
         with self._lock:
             if os.getpid() != self._pid:
                 self._rekey()
             stream = self._cipher.update(bytes(8 * n))
-        return np.frombuffer(stream, dtype="<u8") >> np.uint64(11)
+        return np.frombuffer(stream, dtype="<u8")
+
+    def _bits53(self, n: int) -> Words:
+        return self.u64(n) >> np.uint64(11)
 
     def uniform(self, n: int) -> Floats:
         """``n`` values in [0, 1): multiples of 2**-53, float64."""
@@ -88,6 +93,10 @@ class InsecureSeeded:
 
     def __init__(self, seed: int, round: int, client: str | int) -> None:
         self._generator = rng.generator(seed, "insecure-dp", round, client)
+
+    def u64(self, n: int) -> Words:
+        """``n`` uniform 64-bit words, uint64."""
+        return self._generator.integers(0, 1 << 64, size=n, dtype=np.uint64)
 
     def uniform(self, n: int) -> Floats:
         """``n`` values in [0, 1), float64."""

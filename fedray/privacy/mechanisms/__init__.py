@@ -1,0 +1,1 @@
+"""Mechanisms that protect whole clients: clip, randomise, sum, noise."""

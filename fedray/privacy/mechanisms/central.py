@@ -1,0 +1,220 @@
+"""Noise at a trusted driver: DP-FedAvg with independent Gaussian noise, and DP-FTRL with correlated noise.
+
+Each client clips its whole update to C; the driver adds noise of standard deviation z C to the sum and divides by
+a public constant, so a client that contributes nothing changes the sum by at most C (zero-out adjacency). The sum is
+an integer sum on a grid, and the noise is rounded to that grid before it is added: the result is the rounding
+of what the real-valued mechanism would give, so no float of it tells more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.errors import ConfigError
+from fedray.privacy.events import Event, Gaussian, Poisson, Tree, TruncatedPoisson, Wor
+from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
+from fedray.privacy.mechanisms.clipping import clip_update
+from fedray.privacy.mechanisms.streams import Banded, Independent, NoiseStream, banded_event_noise
+from fedray.privacy.mechanisms.streams import Tree as TreeStream
+
+TRUST = "the driver and the actors are trusted; the guarantee is against everyone who sees the models and the released metrics"
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The client's half: clip the whole update, weigh it, and send it.
+
+    Attributes:
+        clip: L2 bound of what leaves.
+        slack: how far below it to stay, because the sum's grid rounds.
+        weight_cap: see ``privacy.weight_cap``.
+        bit: send one more value, 1/2 where the update was within the clip norm and -1/2 where not (Andrew et al. 2021).
+    """
+
+    clip: float
+    slack: float
+    weight_cap: int | None
+    bit: bool
+    integer: ClassVar[bool] = False
+
+    def size(self, dimension: int) -> int:
+        """The update, and the bit."""
+        return dimension + self.bit
+
+    def encode(self, update: Vector, weight: float, source: Source) -> Vector:
+        """The clipped update times its weight, float32 ``[size]``; a non-finite one is all zeros."""
+        clipped, within = clip_update(update, self.clip, self.slack)
+        if weight != 1.0:
+            clipped *= np.float32(weight)
+        return np.append(clipped, np.float32(0.5 if within else -0.5)) if self.bit else clipped
+
+    def terms(self) -> dict[str, Any]:
+        """The clip norm."""
+        return {"clip": self.clip}
+
+
+class Noised:
+    """The driver's half: noise of a stream on the sum."""
+
+    def __init__(self, stream: NoiseStream) -> None:
+        self._stream = stream
+
+    def release(self, values: npt.NDArray[np.int64], bits: int, std: float | Floats, source: Source) -> Floats:
+        """See :class:`fedray.privacy.mechanisms.base.DriverStep`."""
+        noise = self._stream.next(source)
+        noise *= np.ldexp(std, bits)
+        return np.ldexp((values + np.rint(noise).astype(np.int64)).astype(np.float64), -bits)
+
+
+@dataclass(frozen=True)
+class _Central(Mechanism):
+    """What the mechanisms of this module share."""
+
+    regime: ClassVar[str] = "client"
+    trust: ClassVar[str] = TRUST
+
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
+        """Clip, weigh, send."""
+        return Clipped(clip, facts.slack, weight_cap, bit)
+
+    def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
+        """Noise on the sum."""
+        if noise_multiplier * facts.clip * 2.0**facts.grid > 2.0**57:
+            raise ConfigError(
+                f"privacy.clip: noise of {noise_multiplier * facts.clip:g} does not fit the sum's grid of 2**-{facts.grid}; "
+                "scale the model or its learning rate so that a smaller clip norm does."
+            )
+        return Noised(self._stream(facts, size))
+
+    def _stream(self, facts: Facts, size: int) -> NoiseStream:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CentralGaussian(_Central):
+    """Independent Gaussian noise on every round's sum (DP-FedAvg, DP-FedSGD).
+
+    Source: McMahan, Ramage, Talwar & Zhang 2018, Learning Differentially Private Recurrent Language Models, algorithm 1
+
+    Unit: one client. Sensitivity of the sum: C under zero-out; 2C under replace-one, which fixed-size cohorts need.
+    Events: Poisson cohorts Poisson(q, Gaussian(z)), with a cap its truncated form (arXiv 2508.15089); cohorts of fixed
+    size Wor(N, m, Gaussian(z)); all clients or cyclic cohorts Gaussian(z) for each participation, without amplification.
+    """
+
+    statement: ClassVar[str] = "each client's update clipped jointly over all exchanged values, independent Gaussian noise on the sum"
+
+    def charging(self, facts: Facts) -> Charging:
+        """Everyone where cohorts are secret or all; participants of cyclic cohorts."""
+        if facts.sampling == "cyclic":
+            return Charging("participants")
+        return Charging("everyone", "replace_one" if facts.sampling == "fixed" else "zero_out")
+
+    def event(self, noise_multiplier: float, facts: Facts) -> Event:
+        """One round."""
+        gaussian = Gaussian(float(noise_multiplier))
+        if facts.sampling == "fixed":
+            return Wor(facts.clients, int(facts.cohort), gaussian)
+        if facts.sampling == "poisson":
+            assert facts.rate is not None
+            if facts.cap is not None:
+                return TruncatedPoisson(facts.clients, facts.rate, facts.cap, float(noise_multiplier))
+            return Poisson(facts.rate, gaussian)
+        return gaussian
+
+    def _stream(self, facts: Facts, size: int) -> NoiseStream:
+        return Independent(size)
+
+
+@dataclass(frozen=True)
+class TreeAggregation(_Central):
+    """DP-FTRL by tree aggregation: prefix sums noised by a binary tree, no sampling of clients needed.
+
+    Source: Kairouz, McMahan, Song, Thakkar, Thakurta & Xu 2021, Practical and Private (Deep) Learning without Sampling or Shuffling
+
+    Unit: one client. Sensitivity of a node: C (zero-out); a client takes part at most once in a tree, which the driver
+    enforces. Event: Tree(z, restart_every) for each tree, charged when the tree begins. A resumed run begins a new tree.
+    Use it with server.kind sgd (momentum is fine): the model is then a function of the noised prefix sums.
+
+    Attributes:
+        restart_every: rounds of one tree; null = all rounds.
+    """
+
+    restart_every: int | None = None
+    statement: ClassVar[str] = (
+        "each client's update clipped jointly over all exchanged values, prefix sums noised by a binary tree of Gaussians"
+    )
+
+    def charging(self, facts: Facts) -> Charging:
+        """One charge a tree."""
+        span = self._span(facts)
+        return Charging("everyone", span=span, separation=span, most=1)
+
+    def event(self, noise_multiplier: float, facts: Facts) -> Event:
+        """One tree."""
+        return Tree(float(noise_multiplier), self._span(facts))
+
+    def check(self, facts: Facts) -> None:
+        """The tree's height in rounds."""
+        _check_span("restart_every", self.restart_every, facts)
+
+    def _span(self, facts: Facts) -> int:
+        return self.restart_every or facts.rounds
+
+    def _stream(self, facts: Facts, size: int) -> NoiseStream:
+        return TreeStream(size, self._span(facts))
+
+
+@dataclass(frozen=True)
+class BandedFactorization(_Central):
+    """DP-FTRL by banded matrix factorization: correlated noise that partly cancels in the prefix sums, several participations.
+
+    Source: Choquette-Choo et al. 2023, (Amplified) Banded Matrix Factorization; coefficients: Kalinin & Lampert 2024, Banded Square Root Matrix Factorization
+
+    Unit: one client. A client takes part at most k times, at least ``band`` rounds apart (the driver enforces both), so
+    its columns of the strategy matrix do not overlap and the sensitivity is sqrt(k) C (zero-out). Event: one
+    Gaussian(z / sqrt(k)) for all rounds of a matrix, charged when it begins. A resumed run begins a new matrix.
+
+    Attributes:
+        band: bands of the strategy matrix, and the least distance of two participations in rounds.
+        restart_every: rounds of one matrix; null = all rounds.
+    """
+
+    band: int
+    restart_every: int | None = None
+    statement: ClassVar[str] = (
+        "each client's update clipped jointly over all exchanged values, prefix sums noised by a banded matrix factorization"
+    )
+
+    def charging(self, facts: Facts) -> Charging:
+        """One charge a matrix."""
+        span = self._span(facts)
+        possible = math.ceil(span / self.band)
+        return Charging("everyone", span=span, separation=self.band, most=min(facts.max_participations or possible, possible))
+
+    def event(self, noise_multiplier: float, facts: Facts) -> Event:
+        """One matrix."""
+        return Gaussian(banded_event_noise(noise_multiplier, self.charging(facts).most))
+
+    def check(self, facts: Facts) -> None:
+        """Bands and rounds of the matrix."""
+        _check_span("restart_every", self.restart_every, facts)
+        _check_span("band", self.band, facts)
+
+    def _span(self, facts: Facts) -> int:
+        return self.restart_every or facts.rounds
+
+    def _stream(self, facts: Facts, size: int) -> NoiseStream:
+        return Banded(size, self._span(facts), self.band)
+
+
+def _check_span(name: str, value: int | None, facts: Facts) -> None:
+    if value is not None and not 1 <= value <= facts.rounds:
+        raise ConfigError(f"privacy.mechanism.{name}: should be between 1 and the {facts.rounds} rounds of the run, but is {value}.")
+
+
+MECHANISMS = {"gaussian": CentralGaussian, "tree": TreeAggregation, "banded": BandedFactorization}

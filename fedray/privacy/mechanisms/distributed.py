@@ -1,0 +1,177 @@
+"""Noise in shares: each client adds integer noise of its own, and only the sum of many is to be seen.
+
+The integers add up in a ring of 2**bits, as secure aggregation needs it. Each client's share is such that the fewest
+clients with which a round counts bring the whole noise; with fewer the round is given up. Without secure
+aggregation the sum is the plain integer sum, and the driver could look at a single update, which one share alone protects little.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.errors import ConfigError
+from fedray.privacy.events import DistributedGaussian, Event, Skellam
+from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
+from fedray.privacy.mechanisms.clipping import clip_update
+from fedray.privacy.mechanisms.discrete import Grid, decode, encode
+from fedray.privacy.mechanisms.integernoise import Kind, table_error
+
+TRUST = (
+    "the driver need not be trusted with single updates where it sees only sums of them, which is secure aggregation's part "
+    "(secure.kind; without it the plain integer sum is a rehearsal)"
+)
+#: Standard deviation of a share in grid units that an automatic scale aims at: rounding then costs a tenth of a percent, and tables are quick to make.
+_SIGMA = 2.0**13
+#: How far an automatic scale stays below what the ring and the noise tables hold.
+_SCALE_MARGIN = 0.98
+#: What sampling noise from tables may add to delta in all, relative to it: it is not counted, so it must not count.
+_TABLES = 1e-6
+_LEAST_DELTA = 1e-12
+
+
+@dataclass(frozen=True)
+class RingStep:
+    """Clip, round to the grid, add this client's share of integer noise, reduce to the ring."""
+
+    grid: Grid
+    kind: Kind
+    rotation_seed: int
+    weight_cap: int | None
+    integer: ClassVar[bool] = True
+
+    def size(self, dimension: int) -> int:
+        """With a rotation, the next power of two."""
+        return self.grid.padded
+
+    def encode(self, update: Vector, weight: float, source: Source) -> npt.NDArray[np.int64]:
+        """int64 ``[padded]`` in [0, 2**bits)."""
+        if weight != 1.0:
+            update = clip_update(update, self.grid.clip)[0] * np.float32(weight)
+        return encode(update, self.grid, self.rotation_seed, source, self.kind)
+
+    def terms(self) -> dict[str, Any]:
+        """Clip norm, grid, ring and share of the noise."""
+        return {"clip": self.grid.clip, "scale": self.grid.scale, "bits": self.grid.bits, "noise_std_in_grid_units": self.grid.sigma}
+
+
+class Unscaled:
+    """The driver's half: read the ring and undo scale and rotation."""
+
+    def __init__(self, grid: Grid, rotation_seed: int) -> None:
+        self._grid, self._seed = grid, rotation_seed
+
+    def release(self, values: npt.NDArray[np.int64], bits: int, std: float | Floats, source: Source) -> Floats:
+        """See :class:`fedray.privacy.mechanisms.base.DriverStep`; float64 ``[dimension]``. The noise is in the sum already."""
+        return decode(values, self._grid, self._seed)
+
+
+@dataclass(frozen=True)
+class _Distributed(Mechanism):
+    """What the mechanisms of this module share.
+
+    Attributes:
+        bits: of the ring.
+        scale: grid units per unit of an update; null = as fine as rounding needs and the ring holds.
+        rotate: a random rotation first, which small rings need.
+        colluding: clients of a cohort whose shares of the noise may be known to whoever looks.
+    """
+
+    bits: int = 32
+    scale: float | None = None
+    rotate: bool = False
+    colluding: int = 0
+    regime: ClassVar[str] = "distributed"
+    trust: ClassVar[str] = TRUST
+    kind: ClassVar[Kind]
+
+    def charging(self, facts: Facts) -> Charging:
+        """Each participation: who sums knows the cohort."""
+        return Charging("participants")
+
+    def check(self, facts: Facts) -> None:
+        """Enough honest shares."""
+        if facts.min_clients - self.colluding < 1:
+            raise ConfigError(
+                f"privacy.mechanism.colluding: of cohort.min_clients={facts.min_clients} shares of noise {self.colluding} may be known; "
+                "raise min_clients."
+            )
+
+    def grid(self, noise_multiplier: float, facts: Facts) -> Grid:
+        """The public constants of the integer path."""
+        shares, most = facts.min_clients - self.colluding, _largest_cohort(facts)
+        scale = self.scale if self.scale is not None else self._finest(noise_multiplier, facts, shares, most)
+        return Grid(max(1, facts.dimension), facts.clip, scale, self.bits, self.rotate, shares, max(most, shares), noise_multiplier)
+
+    def _finest(self, noise_multiplier: float, facts: Facts, shares: int, most: int) -> float:
+        spread = min(1.0, 6.0 / math.sqrt(max(1, facts.dimension))) if self.rotate else 1.0
+        reach = facts.clip * (most * spread + 6.0 * noise_multiplier * math.sqrt(most / shares))
+        by_ring = (2.0 ** (self.bits - 1) - most) / reach
+        by_tables = _SIGMA * math.sqrt(shares) / (max(noise_multiplier, 1e-9) * facts.clip)
+        return max(_SCALE_MARGIN * min(by_ring, by_tables), 1e-300)
+
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
+        """Clip, round, noise, reduce."""
+        return RingStep(self.grid(noise_multiplier, facts), self.kind, round_, weight_cap)
+
+    def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
+        """Read the ring."""
+        grid = self.grid(noise_multiplier, facts)
+        draws = float(grid.padded) * grid.max_clients * facts.rounds
+        if table_error(self.kind, grid.sigma) * draws > _TABLES * _LEAST_DELTA:
+            raise ConfigError("privacy.mechanism.scale: sampling this noise from tables is not exact enough for so many draws; lower it.")
+        return Unscaled(grid, round_)
+
+
+@dataclass(frozen=True)
+class DistributedDiscreteGaussian(_Distributed):
+    """Each client adds discrete Gaussian noise; the sum is nearly discrete Gaussian.
+
+    Source: Kairouz, Liu & Steinke 2021, The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation
+
+    Unit: one client. Sensitivity of the sum of rounded updates: Delta_2, Delta_1 of the conditional rounding (zero-out).
+    Event: DistributedGaussian(shares, sigma, Delta_2, Delta_1, d) for each participation.
+    """
+
+    kind: ClassVar[Kind] = "ddg"
+    statement: ClassVar[str] = (
+        "each client's update clipped, rounded to a grid and noised by a share of discrete Gaussian noise, summed in a ring"
+    )
+
+    def event(self, noise_multiplier: float, facts: Facts) -> Event:
+        """One participation."""
+        grid = self.grid(noise_multiplier, facts)
+        return DistributedGaussian(grid.shares, grid.sigma, grid.l2, grid.l1, grid.padded)
+
+
+@dataclass(frozen=True)
+class SkellamMechanism(_Distributed):
+    """Each client adds Skellam noise (a difference of two Poisson variables); the sum is Skellam exactly.
+
+    Source: Agarwal, Kairouz & Liu 2021, The Skellam Mechanism for Differentially Private Federated Learning
+
+    Unit: one client. Sensitivity: as for ddg. Event: Skellam(variance, Delta_2, Delta_1) for each participation.
+    """
+
+    kind: ClassVar[Kind] = "skellam"
+    statement: ClassVar[str] = "each client's update clipped, rounded to a grid and noised by a share of Skellam noise, summed in a ring"
+
+    def event(self, noise_multiplier: float, facts: Facts) -> Event:
+        """One participation."""
+        grid = self.grid(noise_multiplier, facts)
+        return Skellam(grid.variance, grid.l2, grid.l1)
+
+
+def _largest_cohort(facts: Facts) -> int:
+    """Clients that a round has at most, for practical purposes: Poisson's mean plus six standard deviations."""
+    if facts.rate is None:
+        return int(facts.cohort)
+    q = float(facts.rate)
+    return min(facts.cap or facts.clients, facts.clients, math.ceil(facts.cohort + 6 * math.sqrt(facts.cohort * (1 - q)) + 1))
+
+
+MECHANISMS = {"ddg": DistributedDiscreteGaussian, "skellam": SkellamMechanism}
