@@ -56,6 +56,7 @@ SERVERS = Room("fedray.algorithms", "SERVERS", "server.kind")
 AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind")
 CODECS = Room("fedray.updates", "CODECS", "compression.kind")
 SECURE = Room("fedray.updates", "SECURE", "secure.kind")
+MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
 SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind")
 LOSSES = Room("fedray.training", "LOSSES", "training.loss")
 METRICS = Room("fedray.training", "METRICS", "evaluation.metrics")
@@ -80,6 +81,7 @@ ROOMS: Mapping[str, Room] = {
     "aggregators": AGGREGATORS,
     "codecs": CODECS,
     "cohorts": SAMPLERS,
+    "mechanisms": MECHANISMS,
     "losses": LOSSES,
     "metrics": METRICS,
     "schedules": SCHEDULES,

@@ -7,7 +7,7 @@ arguments, which are checked against the part itself.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -117,7 +117,10 @@ class Cohort(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
 
-    kind: str = Field("all", description="poisson (a coin for each client), fixed (size or fraction, without replacement), all.")
+    kind: str = Field(
+        "all",
+        description="poisson (a coin for each client), fixed (size or fraction, without replacement), cyclic (size; each client once a pass), all.",
+    )
     min_clients: int = Field(1, ge=0, description="Updates that a round needs; with fewer the round fails.")
     deadline: float | None = Field(
         None, gt=0.0, description="Seconds after which clients still training are late and left out; null = wait."
@@ -175,17 +178,51 @@ class Training(Section):
         return self
 
 
+Regime = Literal["none", "record", "client", "local", "distributed"]
+
+
+class AdaptiveClip(Section):
+    """A clip norm that follows a quantile of the clients' update norms, found privately (Andrew et al. 2021)."""
+
+    quantile: float = Field(0.5, gt=0.0, lt=1.0, description="Part of the clients' updates that should not be clipped.")
+    rate: float = Field(0.2, gt=0.0, description="Step size of the clip norm's logarithm in a round.")
+    bit_noise: float | None = Field(
+        None,
+        gt=0.0,
+        description="Noise standard deviation on the sum of the clients' bits, at 1/2 of which lies a bit's sensitivity; null = expected cohort / 20.",
+    )
+
+
+class Joint(Section):
+    """The second line of joint use: the client-level guarantee beside the record-level one."""
+
+    target_epsilon: float | None = Field(None, gt=0.0, description="As privacy.target_epsilon.")
+    noise_multiplier: float | None = Field(None, gt=0.0, description="As privacy.noise_multiplier.")
+    max_participations: int | None = Field(None, ge=1, description="As privacy.max_participations.")
+    budget: float | None = Field(None, gt=0.0, description="As privacy.budget.")
+    delta: float | None = Field(None, gt=0.0, lt=1.0, description="At most 1 / (10 x clients).")
+    clip: float = Field(1.0, gt=0.0, description="Clip norm of a client's whole update.")
+    ledger: str = Field("run", description="As privacy.ledger, for the driver's book of clients.")
+
+
 class Privacy(Section):
     """The differential-privacy regime, its parameters and its books."""
 
-    regime: Literal["none", "record"] = Field(
-        "none", description="none; record: DP-SGD at each client, the unit is one record of one client."
+    regime: Regime | list[Regime] = Field(
+        "none",
+        description="none; record: DP-SGD at each client, the unit is one record of one client; client: noise at the driver, the unit is a "
+        "whole client; local: noise at each client, for an untrusted driver; distributed: integer noise at the clients, for a secure sum. "
+        "[record, client] (or local, distributed) for both units, the second by privacy.joint.",
+    )
+    mechanism: Part | None = Field(
+        None,
+        description="What noises whole clients, see `fedray list mechanisms`; null = gaussian (client), local_gaussian (local), ddg (distributed).",
     )
     target_epsilon: float | None = Field(
         None, gt=0.0, description="Epsilon after the planned participations; the noise multiplier is found from it."
     )
     noise_multiplier: float | None = Field(
-        None, gt=0.0, description="Noise standard deviation on the summed gradient over the clip norm; instead of target_epsilon."
+        None, gt=0.0, description="Noise standard deviation on the sum over the clip norm; instead of target_epsilon."
     )
     max_participations: int | None = Field(
         None,
@@ -193,19 +230,69 @@ class Privacy(Section):
         description="Rounds in which one client may take part; null = all rounds. Fewer means less noise; who has had them leaves.",
     )
     budget: float | None = Field(None, gt=0.0, description="Epsilon at which a client is refused; null = target_epsilon.")
-    delta: float | None = Field(None, gt=0.0, lt=1.0, description="At most 1 / (10 x records) of every client.")
-    clip: float = Field(1.0, gt=0.0, description="Clip norm of one record's gradient.")
+    delta: float | None = Field(
+        None, gt=0.0, lt=1.0, description="At most 1 / (10 x records) of every client; for whole clients 1 / (10 x clients)."
+    )
+    clip: float = Field(1.0, gt=0.0, description="Clip norm of one record's gradient, or of a client's whole update.")
+    clipping: Literal["flat", "per_layer"] = Field(
+        "flat", description="Record level: clip a record's whole gradient, or each parameter tensor's to clip / sqrt(their number)."
+    )
+    adaptive_clip: AdaptiveClip | None = Field(None, description="Let the clip norm of updates follow a quantile of their norms.")
+    weight_cap: int | None = Field(
+        None, ge=1, description="Whole clients: a client counts min(records / weight_cap, 1) instead of 1; a public constant."
+    )
+    denominator: float | None = Field(
+        None, gt=0.0, description="Whole clients: the public constant that the noised sum is divided by; null = the expected cohort."
+    )
+    fewer_steps: bool = Field(
+        False, description="A client whose budget does not allow a whole round takes the most local steps that it allows, then leaves."
+    )
+    joint: Joint | None = Field(None, description="With two regimes: the constants of the second.")
     ledger: str = Field(
         "run",
-        description="run: in this run's output (public data). Else a directory that outlives runs and is shared by all runs on the same records.",
+        description="run: in this run's output (public data). Else a directory or s3:// URI that outlives runs and is shared by all runs on the same records.",
     )
     max_silos_per_person: int = Field(
         1, ge=1, description="In how many clients one person may have records; the figure for a person adds the largest that many."
     )
-    unprotected: list[Literal["evaluation", "class_counts", "train_metrics"]] = Field(
+    unprotected: list[Literal["evaluation", "class_counts", "train_metrics", "partition"]] = Field(
         [], description="Releases from private data that you accept without protection; each voids the claim and is written down."
     )
     insecure_seed: int | None = Field(None, description="TESTS ONLY: noise and sampling from a seed. Voids the claim.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_regime(cls, values: Any) -> Any:
+        names, value = get_args(Regime), values.get("regime") if isinstance(values, dict) else None
+        if isinstance(value, str) and value not in names:
+            raise ValueError(f"regime: input should be {', '.join(map(repr, names))} or a list of two of them, but is {value!r}")
+        return values
+
+    @model_validator(mode="after")
+    def _regimes(self) -> Privacy:
+        if isinstance(self.regime, list) and not (
+            len(self.regime) == 2 and self.regime[0] == "record" and self.regime[1] in ("client", "local", "distributed")
+        ):
+            raise ValueError("regime: a list is [record, client], [record, local] or [record, distributed]")
+        if isinstance(self.regime, list) != (self.joint is not None):
+            raise ValueError("joint: goes with two regimes, and two regimes need it")
+        return self
+
+    @property
+    def regimes(self) -> tuple[str, ...]:
+        """The regimes that are on; empty for none."""
+        named = [self.regime] if isinstance(self.regime, str) else self.regime
+        return tuple(name for name in named if name != "none")
+
+    @property
+    def record(self) -> bool:
+        """Whether records are protected in local training."""
+        return "record" in self.regimes
+
+    @property
+    def whole_clients(self) -> str | None:
+        """The regime whose unit is a whole client: client, local, distributed, or None."""
+        return next((name for name in self.regimes if name != "record"), None)
 
 
 class Evaluation(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -21,11 +21,15 @@ import ray
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.build import Server
 from fedray.checkpoint import Checkpoint, save_checkpoint
-from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.messages import ClientTask, Part, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.errors import BudgetReached, RoundFailed, Stopped
 from fedray.parameters import Layout, Vector, fingerprint
+from fedray.privacy.clientplan import EVERYONE
+from fedray.privacy.csprng import noise_source
+from fedray.privacy.receipt import check_receipt
+from fedray.privacy.release import Release
 from fedray.rng import generator
 from fedray.rounds.books import Books, Permit
 from fedray.rounds.cohort import Population, Sampler
@@ -67,6 +71,7 @@ class Parts:
     books: Books
     server: Server
     aggregate: Callable[[ExactSum], Vector]
+    release: Release | None
     evaluator: Any
     weights: Vector
     server_state: dict[str, Vector]
@@ -74,7 +79,12 @@ class Parts:
     meta: dict[str, Any] = field(default_factory=dict)
     resumed: bool = False
     callbacks: list[Callback] = field(default_factory=list)
-    privacy: Privacy | None = None
+    privacy: Privacy = field(default_factory=Privacy)
+
+    @property
+    def noised(self) -> bool:
+        """Whether the model sees the round's sum only through the driver's half of a mechanism."""
+        return self.release is not None and self.release.plan.regime != "local"
 
 
 @dataclass
@@ -136,11 +146,13 @@ class Driver:
         permit = p.books.authorize(number, cohort)
         for reason in [*permit.refused.values(), *permit.away.values()]:
             self._note(reason)
-        task = RoundTask(number, p.capacity)
-        total = ExactSum.zero(p.layout.size, p.capacity)
+        task = self._task(number, permit)
+        total = task.empty_sum(p.layout.size)
         parts = 0
+        granted = {c.index: c for c in permit.cohort}
         deadline = p.config.cohort.deadline
-        for part in p.pool.train(permit.cohort, task, weights_ref, log_, deadline=deadline, authorize=partial(p.books.retry, number)):
+        for part in p.pool.train(permit.cohort, task, weights_ref, log_, deadline=deadline, authorize=partial(self._retry, granted)):
+            self._check_receipts(part, granted, log_)
             total.merge(part.total)
             parts += 1
         trained = time.perf_counter()
@@ -150,11 +162,10 @@ class Driver:
         except RoundFailed as failure:
             self._failed(failure)
         else:
-            self._failed_rounds = 0
-            if total.count:
-                delta = p.aggregate(total)
-                done = [ClientTask(r.index, r.name, r.attempt) for r in log_.reports if r.status == "done"]
-                p.books.commit(permit, done)
+            self._failed_rounds = 0 if total.count or not cohort else self._failed_rounds
+            if total.count or p.noised:  # a sum of noise alone is released too: emptiness is nobody's business
+                delta = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
+                p.books.commit(permit, [r for r in log_.reports if r.status == "done"])
                 self._weights, self._state = self._step(delta)
                 weights_ref = ray.put(self._weights)
         self._round += 1
@@ -165,6 +176,34 @@ class Driver:
         self._save()
         return weights_ref
 
+    def _task(self, number: int, permit: Permit) -> RoundTask:
+        release = self._p.release
+        if release is None:
+            return RoundTask(number, self._p.capacity)
+        if permit.begins:
+            release.begin(number)
+        release.taken(number, [c.index for c in permit.cohort])
+        return RoundTask(number, self._p.capacity, release.client_step(number), release.plan.sha256)
+
+    def _retry(self, granted: dict[int, ClientTask], client: ClientTask) -> ClientTask | None:
+        again = self._p.books.retry(self._round, client)
+        if again is not None:
+            granted[client.index] = again
+        return again
+
+    def _check_receipts(self, part: Part, granted: Mapping[int, ClientTask], log_: RoundLog) -> None:
+        """Fail closed: no part is added unless every client in it says that it ran what was reserved for it."""
+        p = self._p
+        if not p.privacy.lines:
+            return
+        reports = {r.index: r for r in log_.reports if r.status == "done"}
+        for index in part.clients:
+            report, task = reports[index], granted[index]
+            reservations = dict(task.reservations) if report.attempt == task.attempt else {}
+            for line in p.privacy.lines:
+                expected = line.expected(index, task.steps, p.release)
+                check_receipt(report.name, report.receipts.get(line.unit), {"reservation": reservations.get(line.unit), **expected})
+
     def _step(self, delta: Vector) -> tuple[Vector, dict[str, Vector]]:
         weights, state = self._p.server.step(self._weights, delta, self._state)
         buffers = self._p.layout.mask("buffer")
@@ -174,28 +213,52 @@ class Driver:
 
     def _draw(self, number: int) -> list[ClientTask]:
         p = self._p
-        eligible = np.ones(len(p.names), dtype=np.bool_)
-        if p.privacy is not None:
-            figures = p.books.figures()
-            exhausted = {f.name for f in figures if f.exhausted}
-            eligible &= np.array([name not in exhausted for name in p.names])
-            if eligible.sum() < max(1, p.config.cohort.min_clients):
-                raise BudgetReached(p.privacy.sentence(figures, int(eligible.sum()), p.config.cohort.min_clients))
-        indices = p.sampler(Population(eligible, p.rates), generator(p.config.seed, "cohort", number))
-        if len(indices) < p.config.cohort.min_clients:  # nobody is charged for a round that cannot count
+        eligible = self._not_exhausted(number)
+        if eligible.sum() < max(1, p.config.cohort.min_clients):
+            raise BudgetReached(p.privacy.sentence(p.books.lines(), int(eligible.sum()), p.config.cohort.min_clients))
+        release, seed = p.release, p.config.seed
+        if release is None:
+            coins = generator(seed, "cohort", number).random(len(p.names))
+        else:  # who takes part is part of the mechanism, and secret
+            coins = noise_source(p.config.privacy.insecure_seed, number, "cohort").uniform(len(p.names))
+            allowed = release.eligible(number)
+            eligible = eligible if allowed is None else eligible & allowed
+        indices = p.sampler(Population(eligible, p.rates, number, seed), coins)
+        if not p.noised and len(indices) < p.config.cohort.min_clients:  # nobody is charged for a round that cannot count
             self._note(f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped.")
             return []
         return [ClientTask(int(i), p.names[i]) for i in indices]
 
+    def _not_exhausted(self, number: int) -> npt.NDArray[np.bool_]:
+        p = self._p
+        eligible = np.ones(len(p.names), dtype=np.bool_)
+        exhausted = p.books.exhausted(number)
+        if EVERYONE in exhausted:
+            eligible[:] = False
+        elif exhausted:
+            eligible &= np.array([name not in exhausted for name in p.names])
+        return eligible
+
     def _check_enough(self, cohort: Sequence[ClientTask], total: ExactSum, log_: RoundLog) -> None:
-        if cohort and total.count < self._p.config.cohort.min_clients:
+        p, needed = self._p, self._p.config.cohort.min_clients
+        if p.release is not None and p.release.plan.regime == "client":
+            # Drop-outs change nothing that is released, unless nobody trains at all any more.
+            needed = 1 if self._nobody(cohort, total) else 0
+        if cohort and total.count < needed:
             bad = next((r for r in log_.reports if r.status != "done"), None)
             # This sentence ends in the summary, which the tracking store gets; a client's own words may hold private values.
-            why = f"; {bad.name} {bad.status}{': ' + bad.error if self._p.privacy is None else ''}" if bad else ""
+            why = f"; {bad.name} {bad.status}{': ' + bad.error if not p.privacy.lines else ''}" if bad else ""
             raise RoundFailed(
                 f"round {self._round + 1}: {total.count} updates of {len(cohort)} clients arrived, "
-                f"cohort.min_clients asks for {self._p.config.cohort.min_clients}{why}"
+                f"cohort.min_clients asks for {needed}{why}"
             )
+
+    def _nobody(self, cohort: Sequence[ClientTask], total: ExactSum) -> bool:
+        """Whether this is the last of several rounds in a row in which every client of a cohort failed."""
+        if total.count or not cohort:
+            return False
+        self._failed_rounds += 1
+        return self._failed_rounds >= MAX_FAILED_ROUNDS
 
     def _failed(self, failure: RoundFailed) -> None:
         self._failed_rounds += 1
@@ -214,8 +277,9 @@ class Driver:
         self._traffic["clients"] += updates
         metrics = round_metrics(p.config, number - 1, permit, log_, updates)
         metrics |= {"time/train_s": train_seconds, "traffic/uplink_mb": up / 1e6, "traffic/downlink_mb": down / 1e6}
-        if p.privacy is not None:
-            metrics |= p.privacy.metrics(p.books.figures())
+        metrics |= p.privacy.metrics(p.books.lines(), self._round)
+        if p.release is not None and p.release.plan.adaptive is not None:
+            metrics["privacy/clip"] = p.release.clip
         return {"round": number, "time": time.time(), "metrics": metrics}
 
     def _evaluate(self, row: Row, weights_ref: Any) -> None:
@@ -289,6 +353,7 @@ class Driver:
         meta: dict[str, Any] = {
             "identity": p.meta.get("identity"),
             "ledger_heads": p.books.heads(),
+            "release": None if p.release is None else p.release.state(),
             "pending": self._open[-1].row if self._open else None,
             "faults": self._faults,
             "traffic": self._traffic,
@@ -319,6 +384,7 @@ class Driver:
     def result(self) -> dict[str, Any]:
         """Figures for the summary."""
         seconds, rounds = self._traffic["seconds"], max(1, self._round)
+        hidden = self._p.release is not None  # how many clients took part is nobody's business
         last = (self._last or {}).get("metrics", {})
         return {
             "rounds": self._round,
@@ -327,11 +393,11 @@ class Driver:
             "best": self._best,
             "performance": {
                 "seconds_per_round": seconds / rounds,
-                "clients_per_second": self._traffic["clients"] / seconds if seconds else 0.0,
+                "clients_per_second": None if hidden else self._traffic["clients"] / seconds if seconds else 0.0,
                 "bytes_up": int(self._traffic["bytes_up"]),
                 "bytes_down": int(self._traffic["bytes_down"]),
             },
-            "faults": self._faults,
+            "faults": {k: v for k, v in self._faults.items() if not hidden or k in ("actor_deaths", "retries")},
         }
 
     @property

@@ -64,6 +64,29 @@ class ExactSum:
         """An empty sum over vectors of ``size`` whose weights will add up to at most ``total_weight``."""
         return cls(np.zeros(size, dtype=np.int64), 0.0, 0, grid_bits(total_weight), total_weight)
 
+    @classmethod
+    def of_integers(cls, size: int, total_weight: float) -> ExactSum:
+        """An empty sum over vectors of ``size`` whole numbers below 2**32, at most ``total_weight`` of them."""
+        if not 0 < total_weight < 2.0 ** (_HEADROOM_BITS - 32):
+            raise FedrayError(f"a sum of whole numbers over {total_weight:g} clients does not fit 64 bits.")
+        return cls(np.zeros(size, dtype=np.int64), 0.0, 0, 0, total_weight)
+
+    def add_integers(self, values: npt.NDArray[np.int64]) -> None:
+        """Add a vector of whole numbers in [0, 2**32), with weight 1.
+
+        Raises:
+            UpdateRejected: another length, or a value outside the range; the sum is unchanged.
+            FedrayError: more vectors than the sum was laid out for; the sum is unchanged.
+        """
+        if values.shape != self.values.shape or values.dtype != np.int64:
+            raise UpdateRejected(f"an update of {values.shape} {values.dtype} was sent for a ring of {self.values.shape[0]} int64 values.")
+        if values.size and (values.min() < 0 or values.max() >= 1 << 32):
+            raise UpdateRejected("an update has values outside the ring.")
+        self._reserve(1.0)
+        self.values += values
+        self.weight += 1.0
+        self.count += 1
+
     def add(self, update: npt.NDArray[np.float32], weight: float = 1.0) -> None:
         """Add ``weight * update``, rounded to the grid (half to even).
 

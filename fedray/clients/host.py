@@ -12,7 +12,7 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,19 @@ from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.build import make_algorithm
 from fedray.clients.groups import ClientGroup
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, LocalEvaluation, Part, RoundTask
+from fedray.clients.salts import load_salt
 from fedray.config import Config
+from fedray.data.commitment import commit_records
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector, set_vector
+from fedray.privacy.account import Account, Decision, Figures, Plan, Reservation
 from fedray.privacy.csprng import noise_source
-from fedray.privacy.record import Account, Decision, Figures, RecordPlan, check_history
+from fedray.privacy.ledger import ledger_directory
+from fedray.privacy.plan import RecordPlan, check_history
+from fedray.privacy.receipt import Receipt
 from fedray.rng import generator, torch_seed
 from fedray.training.choose import choose_engine
 from fedray.training.engine import DpStep, LocalJob, seed_torch
@@ -49,6 +54,7 @@ class HostSpec:
         config: the run.
         group: the clients' group (resources, training overrides).
         plan: constants of record-level DP, or None.
+        book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
         shape, outputs: one record's shape and the model's outputs, where the driver knows them (hosted).
         threads: torch threads.
         client: the one client of a dedicated actor.
@@ -65,6 +71,7 @@ class HostSpec:
     outputs: int | None
     threads: int
     client: ClientTask | None = None
+    book: Plan | None = None
     ledger: str | None = None
     pinned: str | None = None
     job: str = ""
@@ -82,7 +89,7 @@ class ClientHost:
         self._account: Account | None = None
         self._sum: ExactSum | None = None
         self._included: list[int] = []
-        self._reserved: set[tuple[int, int]] = set()
+        self._reserved: dict[tuple[int, int], Reservation] = {}
         self._resident: tuple[Tensor, Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -102,8 +109,8 @@ class ClientHost:
         self._device = torch.device(self._device_name or device_of_actor())
         if spec.client is not None:
             self._own = load_client(config.data, config.seed, spec.client.name)
-        if spec.ledger is not None and spec.plan is not None:
-            self._account = Account.open_silo(spec.ledger, self._name, spec.plan, job=spec.job, pinned=spec.pinned)
+        if spec.ledger is not None and spec.book is not None:
+            self._account = self._open_book(spec.ledger, spec.book)
         self._shape = tuple(int(n) for n in spec.shape or self._some_records().x.shape[1:])
         self._dtype = torch.int64 if self._some_records().x.dtype.kind == "i" else torch.float32
         self._loss = find_loss(spec.group.training.loss)
@@ -114,7 +121,7 @@ class ClientHost:
         classes = counts = None
         if own is not None and own.classes is not None:
             classes = own.classes
-            if self._config.privacy.regime == "none" or "class_counts" in self._config.privacy.unprotected:
+            if not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected:
                 counts = np.bincount(own.train.y, minlength=classes).tolist()
         return HostInfo(
             node=socket.gethostname(),
@@ -135,7 +142,7 @@ class ClientHost:
         self._outputs = outputs
         self._model = build_model(config.model, self._shape, outputs, config.seed, self._dtype).to(self._device)
         self._layout = Layout.of(self._model)
-        _, self._engine = choose_engine(spec.group.training.engine, spec.plan is not None, self._model)
+        self._engine_name, self._engine = choose_engine(spec.group.training.engine, spec.plan is not None, self._model)
         self._update = np.empty(self._layout.size, dtype=np.float32)
 
     def preflight(self) -> float:
@@ -202,14 +209,14 @@ class ClientHost:
         """Reserve one round in the silo's ledger, before its data is touched."""
         assert self._account is not None
         decision = self._account.authorize(round_, attempt, [self._name])
-        if decision.granted:
-            self._reserved.add((round_, attempt))
+        for reservation in decision.reservations.values():
+            self._reserved[round_, attempt] = reservation
         return decision
 
-    def commit(self, round_: int, attempt: int) -> None:
-        """Note that this round's update has left."""
+    def commit(self, round_: int, attempt: int, receipt: Mapping[str, Any] | None) -> None:
+        """Note that this round's update has left, and what was run for it."""
         assert self._account is not None
-        self._account.commit(round_, attempt, [self._name])
+        self._account.commit(round_, attempt, {self._name: receipt})
 
     def spent(self) -> tuple[Figures, str]:
         """The silo's figures, and the hash of its ledger's last entry."""
@@ -241,8 +248,23 @@ class ClientHost:
         assert self._federation is not None
         return self._federation.train
 
+    def _open_book(self, ledger: str, plan: Plan) -> Account:
+        config, data = self._config, None
+        assert self._own is not None
+        if config.privacy.record:
+            data = commit_records(self._own.train.x, self._own.train.y, load_salt(ledger_directory(ledger, "."), self._name))
+        return Account.open_silo(
+            ledger_directory(ledger, "."),
+            self._name,
+            plan,
+            job=self._spec.job,
+            pinned=self._spec.pinned,
+            fewer_steps=config.privacy.fewer_steps,
+            data=data,
+        )
+
     def _reset(self, task: RoundTask) -> None:
-        self._sum = ExactSum.zero(self._layout.size, task.capacity)
+        self._sum = task.empty_sum(self._layout.size)
         self._included = []
 
     def _data(self, client: ClientTask) -> ClientData:
@@ -270,9 +292,12 @@ class ClientHost:
             records = len(data.train)
             if self._stop_round >= task.round:
                 raise Stopped("the round ended before this client's turn.")
-            if self._account is not None and (refusal := self._reserve(task.round, client.attempt)):
-                return self._report(client, "refused", records, started, error=refusal)
-            loss = self._train_client(task, weights, client, data)
+            if self._account is not None:
+                reserved = self._reserve(task.round, client)
+                if isinstance(reserved, str):
+                    return self._report(client, "refused", records, started, error=reserved)
+                client = reserved
+            loss, receipts = self._train_client(task, weights, client, data)
         except Stopped as error:
             return self._report(client, "late", records, started, error=str(error))
         except ClaimVoid:
@@ -289,18 +314,24 @@ class ClientHost:
             text = f"{type(error).__name__}: {error}"
             return self._report(client, "failed", records, started, error=text, trace=traceback.format_exc())
         self._included.append(client.index)
-        return self._report(client, "done", records, started, loss=loss)
+        return self._report(client, "done", records, started, loss=loss, receipts=receipts)
 
-    def _reserve(self, round_: int, attempt: int) -> str:
+    def _reserve(self, round_: int, client: ClientTask) -> ClientTask | str:
         """Spend this attempt's reservation, making it first where there is none; the reason if that is refused."""
-        if (round_, attempt) not in self._reserved:
-            for refusal in self.authorize(round_, attempt).refused.values():
+        assert self._account is not None and self._spec.book is not None
+        if (round_, client.attempt) not in self._reserved:
+            for refusal in self.authorize(round_, client.attempt).refused.values():
                 return str(refusal)
-        self._reserved.discard((round_, attempt))
-        return ""
+        reservation = self._reserved.pop((round_, client.attempt))
+        others = {unit: entry for unit, entry in client.reservations if unit != self._spec.book.unit}
+        return replace(client, reservations=(*others.items(), (self._spec.book.unit, reservation.id)), steps=reservation.steps)
 
-    def _train_client(self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData) -> float | None:
+    def _train_client(
+        self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData
+    ) -> tuple[float | None, dict[str, Receipt]]:
         config, plan, training = self._config, self._spec.plan, self._spec.group.training
+        if client.steps is not None:
+            training = training.model_copy(update={"steps": client.steps})
         set_vector(self._model, self._layout, weights)
         seed_torch(torch_seed(config.seed, "torch", task.round, client.index), self._device)
         noise = None if plan is None else noise_source(config.privacy.insecure_seed, task.round, client.index)
@@ -310,24 +341,66 @@ class ClientHost:
             loss=self._loss,
             draws=generator(config.seed, "batches", task.round, client.index),
             noise=noise,
-            dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip),
+            dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping),
             should_stop=lambda: self._stop_round >= task.round,
         )
         x, y = self._tensors(data.train)
         result = self._algorithm.local(self._engine, self._model, x, y, job)
+        receipts: dict[str, Receipt] = {}
+        reservations = dict(client.reservations)
         if plan is not None:
-            check_history(result.history, plan)
+            check_history(result.history, plan, client.steps)
+            receipts["record"] = self._record_receipt(plan, result.history or [], reservations.get("record"))
         get_vector(self._model, self._layout, out=self._update)
         np.subtract(self._update, weights, out=self._update)
         assert self._sum is not None
-        self._sum.add(self._update, self._algorithm.weight(len(data.train)))
-        return result.loss if plan is None or "train_metrics" in config.privacy.unprotected else None
+        if task.step is None:
+            self._sum.add(self._update, self._algorithm.weight(len(data.train)))
+        else:
+            self._add_protected(task, client, len(data.train))
+            receipts["client"] = {"reservation": reservations.get("client"), "plan": task.plan, **task.step.terms()}
+        shown = not config.privacy.regimes or "train_metrics" in config.privacy.unprotected
+        return (result.loss if shown else None), receipts
+
+    def _add_protected(self, task: RoundTask, client: ClientTask, records: int) -> None:
+        """Clip, noise and encode the update as the guarantee for whole clients asks, and add it with weight 1."""
+        step, cap = task.step, task.step.weight_cap if task.step is not None else None
+        assert step is not None and self._sum is not None
+        source = noise_source(self._config.privacy.insecure_seed, task.round, f"update-{client.index}")
+        encoded = step.encode(self._update, 1.0 if cap is None else min(records / cap, 1.0), source)
+        if step.integer:
+            self._sum.add_integers(encoded)
+        else:
+            self._sum.add(encoded)
+
+    def _record_receipt(self, plan: RecordPlan, history: Sequence[tuple[float, float, int]], reservation: str | None) -> Receipt:
+        return {
+            "reservation": reservation,
+            "plan": plan.sha256,
+            "steps": sum(steps for _, _, steps in history),
+            "sampling_rate": [plan.sampling_rate.numerator, plan.sampling_rate.denominator],
+            "noise_multiplier": max(z for z, _, _ in history),
+            "clip": plan.clip,
+            "engine": self._engine_name,
+        }
 
     def _report(
-        self, client: ClientTask, status: Any, records: int, started: float, loss: float | None = None, error: str = "", trace: str = ""
+        self,
+        client: ClientTask,
+        status: Any,
+        records: int,
+        started: float,
+        loss: float | None = None,
+        error: str = "",
+        trace: str = "",
+        receipts: Mapping[str, Receipt] | None = None,
     ) -> ClientReport:
         seconds = time.perf_counter() - started
-        return ClientReport(client.index, client.name, status, client.attempt, records, seconds, loss, error, trace, socket.gethostname())
+        if self._config.privacy.whole_clients is not None:  # the number of records is the client's own
+            records = 0
+        return ClientReport(
+            client.index, client.name, status, client.attempt, records, seconds, loss, error, trace, socket.gethostname(), receipts or {}
+        )
 
 
 def _shared(array: np.ndarray[Any, Any]) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fedray.aggregation.exact import ExactSum
+from fedray.privacy.mechanisms.base import ClientStep
 
 Status = Literal["done", "failed", "rejected", "late", "lost", "refused"]
 
@@ -17,19 +19,39 @@ class RoundTask:
     Attributes:
         round: number of the round, from 0.
         capacity: the weight that the exact sum is laid out for; the same for every part of a round.
+        step: what is done to each update before it leaves, where whole clients are protected.
+        plan: hash of that guarantee's plan.
     """
 
     round: int
     capacity: float
+    step: ClientStep | None = None
+    plan: str | None = None
+
+    def empty_sum(self, dimension: int) -> ExactSum:
+        """What the parts of this round start from, for updates of ``dimension`` values."""
+        if self.step is None:
+            return ExactSum.zero(dimension, self.capacity)
+        size = self.step.size(dimension)
+        return ExactSum.of_integers(size, self.capacity) if self.step.integer else ExactSum.zero(size, self.capacity)
 
 
 @dataclass(frozen=True)
 class ClientTask:
-    """One client's turn: index and name, and how often it was tried before in this round."""
+    """One client's turn.
+
+    Attributes:
+        index, name: of the client.
+        attempt: how often it was tried before in this round.
+        reservations: unit (record, client) to the hash of the ledger's entry that charges this turn.
+        steps: local steps, where fewer than the plan's were charged.
+    """
 
     index: int
     name: str
     attempt: int = 0
+    reservations: tuple[tuple[str, str], ...] = ()
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +59,7 @@ class ClientReport:
     """How one client's turn went.
 
     ``loss`` is None under differential privacy: it is computed from private records.
-    ``traceback`` is the client's own, for ``failed``.
+    ``traceback`` is the client's own, for ``failed``. ``receipts`` say for each protected unit what was run.
     """
 
     index: int
@@ -50,6 +72,7 @@ class ClientReport:
     error: str = ""
     traceback: str = ""
     node: str = ""
+    receipts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -203,7 +203,7 @@ class Pool:
         notes: RoundLog,
         *,
         deadline: float | None = None,
-        authorize: Callable[[ClientTask], bool] = lambda client: True,
+        authorize: Callable[[ClientTask], ClientTask | None] = lambda client: client,
     ) -> Iterator[Part]:
         """Train a cohort; yields parts as actors hand them over, in any order.
 
@@ -213,7 +213,7 @@ class Pool:
             weights: object reference of the global model.
             notes: filled with every client's report and what befell the actors.
             deadline: seconds after which clients still training are late.
-            authorize: asked before a client is tried again; False leaves it out (its budget is spent).
+            authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out (its budget is spent).
 
         Raises:
             Stopped: the pool was asked to stop; the actors were told.
@@ -332,18 +332,17 @@ class Pool:
         queues: dict[str, deque[ClientTask]],
         suspects: dict[int, int],
         notes: RoundLog,
-        authorize: Callable[[ClientTask], bool],
+        authorize: Callable[[ClientTask], ClientTask | None],
         late: bool,
     ) -> None:
         if late:
             self._late(lost, notes, "its actor died after the deadline")
             return
         for client in lost:
-            again = replace(client, attempt=client.attempt + 1)
             if suspects.get(client.index, 0) > self._retries:
                 reason = f"its actor died {suspects[client.index]} times in its turn (cohort.retries)"
                 notes.reports.append(ClientReport(client.index, client.name, "lost", client.attempt, error=reason))
-            elif not authorize(again):
+            elif (again := authorize(ClientTask(client.index, client.name, client.attempt + 1))) is None:
                 reason = "its actor died, and its privacy budget does not allow another try"
                 notes.reports.append(ClientReport(client.index, client.name, "refused", client.attempt, error=reason))
             else:

@@ -76,7 +76,7 @@ class Experiment:
             "model_sha256": result["model_sha256"],
             "final": result["final"],
             "best": result["best"],
-            "privacy": wiring.privacy_summary(),
+            "privacy": wiring.privacy_summary(result["rounds"]),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],
             "mlflow": wiring.tracking_summary(),

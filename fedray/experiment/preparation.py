@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fedray import components
+from fedray.aggregation.exact import grid_bits
 from fedray.algorithms.build import make_algorithm, make_server
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import check_arguments, find
@@ -25,7 +26,8 @@ from fedray.errors import ConfigError
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector
 from fedray.privacy import rules
-from fedray.privacy.record import RecordPlan, check_delta, plan_record
+from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
+from fedray.privacy.plan import RecordPlan, check_delta, plan_record
 from fedray.rounds.cohort import Sampler, make_sampler
 from fedray.training.choose import choose_engine
 from fedray.training.evaluate import find_metrics
@@ -49,7 +51,8 @@ class Model:
 class Prepared:
     """A run that is ready to be wired.
 
-    ``sizes``, ``model`` and ``federation`` are None where only the silos know them (a file a silo). ``digest``
+    ``plans`` are those of record-level privacy, one a group; ``client_plan`` is that for whole clients (None also while the
+    model is not known, where it depends on it). ``sizes``, ``model`` and ``federation`` are None where only the silos know them (a file a silo). ``digest``
     is the data's, for noticing at a resume that it changed; under privacy it leaves the driver in no other form.
     """
 
@@ -65,6 +68,7 @@ class Prepared:
     partition: dict[str, Any]
     warnings: list[str]
     digest: str = ""
+    client_plan: ClientPlan | None = None
 
 
 def prepare(config: Config) -> Prepared:
@@ -81,11 +85,12 @@ def prepare(config: Config) -> Prepared:
     names = federation.names if federation is not None else client_names(config.data, config.seed)
     groups = make_groups(config, names)
     sampler = make_sampler(config.cohort, len(names))
-    private = config.privacy.regime == "record"
-    plans: list[RecordPlan | None] = [plan_record(config, g.training) if private else None for g in groups]
+    private = bool(config.privacy.regimes)
+    plans: list[RecordPlan | None] = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     if federation is None:
         _check_evaluation(config, None, True)
-        return Prepared(config, names, groups, plans, sampler, None, None, None, None, {}, warnings)
+        early = plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None
+        return Prepared(config, names, groups, plans, sampler, None, None, None, None, {}, warnings, client_plan=early)
     sizes = federation.sizes
     check_sizes(plans, groups, names, sizes)
     _check_evaluation(config, federation.test, federation.client_test is not None)
@@ -93,19 +98,52 @@ def prepare(config: Config) -> Prepared:
     model = make_model(config, groups, federation.shape, federation.classes, tokens)
     shown = not private or "class_counts" in config.privacy.unprotected
     counts = class_counts(federation) if shown and federation.classes is not None else None
-    partition = partition_report(names, sizes, counts) | {"source": config.data.source}
+    partition = shown_partition(config, names, sizes, counts)
     if not private:  # a digest is a function of the records: who knows all but one could test guesses of the last
         partition["digest"] = federation.digest
     return Prepared(
-        config, names, groups, plans, sampler, sizes, federation, federation.test, model, partition, warnings, federation.digest
+        config,
+        names,
+        groups,
+        plans,
+        sampler,
+        sizes,
+        federation,
+        federation.test,
+        model,
+        partition,
+        warnings,
+        federation.digest,
+        plan_whole_clients(config, groups, len(names), model.layout.size),
     )
+
+
+def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, dimension: int) -> ClientPlan | None:
+    """The plan for whole clients; None where they are not protected."""
+    if config.privacy.whole_clients is None:
+        return None
+    return plan_clients(config, clients, dimension, grid_bits(float(clients)), max(g.rate for g in groups))
+
+
+def capacity(config: Config, sizes: npt.NDArray[np.int64]) -> float:
+    """The weight that the exact sum is laid out for: of all clients, each at most 1 where whole clients are protected."""
+    return float(len(sizes)) if config.privacy.whole_clients else make_algorithm(config.algorithm).max_weight_total(sizes)
+
+
+def shown_partition(config: Config, names: list[str], sizes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None) -> dict[str, Any]:
+    """The partition report; where whole clients are protected only how many there are, unless more is accepted."""
+    if config.privacy.whole_clients and "partition" not in config.privacy.unprotected:
+        return {"clients": len(names), "source": config.data.source}
+    return partition_report(names, sizes, counts) | {"source": config.data.source}
 
 
 def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...], classes: int | None, tokens: bool) -> Model:
     """Build the global model and check that it, the loss and the engines go together."""
     outputs = outputs_for(config.training.loss, classes)
     model = build_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
-    private = config.privacy.regime == "record"
+    private = config.privacy.record
+    if config.privacy.whole_clients:
+        rules.check_buffers(model)
     if private:
         rules.check_layers(model)  # the actors' pre-flight test goes on with Opacus' own checks
     engines = [choose_engine(g.training.engine, private, model)[0] for g in groups]
@@ -133,6 +171,8 @@ def check_parts(config: Config) -> None:
         part = getattr(config, section)
         if part.kind != "none":
             find(room, part.kind)
+    if config.privacy.whole_clients:
+        make_mechanism(config.privacy)
     find_loss(config.training.loss)
     find_metrics(config.evaluation.metrics)
     learning_rate(config.training, 0, config.rounds)

@@ -14,30 +14,34 @@ import numpy as np
 import ray
 
 from fedray import __version__, components
-from fedray.algorithms.build import make_algorithm, make_server
+from fedray.algorithms.build import make_server
 from fedray.checkpoint import Checkpoint, load_latest
 from fedray.clients.groups import rates
 from fedray.clients.host import HostSpec
 from fedray.clients.messages import ClientTask, HostInfo
 from fedray.clients.placement import Place, asks, plan_places, start_actor
 from fedray.clients.pool import Pool
+from fedray.clients.salts import load_salt
 from fedray.config import Config
 from fedray.configfile import dump_config
-from fedray.data.report import partition_report
+from fedray.data.commitment import commit_records
 from fedray.driver import Parts
 from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.background import Background
 from fedray.experiment.events import Events
 from fedray.experiment.finished import trained_model
-from fedray.experiment.preparation import Prepared, check_sizes, identity, make_model
+from fedray.experiment.preparation import Prepared, capacity, check_sizes, identity, make_model, plan_whole_clients, shown_partition
+from fedray.privacy.account import Account, Plan
+from fedray.privacy.clientplan import ClientPlan, level
 from fedray.privacy.ledger import ledger_directory
-from fedray.privacy.record import Account
+from fedray.privacy.plan import RecordPlan
+from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
-from fedray.privacy.statement import privacy_statement, statement_markdown
-from fedray.rounds.books import RUN_BOOK, Books, NoBooks, RunBook, SiloBooks
+from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
+from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.evaluator import start_evaluator
-from fedray.rounds.report import Privacy
+from fedray.rounds.report import Line, Privacy
 from fedray.runfiles import Row, RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.tracking.mlflow_tracker import Tracker, flat_params
@@ -86,9 +90,11 @@ class Wiring:
         self.tick = stop.is_set
         self.tracker: Tracker | None = None
         self.pool: Pool | None = None
-        self._account: Account | None = None
+        self._accounts: dict[str, Account] = {}
+        self._release: Release | None = None
         self._books: Books = NoBooks()
         self.problems: list[str] = []
+        self._summary: dict[str, Any] = {}
         self.parts: Parts
 
     def build(self) -> Parts:
@@ -100,7 +106,7 @@ class Wiring:
         self._pinned: dict[str, str] = dict(checkpoint.meta.get("ledger_heads", {})) if checkpoint else {}
         tracking = Background(lambda: self._open_tracking(checkpoint))
         try:
-            self._account = self._open_run_book()
+            self._open_record_book()
             self.pool = pool = self._start_pool()
             everyone = config.clients.placement == "dedicated"
             infos = pool.wait_ready(config.clients.start_timeout, everyone)
@@ -121,14 +127,17 @@ class Wiring:
         self._files.config.write_text(dump_config(config))
         shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size, "tokens": model.tokens}
         write_json(self._files.partition, {**p.partition, "model": shape})
-        algorithm, server = make_algorithm(config.algorithm), make_server(config.server)
+        server = make_server(config.server)
         aggregate = components.find(components.AGGREGATORS, config.aggregation.kind)
+        if p.client_plan is not None:
+            self._release = Release(p.client_plan, config.privacy.insecure_seed)
+            self._release.load((checkpoint.meta.get("release") or {}) if checkpoint else {})
+            self._open_client_book(p.client_plan)
         self._books = self._make_books(pool)
         self._files.rewind(checkpoint.round if checkpoint else 0)
         callbacks: list[Any] = [self._events]
         if self.tracker is not None:
             callbacks.append(_Tracking(self.tracker))
-        plan = next((plan for plan in p.plans if plan is not None), None)
         meta = dict(checkpoint.meta) if checkpoint else {}
         meta["identity"] = self._identity
         self.parts = Parts(
@@ -137,13 +146,14 @@ class Wiring:
             names=p.names,
             sizes=p.sizes,
             rates=rates(p.groups, len(p.names)),
-            capacity=algorithm.max_weight_total(p.sizes),
+            capacity=capacity(config, p.sizes),
             layout=model.layout,
             sampler=p.sampler,
             pool=pool,
             books=self._books,
             server=server,
             aggregate=aggregate,
+            release=self._release,
             evaluator=evaluator,
             weights=checkpoint.weights if checkpoint else model.weights,
             server_state=checkpoint.server if checkpoint else server.init(model.layout.size),
@@ -151,7 +161,7 @@ class Wiring:
             meta=meta,
             resumed=checkpoint is not None,
             callbacks=callbacks,
-            privacy=None if plan is None else Privacy(plan),
+            privacy=Privacy(self._lines()),
         )
         return self.parts
 
@@ -179,15 +189,15 @@ class Wiring:
         tags = {
             "fedray.version": __version__,
             "fedray.algorithm": config.algorithm.kind,
-            "fedray.privacy": config.privacy.regime,
+            "fedray.privacy": "+".join(config.privacy.regimes) or "none",
             "fedray.dataset": config.data.source.rpartition("/")[2],
             "fedray.seed": str(config.seed),
             **self.claim_tags(final=False),
         }
         params = flat_params({k: v for k, v in raw.items() if k not in ("ray", "tracking", "experiment")})
-        plan = next((plan for plan in self._p.plans if plan is not None), None)
-        if plan is not None:
-            params["privacy.noise_multiplier"] = f"{plan.noise_multiplier:.6g}"
+        for name, plan in (("privacy", self._first_plan), ("privacy.joint", self._p.client_plan)):
+            if plan is not None and (name == "privacy" or self.config.privacy.joint is not None):
+                params[f"{name}.noise_multiplier"] = f"{plan.noise_multiplier:.6g}"
         params.pop("privacy.insecure_seed", None)
         return Tracker.open(
             self._files.root,
@@ -202,14 +212,50 @@ class Wiring:
             resumed_from_round=checkpoint.round if checkpoint else None,
         )
 
-    def _open_run_book(self) -> Account | None:
-        p = self._p
-        if self.config.privacy.regime == "none" or self.config.clients.placement == "dedicated":
-            return None
-        plans = {p.names[i]: plan for g, plan in zip(p.groups, p.plans, strict=True) if plan is not None for i in g.members}
-        ledger = p.groups[0].ledger
+    def _open_record_book(self) -> None:
+        """The driver's book of records; silos keep their own."""
+        p, config = self._p, self.config
+        if not config.privacy.record or config.clients.placement == "dedicated":
+            return
+        plans: dict[str, Plan] = {
+            p.names[i]: plan for g, plan in zip(p.groups, p.plans, strict=True) if plan is not None for i in g.members
+        }
+        self._open_book("records", plans, p.groups[0].ledger, self._commitments(p.groups[0].ledger))
+
+    def _open_client_book(self, plan: ClientPlan) -> None:
+        """The driver's book of whole clients; under local privacy alone, silos keep their own."""
+        config = self.config
+        if self._silos_charge_clients:
+            return
+        own = level(config.privacy)
+        ledger = own.ledger if own is not config.privacy else self._p.groups[0].ledger
+        self._open_book("clients", dict.fromkeys(plan.subjects(self._p.names), plan), ledger, None)
+
+    def _open_book(self, name: str, plans: Mapping[str, Plan], ledger: str, data: Mapping[str, str] | None) -> None:
+        self._accounts[name] = Account.open_run(
+            self._files.ledger if ledger == "run" else ledger_directory(ledger, self._files.root),
+            plans,
+            job=self._job,
+            lasting=ledger != "run",
+            pinned=self._pinned.get(name),
+            fewer_steps=self.config.privacy.fewer_steps and name == "records",
+            data=data,
+        )
+
+    def _commitments(self, ledger: str) -> dict[str, str]:
+        """Each hosted client's commitment to its records, for its entries in the book."""
+        federation = ray.get(self._data[0]) if self._data else None
+        if federation is None:
+            return {}
         directory = self._files.ledger if ledger == "run" else ledger_directory(ledger, self._files.root)
-        return Account.open_run(directory, plans, job=self._job, lasting=ledger != "run", pinned=self._pinned.get(RUN_BOOK))
+        salt = load_salt(directory, "records")
+        clients = (federation.client(i).train for i in range(len(federation.names)))
+        return {name: commit_records(c.x, c.y, salt) for name, c in zip(federation.names, clients, strict=True)}
+
+    @property
+    def _silos_charge_clients(self) -> bool:
+        """Whether each silo enters its own updates: nobody else need be trusted with that."""
+        return self.config.privacy.regimes == ("local",) and self.config.clients.placement == "dedicated"
 
     def _start_pool(self) -> Pool:
         p, config, request = self._p, self.config, self._request
@@ -224,6 +270,7 @@ class Wiring:
         def start(place: Place) -> Any:
             group = p.groups[place.group]
             dedicated = place.client is not None
+            book: Plan | None = p.client_plan if self._silos_charge_clients else p.plans[place.group]
             spec = HostSpec(
                 config=config,
                 group=group,
@@ -232,7 +279,8 @@ class Wiring:
                 outputs=p.model.outputs if p.model is not None else None,
                 threads=max(1, int(place.resources.cpu)),
                 client=place.client,
-                ledger=group.ledger if dedicated and p.plans[place.group] is not None else None,
+                book=book if dedicated else None,
+                ledger=group.ledger if dedicated and book is not None else None,
                 pinned=self._pinned.get(place.key) if dedicated else None,
                 job=self._job,
                 provided=request.provided,
@@ -287,13 +335,14 @@ class Wiring:
             for row, info in zip(counts, ordered, strict=True):
                 known = info.class_counts or []
                 row[: len(known)] = np.array(known, dtype=np.int64)
-        p.partition = partition_report(p.names, p.sizes, counts) | {"source": self.config.data.source}
+        p.partition = shown_partition(self.config, p.names, p.sizes, counts)
+        p.client_plan = p.client_plan or plan_whole_clients(self.config, p.groups, len(p.names), p.model.layout.size)
         assert self.pool is not None
         self.pool.learn_sizes(p.sizes)
         self.pool.broadcast("configure", p.model.outputs, timeout=self.config.clients.start_timeout)
 
     def _preflight(self, pool: Pool) -> None:
-        if self.config.privacy.regime == "record":
+        if self.config.privacy.record:
             worst = max(pool.broadcast("preflight", timeout=self.config.clients.start_timeout).values())
             self._events.put("preflight", worst)
 
@@ -311,34 +360,63 @@ class Wiring:
             ) from None
 
     def _make_books(self, pool: Pool) -> Books:
-        if self.config.privacy.regime == "none":
+        config, lasting = self.config, {"records": self.config.privacy.ledger != "run"}
+        lasting["clients"] = level(config.privacy).ledger != "run"
+        everyone = [ClientTask(i, n) for i, n in enumerate(self._p.names)]
+        books: list[Books] = []
+        if config.privacy.record:
+            if "records" in self._accounts:
+                books.append(RunBook("records", "record", self._accounts["records"], lasting["records"]))
+            else:
+                books.append(SiloBooks(pool, everyone, "record", config.clients.start_timeout))
+        if self._release is not None:
+            account = self._accounts.get("clients")
+            if account is None:
+                books.append(SiloBooks(pool, everyone, "client", config.clients.start_timeout))
+            elif self._release.plan.charging.whom == "everyone":
+                books.append(PopulationBook("clients", account, lasting["clients"], self._release.due))
+            else:
+                books.append(RunBook("clients", "client", account, lasting["clients"]))
+        if not books:
             return NoBooks()
-        if self._account is not None:
-            return RunBook(self._account, lasting=self.config.privacy.ledger != "run")
-        return SiloBooks(pool, [ClientTask(i, n) for i, n in enumerate(self._p.names)], self.config.clients.start_timeout)
+        return books[0] if len(books) == 1 else JointBooks(*books)
+
+    def _lines(self) -> list[Line]:
+        p = self._p
+        lines: list[Line] = []
+        if self.config.privacy.record:
+            lines.append(
+                Line("record", {i: plan for g, plan in zip(p.groups, p.plans, strict=True) if plan is not None for i in g.members})
+            )
+        return lines + ([] if p.client_plan is None else [Line("client", p.client_plan)])
 
     # -- what is told ----------------------------------------------------------------------------
+
+    @property
+    def _first_plan(self) -> RecordPlan | ClientPlan | None:
+        """Of the first line: records where they are protected, else whole clients."""
+        return next((plan for plan in self._p.plans if plan is not None), self._p.client_plan)
 
     def info(self) -> dict[str, Any]:
         """Facts for the head of the progress display."""
         p, model = self._p, self._p.model
         assert self.pool is not None and model is not None and p.sizes is not None
-        plan = next((plan for plan in p.plans if plan is not None), None)
+        plan = self._first_plan
         return {
             "name": self.config.name,
             "output": str(self._files.root),
             "rounds": self.config.rounds,
             "first_round": self.parts.first_round,
             "clients": len(p.names),
-            "records": int(p.sizes.sum()),
+            "records": int(p.sizes.sum()) if self.config.privacy.whole_clients is None else None,
             "actors": len(self.pool.slots),
             "placement": self.config.clients.placement,
             "model": self.config.model.kind,
             "parameters": model.layout.size,
             "engine": model.engine,
             "metric": f"eval/{self.config.evaluation.metrics[0]}",
-            "regime": self.config.privacy.regime,
-            "unit": None if plan is None else "record",
+            "regime": "+".join(self.config.privacy.regimes) or "none",
+            "unit": None if plan is None else plan.unit,
             "budget": None if plan is None else plan.budget,
             "delta": None if plan is None else plan.delta,
             "noise_multiplier": None if plan is None else plan.noise_multiplier,
@@ -348,31 +426,35 @@ class Wiring:
 
     def claim_tags(self, final: bool) -> dict[str, str]:
         """MLflow tags of the privacy claim."""
-        if self.config.privacy.regime == "none":
+        if not self.config.privacy.regimes:
             return {"privacy/claim": "none"}
         valid = claim(self.config, self.problems)
-        tags = {"privacy/claim": "valid" if valid.valid else "void: " + "; ".join(valid.reasons), "privacy/unit": "record"}
+        tags = {"privacy/claim": "valid" if valid.valid else "void: " + "; ".join(valid.reasons)}
+        tags["privacy/unit"] = " and ".join(line.unit for line in self._lines()) or "client"
         if final:
-            summary = self.privacy_summary()
-            tags |= {f"privacy/{k}": str(summary[k]) for k in ("epsilon", "delta", "accountant", "ledger_sha256") if k in summary}
+            tags |= {
+                f"privacy/{k}": str(self._summary[k]) for k in ("epsilon", "delta", "accountant", "ledger_sha256") if k in self._summary
+            }
         return tags
 
-    def privacy_summary(self) -> dict[str, Any]:
-        """The ``privacy`` part of the summary; writes the statement beside it."""
+    def privacy_summary(self, rounds: int) -> dict[str, Any]:
+        """The ``privacy`` part of the summary after ``rounds`` rounds; writes the statement beside it."""
         config = self.config
-        if config.privacy.regime == "none":
+        if not config.privacy.regimes:
             return {"unit": None, "regime": "none", "epsilon": None}
-        statement = privacy_statement(
-            config, [p for p in self._p.plans if p is not None], self._books.figures(), self._ledger_head(), self.problems
-        )
+        figures = self._books.figures()
+        lines = [Guarantee(line.unit, line.distinct_plans(), figures.get(line.unit, [])) for line in self._lines()]
+        statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems)
         write_json(self._files.statement, statement)
         for name, part in self._books.parts().items():
             write_json(self._files.ledger / f"{quote(name, safe='')}.part.json", part)
         write_atomic(self._files.root / "privacy_statement.md", statement_markdown(statement).encode())
-        return dict(statement["summary"])
+        self._summary = dict(statement["summary"])
+        return self._summary
 
     def _ledger_head(self) -> str | dict[str, str] | None:
-        return self._account.head if self._account is not None else self._books.heads() or None
+        heads = self._books.heads()
+        return next(iter(heads.values())) if len(heads) == 1 and self._accounts else heads or None
 
     def tracking_summary(self) -> dict[str, Any]:
         """Where the MLflow run is."""
@@ -388,7 +470,7 @@ class Wiring:
         """Take everything down; the books stay."""
         if self.pool is not None:
             self.pool.shutdown()
-        if self._account is not None:
-            self._account.close()
+        for account in self._accounts.values():
+            account.close()
         if self.tracker is not None:
             self.tracker.close("FAILED", 10.0)

@@ -1,29 +1,57 @@
-"""Accounts of record-level privacy: who may still train, charged before anyone does.
+"""Accounts: who may still train, charged before anyone does.
 
-The same account works for the driver's book of many clients and for a silo's own book of one.
+The same account works for the driver's book of many clients, for a silo's own book of one, and for the
+driver's book of whole clients, in which one subject may stand for all of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy import accounting
-from fedray.privacy.accounting import Composition
-from fedray.privacy.events import Event, Gaussian, Poisson, SelfComposed
-from fedray.privacy.ledger import Charge, Ledger, read, records_path, subject_path
-from fedray.privacy.plan import ADJACENCY, UNIT, RecordPlan, check_delta, check_history, plan_record
-
-__all__ = ["Account", "Decision", "Figures", "RecordPlan", "Refusal", "check_delta", "check_history", "plan_record"]
+from fedray.privacy.accounting import Adjacency, Composition
+from fedray.privacy.events import Event
+from fedray.privacy.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
 
 #: Seconds that a silo's new actor waits for the one it replaces to let go of the book.
 TAKEOVER = 30.0
+
+
+class Plan(Protocol):
+    """What an account needs of a plan; :class:`RecordPlan` and :class:`ClientPlan` are such."""
+
+    @property
+    def unit(self) -> str: ...  # noqa: D102
+    @property
+    def adjacency(self) -> Adjacency: ...  # noqa: D102
+    @property
+    def delta(self) -> float: ...  # noqa: D102
+    @property
+    def budget(self) -> float | None: ...  # noqa: D102
+    @property
+    def interval(self) -> float: ...  # noqa: D102
+    @property
+    def clip(self) -> float: ...  # noqa: D102
+    @property
+    def noise_multiplier(self) -> float: ...  # noqa: D102
+    @property
+    def max_participations(self) -> int | None: ...  # noqa: D102
+    @property
+    def max_silos_per_person(self) -> int: ...  # noqa: D102
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
+    def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event: ...  # noqa: D102
+    def terms(self) -> dict[str, Any]: ...  # noqa: D102
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +74,7 @@ class Refusal:
     budget: float | None
     participations: int
     composition: Composition
-    plan: RecordPlan
+    plan: Plan
 
     def fits(self) -> tuple[float | None, int | None]:
         """The least noise multiplier, and the most steps, with which one more round fits the budget; None where none does."""
@@ -69,11 +97,25 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Reservation:
+    """One subject's charge for one attempt of a round.
+
+    Attributes:
+        id: hash of the ledger's entry; the client's receipt must carry it.
+        steps: local steps that were charged, where they are fewer than the plan's; else None.
+    """
+
+    id: str
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
 class Decision:
-    """Who may train in a round (already charged for it), and who may not, and why."""
+    """Who may train in a round (already charged for it, unless it was only asked), and who may not, and why."""
 
     granted: list[str]
     refused: dict[str, Refusal]
+    reservations: dict[str, Reservation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,11 +123,13 @@ class Figures:
     """One client's privacy figures; a pure function of the ledger and the plan.
 
     Attributes:
-        name: the client.
+        name: the client, or ``clients`` for all of them.
+        unit: whom the figure protects: a record, or a client.
         charges: rounds charged in this book, by all runs.
         run_charges: rounds charged by this run.
         epsilon: headline (PLD upper bound) at the plan's delta, of all charges in the book.
         epsilon_rdp: the same by RDP; infinite where RDP does not bound an event.
+        epsilon_unamplified: without the sampling of clients, against whoever knows the cohorts; None for records.
         next_epsilon: ``epsilon`` after one more round.
         delta: the plan's.
         budget: limit on ``epsilon``, or None.
@@ -95,10 +139,12 @@ class Figures:
     """
 
     name: str
+    unit: str
     charges: int
     run_charges: int
     epsilon: float
     epsilon_rdp: float
+    epsilon_unamplified: float | None
     next_epsilon: float
     delta: float
     budget: float | None
@@ -107,43 +153,94 @@ class Figures:
     composition: Composition
 
 
-class Account:
-    """A ledger with the plans of the clients that it charges."""
+@dataclass(frozen=True)
+class Group:
+    """Subjects of one account with equal figures; ``figures.name`` is one of ``names``."""
 
-    def __init__(self, ledger: Ledger, plans: Mapping[str, RecordPlan]) -> None:
+    figures: Figures
+    names: Collection[str]
+
+
+#: Subjects with the same plan and the same charges have the same figures; so many compositions, not clients, cost time.
+_Key = tuple[Plan, Composition, int]
+
+
+class Account:
+    """A ledger with the plans of the subjects that it charges.
+
+    Args:
+        ledger: open for writing.
+        plans: subject to its plan.
+        fewer_steps: a subject that cannot afford a whole round is charged for the most local steps that it can.
+        data: subject to the commitment to its records, for its entries.
+    """
+
+    def __init__(
+        self, ledger: Ledger, plans: Mapping[str, Plan], *, fewer_steps: bool = False, data: Mapping[str, str] | None = None
+    ) -> None:
         self._ledger = ledger
         self._plans = dict(plans)
+        self._fewer_steps = fewer_steps
+        self._data = dict(data or {})
         for plan in dict.fromkeys(self._plans.values()):
             ledger.describe(plan.sha256, plan.terms())
+        self._keys: dict[str, _Key] = {}
+        self._members: dict[_Key, dict[str, None]] = {}
+        for subject in self._plans:
+            self._sort_in(subject)
 
     @classmethod
     def open_run(
-        cls, directory: str | Path, plans: Mapping[str, RecordPlan], job: str, *, lasting: bool = False, pinned: str | None = None
+        cls,
+        directory: Location,
+        plans: Mapping[str, Plan],
+        job: str,
+        *,
+        lasting: bool = False,
+        pinned: str | None = None,
+        fewer_steps: bool = False,
+        data: Mapping[str, str] | None = None,
     ) -> Account:
-        """The driver's book ``records.jsonl`` in ``directory``.
+        """The driver's book in ``directory``: ``records.jsonl`` where the unit is a record, ``clients.jsonl`` where it is a client.
 
         Args:
             directory: made if it is missing; with ``lasting`` its parent must exist.
-            plans: client to its plan.
+            plans: subject to its plan, at least one, all of one unit and adjacency.
             job: names the run; ``/n`` at its end numbers the run's starts.
             lasting: the book is shared by all runs on the same records.
             pinned: hash of an entry that the book must contain (an earlier ``head``).
+            fewer_steps: see the class.
+            data: see the class.
 
         Raises:
             LedgerError: the book is locked, missing, broken or rolled back.
         """
-        directory = Path(directory)
-        if not lasting:
+        if isinstance(directory, Path) and not lasting:
             directory.mkdir(parents=True, exist_ok=True)
-        return cls(Ledger.open(records_path(directory), job, pinned=pinned, make_directory=True), plans)
+        plan = next(iter(plans.values()))
+        path = records_path(directory) if plan.unit == "record" else clients_path(directory)
+        ledger = Ledger.open(path, job, pinned=pinned, make_directory=True, unit=plan.unit, adjacency=plan.adjacency)
+        return cls(ledger, plans, fewer_steps=fewer_steps, data=data)
 
     @classmethod
     def open_silo(
-        cls, directory: str | Path, subject: str, plan: RecordPlan, job: str, *, pinned: str | None = None, wait: float = TAKEOVER
+        cls,
+        directory: Location,
+        subject: str,
+        plan: Plan,
+        job: str,
+        *,
+        pinned: str | None = None,
+        wait: float = TAKEOVER,
+        fewer_steps: bool = False,
+        data: str | None = None,
     ) -> Account:
         """A silo's own book in ``directory``; see :meth:`open_run`. Waits for a predecessor to end."""
         path = subject_path(directory, subject)
-        return cls(Ledger.open(path, job, subject=subject, pinned=pinned, make_directory=True, wait=wait), {subject: plan})
+        ledger = Ledger.open(
+            path, job, subject=subject, pinned=pinned, make_directory=True, wait=wait, unit=plan.unit, adjacency=plan.adjacency
+        )
+        return cls(ledger, {subject: plan}, fewer_steps=fewer_steps, data={} if data is None else {subject: data})
 
     @property
     def head(self) -> str:
@@ -151,8 +248,8 @@ class Account:
         return self._ledger.head.sha256
 
     @property
-    def path(self) -> Path:
-        """The book's file."""
+    def path(self) -> Location:
+        """Where the book is."""
         return self._ledger.path
 
     def check(self, subjects: Iterable[str]) -> Decision:
@@ -182,24 +279,29 @@ class Account:
             LedgerError: the charge could not be made durable, or was asked for twice; nothing may be trained.
         """
         decision = self.check(subjects)
-        self._ledger.reserve([self._charge(s, round, attempt) for s in decision.granted])
+        steps = self._shortened(decision) if self._fewer_steps else {}
+        heads = self._ledger.reserve([self._charge(s, round, attempt, steps.get(s)) for s in decision.granted])
+        for subject, head in zip(decision.granted, heads, strict=True):
+            decision.reservations[subject] = Reservation(head.sha256, steps.get(subject))
+            self._sort_in(subject)
         return decision
 
-    def commit(self, round: int, attempt: int, subjects: Sequence[str]) -> None:
-        """Note that the results of a reserved round left."""
-        self._ledger.commit(round, attempt, subjects)
+    def commit(self, round: int, attempt: int, receipts: Mapping[str, Mapping[str, Any] | None]) -> None:
+        """Note that the results of a reserved round left, with what each client says it ran."""
+        self._ledger.commit(round, attempt, receipts)
+
+    def groups(self) -> list[Group]:
+        """All subjects' figures, those with equal ones together."""
+        return [Group(self._figures(next(iter(names))), names.keys()) for names in self._members.values() if names]
 
     def figures(self) -> list[Figures]:
         """Everyone's figures, in the order of the plans."""
-        return [self._figures(subject) for subject in self._plans]
+        by_key = {key: self._figures(next(iter(names))) for key, names in self._members.items() if names}
+        return [replace(by_key[self._keys[subject]], name=subject) for subject in self._plans]
 
     def epsilons(self) -> dict[str, float]:
-        """Client to headline epsilon (PLD) of everything charged to it in this book."""
-        return {s: accounting.bound(self._ledger.spent(s), p.delta, p.interval) for s, p in self._plans.items()}
-
-    def epsilons_rdp(self) -> dict[str, float]:
-        """Client to epsilon by RDP; infinite where RDP does not bound an event."""
-        return {s: _by_rdp(accounting.flatten(self._ledger.spent(s)), p.delta) for s, p in self._plans.items()}
+        """Subject to headline epsilon of everything charged to it in this book."""
+        return {f.name: f.epsilon for f in self.figures()}
 
     def exhausted(self) -> dict[str, Refusal]:
         """Those who cannot take part any more."""
@@ -211,7 +313,7 @@ class Account:
         by_count = None if plan.max_participations is None else max(0, plan.max_participations - self._ledger.charges(subject, True))
         if plan.budget is None:
             return by_count
-        by_budget = _rounds_left(accounting.flatten(self._ledger.spent(subject)), plan)
+        by_budget = _rounds_left(self._keys[subject][1], plan)
         return by_budget if by_count is None else min(by_count, by_budget)
 
     def part(self) -> dict[str, Any]:
@@ -224,7 +326,8 @@ class Account:
     def epsilon_person(self) -> float:
         """Epsilon for a person with one record in each of up to ``max_silos_per_person`` of these clients."""
         plan = next(iter(self._plans.values()))
-        return accounting.person_epsilon([self._ledger.spent(s) for s in self._plans], plan.delta, plan.max_silos_per_person)
+        spents = [self._ledger.spent(s) for s in self._plans]
+        return accounting.person_epsilon(spents, plan.delta, plan.max_silos_per_person, plan.adjacency)
 
     def close(self) -> None:
         """Give the book's lock back."""
@@ -236,68 +339,120 @@ class Account:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _plan(self, subject: str) -> RecordPlan:
+    def _plan(self, subject: str) -> Plan:
         if subject not in self._plans:
             raise LedgerError(f"{self._ledger.path}: client '{subject}' has no plan in this run, so it cannot be charged.")
         return self._plans[subject]
 
-    def _refusal(self, subject: str) -> Refusal | None:
-        plan, spent = self._plan(subject), self._ledger.spent(subject)
-        done = self._ledger.charges(subject, this_run=True)
-        after = _plus_one(spent, plan)
-        full = plan.max_participations is not None and done >= plan.max_participations
-        if not full and (plan.budget is None or accounting.affordable(after, plan.delta, plan.budget, plan.interval)):
-            return None
-        now, then = (accounting.bound(s, plan.delta, plan.interval) for s in (spent, after))
-        return Refusal(subject, now, then, plan.budget, done, accounting.flatten(spent), plan)
+    def _sort_in(self, subject: str) -> None:
+        """Put a subject with those of the same plan and charges."""
+        composition = accounting.flatten(self._ledger.spent(subject))
+        key = (self._plans[subject], composition, self._ledger.charges(subject, this_run=True))
+        old = self._keys.get(subject)
+        if old is not None:
+            self._members[old].pop(subject)
+            if not self._members[old]:
+                del self._members[old]
+        self._keys[subject] = key
+        self._members.setdefault(key, {})[subject] = None
 
-    def _charge(self, subject: str, round: int, attempt: int) -> Charge:
+    def _refusal(self, subject: str) -> Refusal | None:
+        plan, (_, composition, done) = self._plan(subject), self._keys[subject]
+        after = _plus(composition, plan.event())
+        full = plan.max_participations is not None and done >= plan.max_participations
+        if not full and (plan.budget is None or _affordable(after, plan)):
+            return None
+        return Refusal(subject, _bound(composition, plan), _bound(after, plan), plan.budget, done, composition, plan)
+
+    def _shortened(self, decision: Decision) -> dict[str, int]:
+        """Move those from refused to granted who can afford some steps of a round; subject to how many."""
+        steps: dict[str, int] = {}
+        for subject, refusal in list(decision.refused.items()):
+            full = refusal.plan.max_participations is not None and refusal.participations >= refusal.plan.max_participations
+            if full or refusal.budget is None:
+                continue
+            most = refusal.fits()[1]
+            if most:
+                steps[subject] = most
+                del decision.refused[subject]
+                decision.granted.append(subject)
+        return steps
+
+    def _charge(self, subject: str, round: int, attempt: int, steps: int | None) -> Charge:
         plan = self._plans[subject]
-        return Charge(subject, round, attempt, plan.event(), plan.sha256, plan.clip, UNIT, ADJACENCY)
+        event = plan.event(steps=steps)
+        return Charge(subject, round, attempt, event, plan.sha256, plan.clip, plan.unit, plan.adjacency, self._data.get(subject))
 
     def _figures(self, subject: str) -> Figures:
-        plan, spent = self._plan(subject), self._ledger.spent(subject)
-        composition = accounting.flatten(spent)
+        plan, (_, composition, mine) = self._plan(subject), self._keys[subject]
         left = self.rounds_left(subject)
+        exhausted = left == 0 and not (self._fewer_steps and plan.budget is not None and _most_steps(composition, plan))
         return Figures(
             name=subject,
+            unit=plan.unit,
             charges=self._ledger.charges(subject),
-            run_charges=self._ledger.charges(subject, this_run=True),
-            epsilon=accounting.bound(spent, plan.delta, plan.interval),
-            epsilon_rdp=_by_rdp(composition, plan.delta),
-            next_epsilon=accounting.bound(_plus_one(spent, plan), plan.delta, plan.interval),
+            run_charges=mine,
+            epsilon=_bound(composition, plan),
+            epsilon_rdp=_by_rdp(composition, plan),
+            epsilon_unamplified=_unamplified(composition, plan) if plan.unit == "client" else None,
+            next_epsilon=_bound(_plus(composition, plan.event()), plan),
             delta=plan.delta,
             budget=plan.budget,
             rounds_left=left,
-            exhausted=left == 0,
+            exhausted=exhausted,
             composition=composition,
         )
 
 
-def _plus_one(spent: Mapping[Event, int], plan: RecordPlan, count: int = 1) -> Counter[Event]:
-    total = Counter(spent)
-    total[plan.event()] += count
-    return total
+def _plus(composition: Composition, event: Event, count: int = 1) -> Composition:
+    total = Counter(dict(composition))
+    total[event] += count
+    return accounting.flatten(total)
 
 
-def _by_rdp(composition: Composition, delta: float) -> float:
-    if not accounting.bounded(composition, "rdp"):
+def _bound(composition: Composition, plan: Plan) -> float:
+    return accounting.bound(dict(composition), plan.delta, plan.interval, plan.adjacency)
+
+
+def _affordable(composition: Composition, plan: Plan) -> bool:
+    assert plan.budget is not None
+    return accounting.affordable(dict(composition), plan.delta, plan.budget, plan.interval, plan.adjacency)
+
+
+def _by_rdp(composition: Composition, plan: Plan) -> float:
+    if not accounting.bounded(composition, "rdp", plan.adjacency):
         return float("inf")
-    return accounting.epsilon(dict(composition), delta, "rdp")
+    return accounting.epsilon(dict(composition), plan.delta, "rdp", plan.interval, plan.adjacency)
+
+
+def _unamplified(composition: Composition, plan: Plan) -> float:
+    return accounting.bound(accounting.unamplified(dict(composition)), plan.delta, plan.interval, plan.adjacency)
+
+
+def _rounds_left(composition: Composition, plan: Plan) -> int:
+    """Rounds that the budget still allows; the search for it is done once for all rounds of the same event."""
+    round_ = accounting.flatten({plan.event(): 1})
+    if len(round_) != 1:
+        return _most(composition, round_, plan)
+    ((unit, per_round),) = round_
+    others, used = tuple(item for item in composition if item[0] != unit), dict(composition).get(unit, 0)
+    return max(0, (_most(others, ((unit, 1),), plan) - used) // per_round)
 
 
 @lru_cache(maxsize=4096)
-def _rounds_left(composition: Composition, plan: RecordPlan) -> int:
-    spent, budget = dict(composition), plan.budget
-    assert budget is not None
+def _most(composition: Composition, step: Composition, plan: Plan) -> int:
+    """How often ``step`` can be added to ``composition`` within the plan's budget, at most about a billion times."""
 
-    def fits(rounds: int) -> bool:
-        return accounting.affordable(_plus_one(spent, plan, rounds), plan.delta, budget, plan.interval)
+    def fits(times: int) -> bool:
+        total = Counter(dict(composition))
+        for event, count in step:
+            total[event] += count * times
+        return _affordable(accounting.flatten(total), plan)
 
     if not fits(1):
         return 0
     low, high = 1, 2
-    while high < 1 << 20 and fits(high):
+    while high < 1 << 30 and fits(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
@@ -306,25 +461,24 @@ def _rounds_left(composition: Composition, plan: RecordPlan) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _fits(composition: Composition, plan: RecordPlan) -> tuple[float | None, int | None]:
-    spent, budget = dict(composition), plan.budget
-    assert budget is not None
-
-    def event(steps: int, noise_multiplier: float) -> Event:
-        return SelfComposed(steps, Poisson(plan.sampling_rate, Gaussian(noise_multiplier)))
-
-    def fits(steps: int) -> bool:
-        total = Counter(spent) + Counter({event(steps, plan.noise_multiplier): 1})
-        return accounting.affordable(total, plan.delta, budget, plan.interval)
-
-    if accounting.bound(spent, plan.delta, plan.interval) >= budget:
-        return None, None
+def _most_steps(composition: Composition, plan: Plan) -> int:
+    """Local steps that the budget allows, fewer than the plan's; 0 where it allows none or the plan has no steps."""
     low, high = 0, plan.steps
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if _affordable(_plus(composition, plan.event(steps=middle)), plan) else (low, middle)
+    return low
+
+
+@lru_cache(maxsize=1024)
+def _fits(composition: Composition, plan: Plan) -> tuple[float | None, int | None]:
+    budget = plan.budget
+    assert budget is not None
+    if _bound(composition, plan) >= budget:
+        return None, None
+    steps = _most_steps(composition, plan) or None
     try:
-        noise = accounting.calibrate(lambda z: event(plan.steps, z), 1, plan.delta, budget, plan.interval, spent)
+        noise = accounting.calibrate(plan.event, 1, plan.delta, budget, plan.interval, dict(composition), plan.adjacency)
     except (ConfigError, LedgerError):
-        return None, low or None
-    return noise, low or None
+        return None, steps
+    return noise, steps

@@ -12,7 +12,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from math import floor, log10
+from typing import Any, ClassVar, Literal
 
 from fedray.config import Config, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
@@ -20,7 +21,7 @@ from fedray.privacy import accounting
 from fedray.privacy.events import Event, Gaussian, Poisson, SelfComposed, rate
 
 UNIT = "record"
-ADJACENCY = "zero_out"
+ADJACENCY: accounting.Adjacency = "zero_out"
 SECURE_RNG = "aes-256-ctr keyed by the operating system"
 INSECURE_RNG = "insecure seed (tests only)"
 
@@ -47,6 +48,7 @@ class RecordPlan:
         accountant_version: the library and its version.
         interval: grid of the privacy loss.
         rng: where noise and sampling coins come from.
+        clipping: ``flat``: all trained parameters jointly; ``per_layer``: each parameter tensor to clip / sqrt(their number).
     """
 
     sampling_rate: Fraction
@@ -64,14 +66,18 @@ class RecordPlan:
     accountant_version: str
     interval: float
     rng: str
+    clipping: Literal["flat", "per_layer"] = "flat"
 
-    def event(self) -> Event:
-        """What one round of participation costs."""
-        return _event(self.sampling_rate, self.steps, self.noise_multiplier)
+    unit: ClassVar[str] = UNIT
+    adjacency: ClassVar[accounting.Adjacency] = ADJACENCY
 
-    def history(self) -> History:
-        """What Opacus' accountant must have seen after one round: [(noise multiplier, sampling rate, steps)]."""
-        return [(self.noise_multiplier, float(self.sampling_rate), self.steps)]
+    def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event:
+        """What one round of participation costs; with another noise or fewer steps, what it would cost."""
+        return _event(self.sampling_rate, steps or self.steps, noise_multiplier or self.noise_multiplier)
+
+    def history(self, steps: int | None = None) -> History:
+        """What the engine must have counted in one round: [(noise multiplier, sampling rate, steps)]."""
+        return [(self.noise_multiplier, float(self.sampling_rate), steps or self.steps)]
 
     @property
     def planned_epsilon(self) -> float:
@@ -82,12 +88,17 @@ class RecordPlan:
         """The plan as JSON data, as ledgers and statements show it."""
         values = dict(vars(self))
         values["sampling_rate"] = [self.sampling_rate.numerator, self.sampling_rate.denominator]
-        return {"unit": UNIT, "adjacency": ADJACENCY, **values}
+        return {"unit": UNIT, "adjacency": ADJACENCY, "regime": "record", **values}
 
     @property
     def sha256(self) -> str:
         """Hash of the plan's canonical JSON."""
-        return hashlib.sha256(json.dumps(self.terms(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return terms_sha256(self.terms())
+
+
+def terms_sha256(terms: Mapping[str, Any]) -> str:
+    """Hash of a plan's terms in their one JSON text."""
+    return hashlib.sha256(json.dumps(terms, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _event(q: Fraction, steps: int, noise_multiplier: float) -> Event:
@@ -149,8 +160,14 @@ def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
         accountant="pld",
         accountant_version=accounting.accountant_version(),
         interval=accounting.INTERVAL,
-        rng=SECURE_RNG if privacy.insecure_seed is None else INSECURE_RNG,
+        rng=rng_of(config),
+        clipping=privacy.clipping,
     )
+
+
+def rng_of(config: Config) -> str:
+    """Where noise and sampling coins come from, in words."""
+    return SECURE_RNG if config.privacy.insecure_seed is None else INSECURE_RNG
 
 
 def check_delta(plan: RecordPlan, sizes: Mapping[str, int]) -> None:
@@ -170,27 +187,31 @@ def check_delta(plan: RecordPlan, sizes: Mapping[str, int]) -> None:
         legal = 1 / (10 * records)
         raise PrivacyRefusal(
             f"privacy.delta: {plan.delta:g} is more than 1 / (10 x {records} records) of client '{client}', so whole records might be "
-            f"given away within delta; set privacy.delta={_rounded_down(legal):g} or less.",
+            f"given away within delta; set privacy.delta={rounded_down(legal):g} or less.",
             "privacy.delta.too_large",
         )
 
 
-def _rounded_down(value: float) -> float:
-    from math import floor, log10
-
+def rounded_down(value: float) -> float:
+    """To three digits, never above ``value``."""
     scale = 10.0 ** (2 - floor(log10(value)))
     return floor(value * scale * (1 + 1e-12)) / scale
 
 
-def check_history(history: Sequence[Sequence[float]] | None, plan: RecordPlan) -> None:
-    """Compare what Opacus' accountant saw in one local round with what was charged for it.
+def check_history(history: Sequence[Sequence[float]] | None, plan: RecordPlan, steps: int | None = None) -> None:
+    """Compare what the engine counted in one local round with what was charged for it.
+
+    Args:
+        history: [(noise multiplier, sampling rate, steps)].
+        plan: the client's plan.
+        steps: fewer than the plan's, where that is what was charged.
 
     Raises:
         ClaimVoid: they differ.
     """
     seen = [tuple(row) for row in history or []]
-    if seen != plan.history():
+    if seen != plan.history(steps):
         raise ClaimVoid(
-            f"a local round ran {seen or 'no noised step'} as (noise multiplier, sampling rate, steps), but {plan.history()} was charged; "
+            f"a local round ran {seen or 'no noised step'} as (noise multiplier, sampling rate, steps), but {plan.history(steps)} was charged; "
             "its update must not be used."
         )

@@ -24,6 +24,7 @@ _UNPROTECTED = {
     "evaluation": "clients report metrics of their private held-out records without noise",
     "class_counts": "the numbers of records in each class of each client are written down without noise",
     "train_metrics": "clients report their training loss without noise",
+    "partition": "the numbers of records of each client are written down without noise",
 }
 
 
@@ -49,11 +50,21 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
         PrivacyRefusal: a combination that voids the guarantee.
         ConfigError: privacy settings in a run without a regime, or a ledger that cannot be one.
     """
-    if config.privacy.regime == "none":
-        _check_none(config.privacy)
+    privacy = config.privacy
+    if not privacy.regimes:
+        _check_none(privacy)
         return []
     _check_data(config, private_statistics)
-    _check_training(config)
+    if privacy.record:
+        _check_training(config)
+    elif privacy.clipping != "flat" or privacy.fewer_steps:
+        raise ConfigError(
+            "privacy.clipping, privacy.fewer_steps: are of local steps on records; add record to privacy.regime or take them out."
+        )
+    if privacy.whole_clients is None:
+        _check_only_records(privacy)
+    else:
+        _check_whole_clients(config)
     _check_ledgers(config)
     return _warnings(config)
 
@@ -68,8 +79,48 @@ def _check_none(privacy: Privacy) -> None:
         )
 
 
+def _check_only_records(privacy: Privacy) -> None:
+    for name in ("mechanism", "adaptive_clip", "weight_cap", "denominator"):
+        if getattr(privacy, name) is not None:
+            raise ConfigError(
+                f"privacy.{name}: is of guarantees for whole clients, but privacy.regime is record; "
+                "set privacy.regime=client (or local, distributed), or take it out."
+            )
+
+
+def _check_whole_clients(config: Config) -> None:
+    """The columns of the table for central, local and distributed guarantees of whole clients."""
+    privacy, regime = config.privacy, config.privacy.whole_clients
+    kind, arguments = config.algorithm.kind, config.algorithm.arguments
+    if kind == "fedavg" and arguments.get("weights", "samples") == "samples" and privacy.weight_cap is None:
+        raise PrivacyRefusal(
+            "algorithm.weights: a mean weighted by records divides by the cohort's records, so one client moves it by more than its share; "
+            "set algorithm.weights=uniform, or privacy.weight_cap to the public number of records at which a client counts fully.",
+            f"privacy.incompatible.{regime}.sample_weights",
+        )
+    if regime != "local" and config.aggregation.kind != "mean":
+        raise PrivacyRefusal(
+            f"aggregation.kind: '{config.aggregation.kind}' is no sum of bounded terms, so one client can move its result by more than the "
+            "noise is made for; use mean.",
+            f"privacy.incompatible.{regime}.aggregation",
+        )
+    if config.compression.kind != "none":
+        raise PrivacyRefusal(
+            f"compression.kind: '{config.compression.kind}' would change updates after their clip; use none.",
+            f"privacy.incompatible.{regime}.compression",
+        )
+    if privacy.denominator is not None and regime == "local":
+        raise ConfigError("privacy.denominator: with regime local the mean of the noised updates is taken; take it out.")
+    if regime == "distributed" and config.cohort.min_clients < 2:
+        raise PrivacyRefusal(
+            "cohort.min_clients: with distributed noise each client adds a share, and this many shares are sure to be in the sum; "
+            "set it to the number of updates below which a round is given up, at least 2.",
+            "privacy.incompatible.distributed.min_clients",
+        )
+
+
 def _check_data(config: Config, private_statistics: bool) -> None:
-    if private_statistics or config.data.normalize.kind == "standardize_client":
+    if config.privacy.record and (private_statistics or config.data.normalize.kind == "standardize_client"):
         raise PrivacyRefusal(
             f"data.normalize: '{config.data.normalize.kind}' computes statistics over private records, which ties every record's "
             "gradient to all others; use constants with public means and deviations, unit_norm or none.",
@@ -142,6 +193,21 @@ def _warnings(config: Config) -> list[str]:
     return warnings
 
 
+def check_buffers(model: nn.Module) -> None:
+    """Refuse a model with buffers: what is not trained is not clipped by meaning, and noise makes variances negative.
+
+    Raises:
+        PrivacyRefusal: with the buffer's name and what to use instead.
+    """
+    buffers = [name for name, _ in model.named_buffers()]
+    if buffers:
+        raise PrivacyRefusal(
+            f"model: buffer '{buffers[0]}' is not trained by noised gradients, so private statistics could leave in it; make it a constant "
+            "(register nothing), or take GroupNorm or InstanceNorm without running statistics.",
+            "privacy.incompatible.buffers",
+        )
+
+
 def check_layers(model: nn.Module) -> None:
     """Refuse a model whose layers couple records, or that carries buffers, or that cannot be clipped in float32.
 
@@ -158,13 +224,7 @@ def check_layers(model: nn.Module) -> None:
                 "use GroupNorm (opacus.validators.ModuleValidator.fix replaces it).",
                 "privacy.incompatible.record.batchnorm",
             )
-    buffers = [name for name, _ in model.named_buffers()]
-    if buffers:
-        raise PrivacyRefusal(
-            f"model: buffer '{buffers[0]}' is not trained by noised gradients, so private statistics could leave in it; make it a constant "
-            "(register nothing), or take GroupNorm or InstanceNorm without running statistics.",
-            "privacy.incompatible.record.buffers",
-        )
+    check_buffers(model)
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("model: has no parameter that can be trained; unfreeze some.")
@@ -208,7 +268,7 @@ def claim(config: Config, problems: Sequence[str] = ()) -> Claim:
         problems: what went wrong while it ran (a local round that was not what was charged, a missing ledger).
     """
     privacy = config.privacy
-    if privacy.regime == "none":
+    if not privacy.regimes:
         return Claim(False, ["privacy.regime is none"])
     reasons = []
     if privacy.insecure_seed is not None:

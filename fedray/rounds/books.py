@@ -1,35 +1,38 @@
 """The privacy books as the round sees them: authorize before training, commit before the model changes.
 
 Hosted clients are entered in the run's own book, by the driver. A dedicated client keeps the book of
-its silo itself, in its actor, on its own volume; the driver only asks.
+its silo itself, in its actor, on its own volume; the driver only asks. Where whole clients are protected
+by secret cohorts, one entry of the driver's book covers all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from fedray.clients.messages import ClientTask
+from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.pool import Pool
-from fedray.errors import FedrayError
-from fedray.privacy.record import Account, Figures
-
-#: Name of the book that the driver keeps.
-RUN_BOOK = "records"
+from fedray.errors import BudgetReached, FedrayError
+from fedray.privacy.account import Account, Figures, Group, Reservation
+from fedray.privacy.clientplan import EVERYONE
 
 
 @dataclass(frozen=True)
 class Permit:
-    """Who may train in a round; who was refused by its budget, or was away, and why (one sentence each, by client name)."""
+    """Who may train in a round; who was refused by its budget, or was away, and why (one sentence each, by client name).
+
+    ``begins`` is true where a charge was made in this round; false where an earlier charge covers it.
+    """
 
     round: int
     cohort: list[ClientTask]
     refused: dict[str, str] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
+    begins: bool = True
 
 
 class Books(Protocol):
@@ -39,16 +42,24 @@ class Books(Protocol):
         """Reserve one round for each client; those over budget are refused."""
         ...
 
-    def retry(self, round_: int, client: ClientTask) -> bool:
-        """Reserve once more for a client that is tried again: new noise is a new release."""
+    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
+        """Reserve once more for a client that is tried again: new noise is a new release. None where the budget does not allow it."""
         ...
 
-    def commit(self, permit: Permit, trained: Sequence[ClientTask]) -> None:
-        """Note whose updates went into the model."""
+    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+        """Note whose updates went into the model, with their receipts."""
         ...
 
-    def figures(self) -> list[Figures]:
-        """Each client's figures, in the clients' order; empty where no privacy is claimed."""
+    def exhausted(self, round_: int) -> set[str]:
+        """Clients that may not take part in a round any more; ``clients`` for all of them."""
+        ...
+
+    def lines(self) -> dict[str, list[Group]]:
+        """Figures by protected unit, subjects with equal ones together; empty where no privacy is claimed."""
+        ...
+
+    def figures(self) -> dict[str, list[Figures]]:
+        """Each subject's figures by protected unit, in the subjects' order."""
         ...
 
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -67,16 +78,24 @@ class NoBooks:
         """Everyone may train."""
         return Permit(round_, list(cohort))
 
-    def retry(self, round_: int, client: ClientTask) -> bool:
+    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
         """Always."""
-        return True
+        return client
 
-    def commit(self, permit: Permit, trained: Sequence[ClientTask]) -> None:
+    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
         """Nothing to note."""
 
-    def figures(self) -> list[Figures]:
+    def exhausted(self, round_: int) -> set[str]:
         """None."""
-        return []
+        return set()
+
+    def lines(self) -> dict[str, list[Group]]:
+        """None."""
+        return {}
+
+    def figures(self) -> dict[str, list[Figures]]:
+        """None."""
+        return {}
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """None."""
@@ -88,10 +107,17 @@ class NoBooks:
 
 
 class RunBook:
-    """All clients in one book, kept by the driver (hosted placement)."""
+    """A book of the driver in which each client of a cohort is charged.
 
-    def __init__(self, account: Account, lasting: bool) -> None:
-        self._account, self._lasting = account, lasting
+    Args:
+        name: of the book, ``records`` or ``clients``.
+        unit: what it protects.
+        account: the book, open.
+        lasting: it outlives the run.
+    """
+
+    def __init__(self, name: str, unit: str, account: Account, lasting: bool) -> None:
+        self._name, self._unit, self._account, self._lasting = name, unit, account, lasting
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
         """Reserve for all clients of one attempt with one write to disk."""
@@ -100,37 +126,88 @@ class RunBook:
         for attempt in sorted({c.attempt for c in cohort}):
             clients = {c.name: c for c in cohort if c.attempt == attempt}
             decision = self._account.authorize(round_, attempt, list(clients))
-            granted += [clients[name] for name in decision.granted]
+            granted += [_reserved(clients[name], self._unit, decision.reservations[name]) for name in decision.granted]
             refused |= {name: str(refusal) for name, refusal in decision.refused.items()}
         return Permit(round_, granted, refused)
 
-    def retry(self, round_: int, client: ClientTask) -> bool:
+    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
         """Reserve another attempt."""
-        return bool(self.authorize(round_, [client]).cohort)
+        return next(iter(self.authorize(round_, [client]).cohort), None)
 
-    def commit(self, permit: Permit, trained: Sequence[ClientTask]) -> None:
+    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
         """One commit entry a client."""
-        for attempt in sorted({c.attempt for c in trained}):
-            self._account.commit(permit.round, attempt, [c.name for c in trained if c.attempt == attempt])
+        for attempt in sorted({r.attempt for r in trained}):
+            self._account.commit(permit.round, attempt, {r.name: r.receipts.get(self._unit) for r in trained if r.attempt == attempt})
 
-    def figures(self) -> list[Figures]:
+    def exhausted(self, round_: int) -> set[str]:
         """From the book."""
-        return self._account.figures()
+        return _exhausted(self._account.groups())
+
+    def lines(self) -> dict[str, list[Group]]:
+        """From the book."""
+        return {self._unit: self._account.groups()}
+
+    def figures(self) -> dict[str, list[Figures]]:
+        """From the book."""
+        return {self._unit: self._account.figures()}
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """The book's entries of this run; none where the book is the run's own."""
-        return {RUN_BOOK: self._account.part()} if self._lasting else {}
+        return {self._name: self._account.part()} if self._lasting else {}
 
     def heads(self) -> dict[str, str]:
         """Of the one book."""
-        return {RUN_BOOK: self._account.head}
+        return {self._name: self._account.head}
+
+
+class PopulationBook(RunBook):
+    """A book of the driver in which one entry covers all clients, whether their secret coin fell or not.
+
+    Args:
+        due: whether a round needs a charge, or an earlier one covers it.
+    """
+
+    def __init__(self, name: str, account: Account, lasting: bool, due: Callable[[int], bool]) -> None:
+        super().__init__(name, "client", account, lasting)
+        self._due = due
+        self._charged = 0
+        self._entry = ""
+
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+        """Charge everyone for the rounds that begin here.
+
+        Raises:
+            BudgetReached: the charge would exceed the budget.
+        """
+        begins = self._due(round_)
+        if begins:
+            decision = self._account.authorize(round_, 0, [EVERYONE])
+            for refusal in decision.refused.values():
+                raise BudgetReached(f"the privacy budget of all clients is reached: {refusal}")
+            self._charged, self._entry = round_, decision.reservations[EVERYONE].id
+        return Permit(round_, [self._with_entry(c) for c in cohort], begins=begins)
+
+    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
+        """The sum is released once, with one noise, however often a client was asked for its part: nothing is charged."""
+        return self._with_entry(client)
+
+    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+        """That a sum is released; who is in it is nobody's business."""
+        self._account.commit(self._charged, 0, {EVERYONE: None})
+
+    def exhausted(self, round_: int) -> set[str]:
+        """All, where this round is not paid and cannot be."""
+        return super().exhausted(round_) if self._due(round_) else set()
+
+    def _with_entry(self, client: ClientTask) -> ClientTask:
+        return replace(client, reservations=(*client.reservations, ("client", self._entry)))
 
 
 class SiloBooks:
     """Each dedicated client keeps its own book; asked through its actor."""
 
-    def __init__(self, pool: Pool, clients: Sequence[ClientTask], timeout: float) -> None:
-        self._pool, self._timeout = pool, timeout
+    def __init__(self, pool: Pool, clients: Sequence[ClientTask], unit: str, timeout: float) -> None:
+        self._pool, self._unit, self._timeout = pool, unit, timeout
         self._clients = list(clients)
         self._known: dict[str, Figures] = {}
         self._heads: dict[str, str] = {}
@@ -170,25 +247,31 @@ class SiloBooks:
                 raise cause if isinstance(cause, FedrayError) else error from None
             else:
                 permit.refused.update({name: str(refusal) for name, refusal in decision.refused.items()})
-                permit.cohort.extend([client] if decision.granted else [])
+                permit.cohort.extend([_reserved(client, self._unit, r) for r in decision.reservations.values()])
         return dead
 
-    def retry(self, round_: int, client: ClientTask) -> bool:
+    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
         """Left to the client's next actor, which reserves before it trains (see ``ClientHost.train``)."""
-        return True
+        return client
 
-    def commit(self, permit: Permit, trained: Sequence[ClientTask]) -> None:
+    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
         """Tell the silos; a silo that is away keeps its reservation, which is the charge."""
         for client in trained:
             handle = self._pool.handle_of(client.index)
             if handle is not None:
-                handle.commit.remote(permit.round, client.attempt)
+                handle.commit.remote(permit.round, client.attempt, client.receipts.get(self._unit))
 
-    def figures(self) -> list[Figures]:
+    def exhausted(self, round_: int) -> set[str]:
+        """As each silo says."""
+        return {f.name for f in self._ask_figures() if f.exhausted}
+
+    def lines(self) -> dict[str, list[Group]]:
+        """One group a silo."""
+        return {self._unit: [Group(f, [f.name]) for f in self._ask_figures()]}
+
+    def figures(self) -> dict[str, list[Figures]]:
         """The latest that each silo said."""
-        for name, (figures, head) in self._ask("spent").items():
-            self._known[name], self._heads[name] = figures, head
-        return [self._known[c.name] for c in self._clients if c.name in self._known]
+        return {self._unit: self._ask_figures()}
 
     def heads(self) -> dict[str, str]:
         """As each silo last said."""
@@ -197,6 +280,11 @@ class SiloBooks:
     def parts(self) -> dict[str, dict[str, Any]]:
         """Each silo's entries of this run."""
         return self._ask("ledger_part")
+
+    def _ask_figures(self) -> list[Figures]:
+        for name, (figures, head) in self._ask("spent").items():
+            self._known[name], self._heads[name] = figures, head
+        return [self._known[c.name] for c in self._clients if c.name in self._known]
 
     def _ask(self, method: str) -> dict[str, Any]:
         refs = {c.name: getattr(h, method).remote() for c in self._clients if (h := self._pool.handle_of(c.index)) is not None}
@@ -207,3 +295,54 @@ class SiloBooks:
             except (RayActorError, GetTimeoutError):
                 continue
         return answers
+
+
+class JointBooks:
+    """Two units at once: whole clients in the driver's book, records in theirs."""
+
+    def __init__(self, records: Books, clients: Books) -> None:
+        self._records, self._clients = records, clients
+
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+        """Both must allow it. A client that only its records' budget stops contributes nothing, which its other charge covers."""
+        first = self._clients.authorize(round_, cohort)
+        second = self._records.authorize(round_, first.cohort)
+        return Permit(round_, second.cohort, first.refused | second.refused, first.away | second.away, first.begins)
+
+    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
+        """Both must allow it."""
+        again = self._clients.retry(round_, client)
+        return None if again is None else self._records.retry(round_, again)
+
+    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+        """In both."""
+        self._clients.commit(permit, trained)
+        self._records.commit(permit, trained)
+
+    def exhausted(self, round_: int) -> set[str]:
+        """In either."""
+        return self._clients.exhausted(round_) | self._records.exhausted(round_)
+
+    def lines(self) -> dict[str, list[Group]]:
+        """Records first."""
+        return self._records.lines() | self._clients.lines()
+
+    def figures(self) -> dict[str, list[Figures]]:
+        """Records first."""
+        return self._records.figures() | self._clients.figures()
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """Of both."""
+        return self._records.parts() | self._clients.parts()
+
+    def heads(self) -> dict[str, str]:
+        """Of both."""
+        return self._records.heads() | self._clients.heads()
+
+
+def _exhausted(groups: Sequence[Group]) -> set[str]:
+    return {name for group in groups if group.figures.exhausted for name in group.names}
+
+
+def _reserved(client: ClientTask, unit: str, reservation: Reservation) -> ClientTask:
+    return replace(client, reservations=(*client.reservations, (unit, reservation.id)), steps=reservation.steps or client.steps)

@@ -1,8 +1,8 @@
 """Cohort samplers: who is asked to take part in a round.
 
-A sampler takes the population's indices that may take part, a rate factor for each client, and a
-keyed generator; it returns the cohort's indices in increasing order. A client's own coin depends on
-nothing but (seed, round, client), so excluding one client changes no other's chance.
+A sampler takes the population and a uniform coin for each client; it returns the cohort's indices in increasing
+order. A client's coin depends on nothing else, so excluding one client changes no other's chance. Where whole
+clients are protected the coins are cryptographic and secret; otherwise they are keyed by (seed, round).
 """
 
 from __future__ import annotations
@@ -18,47 +18,73 @@ from fedray.components import SAMPLERS as ROOM
 from fedray.components import check_arguments, find
 from fedray.config import Cohort
 from fedray.errors import ConfigError
+from fedray.rng import generator
 
 Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Population:
-    """Who could take part: ``eligible`` is a mask and ``rates`` a factor in [0, 1], both over all clients."""
+    """Who could take part.
+
+    Attributes:
+        eligible: mask over all clients.
+        rates: a factor in [0, 1] for each client.
+        round: number of the round, from 0.
+        seed: the run's; not for anything that must stay secret.
+    """
 
     eligible: npt.NDArray[np.bool_]
     rates: npt.NDArray[np.float64]
+    round: int = 0
+    seed: int = 0
 
 
-Sampler = Callable[[Population, np.random.Generator], Indices]
+Coins = npt.NDArray[np.float64]
+Sampler = Callable[[Population, Coins], Indices]
 
 
-def poisson(population: Population, rng: np.random.Generator, *, fraction: float) -> Indices:
-    """An independent coin for each client; the cohort's size varies and may be zero.
+def poisson(population: Population, coins: Coins, *, fraction: float, cap: int | None = None) -> Indices:
+    """An independent coin for each client; the cohort's size varies and may be zero. Above ``cap`` clients, as many of them at random.
 
     Source: Mironov, Talwar, Zhang 2019, Renyi Differential Privacy of the Sampled Gaussian Mechanism
     """
-    coins = rng.random(len(population.rates))
-    return np.flatnonzero(population.eligible & (coins < fraction * population.rates))
+    cohort = np.flatnonzero(population.eligible & (coins < fraction * population.rates))
+    if cap is not None and len(cohort) > cap:  # below its rate a coin is uniform again, so the smallest are a uniform choice
+        shares = coins[cohort] / np.maximum(fraction * population.rates[cohort], 1e-300)
+        cohort = np.sort(cohort[np.argsort(shares, kind="stable")[:cap]])
+    return cohort
 
 
-def fixed(population: Population, rng: np.random.Generator, *, size: int | None = None, fraction: float | None = None) -> Indices:
+def fixed(population: Population, coins: Coins, *, size: int | None = None, fraction: float | None = None) -> Indices:
     """A fixed number of clients, uniformly without replacement.
 
     Source: McMahan et al. 2017, Algorithm 1 (max(C x K, 1) clients a round)
     """
     wanted = size if size is not None else max(round((fraction or 0.0) * len(population.rates)), 1)
-    keys = rng.random(len(population.rates))  # the clients with the smallest keys; one key a client, whoever else is eligible
     candidates = np.flatnonzero(population.eligible & (population.rates > 0))
-    return np.sort(candidates[np.argsort(keys[candidates], kind="stable")[:wanted]])
+    return np.sort(candidates[np.argsort(coins[candidates], kind="stable")[:wanted]])
 
 
-def everyone(population: Population, rng: np.random.Generator) -> Indices:
+def cyclic(population: Population, coins: Coins, *, size: int) -> Indices:
+    """Each client once a pass over the population, in an order that is shuffled anew for each pass; those away miss their turn.
+
+    Source: Cho et al. 2023, On the Convergence of Federated Averaging with Cyclic Client Participation
+    """
+    clients = len(population.rates)
+    rounds = -(-clients // size)
+    number, turn = divmod(population.round, rounds)
+    order = generator(population.seed, "cyclic", number).permutation(clients)
+    chosen = np.sort(order[turn * size : (turn + 1) * size])
+    return chosen[population.eligible[chosen] & (population.rates[chosen] > 0)]
+
+
+def everyone(population: Population, coins: Coins) -> Indices:
     """All clients that may take part."""
     return np.flatnonzero(population.eligible & (population.rates > 0))
 
 
-SAMPLERS = {"poisson": poisson, "fixed": fixed, "all": everyone}
+SAMPLERS = {"poisson": poisson, "fixed": fixed, "cyclic": cyclic, "all": everyone}
 
 
 def make_sampler(cohort: Cohort, clients: int) -> Sampler:
@@ -68,7 +94,7 @@ def make_sampler(cohort: Cohort, clients: int) -> Sampler:
         ConfigError: unknown kind or arguments, or a size that the population does not have.
     """
     function = find(ROOM, cohort.kind)
-    arguments = check_arguments(function, cohort.arguments, "cohort", own=("population", "rng"))
+    arguments = check_arguments(function, cohort.arguments, "cohort", own=("population", "coins"))
     fraction, size = arguments.get("fraction"), arguments.get("size")
     if cohort.kind == "fixed" and (size is None) == (fraction is None):
         raise ConfigError("cohort.size: a fixed cohort takes exactly one of size and fraction.")
@@ -84,9 +110,13 @@ def make_sampler(cohort: Cohort, clients: int) -> Sampler:
 def largest_cohort(cohort: Cohort, clients: int) -> int:
     """How many clients one round can be expected to ask at most (Poisson: mean plus four standard deviations)."""
     arguments = cohort.arguments
-    if cohort.kind == "fixed":
+    if cohort.kind in ("fixed", "cyclic"):
         return int(arguments.get("size") or max(round(arguments.get("fraction", 1.0) * clients), 1))
     if cohort.kind == "poisson":
         fraction = float(arguments.get("fraction", 1.0))
-        return min(clients, int(np.ceil(fraction * clients + 4 * np.sqrt(fraction * (1 - fraction) * clients) + 1)))
+        return min(
+            arguments.get("cap") or clients,
+            clients,
+            int(np.ceil(fraction * clients + 4 * np.sqrt(fraction * (1 - fraction) * clients) + 1)),
+        )
     return clients

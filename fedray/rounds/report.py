@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
-from fedray.privacy.record import Figures, RecordPlan
+from fedray.privacy.account import Group
+from fedray.privacy.clientplan import ClientPlan
+from fedray.privacy.plan import RecordPlan
+from fedray.privacy.release import Release
 from fedray.rounds.books import Permit
 from fedray.training.schedules import learning_rate
 
@@ -19,6 +23,8 @@ def round_metrics(config: Config, number: int, permit: Permit, log: RoundLog, up
 
     Training loss appears only where clients send it, which under differential privacy they do not.
     """
+    if config.privacy.whole_clients is not None:  # who and how many took part is not released
+        return {"round/actor_deaths": log.deaths, "train/lr": learning_rate(config.training, number, config.rounds)}
     metrics: dict[str, float] = {
         "round/clients_sampled": len(permit.cohort) + len(permit.refused) + len(permit.away),
         "round/clients_completed": updates,
@@ -37,31 +43,92 @@ def round_metrics(config: Config, number: int, permit: Permit, log: RoundLog, up
 
 
 @dataclass(frozen=True)
-class Privacy:
-    """The record-level plan, for metrics and sentences."""
+class Line:
+    """One guarantee of a run: whom it protects, under which plans, by client index where groups of clients differ."""
 
-    plan: RecordPlan
+    unit: str
+    plans: Mapping[int, RecordPlan] | ClientPlan
 
-    def metrics(self, figures: Sequence[Figures]) -> dict[str, float]:
-        """``privacy/`` metrics: the headline is the largest client's epsilon by PLD."""
-        epsilons = np.array([f.epsilon for f in figures]) if figures else np.zeros(1)
-        metrics = {
-            "privacy/epsilon": float(epsilons.max()),
-            "privacy/epsilon_client_median": float(np.median(epsilons)),
-            "privacy/epsilon_rdp": max((f.epsilon_rdp for f in figures), default=0.0),
-            "privacy/clients_exhausted": float(sum(f.exhausted for f in figures)),
+    @property
+    def plan(self) -> RecordPlan | ClientPlan:
+        """The plan, the first where there are several."""
+        return next(iter(self.plans.values())) if isinstance(self.plans, Mapping) else self.plans
+
+    def distinct_plans(self) -> list[RecordPlan | ClientPlan]:
+        """All plans, equal ones once."""
+        return list(dict.fromkeys(self.plans.values())) if isinstance(self.plans, Mapping) else [self.plans]
+
+    def expected(self, client: int, steps: int | None, release: Release | None) -> dict[str, Any]:
+        """What a client's receipt must say beside its reservation."""
+        if not isinstance(self.plans, Mapping):
+            assert release is not None
+            return {"plan": self.plans.sha256, **release.client_step(0).terms()}
+        plan = self.plans[client]
+        return {
+            "plan": plan.sha256,
+            "steps": steps or plan.steps,
+            "sampling_rate": [plan.sampling_rate.numerator, plan.sampling_rate.denominator],
+            "noise_multiplier": plan.noise_multiplier,
+            "clip": plan.clip,
+            "engine": None,
         }
-        if self.plan.budget is not None:
-            metrics["privacy/budget"] = self.plan.budget
-            metrics["privacy/budget_used"] = metrics["privacy/epsilon"] / self.plan.budget
-            metrics["privacy/rounds_left"] = float(min((f.rounds_left for f in figures if f.rounds_left is not None), default=0))
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """All guarantees of a run, for metrics and sentences; none where nothing is protected."""
+
+    lines: Sequence[Line] = ()
+
+    def metrics(self, groups: Mapping[str, Sequence[Group]], rounds: int) -> dict[str, float]:
+        """``privacy/`` metrics of the first line, ``privacy/joint/`` of the second: the headline is the largest subject's epsilon."""
+        metrics: dict[str, float] = {}
+        for line, prefix in zip(self.lines, ("privacy", "privacy/joint"), strict=False):
+            metrics |= {f"{prefix}/{name}": value for name, value in _metrics(line.plan, groups.get(line.unit, ()), rounds).items()}
         return metrics
 
-    def sentence(self, figures: Sequence[Figures], eligible: int, needed: int) -> str:
+    def sentence(self, groups: Mapping[str, Sequence[Group]], eligible: int, needed: int) -> str:
         """Why the run ends before its planned rounds."""
-        worst = max(figures, key=lambda f: f.epsilon)
+        found = [(line, g.figures) for line in self.lines for g in groups.get(line.unit, ()) if g.figures.exhausted]
+        if not found:
+            return f"{eligible} clients may still train, cohort.min_clients asks for {max(1, needed)}."
+        line, worst = max(found, key=lambda pair: pair[1].epsilon)
+        few = "more noise" if line.unit == "client" else "more noise or fewer training.steps"
         return (
             f"the privacy budget is reached: {eligible} clients may still train, cohort.min_clients asks for {max(1, needed)}; "
-            f"{worst.name} has spent epsilon {worst.epsilon:.4g} of {self.plan.budget}, and one more round would cost "
-            f"{worst.next_epsilon:.4g}. Raise privacy.budget, or start with more noise or fewer training.steps."
+            f"{worst.name} has spent epsilon {worst.epsilon:.4g} of {line.plan.budget}, and one more round would cost "
+            f"{worst.next_epsilon:.4g}. Raise privacy.budget, or start with {few}."
         )
+
+
+def _metrics(plan: RecordPlan | ClientPlan, groups: Sequence[Group], rounds: int) -> dict[str, float]:
+    figures = [g.figures for g in groups]
+    metrics = {
+        "epsilon": max((f.epsilon for f in figures), default=0.0),
+        "epsilon_client_median": _median(groups),
+        "epsilon_rdp": max((f.epsilon_rdp for f in figures), default=0.0),
+        "clients_exhausted": float(sum(len(g.names) for g in groups if g.figures.exhausted)),
+    }
+    if plan.unit == "client":
+        metrics["epsilon_unamplified"] = max((f.epsilon_unamplified or 0.0 for f in figures), default=0.0)
+        observers = plan.observers_epsilon(rounds) if isinstance(plan, ClientPlan) else None
+        if observers is not None:
+            metrics["epsilon_observers"] = observers
+    if plan.budget is not None:
+        metrics["budget"] = plan.budget
+        metrics["budget_used"] = metrics["epsilon"] / plan.budget
+        metrics["rounds_left"] = float(min((f.rounds_left for f in figures if f.rounds_left is not None), default=0))
+    return metrics
+
+
+def _median(groups: Sequence[Group]) -> float:
+    """Over subjects, not groups."""
+    ordered = sorted((g.figures.epsilon, len(g.names)) for g in groups)
+    half, seen = sum(n for _, n in ordered) / 2, 0
+    for i, (epsilon, count) in enumerate(ordered):
+        seen += count
+        if seen > half:
+            return epsilon
+        if seen == half:
+            return (epsilon + ordered[i + 1][0]) / 2
+    return 0.0

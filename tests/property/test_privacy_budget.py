@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedray.privacy.accounting import INTERVAL, bound, epsilon
 from fedray.privacy.events import Gaussian, Poisson, SelfComposed
 from fedray.privacy.plan import SECURE_RNG, RecordPlan, check_history, plan_record
-from fedray.privacy.record import Account
+from fedray.privacy.account import Account
 
 NAMES = ("a", "b", "c")
 

@@ -36,7 +36,7 @@ def test_poisson_coins_are_independent_with_the_stated_rate():
     counts = np.zeros(200)
     sizes = []
     for r in range(500):
-        chosen = sampler(everyone(200), generator(1, "cohort", r))
+        chosen = sampler(everyone(200), generator(1, "cohort", r).random(200))
         counts[chosen] += 1
         sizes.append(len(chosen))
     # 500 coins a client: a two-sided z-test at 1e-6 over 200 clients is |z| < 6.
@@ -50,16 +50,16 @@ def test_poisson_coins_are_independent_with_the_stated_rate():
 @settings(deadline=None, max_examples=50)
 def test_excluding_a_client_changes_no_other_coin(round_, excluded):
     sampler = make_sampler(Cohort(kind="poisson", fraction=0.5), 20)
-    full = set(sampler(everyone(20), generator(3, "cohort", round_)).tolist())
+    full = set(sampler(everyone(20), generator(3, "cohort", round_).random(20)).tolist())
     eligible = np.array([i not in excluded for i in range(20)])
-    part = set(sampler(Population(eligible, np.ones(20)), generator(3, "cohort", round_)).tolist())
+    part = set(sampler(Population(eligible, np.ones(20)), generator(3, "cohort", round_).random(20)).tolist())
     assert part == full - excluded
 
 
 @given(st.integers(0, 10_000), st.integers(1, 20))
 @settings(deadline=None, max_examples=50)
 def test_fixed_cohorts_have_their_size_and_no_repeats(round_, size):
-    chosen = make_sampler(Cohort(kind="fixed", size=size), 20)(everyone(20), generator(3, "cohort", round_))
+    chosen = make_sampler(Cohort(kind="fixed", size=size), 20)(everyone(20), generator(3, "cohort", round_).random(20))
     assert len(chosen) == size == len(set(chosen.tolist()))
     assert (np.diff(chosen) > 0).all()
 
@@ -68,7 +68,7 @@ def test_fixed_cohorts_are_uniform():
     sampler = make_sampler(Cohort(kind="fixed", fraction=0.2), 50)
     counts = np.zeros(50)
     for r in range(1000):
-        counts[sampler(everyone(50), generator(2, "cohort", r))] += 1
+        counts[sampler(everyone(50), generator(2, "cohort", r).random(50))] += 1
     assert np.abs((counts - 200) / np.sqrt(1000 * 0.2 * 0.8)).max() < 6
 
 

@@ -61,7 +61,7 @@ def test_overrides_are_yaml_and_reach_any_depth(file):
         ("rounds=0", "rounds: input should be greater than or equal to 1, but is 0"),
         ("rounds=true", "rounds: input should be a valid integer"),
         ("privacy.clip=-1.0", "privacy.clip: input should be greater than 0, but is -1.0"),
-        ("privacy.regime=recrod", "privacy.regime: input should be 'none' or 'record'"),
+        ("privacy.regime=recrod", "privacy.regime: input should be 'none', 'record', 'client', 'local', 'distributed' or a list"),
         ("training.epochs=null", "training.epochs: give exactly one of epochs and steps"),
         ("training.sampling_rate=0.5", "training.sampling_rate: replaces batch_size and epochs"),
         ("clients.resources.gpu=1.5", "neither a fraction below 1 nor a whole number"),

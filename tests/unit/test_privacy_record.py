@@ -16,7 +16,8 @@ from fedray.errors import ClaimVoid, ConfigError, LedgerError, PrivacyRefusal
 from fedray.privacy.accounting import bound
 from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Unsupported
 from fedray.privacy.ledger import Charge, Ledger, records_path, verify
-from fedray.privacy.record import Account, RecordPlan, check_delta, check_history, plan_record
+from fedray.privacy.account import Account
+from fedray.privacy.plan import RecordPlan, check_delta, check_history, plan_record
 
 
 def config(privacy: Mapping[str, Any] | None = None, **sections: Any) -> Config:
@@ -120,7 +121,7 @@ def test_planned_rounds_are_granted_and_the_next_is_refused(plan: RecordPlan, tm
             assert account.rounds_left("a") == 6 - r
             decision = account.authorize(r, 0, names)
             assert (decision.granted, decision.refused) == (names, {})
-            account.commit(r, 0, ["a"])
+            account.commit(r, 0, {"a": None})
         assert account.epsilons() == dict.fromkeys(names, plan.planned_epsilon)
         before = account.path.read_bytes()
         decision = account.authorize(6, 0, names)
@@ -131,7 +132,7 @@ def test_planned_rounds_are_granted_and_the_next_is_refused(plan: RecordPlan, tm
         assert (refusal.spent, refusal.after, refusal.budget) == (plan.planned_epsilon, bound({plan.event(): 7}, 1e-5), 8.0)
         assert account.rounds_left("a") == 0
         assert all(f.exhausted for f in account.figures())
-        epsilon_rdp = account.epsilons_rdp()["a"]
+        epsilon_rdp = account.figures()[0].epsilon_rdp
     assert epsilon_rdp > plan.planned_epsilon
     assert verify(records_path(tmp_path / "ledger")).charges == {"a": 6, "b": 6}
 

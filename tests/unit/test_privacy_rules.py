@@ -17,8 +17,9 @@ from fedray.configfile import build_config
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy import rules
 from fedray.privacy.accounting import FINAL_INTERVAL, bound
-from fedray.privacy.record import Account, plan_record
-from fedray.privacy.statement import privacy_statement, statement_markdown
+from fedray.privacy.account import Account
+from fedray.privacy.plan import plan_record
+from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 
 
 def config(privacy: Mapping[str, Any] | None = None, **sections: Any) -> Config:
@@ -70,9 +71,10 @@ def test_a_silo_in_a_group_may_not_keep_its_book_in_the_run_either(tmp_path: Pat
     assert rules.check(config({"ledger": str(tmp_path)}, clients={"placement": "dedicated"})) == []
 
 
-def test_an_object_store_cannot_hold_a_book() -> None:
-    with pytest.raises(ConfigError, match="no fsync"):
-        rules.check(config({"ledger": "s3://bucket/ledger"}))
+def test_a_book_lies_in_a_directory_or_in_an_object_store_with_conditional_writes() -> None:
+    assert rules.check(config({"ledger": "s3://bucket/ledger"})) == []
+    with pytest.raises(ConfigError, match="neither file locks nor conditional writes"):
+        rules.check(config({"ledger": "gs://bucket/ledger"}))
 
 
 @pytest.mark.parametrize("field", ["target_epsilon", "delta", "budget", "insecure_seed", "max_participations", "clip"])
@@ -132,14 +134,14 @@ def frozen() -> nn.Module:
 @pytest.mark.parametrize(
     ("layer", "code"),
     [
-        (nn.BatchNorm1d(4), "batchnorm"),
-        (nn.BatchNorm1d(4, affine=False, track_running_stats=False), "batchnorm"),
-        (frozen(), "batchnorm"),
-        (nn.SyncBatchNorm(4), "batchnorm"),
-        (OddBatchNormish(), "batchnorm"),
+        (nn.BatchNorm1d(4), "record.batchnorm"),
+        (nn.BatchNorm1d(4, affine=False, track_running_stats=False), "record.batchnorm"),
+        (frozen(), "record.batchnorm"),
+        (nn.SyncBatchNorm(4), "record.batchnorm"),
+        (OddBatchNormish(), "record.batchnorm"),
         (nn.InstanceNorm1d(4, track_running_stats=True), "buffers"),
-        (nn.LSTM(4, 4), "module"),
-        (nn.Linear(4, 4).to(torch.bfloat16), "precision"),
+        (nn.LSTM(4, 4), "record.module"),
+        (nn.Linear(4, 4).to(torch.bfloat16), "record.precision"),
     ],
 )
 def test_layers_that_couple_records_or_carry_state_are_refused(layer: nn.Module, code: str) -> None:
@@ -147,7 +149,7 @@ def test_layers_that_couple_records_or_carry_state_are_refused(layer: nn.Module,
     model.eval()
     with pytest.raises(PrivacyRefusal) as caught:
         rules.check_model(model)
-    assert caught.value.code == f"privacy.incompatible.record.{code}"
+    assert caught.value.code == f"privacy.incompatible.{code}"
     assert not model.training
 
 
@@ -164,7 +166,7 @@ def test_the_statement_says_what_is_guaranteed_and_what_is_not(tmp_path: Path) -
         account.authorize(0, 0, ["a", "b"])
         account.authorize(1, 0, ["a"])
         figures, head = account.figures(), account.head
-    statement = privacy_statement(given, [plan, plan], figures, head)
+    statement = privacy_statement(given, [Guarantee("record", [plan, plan], figures)], head, 2)
     assert json.loads(json.dumps(statement, allow_nan=False)) == statement
     summary = statement["summary"]
     assert summary["epsilon"] == bound({plan.event(): 2}, 1e-5, FINAL_INTERVAL) <= max(f.epsilon for f in figures)
@@ -196,7 +198,9 @@ def test_a_void_claim_stands_first_in_the_statement(tmp_path: Path) -> None:
     plan = plan_record(given)
     with Account.open_run(tmp_path, {"a": plan}, "run/1") as account:
         account.authorize(0, 0, ["a"])
-        statement = privacy_statement(given, [plan], account.figures(), {"a": account.head}, ["a local round differed"])
+        statement = privacy_statement(
+            given, [Guarantee("record", [plan], account.figures())], {"a": account.head}, 1, ["a local round differed"]
+        )
     assert statement["summary"]["claim"] == "void"
     assert len(statement["summary"]["claim_reasons"]) == 3
     assert statement["guarantee"]["statement"].startswith("No guarantee is claimed")
@@ -207,11 +211,11 @@ def test_a_void_claim_stands_first_in_the_statement(tmp_path: Path) -> None:
 
 
 def test_figures_in_words_are_never_below_the_figures(tmp_path: Path) -> None:
-    from fedray.privacy.statement import _show
+    from fedray.privacy.statement import show
 
     for value in (0.12341, 1.00001, 7.99999, 0.5, 3.0):
-        shown = _show(value)
+        shown = show(value)
         assert float(shown) >= value
         assert float(shown) - value < 1.1e-4
-    assert _show("infinity") == "infinity"
-    assert math.isclose(float(_show(0.5)), 0.5)
+    assert show("infinity") == "infinity"
+    assert math.isclose(float(show(0.5)), 0.5)

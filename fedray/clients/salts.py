@@ -1,0 +1,41 @@
+"""The secret salts of data commitments, each kept beside the book that the commitments are in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from fedray.data.commitment import SALT_BYTES
+from fedray.data.commitment import load_salt as load_file
+from fedray.errors import LedgerError
+from fedray.privacy.location import Location
+from fedray.privacy.object_client import Bucket, Taken
+
+
+def load_salt(directory: Location, book: str) -> bytes:
+    """The salt of a book, made where there is none.
+
+    Args:
+        directory: of the books; in an object store, whoever may read the store may read the salt.
+        book: a subject's name, or ``records`` for the driver's book.
+
+    Raises:
+        DataError: the file cannot be made, or holds something else.
+        LedgerError: the store is away, or the object holds something else.
+    """
+    name = f"{quote(book, safe='')}.salt"
+    if isinstance(directory, Path):
+        directory.mkdir(exist_ok=True)
+        return load_file(directory / name)
+    bucket = Bucket(directory)
+    salt = bucket.get(f"/{name}")
+    if salt is None:
+        salt = os.urandom(SALT_BYTES)
+        try:
+            bucket.create(f"/{name}", salt)
+        except Taken:
+            salt = bucket.get(f"/{name}")
+    if salt is None or len(salt) != SALT_BYTES:
+        raise LedgerError(f"{directory}/{name}: is not a salt of {SALT_BYTES} bytes; bring the right object back.")
+    return salt

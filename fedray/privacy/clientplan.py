@@ -1,0 +1,309 @@
+"""Privacy of whole clients: the public constants of a run, and the noise that they need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray import components
+from fedray.config import Config, Joint, Part, Privacy
+from fedray.errors import ConfigError, PrivacyRefusal
+from fedray.privacy import accounting
+from fedray.privacy.accounting import Adjacency
+from fedray.privacy.events import Event, Poisson, rate
+from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
+from fedray.privacy.mechanisms.clipping import split_noise
+from fedray.privacy.plan import rng_of, rounded_down, terms_sha256
+
+#: The one subject of a book in which an entry covers all clients of the population.
+EVERYONE = "clients"
+_DEFAULTS = {"client": "gaussian", "local": "local_gaussian", "distributed": "ddg"}
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Constants of an adaptive clip norm; see ``privacy.adaptive_clip``. ``noise_multiplier`` is that of the updates after the split."""
+
+    quantile: float
+    rate: float
+    bit_noise: float
+    noise_multiplier: float
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """Public constants of a guarantee for whole clients; nothing in here depends on a client's data.
+
+    Attributes:
+        regime: client, local or distributed.
+        kind: the mechanism's name.
+        mechanism: the mechanism with its arguments.
+        facts: population, cohorts, rounds.
+        noise_multiplier: of a round's whole event: noise standard deviation on the sum over the clip norm.
+        adaptive: where the clip norm follows the norms.
+        weight_cap: records at which a client counts fully; None: each client counts 1.
+        denominator: what the noised sum is divided by.
+        delta, budget, target_epsilon: as in the config, the budget resolved.
+        participations: charges that the plan counts on for one subject.
+        max_participations: charges after which a subject leaves; None: no such limit.
+        accountant_version, interval, rng: see :class:`fedray.privacy.plan.RecordPlan`.
+        observers_rate: where each participation is charged as if its cohort were known, the rate of the secret Poisson cohorts; else None.
+    """
+
+    regime: str
+    kind: str
+    mechanism: Mechanism
+    facts: Facts
+    noise_multiplier: float
+    adaptive: Adaptive | None
+    weight_cap: int | None
+    denominator: float
+    delta: float
+    budget: float | None
+    target_epsilon: float | None
+    participations: int
+    max_participations: int | None
+    accountant_version: str
+    interval: float
+    rng: str
+    observers_rate: Fraction | None = None
+
+    unit: ClassVar[str] = "client"
+    max_silos_per_person: ClassVar[int] = 1
+    steps: ClassVar[int] = 1
+
+    @cached_property
+    def charging(self) -> Charging:
+        """Who is charged, how often."""
+        return self.mechanism.charging(self.facts)
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """Of the event."""
+        return self.charging.adjacency
+
+    @property
+    def clip(self) -> float:
+        """Clip norm of an update, the first where it adapts."""
+        return self.facts.clip
+
+    def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event:
+        """What one charge costs; with another noise, what it would cost. ``steps`` changes nothing: they are not what is charged."""
+        return self.mechanism.event(noise_multiplier or self.noise_multiplier, self.facts)
+
+    def observers_epsilon(self, rounds: int) -> float | None:
+        """Epsilon after ``rounds`` rounds against those who see the models but not the cohorts; None where the charges say it already."""
+        if self.observers_rate is None:
+            return None
+        event = Poisson(self.observers_rate, self.event())
+        return accounting.bound({event: rounds}, self.delta, self.interval, self.adjacency) if rounds else 0.0
+
+    @property
+    def planned_epsilon(self) -> float:
+        """Epsilon after all planned charges of a subject that has spent nothing before."""
+        return accounting.bound({self.event(): self.participations}, self.delta, self.interval, self.adjacency)
+
+    def subjects(self, names: list[str]) -> list[str]:
+        """Who is charged in the book."""
+        return [EVERYONE] if self.charging.whom == "everyone" else names
+
+    def weight(self, records: int) -> float:
+        """How much a client with so many records counts, in [0, 1]."""
+        return 1.0 if self.weight_cap is None else min(records / self.weight_cap, 1.0)
+
+    def noise_std(self, clip: float) -> float | npt.NDArray[np.float64]:
+        """Standard deviation of what the driver adds to each value of the sum at this clip norm, in real units."""
+        if self.adaptive is None:
+            return self.noise_multiplier * clip
+        std = np.full(self.facts.dimension + 1, self.adaptive.noise_multiplier * clip)
+        std[-1] = self.adaptive.bit_noise
+        return std
+
+    def terms(self) -> dict[str, Any]:
+        """The plan as JSON data, as ledgers and statements show it."""
+        facts = {k: v for k, v in vars(self.facts).items() if k != "rate"}
+        q = self.facts.rate
+        return {
+            "unit": self.unit,
+            "adjacency": self.adjacency,
+            "regime": self.regime,
+            "mechanism": self.kind,
+            "arguments": dict(vars(self.mechanism)),
+            **facts,
+            "client_sampling_rate": None if q is None else [q.numerator, q.denominator],
+            "charged": self.charging.whom,
+            "rounds_of_a_charge": self.charging.span,
+            "separation": self.charging.separation,
+            "noise_multiplier": self.noise_multiplier,
+            "adaptive_clip": None if self.adaptive is None else dict(vars(self.adaptive)),
+            "weight_cap": self.weight_cap,
+            "denominator": self.denominator,
+            "delta": self.delta,
+            "budget": self.budget,
+            "target_epsilon": self.target_epsilon,
+            "participations": self.participations,
+            "accountant": "pld",
+            "accountant_version": self.accountant_version,
+            "interval": self.interval,
+            "rng": self.rng,
+        }
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the plan's canonical JSON."""
+        return terms_sha256(self.terms())
+
+
+def level(privacy: Privacy) -> Privacy | Joint:
+    """The section with the constants of the guarantee for whole clients: ``privacy``, or ``privacy.joint`` beside records."""
+    return privacy if privacy.joint is None else privacy.joint
+
+
+def make_mechanism(privacy: Privacy) -> tuple[str, Mechanism]:
+    """The configured mechanism with its arguments.
+
+    Raises:
+        ConfigError: unknown, of another regime, or wrong arguments.
+    """
+    regime = privacy.whole_clients
+    assert regime is not None
+    part = privacy.mechanism or Part(kind=_DEFAULTS[regime])
+    factory = components.find(components.MECHANISMS, part.kind)
+    made = factory(**components.check_arguments(factory, part.arguments, "privacy.mechanism"))
+    if not isinstance(made, Mechanism):
+        raise ConfigError(f"privacy.mechanism.kind: '{part.kind}' is no fedray.privacy.mechanisms.base.Mechanism.")
+    if made.regime != regime:
+        others = [n for n, m in components.MECHANISMS.parts().items() if m.regime == regime]
+        raise ConfigError(
+            f"privacy.mechanism.kind: '{part.kind}' is for privacy.regime {made.regime}, not {regime}; use {' or '.join(sorted(others))}."
+        )
+    return part.kind, made
+
+
+def plan_clients(config: Config, clients: int, dimension: int, grid: int, largest_rate: float = 1.0) -> ClientPlan:
+    """The plan of a run in which whole clients are protected.
+
+    Args:
+        config: with such a regime.
+        clients: size of the population, public.
+        dimension: values of an update; local guarantees do not depend on it.
+        grid: fraction bits of the exact sum.
+        largest_rate: the largest rate factor of a group of clients; everyone is charged as if it were theirs.
+
+    Raises:
+        ConfigError: a key is missing or contradicts another.
+        PrivacyRefusal: delta is too large for the population.
+    """
+    privacy = config.privacy
+    regime, (kind, mechanism), own = privacy.whole_clients, make_mechanism(privacy), level(privacy)
+    assert regime is not None
+    path = "privacy" if own is privacy else "privacy.joint"
+    if own.delta is None:
+        raise ConfigError(f"{path}.delta: is needed with privacy.regime {regime}; 1 / (10 x {clients} clients) or less.")
+    if own.delta * 10 * clients > 1 + 1e-9:
+        raise PrivacyRefusal(
+            f"{path}.delta: {own.delta:g} is more than 1 / (10 x {clients} clients), so whole clients might be given away within delta; "
+            f"set {path}.delta={rounded_down(1 / (10 * clients)):g} or less.",
+            "privacy.delta.too_large",
+        )
+    if (own.target_epsilon is None) == (own.noise_multiplier is None):
+        given = "neither" if own.target_epsilon is None else "both"
+        raise ConfigError(f"{path}.target_epsilon, {path}.noise_multiplier: {given} given; give exactly one.")
+    facts = _facts(config, clients, dimension, grid, largest_rate, own)
+    mechanism.check(facts)
+    charging = mechanism.charging(facts)
+    _check_limits(own, charging, path)
+    participations = _participations(facts, charging)
+    noise = own.noise_multiplier
+    if noise is None:
+        noise = _calibrate(lambda z: mechanism.event(z, facts), participations, own.delta, own.target_epsilon or 0.0, charging, clients)
+    denominator = privacy.denominator or facts.cohort
+    observers = facts.rate if charging.whom == "participants" and regime == "distributed" and facts.cap is None else None
+    return ClientPlan(
+        regime=regime,
+        kind=kind,
+        mechanism=mechanism,
+        facts=facts,
+        noise_multiplier=float(noise),
+        adaptive=_adaptive(privacy, kind, float(noise), facts),
+        weight_cap=privacy.weight_cap,
+        denominator=float(denominator),
+        delta=own.delta,
+        budget=own.budget if own.budget is not None else own.target_epsilon,
+        target_epsilon=own.target_epsilon,
+        participations=participations,
+        max_participations=own.max_participations if charging.whom == "participants" else None,
+        accountant_version=accounting.accountant_version(),
+        interval=accounting.INTERVAL,
+        rng=rng_of(config),
+        observers_rate=observers,
+    )
+
+
+def _calibrate(event: Any, count: int, delta: float, target: float, charging: Charging, clients: int) -> float:
+    try:
+        return accounting.calibrate(event, count, delta, target, adjacency=charging.adjacency)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Whole clients need many of them: there are {clients}.") from None
+
+
+def _facts(config: Config, clients: int, dimension: int, grid: int, largest_rate: float, own: Privacy | Joint) -> Facts:
+    cohort, arguments = config.cohort, config.cohort.arguments
+    if cohort.kind not in ("poisson", "fixed", "all", "cyclic"):
+        raise PrivacyRefusal(
+            f"cohort.kind: no accountant is known for '{cohort.kind}'; with whole clients protected use poisson, fixed, cyclic or all.",
+            "privacy.incompatible.client.cohort",
+        )
+    q, expected = None, float(clients)
+    if cohort.kind == "poisson":
+        q = min(Fraction(1), rate(float(arguments["fraction"])) * rate(float(largest_rate)))
+        expected = float(q) * clients
+    elif cohort.kind in ("fixed", "cyclic"):
+        expected = float(arguments.get("size") or max(round(float(arguments.get("fraction", 1.0)) * clients), 1))
+    return Facts(
+        clients=clients,
+        sampling=cast(Sampling, cohort.kind),
+        rate=q,
+        cohort=expected,
+        cap=arguments.get("cap"),
+        rounds=config.rounds,
+        max_participations=own.max_participations,
+        min_clients=cohort.min_clients,
+        dimension=0 if config.privacy.whole_clients == "local" else dimension,
+        clip=float(own.clip),
+        grid=grid,
+    )
+
+
+def _check_limits(own: Privacy | Joint, charging: Charging, path: str) -> None:
+    if own.max_participations is not None and charging.whom == "everyone" and charging.span == 1:
+        raise ConfigError(
+            f"{path}.max_participations: every round is charged to every client here, whether its secret coin fell or not, so there are no "
+            "participations to limit; plan fewer rounds, or set a budget."
+        )
+
+
+def _participations(facts: Facts, charging: Charging) -> int:
+    if charging.whom == "everyone":
+        return math.ceil(facts.rounds / charging.span)
+    possible = facts.rounds if facts.sampling != "cyclic" else math.ceil(facts.rounds / math.ceil(facts.clients / facts.cohort))
+    return min(possible, facts.max_participations or possible)
+
+
+def _adaptive(privacy: Privacy, kind: str, noise_multiplier: float, facts: Facts) -> Adaptive | None:
+    section = privacy.adaptive_clip
+    if section is None:
+        return None
+    if kind != "gaussian":
+        raise PrivacyRefusal(
+            f"privacy.adaptive_clip: the mechanism '{kind}' needs one clip norm for all rounds; use it with regime client and gaussian.",
+            f"privacy.incompatible.{kind}.adaptive_clip",
+        )
+    bit_noise = section.bit_noise if section.bit_noise is not None else facts.cohort / 20
+    return Adaptive(section.quantile, section.rate, bit_noise, split_noise(noise_multiplier, bit_noise))

@@ -1,0 +1,107 @@
+"""The driver's side of a guarantee for whole clients: who may take part, and from a sum to what the model may see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.errors import ClaimVoid
+from fedray.privacy.clientplan import ClientPlan
+from fedray.privacy.csprng import noise_source
+from fedray.privacy.mechanisms.base import ClientStep, DriverStep, Vector
+from fedray.privacy.mechanisms.clipping import next_clip
+
+_LONG_AGO = -(1 << 30)
+
+
+class Release:
+    """Bounds who takes part and turns each round's sum into a mean that may be seen.
+
+    Noise that spans rounds lives here and nowhere else: a new process has none, so its first round is charged anew
+    and begins a new tree or matrix.
+
+    Args:
+        plan: the run's constants.
+        insecure_seed: tests only.
+    """
+
+    def __init__(self, plan: ClientPlan, insecure_seed: int | None = None) -> None:
+        self.plan = plan
+        self.clip = plan.clip
+        self._insecure_seed = insecure_seed
+        self._driver: DriverStep | None = None
+        self._covered = _LONG_AGO
+        self._last = np.full(plan.facts.clients, _LONG_AGO, dtype=np.int64)
+        self._times = np.zeros(plan.facts.clients, dtype=np.int64)
+
+    def due(self, round_: int) -> bool:
+        """Whether this round needs a charge: no earlier one covers it."""
+        return round_ >= self._covered
+
+    def begin(self, round_: int) -> None:
+        """A charge was made: from here on noise may be spent, and participations are counted anew."""
+        self._covered = round_ + self.plan.charging.span
+        self._driver = self.plan.mechanism.driver(self.plan.noise_multiplier, self.plan.facts, self.size, round_)
+        self._last[:] = _LONG_AGO
+        self._times[:] = 0
+
+    @property
+    def size(self) -> int:
+        """Values that each client sends."""
+        return self.client_step(0).size(self.plan.facts.dimension)
+
+    def eligible(self, round_: int) -> npt.NDArray[np.bool_] | None:
+        """Who may take part without breaking separation or count; None where nothing is bounded."""
+        charging = self.plan.charging
+        if charging.span == 1 or round_ >= self._covered:
+            return None
+        return (round_ - self._last >= charging.separation) & (self._times < charging.most)
+
+    def taken(self, round_: int, cohort: Sequence[int]) -> None:
+        """Note who takes part, before anyone trains.
+
+        Raises:
+            ClaimVoid: someone who may not.
+        """
+        allowed = self.eligible(round_)
+        if allowed is not None and not allowed[list(cohort)].all():
+            raise ClaimVoid(f"round {round_ + 1}: a client takes part more often than its charge covers; the sum must not be used.")
+        self._last[list(cohort)] = round_
+        self._times[list(cohort)] += 1
+
+    def client_step(self, round_: int) -> ClientStep:
+        """What clients do to their updates in this round."""
+        plan = self.plan
+        return plan.mechanism.client(plan.noise_multiplier, self.clip, plan.facts, plan.weight_cap, plan.adaptive is not None, round_)
+
+    def mean(self, values: npt.NDArray[np.int64], bits: int, round_: int) -> Vector:
+        """The noised sum over the public denominator, float32 ``[dimension]``; moves the clip norm where it adapts.
+
+        Args:
+            values: int64 sum of what the clients sent.
+            bits: its fraction bits (0 for a ring).
+            round_: the round.
+
+        Raises:
+            ClaimVoid: no charge covers this round.
+        """
+        if self._driver is None or round_ >= self._covered:
+            raise ClaimVoid(f"round {round_ + 1}: no charge in the ledger covers it; its sum must not be used.")
+        plan, source = self.plan, noise_source(self._insecure_seed, round_, "driver")
+        total = self._driver.release(values, bits, plan.noise_std(self.clip), source)
+        if plan.adaptive is not None:
+            a = plan.adaptive
+            self.clip = next_clip(self.clip, float(total[-1]), plan.facts.cohort, a.quantile, a.rate)
+            total = total[:-1]
+        return (total / plan.denominator).astype(np.float32)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: functions of what was released. Noise is never among it."""
+        return {"clip": self.clip}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's :meth:`state`."""
+        self.clip = float(state.get("clip", self.clip))
