@@ -8,47 +8,63 @@ handful of different histories cost a handful of evaluations.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fedray.errors import ConfigError, LedgerError
+from fedray.privacy import loss, renyi
 from fedray.privacy.events import (
+    Adjacency,
     Composed,
+    Composition,
+    DistributedGaussian,
     Event,
     Gaussian,
     Laplace,
     Poisson,
+    PureDp,
     SelfComposed,
+    Skellam,
     Tree,
     TruncatedPoisson,
     Unsupported,
     Wor,
     ZCdp,
     canonical,
-    to_dp_event,
 )
 
+__all__ = [
+    "FINAL_INTERVAL",
+    "INTERVAL",
+    "Accountant",
+    "Adjacency",
+    "Composition",
+    "Spent",
+    "accountant_version",
+    "affordable",
+    "bound",
+    "bounded",
+    "calibrate",
+    "epsilon",
+    "epsilon_many",
+    "flatten",
+    "person_epsilon",
+    "unamplified",
+]
+
 Accountant = Literal["pld", "rdp"]
-Adjacency = Literal["zero_out", "replace_one"]
 Spent = Mapping[Event, int]
-#: Elementary mechanisms with how often each ran, in a fixed order: the key of every cache here.
-Composition = tuple[tuple[Event, int], ...]
-Floats = npt.NDArray[np.float64]
 
 #: Grid of the privacy loss while a run goes on, and for the final report. Discretisation errs upwards.
 INTERVAL = 1e-3
 FINAL_INTERVAL = 1e-4
 
-_RDP_FLOOR = 1e-15
 _MARGIN = 1e-6
 _DIGITS = 5
 _LEAST, _MOST = 0.1, 1e6
@@ -107,6 +123,35 @@ def _joint_sigma(event: Event) -> float | None:
             return None
 
 
+def unamplified(spent: Spent) -> Counter[Event]:
+    """What was spent against whoever knows which clients took part: the sampling of clients is stripped from every event.
+
+    Only for books whose unit is the client; the batches of a record's book stay secret from everybody.
+
+    Returns:
+        event to count; a Poisson sample becomes what was done on it, a capped one and a draw without replacement their Gaussian.
+    """
+    total: Counter[Event] = Counter()
+    for event, count in flatten(spent):
+        _strip(event, count, total)
+    return total
+
+
+def _strip(event: Event, count: int, into: Counter[Event]) -> None:
+    match event:
+        case SelfComposed(n, of):
+            _strip(of, n * count, into)
+        case Composed(events):
+            for each in events:
+                _strip(each, count, into)
+        case Poisson(_, of) | Wor(_, _, of):
+            _strip(of, count, into)
+        case TruncatedPoisson(_, _, _, z):
+            into[Gaussian(z)] += count
+        case _:
+            into[event] += count
+
+
 def epsilon(
     spent: Spent, delta: float, accountant: Accountant = "pld", interval: float = INTERVAL, adjacency: Adjacency = "zero_out"
 ) -> float:
@@ -117,55 +162,60 @@ def epsilon(
         delta: above 0, below 1.
         accountant: ``pld`` (tight) or ``rdp`` (fast, looser).
         interval: grid of the privacy loss; PLD only. Coarser is faster and larger, never too small.
-        adjacency: ``replace_one`` doubles the sensitivity; under RDP the noise multiplier is halved here,
-            because dp-accounting 0.6 does not (google/differential-privacy#378).
+        adjacency: ``replace_one`` doubles the sensitivity of what is noised in units of the clip norm; under RDP the noise
+            multiplier is halved for it, because dp-accounting 0.6 does not (google/differential-privacy#378).
 
     Returns:
         epsilon; infinite where something unbounded was released.
 
     Raises:
-        LedgerError: the accountant does not bound one of the events.
+        LedgerError: the accountant does not bound one of the events under this adjacency.
         ConfigError: no such accountant, or a delta outside (0, 1).
     """
     _check(delta, accountant)
     return _epsilon(flatten(spent), delta, accountant, interval, adjacency)
 
 
-def epsilon_many(spents: Iterable[Spent], delta: float, accountant: Accountant = "pld", interval: float = INTERVAL) -> list[float]:
+def epsilon_many(
+    spents: Iterable[Spent], delta: float, accountant: Accountant = "pld", interval: float = INTERVAL, adjacency: Adjacency = "zero_out"
+) -> list[float]:
     """:func:`epsilon` of each; equal compositions are evaluated once."""
     _check(delta, accountant)
-    return [_epsilon(flatten(spent), delta, accountant, interval, "zero_out") for spent in spents]
+    return [_epsilon(flatten(spent), delta, accountant, interval, adjacency) for spent in spents]
 
 
-def bound(spent: Spent, delta: float, interval: float = INTERVAL) -> float:
+def bound(spent: Spent, delta: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> float:
     """The headline figure: the smaller of those of the two upper bounds that are valid for ``spent``.
 
     That is PLD's, but for events that only RDP bounds, for so many steps that the grid costs more than RDP
-    loses, and above an RDP epsilon of 500, where PLD's arrays grow large and no figure means anything.
+    loses, and above an RDP epsilon of 500, where PLD's arrays grow large and no figure means anything. Nothing but
+    Gaussians is one Gaussian, whose exact figure needs no grid (Balle & Wang 2018, Improving the Gaussian Mechanism, theorem 8).
 
     Raises:
-        LedgerError: neither accountant bounds all events.
+        LedgerError: neither accountant bounds all events under this adjacency.
     """
     _check(delta, "pld")
     composition = flatten(spent)
+    if composition and all(isinstance(event, Gaussian) for event, _ in composition):
+        return _gaussian(composition, delta, adjacency)
     by_rdp = math.inf
-    if bounded(composition, "rdp"):
-        by_rdp = _epsilon(composition, delta, "rdp", interval, "zero_out")
-        if by_rdp > _PLD_LIMIT or not bounded(composition, "pld"):
+    if bounded(composition, "rdp", adjacency):
+        by_rdp = _epsilon(composition, delta, "rdp", interval, adjacency)
+        if by_rdp > _PLD_LIMIT or not bounded(composition, "pld", adjacency):
             return by_rdp
-    return min(by_rdp, _epsilon(composition, delta, "pld", interval, "zero_out"))
+    return min(by_rdp, _epsilon(composition, delta, "pld", interval, adjacency))
 
 
-def affordable(spent: Spent, delta: float, budget: float, interval: float = INTERVAL) -> bool:
+def affordable(spent: Spent, delta: float, budget: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> bool:
     """Whether :func:`bound` is at most ``budget``: the cached RDP vectors first, PLD only where they do not decide."""
     _check(delta, "pld")
     composition = flatten(spent)
-    if bounded(composition, "rdp") and _epsilon(composition, delta, "rdp", interval, "zero_out") <= budget:
+    if bounded(composition, "rdp", adjacency) and _epsilon(composition, delta, "rdp", interval, adjacency) <= budget:
         return True
-    return bound(spent, delta, interval) <= budget
+    return bound(spent, delta, interval, adjacency) <= budget
 
 
-def person_epsilon(spents: Sequence[Spent], delta: float, silos: int) -> float:
+def person_epsilon(spents: Sequence[Spent], delta: float, silos: int, adjacency: Adjacency = "zero_out") -> float:
     """Epsilon for a person with a record in each of up to ``silos`` clients.
 
     With one silo this is the largest client's figure (parallel composition); with more, the ``silos``
@@ -175,13 +225,13 @@ def person_epsilon(spents: Sequence[Spent], delta: float, silos: int) -> float:
         LedgerError: RDP does not bound one of the events (two silos or more).
     """
     if silos == 1:
-        return max((bound(spent, delta) for spent in spents), default=0.0)
+        return max((bound(spent, delta, adjacency=adjacency) for spent in spents), default=0.0)
     if not spents:
         return 0.0
     distinct = Counter(flatten(spent) for spent in spents)
-    rows = [np.repeat(_rdp_total(c, "zero_out")[None], min(n, silos), axis=0) for c, n in distinct.items()]
+    rows = [np.repeat(_divergences(c, adjacency)[None], min(n, silos), axis=0) for c, n in distinct.items()]
     largest = np.sort(np.concatenate(rows), axis=0)[-silos:]
-    return _convert(largest.sum(axis=0), delta)
+    return renyi.epsilon(largest.sum(axis=0), delta)
 
 
 def calibrate(
@@ -191,11 +241,13 @@ def calibrate(
     target: float,
     interval: float = INTERVAL,
     spent: Spent | None = None,
+    adjacency: Adjacency = "zero_out",
 ) -> float:
     """The smallest noise multiplier (not below 0.1) at which ``count`` events cost at most ``target``.
 
-    The result is rounded up to five digits, and its figure at the same ``interval`` that refusals use is
-    below ``target`` by a hair, so that a planned round is never refused, on any machine.
+    Cost is by PLD, by RDP where PLD does not bound the events. The result is rounded up to five digits, and its
+    figure at the same ``interval`` that refusals use is below ``target`` by a hair, so that a planned round is
+    never refused, on any machine.
 
     Args:
         event_of: the event for a noise multiplier; must cost less for larger ones.
@@ -204,26 +256,34 @@ def calibrate(
         target: epsilon.
         interval: grid of the privacy loss.
         spent: what was spent before and counts towards the target.
+        adjacency: what a unit is compared with.
 
     Raises:
+        LedgerError: neither accountant bounds all events under this adjacency.
         ConfigError: no noise multiplier up to a million reaches the target.
     """
     _check(delta, "pld")
     goal = target * (1.0 - _MARGIN)
 
-    def cost(z: float, by: Accountant, grid: float) -> float:
+    def composition(z: float) -> Composition:
         total = Counter(spent or {})
         total[event_of(z)] += count
-        return _epsilon(flatten(total), delta, by, grid, "zero_out")
+        return flatten(total)
 
-    if cost(_LEAST, "rdp", interval) <= goal and cost(_LEAST, "pld", interval) <= goal:
+    def cost(z: float, by: Accountant, grid: float) -> float:
+        return _epsilon(composition(z), delta, by, grid, adjacency)
+
+    by_rdp = bounded(composition(1.0), "rdp", adjacency)
+    by: Accountant = "rdp" if by_rdp and not bounded(composition(1.0), "pld", adjacency) else "pld"
+    if (not by_rdp or cost(_LEAST, "rdp", interval) <= goal) and cost(_LEAST, by, interval) <= goal:
         return _LEAST
     found = 1.0
     if not spent:  # the looser figures bring the search near, but may exceed the target by what was spent alone
-        found = _root(lambda z: cost(z, "rdp", interval), goal, found, 0.05)
-        found = _root(lambda z: cost(z, "pld", max(interval, _COARSE_INTERVAL)), goal, found, 0.01)
-    found = _round_up(_root(lambda z: cost(z, "pld", interval), goal, found, 1e-6))
-    while cost(found, "pld", interval) > goal:
+        if by_rdp:
+            found = _root(lambda z: cost(z, "rdp", interval), goal, found, 0.05)
+        found = _root(lambda z: cost(z, by, max(interval, _COARSE_INTERVAL)), goal, found, 0.01)
+    found = _round_up(_root(lambda z: cost(z, by, interval), goal, found, 1e-6))
+    while cost(found, by, interval) > goal:
         found = _round_up(found * (1.0 + 10.0 ** (1 - _DIGITS)))
     return found
 
@@ -284,12 +344,10 @@ def _valid(event: Event, accountant: Accountant, adjacency: Adjacency) -> bool:
             return zero_out and accountant == "pld"
         case Laplace():
             return zero_out
-        case ZCdp():
-            return accountant == "rdp" and zero_out
-        case Tree():
-            return accountant == "rdp" and zero_out
-        case Wor():
-            return accountant == "rdp" and not zero_out
+        case ZCdp() | Tree() | DistributedGaussian() | Skellam() | Poisson(_, DistributedGaussian() | Skellam()):
+            return zero_out and accountant == "rdp"
+        case Wor() | PureDp():
+            return not zero_out
         case _:
             return False
 
@@ -309,97 +367,27 @@ def _refuse(composition: Composition, accountant: Accountant, adjacency: Adjacen
 def _epsilon(composition: Composition, delta: float, accountant: Accountant, interval: float, adjacency: Adjacency) -> float:
     if not composition:
         return 0.0
-    _refuse(composition, accountant, adjacency)
+    if accountant == "rdp":
+        return renyi.epsilon(_divergences(composition, adjacency), delta)
+    _refuse(composition, "pld", adjacency)
     if any(isinstance(event, Unsupported) for event, _ in composition):
         return math.inf
-    if accountant == "rdp":
-        return _convert(_rdp_total(composition, adjacency), delta)
-    return _pld_epsilon(composition, delta, interval, adjacency)
+    return loss.epsilon(composition, delta, interval, adjacency)
 
 
-def _relation(adjacency: Adjacency) -> Any:
-    from dp_accounting import NeighboringRelation
+@lru_cache(maxsize=16384)
+def _gaussian(composition: Composition, delta: float, adjacency: Adjacency) -> float:
+    from dp_accounting import get_epsilon_gaussian
 
-    return NeighboringRelation.REPLACE_SPECIAL if adjacency == "zero_out" else NeighboringRelation.REPLACE_ONE
-
-
-def _pld_epsilon(composition: Composition, delta: float, interval: float, adjacency: Adjacency) -> float:
-    from dp_accounting.pld import PLDAccountant
-
-    accountant = PLDAccountant(_relation(adjacency), interval)
-    for event, count in composition:
-        accountant.compose(to_dp_event(event), count)
-    figure = float(accountant.get_epsilon(delta))
-    return math.inf if math.isnan(figure) else max(0.0, figure)
+    sigma = _joint_sigma(Composed(tuple(SelfComposed(count, event) for event, count in composition)))
+    assert sigma is not None
+    if sigma == 0:
+        return math.inf
+    return float(get_epsilon_gaussian(sigma if adjacency == "zero_out" else sigma / 2, delta))
 
 
-@lru_cache(maxsize=4096)
-def _rdp_vector(event: Event, adjacency: Adjacency) -> Floats:
-    """Renyi divergences of one event at dp-accounting's default orders; infinite where they cannot be computed."""
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(neighboring_relation=_relation(adjacency))
-    with _quiet():
-        accountant.compose(to_dp_event(_halved(event) if adjacency == "replace_one" else event))
-    vector = np.array(accountant.rdp, dtype=np.float64)
-    # A negative or undefined divergence is a cancellation at that order, not a free release: dp-accounting would convert it to epsilon 0.
-    vector[np.isnan(vector) | (vector < -_RDP_FLOOR)] = np.inf
-    vector = np.maximum(vector, _RDP_FLOOR)
-    vector.flags.writeable = False
-    return vector
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without dp-accounting's line for each fractional order that it leaves out (such an order is infinite, so it is not used)."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(_converged)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_converged)
-
-
-def _converged(record: logging.LogRecord) -> bool:
-    return "failed to converge" not in record.getMessage()
-
-
-def _halved(event: Event) -> Event:
-    """The event with half the noise: under replace-one the sensitivity is 2C, which dp-accounting's RDP overlooks."""
-    match event:
-        case Gaussian(z):
-            return Gaussian(z / 2)
-        case Wor(n, m, Gaussian(z)):
-            return Wor(n, m, Gaussian(z / 2))
-        case _:
-            return event
-
-
-def _rdp_total(composition: Composition, adjacency: Adjacency) -> Floats:
+def _divergences(composition: Composition, adjacency: Adjacency) -> renyi.Floats:
     _refuse(composition, "rdp", adjacency)
     if any(isinstance(event, Unsupported) for event, _ in composition):
-        return np.full(len(_orders()), np.inf)
-    total: Floats = np.zeros(len(_orders()))
-    for event, count in composition:
-        total += count * _rdp_vector(event, adjacency)
-    return total
-
-
-@lru_cache(maxsize=1)
-def _orders() -> Floats:
-    from dp_accounting.rdp import RdpAccountant
-
-    return np.array(RdpAccountant().orders, dtype=np.float64)
-
-
-def _convert(rdp: Floats, delta: float) -> float:
-    """RDP to epsilon: min over orders a of rdp + log(1 - 1/a) - log(delta a)/(a - 1), and 0 where the KL bound gives it.
-
-    Source: Canonne, Kamath & Steinke 2020, The Discrete Gaussian for Differential Privacy, proposition 12
-    """
-    if not rdp.any():
-        return 0.0
-    orders = _orders()
-    figures = rdp + np.log1p(-1.0 / orders) - np.log(delta * orders) / (orders - 1.0)
-    figures = np.where(delta**2 + np.expm1(-rdp) > 0, 0.0, figures)
-    return float(max(0.0, figures.min()))
+        return np.full(len(renyi.orders()), np.inf)
+    return renyi.divergences(composition, adjacency)

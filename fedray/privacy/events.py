@@ -12,9 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fedray.errors import LedgerError
+
+#: What a unit is compared with: its contribution replaced by nothing with all counts public, or by any other one's.
+#: Source: Kairouz et al. 2021, Practical and Private (Deep) Learning without Sampling or Shuffling, definition 1.1
+Adjacency = Literal["zero_out", "replace_one"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,60 @@ class Tree:
     def __post_init__(self) -> None:
         _real("tree.noise_multiplier", self.noise_multiplier, 0.0)
         _whole("tree.steps", self.steps, 1)
+
+
+@dataclass(frozen=True)
+class PureDp:
+    """A local randomiser that is pure ``epsilon``-DP when a client's input is replaced by any other, such as PrivUnit.
+
+    Every such mechanism is post-processing of randomised response with the odds exp(epsilon).
+    Source: Kairouz, Oh & Viswanath 2015, The Composition Theorem for Differential Privacy, section 4
+    """
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        _real("pure_dp", self.epsilon, 0.0)
+
+
+@dataclass(frozen=True)
+class DistributedGaussian:
+    """A sum of integers to which each of ``clients`` adds discrete Gaussian noise of its own.
+
+    ``clients`` counts the noise shares that are sure to be in the sum (the abort threshold, honest ones), ``sigma`` is one
+    share's standard deviation, ``l2`` and ``l1`` bound one client's rounded vector of ``dimension`` numbers, all in grid units.
+    Source: Kairouz, Liu & Steinke 2021, The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation
+    """
+
+    clients: int
+    sigma: float
+    l2: float
+    l1: float
+    dimension: int
+
+    def __post_init__(self) -> None:
+        _whole("distributed_gaussian.clients", self.clients, 1)
+        _real("distributed_gaussian.sigma", self.sigma, 0.0)
+        _real("distributed_gaussian.l2", self.l2, 0.0)
+        _real("distributed_gaussian.l1", self.l1, 0.0)
+        _whole("distributed_gaussian.dimension", self.dimension, 1)
+
+
+@dataclass(frozen=True)
+class Skellam:
+    """A sum of integers under Skellam noise of ``variance`` in all; ``l2`` and ``l1`` bound one client's rounded vector, in grid units.
+
+    Source: Agarwal, Kairouz & Liu 2021, The Skellam Mechanism for Differentially Private Federated Learning
+    """
+
+    variance: float
+    l2: float
+    l1: float
+
+    def __post_init__(self) -> None:
+        _real("skellam.variance", self.variance, 0.0)
+        _real("skellam.l2", self.l2, 0.0)
+        _real("skellam.l1", self.l1, 0.0)
 
 
 @dataclass(frozen=True)
@@ -145,8 +203,24 @@ class Unsupported:
             raise LedgerError(f"event unsupported: must say what it is in words, but is {self.what!r}.")
 
 
-Event = Gaussian | Laplace | ZCdp | Tree | Poisson | TruncatedPoisson | Wor | SelfComposed | Composed | Unsupported
-_KINDS = (Gaussian, Laplace, ZCdp, Tree, Poisson, TruncatedPoisson, Wor, SelfComposed, Composed, Unsupported)
+Event = (
+    Gaussian
+    | Laplace
+    | ZCdp
+    | Tree
+    | PureDp
+    | DistributedGaussian
+    | Skellam
+    | Poisson
+    | TruncatedPoisson
+    | Wor
+    | SelfComposed
+    | Composed
+    | Unsupported
+)
+_KINDS = get_args(Event)
+#: Elementary mechanisms with how often each ran, in a fixed order.
+Composition = tuple[tuple[Event, int], ...]
 
 
 def rate(value: float | str | Fraction) -> Fraction:
@@ -165,6 +239,12 @@ def to_json(event: Event) -> dict[str, Any]:
             return {"zcdp": {"rho": rho, "xi": xi}}
         case Tree(z, steps):
             return {"tree": {"noise_multiplier": z, "steps": steps}}
+        case PureDp(epsilon):
+            return {"pure_dp": epsilon}
+        case DistributedGaussian(clients, sigma, l2, l1, dimension):
+            return {"distributed_gaussian": {"clients": clients, "sigma": sigma, "l2": l2, "l1": l1, "dimension": dimension}}
+        case Skellam(variance, l2, l1):
+            return {"skellam": {"variance": variance, "l2": l2, "l1": l1}}
         case Poisson(q, of):
             return {"poisson": {"q": [q.numerator, q.denominator], "of": to_json(of)}}
         case TruncatedPoisson(n, q, cap, z):
@@ -206,7 +286,7 @@ def from_canonical(text: str) -> Event:
 
 
 def to_dp_event(event: Event) -> Any:
-    """The dp-accounting event of the same meaning.
+    """The dp-accounting event of the same meaning; an unsupported one where it has none (sums under distributed integer noise).
 
     Noise multipliers are passed as they stand; what an accountant makes of them under which
     adjacency is the business of :mod:`fedray.privacy.accounting`.
@@ -222,6 +302,10 @@ def to_dp_event(event: Event) -> Any:
             return dp.ZCDpEvent(rho=rho, xi=xi)
         case Tree(z, steps):
             return dp.SingleEpochTreeAggregationDpEvent(z, steps)
+        case PureDp(epsilon):
+            return dp.RandomizedResponseDpEvent(2.0 * math.exp(-epsilon) / (1.0 + math.exp(-epsilon)), 2)
+        case DistributedGaussian() | Skellam():
+            return dp.UnsupportedDpEvent()
         case Poisson(q, of):
             return dp.PoissonSampledDpEvent(float(q), to_dp_event(of))
         case TruncatedPoisson(n, q, cap, z):
@@ -286,6 +370,17 @@ def _read_zcdp(body: Any) -> ZCdp:
     return ZCdp(_number("zcdp.rho", rho), _number("zcdp.xi", xi))
 
 
+def _read_distributed(body: Any) -> DistributedGaussian:
+    kind = "distributed_gaussian"
+    clients, sigma, l2, l1, dimension = _fields(kind, body, "clients", "sigma", "l2", "l1", "dimension")
+    return DistributedGaussian(clients, _number(f"{kind}.sigma", sigma), _number(f"{kind}.l2", l2), _number(f"{kind}.l1", l1), dimension)
+
+
+def _read_skellam(body: Any) -> Skellam:
+    variance, l2, l1 = _fields("skellam", body, "variance", "l2", "l1")
+    return Skellam(_number("skellam.variance", variance), _number("skellam.l2", l2), _number("skellam.l1", l1))
+
+
 def _read_self(body: Any) -> SelfComposed:
     count, of = _fields("self", body, "count", "of")
     return SelfComposed(count, from_json(of))
@@ -306,6 +401,9 @@ _READERS: dict[str, Callable[[Any], Event]] = {
     "wor": _read_wor,
     "tree": _read_tree,
     "zcdp": _read_zcdp,
+    "distributed_gaussian": _read_distributed,
+    "skellam": _read_skellam,
+    "pure_dp": lambda body: PureDp(_number("pure_dp", body)),
     "laplace": lambda body: Laplace(_number("laplace", body)),
     "unsupported": Unsupported,
 }

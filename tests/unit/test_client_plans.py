@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from fedray.privacy.clientplan import ClientPlan, plan_clients
 from fedray.privacy.csprng import InsecureSeeded
 from fedray.privacy.events import DistributedGaussian, Gaussian, Poisson, PureDp, Skellam, Tree, TruncatedPoisson, Wor, rate
 from fedray.privacy.mechanisms.central import Clipped
+from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release
 
 GRID = 30
@@ -214,3 +215,29 @@ class TestRelease:
         other = Release(release.plan)
         other.load(release.state())
         assert other.clip == release.clip
+
+
+class TestReceipts:
+    HONEST: ClassVar[dict[str, Any]] = {
+        "reservation": "a" * 64,
+        "plan": "b" * 64,
+        "steps": 5,
+        "sampling_rate": [1, 4],
+        "noise_multiplier": 1.0,
+        "clip": 1.0,
+        "engine": "book",
+    }
+
+    def test_one_that_matches_is_accepted_whatever_the_engine(self) -> None:
+        check_receipt("silo", self.HONEST, {**self.HONEST, "engine": None})
+
+    @pytest.mark.parametrize("key", list(HONEST))
+    def test_any_difference_is_found(self, key: str) -> None:
+        with pytest.raises(ClaimVoid, match=f"silo: its receipt says {key}"):
+            check_receipt("silo", {**self.HONEST, key: "other"}, self.HONEST)
+        with pytest.raises(ClaimVoid, match=f"its receipt says {key} None"):
+            check_receipt("silo", {k: v for k, v in self.HONEST.items() if k != key}, self.HONEST)
+
+    def test_none_is_none(self) -> None:
+        with pytest.raises(ClaimVoid, match="without a receipt"):
+            check_receipt("silo", None, self.HONEST)
