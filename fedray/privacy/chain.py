@@ -1,7 +1,7 @@
 """The file format of the book of record: entries in a hash chain, and how they are read and added up.
 
 Each line is one JSON object with sorted keys and no blanks, followed by ``hash``: the SHA-256 of the object without it.
-``prev`` is the hash of the line before. Writing is :mod:`fedray.privacy.ledger`'s.
+``prev`` is the hash of the line before. Writing is :mod:`fedray.privacy.ledger`'s; where the lines lie, :mod:`fedray.privacy.store`'s.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fedray.errors import LedgerError
-from fedray.privacy.events import Event, from_canonical, to_json
+from fedray.privacy.events import Adjacency, Event, from_canonical, to_json
+from fedray.privacy.location import Location, location
+from fedray.privacy.store import read_lines
 
 VERSION = 1
 GENESIS = "0" * 64
 KINDS = ("open", "reserve", "commit", "note")
 
+_HEX = frozenset("0123456789abcdef")
 _TAIL = len(',"hash":""}') + 64
+_MEND = "charge nothing more to this book, and bring the right one back from a copy"
 _REQUIRED = {
     "open": ("job",),
     "reserve": ("adjacency", "attempt", "clip", "event", "job", "plan", "round", "subject", "unit"),
@@ -39,7 +42,19 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Charge:
-    """One subject's charge for one round, as written by a ``reserve`` entry."""
+    """One subject's charge for one round, as written by a ``reserve`` entry.
+
+    Attributes:
+        subject: who is charged.
+        round: of the run.
+        attempt: of that round.
+        event: what the round costs.
+        plan: SHA-256 of the plan that it follows.
+        clip: bound of one unit's contribution.
+        unit: record or client.
+        adjacency: zero_out or replace_one.
+        data: commitment to the subject's training records (hex); None: it made none.
+    """
 
     subject: str
     round: int
@@ -49,6 +64,7 @@ class Charge:
     clip: float
     unit: str = "record"
     adjacency: str = "zero_out"
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +86,17 @@ class Entry:
     event: Event | None = None
 
 
+def run_of(job: str) -> str:
+    """The run that a job belongs to: the job without the number of the run's start."""
+    return job.rpartition("/")[0] or job
+
+
 @dataclass
 class Summary:
     """What a book says, recomputed from its entries alone.
 
     Attributes:
-        path: the file.
+        path: where the book is.
         entries: number of lines.
         head: the last of them; None in an empty book.
         spent: subject to events with how often each was charged.
@@ -84,9 +105,10 @@ class Summary:
         jobs: jobs that opened the book, in order.
         terms: plan's SHA-256 to the plan as written in the book.
         units: (unit, adjacency) of the charges; more than one pair cannot be added up.
+        last: subject to job and plan of its last charge.
     """
 
-    path: Path
+    path: Location
     entries: int = 0
     head: Head | None = None
     spent: dict[str, Counter[Event]] = field(default_factory=dict)
@@ -94,7 +116,8 @@ class Summary:
     commits: int = 0
     jobs: list[str] = field(default_factory=list)
     terms: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    units: set[tuple[str, str]] = field(default_factory=set)
+    units: set[tuple[str, Adjacency]] = field(default_factory=set)
+    last: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def epsilons(self, delta: float) -> dict[str, float]:
         """Subject to its epsilon at ``delta``.
@@ -106,7 +129,17 @@ class Summary:
 
         if len(self.units) > 1:
             raise LedgerError(f"{self.path}: holds charges of different kinds ({_pairs(self.units)}), which have no common epsilon.")
-        return {subject: bound(spent, delta) for subject, spent in self.spent.items()}
+        return {subject: bound(spent, delta, adjacency=self.adjacency) for subject, spent in self.spent.items()}
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """Of the charges; that of an empty book is zero_out."""
+        return next((adjacency for _, adjacency in self.units), "zero_out")
+
+    @property
+    def deltas(self) -> list[float]:
+        """Of the plans, smallest first."""
+        return sorted({float(terms["delta"]) for terms in self.terms.values() if terms.get("delta") is not None})
 
     def take(self, entry: Entry) -> None:
         """Add a verified entry."""
@@ -117,6 +150,7 @@ class Summary:
             self.spent.setdefault(data["subject"], Counter())[entry.event] += 1
             self.charges[data["subject"]] += 1
             self.units.add((data["unit"], data["adjacency"]))
+            self.last[data["subject"]] = (data["job"], data["plan"])
         elif entry.kind == "commit":
             self.commits += 1
         elif entry.kind == "open" and data["job"] not in self.jobs:
@@ -129,38 +163,19 @@ def _pairs(units: Iterable[tuple[str, str]]) -> str:
     return "; ".join(f"{unit} under {adjacency}" for unit, adjacency in sorted(units))
 
 
-def read(path: str | Path) -> Iterator[Entry]:
+def read(path: str | Location) -> Iterator[Entry]:
     """The entries of a book, verified one after the other, without the writer's lock.
 
     Raises:
-        LedgerError: missing or broken, with the file, the line and what differs.
+        LedgerError: missing or broken, with the place, the line and what differs.
     """
-    path = Path(path)
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise LedgerError(f"{path}: cannot be read ({error.strerror or error}); mount the volume or name the right ledger.") from error
-    with file:
-        for number, item in enumerate(scan(path, file), start=1):
-            if isinstance(item, bytes):
-                raise LedgerError(
-                    f"{path}: line {number} is torn (it has no end), as after a crash or during a write; the next run on it repairs it."
-                )
-            yield item[0]
-
-
-def verify(path: str | Path) -> Summary:
-    """Check the whole chain and add up the charges from the entries alone.
-
-    Raises:
-        LedgerError: missing or broken, with the file, the line and what differs.
-    """
-    summary = Summary(Path(path))
-    for entry in read(path):
-        summary.take(entry)
-    if summary.head is None:
-        raise LedgerError(f"{path}: is empty; a book begins with an entry that says who opened it.")
-    return summary
+    path = location(path)
+    for number, item in enumerate(scan(path, read_lines(path)), start=1):
+        if isinstance(item, bytes):
+            raise LedgerError(
+                f"{path}: line {number} is torn (it has no end), as after a crash or during a write; the next run on it repairs it."
+            )
+        yield item[0]
 
 
 def _dump(data: Any) -> str:
@@ -177,7 +192,7 @@ def seal(data: Mapping[str, Any]) -> tuple[bytes, Entry]:
 
 def reserve_entry(charge: Charge, job: str) -> dict[str, Any]:
     """A charge as the body of an entry."""
-    return {
+    body = {
         "kind": "reserve",
         "job": job,
         "subject": charge.subject,
@@ -189,12 +204,18 @@ def reserve_entry(charge: Charge, job: str) -> dict[str, Any]:
         "event": to_json(charge.event),
         "clip": charge.clip,
     }
+    return body if charge.data is None else {**body, "data": charge.data}
 
 
-def scan(path: Path, file: BinaryIO) -> Iterator[tuple[Entry, int] | bytes]:
+def is_commitment(data: Any) -> bool:
+    """Whether ``data`` has the form of a commitment to records: 64 digits of lower-case hex."""
+    return isinstance(data, str) and len(data) == 64 and set(data) <= _HEX
+
+
+def scan(path: Location, lines: Iterable[bytes]) -> Iterator[tuple[Entry, int] | bytes]:
     """Verified entries with their sizes in bytes; a last line without an end comes as bytes."""
     prev = GENESIS
-    for seq, line in enumerate(file):
+    for seq, line in enumerate(lines):
         if not line.endswith(b"\n"):
             yield line
             return
@@ -203,31 +224,41 @@ def scan(path: Path, file: BinaryIO) -> Iterator[tuple[Entry, int] | bytes]:
         yield entry, len(line)
 
 
-def parse(path: Path, line: bytes, seq: int, prev: str) -> Entry:
+def parse(path: Location, line: bytes, seq: int, prev: str) -> Entry:
     """Verify one line (without its end) that should be number ``seq`` and follow the hash ``prev``.
 
     Raises:
-        LedgerError: with the file, the line and what differs.
+        LedgerError: with the place, the line and what differs.
     """
     where = f"{path}: line {seq + 1}"
     body, seal = line[:-_TAIL] + b"}", line[-_TAIL:]
     digest = hashlib.sha256(body).hexdigest()
     if seal != f',"hash":"{digest}"}}'.encode():
-        raise LedgerError(f"{where}: its content has the hash {digest[:12]}..., which is not the one written; the line was changed.")
+        raise LedgerError(
+            f"{where}: its content has the hash {digest[:12]}..., which is not the one written; the line was changed: {_MEND}."
+        )
     try:
         data = json.loads(body)
         kind = data["kind"]
         missing = [key for key in _REQUIRED[kind] if key not in data]
     except (ValueError, KeyError, TypeError):
-        raise LedgerError(f"{where}: is not an entry of a privacy ledger; this version reads {', '.join(KINDS)} entries.") from None
+        raise LedgerError(
+            f"{where}: is not an entry of a privacy ledger; this version reads {', '.join(KINDS)} entries: {_MEND}."
+        ) from None
     if data.get("v") != VERSION:
         raise LedgerError(f"{where}: is of version {data.get('v')!r}, but this program reads version {VERSION}.")
     if data.get("seq") != seq:
-        raise LedgerError(f"{where}: carries the number {data.get('seq')!r} instead of {seq}; lines are missing or in disorder.")
+        raise LedgerError(f"{where}: carries the number {data.get('seq')!r} instead of {seq}; lines are missing or in disorder: {_MEND}.")
     if data.get("prev") != prev:
-        raise LedgerError(f"{where}: names {str(data.get('prev'))[:12]}... as the line before it, but that has the hash {prev[:12]}...")
+        raise LedgerError(
+            f"{where}: names {str(data.get('prev'))[:12]}... as the line before it, but that has the hash {prev[:12]}...: {_MEND}."
+        )
     if missing:
-        raise LedgerError(f"{where}: the {kind} entry lacks {', '.join(missing)}.")
+        raise LedgerError(f"{where}: the {kind} entry lacks {', '.join(missing)}: {_MEND}.")
+    if kind == "reserve" and data["adjacency"] not in get_args(Adjacency):
+        raise LedgerError(f"{where}: the adjacency '{data['adjacency']}' is not known to this version: {_MEND}.")
+    if kind == "reserve" and "data" in data and not is_commitment(data["data"]):
+        raise LedgerError(f"{where}: its data is not a commitment to records (64 digits of hex): {_MEND}.")
     try:
         event = from_canonical(_dump(data["event"])) if kind == "reserve" else None
     except LedgerError as error:

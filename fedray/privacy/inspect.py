@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,39 +11,42 @@ from typing import Any
 from fedray.errors import LedgerError
 from fedray.privacy import accounting
 from fedray.privacy.chain import Summary
-from fedray.privacy.ledger import verify
+from fedray.privacy.compare import compare_run
+from fedray.privacy.location import Location, location
+from fedray.privacy.store import find_books
+from fedray.privacy.verification import verify
 
 
-def books(path: str | Path) -> list[Path]:
-    """The ledger files of ``path``: a file, a directory of them, or a run's output directory.
+def books(path: str | Location) -> list[Location]:
+    """The ledgers at ``path``: a book, a directory of them, their address in an object store, or those that a run wrote to.
 
     Raises:
         LedgerError: there are none.
     """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    root = path / "ledger" if (path / "ledger").is_dir() else path
-    if root == path and (path / "config.yaml").exists():
+    path = location(path)
+    folder = path / "ledger" if isinstance(path, Path) and (path / "ledger").is_dir() else path
+    found = find_books(folder)
+    if isinstance(folder, Path) and not found:
+        found = [location(str(json.loads(part.read_bytes())["book"])) for part in sorted(folder.glob("*.part.json"))]
+    if isinstance(path, Path) and not found and (path / "config.yaml").exists():
         raise LedgerError(f"{path}: this run kept no ledger of its own; name the directory that its privacy.ledger says.")
-    found = sorted(root.rglob("*.jsonl")) if root.is_dir() else []
     if not found:
         raise LedgerError(f"{path}: holds no privacy ledger (*.jsonl); name a ledger file or its directory.")
     return found
 
 
-def describe(path: str | Path, delta: float | None = None) -> dict[str, Any]:
-    """Every client's spending, recomputed from the entries after checking the chains.
+def describe(path: str | Location, delta: float | None = None) -> dict[str, Any]:
+    """Every client's spending, recomputed from the entries after checking the books.
 
     Args:
-        path: a ledger file, or a directory of them.
+        path: see :func:`books`.
         delta: of the figures; default the smallest that a plan in the book names.
 
     Returns:
-        JSON data: ``books`` (file, head, jobs, delta, clients) and, over all of them, ``epsilon`` (largest client).
+        JSON data: ``books`` (file, head, jobs, delta, clients) and, over all of them, ``epsilon`` (the largest).
 
     Raises:
-        LedgerError: no ledger, a broken chain, or no delta anywhere.
+        LedgerError: no ledger, a broken one, or no delta anywhere.
     """
     rows = [_book(verify(book), delta) for book in books(path)]
     largest = max((c["epsilon"] for row in rows for c in row["clients"]), key=_value, default=0.0)
@@ -51,7 +55,7 @@ def describe(path: str | Path, delta: float | None = None) -> dict[str, Any]:
 
 def _book(summary: Summary, delta: float | None) -> dict[str, Any]:
     if delta is None:
-        delta = min((float(t["delta"]) for t in summary.terms.values() if "delta" in t), default=None)
+        delta = next(iter(summary.deltas), None)
     if delta is None and summary.spent:
         raise LedgerError(f"{summary.path}: names no delta in its plans; give --delta.")
     epsilons = {} if delta is None else summary.epsilons(delta)
@@ -82,10 +86,13 @@ def table(report: Mapping[str, Any]) -> str:
             f"  {book['entries']} entries, chain whole, head {head['sha256'][:16]}..., jobs: {', '.join(book['jobs'])}",
             f"  unit: {units}; delta: {'-' if book['delta'] is None else format(book['delta'], 'g')}",
         ]
-        width = max([len(c["name"]) for c in book["clients"]] + [6])
-        lines.append(f"  {'client':<{width}}  rounds  epsilon")
+        whole = any(u["unit"] == "client" for u in book["unit"])
+        first, second = ("whole client", "charges") if whole else ("client", " rounds")
+        names = {c["name"]: "all clients" if whole and c["name"] == "clients" else c["name"] for c in book["clients"]}
+        width = max([len(name) for name in names.values()] + [len(first)])
+        lines.append(f"  {first:<{width}} {second}  epsilon")
         lines += [
-            f"  {c['name']:<{width}}  {c['participations_charged']:>6}  {_text(c['epsilon'])}"
+            f"  {names[c['name']]:<{width}}  {c['participations_charged']:>6}  {_text(c['epsilon'])}"
             for c in sorted(book["clients"], key=lambda c: -_value(c["epsilon"]))
         ]
         lines.append("")
@@ -93,17 +100,25 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verify_all(path: str | Path) -> Iterator[str]:
-    """Check the chain of every book below ``path``; one line for each.
+def verify_all(path: str | Location) -> Iterator[str]:
+    """Check every book at ``path``, and of a run also its figures; one line for each.
 
     Raises:
-        LedgerError: the first that is broken, with file, line and what differs.
+        LedgerError: the first fault, with the place, what differs and what to do.
     """
+    path = location(path)
     for book in books(path):
         summary = verify(book)
         assert summary.head is not None
-        charged = sum(summary.charges.values())
-        yield f"{book}: whole, {summary.entries} entries, {charged} charges to {len(summary.spent)} clients, head {summary.head.sha256}"
+        spent = "; ".join(
+            f"largest epsilon {max(summary.epsilons(d).values()):.6g} at delta {d:g}" for d in summary.deltas if summary.spent
+        )
+        yield (
+            f"{book}: whole, {summary.entries} entries, {sum(summary.charges.values())} charges to {len(summary.spent)} clients, "
+            f"{summary.commits} commits, head {summary.head.sha256}" + (f"; {spent}" if spent else "")
+        )
+    if isinstance(path, Path):
+        yield from compare_run(path)
 
 
 def _value(epsilon: float | str) -> float:

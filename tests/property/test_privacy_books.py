@@ -1,20 +1,24 @@
-"""Any sequence of charges is what a fresh reader finds, and any harm to the file is found."""
+"""Any sequence of charges is what a fresh reader finds, and any harm to a book is found, wherever it lies."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
+import boto3
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moto import mock_aws
 
 from fedray.errors import LedgerError
 from fedray.privacy import events
 from fedray.privacy.events import Composed, Event, Gaussian, Laplace, Poisson, SelfComposed, Tree, Unsupported, ZCdp
-from fedray.privacy.ledger import Charge, Ledger, verify
+from fedray.privacy.ledger import Charge, Ledger, Location, ObjectPath, verify
 
 FLOATS = st.floats(0.0, 1e6, allow_nan=False)
 RATES = st.fractions(0, 1).filter(lambda q: q > 0)
@@ -86,3 +90,113 @@ def test_any_harm_is_found(rounds: int, data: st.DataObject) -> None:
         assert summary.head.sha256 != head
         with pytest.raises(LedgerError, match="rolled back"):
             Ledger.open(path, "run/2", pinned=head)
+
+
+Blocks = list[bytes]
+BUCKET = "silo-books"
+
+
+@contextmanager
+def file() -> Iterator[tuple[Location, Callable[[], Blocks], Callable[[Blocks], None]]]:
+    """A book as a file: where it is, its one block, and how it is replaced."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.jsonl"
+        yield path, lambda: [path.read_bytes()], lambda blocks: path.write_bytes(b"".join(blocks)) and None
+
+
+@contextmanager
+def objects() -> Iterator[tuple[Location, Callable[[], Blocks], Callable[[Blocks], None]]]:
+    """A book in an object store. Whoever harms it names the objects as a ledger would."""
+    with mock_aws():
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket=BUCKET)
+
+        def keys() -> list[str]:
+            return [o["Key"] for o in client.list_objects_v2(Bucket=BUCKET).get("Contents", ())]
+
+        def replace(blocks: Blocks) -> None:
+            at, wanted = 0, {}
+            for block in blocks:
+                wanted[f"x.jsonl/{at:016d}"] = block
+                at += len(block)
+            for key in set(keys()) | set(wanted):
+                if key not in wanted:
+                    client.delete_object(Bucket=BUCKET, Key=key)
+                elif written.get(key) != wanted[key]:
+                    client.put_object(Bucket=BUCKET, Key=key, Body=wanted[key])
+            written.clear()
+            written.update(wanted)
+
+        written: dict[str, bytes] = {}
+        yield (
+            ObjectPath(BUCKET, "x.jsonl", region="us-east-1"),
+            lambda: [client.get_object(Bucket=BUCKET, Key=k)["Body"].read() for k in keys()],
+            replace,
+        )
+
+
+@pytest.mark.parametrize(("place", "examples"), [(file, 120), (objects, 25)])
+def test_a_changed_byte_and_a_line_out_of_place_are_found(place: Callable[..., object], examples: int) -> None:
+    with place() as (path, blocks, replace):  # type: ignore[attr-defined]
+        with Ledger.open(path, "run/1") as ledger:
+            ledger.describe("p", {"delta": 1e-5})
+            for r in range(2):
+                ledger.reserve([Charge(s, r, 0, SelfComposed(3, Poisson(Fraction(1, 3), Gaussian(1.0))), "p", 1.0) for s in "abc"])
+                ledger.commit(r, 0, dict.fromkeys("abc"))
+            head = ledger.head.sha256
+        good: Blocks = blocks()
+        assert verify(path, head).charges == {"a": 2, "b": 2, "c": 2}
+
+        @given(st.data())
+        @settings(deadline=None, max_examples=examples)
+        def harmed(data: st.DataObject) -> None:
+            bad = list(good)
+            b = data.draw(st.integers(0, len(bad) - 1), label="block")
+            kind = data.draw(st.sampled_from(["byte", "remove", "swap", "double", "block removed", "blocks swapped", "block doubled"]))
+            c = data.draw(st.integers(0, len(bad) - 1), label="other block")
+            lines = bad[b].splitlines(keepends=True)
+            i, j = (data.draw(st.integers(0, len(lines) - 1)) for _ in range(2))
+            if kind == "byte":
+                at = data.draw(st.integers(0, len(bad[b]) - 1))
+                bad[b] = bad[b][:at] + bytes([bad[b][at] ^ data.draw(st.integers(1, 255))]) + bad[b][at + 1 :]
+            elif kind == "block removed":
+                del bad[b]
+            elif kind == "block doubled":
+                bad.insert(c, bad[b])
+            elif kind == "blocks swapped":
+                bad[b], bad[c] = bad[c], bad[b]
+            else:
+                lines = {
+                    "remove": lines[:i] + lines[i + 1 :],
+                    "swap": [lines[j] if k == i else lines[i] if k == j else line for k, line in enumerate(lines)],
+                    "double": [*lines[:i], lines[i], *lines[i:]],
+                }[kind]
+                bad[b] = b"".join(lines)
+            if bad == good:
+                return
+            replace(bad)
+            if b"".join(good).startswith(b"".join(bad)):  # an older state of the book: only a head kept elsewhere tells
+                with pytest.raises(LedgerError, match="lacks the entry|is empty|holds no book|does not hold whole lines"):
+                    verify(path, head)
+            else:
+                with pytest.raises(LedgerError):
+                    verify(path)
+
+        harmed()
+
+
+@pytest.mark.parametrize("place", [file, objects])
+def test_every_shorter_book_is_found_by_its_head(place: Callable[..., object]) -> None:
+    with place() as (path, blocks, replace):  # type: ignore[attr-defined]
+        with Ledger.open(path, "run/1") as ledger:
+            for r in range(2):
+                ledger.reserve([Charge("a", r, 0, Gaussian(1.0), "p", 1.0)])
+            head = ledger.head.sha256
+        whole = b"".join(blocks()).splitlines(keepends=True)
+        for kept in range(1, len(whole)):
+            replace(whole[:kept])
+            assert verify(path).entries == kept
+            with pytest.raises(LedgerError, match="rolled back"):
+                verify(path, head)
+            with pytest.raises(LedgerError, match="rolled back"):
+                Ledger.open(path, "run/2", pinned=head)

@@ -1,0 +1,189 @@
+"""A commitment to a client's training records: a Merkle root that says nothing about them, but to which they can be held.
+
+The root stands in the ledger beside each charge. Whoever is later given a record with its proof can check that it was
+(or, from a client that shows all of them, that no other one was) among those that were trained on. Without the salt the
+root tells nothing, not even to someone who guesses a record; a proof gives away the salt of its own record only.
+
+Source: Merkle 1987, A Digital Signature Based on a Conventional Encryption Function; RFC 6962, section 2.1 (the shape
+of the tree, and the prefixes that keep leaves and inner nodes apart)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.errors import DataError
+from fedray.storage import sync_directory
+
+SALT_BYTES = 32
+_LEAF, _NODE = b"\x00", b"\x01"
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That one record is under a root.
+
+    Attributes:
+        salt: of this record (hex).
+        path: from the leaf up, the other half of each pair: (it stands on the left, hash in hex).
+    """
+
+    salt: str
+    path: tuple[tuple[bool, str], ...]
+
+
+def commit_records(x: Array, y: Array, salt: bytes) -> str:
+    """The root over all records, whatever their order; equal records count as often as they are there.
+
+    Args:
+        x: ``[n, ...]`` features of any fixed-size dtype.
+        y: ``[n, ...]`` targets of any fixed-size dtype.
+        salt: 32 secret bytes (see :func:`load_salt`); other salts give unrelated roots.
+
+    Returns:
+        64 digits of hex.
+
+    Raises:
+        DataError: arrays of objects, or of different lengths.
+    """
+    row = sorted(leaf for leaf, _ in _leaves(x, y, salt))
+    while len(row) > 1:
+        row = _up(row)
+    return (row[0] if row else hashlib.sha256(b"").digest()).hex()
+
+
+def prove(x: Array, y: Array, salt: bytes, i: int) -> Proof:
+    """The proof for record ``i`` of those that :func:`commit_records` was given.
+
+    Raises:
+        DataError: as :func:`commit_records`, or there is no such record.
+    """
+    leaves = _leaves(x, y, salt)
+    if not 0 <= i < len(leaves):
+        raise DataError(f"a proof was asked for record {i} of {len(leaves)}; records count from 0.")
+    leaf, own = leaves[i]
+    row = sorted(each for each, _ in leaves)
+    at = row.index(leaf)
+    path: list[tuple[bool, str]] = []
+    while len(row) > 1:
+        other = at ^ 1
+        if other < len(row):
+            path.append((other < at, row[other].hex()))
+        row, at = _up(row), at // 2
+    return Proof(own.hex(), tuple(path))
+
+
+def check(root: str, x: Array, y: Array, proof: Proof) -> bool:
+    """Whether one record is under a root.
+
+    Args:
+        root: from :func:`commit_records`.
+        x: the record's features, without the leading axis, in the dtype that they were committed in.
+        y: its targets, the same.
+        proof: from :func:`prove`.
+    """
+    content = _contents(np.asarray(x)[None], np.asarray(y)[None])[0]
+    node = _leaf(bytes.fromhex(proof.salt), content)
+    for left, other in proof.path:
+        pair = (bytes.fromhex(other), node) if left else (node, bytes.fromhex(other))
+        node = hashlib.sha256(_NODE + pair[0] + pair[1]).digest()
+    return hmac.compare_digest(node.hex(), root)
+
+
+def load_salt(path: Path) -> bytes:
+    """The secret salt in a file, made where there is none: 32 bytes of the operating system's, readable by the owner only.
+
+    Keep it with the book that the roots are in: without it no record can be proven.
+
+    Raises:
+        DataError: the file cannot be made, or holds something else.
+    """
+    try:
+        if not path.exists():
+            _make(path)
+        salt = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: the salt of the data commitments cannot be kept ({error.strerror or error}); mount the volume."
+        ) from error
+    if len(salt) != SALT_BYTES:
+        raise DataError(f"{path}: holds {len(salt)} bytes instead of a salt of {SALT_BYTES}; bring the right file back.")
+    return salt
+
+
+def _make(path: Path) -> None:
+    """Whole or not there, and never over one that someone else made first."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(SALT_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _leaves(x: Array, y: Array, salt: bytes) -> list[tuple[bytes, bytes]]:
+    """Of each record its leaf and its own salt, a pseudo-random function of the record under the client's salt."""
+    if len(salt) != SALT_BYTES:
+        raise DataError(f"the salt of a data commitment has {SALT_BYTES} bytes, not {len(salt)}.")
+    leaves = []
+    for content in _contents(x, y):
+        own = hmac.digest(salt, content, "sha256")
+        leaves.append((_leaf(own, content), own))
+    return leaves
+
+
+def _leaf(own: bytes, content: bytes) -> bytes:
+    return hashlib.sha256(_LEAF + own + content).digest()
+
+
+def _contents(x: Array, y: Array) -> list[bytes]:
+    """SHA-256 of each record: its types and shapes, then its bytes, little-endian."""
+    if len(x) != len(y):
+        raise DataError(f"a data commitment was asked for {len(x)} features with {len(y)} targets; give each record both.")
+    x, y = (_plain(name, array) for name, array in (("features", x), ("targets", y)))
+    head = hashlib.sha256(json.dumps([x.dtype.str, x.shape[1:], y.dtype.str, y.shape[1:]]).encode() + b"\n")
+    contents = []
+    for features, targets in zip(_rows(x), _rows(y), strict=True):
+        digest = head.copy()
+        digest.update(features)
+        digest.update(targets)
+        contents.append(digest.digest())
+    return contents
+
+
+def _plain(name: str, array: Array) -> Array:
+    if array.dtype.hasobject:
+        raise DataError(f"the {name} are Python objects, to which nobody can be held; give arrays of numbers.")
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+
+
+def _rows(array: Array) -> Array:
+    """The bytes of each row, ``[n, bytes of a row]`` uint8, without a copy."""
+    size = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+    return np.frombuffer(array, dtype=np.uint8).reshape(len(array), size) if array.size else np.empty((len(array), 0), dtype=np.uint8)
+
+
+def _up(row: list[bytes]) -> list[bytes]:
+    sha256 = hashlib.sha256
+    pairs = [sha256(_NODE + row[i] + row[i + 1]).digest() for i in range(0, len(row) - 1, 2)]
+    return pairs + row[len(pairs) * 2 :]

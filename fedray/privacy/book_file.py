@@ -1,0 +1,171 @@
+"""A book as a file: one writer at a time holds its lock, and every block is on disk (fsync) before the writer goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedray.errors import LedgerError
+from fedray.storage import sync_directory
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a book with their ends, without the writer's lock; the last may have none.
+
+    Raises:
+        LedgerError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot be read ({error.strerror or error}); mount the volume or name the right ledger.") from error
+
+
+def find_books(path: Path) -> list[Path]:
+    """The books in a directory and below it."""
+    return sorted(path.rglob("*.jsonl")) if path.is_dir() else []
+
+
+class FileBook:
+    """A book's file, locked for writing."""
+
+    def __init__(self, path: Path, job: str, *, must_exist: bool, make_directory: bool, wait: float) -> None:
+        """Lock the file; make it where there is none.
+
+        Args:
+            path: the file.
+            job: who locks it.
+            must_exist: a missing file is an error.
+            make_directory: make the directory if it is missing (its parent must be there).
+            wait: seconds to wait for another writer to end.
+
+        Raises:
+            LedgerError: missing, locked, or on a volume that cannot hold a book.
+        """
+        if make_directory:
+            _make_directory(path.parent)
+        self._path = path
+        self._pid = os.getpid()
+        self._descriptor = _open_locked(path, job, must_exist, wait)
+
+    def lines(self) -> Iterator[bytes]:
+        """See :func:`read_lines`."""
+        return read_lines(self._path)
+
+    def append(self, block: bytes, at: int) -> None:
+        """Write ``block`` behind the first ``at`` bytes, which are all there are; on disk when this returns.
+
+        Raises:
+            LedgerError: the file is not the one that was locked, has another length, or cannot be written.
+        """
+        fault = self._find_fault(at)
+        if fault is not None:
+            raise LedgerError(f"{self._path}: {fault}; nothing more can be charged through it, so nothing may be trained.")
+        try:
+            _write(self._descriptor, block, at)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise LedgerError(f"{self._path}: a write failed ({error}); free the disk or mend the volume, then start again.") from error
+
+    def cut(self, tail: bytes, at: int) -> str:
+        """Cut off what follows the first ``at`` bytes, keeping it in a file beside the book; returns where, in words."""
+        aside = self._path.with_name(f"{self._path.name}.torn-{hashlib.sha256(tail).hexdigest()[:16]}")
+        aside.write_bytes(tail)
+        sync_directory(self._path.parent)
+        os.ftruncate(self._descriptor, at)
+        os.fsync(self._descriptor)
+        return f"kept as {aside.name}"
+
+    def _find_fault(self, size: int) -> str | None:
+        ours = os.fstat(self._descriptor)
+        try:
+            there = os.stat(self._path)
+        except OSError:
+            return "the file is gone while the run holds it"
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            return "the file was replaced while the run holds it"
+        if ours.st_size != size:
+            return f"the file has {ours.st_size} bytes instead of {size}: someone else wrote to it"
+        return None
+
+    def close(self) -> None:
+        """Give the lock back. Safe to call twice."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            if os.getpid() == self._pid:
+                _holder_path(self._path).unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _holder_path(path: Path) -> Path:
+    return path.with_name(path.name + ".holder")
+
+
+def _open_locked(path: Path, job: str, must_exist: bool, wait: float) -> int:
+    exists = path.exists()
+    if must_exist and not exists:
+        raise LedgerError(f"{path}: the book is missing though it has been written before; mount its volume or bring it back.")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LedgerError(
+            f"{path}: cannot be opened ({error.strerror or error}); mount the volume, or make its directory if the ledger is new."
+        ) from error
+    try:
+        _lock(path, descriptor, wait)
+        if os.stat(path).st_ino != os.fstat(descriptor).st_ino:
+            raise LedgerError(f"{path}: was replaced while it was being opened; start again.")
+        os.fsync(descriptor)
+        sync_directory(path.parent)
+        _holder_path(path).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "job": job}))
+    except OSError as error:
+        os.close(descriptor)
+        raise LedgerError(f"{path}: cannot be locked or made durable ({error.strerror or error}); use a volume with file locks.") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
+    except OSError as error:
+        raise LedgerError(
+            f"{directory}: cannot be made ({error.strerror or error}); mount the volume that holds it, or make it once by hand."
+        ) from error
+
+
+def _lock(path: Path, descriptor: int, wait: float) -> None:
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise LedgerError(f"{path}: is in use by {_holder(path)}; wait until that run ends, or stop it.") from None
+        time.sleep(0.05)
+
+
+def _write(descriptor: int, block: bytes, offset: int) -> None:
+    view = memoryview(block)
+    while view:
+        done = os.pwrite(descriptor, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def _holder(path: Path) -> str:
+    try:
+        data = json.loads(_holder_path(path).read_text())
+        return f"job '{data['job']}' (process {data['pid']} on {data['host']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
