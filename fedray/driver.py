@@ -24,9 +24,9 @@ from fedray.checkpoint import Checkpoint, save_checkpoint
 from fedray.clients.messages import ClientTask, Part, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
-from fedray.errors import BudgetReached, RoundFailed, Stopped
+from fedray.errors import BudgetReached, ClaimVoid, RoundFailed, Stopped
 from fedray.parameters import Layout, Vector, fingerprint
-from fedray.privacy.clientplan import EVERYONE
+from fedray.privacy.chain import EVERYONE
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release
@@ -199,7 +199,9 @@ class Driver:
         reports = {r.index: r for r in log_.reports if r.status == "done"}
         for index in part.clients:
             report, task = reports[index], granted[index]
-            reservations = dict(task.reservations) if report.attempt == task.attempt else {}
+            if report.attempt != task.attempt:
+                raise ClaimVoid(f"client {report.name}: attempt {report.attempt} was handed over where {task.attempt} was reserved.")
+            reservations = dict(task.reservations)
             for line in p.privacy.lines:
                 expected = line.expected(index, task.steps, p.release)
                 check_receipt(report.name, report.receipts.get(line.unit), {"reservation": reservations.get(line.unit), **expected})
@@ -217,13 +219,16 @@ class Driver:
         if eligible.sum() < max(1, p.config.cohort.min_clients):
             raise BudgetReached(p.privacy.sentence(p.books.lines(), int(eligible.sum()), p.config.cohort.min_clients))
         release, seed = p.release, p.config.seed
+        drawn_from = eligible
         if release is None:
             coins = generator(seed, "cohort", number).random(len(p.names))
         else:  # who takes part is part of the mechanism, and secret
             coins = noise_source(p.config.privacy.insecure_seed, number, "cohort").uniform(len(p.names))
-            allowed = release.eligible(number)
-            eligible = eligible if allowed is None else eligible & allowed
-        indices = p.sampler(Population(eligible, p.rates, number, seed), coins)
+            if p.noised:  # who is charged for being drawn is drawn like all others, and left out only then
+                allowed = release.eligible(number)
+                drawn_from = np.ones_like(eligible) if allowed is None else allowed
+        drawn = p.sampler(Population(drawn_from, p.rates, number, seed), coins)
+        indices = drawn[eligible[drawn]]
         if not p.noised and len(indices) < p.config.cohort.min_clients:  # nobody is charged for a round that cannot count
             self._note(f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped.")
             return []
@@ -271,6 +276,8 @@ class Driver:
     def _row(self, permit: Permit, log_: RoundLog, updates: int, parts: int, train_seconds: float) -> Row:
         p = self._p
         number = self._round
+        if p.release is not None:  # how many actors had something to hand over depends on who took part
+            parts = len(p.pool.slots)
         up, down = parts * p.layout.size * 8, (len(p.pool.slots) + 1) * p.layout.size * 4
         self._traffic["bytes_up"] += up
         self._traffic["bytes_down"] += down

@@ -36,7 +36,7 @@ from fedray.privacy.account import Account, Decision, Figures, Plan, Reservation
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.ledger import ledger_directory
 from fedray.privacy.plan import RecordPlan, check_history
-from fedray.privacy.receipt import Receipt
+from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.rng import generator, torch_seed
 from fedray.training.choose import choose_engine
 from fedray.training.engine import DpStep, LocalJob, seed_torch
@@ -350,7 +350,7 @@ class ClientHost:
         reservations = dict(client.reservations)
         if plan is not None:
             check_history(result.history, plan, client.steps)
-            receipts["record"] = self._record_receipt(plan, result.history or [], reservations.get("record"))
+            receipts["record"] = record_receipt(plan, result.history or [], self._engine_name, reservations.get("record"))
         get_vector(self._model, self._layout, out=self._update)
         np.subtract(self._update, weights, out=self._update)
         assert self._sum is not None
@@ -372,17 +372,6 @@ class ClientHost:
             self._sum.add_integers(encoded)
         else:
             self._sum.add(encoded)
-
-    def _record_receipt(self, plan: RecordPlan, history: Sequence[tuple[float, float, int]], reservation: str | None) -> Receipt:
-        return {
-            "reservation": reservation,
-            "plan": plan.sha256,
-            "steps": sum(steps for _, _, steps in history),
-            "sampling_rate": [plan.sampling_rate.numerator, plan.sampling_rate.denominator],
-            "noise_multiplier": max(z for z, _, _ in history),
-            "clip": plan.clip,
-            "engine": self._engine_name,
-        }
 
     def _report(
         self,

@@ -22,7 +22,7 @@ from fedray.config import Config
 from fedray.data.dataset import check, client_names, load_federation, per_silo, private_statistics
 from fedray.data.records import Federation, Records
 from fedray.data.report import class_counts, partition_report
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector
 from fedray.privacy import rules
@@ -122,6 +122,13 @@ def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, 
     """The plan for whole clients; None where they are not protected."""
     if config.privacy.whole_clients is None:
         return None
+    rates = {g.rate for g in groups}
+    if rates != {1.0} and (config.cohort.kind == "fixed" or "cap" in config.cohort.arguments) and config.privacy.whole_clients == "client":
+        raise PrivacyRefusal(
+            "clients.groups.rate: cohorts of fixed or capped size are accounted for as drawn from all clients alike; "
+            "use cohort.kind=poisson without a cap, or leave the rates at 1.",
+            "privacy.incompatible.client.rates",
+        )
     return plan_clients(config, clients, dimension, grid_bits(float(clients)), max(g.rate for g in groups))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Literal
@@ -52,7 +52,6 @@ __all__ = [
     "bounded",
     "calibrate",
     "epsilon",
-    "epsilon_many",
     "flatten",
     "person_epsilon",
     "unamplified",
@@ -174,14 +173,6 @@ def epsilon(
     """
     _check(delta, accountant)
     return _epsilon(flatten(spent), delta, accountant, interval, adjacency)
-
-
-def epsilon_many(
-    spents: Iterable[Spent], delta: float, accountant: Accountant = "pld", interval: float = INTERVAL, adjacency: Adjacency = "zero_out"
-) -> list[float]:
-    """:func:`epsilon` of each; equal compositions are evaluated once."""
-    _check(delta, accountant)
-    return [_epsilon(flatten(spent), delta, accountant, interval, adjacency) for spent in spents]
 
 
 def bound(spent: Spent, delta: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> float:

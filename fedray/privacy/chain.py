@@ -23,6 +23,9 @@ GENESIS = "0" * 64
 KINDS = ("open", "reserve", "commit", "note")
 
 _HEX = frozenset("0123456789abcdef")
+#: The subject of a charge that covers every client of a population.
+EVERYONE = "clients"
+
 _TAIL = len(',"hash":""}') + 64
 _MEND = "charge nothing more to this book, and bring the right one back from a copy"
 _REQUIRED = {
@@ -129,7 +132,23 @@ class Summary:
 
         if len(self.units) > 1:
             raise LedgerError(f"{self.path}: holds charges of different kinds ({_pairs(self.units)}), which have no common epsilon.")
-        return {subject: bound(spent, delta, adjacency=self.adjacency) for subject, spent in self.spent.items()}
+        return {subject: bound(self.charged(subject), delta, adjacency=self.adjacency) for subject in self.spent}
+
+    def charged(self, subject: str) -> Counter[Event]:
+        """All that counts for a subject: its own charges and, in a book of whole clients, those of everyone at once.
+
+        For everyone at once, the single clients' charges count with the most that any of them has of each event.
+        """
+        own = Counter(self.spent.get(subject, {}))
+        if not any(unit == "client" for unit, _ in self.units):
+            return own
+        if subject != EVERYONE:
+            return own + self.spent.get(EVERYONE, Counter())
+        most: Counter[Event] = Counter()
+        for name, spent in self.spent.items():
+            if name != EVERYONE:
+                most |= spent
+        return own + most
 
     @property
     def adjacency(self) -> Adjacency:

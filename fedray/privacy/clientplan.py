@@ -16,13 +16,12 @@ from fedray.config import Config, Joint, Part, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy import accounting
 from fedray.privacy.accounting import Adjacency
+from fedray.privacy.chain import EVERYONE
 from fedray.privacy.events import Event, Poisson, rate
 from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise
 from fedray.privacy.plan import rng_of, rounded_down, terms_sha256
 
-#: The one subject of a book in which an entry covers all clients of the population.
-EVERYONE = "clients"
 _DEFAULTS = {"client": "gaussian", "local": "local_gaussian", "distributed": "ddg"}
 
 

@@ -44,13 +44,13 @@ class _Known:
     def epsilon(self, subject: str, interval: float | None = None) -> float:
         """From the entries; ``interval`` None is the plan's."""
         delta, coarse = self.delta_of(subject)
-        return bound(self.summary.spent.get(subject, {}), delta, coarse if interval is None else interval, self.summary.adjacency)
+        return bound(self.summary.charged(subject), delta, coarse if interval is None else interval, self.summary.adjacency)
 
     def headline(self, subjects: Sequence[str]) -> float:
         """The largest subject's epsilon on the final grid; subjects are refined from the top until no other can exceed them."""
         distinct: dict[Any, tuple[float, str]] = {}
         for subject in subjects:
-            key = (frozenset(self.summary.spent.get(subject, {}).items()), self.delta_of(subject))
+            key = (frozenset(self.summary.charged(subject).items()), self.delta_of(subject))
             if key not in distinct:
                 distinct[key] = (self.epsilon(subject), subject)
         best = 0.0

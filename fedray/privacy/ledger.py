@@ -193,8 +193,8 @@ class Ledger:
         return list(self._summary.spent)
 
     def spent(self, subject: str) -> Counter[Event]:
-        """What was charged to a subject, by all jobs: event to count (a copy)."""
-        return Counter(self._summary.spent.get(subject, {}))
+        """What counts for a subject, charged by all jobs: event to count (a copy); see :meth:`Summary.charged`."""
+        return self._summary.charged(subject)
 
     def charges(self, subject: str, this_run: bool = False) -> int:
         """How often a subject was charged: by all jobs, or by all starts of this run."""

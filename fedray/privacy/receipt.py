@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedray.errors import ClaimVoid
+from fedray.privacy.plan import RecordPlan
 
 Receipt = dict[str, Any]
+
+
+def record_receipt(plan: RecordPlan, history: Sequence[Sequence[float]], engine: str, reservation: str | None) -> Receipt:
+    """What a client ran of record-level DP-SGD.
+
+    Args:
+        plan: what the engine was given.
+        history: what the engine counted: [(noise multiplier, sampling rate, steps)].
+        engine: its name.
+        reservation: hash of the ledger's entry that charges it.
+    """
+    return {
+        "reservation": reservation,
+        "plan": plan.sha256,
+        "steps": sum(int(steps) for _, _, steps in history),
+        "sampling_rate": [plan.sampling_rate.numerator, plan.sampling_rate.denominator],
+        "noise_multiplier": max((z for z, _, _ in history), default=0.0),
+        "clip": plan.clip,
+        "engine": engine,
+    }
 
 
 def check_receipt(client: str, receipt: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> None:

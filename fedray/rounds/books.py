@@ -18,7 +18,7 @@ from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.pool import Pool
 from fedray.errors import BudgetReached, FedrayError
 from fedray.privacy.account import Account, Figures, Group, Reservation
-from fedray.privacy.clientplan import EVERYONE
+from fedray.privacy.chain import EVERYONE
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from typing import Any
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.configfile import build_config
 from fedray.privacy.account import Account
-from fedray.privacy.clientplan import EVERYONE, plan_clients
+from fedray.privacy.chain import EVERYONE
+from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.ledger import Charge, Ledger, clients_path
 from fedray.rounds.books import Books, PopulationBook, RunBook
 from fedray.rounds.report import Line, Privacy

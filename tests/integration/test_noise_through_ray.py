@@ -137,4 +137,4 @@ class TestNoiseThatReachesTheModel:
         check_normal(moved, math.hypot(local, 1e3 / 1000))
         summary = json.loads(RunFiles(tmp_path / "j").summary.read_text())
         assert summary["privacy"]["unit"] == "record"
-        assert summary["privacy"]["joint"][0]["unit"] == "client"
+        assert summary["privacy"]["joint"]["unit"] == "client"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.privacy.accounting import INTERVAL, bound, epsilon
-from fedray.privacy.events import Gaussian, Poisson, SelfComposed
-from fedray.privacy.plan import SECURE_RNG, RecordPlan, check_history, plan_record
 from fedray.privacy.account import Account
+from fedray.privacy.accounting import INTERVAL, bound, epsilon, flatten
+from fedray.privacy.chain import EVERYONE
+from fedray.privacy.events import Gaussian, Poisson, SelfComposed
+from fedray.privacy.ledger import Charge, Ledger, clients_path, verify
+from fedray.privacy.plan import SECURE_RNG, RecordPlan, check_history, plan_record
 
 NAMES = ("a", "b", "c")
 
@@ -95,3 +98,16 @@ def test_epsilon_grows_with_steps_and_pld_never_exceeds_rdp(q: Fraction, noise: 
     for n in counts:
         assert epsilon({event: n}, 1e-5) <= epsilon({event: n}, 1e-5, "rdp")
         assert epsilon({SelfComposed(n, event): 1}, 1e-5) == epsilon({event: n}, 1e-5)
+
+
+def test_charges_of_all_clients_and_of_single_ones_add_up_in_one_book(tmp_path: Path) -> None:
+    """One run charges everyone at once, the next single clients: no figure may forget the other's charges."""
+    everyone = SelfComposed(3, Gaussian(2.0))
+    with Ledger.open(clients_path(tmp_path), "a/1", unit="client", make_directory=True) as book:
+        book.reserve([Charge(EVERYONE, 0, 0, everyone, "p", 1.0, "client")])
+        book.reserve([Charge(name, r, 0, Gaussian(2.0), "p", 1.0, "client") for name, n in (("a", 2), ("b", 4)) for r in range(n)])
+        assert flatten(book.spent("a")) == ((Gaussian(2.0), 5),)
+        assert flatten(book.spent("c")) == ((Gaussian(2.0), 3),)
+        assert flatten(book.spent(EVERYONE)) == ((Gaussian(2.0), 7),)  # whoever was charged most
+    found = verify(clients_path(tmp_path)).epsilons(1e-3)
+    assert found == {"a": bound({Gaussian(2.0): 5}, 1e-3), "b": bound({Gaussian(2.0): 7}, 1e-3), EVERYONE: bound({Gaussian(2.0): 7}, 1e-3)}
