@@ -92,6 +92,40 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
     sys.exit(128 + (stopped_by[0] if stopped_by else 15) if code is None else code)
 
 
+@cli.command("plan")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture: epsilon over rounds, and what would change it."
+)
+@click.option("--clients", default=20, show_default=True, help="Show up to so many clients one by one; more in groups of equal ones.")
+def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Path | None, clients: int) -> None:
+    """Train nothing: what a run would spend, on whom, and whether it fits. Exit code 3 where a budget would be exceeded."""
+    from fedray.configfile import load_config
+    from fedray.errors import BudgetReached, ConfigError
+
+    resolved = load_config(config, overrides)
+    sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
+    from fedray.experiment.planner import make_plan
+    from fedray.experiment.planner_text import plan_text
+    from fedray.experiment.preparation import prepare
+
+    plan = make_plan(prepare(resolved), curves=as_json or plot is not None)
+    click.echo(json.dumps(plan, indent=2) if as_json else plan_text(plan, clients))
+    if plot is not None:
+        from fedray.tracking.figures import draw_plan
+
+        if not plan["lines"]:
+            raise ConfigError("--plot: this run spends no privacy, so there is nothing to draw; leave --plot out.")
+        try:
+            draw_plan(plot, plan)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--plot {plot}: cannot be written ({error}); name a .png file in a directory that exists.") from None
+    if plan["refusal"]:
+        raise BudgetReached(plan["refusal"])
+
+
 @cli.command("config")
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.argument("overrides", nargs=-1)
@@ -139,11 +173,11 @@ def ledger() -> None:
 
 
 @ledger.command("show")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path")
 @click.option("--delta", type=float, help="Delta of the figures; default: the delta noted in the ledger.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def ledger_show(path: Path, delta: float | None, as_json: bool) -> None:
-    """What was spent, by client, recomputed from the entries."""
+def ledger_show(path: str, delta: float | None, as_json: bool) -> None:
+    """What was spent, by client, recomputed from the entries. PATH: a ledger, a directory of them, a run, or s3://bucket/prefix."""
     from fedray.privacy.inspect import describe, table
 
     report = describe(path, delta)
@@ -151,13 +185,46 @@ def ledger_show(path: Path, delta: float | None, as_json: bool) -> None:
 
 
 @ledger.command("verify")
-@click.argument("path", type=click.Path(path_type=Path))
-def ledger_verify(path: Path) -> None:
-    """Check the chain of every ledger file below PATH."""
+@click.argument("path")
+def ledger_verify(path: str) -> None:
+    """Check every ledger at PATH (as for show): chain, commits, receipts; of a run also that its figures follow from the entries."""
     from fedray.privacy.inspect import verify_all
 
     for line in verify_all(path):
         click.echo(line)
+
+
+@cli.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--canaries", default=1000, show_default=True, help="Canary records.")
+@click.option("--seed", default=0, show_default=True, help="Seed of what the audit draws; noise has none.")
+@click.option("--output", type=click.Path(path_type=Path), help="Directory; default RUN_DIR/audit, or runs/NAME-audit for a config.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--attack", default="all", show_default=True, help="all, checks, canaries, membership, lira or inversion.")
+def audit(target: Path, overrides: tuple[str, ...], canaries: int, seed: int, output: Path | None, as_json: bool, attack: str) -> None:
+    """Attack a CONFIG, or a finished run's directory: a lower bound on epsilon beside the proven one."""
+    sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
+    from fedray.audit import report, run
+
+    found = run.audit(run.Request(target, overrides, attack, canaries, seed, output))
+    pictures = report.write(found)
+    click.echo(json.dumps(found.data(), indent=2) if as_json else found.table())
+    if found.config.tracking.enabled:
+        click.echo(report.send(found, pictures), err=True)
+    click.echo(f"audit.json and pictures are in {_shown(found.output)}", err=True)
+    report.conclude(found)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="The HTML file; default RUN_DIR/report.html. The Markdown lies beside it.")
+def report(run_dir: Path, output: Path | None) -> None:
+    """Write a run as one page for a reviewer, HTML and Markdown: what was run, results, privacy statement, ledger, audit."""
+    from fedray.experiment.report_page import write_report
+
+    for path in write_report(run_dir, output):
+        click.echo(_shown(path))
 
 
 @cli.command()

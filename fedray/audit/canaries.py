@@ -1,0 +1,245 @@
+"""The one-run audit at record level: canary records with fair coins, trained by the run's own code.
+
+A canary is a random record with a random label, larger than the client's own, so that its gradient is clipped and
+points where no other's does. Half of them train, the adversary guesses which. Under zero-out adjacency one that does
+not train is still there, as a record that is not a number, of which the engine makes a zero gradient.
+
+Source: Steinke, Nasr & Jagielski 2023, Privacy Auditing with One (1) Training Run
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from fedray.audit import bounds
+from fedray.audit.findings import ERRORS, Attack
+from fedray.audit.probes import Floats, synthetic
+from fedray.audit.rehearsal import Rehearsal, Released
+from fedray.data.records import Features, Federation, Indices, Records
+from fedray.errors import FedrayError
+from fedray.experiment.preparation import Prepared
+from fedray.models.build import build_model, evaluating
+from fedray.parameters import Layout, Vector, set_vector
+from fedray.privacy import accounting
+from fedray.rng import generator
+from fedray.training.losses import find_loss
+
+#: Part of the canaries that are guessed, the surest ones; the rest abstain. Fixed before any score is seen.
+GUESSED = 0.25
+#: A canary's norm over the median of its client's records.
+_SCALE = 4.0
+#: Gradients held at once, and computed in all: above that the scores are taken in evenly spaced rounds only.
+_AT_ONCE, _IN_ALL = 1 << 24, 1 << 34
+#: Of a client's own records so many stand for all in the direction that they pull to.
+_OWN = 256
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Canary records and whether they train.
+
+    Attributes:
+        records: ``[m]``.
+        clients: int64 ``[m]``, which client holds each.
+        included: bool ``[m]``, the coins.
+    """
+
+    records: Records
+    clients: Indices
+    included: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+
+def make_canaries(federation: Federation, outputs: int, count: int, draws: np.random.Generator) -> Canaries:
+    """``count`` canaries dealt evenly to the clients, with their coins."""
+    tokens = federation.train.x.dtype.kind == "i"
+    made = synthetic(federation.shape, outputs, tokens, count, federation.classes, draws)
+    clients = np.arange(count) % len(federation.names)
+    if tokens:
+        x = draws.integers(0, int(federation.train.x.max()) + 1, made.x.shape)
+        return Canaries(Records(x, made.y), clients, draws.random(count) < 0.5)
+    typical = np.array([_median_norm(federation.client(k).train.x) for k in range(len(federation.names))])
+    flat = made.x.reshape(count, -1)
+    flat *= (_SCALE * typical[clients] / np.linalg.norm(flat, axis=1))[:, None].astype(np.float32)
+    return Canaries(made, clients, draws.random(count) < 0.5)
+
+
+def with_canaries(federation: Federation, canaries: Canaries, zeroed: bool) -> Federation:
+    """The federation with the canaries at the end of their clients' records.
+
+    Args:
+        federation: without them.
+        canaries: all of them, with their coins.
+        zeroed: those that do not train are there as records that are not a number; else they are not there.
+    """
+    xs, ys, sizes = [], [], []
+    for k in range(len(federation.names)):
+        own = federation.client(k).train
+        mine = canaries.clients == k
+        here = mine if zeroed else mine & canaries.included
+        x = canaries.records.x[here].copy()
+        if zeroed:
+            x[~canaries.included[here]] = np.nan
+        xs += [own.x, x]
+        ys += [own.y, canaries.records.y[here]]
+        sizes.append(len(own) + int(here.sum()))
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    train = Records(np.concatenate(xs), np.concatenate(ys))
+    return Federation(federation.names, train, offsets, None, None, None, federation.classes, federation.columns)
+
+
+def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed: int) -> list[Attack]:
+    """Train once with canaries in half of the places, and guess where, by loss and by each round's updates.
+
+    Args:
+        prepared: the run; its plans may be None (nothing is proven then).
+        federation: its records.
+        count: canaries, at least 8.
+        seed: of canaries, coins and cohorts.
+
+    Returns:
+        Two attacks: by the canaries' loss under the final model, and by the inner product of each released update with
+        the canary's clipped gradient at the model that the round began with.
+
+    Raises:
+        FedrayError: fewer than 8 canaries, or a client failed.
+    """
+    if count < 8:
+        raise FedrayError(f"--canaries {count}: too few to bound anything; give 8 or more.")
+    model = prepared.model
+    assert model is not None
+    canaries = make_canaries(federation, model.outputs, count, generator(seed, "audit", "canaries"))
+    plans = [plan for plan in prepared.plans if plan is not None]
+    rehearsal = Rehearsal(prepared, with_canaries(federation, canaries, zeroed=bool(plans) and not model.tokens))
+    rounds = prepared.config.rounds
+    scorer = _Scorer(prepared, federation, canaries)
+    scored = int(np.minimum(federation.sizes, _OWN).sum()) + 2 * count
+    every = max(1, math.ceil(rounds * scored * model.layout.size / _IN_ALL))
+    for released in rehearsal.run(rounds, seed):
+        if released.round % every == 0:
+            scorer.see(released)
+    delta = max((plan.delta for plan in plans), default=1e-5)
+    facts = {"canaries": count, "rounds": rounds, "delta": delta}
+    epsilon = _proven(prepared, rehearsal)
+    by_loss, by_updates = -scorer.losses(rehearsal.weights), scorer.scores()
+    return [
+        score_attack("canary records, loss of the final model", by_loss, canaries.included, epsilon, delta, facts),
+        score_attack("canary records, every update", by_updates, canaries.included, epsilon, delta, facts),
+    ]
+
+
+def score_attack(
+    name: str, scores: Floats, included: npt.NDArray[np.bool_], epsilon: float | None, delta: float, facts: Mapping[str, object]
+) -> Attack:
+    """Guess from scores, larger meaning included: the top eighth in, the bottom eighth out, the rest abstains.
+
+    Args:
+        name: of the attack.
+        scores: float64 ``[m]``.
+        included: the coins, bool ``[m]``.
+        epsilon: proven, or None.
+        delta: of the proven figure.
+        facts: to report beside.
+    """
+    m = len(scores)
+    each = max(2, round(m * GUESSED / 2))
+    order = np.argsort(np.where(np.isfinite(scores), scores, 0.0), kind="stable")
+    correct = int(included[order[-each:]].sum() + (~included[order[:each]]).sum())
+    inside, outside = scores[included], scores[~included]
+    enough = len(inside) > 1 and len(outside) > 1 and bool(np.isfinite(scores).all())
+    estimate, at_least = (bounds.from_scores_alike(inside, outside, delta, e) if enough else math.inf for e in (0.0, ERRORS))
+    figures = {**facts, "guesses": 2 * each, "correct": correct, "lower_if_gaussian": bounds.one_run_gaussian(m, 2 * each, correct, delta)}
+    curves = {"inside": inside.astype(np.float64), "outside": outside.astype(np.float64)}
+    return Attack(name, bounds.one_run(m, 2 * each, correct, delta), estimate, epsilon, figures, curves, at_least=at_least)
+
+
+def _proven(prepared: Prepared, rehearsal: Rehearsal) -> float | None:
+    """The largest client's epsilon for the rounds it took part in."""
+    figures = []
+    for group, plan in zip(prepared.groups, prepared.plans, strict=True):
+        if plan is None:
+            return None
+        most = max(int(rehearsal.participations[i]) for i in group.members)
+        figures.append(accounting.bound({plan.event(): most}, plan.delta) if most else 0.0)
+    return max(figures)
+
+
+class _Scorer:
+    """Adds up, for each canary, how far its client's updates went along its clipped gradient."""
+
+    def __init__(self, prepared: Prepared, federation: Federation, canaries: Canaries) -> None:
+        model, config = prepared.model, prepared.config
+        assert model is not None
+        dtype = torch.int64 if model.tokens else torch.float32
+        self._model = build_model(config.model, model.shape, model.outputs, config.seed, dtype)
+        self._layout: Layout = model.layout
+        self._loss = find_loss(config.training.loss)
+        self._own, self._canaries = federation, canaries
+        self._clips = {i: plan.clip for g, plan in zip(prepared.groups, prepared.plans, strict=True) if plan is not None for i in g.members}
+        self._total = np.zeros(len(canaries))
+
+    def see(self, released: Released) -> None:
+        """Score one client's canaries by one of its updates.
+
+        The adversary knows the client's own records. What they and the canaries do to an update together says
+        nothing of any one of them, so these two directions are taken out of it first.
+        """
+        client, before = released.client, released.before
+        mine = np.flatnonzero(self._canaries.clients == client)
+        if not len(mine):
+            return
+        own, theirs = self._own.client(client).train.slice(0, _OWN), self._canaries.records
+        theirs = Records(theirs.x[mine], theirs.y[mine])
+        clip = self._clips.get(client, math.inf)
+        together = [sum(g.sum(0, dtype=np.float64) for g in self._gradients(before, records, clip)) for records in (own, theirs)]
+        basis, _ = np.linalg.qr(np.stack(together, axis=1))
+        rest = released.update - basis @ (basis.T @ released.update)
+        self._total[mine] -= np.concatenate([g @ rest for g in self._gradients(before, theirs, clip)])
+
+    def scores(self) -> Floats:
+        """By updates: each client's canaries in units of that client's spread, so that clients can be compared."""
+        scores = self._total.copy()
+        for k in np.unique(self._canaries.clients):
+            mine = self._canaries.clients == k
+            if mine.sum() > 3:
+                scores[mine] = (scores[mine] - np.median(scores[mine])) / max(float(scores[mine].std()), 1e-30)
+        return scores
+
+    def losses(self, weights: Vector) -> Floats:
+        """Every canary's loss under a model."""
+        set_vector(self._model, self._layout, weights)
+        records = self._canaries.records
+        with evaluating(self._model):
+            losses: Floats = self._loss(self._model(torch.from_numpy(records.x)), torch.from_numpy(records.y)).double().numpy()
+        return losses
+
+    def _gradients(self, weights: Vector, records: Records, clip: float) -> Iterator[npt.NDArray[np.float32]]:
+        """Clipped gradients of single records, float32 ``[some, d]``, in the layout's order."""
+        set_vector(self._model, self._layout, weights)
+        self._model.eval()
+        parameters = {n: p.detach() for n, p in self._model.named_parameters() if p.requires_grad}
+
+        def loss(trained: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return self._loss(functional_call(self._model, trained, (x[None],)), y[None])[0]
+
+        each = vmap(grad(loss), in_dims=(None, 0, 0))
+        for part in np.array_split(np.arange(len(records)), math.ceil(len(records) * self._layout.size / _AT_ONCE)):
+            found = each(parameters, torch.from_numpy(records.x[part]), torch.from_numpy(records.y[part]))
+            rows = [found[e.name].flatten(1) if e.name in found else torch.zeros(len(part), e.size) for e in self._layout.entries]
+            gradients: npt.NDArray[np.float32] = torch.cat(rows, dim=1).numpy()
+            norms = np.linalg.norm(gradients, axis=1, keepdims=True)
+            yield np.where(np.isfinite(norms), gradients * np.minimum(1.0, clip / np.maximum(norms, 1e-12)), 0.0).astype(np.float32)
+
+
+def _median_norm(x: Features) -> float:
+    return float(np.median(np.linalg.norm(x.reshape(len(x), -1).astype(np.float64), axis=1))) or 1.0

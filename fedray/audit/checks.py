@@ -1,0 +1,186 @@
+"""Checks of the record-level mechanism on synthetic records, before anything private is touched.
+
+They find what an attack on a trained model cannot: noise that is a little too small, coins that are no coins, a
+clip that is not joint. All of them run the code that the run's clients run (see :mod:`fedray.audit.probes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedray.audit.findings import Check
+from fedray.audit.probes import Floats, Probe, Subject, start_host, synthetic, train_one
+from fedray.audit.statistics import coin_check, guarded, independence_check, largest, noise_check
+from fedray.clients.messages import ClientTask
+from fedray.data.records import Federation, Records
+from fedray.models.build import build_model
+from fedray.parameters import Layout, get_vector
+from fedray.privacy import accounting
+from fedray.privacy.csprng import noise_source
+from fedray.rng import generator
+from fedray.training.preflight import TOLERANCE
+
+NOISE_VALUES = 20_000
+#: Most local steps of a round that the checks take.
+MOST_STEPS = 50
+#: One record alone may exceed the clip norm by rounding, and differences of sums by the rounding of the sums.
+_ALONE, _DIFFERENCE = 1.0 + 2 * TOLERANCE, 1.0 + 1e-3
+_COIN_STEPS, _COIN_RECORDS, _MOST_COIN_RECORDS, _MEAN_BATCH = 256, 64, 1000, 8
+_GRADIENT = 500
+#: Timings are not a function of the records alone; a receipt names its reservation.
+_MAY_DIFFER = ("seconds", "pid")
+
+
+def record_checks(subject: Subject, classes: int | None) -> list[Check]:
+    """All checks of a group of clients under record-level DP-SGD.
+
+    Args:
+        subject: the clients.
+        classes: number of classes of the targets; None in regression.
+    """
+    checks: list[tuple[str, Callable[[str], Check]]] = [
+        ("source of noise and coins", lambda name: _source(name, subject)),
+        ("epsilon of the plan", lambda name: _plan(name, subject)),
+        ("sensitivity of the run's model", lambda name: _sensitivity(name, subject)),
+        ("clip of adversarial records", lambda name: _clip(name, subject)),
+        ("noise of one step", lambda name: _noise(name, subject, 1)),
+        ("noise of a whole round", lambda name: _noise(name, subject, min(subject.plan.steps, MOST_STEPS))),
+        ("noise differs by client, round, attempt", lambda name: _distinct(name, subject)),
+        ("batches are independent coins", lambda name: _coins(name, subject)),
+        ("coins differ within a round", lambda name: _coins_within_a_round(name, subject)),
+        ("nothing but the update depends on records", lambda name: _telemetry(name, subject, classes)),
+    ]
+    return [guarded(name, lambda check=check, name=name: check(name)) for name, check in checks]  # type: ignore[misc]
+
+
+def _source(name: str, subject: Subject) -> Check:
+    source = noise_source(subject.config.privacy.insecure_seed, 0, 0)
+    secure = bool(getattr(source, "secure", False))
+    return Check(name, secure, "cryptographic" if secure else f"{type(source).__name__} can be replayed; unset privacy.insecure_seed")
+
+
+def _plan(name: str, subject: Subject) -> Check:
+    """The plan's event, composed and bounded anew, keeps to the target."""
+    plan = subject.plan
+    found = accounting.bound({plan.event(): plan.participations}, plan.delta)
+    limit = plan.target_epsilon
+    text = f"epsilon {found:.4f} for {plan.participations} rounds of {plan.steps} steps at noise multiplier {plan.noise_multiplier:.4g}"
+    return Check(name, limit is None or found <= limit * (1 + 1e-9), text + ("" if limit is None else f" (target {limit:g})"))
+
+
+def _sensitivity(name: str, subject: Subject) -> Check:
+    host = start_host(subject, _federation(subject, None, 4, 0))
+    host.configure(subject.outputs)
+    return Check(name, True, f"one record moves a step by {host.preflight():.6f} clip norms")
+
+
+def _clip(name: str, subject: Subject) -> Check:
+    """Each record alone, and its influence on the sum of all: at most the clip norm, whatever its gradient is."""
+    gradients = adversarial(_GRADIENT, generator(0, "audit", "clip"))
+    n = len(gradients)
+    groups = [gradients, *(gradients[[i]] for i in range(n)), *(np.delete(gradients, i, axis=0) for i in range(n))]
+    probe = Probe(subject, groups, noise_multiplier=0.0, sampling_rate=Fraction(1), steps=1)
+    sums = [probe.sum(client=k) for k in range(len(groups))]
+    alone = largest([_norm(s) for s in sums[1 : n + 1]])
+    influence = largest([_norm(sums[0] - s) for s in sums[n + 1 :]])
+    passed = alone <= _ALONE and influence <= _DIFFERENCE
+    return Check(name, passed, f"alone {alone:.6f}, among others {influence:.6f} clip norms at most, over {n} records")
+
+
+def adversarial(d: int, draws: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Gradients that a careless clip lets through, float32 ``[8, d]``: dense, sparse, huge, tiny, not finite."""
+    dense = draws.standard_normal(d)
+    sparse = np.zeros(d)
+    sparse[draws.integers(d)] = 1e8
+    even = np.full(d, 1e3)
+    mixed = np.where(draws.random(d) < 0.5, 1e15, 1e-15)
+    nan, infinite = dense.copy(), dense.copy()
+    nan[0], infinite[-1] = np.nan, np.inf
+    return np.stack([dense * 1e6, sparse, even, mixed, dense * 1e-30, np.full(d, 3e38), nan, infinite]).astype(np.float32)
+
+
+def _noise(name: str, subject: Subject, steps: int) -> Check:
+    probe = Probe(subject, [np.zeros((3, NOISE_VALUES), dtype=np.float32)], steps=steps)
+    return noise_check(name, probe.sum(), subject.plan.noise_multiplier * float(np.sqrt(steps)), single=steps == 1)
+
+
+def _distinct(name: str, subject: Subject) -> Check:
+    silent = np.zeros((3, NOISE_VALUES), dtype=np.float32)
+    probe = Probe(subject, [silent, silent], steps=1)
+    draws = {
+        "client 0": probe.sum(),
+        "client 1": probe.sum(client=1),
+        "round 1": probe.sum(round_=1),
+        "attempt 1": probe.sum(attempt=1),
+        "the same again": probe.sum(),
+    }
+    return independence_check(name, draws)
+
+
+def _coins(name: str, subject: Subject) -> Check:
+    rate = float(subject.plan.sampling_rate)
+    probe = _membership(subject, rate, 1)
+    drawn = np.stack([probe.sum(round_=r) > 0.5 for r in range(_COIN_STEPS)])
+    return coin_check(name, drawn, rate)
+
+
+def _coins_within_a_round(name: str, subject: Subject) -> Check:
+    """Counts of each record over the steps of one round: coins used twice would spread them further."""
+    rate, steps, rounds = float(subject.plan.sampling_rate), max(2, min(subject.plan.steps, 16)), 16
+    probe = _membership(subject, rate, steps)
+    counts = np.stack([np.rint(probe.sum(round_=r)) for r in range(rounds)])
+    if rate == 1:
+        return Check(name, bool((counts == steps).all()), f"every record in each of {steps} steps at rate 1")
+    expected = steps * rate * (1 - rate)
+    squares = np.square(counts - steps * rate)
+    fourth = expected * (1 + 3 * (steps - 2) * rate * (1 - rate))
+    z = float((squares.sum() - counts.size * expected) / np.sqrt(counts.size * (fourth - expected**2)))
+    found = f"spread of records' counts over {steps} steps of {rounds} rounds {z:+.1f} standard deviations from independent coins"
+    return Check(name, abs(z) < 9.0, found, 1e-6)
+
+
+def _membership(subject: Subject, rate: float, steps: int) -> Probe:
+    """A probe without noise whose record i has gradient e_i, so that the sum counts who was drawn."""
+    n = int(np.clip(np.ceil(_MEAN_BATCH / (rate * max(1 - rate, 0.05))), _COIN_RECORDS, _MOST_COIN_RECORDS))
+    return Probe(subject, [np.eye(n, dtype=np.float32) * np.float32(subject.plan.clip * 2)], noise_multiplier=0.0, steps=steps)
+
+
+def _telemetry(name: str, subject: Subject, classes: int | None) -> Check:
+    """Two clients that differ in every record send the same but for their updates."""
+    one_step = subject.group.training.model_copy(update={"steps": 1})
+    short = replace(subject, group=replace(subject.group, training=one_step), plan=replace(subject.plan, steps=1))
+    model = build_model(subject.config.model, subject.shape, subject.outputs, subject.config.seed, _dtype(subject))
+    weights = get_vector(model, Layout.of(model))
+    sent = []
+    for seed in (1, 2):
+        federation = _federation(subject, classes, 12, seed)
+        host = start_host(short, federation)
+        info = host.ready()
+        _, report, part = train_one(host, weights, ClientTask(0, "probe"), 0, 12.0)
+        if report.loss is not None:
+            return Check(name, False, f"the client's report holds its training loss ({report.loss:.4f})")
+        total = {k: v for k, v in vars(part.total).items() if k != "values"}
+        sent.append({"info": asdict(info), "report": asdict(report), "part": {**vars(part), "total": total}})
+    differ = [
+        f"{kind}.{key}" for kind in sent[0] for key in sent[0][kind] if key not in _MAY_DIFFER and sent[0][kind][key] != sent[1][kind][key]
+    ]
+    return Check(name, not differ, f"differing with the records: {', '.join(differ)}" if differ else "reports of unlike records are alike")
+
+
+def _federation(subject: Subject, classes: int | None, n: int, seed: int) -> Federation:
+    records: Records = synthetic(subject.shape, subject.outputs, subject.tokens, n, classes, generator(seed, "audit", "records"))
+    return Federation(["probe"], records, np.array([0, n], dtype=np.int64), None, None, None, classes)
+
+
+def _dtype(subject: Subject) -> torch.dtype:
+    return torch.int64 if subject.tokens else torch.float32
+
+
+def _norm(values: Floats) -> float:
+    return float(np.linalg.norm(values))

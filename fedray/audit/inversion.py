@@ -1,0 +1,107 @@
+"""Gradient inversion: from one record's update back to the record, without privacy, with the clip alone, and with noise.
+
+A dense layer's gradients are dL/dW_i = (dL/db_i) x, so dividing one by the other gives its input exactly. The updates are
+those that the run's client code sends after one step on one record.
+
+Source: Phong et al. 2017, Privacy-Preserving Deep Learning: Revisited and Enhanced, section III; Geiping et al. 2020, Inverting Gradients, proposition 3.1
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fedray.audit.findings import Attack
+from fedray.audit.probes import Subject, synthetic, train_one
+from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.messages import ClientTask
+from fedray.config import Part
+from fedray.data.records import Federation, Records
+from fedray.models.build import build_model
+from fedray.parameters import Layout, Vector, get_vector
+from fedray.rng import generator
+
+Floats = npt.NDArray[np.float64]
+
+#: Records rebuilt, and the largest ratio shown: float32 allows no more.
+RECORDS, _MOST_DB = 8, 200.0
+SETTINGS = ("without privacy", "clip alone", "clip and noise")
+
+
+def inversion_attack(subject: Subject, records: Records | None, classes: int | None, seed: int) -> Attack:
+    """Rebuild some records from updates, and say how well by PSNR in dB.
+
+    Args:
+        subject: the clients whose code sends the updates; its plan's noise is that of the third setting.
+        records: public ones to rebuild; None takes random ones.
+        classes: number of classes of the targets; None in regression.
+        seed: of the choice.
+
+    Returns:
+        An attack without a bound; ``facts`` hold the median PSNR of each setting, ``curves`` the records.
+    """
+    draws = generator(seed, "audit", "inversion")
+    if records is None or not len(records):
+        records = synthetic(subject.shape, subject.outputs, False, RECORDS, classes, draws)
+    chosen = draws.permutation(len(records))[:RECORDS]
+    x, y = records.x[chosen].astype(np.float32), records.y[chosen]
+    subject = _with_dense_front(subject)
+    found: dict[str, Floats] = {"original": x.reshape(len(x), -1).astype(np.float64)}
+    facts: dict[str, object] = {"model": subject.config.model.kind, "noise_multiplier": subject.plan.noise_multiplier}
+    for setting in SETTINGS:
+        rebuilt = np.stack([_rebuild(subject, setting, Records(x[i : i + 1], y[i : i + 1])) for i in range(len(x))])
+        found[setting] = rebuilt
+        facts[f"psnr_db_{setting.replace(' ', '_')}"] = float(
+            np.median([psnr(a, b) for a, b in zip(found["original"], rebuilt, strict=True)])
+        )
+    return Attack("gradient inversion (demonstration)", None, None, None, facts, found)
+
+
+def psnr(original: Floats, rebuilt: Floats) -> float:
+    """Peak signal-to-noise ratio in dB, the peak being the original's range; at most 200."""
+    error = float(np.mean(np.square(original - rebuilt)))
+    peak = float(np.ptp(original)) or 1.0
+    return min(_MOST_DB, 10 * math.log10(peak**2 / error)) if error > 0 else _MOST_DB
+
+
+def _with_dense_front(subject: Subject) -> Subject:
+    """The subject itself where its model begins with a dense layer over the whole record, else with a small network that does."""
+    model = build_model(subject.config.model, subject.shape, subject.outputs, subject.config.seed)
+    first = next((m for m in model.modules() if any(True for _ in m.parameters(recurse=False))), None)
+    if isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.shape):
+        return subject
+    return replace(subject, config=subject.config.model_copy(update={"model": Part(kind="mlp")}))
+
+
+def _rebuild(subject: Subject, setting: str, record: Records) -> Floats:
+    """One record from the update of one step on it, float64 ``[features]``."""
+    common = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "lr": 1.0, "schedule": Part(kind="constant")}
+    if setting == SETTINGS[0]:
+        plan = None
+        how = {"engine": "plain", "batch_size": 1, "steps": 1, "epochs": None, "sampling_rate": None, "expected_batch": None}
+    else:
+        z = 0.0 if setting == SETTINGS[1] else subject.plan.noise_multiplier
+        plan = replace(subject.plan, noise_multiplier=z, sampling_rate=Fraction(1), steps=1, expected_batch=1.0)
+        how = {"engine": "auto", "steps": 1, "sampling_rate": 1.0, "expected_batch": 1.0}
+    group = replace(subject.group, training=subject.group.training.model_copy(update={**common, **how}))
+    config = subject.config.model_copy(update={"algorithm": Part(kind="fedavg")})
+    federation = Federation(["one"], record, np.array([0, 1], dtype=np.int64), None, None, None, None)
+    host = ClientHost(HostSpec(config, group, plan, subject.shape, subject.outputs, threads=1), federation, device="cpu")
+    host.ready()
+    model = build_model(config.model, subject.shape, subject.outputs, config.seed, torch.float32)
+    layout = Layout.of(model)
+    update, _, _ = train_one(host, get_vector(model, layout), ClientTask(0, "one"), 0, 1.0)
+    return _divide(layout, update)
+
+
+def _divide(layout: Layout, update: Vector) -> Floats:
+    views = layout.views(update.astype(np.float32))
+    weight, bias = list(views.values())[:2]
+    i = int(np.argmax(np.abs(bias)))
+    return (weight[i].astype(np.float64) / float(bias[i])).reshape(-1) if bias[i] else np.zeros(weight.shape[1])

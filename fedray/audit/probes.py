@@ -1,0 +1,150 @@
+"""One client on synthetic records, through the very code that trains the run's clients.
+
+Client actor, algorithm, engine and noise source are the run's; only the model is so simple that an update shows
+what happened: with the loss ``y * <w, x>`` a record's gradient is ``y * x``, whatever one likes it to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from fedray.clients.groups import ClientGroup
+from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask
+from fedray.config import Config
+from fedray.config import Part as Named
+from fedray.data.records import Features, Federation, Records
+from fedray.errors import FedrayError
+from fedray.parameters import Vector
+from fedray.privacy.plan import RecordPlan
+
+Floats = npt.NDArray[np.float64]
+
+
+def linear(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """``<w, x>`` without a bias; w starts at zero."""
+    model = nn.Linear(input_shape[0], outputs, bias=False)
+    nn.init.zeros_(model.weight)
+    return model
+
+
+def inner_product(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss ``y * <w, x>`` of every record, [n]."""
+    return outputs.squeeze(-1) * targets
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A group of clients under audit.
+
+    Attributes:
+        config: the run.
+        group: the clients, with their training settings; ``training.engine`` names the engine, not ``auto``.
+        plan: their constants of record-level DP.
+        shape, outputs, tokens: the run's records and model.
+    """
+
+    config: Config
+    group: ClientGroup
+    plan: RecordPlan
+    shape: tuple[int, ...]
+    outputs: int
+    tokens: bool = False
+
+
+def start_host(subject: Subject, federation: Federation) -> ClientHost:
+    """A hosted client actor's object in this process, ready to train; it keeps no books."""
+    spec = HostSpec(subject.config, subject.group, subject.plan, subject.shape, subject.outputs, threads=1)
+    host = ClientHost(spec, federation, device="cpu")
+    host.ready()
+    return host
+
+
+def train_one(host: ClientHost, weights: Vector, task: ClientTask, round_: int, capacity: float) -> tuple[Vector, ClientReport, Part]:
+    """One client's turn in a round; its update alone, float32, with everything that left the actor.
+
+    Raises:
+        FedrayError: the client reports that it has not trained.
+    """
+    message = RoundTask(round_, capacity)
+    report = host.train(message, weights, [task])[0]
+    part = host.collect(message)
+    if report.status != "done":
+        raise FedrayError(f"client {task.name} {report.status} in round {round_}: {report.error}")
+    return part.total.mean(), report, part
+
+
+class Probe:
+    """The linear model under a subject's engine, for records whose gradients are chosen.
+
+    Args:
+        subject: whose engine, algorithm settings and noise source are used.
+        clients: for each client its records' gradients, float32 ``[n, d]`` (of one ``d``).
+        noise_multiplier, sampling_rate, steps: instead of the plan's.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        clients: Sequence[npt.NDArray[np.float32]],
+        *,
+        noise_multiplier: float | None = None,
+        sampling_rate: Fraction | None = None,
+        steps: int | None = None,
+    ) -> None:
+        plan = subject.plan
+        plan = replace(
+            plan,
+            noise_multiplier=plan.noise_multiplier if noise_multiplier is None else noise_multiplier,
+            sampling_rate=sampling_rate or plan.sampling_rate,
+            steps=steps or plan.steps,
+        )
+        here = f"python:{__name__}:"
+        self.dimension = clients[0].shape[1]
+        training = subject.group.training.model_copy(
+            update={
+                "optimizer": "sgd",
+                "momentum": 0.0,
+                "nesterov": False,
+                "weight_decay": 0.0,
+                "lr": plan.expected_batch / plan.clip,
+                "schedule": Named(kind="constant"),
+                "loss": here + inner_product.__name__,
+                "sampling_rate": float(plan.sampling_rate),
+                "steps": plan.steps,
+            }
+        )
+        config = subject.config.model_copy(update={"model": Named(kind=here + linear.__name__), "algorithm": Named(kind="fedavg")})
+        group = replace(subject.group, training=training)
+        names = [f"probe-{k}" for k in range(len(clients))]
+        offsets = np.concatenate([[0], np.cumsum([len(c) for c in clients])]).astype(np.int64)
+        x = np.concatenate(clients)
+        federation = Federation(names, Records(x, np.ones(len(x), dtype=np.float32)), offsets, None, None, None, None)
+        self._tasks = [ClientTask(k, name) for k, name in enumerate(names)]
+        self._capacity = float(max(1, len(x)))
+        self._host = start_host(replace(subject, config=config, group=group, plan=plan, shape=(self.dimension,), outputs=1), federation)
+
+    def sum(self, client: int = 0, round_: int = 0, attempt: int = 0) -> Floats:
+        """What one round of a client adds up to, over the clip norm: clipped gradients of all steps, and their noise."""
+        task = replace(self._tasks[client], attempt=attempt)
+        weights = np.zeros(self.dimension, dtype=np.float32)
+        update, _, _ = train_one(self._host, weights, task, round_, self._capacity)
+        return -update.astype(np.float64)
+
+
+def synthetic(shape: tuple[int, ...], outputs: int, tokens: bool, n: int, classes: int | None, draws: np.random.Generator) -> Records:
+    """Random records of the run's kind; targets are classes, or real where ``classes`` is None."""
+    x: Features
+    if tokens:
+        x = draws.integers(0, 2, (n, *shape))
+    else:
+        x = draws.standard_normal((n, *shape)).astype(np.float32)
+    y: Any = draws.standard_normal(n).astype(np.float32) if classes is None else draws.integers(0, classes, n)
+    return Records(x, y)

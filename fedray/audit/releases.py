@@ -1,0 +1,237 @@
+"""Checks and canaries for whole clients: how the driver turns a cohort's updates into what it releases.
+
+What is audited is one function, ``round_of(updates) -> released``: clip each, add up, add noise, divide by the
+public constant. It is called with the updates of a cohort, float32 ``[d]`` each, none included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.aggregation.exact import grid_bits
+from fedray.audit import bounds
+from fedray.audit.findings import ERRORS, FALSE_ALARM, Attack, Check
+from fedray.audit.statistics import coin_check, guarded, independence_check, noise_check
+from fedray.clients.messages import RoundTask
+from fedray.parameters import Vector
+from fedray.privacy import release as release_of_run
+from fedray.privacy.clientplan import ClientPlan
+from fedray.privacy.csprng import noise_source
+from fedray.privacy.mechanisms.central import BandedFactorization
+from fedray.privacy.mechanisms.streams import band_coefficients
+from fedray.rng import generator
+from fedray.rounds.cohort import Population, Sampler
+
+Floats = npt.NDArray[np.float64]
+RoundOf = Callable[[Sequence[Vector]], Vector]
+
+#: In standard deviations: a Gaussian exceeds it with probability below 1e-9.
+_FAR = 6.5
+_COHORT, _COHORTS = 50, 256
+#: Values of a synthetic update, and most of them in one sum.
+DIMENSION, _CAPACITY = 10_000, 4096
+#: A canary's update before it is clipped, over the clip norm.
+_HUGE = 100.0
+
+
+@dataclass(frozen=True)
+class Release:
+    """The driver's release of a round under client-level privacy, and what is claimed of it.
+
+    Attributes:
+        round_of: one round; each call draws its own noise.
+        dimension: d.
+        clip: norm of a client's update in the sum.
+        noise_multiplier: standard deviation of the noise on the sum over ``clip``, of one round.
+        denominator: public constant that the noised sum is divided by.
+        rate: probability with which a client is in a cohort; 1 where nothing is claimed of its coin.
+        separation: rounds from one participation of a client to its next, at least.
+        most: rounds in which one client may take part; None: all.
+        at_clients: each client adds noise of its own, an empty cohort standing for one client whose update is zero; else the driver does.
+    """
+
+    round_of: RoundOf
+    dimension: int
+    clip: float
+    noise_multiplier: float
+    denominator: float
+    rate: float = 1.0
+    separation: int = 1
+    most: int | None = None
+    at_clients: bool = False
+
+    def std(self, cohort: int) -> float:
+        """Of the noise on the sum over so many clients, in clip norms."""
+        return self.noise_multiplier * (math.sqrt(max(cohort, 1)) if self.at_clients else 1.0)
+
+
+def release_checks(release: Release) -> list[Check]:
+    """All checks of the driver's release, on synthetic updates; the dimension should be 1000 or more."""
+    checks: list[tuple[str, Callable[[str], Check]]] = [
+        ("noise of an empty cohort", lambda name: _noise(name, release, 0)),
+        ("noise of a large cohort", lambda name: _noise(name, release, _COHORT)),
+        ("noise differs by round", lambda name: _rounds(name, release)),
+        ("clip of adversarial updates", lambda name: _clip(name, release)),
+        ("every client counts once", lambda name: _count(name, release)),
+    ]
+    return [guarded(name, lambda check=check, name=name: check(name)) for name, check in checks]  # type: ignore[misc]
+
+
+def _noise(name: str, release: Release, cohort: int) -> Check:
+    silent = [np.zeros(release.dimension, dtype=np.float32)] * cohort
+    return noise_check(name, _sum(release, silent), release.std(cohort))
+
+
+def _rounds(name: str, release: Release) -> Check:
+    return independence_check(name, {f"round {r}": _sum(release, []) for r in range(3)})
+
+
+def _clip(name: str, release: Release) -> Check:
+    """An update's share of the sum along its own direction is at most the clip norm, and that of a NaN nothing."""
+    d = release.dimension
+    draws = generator(0, "audit", "updates")
+    sparse = np.zeros(d)
+    sparse[d // 2] = 1e8
+    worst, where = 0.0, ""
+    for kind, update in (("dense", draws.standard_normal(d) * 1e6), ("even", np.full(d, 1e3)), ("sparse", sparse)):
+        along = update / np.linalg.norm(update)
+        share = float(_sum(release, [update.astype(np.float32)]) @ along)
+        worst, where = max((worst, where), (abs(share), kind)) if np.isfinite(share) else (float("inf"), kind)
+    broken = np.full(d, np.nan, dtype=np.float32)
+    finite = bool(np.isfinite(_sum(release, [broken])).all())
+    allowed = 1.0 + _FAR * release.noise_multiplier
+    found = f"{worst:.3f} clip norms at most along its direction ({where}; noise allows {allowed:.3f})"
+    return Check(name, worst <= allowed and finite, found if finite else "an update that is not finite is released", FALSE_ALARM)
+
+
+def _count(name: str, release: Release) -> Check:
+    """Equal updates of norm C add up to their number times C over the constant, however many there are."""
+    d = release.dimension
+    along = np.full(d, 1 / np.sqrt(d))
+    worst = 0.0
+    for cohort in (1, _COHORT):
+        update = (along * release.clip * 0.999).astype(np.float32)
+        off = abs(float(_sum(release, [update] * cohort) @ along) - cohort * 0.999)
+        worst = max(worst, off / release.std(cohort) * release.noise_multiplier)
+    allowed = _FAR * release.noise_multiplier + 1e-3
+    return Check(
+        name, worst <= allowed, f"sums of equal updates are off by {worst:.3f} clip norms (noise allows {allowed:.3f})", FALSE_ALARM
+    )
+
+
+def cohort_check(sampler: Sampler, clients: int, rate: float, insecure_seed: int | None) -> Check:
+    """Whether cohorts that are claimed to be Poisson are: the run's sampler on the coins that the driver tosses."""
+    population = Population(np.ones(clients, dtype=np.bool_), np.ones(clients))
+    drawn = np.zeros((_COHORTS, clients), dtype=np.bool_)
+    for number, row in enumerate(drawn):
+        row[sampler(population, noise_source(insecure_seed, number, "cohort").uniform(clients))] = True
+    return coin_check("cohorts are independent coins", drawn, rate)
+
+
+def client_attacks(release: Release, rounds: int, canaries: int, epsilon: float, delta: float, seed: int) -> list[Attack]:
+    """Canary clients: random directions at the clip norm, half of them members, seen in all rounds' releases at once.
+
+    Args:
+        release: the mechanism.
+        rounds: how many are released.
+        canaries: k; half of them, by fair coins, take part with probability ``release.rate`` a round.
+        epsilon, delta: proven for one client over these rounds.
+        seed: of directions and coins.
+
+    Returns:
+        One attack: lower bound from one run (Steinke et al. 2023), estimate from the members' cosines with the sum of all
+        releases, against N(0, 1/d) (Andrew et al. 2023, algorithm 3).
+    """
+    d, draws = release.dimension, generator(seed, "audit", "clients")
+    directions = draws.standard_normal((canaries, d)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    included = draws.random(canaries) < 0.5
+    total = np.zeros(d)
+    times, most = np.zeros(canaries, dtype=np.int64), rounds if release.most is None else release.most
+    for number in range(rounds):
+        due = (np.arange(canaries) - number) % release.separation == 0
+        here = np.flatnonzero(included & due & (times < most) & (draws.random(canaries) < release.rate))
+        times[here] += 1
+        total += release.round_of([directions[i] * np.float32(_HUGE * release.clip) for i in here]).astype(np.float64)
+    length = float(np.linalg.norm(total))
+    cosines = directions.astype(np.float64) @ total / (length if length > 0 else 1.0)
+    each = max(2, canaries // 4)
+    order = np.argsort(cosines, kind="stable")
+    correct = int(included[order[-each:]].sum() + (~included[order[:each]]).sum())
+    inside, outside = cosines[included], cosines[~included]
+    enough = min(len(inside), len(outside)) > 1
+    estimate = bounds.from_scores(inside, 0.0, float(1 / np.sqrt(d)), delta) if enough else None
+    at_least = bounds.from_scores_alike(inside, outside, delta, ERRORS) if enough else 0.0
+    facts = {"canaries": canaries, "rounds": rounds, "delta": delta, "guesses": 2 * each, "correct": correct}
+    curves = {"inside": inside, "outside": outside}
+    lower = bounds.one_run(canaries, 2 * each, correct, delta)
+    return [Attack("canary clients, all releases", lower, estimate, epsilon, facts, curves, at_least=at_least)]
+
+
+def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> Release:
+    """The run's own driver half and clients' half of a round, over a synthetic dimension.
+
+    Args:
+        plan: of regime ``client``.
+        insecure_seed: the run's.
+        fresh: each round begins a new charge, so that its noise is independent of the others' (for checks); else a charge
+            covers as many rounds as in the run (for canaries).
+    """
+    capacity = float(max(plan.facts.clients, _CAPACITY))
+    facts = replace(plan.facts, dimension=DIMENSION, grid=grid_bits(capacity))
+    # The clip norm must stand still while it is audited; the noise is that of the adaptive mechanism.
+    adaptive = plan.adaptive and replace(plan.adaptive, rate=1e-12)
+    own = replace(plan, facts=facts, adaptive=adaptive)
+    driver, rounds = release_of_run.Release(own, insecure_seed), itertools.count()
+
+    def round_of(updates: Sequence[Vector]) -> Vector:
+        number = next(rounds)
+        if fresh or driver.due(number):
+            driver.begin(number)
+        step = driver.client_step(number)
+        total = RoundTask(number, capacity, step).empty_sum(DIMENSION)
+        for i, update in enumerate(updates):
+            total.add(step.encode(update, 1.0, noise_source(insecure_seed, number, f"update-{i}")))
+        return driver.mean(total.values, total.bits, number)
+
+    z, span = (plan.noise_multiplier if adaptive is None else adaptive.noise_multiplier), plan.charging.span
+    if isinstance(plan.mechanism, BandedFactorization):  # what the first round of a matrix gets
+        z /= float(band_coefficients(span, plan.mechanism.band)[0])
+    sampling, charging = plan.facts.sampling, plan.charging
+    rate = float(plan.facts.rate) if plan.facts.rate is not None else plan.facts.cohort / plan.facts.clients if sampling == "fixed" else 1.0
+    return Release(
+        round_of,
+        DIMENSION,
+        plan.clip,
+        z,
+        plan.denominator,
+        rate if span == 1 else 1.0,
+        math.ceil(plan.facts.clients / plan.facts.cohort) if sampling == "cyclic" else charging.separation,
+        plan.participations * charging.most,
+    )
+
+
+def client_release(plan: ClientPlan, insecure_seed: int | None) -> Release:
+    """The clients' half of local Gaussian noise, over a synthetic dimension: what leaves them, added up."""
+    facts, rounds = replace(plan.facts, dimension=DIMENSION), itertools.count()
+
+    def round_of(updates: Sequence[Vector]) -> Vector:
+        number = next(rounds)
+        step = plan.mechanism.client(plan.noise_multiplier, plan.clip, facts, plan.weight_cap, False, number)
+        total = np.zeros(DIMENSION)
+        for i, update in enumerate(updates or [np.zeros(DIMENSION, dtype=np.float32)]):
+            total += step.encode(update, 1.0, noise_source(insecure_seed, number, f"update-{i}"))
+        return total.astype(np.float32)
+
+    return Release(round_of, DIMENSION, plan.clip, plan.noise_multiplier, 1.0, at_clients=True)
+
+
+def _sum(release: Release, updates: Sequence[Vector]) -> Floats:
+    """A round's noised sum in units of the clip norm."""
+    return release.round_of(updates).astype(np.float64) * (release.denominator / release.clip)

@@ -1,0 +1,171 @@
+"""An audit as a table, as ``audit.json``, and in MLflow."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedray import __version__
+from fedray.audit.findings import Attack, Check
+from fedray.audit.plots import draw
+from fedray.config import Config
+from fedray.errors import FedrayError
+from fedray.storage import write_json
+from fedray.tracking.journal import State
+from fedray.tracking.store import UPLOAD_PATIENCE, connect, patience, resolve_uri, unmasked
+
+_SECTION = "audit"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found.
+
+    Attributes:
+        config: the run.
+        target: config file or run directory.
+        output: where files are written.
+        checks: of the mechanisms, with the group or unit that they are of in front.
+        attacks: on the mechanisms and on the model.
+        seed: of the audit.
+        notes: what was left out, and why.
+    """
+
+    config: Config
+    target: Path
+    output: Path
+    checks: Sequence[Check]
+    attacks: Sequence[Attack]
+    seed: int
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[str]:
+        """What contradicts the privacy claim, a clause each."""
+        failed = [f"the check '{c.name}' failed ({c.found.rstrip('.')})" for c in self.checks if not c.passed]
+        above = [
+            f"'{a.name}' proves epsilon >= {a.lower:.4g}, above the {a.epsilon:.4g} that is claimed" for a in self.attacks if a.violated
+        ]
+        return failed + above
+
+    def data(self, publish: bool = False) -> dict[str, Any]:
+        """As JSON data; with ``publish`` without what must stay in the silo."""
+        attacks = [a for a in self.attacks if not (publish and self.withheld(a))]
+        return {
+            "target": str(self.target),
+            "name": self.config.name,
+            "seed": self.seed,
+            "checks": [c.row() for c in self.checks],
+            "attacks": [a.row() for a in attacks],
+            "faults": self.faults,
+            "notes": list(self.notes),
+            "fedray": __version__,
+        }
+
+    def withheld(self, attack: Attack) -> bool:
+        """Whether an attack's figures come from private records of a run that claims privacy for them."""
+        return attack.private and self.config.privacy.regime != "none"
+
+    def table(self) -> str:
+        """For a terminal."""
+        rows = [("what", "lower 95 %", "estimate", "proven epsilon", "verdict")]
+        rows += [(c.name, "", "", "", c.verdict) for c in self.checks]
+        rows += [(a.name, _text(a.lower), _text(a.estimate), _text(a.epsilon), a.verdict) for a in self.attacks]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = [
+            "  ".join(cell.ljust(w) if i in (0, 4) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in rows
+        ]
+        lines += [f"{a.name}: {_facts(a)}" for a in self.attacks]
+        return "\n".join([*lines, *self.notes])
+
+
+def write(report: Report) -> list[Path]:
+    """Write ``audit.json`` and the pictures; returns those files that may be published."""
+    report.output.mkdir(parents=True, exist_ok=True)
+    path = report.output / "audit.json"
+    write_json(path, report.data())
+    pictures = draw(report.output, report.attacks)
+    return [p for a in report.attacks if not report.withheld(a) for p in pictures.get(a.name, [])]
+
+
+def send(report: Report, pictures: Sequence[Path]) -> str:
+    """Log an audit to MLflow: to the audited run, or, for a config, as a run of its own, tagged ``fedray.kind=audit``.
+
+    Args:
+        report: written before.
+        pictures: files that may be published.
+
+    Returns:
+        A sentence on where it is.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    config, state = report.config, State.load(report.target) if report.target.is_dir() else None
+    uri = resolve_uri(config.tracking, report.output.parent) if state is None else unmasked(state.tracking_uri)
+
+    def log(client: Any) -> str:
+        from mlflow.entities import Metric, RunTag
+
+        run_id = _new_run(client, report) if state is None else state.run_id
+        now = int(time.time() * 1000)
+        metrics = [Metric(k, v, now, config.rounds) for k, v in figures(report).items()]
+        verdict = "; ".join(report.faults) or "nothing found"
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag("fedray.audit", verdict[:5000])])
+        return run_id
+
+    client, run_id = connect(uri, log)
+    with patience(UPLOAD_PATIENCE):
+        client.log_dict(run_id, report.data(publish=True), f"{_SECTION}/audit.json")
+        for picture in pictures:
+            client.log_artifact(run_id, str(picture), _SECTION)
+        if state is None:
+            client.set_terminated(run_id, "FINISHED")
+    return f"logged to MLflow run {run_id}"
+
+
+def figures(report: Report) -> dict[str, float]:
+    """The metrics: the largest lower bound, the largest estimate, and how many checks failed; none that is withheld or infinite."""
+    shown = [a for a in report.attacks if not report.withheld(a)]
+    found = {
+        "privacy/audit_lower95": max((a.lower for a in shown if a.lower is not None), default=None),
+        "privacy/audit_estimate": max((a.estimate for a in shown if a.estimate is not None), default=None),
+        "privacy/audit_checks_failed": float(sum(not c.passed for c in report.checks)) if report.checks else None,
+    }
+    return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
+
+
+def conclude(report: Report) -> None:
+    """Nothing where the audit found nothing.
+
+    Raises:
+        FedrayError: a check failed, or a lower bound is above the proven epsilon.
+    """
+    if report.faults:
+        raise FedrayError(f"{report.target}: the audit contradicts the privacy claim: {'; '.join(report.faults)}.")
+
+
+def _new_run(client: Any, report: Report) -> str:
+    from mlflow.entities import RunTag
+
+    config = report.config
+    known = client.get_experiment_by_name(config.experiment)
+    experiment = known.experiment_id if known is not None else client.create_experiment(config.experiment)
+    run = client.create_run(experiment, run_name=f"{config.name}-audit")
+    client.log_batch(run.info.run_id, tags=[RunTag("fedray.kind", "audit"), RunTag("fedray.version", __version__)])
+    return str(run.info.run_id)
+
+
+def _facts(attack: Attack) -> str:
+    return ", ".join(
+        f"{k.replace('_', ' ')} {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}" for k, v in attack.facts.items()
+    )
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if math.isfinite(value) else "infinity"

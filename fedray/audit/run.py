@@ -1,0 +1,177 @@
+"""``fedray audit``: which attacks and checks a config or a finished run is put to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from fedray.audit.canaries import canary_attacks
+from fedray.audit.checks import record_checks
+from fedray.audit.findings import Attack, Check
+from fedray.audit.inversion import inversion_attack
+from fedray.audit.lira import lira_attack
+from fedray.audit.membership import Target, membership_attack, sides
+from fedray.audit.rehearsal import subjects
+from fedray.audit.releases import client_attacks, client_release, cohort_check, driver_release, release_checks
+from fedray.audit.report import Report
+from fedray.audit.statistics import guarded
+from fedray.configfile import load_config
+from fedray.data.records import Federation
+from fedray.errors import ConfigError
+from fedray.experiment.finished import trained_model
+from fedray.experiment.preparation import Prepared, prepare
+from fedray.models.build import build_model
+from fedray.privacy import accounting
+from fedray.privacy.clientplan import ClientPlan
+from fedray.privacy.inspect import verify_all
+from fedray.privacy.mechanisms.local import LocalGaussian
+from fedray.runfiles import RunFiles
+from fedray.training.losses import find_loss
+
+Kind = Literal["all", "checks", "canaries", "membership", "lira", "inversion"]
+KINDS: tuple[str, ...] = get_args(Kind)
+CANARIES = 1000
+#: Canary clients at once.
+MOST_CLIENTS = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to audit, and how.
+
+    Attributes:
+        target: a config file, or a run's output directory.
+        overrides: ``key.path=value``.
+        attack: one kind, or all that the target allows.
+        canaries: records; for whole clients at most as many canary clients.
+        seed: of everything that the audit draws; never of noise.
+        output: where files go; None: ``audit`` in the run's directory, ``runs/NAME-audit`` for a config.
+    """
+
+    target: Path
+    overrides: Sequence[str] = ()
+    attack: str = "all"
+    canaries: int = CANARIES
+    seed: int = 0
+    output: Path | None = None
+
+
+def audit(request: Request) -> Report:
+    """Run the checks and attacks that were asked for. Trains in this process; keeps no books and starts no cluster.
+
+    Raises:
+        ConfigError: the target is neither a config nor a run, or it does not allow the attack.
+        FedrayError: a client failed.
+    """
+    if request.attack not in KINDS:
+        raise ConfigError(f"--attack {request.attack}: choose from {', '.join(KINDS)}.")
+    finished = request.target.is_dir()
+    files = RunFiles(request.target)
+    if finished and not files.config.exists():
+        raise ConfigError(f"{request.target}: is no run's output directory; give one, or a config.")
+    config = load_config(files.config if finished else request.target, request.overrides)
+    if request.attack in ("membership", "lira") and not (finished and files.model.exists()):
+        raise ConfigError(f"--attack {request.attack}: needs a finished run; give its output directory instead of a config.")
+    prepared = prepare(config)
+    federation, notes = prepared.federation, list[str]()
+    if federation is None or prepared.model is None:
+        raise ConfigError(
+            "data.source: the silos' files are read by their own actors; run the audit at a silo, with a source that it holds alone."
+        )
+    wanted = {request.attack} if request.attack != "all" else set(KINDS)
+    checks: list[Check] = []
+    attacks: list[Attack] = []
+    if "checks" in wanted:
+        checks = _checks(prepared, federation) + (_figures(files) if finished else [])
+        plan = prepared.client_plan
+        if plan is not None and not _checkable(plan):
+            notes.append(f"Not checked: the mechanism '{plan.kind}' of whole clients.")
+        if not checks:
+            notes.append("No checks: nothing in this config claims privacy that can be checked here.")
+    if "canaries" in wanted:
+        attacks += _canaries(prepared, federation, request)
+    if finished and files.model.exists() and wanted & {"membership", "lira"}:
+        attacks += _on_the_model(prepared, federation, files, request, wanted)
+    if "inversion" in wanted:
+        if any(plan is not None for plan in prepared.plans) and not prepared.model.tokens:
+            attacks.append(inversion_attack(subjects(prepared)[0], prepared.test, federation.classes, request.seed))
+        elif request.attack == "inversion":
+            raise ConfigError(
+                "--attack inversion: compares settings of record-level privacy on real-valued features, which this config does not have."
+            )
+    default = request.target / "audit" if finished else Path("runs") / f"{config.name}-audit"
+    return Report(config, request.target, request.output or default, checks, attacks, request.seed, notes)
+
+
+def _checks(prepared: Prepared, federation: Federation) -> list[Check]:
+    found: list[Check] = []
+    groups = subjects(prepared)
+    for subject in groups:
+        front = f"{subject.group.name}: " if len(groups) > 1 else ""
+        found += [replace(c, name=front + c.name) for c in record_checks(subject, federation.classes)]
+    plan, seed = prepared.client_plan, prepared.config.privacy.insecure_seed
+    if plan is not None and _checkable(plan):
+        release = driver_release(plan, seed, fresh=True) if plan.regime == "client" else client_release(plan, seed)
+        own = release_checks(release)
+        facts = plan.facts
+        if facts.sampling == "poisson" and facts.cap is None and all(g.rate == 1 for g in prepared.groups):
+            own.append(cohort_check(prepared.sampler, facts.clients, float(facts.rate or 0), seed))
+        found += [replace(c, name=f"whole clients: {c.name}") for c in own]
+    return found
+
+
+def _checkable(plan: ClientPlan) -> bool:
+    return plan.regime == "client" or isinstance(plan.mechanism, LocalGaussian)
+
+
+def _figures(files: RunFiles) -> list[Check]:
+    """What a finished run says it spent, against the entries of its own ledger."""
+    if not any(files.ledger.glob("*.jsonl")):
+        return []
+    name = "the run's figures follow from its ledger"
+    return [guarded(name, lambda: Check(name, True, "; ".join(verify_all(files.root))))]
+
+
+def _canaries(prepared: Prepared, federation: Federation, request: Request) -> list[Attack]:
+    found: list[Attack] = []
+    config, plan = prepared.config, prepared.client_plan
+    if config.privacy.record or not config.privacy.regimes:
+        found += canary_attacks(prepared, federation, request.canaries, request.seed)
+    if plan is not None and plan.regime == "client":
+        release = driver_release(plan, config.privacy.insecure_seed, fresh=False)
+        found += client_attacks(release, config.rounds, min(request.canaries, MOST_CLIENTS), plan.planned_epsilon, plan.delta, request.seed)
+    return found
+
+
+def _on_the_model(prepared: Prepared, federation: Federation, files: RunFiles, request: Request, wanted: set[str]) -> list[Attack]:
+    config, model = prepared.config, prepared.model
+    assert model is not None
+    trained, _ = trained_model(files, config)
+    members, others = sides(federation, request.seed)
+    epsilon, delta = _claimed(prepared, files)
+    target = Target(trained, find_loss(config.training.loss), members, others, epsilon, delta)
+    dtype = torch.int64 if model.tokens else torch.float32
+    found = [membership_attack(target)] if "membership" in wanted else []
+    if "lira" in wanted:
+        make = lambda: build_model(config.model, model.shape, model.outputs, config.seed, dtype)  # noqa: E731
+        found.append(lira_attack(target, make, config.training, config.rounds, request.seed))
+    return found
+
+
+def _claimed(prepared: Prepared, files: RunFiles) -> tuple[float | None, float]:
+    """Epsilon and delta of one record in the finished run; None where records are not protected."""
+    plans = [plan for plan in prepared.plans if plan is not None]
+    if not plans:
+        return None, 0.0
+    rounds = (
+        int(json.loads(files.summary.read_text()).get("rounds", prepared.config.rounds))
+        if files.summary.exists()
+        else prepared.config.rounds
+    )
+    figures = [accounting.bound({plan.event(): min(rounds, plan.max_participations or rounds)}, plan.delta) for plan in plans]
+    return max(figures), max(plan.delta for plan in plans)

@@ -1,0 +1,123 @@
+"""The tests behind the statistical checks; each fails a sound mechanism with probability below one in a million."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from fedray.audit.findings import FALSE_ALARM, Check
+from fedray.errors import FedrayError
+
+Floats = npt.NDArray[np.float64]
+Bits = npt.NDArray[np.bool_]
+
+#: A sum of squares falls this many standard deviations short with probability below 1e-6 (one-sided Bernstein), and
+#: exceeds its mean by the second number with less: its upper tail is heavier than a Gaussian's.
+_SHORT, _EXCESS = 6.5, 9.0
+#: A correlation of independent values, in standard deviations.
+_CORRELATED = 5.5
+
+
+def guarded(name: str, check: Callable[[], Check]) -> Check:
+    """The check's outcome; a refusal or an error on the way is a failure, whose sentence is what was found."""
+    try:
+        return check()
+    except FedrayError as error:
+        return Check(name, False, str(error))
+
+
+def noise_check(name: str, noise: Floats, std: float, single: bool = True) -> Check:
+    """Whether values are N(0, std^2): their spread by chi-square, their mean, and (``single``) their law by Kolmogorov-Smirnov.
+
+    Args:
+        name: of the check.
+        noise: float64 ``[d]``.
+        std: claimed.
+        single: each value is one draw; sums of several are Gaussian whatever the draws were.
+    """
+    d = len(noise)
+    ratio = float(np.sqrt(np.mean(np.square(noise)))) / std
+    low, high = (float(np.sqrt(stats.chi2.ppf(p, d) / d)) for p in (FALSE_ALARM / 6, 1 - FALSE_ALARM / 6))
+    centred = abs(float(noise.mean())) * np.sqrt(d) / std < stats.norm.isf(FALSE_ALARM / 6)
+    law = float(stats.kstest(noise / std, "norm").pvalue) if single and np.isfinite(ratio) else 1.0
+    passed = low <= ratio <= high and bool(centred) and law > FALSE_ALARM / 3
+    found = f"standard deviation {ratio:.4f} of what is claimed over {d} values (allowed {low:.3f} to {high:.3f})"
+    if low <= ratio <= high and not passed:
+        found += "; but not the law of a centred Gaussian"
+    return Check(name, passed, found, FALSE_ALARM)
+
+
+def independence_check(name: str, noises: Mapping[str, Floats]) -> Check:
+    """Whether noises that must differ have nothing in common: pairwise correlations, and of each with itself shifted.
+
+    Args:
+        name: of the check.
+        noises: what each was drawn for, to float64 ``[d]``.
+    """
+    largest, where = 0.0, ""
+    for (a, x), (b, y) in combinations(noises.items(), 2):
+        largest, where = max((largest, where), (_correlation(x, y), f"{a} and {b}"))
+    for a, x in noises.items():
+        half = len(x) // 2
+        largest, where = max((largest, where), (_correlation(x[:half], x[half : 2 * half]), f"the halves of {a}"))
+        largest, where = max((largest, where), (_correlation(x[1:], x[:-1]), f"neighbours in {a}"))
+    return Check(
+        name,
+        largest <= _CORRELATED,
+        f"largest correlation {largest:.2f} standard deviations, of {where} (allowed {_CORRELATED})",
+        FALSE_ALARM,
+    )
+
+
+def coin_check(name: str, drawn: Bits, rate: float) -> Check:
+    """Whether who is drawn in each step is an independent coin of probability ``rate`` for each record and step.
+
+    Mean (exact binomial), spread of the batch sizes and of the records' counts, correlation of consecutive steps and
+    with the records' order. Batches of a fixed size have no spread at all.
+
+    Args:
+        name: of the check.
+        drawn: bool ``[steps, records]``.
+        rate: claimed, above 0.
+    """
+    steps, records = drawn.shape
+    if rate == 1:
+        return Check(name, bool(drawn.all()), f"{int(drawn.sum())} of {drawn.size} draws at rate 1")
+    total = int(drawn.sum())
+    p = float(stats.binomtest(total, drawn.size, rate).pvalue)
+    sizes = _spread(drawn.sum(1), records, rate)
+    counts = _spread(drawn.sum(0), steps, rate)
+    centred = drawn - rate
+    follow = float((centred[1:] * centred[:-1]).sum() / (rate * (1 - rate) * np.sqrt((steps - 1) * records)))
+    place = np.arange(records) - (records - 1) / 2
+    order = float(centred.sum(0) @ place / np.sqrt(steps * rate * (1 - rate) * (place @ place)))
+    spread = all(-_SHORT < z < _EXCESS for z in (sizes, counts))
+    passed = p > FALSE_ALARM / 4 and spread and abs(follow) < _EXCESS and abs(order) < _CORRELATED
+    found = (
+        f"{total / drawn.size:.4f} drawn where {rate:.4f} is claimed; spread of batch sizes {sizes:+.1f}, of records' counts {counts:+.1f}, "
+        f"correlation of steps {follow:+.1f}, with the records' order {order:+.1f} standard deviations from independent coins"
+    )
+    return Check(name, passed, found, FALSE_ALARM)
+
+
+def _spread(counts: npt.NDArray[np.int64], trials: int, rate: float) -> float:
+    """Sum of squared deviations of binomial counts, less its mean, over its standard deviation."""
+    variance = trials * rate * (1 - rate)
+    fourth = variance * (1 + 3 * (trials - 2) * rate * (1 - rate))
+    squares = np.square(counts - trials * rate)
+    return float((squares.sum() - len(counts) * variance) / np.sqrt(len(counts) * (fourth - variance**2)))
+
+
+def _correlation(x: Floats, y: Floats) -> float:
+    """Absolute correlation in standard deviations of that of independent values; infinite where one of them is constant."""
+    scale = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return abs(float(x @ y)) / scale * float(np.sqrt(len(x))) if scale > 0 and np.isfinite(scale) else float("inf")
+
+
+def largest(values: Sequence[float]) -> float:
+    """The largest, where a NaN counts as infinite."""
+    return max((v if np.isfinite(v) else float("inf") for v in values), default=0.0)
