@@ -284,7 +284,7 @@ class Driver:
         self._traffic["clients"] += updates
         metrics = round_metrics(p.config, number - 1, permit, log_, updates)
         metrics |= {"time/train_s": train_seconds, "traffic/uplink_mb": up / 1e6, "traffic/downlink_mb": down / 1e6}
-        metrics |= p.privacy.metrics(p.books.lines(), self._round)
+        metrics |= p.privacy.metrics(p.books.lines(self._round if p.privacy.secret else None), self._round)
         if p.release is not None and p.release.plan.adaptive is not None:
             metrics["privacy/clip"] = p.release.clip
         return {"round": number, "time": time.time(), "metrics": metrics}

@@ -218,10 +218,10 @@ class ClientHost:
         assert self._account is not None
         self._account.commit(round_, attempt, {self._name: receipt})
 
-    def spent(self) -> tuple[Figures, str]:
-        """The silo's figures, and the hash of its ledger's last entry."""
+    def spent(self, rounds: int | None = None) -> tuple[Figures, str]:
+        """The silo's figures (``rounds``: see ``Account.groups``), and the hash of its ledger's last entry."""
         assert self._account is not None
-        return self._account.figures()[0], self._account.head
+        return self._account.figures(rounds)[0], self._account.head
 
     def ledger_part(self) -> dict[str, Any]:
         """This run's entries in the silo's ledger."""

@@ -20,6 +20,7 @@ from fedray.errors import FedrayError
 from fedray.experiment.cluster import joined
 from fedray.experiment.finished import trained_model
 from fedray.experiment.job import Experiment
+from fedray.experiment.planner import shortfalls
 from fedray.experiment.preparation import Prepared, prepare
 from fedray.experiment.wiring import Request
 from fedray.runfiles import RunFiles, choose_output
@@ -93,6 +94,8 @@ def run(
     root = choose_output(resolved.name, output, resume)
     files = RunFiles(root)
     prepared = prepare(resolved)
+    if not resume:
+        prepared.warnings += shortfalls(prepared)
     files.create()
 
     def listen(kind: str, value: Any) -> None:

@@ -443,7 +443,10 @@ class Wiring:
         if not config.privacy.regimes:
             return {"unit": None, "regime": "none", "epsilon": None}
         figures = self._books.figures()
-        lines = [Guarantee(line.unit, line.distinct_plans(), figures.get(line.unit, [])) for line in self._lines()]
+        published = self._books.figures(rounds) if self.parts.privacy.secret else figures
+        lines = [
+            Guarantee(u, line.distinct_plans(), figures.get(u, []), published.get(u, [])) for line in self._lines() for u in [line.unit]
+        ]
         statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems)
         write_json(self._files.statement, statement)
         for name, part in self._books.parts().items():

@@ -290,13 +290,17 @@ class Account:
         """Note that the results of a reserved round left, with what each client says it ran."""
         self._ledger.commit(round, attempt, receipts)
 
-    def groups(self) -> list[Group]:
-        """All subjects' figures, those with equal ones together."""
-        return [Group(self._figures(next(iter(names))), names.keys()) for names in self._members.values() if names]
+    def groups(self, rounds: int | None = None) -> list[Group]:
+        """All subjects' figures, those with equal ones together.
 
-    def figures(self) -> list[Figures]:
-        """Everyone's figures, in the order of the plans."""
-        by_key = {key: self._figures(next(iter(names))) for key, names in self._members.items() if names}
+        Args:
+            rounds: figures as if everyone had taken part in each of so many rounds of this run, where who did is secret.
+        """
+        return [Group(self._figures(next(iter(names)), rounds), names.keys()) for names in self._members.values() if names]
+
+    def figures(self, rounds: int | None = None) -> list[Figures]:
+        """Everyone's figures, in the order of the plans; ``rounds`` as for :meth:`groups`."""
+        by_key = {key: self._figures(next(iter(names)), rounds) for key, names in self._members.items() if names}
         return [replace(by_key[self._keys[subject]], name=subject) for subject in self._plans]
 
     def epsilons(self) -> dict[str, float]:
@@ -309,12 +313,8 @@ class Account:
 
     def rounds_left(self, subject: str) -> int | None:
         """Rounds that a subject can still take part in; None without a limit."""
-        plan = self._plan(subject)
-        by_count = None if plan.max_participations is None else max(0, plan.max_participations - self._ledger.charges(subject, True))
-        if plan.budget is None:
-            return by_count
-        by_budget = _rounds_left(self._keys[subject][1], plan)
-        return by_budget if by_count is None else min(by_count, by_budget)
+        _, composition, mine = self._keys[subject]
+        return _left(composition, mine, self._plan(subject))
 
     def part(self) -> dict[str, Any]:
         """This run's part of a book that outlives it: where the book is, its head, and the entries of this run."""
@@ -383,14 +383,17 @@ class Account:
         event = plan.event(steps=steps)
         return Charge(subject, round, attempt, event, plan.sha256, plan.clip, plan.unit, plan.adjacency, self._data.get(subject))
 
-    def _figures(self, subject: str) -> Figures:
+    def _figures(self, subject: str, rounds: int | None) -> Figures:
         plan, (_, composition, mine) = self._plan(subject), self._keys[subject]
-        left = self.rounds_left(subject)
+        unseen = 0 if rounds is None else max(0, min(rounds, plan.max_participations or rounds) - mine)
+        if unseen:
+            composition, mine = _plus(composition, plan.event(), unseen), mine + unseen
+        left = _left(composition, mine, plan)
         exhausted = left == 0 and not (self._fewer_steps and plan.budget is not None and _most_steps(composition, plan))
         return Figures(
             name=subject,
             unit=plan.unit,
-            charges=self._ledger.charges(subject),
+            charges=self._ledger.charges(subject) + unseen,
             run_charges=mine,
             epsilon=_bound(composition, plan),
             epsilon_rdp=_by_rdp(composition, plan),
@@ -427,6 +430,14 @@ def _by_rdp(composition: Composition, plan: Plan) -> float:
 
 def _unamplified(composition: Composition, plan: Plan) -> float:
     return accounting.bound(accounting.unamplified(dict(composition)), plan.delta, plan.interval, plan.adjacency)
+
+
+def _left(composition: Composition, participations: int, plan: Plan) -> int | None:
+    by_count = None if plan.max_participations is None else max(0, plan.max_participations - participations)
+    if plan.budget is None:
+        return by_count
+    by_budget = _rounds_left(composition, plan)
+    return by_budget if by_count is None else min(by_count, by_budget)
 
 
 def _rounds_left(composition: Composition, plan: Plan) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -20,7 +21,7 @@ from fedray.privacy.chain import EVERYONE
 from fedray.privacy.events import Event, Poisson, rate
 from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise
-from fedray.privacy.plan import rng_of, rounded_down, terms_sha256
+from fedray.privacy.plan import RecordPlan, rng_of, rounded_down, terms_sha256
 
 _DEFAULTS = {"client": "gaussian", "local": "local_gaussian", "distributed": "ddg"}
 
@@ -157,6 +158,18 @@ class ClientPlan:
     def sha256(self) -> str:
         """Hash of the plan's canonical JSON."""
         return terms_sha256(self.terms())
+
+
+def secret_cohorts(plans: Sequence[RecordPlan | ClientPlan]) -> bool:
+    """Whether one plan needs secret cohorts while the charges of another, or its own, are made by who took part.
+
+    Then figures that follow from those charges must not be published as they are.
+    """
+    whole = [p for p in plans if isinstance(p, ClientPlan)]
+    secret = any(
+        p.observers_rate is not None or (p.charging.whom == "everyone" and p.facts.sampling in ("poisson", "fixed")) for p in whole
+    )
+    return secret and any(isinstance(p, RecordPlan) or p.charging.whom == "participants" for p in plans)
 
 
 def level(privacy: Privacy) -> Privacy | Joint:

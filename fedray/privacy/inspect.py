@@ -13,6 +13,7 @@ from fedray.privacy import accounting
 from fedray.privacy.chain import Summary
 from fedray.privacy.compare import compare_run
 from fedray.privacy.location import Location, location
+from fedray.privacy.statement import show
 from fedray.privacy.store import find_books
 from fedray.privacy.verification import verify
 
@@ -111,7 +112,7 @@ def verify_all(path: str | Location) -> Iterator[str]:
         summary = verify(book)
         assert summary.head is not None
         spent = "; ".join(
-            f"largest epsilon {max(summary.epsilons(d).values()):.6g} at delta {d:g}" for d in summary.deltas if summary.spent
+            f"largest epsilon {_text(max(summary.epsilons(d).values()))} at delta {d:g}" for d in summary.deltas if summary.spent
         )
         yield (
             f"{book}: whole, {summary.entries} entries, {sum(summary.charges.values())} charges to {len(summary.spent)} clients, "
@@ -126,4 +127,4 @@ def _value(epsilon: float | str) -> float:
 
 
 def _text(epsilon: float | str) -> str:
-    return epsilon if isinstance(epsilon, str) else f"{epsilon:.4f}"
+    return show("infinity" if isinstance(epsilon, float) and math.isinf(epsilon) else epsilon)

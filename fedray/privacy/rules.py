@@ -17,7 +17,7 @@ from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy.ledger import ledger_directory
 
 #: Local engines that are proven to do record-level DP-SGD.
-ENGINES = ("auto", "hooks", "ghost")
+ENGINES = ("auto", "book", "hooks", "ghost")
 
 _ROBUST = ("median", "trimmed", "krum", "geometric", "geo_median", "fltrust", "cosine", "bulyan")
 _UNPROTECTED = {
@@ -142,7 +142,7 @@ def _check_training(config: Config) -> None:
     for path, engine in engines.items():
         if engine not in ENGINES:
             raise PrivacyRefusal(
-                f"{path}: '{engine}' is not proven to clip and noise every record's gradient; use auto, hooks or ghost.",
+                f"{path}: '{engine}' is not proven to clip and noise every record's gradient; use auto, book, hooks or ghost.",
                 "privacy.incompatible.record.engine",
             )
     kind, arguments = config.algorithm.kind, config.algorithm.arguments

@@ -1,6 +1,9 @@
 """The privacy statement of a run: what is guaranteed, to whom, under which assumptions, and what is not.
 
-Source: Ponomareva et al. 2023, How to DP-fy ML, section 5.3 (what to report)
+Its sentences are in :mod:`fedray.privacy.wording`.
+
+Sources: Ponomareva et al. 2023, How to DP-fy ML, section 5.3 (what to report); NIST SP 800-226 (2025), Guidelines for Evaluating
+Differential Privacy Guarantees
 """
 
 from __future__ import annotations
@@ -8,119 +11,193 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedray.config import Config
-from fedray.privacy import accounting
+from fedray.privacy import accounting, wording
+from fedray.privacy.account import Figures
+from fedray.privacy.clientplan import ClientPlan, secret_cohorts
 from fedray.privacy.plan import RecordPlan
-from fedray.privacy.record import Figures
 from fedray.privacy.rules import Claim, claim
 
 _PACKAGES = ("fedray", "opacus", "dp-accounting", "torch", "numpy", "cryptography", "ray")
 
-NOT_COVERED = (
-    "whole clients, and persons with several records in one client: the unit is one record",
-    "that a client takes part, when, for how long, and how many records it holds (taken as public)",
-    "error messages and tracebacks of clients, which stay inside the cluster's trust domain",
-    "the driver's test records, which are taken as public",
-    "choosing among several runs by their results on private records, unless all runs share one lasting ledger",
-    "rounding of float32 arithmetic: the analysis is one of real numbers",
-)
-TRUST = (
-    "One Ray cluster is one trust domain: records are protected from everyone who sees models and metrics, "
-    "not from code that runs in the cluster or from its operators. The server need not be trusted with single updates."
-)
+
+@dataclass(frozen=True)
+class Guarantee:
+    """One line of a statement.
+
+    Attributes:
+        unit: whom it protects.
+        plans: of its groups.
+        figures: every subject's.
+        published: what headlines are made of where who took part is secret: figures as if everyone always had; None: ``figures``.
+    """
+
+    unit: str
+    plans: Sequence[RecordPlan | ClientPlan]
+    figures: Sequence[Figures]
+    published: Sequence[Figures] | None = None
 
 
 def privacy_statement(
     config: Config,
-    plans: Sequence[RecordPlan],
-    figures: Sequence[Figures],
+    guarantees: Sequence[Guarantee],
     ledger_head: str | Mapping[str, str] | None,
+    rounds: int,
     problems: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The statement as JSON data.
 
     Args:
         config: the run.
-        plans: of all groups of clients; equal ones are named once.
-        figures: every client's figures (see ``Account.figures``).
-        ledger_head: hash of the last entry of the driver's book, or client to that of its own.
+        guarantees: the run's lines, records first; at least one.
+        ledger_head: hash of the last entry of the driver's book, or name to that of each book.
+        rounds: rounds that were run.
         problems: what went wrong while the run ran; voids the claim.
 
     Returns:
-        JSON data; ``summary`` is the part for the run's summary. An infinite epsilon is written "infinity".
+        JSON data; ``summary`` is the part for the run's summary: of the first line, with the second's under ``joint``. The rest is the
+        first line's too, with the other lines whole under ``joint``, and every line's subjects under ``clients``. Where
+        ``reveals_cohorts``, the subjects' rows would tell secret cohorts and must not be published. An infinite epsilon is
+        written "infinity".
     """
     standing = claim(config, problems)
-    distinct = list(dict.fromkeys(plans))
-    headline = _headline(figures)
-    epsilons = sorted(f.epsilon for f in figures)
-    delta = max((p.delta for p in distinct), default=config.privacy.delta)
-    summary: dict[str, Any] = {
-        "unit": "record",
-        "regime": "local-dp-sgd",
-        "epsilon": _figure(headline),
-        "epsilon_rdp": _figure(max((f.epsilon_rdp for f in figures), default=0.0)),
-        "epsilon_client_median": _figure(_median(epsilons)),
-        "epsilon_person": _figure(_person(distinct, figures, headline)),
-        "delta": delta,
-        "budget": max((p.budget for p in distinct if p.budget is not None), default=None),
-        "accountant": "pld",
-        "accountant_version": accounting.accountant_version(),
-        "clients": len(figures),
-        "clients_exhausted": sum(f.exhausted for f in figures),
-        "claim": "valid" if standing.valid else "void",
-        "claim_reasons": standing.reasons,
-    }
+    first, *others = [_line(config, g, rounds, standing) for g in guarantees]
+    summary = first["summary"] | {"claim": "valid" if standing.valid else "void", "claim_reasons": standing.reasons}
+    summary["statement"] = " ".join(line["guarantee"]["statement"] for line in (first, *others))
     if isinstance(ledger_head, str):
         summary["ledger_sha256"] = ledger_head
+    if others:
+        summary["joint"] = others[0]["summary"]
+    return {
+        **first,
+        "summary": summary,
+        "joint": others,
+        "clients": [row for line in (first, *others) for row in line["clients"]],
+        "reveals_cohorts": secret_cohorts([p for g in guarantees for p in g.plans]),
+        "tuning": wording.tuning(config),
+        "exposure": wording.exposure(config),
+        "implementation": wording.implementation(),
+        "ledger": {
+            "scope": "this run alone" if config.privacy.ledger == "run" else "all runs that were charged to the same ledger",
+            "kept": "a charge is durable before the data is touched and is never taken back",
+            "head_sha256": dict(ledger_head) if isinstance(ledger_head, Mapping) else ledger_head,
+        },
+        "versions": {"python": platform.python_version(), **_versions(_PACKAGES)},
+    }
+
+
+def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim) -> dict[str, Any]:
+    """One guarantee, whole."""
+    unit, plans = guarantee.unit, list(dict.fromkeys(guarantee.plans))
+    figures = guarantee.figures if guarantee.published is None else guarantee.published
+    plan, adjacency = plans[0], plans[0].adjacency
+    headline = _headline(figures, adjacency)
+    unamplified = max((f.epsilon_unamplified for f in figures if f.epsilon_unamplified is not None), default=None)
+    observers = plan.observers_epsilon(rounds) if isinstance(plan, ClientPlan) else None
+    delta = max(p.delta for p in plans)
+    shown = show(_figure(headline))
+    summary: dict[str, Any] = {
+        "unit": unit,
+        "adjacency": adjacency,
+        "regime": _regime(plan),
+        "epsilon": _figure(headline),
+        "epsilon_rdp": _figure(max((f.epsilon_rdp for f in figures), default=0.0)),
+        "epsilon_client_median": _figure(_median(sorted(f.epsilon for f in figures))),
+        "epsilon_person": _figure(_person(plans, figures, headline)),
+        "delta": delta,
+        "budget": max((p.budget for p in plans if p.budget is not None), default=None),
+        "accountant": "pld",
+        "accountant_version": accounting.accountant_version(),
+        "clients": plan.facts.clients if isinstance(plan, ClientPlan) else len(figures),
+        "clients_exhausted": sum(f.exhausted for f in figures),
+    }
+    if unamplified is not None:
+        summary["epsilon_unamplified"] = _figure(unamplified)
+    if observers is not None:
+        summary["epsilon_observers"] = _figure(observers)
     return {
         "summary": summary,
         "guarantee": {
-            "unit": "one record of one client",
-            "adjacency": "zero-out: one record's contribution is replaced by nothing; the numbers of records are public",
-            "statement": _sentence(headline, delta, standing),
-            "against": "the server, the other clients, whoever sees the model, the metrics or the tracking store",
-            "trust": TRUST,
-            "persons": _persons(config.privacy.max_silos_per_person),
-            "not_covered": list(NOT_COVERED) + [reason for reason in standing.reasons if reason.startswith("privacy.unprotected")],
+            "definition": "(epsilon, delta)-differential privacy",
+            "setting": wording.setting(plan),
+            "unit": "one record of one client" if unit == "record" else "one client with all its records",
+            "adjacency": wording.ADJACENCY[adjacency].format(unit=unit),
+            "statement": wording.sentence(unit, shown, delta, standing),
+            "meaning": wording.meaning(unit, adjacency, headline, delta, shown),
+            "against": wording.against(plan),
+            "trust": wording.trust(plan),
+            "persons": wording.persons(unit, config.privacy.max_silos_per_person),
+            "released": wording.released(plan),
+            "accesses": wording.accesses(plan),
+            "not_covered": wording.not_covered(plan, standing),
         },
-        "mechanism": {
-            "name": "DP-SGD at each client: Poisson-sampled steps, each record's gradient clipped jointly over all trained parameters, "
-            "Gaussian noise on the sum",
-            "sampling": "each record joins each step by an independent float64 coin of the public sampling rate, tossed by the program; "
-            "empty batches are noise-only steps and are charged; there is no path with shuffled batches",
-            "denominator": "the constant training.expected_batch, never the number of records drawn",
-            "rng": sorted({p.rng for p in distinct}),
-            "client_sampling": "claims no amplification: a client's own update is visible to the server",
-            "plans": [{**p.terms(), "sha256": p.sha256, "planned_epsilon": _figure(p.planned_epsilon)} for p in distinct],
-        },
+        "mechanism": _record_mechanism(plans) if isinstance(plan, RecordPlan) else _client_mechanism(plan),
         "accounting": {
             "headline": f"privacy-loss distributions, upper bound, largest client; interval {accounting.FINAL_INTERVAL:g} "
-            f"({accounting.INTERVAL:g} while the run went on and in the table below)",
+            f"({accounting.INTERVAL:g} while the run went on and in the table below); Renyi DP where it alone bounds a mechanism",
             "beside": "Renyi DP",
             "library": accounting.accountant_version(),
             "composition": "all charges in the ledger; charges of different plans are composed as if the plans had been fixed beforehand",
-        },
-        "ledger": {
-            "scope": "this run alone" if config.privacy.ledger == "run" else "all runs that were charged to the same ledger",
-            "kept": "a charge is on disk before the data is touched and is never taken back",
-            "head_sha256": dict(ledger_head) if isinstance(ledger_head, Mapping) else ledger_head,
+            "assumptions": wording.assumptions(config, plan),
+            "rounding": wording.ROUNDING,
         },
         "clients": [
             {
                 "name": f.name,
+                "unit": unit,
                 "participations_charged": f.charges,
                 "of_this_run": f.run_charges,
                 "epsilon": _figure(f.epsilon),
                 "epsilon_rdp": _figure(f.epsilon_rdp),
+                "epsilon_unamplified": None if f.epsilon_unamplified is None else _figure(f.epsilon_unamplified),
                 "budget": f.budget,
                 "rounds_left": f.rounds_left,
             }
-            for f in figures
+            for f in guarantee.figures
         ],
-        "versions": {"python": platform.python_version(), **_versions(_PACKAGES)},
+    }
+
+
+def _regime(plan: RecordPlan | ClientPlan) -> str:
+    if isinstance(plan, RecordPlan):
+        return "local-dp-sgd"
+    return f"{'central' if plan.regime == 'client' else plan.regime}-{plan.kind}"
+
+
+def _record_mechanism(plans: Sequence[RecordPlan | ClientPlan]) -> dict[str, Any]:
+    return {
+        "name": "DP-SGD at each client: Poisson-sampled steps, each record's gradient clipped jointly over all trained parameters "
+        "(per_layer: each parameter tensor's to clip / sqrt(their number)), Gaussian noise on the sum",
+        "sampling": wording.sampling(plans[0]),
+        "denominator": "the constant training.expected_batch, never the number of records drawn",
+        "rng": sorted({p.rng for p in plans}),
+        "client_sampling": "claims no amplification: a client's own update is visible to the server",
+        "enforced": "every update carries a receipt of steps, sampling rate, noise multiplier, clip norm and reservation, checked before it is added",
+        "plans": [{**p.terms(), "sha256": p.sha256, "planned_epsilon": _figure(p.planned_epsilon)} for p in plans],
+    }
+
+
+def _client_mechanism(plan: ClientPlan) -> dict[str, Any]:
+    facts = plan.facts
+    secret = plan.charging.whom == "everyone" and facts.sampling in ("poisson", "fixed")
+    return {
+        "name": plan.mechanism.statement,
+        "sampling": wording.sampling(plan),
+        "denominator": f"the constant {plan.denominator:g}, never the number of clients that answered"
+        if plan.regime != "local"
+        else "the number of updates, which is public",
+        "rng": [plan.rng],
+        "client_sampling": "the headline relies on cohorts staying secret; beside it stands the figure without that"
+        if secret
+        else "the headline claims no amplification",
+        "enforced": "cohorts are drawn by the driver and logged nowhere; separation and number of participations are checked by the driver; "
+        "every update carries a receipt of its clip norm and reservation, checked before it is added",
+        "plans": [{**plan.terms(), "sha256": plan.sha256, "planned_epsilon": _figure(plan.planned_epsilon)}],
     }
 
 
@@ -129,63 +206,108 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
 
     Args:
         statement: from :func:`privacy_statement`.
-        clients: rows of the table at most; those with the largest epsilon are kept.
+        clients: rows of each table at most; those with the largest epsilon are kept. None where they would reveal secret cohorts.
     """
-    summary, guarantee, mechanism = statement["summary"], statement["guarantee"], statement["mechanism"]
-    accounts, ledger = statement["accounting"], statement["ledger"]
-    lines = ["# Privacy statement", "", guarantee["statement"], ""]
+    summary = statement["summary"]
+    lines = ["# Privacy statement", "", statement["guarantee"]["statement"], ""]
+    lines += [line["guarantee"]["statement"] + "\n" for line in statement["joint"]]
     if summary["claim"] != "valid":
         lines += ["**The claim is void:**", "", *(f"- {reason}" for reason in summary["claim_reasons"]), ""]
-    rows = [
-        ("Unit", guarantee["unit"]),
-        ("Adjacency", guarantee["adjacency"]),
-        ("Epsilon (largest client)", f"{_show(summary['epsilon'])} by PLD, {_show(summary['epsilon_rdp'])} by RDP"),
-        ("Epsilon (median client)", _show(summary["epsilon_client_median"])),
-        ("Epsilon (person)", f"{_show(summary['epsilon_person'])} ({guarantee['persons']})"),
-        ("Delta", f"{summary['delta']:g}" if summary["delta"] is not None else "none"),
-        ("Budget", _show(summary["budget"])),
+    rows = 0 if statement["reveals_cohorts"] else clients
+    lines += _section(statement, rows)
+    for line in statement["joint"]:
+        lines += [f"# Second guarantee: {line['guarantee']['unit']}", "", *_section(line, rows)]
+    exposure, built = statement["exposure"], statement["implementation"]
+    lines += ["# What it rests on", "", f"- Choice of settings: {statement['tuning']}", f"- Where the data is: {exposure['data']}."]
+    lines += [f"- Access: {exposure['access']}.", *(f"- Side channel: {text}." for text in exposure["side_channels"])]
+    lines += [f"- Code: {built['code']}.", f"- Checked: {built['checked']}.", f"- Not checked: {built['not_checked']}.", ""]
+    ledger = statement["ledger"]
+    heads = ledger["head_sha256"]
+    shown = heads if isinstance(heads, str) else ", ".join(f"{k} {v[:16]}..." for k, v in list((heads or {}).items())[:8]) or "none"
+    lines += ["## Ledger", "", f"{ledger['scope']}; {ledger['kept']}. Head: {shown}.", ""]
+    lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in statement["versions"].items()) + ".", ""]
+    return "\n".join(lines)
+
+
+def _section(line: Mapping[str, Any], clients: int) -> list[str]:
+    summary, guarantee, mechanism, accounts = line["summary"], line["guarantee"], line["mechanism"], line["accounting"]
+    rows = [("Definition", guarantee["definition"]), ("Setting", guarantee["setting"])]
+    rows += [("Unit", guarantee["unit"]), ("Adjacency", guarantee["adjacency"]), ("In other words", guarantee["meaning"])]
+    if "epsilon_unamplified" in summary:
+        rows.append(("Epsilon, unamplified (against whoever knows the cohorts)", show(summary["epsilon_unamplified"])))
+    if "epsilon_observers" in summary:
+        rows.append(("Epsilon, amplified (against those who see models but not cohorts)", show(summary["epsilon_observers"])))
+    rows += [
+        ("Epsilon (largest client)", f"{show(summary['epsilon'])}, {show(summary['epsilon_rdp'])} by RDP"),
+        ("Epsilon (median client)", show(summary["epsilon_client_median"])),
+        ("Epsilon (person)", f"{show(summary['epsilon_person'])} ({guarantee['persons']})"),
+        ("Delta", _exactly(summary["delta"])),
+        ("Budget", _exactly(summary["budget"])),
         ("Protects against", guarantee["against"]),
         ("Trust", guarantee["trust"]),
+        ("Covers the release of", guarantee["released"]),
+        ("Covers the use of records in", guarantee["accesses"]),
         ("Mechanism", mechanism["name"]),
         ("Sampling", mechanism["sampling"]),
         ("Denominator", mechanism["denominator"]),
         ("Client sampling", mechanism["client_sampling"]),
+        ("Enforced", mechanism["enforced"]),
         ("Randomness", "; ".join(mechanism["rng"])),
         ("Accounting", f"{accounts['headline']}; {accounts['library']}"),
         ("Composition", accounts["composition"]),
-        ("Ledger", f"{ledger['scope']}; {ledger['kept']}"),
-        ("Ledger head", ledger["head_sha256"] if isinstance(ledger["head_sha256"], str) else "in each silo's own book"),
+        ("Rounding", accounts["rounding"]),
     ]
-    lines += ["| | |", "| --- | --- |", *(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows), ""]
-    lines += ["## Not covered", "", *(f"- {text}" for text in guarantee["not_covered"]), "", "## Plans", ""]
-    for plan in mechanism["plans"]:
+    lines = ["| | |", "| --- | --- |", *(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows), ""]
+    lines += ["## Assumptions", ""]
+    lines += [f"- {'Holds' if a['holds'] else '**Does not hold**'}: {a['assumption']} ({a['because']})." for a in accounts["assumptions"]]
+    lines += ["", "## Not covered", "", *(f"- {text}" for text in guarantee["not_covered"]), "", "## Plans", ""]
+    lines += [_plan(plan) for plan in mechanism["plans"]]
+    mine = [c for c in line["clients"] if c["unit"] == summary["unit"]]
+    ordered = sorted(mine, key=lambda c: math.inf if c["epsilon"] == "infinity" else c["epsilon"], reverse=True)
+    lines += ["", "## Clients", ""]
+    if not clients:
+        return [
+            *lines,
+            "Who was charged how often would tell who was in which cohort, which must stay secret, so it is not listed here.",
+            "",
+        ]
+    lines += ["| client | rounds charged | epsilon | budget |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {_cell(c['name'])} | {c['participations_charged']} | {show(c['epsilon'])} | {_exactly(c['budget'])} |"
+        for c in ordered[:clients]
+    ]
+    if clients < len(ordered):
+        lines.append(f"\n{len(ordered) - clients} clients with smaller epsilon are in the JSON.")
+    return [*lines, ""]
+
+
+def _plan(plan: Mapping[str, Any]) -> str:
+    planned = f"epsilon {show(plan['planned_epsilon'])}"
+    if plan["unit"] == "record":
         q = plan["sampling_rate"]
-        lines.append(
-            f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} step(s) a round, noise multiplier {plan['noise_multiplier']:g}, "
-            f"clip {plan['clip']:g}, expected batch {plan['expected_batch']:g}, "
-            f"{plan['participations']} planned rounds: epsilon {_show(plan['planned_epsilon'])}"
+        return (
+            f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} step(s) a round, noise multiplier {_exactly(plan['noise_multiplier'])}, "
+            f"clip {_exactly(plan['clip'])} ({plan['clipping']}), expected batch {_exactly(plan['expected_batch'])}, {plan['participations']} planned rounds: {planned}"
         )
-    shown = sorted(statement["clients"], key=lambda c: math.inf if c["epsilon"] == "infinity" else c["epsilon"], reverse=True)[:clients]
-    lines += ["", "## Clients", "", "| client | rounds charged | epsilon | budget |", "| --- | --- | --- | --- |"]
-    lines += [f"| {_cell(c['name'])} | {c['participations_charged']} | {_show(c['epsilon'])} | {_show(c['budget'])} |" for c in shown]
-    if len(shown) < len(statement["clients"]):
-        lines.append(f"\n{len(statement['clients']) - len(shown)} clients with smaller epsilon are in the JSON.")
-    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in statement["versions"].items()) + ".", ""]
-    return "\n".join(lines)
+    clip = f"clip {_exactly(plan['clip'])}" if plan["adaptive_clip"] is None else f"clip {_exactly(plan['clip'])} at first, then adaptive"
+    return (
+        f"- {plan['mechanism']}: {plan['clients']} clients, {plan['sampling']} cohorts of {_exactly(plan['cohort'])}, noise multiplier "
+        f"{_exactly(plan['noise_multiplier'])}, {clip}, {plan['participations']} planned charges of {plan['rounds_of_a_charge']} round(s): {planned}"
+    )
 
 
-def _headline(figures: Sequence[Figures]) -> float:
+def _headline(figures: Sequence[Figures], adjacency: accounting.Adjacency) -> float:
     """The largest client's epsilon on the fine grid: clients are refined from the top until no other can exceed them."""
     distinct = {(f.composition, f.delta): f.epsilon for f in figures}
     best = 0.0
     for (composition, delta), coarse in sorted(distinct.items(), key=lambda item: -item[1]):
         if coarse <= best or math.isinf(coarse):
             return max(best, coarse) if math.isinf(coarse) else best
-        best = max(best, min(coarse, accounting.bound(dict(composition), delta, accounting.FINAL_INTERVAL)))
+        best = max(best, min(coarse, accounting.bound(dict(composition), delta, accounting.FINAL_INTERVAL, adjacency)))
     return best
 
 
-def _person(plans: Sequence[RecordPlan], figures: Sequence[Figures], headline: float) -> float:
+def _person(plans: Sequence[RecordPlan | ClientPlan], figures: Sequence[Figures], headline: float) -> float:
     silos = max((p.max_silos_per_person for p in plans), default=1)
     if silos == 1 or not figures:
         return headline
@@ -193,23 +315,6 @@ def _person(plans: Sequence[RecordPlan], figures: Sequence[Figures], headline: f
     if not all(accounting.bounded(f.composition, "rdp") for f in figures):
         return math.inf
     return accounting.person_epsilon([dict(f.composition) for f in figures], delta, silos)
-
-
-def _persons(silos: int) -> str:
-    if silos == 1:
-        return "for persons with one record in one client"
-    return f"for persons with one record in each of up to {silos} clients, by RDP added up order by order"
-
-
-def _sentence(epsilon: float, delta: float | None, standing: Claim) -> str:
-    if not standing.valid:
-        return (
-            f"No guarantee is claimed: the charges amount to epsilon {_show(_figure(epsilon))} at delta {delta:g}, but the claim is void."
-        )
-    return (
-        f"Training was ({_show(_figure(epsilon))}, {delta:g})-differentially private for every single record of every client: "
-        "what left any client would have been almost as likely without that record's contribution."
-    )
 
 
 def _median(values: Sequence[float]) -> float:
@@ -223,11 +328,19 @@ def _figure(value: float) -> float | str:
     return "infinity" if math.isinf(value) else value
 
 
-def _show(value: float | str | None) -> str:
-    """Rounded up, so that the figure in words is never below the figure."""
+def show(value: float | str | None, decimals: int = 4) -> str:
+    """A figure in words, rounded up exactly: never a digit below what was spent."""
     if value is None:
         return "none"
-    return value if isinstance(value, str) else f"{math.ceil(value * 1e4 - 1e-9) / 1e4:g}"
+    if isinstance(value, str):
+        return value
+    rounded = Decimal(value).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING)
+    return format(rounded.normalize(), "f")
+
+
+def _exactly(value: float | None) -> str:
+    """A setting: as it was given."""
+    return "none" if value is None else repr(int(value) if value == int(value) else value)
 
 
 def _cell(text: str) -> str:

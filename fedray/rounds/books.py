@@ -54,12 +54,15 @@ class Books(Protocol):
         """Clients that may not take part in a round any more; ``clients`` for all of them."""
         ...
 
-    def lines(self) -> dict[str, list[Group]]:
-        """Figures by protected unit, subjects with equal ones together; empty where no privacy is claimed."""
+    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
+        """Figures by protected unit, subjects with equal ones together; empty where no privacy is claimed.
+
+        With ``rounds`` as if everyone had taken part in each of so many rounds, where who did is secret.
+        """
         ...
 
-    def figures(self) -> dict[str, list[Figures]]:
-        """Each subject's figures by protected unit, in the subjects' order."""
+    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
+        """Each subject's figures by protected unit, in the subjects' order; ``rounds`` as for :meth:`lines`."""
         ...
 
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -89,11 +92,11 @@ class NoBooks:
         """None."""
         return set()
 
-    def lines(self) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
         """None."""
         return {}
 
-    def figures(self) -> dict[str, list[Figures]]:
+    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
         """None."""
         return {}
 
@@ -143,13 +146,13 @@ class RunBook:
         """From the book."""
         return _exhausted(self._account.groups())
 
-    def lines(self) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
         """From the book."""
-        return {self._unit: self._account.groups()}
+        return {self._unit: self._account.groups(rounds)}
 
-    def figures(self) -> dict[str, list[Figures]]:
+    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
         """From the book."""
-        return {self._unit: self._account.figures()}
+        return {self._unit: self._account.figures(rounds)}
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """The book's entries of this run; none where the book is the run's own."""
@@ -265,13 +268,13 @@ class SiloBooks:
         """As each silo says."""
         return {f.name for f in self._ask_figures() if f.exhausted}
 
-    def lines(self) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
         """One group a silo."""
-        return {self._unit: [Group(f, [f.name]) for f in self._ask_figures()]}
+        return {self._unit: [Group(f, [f.name]) for f in self._ask_figures(rounds)]}
 
-    def figures(self) -> dict[str, list[Figures]]:
+    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
         """The latest that each silo said."""
-        return {self._unit: self._ask_figures()}
+        return {self._unit: self._ask_figures(rounds)}
 
     def heads(self) -> dict[str, str]:
         """As each silo last said."""
@@ -281,13 +284,13 @@ class SiloBooks:
         """Each silo's entries of this run."""
         return self._ask("ledger_part")
 
-    def _ask_figures(self) -> list[Figures]:
-        for name, (figures, head) in self._ask("spent").items():
+    def _ask_figures(self, rounds: int | None = None) -> list[Figures]:
+        for name, (figures, head) in self._ask("spent", rounds).items():
             self._known[name], self._heads[name] = figures, head
         return [self._known[c.name] for c in self._clients if c.name in self._known]
 
-    def _ask(self, method: str) -> dict[str, Any]:
-        refs = {c.name: getattr(h, method).remote() for c in self._clients if (h := self._pool.handle_of(c.index)) is not None}
+    def _ask(self, method: str, *arguments: Any) -> dict[str, Any]:
+        refs = {c.name: getattr(h, method).remote(*arguments) for c in self._clients if (h := self._pool.handle_of(c.index)) is not None}
         answers = {}
         for name, ref in refs.items():
             try:
@@ -323,13 +326,13 @@ class JointBooks:
         """In either."""
         return self._clients.exhausted(round_) | self._records.exhausted(round_)
 
-    def lines(self) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
         """Records first."""
-        return self._records.lines() | self._clients.lines()
+        return self._records.lines(rounds) | self._clients.lines(rounds)
 
-    def figures(self) -> dict[str, list[Figures]]:
+    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
         """Records first."""
-        return self._records.figures() | self._clients.figures()
+        return self._records.figures(rounds) | self._clients.figures(rounds)
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """Of both."""

@@ -11,7 +11,7 @@ import numpy as np
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.privacy.account import Group
-from fedray.privacy.clientplan import ClientPlan
+from fedray.privacy.clientplan import ClientPlan, secret_cohorts
 from fedray.privacy.plan import RecordPlan
 from fedray.privacy.release import Release
 from fedray.rounds.books import Permit
@@ -79,6 +79,11 @@ class Privacy:
     """All guarantees of a run, for metrics and sentences; none where nothing is protected."""
 
     lines: Sequence[Line] = ()
+
+    @property
+    def secret(self) -> bool:
+        """Whether the clients' own charges tell what must stay secret."""
+        return secret_cohorts([plan for line in self.lines for plan in line.distinct_plans()])
 
     def metrics(self, groups: Mapping[str, Sequence[Group]], rounds: int) -> dict[str, float]:
         """``privacy/`` metrics of the first line, ``privacy/joint/`` of the second: the headline is the largest subject's epsilon."""

@@ -21,6 +21,19 @@ from fedray.tracking.store import UPLOAD_PATIENCE, log, masked, patience, reason
 
 _PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json")
 _TABLE = "clients/clients.json"
+_MODEL_TAGS = (
+    "epsilon",
+    "epsilon_unamplified",
+    "epsilon_observers",
+    "delta",
+    "unit",
+    "adjacency",
+    "regime",
+    "accountant",
+    "statement",
+    "ledger_sha256",
+)
+_LONGEST = 4000  # characters of a tag; MLflow takes 5000
 _MODEL_PARAMS = ("model.", "training.", "algorithm.", "privacy.")
 
 
@@ -47,14 +60,19 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
     rows = latest_rows(run_dir)
     files = Path(tempfile.mkdtemp(prefix="fedray-artifacts-"))
     tags = _tags(state, rows, summary, statement)
+    secret = bool(statement.get("reveals_cohorts"))  # who was charged when tells who was in a cohort, and the claim needs that secret
+    if secret:
+        statement = _without_clients(statement)
 
     def copies() -> None:
         for name in _PLAIN:
             if (run_dir / name).is_file():
                 shutil.copyfile(run_dir / name, files / name)
+        if secret:
+            (files / "privacy_statement.json").write_text(json.dumps(statement, indent=2) + "\n", encoding="utf-8")
         if (run_dir / "config.yaml").is_file():
             (files / "config.yaml").write_text(masked((run_dir / "config.yaml").read_text(encoding="utf-8")), encoding="utf-8")
-        for entry in sorted((run_dir / "ledger").glob("*.jsonl")):
+        for entry in [] if secret else sorted((run_dir / "ledger").glob("*.jsonl")):
             (files / "ledger").mkdir(exist_ok=True)
             shutil.copyfile(entry, files / "ledger" / entry.name)
 
@@ -73,7 +91,7 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
     for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures)):
         _try(what, part)
     dataset = _try("the data set", lambda: _dataset(partition, state))
-    return Staged(files, tags, dataset, _saved_model(state, builder, rows, summary, tags), _end_time(run_dir, rows))
+    return Staged(files, tags, dataset, _saved_model(state, builder, rows, summary, statement, tags), _end_time(run_dir, rows))
 
 
 def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) -> None:
@@ -114,13 +132,21 @@ def client_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 def clients_table(partition: Mapping[str, Any], statement: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """One row a client: what it holds, then what it spent. Only plain values; columns in the order of first sight."""
     merged: dict[str, dict[str, Any]] = {}
+    units = list(dict.fromkeys(row.get("unit") for row in client_rows(statement)))
     for document in (partition, statement):
         for i, row in enumerate(client_rows(document)):
             name = str(row.get("client", row.get("name", i)))
+            if row.get("unit") in units[1:]:  # the second guarantee's figures beside the first's, not over them
+                row = {f"{row['unit']}_{k}": v for k, v in row.items() if k not in ("name", "unit")}
             plain = {k: v for k, v in row.items() if k not in ("name", "client") and isinstance(v, str | int | float | bool)}
             merged.setdefault(name, {"client": name}).update(plain)
     columns = list(dict.fromkeys(c for row in merged.values() for c in row))
     return columns, [[row.get(c) for c in columns] for row in merged.values()]
+
+
+def _without_clients(statement: Mapping[str, Any]) -> dict[str, Any]:
+    """A privacy statement without the rows of single clients."""
+    return {**statement, "clients": [], "joint": [{**line, "clients": []} for line in statement.get("joint", [])]}
 
 
 def _tags(state: State, rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], statement: Mapping[str, Any]) -> dict[str, str]:
@@ -166,20 +192,50 @@ def _saved_model(
     builder: ModelBuilder | None,
     rows: Sequence[dict[str, Any]],
     summary: Mapping[str, Any],
+    statement: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> SavedModel | None:
     sha256 = str(summary.get("model_sha256") or "")
     finished = state.model.get("sha256") == sha256 and "id" in state.model and ("version" in state.model or not state.register_as)
     if builder is None or not sha256 or finished:
         return None
-    private = summary.get("privacy") or {}
-    kept = ("epsilon", "delta", "unit", "regime", "accountant", "ledger_sha256")
-    shown = {k: str(private[k]) for k in kept if private.get(k) is not None} | {"model_sha256": sha256}
+    shown = _model_tags(summary, statement, state.run_id) | {"model_sha256": sha256}
     if "privacy/claim" in tags:
         shown["claim"] = tags["privacy/claim"]
     final = [p for p in points(rows[-1]) if p.key.startswith(("eval/", "fairness/", "privacy/epsilon"))] if rows else []
     params = {k: v for k, v in state.params.items() if k.startswith(_MODEL_PARAMS)}
-    return save_model(builder, state.run_id, params, shown, final, sha256)
+    return save_model(builder, state.run_id, params, shown, final, sha256, _describe(summary, shown))
+
+
+def _model_tags(summary: Mapping[str, Any], statement: Mapping[str, Any], run_id: str) -> dict[str, str]:
+    """What the model cost in privacy, as tags: whoever takes the model from the registry need not look for its run."""
+    private = summary.get("privacy") or {}
+    tags = {k: str(private[k]) for k in _MODEL_TAGS if private.get(k) is not None}
+    joint = private.get("joint")
+    if isinstance(joint, Mapping):
+        tags |= {f"joint.{k}": str(joint[k]) for k in _MODEL_TAGS if joint.get(k) is not None}
+    heads = (statement.get("ledger") or {}).get("head_sha256")
+    if "ledger_sha256" not in tags and heads:
+        text = json.dumps(heads, sort_keys=True)
+        tags["ledger_sha256"] = text if len(text) <= _LONGEST else hashlib.sha256(text.encode()).hexdigest()
+    if statement:
+        tags["privacy_statement"] = f"runs:/{run_id}/privacy_statement.md"
+    return {k: v[:_LONGEST] for k, v in tags.items()}
+
+
+def _describe(summary: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """A model version's description."""
+    rounds = f"Trained by fedray in {summary.get('rounds', '?')} rounds ({str(summary.get('status', 'not finished')).replace('_', ' ')})."
+    if "epsilon" not in tags:
+        return f"{rounds} No privacy is claimed for it."
+    lines = [
+        rounds,
+        tags.get("statement", ""),
+        f"Claim: {tags.get('claim', 'not stated')}. Unit: one {tags.get('unit')}; regime {tags.get('regime')}; epsilon "
+        f"{shown_epsilon(tags['epsilon'])} at delta {tags.get('delta')} ({tags.get('accountant')}); ledger sha256 {tags.get('ledger_sha256')}.",
+        f"The whole statement: {tags['privacy_statement']}." if "privacy_statement" in tags else "",
+    ]
+    return "\n\n".join(line for line in lines if line)
 
 
 def _dataset(partition: Mapping[str, Any], state: State) -> Any | None:

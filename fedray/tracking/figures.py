@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,40 @@ def draw(folder: Path, rows: Sequence[dict[str, Any]], clients: Sequence[dict[st
     return made
 
 
+def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Write the picture of a plan: for each protected unit epsilon over rounds with the budget, and what would change epsilon.
+
+    Args:
+        path: the picture's file, of a kind that matplotlib writes (.png, .svg, .pdf).
+        plan: JSON data of ``fedray plan``, with at least one line.
+    """
+    from matplotlib.figure import Figure
+
+    lines = plan["lines"]
+    figure = Figure(figsize=(12.0, 4.2 * len(lines)), layout="constrained")
+    panels = figure.subplots(len(lines), 2, squeeze=False)
+    for (left, right), line in zip(panels, lines, strict=True):
+        for axes in (left, right):
+            _plain(axes)
+        for i, curve in enumerate(line["curves"]):
+            pairs = [(r, e) for r, v in zip(curve["rounds"], curve["epsilon"], strict=True) if (e := number(v)) is not None]
+            left.plot(*zip(*pairs, strict=True), color=f"C{i}", linewidth=1.5, label=curve["label"])
+            if curve["epsilon_expected"] is not None:
+                left.plot(curve["rounds"], curve["epsilon_expected"], color=f"C{i}", linewidth=1, linestyle=":", label="as expected")
+        if line["budget"] is not None:
+            left.axhline(line["budget"], color=_RED, linestyle="--", linewidth=1, label="budget")
+        unit = "one record" if line["unit"] == "record" else "a whole client"
+        left.set(xlabel="round", ylabel=f"epsilon, {unit}", ylim=(0, None))
+        left.legend(frameon=False, fontsize=8)
+        levers = [("as planned", number(line["epsilon"])), *((x["change"], number(x["epsilon"])) for x in line["levers"])]
+        known = [(name, value) for name, value in levers if value is not None][::-1]
+        right.barh([name for name, _ in known], [value for _, value in known], color=_BLUE)
+        right.set_xlabel("epsilon of the largest client")
+        if line["budget"] is not None:
+            right.axvline(line["budget"], color=_RED, linestyle="--", linewidth=1)
+    _save(figure, path)
+
+
 def _heat_map(path: Path, clients: Sequence[dict[str, Any]]) -> Path:
     shown = clients[:_MOST_CLIENTS]
     counts = np.array([c["classes"] for c in shown], dtype=np.float64)
@@ -88,10 +122,14 @@ def _axes(x: str, y: str, size: tuple[float, float] = (7.0, 4.2)) -> tuple[Any, 
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Any) -> None:
     axes.grid(True, color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -43,6 +43,7 @@ class SavedModel:
         tags: epsilon, delta, unit, accountant, claim, ledger_sha256, model_sha256.
         metrics: the final metrics, linked to the model.
         sha256: identifies the weights.
+        description: of the registered version, Markdown.
     """
 
     folder: Path
@@ -51,10 +52,17 @@ class SavedModel:
     tags: Mapping[str, str]
     metrics: Sequence[Point]
     sha256: str
+    description: str = ""
 
 
 def save_model(
-    builder: ModelBuilder, run_id: str, params: Mapping[str, str], tags: Mapping[str, str], metrics: Sequence[Point], sha256: str
+    builder: ModelBuilder,
+    run_id: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    metrics: Sequence[Point],
+    sha256: str,
+    description: str = "",
 ) -> SavedModel | None:
     """Build and save the model for :func:`log_final_model`.
 
@@ -89,7 +97,7 @@ def save_model(
             "the model is not in MLflow, because it cannot be exported (%s); model.safetensors has its weights.", _first_line(error)
         )
         return None
-    return SavedModel(folder, fields, dict(params), dict(tags), list(metrics), sha256)
+    return SavedModel(folder, fields, dict(params), dict(tags), list(metrics), sha256, description)
 
 
 def log_final_model(client: Any, state: State, saved: SavedModel, keep: Callable[[], None]) -> None:
@@ -150,7 +158,7 @@ def _register(client: Any, state: State, saved: SavedModel) -> str:
         # A database store opened in this process would look models:/ID up in MLflow's global store, not in its own.
         served = state.tracking_uri.startswith(("http://", "https://"))
         source = f"models:/{model_id}" if served else client.get_logged_model(model_id).artifact_location
-        made = client.create_model_version(name, source, run_id=state.run_id, tags=tags, model_id=model_id)
+        made = client.create_model_version(name, source, run_id=state.run_id, tags=tags, model_id=model_id, description=saved.description)
         client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": made.version}])})
         client.set_registered_model_alias(name, ALIAS, made.version)
     return str(made.version)

@@ -18,6 +18,7 @@ from fedray.privacy import inspect
 from fedray.privacy.accounting import bound
 from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Wor
 from fedray.privacy.ledger import (
+from fedray.privacy.statement import show
     Charge,
     Ledger,
     ObjectPath,
@@ -425,7 +426,7 @@ def test_inspection_shows_what_the_entries_say(tmp_path: Path) -> None:
     assert report["epsilon"] == bound({EVENT: 2}, 1e-5)
     assert inspect.describe(run, 1e-3)["epsilon"] < report["epsilon"]
     text = inspect.table(json.loads(json.dumps(report)))
-    assert f"{report['epsilon']:.4f}" in text
+    assert show(report["epsilon"]) in text
     assert "3 charges to 2 clients" in next(iter(inspect.verify_all(path)))
     path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":2'))
     with pytest.raises(LedgerError, match="records.jsonl: line"):

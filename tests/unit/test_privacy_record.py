@@ -13,10 +13,10 @@ import pytest
 from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.errors import ClaimVoid, ConfigError, LedgerError, PrivacyRefusal
+from fedray.privacy.account import Account
 from fedray.privacy.accounting import bound
 from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Unsupported
 from fedray.privacy.ledger import Charge, Ledger, records_path, verify
-from fedray.privacy.account import Account
 from fedray.privacy.plan import RecordPlan, check_delta, check_history, plan_record
 
 

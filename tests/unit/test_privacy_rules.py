@@ -16,8 +16,8 @@ from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy import rules
-from fedray.privacy.accounting import FINAL_INTERVAL, bound
 from fedray.privacy.account import Account
+from fedray.privacy.accounting import FINAL_INTERVAL, bound
 from fedray.privacy.plan import plan_record
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 

@@ -1,0 +1,196 @@
+"""The report of a run: whole, self-contained, and written whatever the run left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from fedray.cli import cli
+from fedray.config import Config
+from fedray.configfile import build_config, dump_config
+from fedray.experiment.report_html import page
+from fedray.experiment.report_page import write_report
+from fedray.privacy.account import Account
+from fedray.privacy.plan import plan_record
+from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
+
+
+def config(private: bool) -> Config:
+    training = {"sampling_rate": 0.25, "steps": 2, "expected_batch": 30} if private else {"batch_size": 8, "steps": 2}
+    privacy = {"regime": "record", "noise_multiplier": 1.1, "delta": 1e-4} if private else {"regime": "none"}
+    raw = {"name": "trial", "rounds": 3, "data": {"source": "sklearn:digits"}, "model": {"kind": "softmax"}, "training": training}
+    return build_config({**raw, "privacy": privacy, "tracking": {"uri": "http://me:secret@host:5000"}})
+
+
+def finished(folder: Path, private: bool = True, status: str = "completed") -> Path:
+    """A run's directory as a run leaves it."""
+    folder.mkdir()
+    given = config(private)
+    (folder / "config.yaml").write_text(dump_config(given))
+    rows = [{"round": r, "time": 1.7e9 + r, "metrics": {"eval/accuracy": 0.1 * r, "privacy/epsilon": 1.0 * r}} for r in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "partition.json").write_text(
+        json.dumps({"clients": 2, "rows": [{"client": c, "records": 9} for c in "ab"], "model": {"parameters": 650}})
+    )
+    summary: dict[str, Any] = {
+        "status": status,
+        "error": "the <cluster> burnt down" if status == "failed" else None,
+        "name": "trial",
+        "rounds": 3,
+        "planned_rounds": 3,
+        "model_sha256": "ab" * 32,
+        "final": {"eval/accuracy": 0.3},
+        "best": {"eval/accuracy": 0.31, "round": 2},
+        "privacy": {"unit": None, "regime": "none", "epsilon": None},
+        "faults": {"actor_deaths": 4},
+        "performance": {"seconds_per_round": 0.25},
+        "mlflow": {"tracking_uri": "http://me:secret@host:5000", "run_id": "r1"},
+        "fedray": "0.1.0",
+    }
+    if private:
+        plan = plan_record(given)
+        with Account.open_run(folder / "ledger", dict.fromkeys("ab", plan), "run/1") as account:
+            account.authorize(0, 0, ["a", "b"])
+            statement = privacy_statement(given, [Guarantee("record", [plan], account.figures())], account.head, 1)
+        (folder / "privacy_statement.json").write_text(json.dumps(statement))
+        (folder / "privacy_statement.md").write_text(statement_markdown(statement))
+        summary["privacy"] = statement["summary"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+class _Links(HTMLParser):
+    """Everything that a browser would load, and whether all elements end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "data", "action")]
+        assert tag not in ("script", "link", "iframe", "form")
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def looked_at(html: Path) -> str:
+    text = html.read_text()
+    links = _Links()
+    links.feed(text)
+    assert not links.open
+    assert all(load.startswith("data:image/png;base64,") for load in links.loads)
+    return text
+
+
+def test_a_private_run_is_told_whole(tmp_path: Path) -> None:
+    html, markdown = write_report(finished(tmp_path / "run"))
+    assert (html, markdown) == (tmp_path / "run" / "report.html", tmp_path / "run" / "report.md")
+    text, page_ = markdown.read_text(), looked_at(html)
+    statement = json.loads((tmp_path / "run" / "privacy_statement.json").read_text())
+    for phrase in (
+        "**completed** after 3 of 3 rounds",
+        statement["guarantee"]["statement"],
+        "Not covered",
+        statement["ledger"]["head_sha256"],
+        "whole, ",
+        "the figures of 2 clients follow from",
+        "| actor deaths | 4 |",
+        "sklearn:digits",
+        "18 training records, 9 to 9 a client",
+        "0.3100",
+        "Not audited",
+        "noise_multiplier: 1.1",
+        "dp-accounting",
+    ):
+        assert phrase in text, phrase
+    assert "me:secret" not in text
+    assert page_.count("<img") == len(re.findall(r"!\[", text)) == 3
+    for picture in re.findall(r"\]\((.*?\.png)\)", text):
+        assert (markdown.parent / picture).exists()
+
+
+def test_a_changed_ledger_is_said_so(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    book = run / "ledger" / "records.jsonl"
+    book.write_text(book.read_text().replace('"round":0', '"round":7', 1))
+    text = write_report(run)[1].read_text()
+    assert "**Not verified:**" in text
+    assert "the line was changed" in text
+
+
+def test_charges_that_tell_secret_cohorts_are_left_out(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    path = run / "privacy_statement.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "reveals_cohorts": True}))
+    text = write_report(run)[1].read_text()
+    assert "2 checks passed" in text
+    assert "charges to" not in text
+
+
+def test_a_failed_run_and_one_without_privacy(tmp_path: Path) -> None:
+    html, markdown = write_report(finished(tmp_path / "run", private=False, status="failed"))
+    text = markdown.read_text()
+    assert "It failed: the <cluster> burnt down" in text
+    assert "No guarantee of differential privacy is claimed for this run." in text
+    assert "the &lt;cluster&gt; burnt down" in looked_at(html)
+
+
+def test_an_interrupted_run_without_summary(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    for name in ("summary.json", "privacy_statement.json", "privacy_statement.md", "partition.json"):
+        (run / name).unlink()
+    html, markdown = write_report(run, tmp_path / "out.html")
+    text = markdown.read_text()
+    assert "unfinished" in text
+    assert "There is no privacy statement" in text
+    assert "whole, " in text
+    assert "3 round(s) are in metrics.jsonl" in text
+    assert (html, markdown) == (tmp_path / "out.html", tmp_path / "out.md")
+    looked_at(html)
+
+
+def test_an_audit_is_shown_beside_epsilon_but_not_what_is_private(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    (run / "audit").mkdir()
+    attacks = [
+        {"what": "canaries", "lower": 0.5, "estimate": 0.9, "epsilon": 1.4, "verdict": "consistent", "private": False},
+        {"what": "membership", "lower": 0.77, "estimate": None, "epsilon": 1.4, "verdict": "consistent", "private": True},
+        {"what": "unmarked", "lower": 0.66, "estimate": None, "epsilon": 1.4, "verdict": "consistent"},
+    ]
+    found = {"checks": [{"what": "sensitivity", "verdict": "holds"}], "attacks": attacks, "faults": ["something is off"]}
+    (run / "audit" / "audit.json").write_text(json.dumps(found))
+    text = write_report(run)[1].read_text()
+    assert "| canaries | 0.5 | 0.9 | 1.4 | consistent |" in text
+    assert "| sensitivity |  |  |  | holds |" in text
+    assert "something is off" in text
+    assert "0.77" not in text and "0.66" not in text
+    assert "Left out, because their figures may come from private records: membership, unmarked." in text
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["report", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is no run's directory" in result.stderr
+    result = CliRunner().invoke(cli, ["report", str(finished(tmp_path / "run")), "--output", str(tmp_path / "x.pdf")])
+    assert result.exit_code == 2
+    assert "ends in .html" in result.stderr
+
+
+def test_markdown_becomes_html() -> None:
+    text = page("a & b", "# One\n\n| a | b\\|c |\n| --- | --- |\n| **x** | `<y>` |\n\n- 1\n- 2\n\nword\n\n```\n# <no>\n```\n", str)
+    assert "<title>a &amp; b</title>" in text
+    assert "<h1>One</h1>" in text
+    assert "<th>b|c</th>" in text
+    assert "<td><strong>x</strong></td><td><code>&lt;y&gt;</code></td>" in text
+    assert "<ul><li>1</li><li>2</li></ul>" in text
+    assert "<p>word</p>" in text
+    assert "<pre><code># &lt;no&gt;</code></pre>" in text
