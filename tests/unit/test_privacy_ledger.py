@@ -18,7 +18,6 @@ from fedray.privacy import inspect
 from fedray.privacy.accounting import bound
 from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Wor
 from fedray.privacy.ledger import (
-from fedray.privacy.statement import show
     Charge,
     Ledger,
     ObjectPath,
@@ -30,6 +29,7 @@ from fedray.privacy.statement import show
     subject_path,
     verify,
 )
+from fedray.privacy.statement import show
 
 EVENT = SelfComposed(5, Poisson(Fraction(1, 4), Gaussian(1.3)))
 
