@@ -161,6 +161,7 @@ class ClientHost:
             self._outputs,
             self._spec.group.training,
             plan.clip,
+            clipping=plan.clipping,
             vocabulary=self._vocabulary(),
             device=self._device,
         )

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from fedray import rng
@@ -71,8 +72,9 @@ class Csprng:
         np.sqrt(radius, out=radius)
         angle *= 2.0 * np.pi
         values = np.empty(2 * half)
-        np.multiply(np.cos(angle), radius, out=values[:half])
-        np.multiply(np.sin(angle), radius, out=values[half:])
+        turns = torch.from_numpy(angle)  # torch's sines are vectorised, and as exact
+        np.multiply(turns.cos().numpy(), radius, out=values[:half])
+        np.multiply(turns.sin().numpy(), radius, out=values[half:])
         return values[:n]
 
     def coins(self, n: int, q: float) -> Indices:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ from fedray.errors import Stopped
 #: Per-record losses: (outputs [n, ...], targets [n]) -> [n]. Never reduced over records, so that
 #: no engine can couple one record's gradient to another's.
 LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+#: How a record's gradients are clipped, see :class:`DpStep`.
+Clipping = Literal["flat", "per_layer"]
 
 
 class NoiseSource(Protocol):
@@ -37,10 +41,17 @@ class NoiseSource(Protocol):
 
 @dataclass(frozen=True)
 class DpStep:
-    """The public constants of record-level DP-SGD: noise multiplier z and clip norm C."""
+    """The public constants of record-level DP-SGD.
+
+    Attributes:
+        noise_multiplier: z; the noise on a step's sum has standard deviation z times C.
+        clip: C, the largest norm of one record's gradients over all trained parameters.
+        clipping: ``flat`` clips all parameters jointly to C; ``per_layer`` each of the L parameters to C / sqrt(L).
+    """
 
     noise_multiplier: float
     clip: float
+    clipping: Clipping = "flat"
 
 
 def _never() -> bool:
@@ -81,7 +92,7 @@ class LocalResult:
         steps: optimiser steps taken.
         examples: records processed, counted with repetition.
         loss: mean loss over those records as seen during training; None under DP (it is private).
-        history: DP engines: Opacus's accountant history [(noise_multiplier, sample_rate, steps), ...].
+        history: DP engines: the noised steps taken, [(noise_multiplier, sampling_rate, steps), ...], counted where the noise is drawn.
     """
 
     steps: int
@@ -102,6 +113,22 @@ def make_optimizer(model: nn.Module, training: Training, lr: float) -> torch.opt
         )
     adam = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
     return adam(parameters, lr=lr, betas=(training.betas[0], training.betas[1]), weight_decay=training.weight_decay)
+
+
+def mover(model: nn.Module, parameters: list[nn.Parameter], training: Training, lr: float, device: torch.device) -> Callable[[], None]:
+    """The optimiser's step. Making and calling ``torch.optim.SGD`` costs half as much as a small client's whole
+    work, so plain SGD on the CPU moves the weights itself, to the same bits.
+    """
+    if training.optimizer != "sgd" or training.momentum or training.weight_decay or device.type != "cpu":
+        return make_optimizer(model, training, lr).step
+
+    def move() -> None:
+        with torch.no_grad():
+            for p in parameters:
+                if p.grad is not None:
+                    p.add_(p.grad, alpha=-lr)
+
+    return move
 
 
 def seed_torch(seed: int, device: torch.device) -> None:

@@ -6,14 +6,14 @@ result does not depend on where in shared memory its records lie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
-from fedray.training.engine import LocalJob, LocalResult, check_stop, make_optimizer
+from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
@@ -40,7 +40,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     if not model.training:  # a walk over all modules, so only where needed
         model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    move = _mover(model, parameters, training, job.lr, x.device)
+    move = mover(model, parameters, training, job.lr, x.device)
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
     seen: float | Tensor = 0.0
     steps = examples = 0
@@ -80,22 +80,6 @@ def _batches(n: int, training: Training, draws: np.random.Generator, device: tor
         batches = torch.split(order, size)[:left]
         yield from batches
         left -= len(batches)
-
-
-def _mover(model: nn.Module, parameters: list[nn.Parameter], training: Training, lr: float, device: torch.device) -> Callable[[], None]:
-    """The optimiser's step. Making and calling ``torch.optim.SGD`` costs half as much as a small client's whole
-    work, so plain SGD on the CPU moves the weights itself, to the same bits.
-    """
-    if training.optimizer != "sgd" or training.momentum or training.weight_decay or device.type != "cpu":
-        return make_optimizer(model, training, lr).step
-
-    def move() -> None:
-        with torch.no_grad():
-            for p in parameters:
-                if p.grad is not None:
-                    p.add_(p.grad, alpha=-lr)
-
-    return move
 
 
 ENGINES = {"plain": plain}

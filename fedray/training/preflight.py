@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import ClaimVoid, ConfigError, FedrayError, PrivacyRefusal
 from fedray.rng import generator
-from fedray.training.engine import DpStep, Engine, LocalJob, LossFn, seeded_torch
+from fedray.training.engine import Clipping, DpStep, Engine, LocalJob, LossFn, seeded_torch
 
 CODE = "privacy.preflight.sensitivity"
 TOLERANCE = 1e-5
@@ -56,6 +56,7 @@ class _Probe:
     training: Training
     x: Tensor
     y: Tensor
+    clipping: Clipping
     state: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class _Probe:
             loss=self.loss,
             draws=generator(0, "preflight"),
             noise=_Silence(),
-            dp=DpStep(0.0, clip),
+            dp=DpStep(0.0, clip, self.clipping),
             adjust=take,
         )
         self.model.load_state_dict(self.state)
@@ -100,6 +101,7 @@ def sensitivity_check(
     *,
     vocabulary: int | None = None,
     device: torch.device | str = "cpu",
+    clipping: Clipping = "flat",
 ) -> float:
     """How far one record moves the clipped sum of a step, over the clip norm.
 
@@ -120,6 +122,7 @@ def sensitivity_check(
         classes: number of classes of the targets; None: ``outputs`` where that is above 1, else real-valued.
         vocabulary: records are token numbers below this (then none is huge or NaN).
         device: where to run.
+        clipping: the run's.
 
     Returns:
         The largest ratio measured; at most 1 + 1e-5 (1e-3 for a model that runs in float32 only).
@@ -145,7 +148,7 @@ def sensitivity_check(
     model = make_model().to(device)
     large = sum(p.numel() for p in model.parameters()) > _LARGE
     x, y = _records(_FEW_RECORDS if large else _RECORDS, shape, outputs, classes, vocabulary)
-    probe = _Probe(engine, model, loss, one_step, x.to(device), y.to(device))
+    probe = _Probe(engine, model, loss, one_step, x.to(device), y.to(device), clipping)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # many short steps: sharing them out costs more than it gains, most of all on a busy machine
@@ -163,7 +166,7 @@ def sensitivity_check(
         torch.set_num_threads(threads)
     if alone > 1.0 + TOLERANCE:
         raise PrivacyRefusal(
-            f"training.engine: one record alone moves a step's sum by {alone:.6g} times the clip norm; use hooks or ghost.", CODE
+            f"training.engine: one record alone moves a step's sum by {alone:.6g} times the clip norm; use book, hooks or ghost.", CODE
         )
     if worst > 1.0 + tolerance:
         raise PrivacyRefusal(

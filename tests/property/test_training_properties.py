@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
+import numpy.typing as npt
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional
 
-from fedray import rng
+from fedray import components, rng
 from fedray.algorithms.fedavg import FedAvg
 from fedray.algorithms.server import ServerSGD
 from fedray.config import Part, Training
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector, set_vector
-from fedray.training.engine import LocalJob
-from fedray.training.losses import find_loss
+from fedray.training.engine import Clipping, DpStep, Engine, LocalJob, LossFn
+from fedray.training.losses import LOSSES, find_loss
 from fedray.training.plain import plain
 
 FEW = settings(max_examples=25, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def data(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,3 +107,97 @@ def test_the_same_job_gives_the_same_bytes(seed: int, batch: int, momentum: floa
         plain(model, x, y, job(Training(lr=0.2, momentum=momentum, batch_size=batch, steps=5), seed))
         vectors.append(get_vector(model, Layout.of(model)))
     assert vectors[0].tobytes() == vectors[1].tobytes()
+
+
+MODELS_SHAPES = {
+    "softmax": (6,),
+    "logistic": (6,),
+    "mlp": (6,),
+    "2nn": (6,),
+    "lenet": (1, 12, 12),
+    "opacus_cnn": (1, 14, 14),
+    "fedavg_cnn": (1, 8, 8),
+    "resnet18_gn": (3, 16, 16),
+}
+ENGINES: dict[str, list[Clipping]] = {"book": ["flat", "per_layer"], "hooks": ["flat", "per_layer"], "ghost": ["flat"]}
+
+
+def summed(engine: Engine, model: nn.Module, x: torch.Tensor, y: torch.Tensor, loss: LossFn, dp: DpStep) -> torch.Tensor:
+    """The clipped sum over all given records, flat float64."""
+    taken: list[torch.Tensor] = []
+
+    def take(model: nn.Module) -> None:
+        taken.append(torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None]))
+
+    section = Training(lr=1.0, sampling_rate=1.0, steps=1, expected_batch=1.0)
+    engine(model, x, y, LocalJob(section, 0.0, loss, rng.generator(0, "batches"), Everyone(), dp, take))
+    return taken[0]
+
+
+class Everyone:
+    """Every record is drawn, and the noise is zero."""
+
+    def uniform(self, n: int) -> npt.NDArray[np.float64]:
+        return np.zeros(n)
+
+    normal = uniform
+
+
+def adversarial(shape: tuple[int, ...], scales: list[float], seed: int) -> torch.Tensor:
+    """Random records: of the given scales, then one that is constant, one of zeros and one with a NaN."""
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal((len(scales) + 3, *shape)))
+    x[: len(scales)] *= torch.tensor(scales, dtype=torch.float64).view(-1, *[1] * len(shape))
+    x[-3], x[-2] = 1e3, 0.0
+    x[-1].view(-1)[0] = float("nan")
+    return x
+
+
+def assert_no_record_moves_more_than_the_clip_norm(
+    kind: str, name: str, scales: list[float], seed: int, clip: float, losses: Iterable[str] = tuple(LOSSES)
+) -> None:
+    """With every record in the batch and no noise, |S(D) - S(D without x)| <= C (1 + 1e-5), for every one of the losses.
+
+    The difference of two sums is taken in float64, where the other records' rounding does not blur it; in float32 each
+    record alone must keep to the clip norm.
+    """
+    shape = MODELS_SHAPES[kind]
+    x = adversarial(shape, scales, seed)
+    for loss_name in losses:
+        loss = LOSSES[loss_name]
+        outputs = getattr(loss, "outputs", 3)
+        if kind == "logistic" and outputs != 1:
+            continue
+        y = torch.arange(len(x)) % (getattr(loss, "classes", None) or outputs + 1 - (outputs > 1))
+        if loss_name in ("mse", "mae"):
+            y = y.double() * 1e4  # far from any output
+        exact = build_model(Part(kind=kind), shape, outputs, seed).double()
+        rounded = build_model(Part(kind=kind), shape, outputs, seed)
+        for clipping in ENGINES[name]:
+            engine, dp = components.find(components.ENGINES, name), DpStep(0.0, clip, clipping)
+            whole = summed(engine, exact, x, y, loss, dp)
+            assert torch.isfinite(whole).all()
+            for i in range(len(x)) if kind != "resnet18_gn" else (0, len(x) - 1):
+                rest = torch.arange(len(x)) != i
+                moved = float((whole - summed(engine, exact, x[rest], y[rest], loss, dp)).norm())
+                alone = float(summed(engine, rounded, x[i : i + 1].float(), y[i : i + 1], loss, dp).norm())
+                assert max(moved, alone) <= clip * (1 + 1e-5), (loss_name, clipping, i)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("kind", [kind for kind in MODELS_SHAPES if kind != "resnet18_gn"])
+@settings(max_examples=3, deadline=None)
+@given(
+    scales=st.lists(st.sampled_from([1e-4, 1.0, 1e2, 1e4, 1e6]), min_size=1, max_size=3),
+    seed=st.integers(0, 1000),
+    clip=st.sampled_from([1e-2, 1.0, 30.0]),
+)
+def test_no_record_moves_a_private_step_by_more_than_the_clip_norm(
+    kind: str, name: str, scales: list[float], seed: int, clip: float
+) -> None:
+    assert_no_record_moves_more_than_the_clip_norm(kind, name, scales, seed, clip)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_record_moves_a_private_step_of_a_residual_network_by_more_than_the_clip_norm(name: str) -> None:
+    assert_no_record_moves_more_than_the_clip_norm("resnet18_gn", name, [1.0, 1e4], 0, 0.5, ["cross_entropy", "mse"])

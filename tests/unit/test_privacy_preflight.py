@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from fedray.config import Part, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.models.build import build_model
+from fedray.training.bookkeeping import book
 from fedray.training.dpsgd import ghost, hooks
 from fedray.training.engine import LocalJob, LocalResult
 from fedray.training.losses import LOSSES, cross_entropy
 from fedray.training.preflight import CODE, TOLERANCE, sensitivity_check
 
 TRAINING = Training(lr=0.1, sampling_rate=0.25, steps=5, expected_batch=36.0, momentum=0.9, weight_decay=0.1)
-BOTH = pytest.mark.parametrize("engine", [hooks, ghost])
+BOTH = pytest.mark.parametrize("engine", [book, hooks, ghost])
 
 
 def linear() -> nn.Module:

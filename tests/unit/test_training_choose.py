@@ -13,7 +13,7 @@ from fedray import components
 from fedray.config import Part
 from fedray.errors import ConfigError
 from fedray.models.build import build_model
-from fedray.training.choose import choose_engine, suits_ghost
+from fedray.training.choose import choose_engine
 from fedray.training.plain import plain
 
 
@@ -24,45 +24,22 @@ def test_without_privacy_it_is_the_plain_engine() -> None:
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    table = {name: (lambda *_, name=name: name) for name in ("plain", "hooks", "ghost")}
+    table = {name: (lambda *_, name=name: name) for name in ("plain", "book", "hooks", "ghost")}
     find = components.find
     monkeypatch.setattr(components, "find", lambda room, name: table[name] if room == components.ENGINES else find(room, name))
     return table
 
 
-def test_under_privacy_large_models_are_ghost_clipped_and_others_hooked(engines: dict[str, object]) -> None:
-    small = build_model(Part(kind="opacus_cnn"), (1, 28, 28), 10, seed=0)
-    large = build_model(Part(kind="fedavg_cnn"), (1, 28, 28), 10, seed=0)
-    assert choose_engine("auto", True, small) == ("hooks", engines["hooks"])
-    assert choose_engine("auto", True, large) == ("ghost", engines["ghost"])
-    assert choose_engine("hooks", True, large) == ("hooks", engines["hooks"])
-    assert choose_engine("ghost", True, small) == ("ghost", engines["ghost"])
-
-
-def test_shared_parameters_and_unsupported_layers_rule_ghost_out() -> None:
-    plain_layers = nn.Sequential(nn.Linear(600, 600), nn.ReLU(), nn.LayerNorm(600), nn.Linear(600, 2))
-    assert suits_ghost(plain_layers)
-    tied = nn.Sequential(nn.Embedding(600, 600), nn.Linear(600, 600, bias=False))
-    assert suits_ghost(tied)
+def test_under_privacy_it_is_book_where_that_knows_the_layers_and_else_hooks(engines: dict[str, object]) -> None:
+    for kind in ("opacus_cnn", "fedavg_cnn"):
+        model = build_model(Part(kind=kind), (1, 28, 28), 10, seed=0)
+        assert choose_engine("auto", True, model) == ("book", engines["book"])
+        for name in ("book", "hooks", "ghost"):
+            assert choose_engine(name, True, model) == (name, engines[name])
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
-    assert not suits_ghost(tied)
-    assert not suits_ghost(nn.Sequential(nn.LSTM(300, 300), nn.Linear(300, 2)))
-
-    class OwnLinear(nn.Linear):
-        pass
-
-    assert not suits_ghost(OwnLinear(600, 600))
-
-    class Bare(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(600, 600)
-            self.scale = nn.Parameter(self.inner.weight.detach().clone())
-
-    assert not suits_ghost(Bare())
-    frozen = nn.Sequential(nn.LSTM(300, 300).requires_grad_(False), nn.Linear(300, 900))
-    assert suits_ghost(frozen)
-    assert not suits_ghost(nn.Linear(600, 600).requires_grad_(False))
+    for other in (tied, nn.Sequential(nn.LSTM(3, 3)), nn.Sequential(nn.InstanceNorm2d(3, affine=True))):
+        assert choose_engine("auto", True, other) == ("hooks", engines["hooks"])
 
 
 @pytest.mark.parametrize(
@@ -70,6 +47,7 @@ def test_shared_parameters_and_unsupported_layers_rule_ghost_out() -> None:
     [
         ("plain", True, "gives no record-level privacy"),
         ("python:os.path:join", True, "gives no record-level privacy"),
+        ("book", False, "privacy.regime is none"),
         ("hooks", False, "privacy.regime is none"),
         ("ghost", False, "privacy.regime is none"),
         ("plan", False, "Did you mean 'plain'"),
@@ -87,9 +65,9 @@ def test_a_users_engine_runs_without_privacy() -> None:
     assert engine is plain
 
 
-def test_runs_without_privacy_do_not_import_opacus() -> None:
+def test_neither_runs_without_privacy_nor_the_choice_of_book_import_opacus() -> None:
     code = (
         "import sys; from torch import nn; from fedray.training.choose import choose_engine;"
-        "choose_engine('auto', False, nn.Linear(2, 2)); assert not any(m.startswith(('opacus', 'sklearn')) for m in sys.modules)"
+        "choose_engine('auto', False, nn.Linear(2, 2)); choose_engine('auto', True, nn.Linear(2, 2)); assert not any(m.startswith(('opacus', 'sklearn')) for m in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import ConfigError, PrivacyRefusal, Stopped
 from fedray.privacy.csprng import Csprng, InsecureSeeded
+from fedray.training.bookkeeping import book
 from fedray.training.dpsgd import ghost, hooks
 from fedray.training.engine import DpStep, LocalJob
 from fedray.training.losses import cross_entropy
 
 #: A correct engine fails one statistical test with this probability.
 ALPHA = 1e-6
-BOTH = pytest.mark.parametrize("engine", [hooks, ghost])
+ENGINES = pytest.mark.parametrize("engine", [book, hooks, ghost])
+CLIPPED = pytest.mark.parametrize(
+    ("engine", "clipping"), [(book, "flat"), (book, "per_layer"), (hooks, "flat"), (hooks, "per_layer"), (ghost, "flat")]
+)
 Floats = npt.NDArray[np.float64]
 
 
@@ -88,24 +92,27 @@ def training(**more: Any) -> Training:
     return Training(**{"lr": 0.5, "sampling_rate": 0.4, "steps": 3, "expected_batch": 12.0, **more})
 
 
-def job(settings: Training, noise: Any, z: float = 0.0, clip: float = 0.3, **more: Any) -> LocalJob:
-    return LocalJob(settings, settings.lr, cross_entropy, np.random.default_rng(0), noise, DpStep(z, clip), **more)
+def job(settings: Training, noise: Any, z: float = 0.0, clip: float = 0.3, clipping: Any = "flat", **more: Any) -> LocalJob:
+    return LocalJob(settings, settings.lr, cross_entropy, np.random.default_rng(0), noise, DpStep(z, clip, clipping), **more)
 
 
 def vector(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def by_hand(model: nn.Module, x: Tensor, y: Tensor, coins: Floats, q: float, steps: int, batch: float, lr: float, clip: float) -> None:
+def by_hand(
+    model: nn.Module, x: Tensor, y: Tensor, coins: Floats, q: float, steps: int, batch: float, lr: float, clip: float, clipping: str
+) -> None:
     """One record after the other."""
     parameters = list(model.parameters())
     for step in range(steps):
         total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
         for i in np.flatnonzero(coins[step][: len(x)] < q):
             gradients = torch.autograd.grad(cross_entropy(model(x[i : i + 1]), y[i : i + 1]).sum(), parameters)
-            norm = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))  # type: ignore[call-overload]
-            for t, g in zip(total, gradients, strict=True):
-                t += g.double() * min(1.0, clip / float(norm))
+            norms = [float(g.double().norm()) for g in gradients]
+            for t, g, norm in zip(total, gradients, norms, strict=True):
+                own = clip / max(norm, 1e-30) / len(gradients) ** 0.5
+                t += g.double() * min(1.0, own if clipping == "per_layer" else clip / np.linalg.norm(norms))
         with torch.no_grad():
             for p, t in zip(parameters, total, strict=True):
                 p -= lr * (t / batch).to(p.dtype)
@@ -114,26 +121,26 @@ def by_hand(model: nn.Module, x: Tensor, y: Tensor, coins: Floats, q: float, ste
 @pytest.mark.parametrize("kind", ["flat", "images", "tokens", "tied"])
 @pytest.mark.parametrize("physical", [256, 4])
 @pytest.mark.parametrize("clip", [0.3, 1e3])
-@BOTH
-def test_an_engine_equals_the_loop_over_records(engine: Any, kind: str, physical: int, clip: float) -> None:
-    if engine is ghost and kind == "tied":
-        pytest.skip("ghost refuses layers that are used twice")
+@CLIPPED
+def test_an_engine_equals_the_loop_over_records(engine: Any, clipping: Any, kind: str, physical: int, clip: float) -> None:
+    if engine is not hooks and kind == "tied":
+        pytest.skip("ghost and book refuse layers that are used twice")
     make, x, y = records(kind)
     torch.manual_seed(3)
     model = make()
     torch.manual_seed(3)
     reference = make()
     coins = np.random.default_rng(5).random((3, len(x)))
-    by_hand(reference, x, y, coins, 0.4, 3, 12.0, 0.5, clip)
+    by_hand(reference, x, y, coins, 0.4, 3, 12.0, 0.5, clip, clipping)
     start = vector(model)
-    result = engine(model, x, y, job(training(physical_batch=physical), Scripted(coins), clip=clip))
+    result = engine(model, x, y, job(training(physical_batch=physical), Scripted(coins), clip=clip, clipping=clipping))
     moved, expected = vector(model) - start, vector(reference) - start
     assert float(expected.norm()) > 1e-3
     assert float((moved - expected).norm() / expected.norm()) < 1e-5
     assert result.history == [(0.0, 0.4, 3)]
 
 
-@BOTH
+@ENGINES
 def test_the_result_tells_nothing_private(engine: Any) -> None:
     make, x, y = records("flat")
     result = engine(make(), x, y, job(training(), Csprng(), z=1.3))
@@ -142,7 +149,7 @@ def test_the_result_tells_nothing_private(engine: Any) -> None:
     assert result.history == [(1.3, 0.4, 3)]
 
 
-@BOTH
+@ENGINES
 def test_nothing_of_the_wrapper_is_left(engine: Any) -> None:
     make, x, y = records("images")
     model = make()
@@ -161,7 +168,7 @@ def test_nothing_of_the_wrapper_is_left(engine: Any) -> None:
     cross_entropy(model(x), y).sum().backward()
 
 
-@BOTH
+@ENGINES
 def test_an_exception_leaves_a_usable_model(engine: Any) -> None:
     make, x, y = records("flat")
     model = make()
@@ -179,7 +186,7 @@ def test_an_exception_leaves_a_usable_model(engine: Any) -> None:
     engine(model, x, y, job(training(), Csprng(), z=1.0))
 
 
-@BOTH
+@ENGINES
 def test_empty_batches_are_charged_steps_of_pure_noise(engine: Any) -> None:
     steps, z, clip, batch, lr = 400, 1.7, 0.5, 12.0, 0.5
     make, x, y = records("flat")
@@ -195,7 +202,7 @@ def test_empty_batches_are_charged_steps_of_pure_noise(engine: Any) -> None:
     assert stats.kstest(moved, "norm").pvalue > ALPHA
 
 
-@BOTH
+@ENGINES
 def test_the_noise_of_one_step_has_the_charged_deviation_on_the_sum(engine: Any) -> None:
     torch.manual_seed(0)
     model = nn.Linear(300, 300)
@@ -208,7 +215,7 @@ def test_the_noise_of_one_step_has_the_charged_deviation_on_the_sum(engine: Any)
     assert low < float(np.mean((noise / (2.0 * 0.25)) ** 2)) < high
 
 
-@BOTH
+@ENGINES
 def test_noise_differs_between_rounds_clients_steps_and_tensors(engine: Any) -> None:
     def release(noise: Any) -> Tensor:
         torch.manual_seed(0)
@@ -237,7 +244,7 @@ def test_global_seeds_do_not_reach_the_noise() -> None:
     assert not torch.allclose(ends[0], ends[1])
 
 
-@BOTH
+@ENGINES
 def test_every_record_joins_every_step_at_its_own_coin(engine: Any) -> None:
     n, steps, q = 40, 250, 0.15
     drawn = []
@@ -259,12 +266,21 @@ def test_every_record_joins_every_step_at_its_own_coin(engine: Any) -> None:
     assert ((each >= low) & (each <= high)).all()
     sizes = np.array([len(d) for d in drawn])
     assert all(len(set(d.tolist())) == len(d) for d in drawn)
-    assert sizes.var() > 0.5 * n * q * (1 - q)  # not of a fixed size
+    _, p = stats.chisquare(*_cells(sizes, n, q))
+    assert p > ALPHA
+
+
+def _cells(sizes: npt.NDArray[np.int64], n: int, q: float) -> tuple[Floats, Floats]:
+    """Observed and expected numbers of steps by batch size, Binomial(n, q), in cells of at least five expected."""
+    expected = len(sizes) * stats.binom.pmf(np.arange(n + 1), n, q)
+    inside = np.flatnonzero(expected >= 5)
+    place = np.clip(np.arange(n + 1), inside[0], inside[-1])
+    return tuple(np.bincount(place, weights=w)[inside[0] :] for w in (np.bincount(sizes, minlength=n + 1), expected))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("kind", ["flat", "images"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-@BOTH
+@ENGINES
 def test_a_record_without_a_finite_gradient_contributes_nothing(engine: Any, kind: str, value: float) -> None:
     make, x, y = records(kind)
     bad = x.clone()
@@ -283,7 +299,7 @@ def test_a_record_without_a_finite_gradient_contributes_nothing(engine: Any, kin
     assert result.history == [(0.0, 1.0, 3)]
 
 
-@BOTH
+@ENGINES
 def test_a_batch_of_only_bad_records_is_a_step_of_noise(engine: Any) -> None:
     make, x, y = records("flat", 5)
     model = make()
@@ -292,7 +308,7 @@ def test_a_batch_of_only_bad_records_is_a_step_of_noise(engine: Any) -> None:
     assert torch.equal(vector(model), start)
 
 
-@BOTH
+@ENGINES
 def test_no_records_at_all_still_is_noise(engine: Any) -> None:
     model = flat()
     start = vector(model)
@@ -301,8 +317,8 @@ def test_no_records_at_all_still_is_noise(engine: Any) -> None:
     assert float((vector(model) - start).norm()) > 0
 
 
-@BOTH
-def test_ghost_and_hooks_clip_with_dropout_to_the_same_bound(engine: Any) -> None:
+@ENGINES
+def test_engines_clip_with_dropout_to_the_same_bound(engine: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 50), nn.Dropout(0.5), nn.ReLU(), nn.Linear(50, 3))
     _, x, y = records("flat", 1)
@@ -316,7 +332,7 @@ def test_ghost_and_hooks_clip_with_dropout_to_the_same_bound(engine: Any) -> Non
     assert max(taken) > 0.2 * (1 - 1e-4)
 
 
-@BOTH
+@ENGINES
 def test_what_the_algorithm_adjusts_comes_after_the_noise(engine: Any) -> None:
     make, x, y = records("flat")
     model, reference = make(), make()
@@ -331,7 +347,7 @@ def test_what_the_algorithm_adjusts_comes_after_the_noise(engine: Any) -> None:
     assert torch.allclose(vector(model), vector(reference) - 3 * 0.5 * 100.0, atol=1e-3)
 
 
-@BOTH
+@ENGINES
 def test_momentum_adam_and_weight_decay_are_the_optimisers(engine: Any) -> None:
     make, x, y = records("flat")
     empty = np.ones((2, len(x)))
@@ -344,7 +360,7 @@ def test_momentum_adam_and_weight_decay_are_the_optimisers(engine: Any) -> None:
     assert torch.allclose(vector(adam), vector(reference) - 0.02, atol=1e-5)
 
 
-@BOTH
+@ENGINES
 def test_frozen_parameters_stay_and_do_not_count(engine: Any) -> None:
     make, x, y = records("flat")
     model = make()
@@ -359,29 +375,55 @@ def test_a_loss_that_reduces_over_records_is_refused() -> None:
     mean = LocalJob(
         training(), 0.5, lambda o, t: cross_entropy(o, t).mean(), np.random.default_rng(0), Scripted(np.zeros((3, 37))), DpStep(1.0, 1.0)
     )
-    for engine in (hooks, ghost):
+    for engine in (book, hooks, ghost):
         with pytest.raises(ConfigError, match="return one loss for each"):
             engine(make(), x, y, mean)
 
 
-def test_a_model_with_state_and_a_job_without_privacy_are_refused() -> None:
+@ENGINES
+def test_a_model_with_state_and_a_job_without_privacy_are_refused(engine: Any) -> None:
     _, x, y = records("flat")
     with pytest.raises(PrivacyRefusal, match="GroupNorm"):
-        hooks(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, affine=False)), x, y, job(training(), Csprng(), z=1.0))
+        engine(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, affine=False)), x, y, job(training(), Csprng(), z=1.0))
     for missing in ({"noise": None}, {"dp": None}):
         bare = LocalJob(training(), 0.5, cross_entropy, np.random.default_rng(0), **{"noise": Csprng(), "dp": DpStep(1.0, 1.0)} | missing)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="record-level DP-SGD needs"):
-            hooks(flat(), x, y, bare)
+            engine(flat(), x, y, bare)
 
 
-def test_ghost_refuses_layers_that_are_used_twice() -> None:
+@pytest.mark.parametrize("engine", [book, ghost])
+def test_layers_that_are_used_twice_are_for_hooks(engine: Any) -> None:
     make, x, y = records("tied")
-    with pytest.raises(ConfigError, match="ghost cannot clip this model"):
-        ghost(make(), x, y, job(training(sampling_rate=1.0), Csprng(), z=1.0))
+    with pytest.raises(ConfigError, match=f"{engine.__name__} cannot clip this model .* use .*hooks"):
+        engine(make(), x, y, job(training(sampling_rate=1.0), Csprng(), z=1.0))
+
+
+def test_ghost_clips_flat_only() -> None:
+    make, x, y = records("flat")
+    with pytest.raises(ConfigError, match="book or hooks with privacy.clipping=per_layer"):
+        ghost(make(), x, y, job(training(), Csprng(), z=1.0, clipping="per_layer"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"momentum": 0.9, "nesterov": True}, {"optimizer": "adam", "lr": 0.01}, {"optimizer": "adamw", "lr": 0.01}]
+)
+def test_engines_agree_across_steps_with_an_optimiser_that_remembers(settings: dict[str, Any]) -> None:
+    make, x, y = records("images")
+    coins, ends = np.random.default_rng(7).random((8, len(x))), []
+    for engine in (book, hooks, ghost):
+        torch.manual_seed(3)
+        model = make()
+        start = vector(model)
+        seeded = InsecureSeeded(0, 1, "a")
+        scripted = Scripted(coins, seeded.normal)
+        engine(model, x, y, job(training(steps=8, physical_batch=5, **settings), scripted, z=0.5))
+        ends.append(vector(model) - start)
+    for end in ends[1:]:
+        assert float((end - ends[0]).norm() / ends[0].norm()) < 1e-4  # Adam divides by what may be nearly zero
 
 
 class Borrowed(nn.Module):
-    """Uses a weight outside its own layer: Opacus cannot see that gradient."""
+    """Uses a weight outside its own layer, where no engine sees its gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -391,8 +433,8 @@ class Borrowed(nn.Module):
         return nn.functional.linear(x, self.inner["a"].weight)
 
 
-@BOTH
-def test_a_gradient_that_opacus_does_not_see_is_an_error(engine: Any) -> None:
+@ENGINES
+def test_a_gradient_that_the_engine_does_not_see_is_an_error(engine: Any) -> None:
     _, x, y = records("flat")
     with pytest.raises(ConfigError, match="no gradient for each record"):
         engine(Borrowed(), x, y, job(training(sampling_rate=1.0), Csprng(), z=1.0))
