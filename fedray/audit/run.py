@@ -20,6 +20,7 @@ from fedray.audit.rehearsal import subjects
 from fedray.audit.releases import client_attacks, client_release, cohort_check, driver_release, release_checks
 from fedray.audit.report import Report
 from fedray.audit.statistics import guarded
+from fedray.config import Config
 from fedray.configfile import load_config
 from fedray.data.records import Federation
 from fedray.errors import ConfigError
@@ -77,12 +78,12 @@ def audit(request: Request) -> Report:
     config = load_config(files.config if finished else request.target, request.overrides)
     if request.attack in ("membership", "lira") and not (finished and files.model.exists()):
         raise ConfigError(f"--attack {request.attack}: needs a finished run; give its output directory instead of a config.")
-    prepared = prepare(config)
-    federation, notes = prepared.federation, list[str]()
-    if federation is None or prepared.model is None:
-        raise ConfigError(
-            "data.source: the silos' files are read by their own actors; run the audit at a silo, with a source that it holds alone."
-        )
+    prepared, notes = prepare(config), list[str]()
+    if prepared.federation is None:  # in a run each silo's actor reads its own file, and nobody else
+        notes.append("The silos' files were all read here; run an audit only where that is allowed.")
+        prepared = prepare(_hosted(config))
+    federation = prepared.federation
+    assert federation is not None and prepared.model is not None
     wanted = {request.attack} if request.attack != "all" else set(KINDS)
     checks: list[Check] = []
     attacks: list[Attack] = []
@@ -106,6 +107,12 @@ def audit(request: Request) -> Report:
             )
     default = request.target / "audit" if finished else Path("runs") / f"{config.name}-audit"
     return Report(config, request.target, request.output or default, checks, attacks, request.seed, notes)
+
+
+def _hosted(config: Config) -> Config:
+    """The same work with all clients in one process."""
+    groups = [group.model_copy(update={"ledger": None}) for group in config.clients.groups]
+    return config.model_copy(update={"clients": config.clients.model_copy(update={"placement": "hosted", "groups": groups})})
 
 
 def _checks(prepared: Prepared, federation: Federation) -> list[Check]:

@@ -107,7 +107,7 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim) ->
         "regime": _regime(plan),
         "epsilon": _figure(headline),
         "epsilon_rdp": _figure(max((f.epsilon_rdp for f in figures), default=0.0)),
-        "epsilon_client_median": _figure(_median(sorted(f.epsilon for f in figures))),
+        "epsilon_client_median": _figure(min(headline, _median(sorted(f.epsilon for f in figures)))),
         "epsilon_person": _figure(_person(plans, figures, headline)),
         "delta": delta,
         "budget": max((p.budget for p in plans if p.budget is not None), default=None),

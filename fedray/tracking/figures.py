@@ -87,6 +87,7 @@ def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
         if line["budget"] is not None:
             left.axhline(line["budget"], color=_RED, linestyle="--", linewidth=1, label="budget")
         unit = "one record" if line["unit"] == "record" else "a whole client"
+        left.xaxis.get_major_locator().set_params(integer=True)
         left.set(xlabel="round", ylabel=f"epsilon, {unit}", ylim=(0, None))
         left.legend(frameon=False, fontsize=8)
         levers = [("as planned", number(line["epsilon"])), *((x["change"], number(x["epsilon"])) for x in line["levers"])]
@@ -121,6 +122,8 @@ def _axes(x: str, y: str, size: tuple[float, float] = (7.0, 4.2)) -> tuple[Any, 
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
+    if x == "round":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(y)
     _plain(axes)
     return figure, axes
