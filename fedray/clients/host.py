@@ -32,7 +32,8 @@ from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector, set_vector
-from fedray.privacy.account import Account, Decision, Figures, Plan, Reservation
+from fedray.privacy.account import Account, Decision, Figures, Reservation
+from fedray.privacy.afford import Plan
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.ledger import ledger_directory
 from fedray.privacy.plan import RecordPlan, check_history

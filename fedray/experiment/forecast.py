@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fedray.config import Config
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy import accounting
 from fedray.privacy.accounting import Composition
+from fedray.privacy.afford import affordable, bound, plus
 from fedray.privacy.chain import EVERYONE
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.events import Event
@@ -99,7 +99,7 @@ class Row:
 
     def epsilon(self, charges: int, event: Event | None = None) -> float:
         """Epsilon after so many more charges (of another event than the plan's)."""
-        return bound(self.plan, plus(self.spent, event or self.plan.event(), charges))
+        return bound(plus(self.spent, event or self.plan.event(), charges), self.plan)
 
     def affordable(self) -> int | None:
         """Charges that the budget still allows; None without a budget. At most about a million."""
@@ -141,7 +141,7 @@ def _ways(config: Config, path: str, short: Sequence[Row]) -> list[str]:
     if noise is not None and plan.target_epsilon is None:
         ways.append(f"{path}.noise_multiplier={noise:g}")
     elif noise is not None:
-        targets = [bound(r.plan, accounting.flatten({r.plan.event(noise): r.plan.participations})) for r in short]
+        targets = [bound(accounting.flatten({r.plan.event(noise): r.plan.participations}), r.plan) for r in short]
         target = math.floor(min(targets) * 1000) / 1000
         if target > 0:
             ways.append(f"{path}.target_epsilon={target:g} {path}.budget={plan.budget:g}")
@@ -171,7 +171,7 @@ def _rounds(row: Row) -> int:
 def noise_for(row: Row, target: float, charges: int) -> float | None:
     """The noise multiplier with which so many charges keep within ``target``; None where what was spent, or nothing, allows it."""
     plan = row.plan
-    if not charges or bound(plan, row.spent) >= target:
+    if not charges or bound(row.spent, plan) >= target:
         return None
     try:
         return accounting.calibrate(plan.event, charges, plan.delta, target, plan.interval, dict(row.spent), plan.adjacency)
@@ -195,21 +195,8 @@ def _up(value: float) -> str:
     return shown_epsilon(value, 4).rstrip("0").rstrip(".") if math.isfinite(value) else "infinity"
 
 
-def plus(spent: Composition, event: Event, count: int) -> Composition:
-    """What was spent and so many more charges of one event."""
-    total: Mapping[Event, int] = Counter(dict(spent)) + Counter({event: count})
-    return accounting.flatten(total)
-
-
-def bound(plan: RecordPlan | ClientPlan, spent: Composition) -> float:
-    """Epsilon of what was spent, at the plan's delta: the figure that the run itself is refused by."""
-    return accounting.bound(dict(spent), plan.delta, plan.interval, plan.adjacency)
-
-
 def _fits(row: Row, event: Event, charges: int) -> bool:
-    plan = row.plan
-    assert plan.budget is not None
-    return accounting.affordable(dict(plus(row.spent, event, charges)), plan.delta, plan.budget, plan.interval, plan.adjacency)
+    return affordable(plus(row.spent, event, charges), row.plan)
 
 
 def _most(fits: Callable[[int], bool], limit: int) -> int:

@@ -18,10 +18,11 @@ import numpy as np
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.experiment.footprint import footprint
-from fedray.experiment.forecast import Law, Row, bound, figure, label, noise_for, plus, refusal
+from fedray.experiment.forecast import Law, Row, figure, label, noise_for, refusal
 from fedray.experiment.preparation import Prepared, plan_whole_clients
 from fedray.privacy import accounting
 from fedray.privacy.accounting import Composition
+from fedray.privacy.afford import bound, plus
 from fedray.privacy.chain import EVERYONE, Summary, scan
 from fedray.privacy.clientplan import ClientPlan, level
 from fedray.privacy.ledger import Location, clients_path, ledger_directory, records_path, subject_path
@@ -269,7 +270,7 @@ def _row(row: Row) -> dict[str, Any]:
         "steps": plan.steps if isinstance(plan, RecordPlan) else None,
         "noise_multiplier": plan.noise_multiplier,
         "charges_before": row.charges,
-        "epsilon_before": figure(bound(plan, row.spent)),
+        "epsilon_before": figure(bound(row.spent, plan)),
         "participations": {"expected": law.expected, "worst": law.worst},
         "epsilon_expected": figure(row.epsilon(math.ceil(law.expected - 1e-9))),
         "epsilon": figure(row.epsilon(law.worst)),

@@ -31,7 +31,8 @@ from fedray.experiment.background import Background
 from fedray.experiment.events import Events
 from fedray.experiment.finished import trained_model
 from fedray.experiment.preparation import Prepared, capacity, check_sizes, identity, make_model, plan_whole_clients, shown_partition
-from fedray.privacy.account import Account, Plan
+from fedray.privacy.account import Account
+from fedray.privacy.afford import Plan
 from fedray.privacy.clientplan import ClientPlan, level
 from fedray.privacy.ledger import ledger_directory
 from fedray.privacy.plan import RecordPlan

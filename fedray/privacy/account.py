@@ -6,52 +6,20 @@ driver's book of whole clients, in which one subject may stand for all of them.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from fedray.errors import ConfigError, LedgerError
-from fedray.privacy import accounting
-from fedray.privacy.accounting import Adjacency, Composition
-from fedray.privacy.events import Event
+from fedray.errors import LedgerError
+from fedray.privacy import accounting, afford
+from fedray.privacy.accounting import Composition
+from fedray.privacy.afford import Plan
 from fedray.privacy.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
 
 #: Seconds that a silo's new actor waits for the one it replaces to let go of the book.
 TAKEOVER = 30.0
-
-
-class Plan(Protocol):
-    """What an account needs of a plan; :class:`RecordPlan` and :class:`ClientPlan` are such."""
-
-    @property
-    def unit(self) -> str: ...  # noqa: D102
-    @property
-    def adjacency(self) -> Adjacency: ...  # noqa: D102
-    @property
-    def delta(self) -> float: ...  # noqa: D102
-    @property
-    def budget(self) -> float | None: ...  # noqa: D102
-    @property
-    def interval(self) -> float: ...  # noqa: D102
-    @property
-    def clip(self) -> float: ...  # noqa: D102
-    @property
-    def noise_multiplier(self) -> float: ...  # noqa: D102
-    @property
-    def max_participations(self) -> int | None: ...  # noqa: D102
-    @property
-    def max_silos_per_person(self) -> int: ...  # noqa: D102
-    @property
-    def steps(self) -> int: ...  # noqa: D102
-    @property
-    def sha256(self) -> str: ...  # noqa: D102
-    def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event: ...  # noqa: D102
-    def terms(self) -> dict[str, Any]: ...  # noqa: D102
-    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +46,7 @@ class Refusal:
 
     def fits(self) -> tuple[float | None, int | None]:
         """The least noise multiplier, and the most steps, with which one more round fits the budget; None where none does."""
-        return (None, None) if self.budget is None else _fits(self.composition, self.plan)
+        return (None, None) if self.budget is None else afford.fits(self.composition, self.plan)
 
     def __str__(self) -> str:
         if self.budget is None or self.after <= self.budget:
@@ -314,7 +282,7 @@ class Account:
     def rounds_left(self, subject: str) -> int | None:
         """Rounds that a subject can still take part in; None without a limit."""
         _, composition, mine = self._keys[subject]
-        return _left(composition, mine, self._plan(subject))
+        return afford.participations_left(composition, mine, self._plan(subject))
 
     def part(self) -> dict[str, Any]:
         """This run's part of a book that outlives it: where the book is, its head, and the entries of this run."""
@@ -358,11 +326,11 @@ class Account:
 
     def _refusal(self, subject: str) -> Refusal | None:
         plan, (_, composition, done) = self._plan(subject), self._keys[subject]
-        after = _plus(composition, plan.event())
+        after = afford.plus(composition, plan.event())
         full = plan.max_participations is not None and done >= plan.max_participations
-        if not full and (plan.budget is None or _affordable(after, plan)):
+        if not full and (plan.budget is None or afford.affordable(after, plan)):
             return None
-        return Refusal(subject, _bound(composition, plan), _bound(after, plan), plan.budget, done, composition, plan)
+        return Refusal(subject, afford.bound(composition, plan), afford.bound(after, plan), plan.budget, done, composition, plan)
 
     def _shortened(self, decision: Decision) -> dict[str, int]:
         """Move those from refused to granted who can afford some steps of a round; subject to how many."""
@@ -387,109 +355,21 @@ class Account:
         plan, (_, composition, mine) = self._plan(subject), self._keys[subject]
         unseen = 0 if rounds is None else max(0, min(rounds, plan.max_participations or rounds) - mine)
         if unseen:
-            composition, mine = _plus(composition, plan.event(), unseen), mine + unseen
-        left = _left(composition, mine, plan)
-        exhausted = left == 0 and not (self._fewer_steps and plan.budget is not None and _most_steps(composition, plan))
+            composition, mine = afford.plus(composition, plan.event(), unseen), mine + unseen
+        left = afford.participations_left(composition, mine, plan)
+        exhausted = left == 0 and not (self._fewer_steps and plan.budget is not None and afford.most_steps(composition, plan))
         return Figures(
             name=subject,
             unit=plan.unit,
             charges=self._ledger.charges(subject) + unseen,
             run_charges=mine,
-            epsilon=_bound(composition, plan),
-            epsilon_rdp=_by_rdp(composition, plan),
-            epsilon_unamplified=_unamplified(composition, plan) if plan.unit == "client" else None,
-            next_epsilon=_bound(_plus(composition, plan.event()), plan),
+            epsilon=afford.bound(composition, plan),
+            epsilon_rdp=afford.by_rdp(composition, plan),
+            epsilon_unamplified=afford.unamplified(composition, plan) if plan.unit == "client" else None,
+            next_epsilon=afford.bound(afford.plus(composition, plan.event()), plan),
             delta=plan.delta,
             budget=plan.budget,
             rounds_left=left,
             exhausted=exhausted,
             composition=composition,
         )
-
-
-def _plus(composition: Composition, event: Event, count: int = 1) -> Composition:
-    total = Counter(dict(composition))
-    total[event] += count
-    return accounting.flatten(total)
-
-
-def _bound(composition: Composition, plan: Plan) -> float:
-    return accounting.bound(dict(composition), plan.delta, plan.interval, plan.adjacency)
-
-
-def _affordable(composition: Composition, plan: Plan) -> bool:
-    assert plan.budget is not None
-    return accounting.affordable(dict(composition), plan.delta, plan.budget, plan.interval, plan.adjacency)
-
-
-def _by_rdp(composition: Composition, plan: Plan) -> float:
-    if not accounting.bounded(composition, "rdp", plan.adjacency):
-        return float("inf")
-    return accounting.epsilon(dict(composition), plan.delta, "rdp", plan.interval, plan.adjacency)
-
-
-def _unamplified(composition: Composition, plan: Plan) -> float:
-    return accounting.bound(accounting.unamplified(dict(composition)), plan.delta, plan.interval, plan.adjacency)
-
-
-def _left(composition: Composition, participations: int, plan: Plan) -> int | None:
-    by_count = None if plan.max_participations is None else max(0, plan.max_participations - participations)
-    if plan.budget is None:
-        return by_count
-    by_budget = _rounds_left(composition, plan)
-    return by_budget if by_count is None else min(by_count, by_budget)
-
-
-def _rounds_left(composition: Composition, plan: Plan) -> int:
-    """Rounds that the budget still allows; the search for it is done once for all rounds of the same event."""
-    round_ = accounting.flatten({plan.event(): 1})
-    if len(round_) != 1:
-        return _most(composition, round_, plan)
-    ((unit, per_round),) = round_
-    others, used = tuple(item for item in composition if item[0] != unit), dict(composition).get(unit, 0)
-    return max(0, (_most(others, ((unit, 1),), plan) - used) // per_round)
-
-
-@lru_cache(maxsize=4096)
-def _most(composition: Composition, step: Composition, plan: Plan) -> int:
-    """How often ``step`` can be added to ``composition`` within the plan's budget, at most about a billion times."""
-
-    def fits(times: int) -> bool:
-        total = Counter(dict(composition))
-        for event, count in step:
-            total[event] += count * times
-        return _affordable(accounting.flatten(total), plan)
-
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while high < 1 << 30 and fits(high):
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-@lru_cache(maxsize=1024)
-def _most_steps(composition: Composition, plan: Plan) -> int:
-    """Local steps that the budget allows, fewer than the plan's; 0 where it allows none or the plan has no steps."""
-    low, high = 0, plan.steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _affordable(_plus(composition, plan.event(steps=middle)), plan) else (low, middle)
-    return low
-
-
-@lru_cache(maxsize=1024)
-def _fits(composition: Composition, plan: Plan) -> tuple[float | None, int | None]:
-    budget = plan.budget
-    assert budget is not None
-    if _bound(composition, plan) >= budget:
-        return None, None
-    steps = _most_steps(composition, plan) or None
-    try:
-        noise = accounting.calibrate(plan.event, 1, plan.delta, budget, plan.interval, dict(composition), plan.adjacency)
-    except (ConfigError, LedgerError):
-        return None, steps
-    return noise, steps

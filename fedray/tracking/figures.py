@@ -72,6 +72,7 @@ def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
         plan: JSON data of ``fedray plan``, with at least one line.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lines = plan["lines"]
     figure = Figure(figsize=(12.0, 4.2 * len(lines)), layout="constrained")
@@ -87,7 +88,7 @@ def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
         if line["budget"] is not None:
             left.axhline(line["budget"], color=_RED, linestyle="--", linewidth=1, label="budget")
         unit = "one record" if line["unit"] == "record" else "a whole client"
-        left.xaxis.get_major_locator().set_params(integer=True)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(xlabel="round", ylabel=f"epsilon, {unit}", ylim=(0, None))
         left.legend(frameon=False, fontsize=8)
         levers = [("as planned", number(line["epsilon"])), *((x["change"], number(x["epsilon"])) for x in line["levers"])]
@@ -118,12 +119,13 @@ def _heat_map(path: Path, clients: Sequence[dict[str, Any]]) -> Path:
 
 def _axes(x: str, y: str, size: tuple[float, float] = (7.0, 4.2)) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     if x == "round":
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(y)
     _plain(axes)
     return figure, axes
