@@ -61,10 +61,9 @@ def test_who_cannot_afford_a_round_takes_fewer_steps(tmp_path: Path) -> None:
     expected = {SelfComposed(10, step): 2, SelfComposed(4, step): 1}
     assert all(dict(spent) == expected for spent in book.spent.values())
     assert result.summary["privacy"]["epsilon"] <= budget
-    plain = run(tmp_path / "plain", {**RECORD, "budget": budget}, training=LOCAL)
-    assert plain.summary["rounds"] == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_begins_a_new_tree(tmp_path: Path) -> None:
     privacy = {"regime": "client", "mechanism": {"kind": "tree"}, "noise_multiplier": 4.0, "clip": 1.0}
     cohort = {"kind": "cyclic", "size": 2}
@@ -90,6 +89,7 @@ def test_two_units_have_two_books_and_two_figures(tmp_path: Path) -> None:
     assert "every client with all its records" in text
 
 
+@pytest.mark.slow
 def test_a_population_stops_when_its_budget_is_spent(tmp_path: Path) -> None:
     privacy = {"regime": "client", "noise_multiplier": 2.0, "budget": bound({Gaussian(2.0): 2}, 1e-3) + 1e-9}
     result = run(tmp_path / "run", privacy)

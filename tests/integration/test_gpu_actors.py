@@ -79,6 +79,7 @@ def test_dedicated_clients_share_a_gpu(tmp_path: Path) -> None:
     assert not evaluated[0]["granted"]
 
 
+@pytest.mark.slow
 def test_automatic_actors_leave_the_evaluator_its_share(tmp_path: Path) -> None:
     clients = {"actors": "auto", "resources": {"cpu": 0.5, "gpu": 0.25}}
     _, trained, evaluated = run(tmp_path, clients=clients, evaluation={"resources": {"cpu": 0.0, "gpu": 0.5}})

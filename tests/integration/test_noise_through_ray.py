@@ -33,7 +33,7 @@ def run(output: Path, rounds: int, privacy: dict[str, Any], **sections: Any) -> 
         "rounds": rounds,
         "data": {"source": "python:stillparts:data", "clients": CLIENTS, "holdout": {"fraction": 0.0}},
         "model": {"kind": "softmax"},
-        "clients": {"actors": 2},
+        "clients": {"actors": 1},
         "cohort": {"kind": "all"},
         "training": {"lr": 0.5, "batch_size": 10, "epochs": 1, "engine": "python:stillparts:still"},
         "algorithm": {"kind": "fedavg", "weights": "uniform"},
@@ -66,15 +66,21 @@ class TestNoiseThatReachesTheModel:
         # 3 steps of std 1.5 x 0.7 / 6 x lr at each of 8 clients, averaged, twice
         check_normal(moved, 1.5 * 0.7 / 6 * 0.5 * math.sqrt(3 * 2 / CLIENTS))
 
-    def test_client_level_with_every_kind_of_cohort(self, tmp_path: Path) -> None:
+    def test_client_level(self, tmp_path: Path) -> None:
         privacy = {"regime": "client", "noise_multiplier": 2.0, "clip": 0.3}
-        check_normal(run(tmp_path / "a", 3, privacy), 2.0 * 0.3 / CLIENTS * math.sqrt(3))
         # the denominator is the expected cohort, whatever the coins were
         poisson = run(tmp_path / "p", 3, privacy, cohort={"kind": "poisson", "fraction": 0.25})
         check_normal(poisson, 2.0 * 0.3 / 2 * math.sqrt(3))
-        fixed = run(tmp_path / "f", 2, privacy, cohort={"kind": "fixed", "size": 4})
-        check_normal(fixed, 2.0 * 0.3 / 4 * math.sqrt(2))
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("cohort", "divisor"), [({"kind": "all"}, CLIENTS), ({"kind": "fixed", "size": 4}, 4), ({"kind": "cyclic", "size": 2}, 2)]
+    )
+    def test_client_level_with_other_cohorts(self, cohort: dict[str, Any], divisor: int, tmp_path: Path) -> None:
+        moved = run(tmp_path / "c", 2, {"regime": "client", "noise_multiplier": 2.0, "clip": 0.3}, cohort=cohort)
+        check_normal(moved, 2.0 * 0.3 / divisor * math.sqrt(2))
+
+    @pytest.mark.slow
     def test_an_empty_cohort_is_a_round_of_noise(self, tmp_path: Path) -> None:
         moved = run(
             tmp_path / "e",
@@ -84,6 +90,7 @@ class TestNoiseThatReachesTheModel:
         )
         check_normal(moved, 1.0 / 2 * math.sqrt(2))
 
+    @pytest.mark.slow
     def test_adaptive_clip_splits_the_noise(self, tmp_path: Path) -> None:
         privacy = {"regime": "client", "noise_multiplier": 1.0, "clip": 0.5, "adaptive_clip": {"bit_noise": 0.6, "rate": 1e-9}}
         moved = run(tmp_path / "c", 2, privacy)
@@ -95,6 +102,7 @@ class TestNoiseThatReachesTheModel:
         moved = run(tmp_path / "t", 5, privacy, cohort={"kind": "cyclic", "size": 1})
         check_normal(moved, math.sqrt(2))  # 5 = 101b: the prefix is two nodes; the denominator is 1
 
+    @pytest.mark.slow
     def test_banded_factorization(self, tmp_path: Path) -> None:
         privacy = {"regime": "client", "mechanism": {"kind": "banded", "band": 2}, "noise_multiplier": 1.0, "clip": 1.0}
         moved = run(tmp_path / "b", 4, privacy, cohort={"kind": "cyclic", "size": 4})
@@ -106,7 +114,7 @@ class TestNoiseThatReachesTheModel:
         moved = run(tmp_path / "l", 2, {"regime": "local", "noise_multiplier": 3.0, "clip": 0.5})
         check_normal(moved, 3.0 * 0.5 * math.sqrt(2 / CLIENTS))
 
-    @pytest.mark.parametrize("kind", ["ddg", "skellam"])
+    @pytest.mark.parametrize("kind", ["ddg", pytest.param("skellam", marks=pytest.mark.slow)])
     def test_distributed_noise_has_its_discrete_law(self, kind: str, tmp_path: Path) -> None:
         mechanism = {"kind": kind, "scale": 4.0, "bits": 16}
         privacy = {"regime": "distributed", "mechanism": mechanism, "noise_multiplier": 1.5, "clip": 0.5}
@@ -128,6 +136,7 @@ class TestNoiseThatReachesTheModel:
         counts = np.array([(np.clip(steps, -10, 10) == c).sum() for c in range(-10, 11)])
         assert stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > CHANCE
 
+    @pytest.mark.slow
     def test_joint_use_has_both_noises(self, tmp_path: Path) -> None:
         training = {"lr": 0.5, "sampling_rate": 0.2, "steps": 3, "expected_batch": 6, "loss": "python:stillparts:no_loss"}
         joint = {"noise_multiplier": 1.0, "clip": 1e3, "delta": 1e-3}

@@ -179,8 +179,8 @@ class TestFaultsOfClients:
         assert isinstance(result.model(), nn.Linear)
 
 
-def test_sigterm_saves_and_resume_continues_in_the_same_bytes(tmp_path: Path) -> None:
-    """A real process: SIGTERM in mid-run ends with a checkpoint and a summary; --resume ends like a run that never stopped."""
+def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
+    """A real process: SIGTERM in mid-run ends with a checkpoint and a summary; --resume ends like a run that never stopped (that its bytes are the same, test_same_bytes shows)."""
     file = tmp_path / "c.json"
     file.write_text(json.dumps(config(rounds=8, model={"kind": "python:slowparts:model", "slow": 0}, ray={"address": "local", "cpus": 2})))
     command = [sys.executable, "-m", "fedray", "run", str(file)]
@@ -204,11 +204,6 @@ def test_sigterm_saves_and_resume_continues_in_the_same_bytes(tmp_path: Path) ->
         [*command, "--output", str(stopped), "--resume"], env=environment, cwd=tmp_path, capture_output=True, timeout=120
     )
     assert again.returncode == 0, again.stderr.decode()
-    straight = subprocess.run(
-        [*command, "--output", str(tmp_path / "straight")], env=environment, cwd=tmp_path, capture_output=True, timeout=120
-    )
-    assert straight.returncode == 0, straight.stderr.decode()
-    both = [json.loads((d / "summary.json").read_text()) for d in (stopped, tmp_path / "straight")]
-    assert both[0]["model_sha256"] == both[1]["model_sha256"]
+    assert json.loads((stopped / "summary.json").read_text())["status"] == "completed"
     assert [r["round"] for r in RunFiles(stopped).rows()] == list(range(1, 9))
     assert b"completed" in again.stdout

@@ -55,7 +55,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["clients.actors=3"],
+        pytest.param(["clients.actors=3"], marks=pytest.mark.slow),
         ["clients.placement=dedicated", "privacy.ledger=LEDGER"],
     ],
     ids=["three", "dedicated"],

@@ -24,7 +24,7 @@ def config(**sections: Any) -> dict[str, Any]:
         "name": "rates",
         "data": {"source": "python:stillparts:data", "clients": CLIENTS, "records": RECORDS, "holdout": {"fraction": 0.0}},
         "model": {"kind": "softmax"},
-        "clients": {"actors": 2},
+        "clients": {"actors": 1},
         "algorithm": {"kind": "fedavg", "weights": "uniform"},
         "tracking": {"enabled": False},
     }
