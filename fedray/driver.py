@@ -24,7 +24,7 @@ from fedray.checkpoint import Checkpoint, save_checkpoint
 from fedray.clients.messages import ClientTask, Part, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
-from fedray.errors import BudgetReached, ClaimVoid, RoundFailed, Stopped
+from fedray.errors import BudgetReached, ClaimVoid, FedrayError, RoundFailed, Stopped
 from fedray.parameters import Layout, Vector, fingerprint
 from fedray.privacy.chain import EVERYONE
 from fedray.privacy.csprng import noise_source
@@ -162,7 +162,6 @@ class Driver:
         except RoundFailed as failure:
             self._failed(failure)
         else:
-            self._failed_rounds = 0 if total.count or not cohort else self._failed_rounds
             if total.count or p.noised:  # a sum of noise alone is released too: emptiness is nobody's business
                 delta = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
                 p.books.commit(permit, [r for r in log_.reports if r.status == "done"])
@@ -247,23 +246,20 @@ class Driver:
     def _check_enough(self, cohort: Sequence[ClientTask], total: ExactSum, log_: RoundLog) -> None:
         p, needed = self._p, self._p.config.cohort.min_clients
         if p.release is not None and p.release.plan.regime == "client":
-            # Drop-outs change nothing that is released, unless nobody trains at all any more.
-            needed = 1 if self._nobody(cohort, total) else 0
-        if cohort and total.count < needed:
+            # Drop-outs change nothing that is released; but a run in which nobody trains any more is none.
+            self._failed_rounds = 0 if total.count or not cohort else self._failed_rounds + 1
+            if self._failed_rounds >= MAX_FAILED_ROUNDS:
+                raise FedrayError(f"every client of {MAX_FAILED_ROUNDS} rounds in a row failed; see the log for each client's error.")
+        elif cohort and total.count < needed:
             bad = next((r for r in log_.reports if r.status != "done"), None)
             # This sentence ends in the summary, which the tracking store gets; a client's own words may hold private values.
             why = f"; {bad.name} {bad.status}{': ' + bad.error if not p.privacy.lines else ''}" if bad else ""
+            arrived = f"{total.count} updates of {len(cohort)} clients" if p.release is None else "too few updates"
             raise RoundFailed(
-                f"round {self._round + 1}: {total.count} updates of {len(cohort)} clients arrived, "
-                f"cohort.min_clients asks for {needed}{why}"
+                f"round {self._round + 1}: {arrived} arrived, cohort.min_clients asks for {needed}{why if p.release is None else ''}"
             )
-
-    def _nobody(self, cohort: Sequence[ClientTask], total: ExactSum) -> bool:
-        """Whether this is the last of several rounds in a row in which every client of a cohort failed."""
-        if total.count or not cohort:
-            return False
-        self._failed_rounds += 1
-        return self._failed_rounds >= MAX_FAILED_ROUNDS
+        else:
+            self._failed_rounds = 0
 
     def _failed(self, failure: RoundFailed) -> None:
         self._failed_rounds += 1

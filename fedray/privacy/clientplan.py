@@ -231,6 +231,7 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
     mechanism.check(facts)
     charging = mechanism.charging(facts)
     _check_limits(own, charging, path)
+    _check_enough_clients(facts, charging)
     participations = _participations(facts, charging)
     noise = own.noise_multiplier
     if noise is None:
@@ -299,6 +300,19 @@ def _check_limits(own: Privacy | Joint, charging: Charging, path: str) -> None:
             f"{path}.max_participations: every round is charged to every client here, whether its secret coin fell or not, so there are no "
             "participations to limit; plan fewer rounds, or set a budget."
         )
+
+
+def _check_enough_clients(facts: Facts, charging: Charging) -> None:
+    """Bounded participations must not leave later rounds of a charge without clients."""
+    longest = min(charging.separation, charging.span)
+    if charging.span == 1 or (facts.cohort * longest <= facts.clients and facts.cohort * charging.span <= facts.clients * charging.most):
+        return
+    most = min(facts.clients / longest, facts.clients * charging.most / charging.span)
+    raise ConfigError(
+        f"privacy.mechanism: in {charging.span} rounds each of {facts.clients} clients may take part {charging.most} time(s), {charging.separation} "
+        f"rounds apart, so cohorts of {facts.cohort:g} would run out of clients; take cohorts of at most {math.floor(most)} (cohort.kind=cyclic), "
+        "a smaller restart_every, or a smaller band."
+    )
 
 
 def _participations(facts: Facts, charging: Charging) -> int:

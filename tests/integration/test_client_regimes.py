@@ -66,7 +66,7 @@ def test_who_cannot_afford_a_round_takes_fewer_steps(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_resumed_run_begins_a_new_tree(tmp_path: Path) -> None:
     privacy = {"regime": "client", "mechanism": {"kind": "tree"}, "noise_multiplier": 4.0, "clip": 1.0}
-    cohort = {"kind": "cyclic", "size": 2}
+    cohort = {"kind": "cyclic", "size": 1}
     run(tmp_path / "run", privacy, cohort=cohort, rounds=4)
     notes: list[str] = []
     result = run(tmp_path / "run", privacy, cohort=cohort, rounds=6, resume=True, notes=notes)

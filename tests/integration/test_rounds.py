@@ -54,6 +54,20 @@ class TestFaultsOfClients:
         assert any("client c2" in n and "the sensor is broken" in n for n in notes)
         assert result.summary["faults"]["client_failures"] == 2
 
+    def test_where_whole_clients_are_protected_a_failing_one_changes_nothing_that_is_released(self, tmp_path: Path) -> None:
+        notes: list[str] = []
+        sections: dict[str, Any] = {
+            "algorithm": {"kind": "fedavg", "weights": "uniform"},
+            "cohort": {"kind": "all", "min_clients": 4},
+            "privacy": {"regime": "client", "noise_multiplier": 1.0, "delta": 1e-3},
+        }
+        result = run(tmp_path / "run", notes, model={"kind": "python:slowparts:model", "fails": 2}, **sections)
+        assert (result.status, result.summary["rounds"]) == ("completed", 2)
+        assert any("client c2" in n for n in notes)  # the operator learns of it, the rows and the summary do not
+        assert not any(key.startswith("round/clients") for row in RunFiles(result.output).rows() for key in row["metrics"])
+        assert set(result.summary["faults"]) == {"actor_deaths", "retries"}
+        assert result.summary["performance"]["clients_per_second"] is None
+
     def test_a_diverging_client_is_rejected_and_named(self, tmp_path: Path) -> None:
         notes: list[str] = []
         result = run(tmp_path / "run", notes, model={"kind": "python:slowparts:model", "explodes": 1})

@@ -81,14 +81,14 @@ def test_a_contradiction_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None
         "cohort={kind: poisson, fraction: 0.5}",
         "cohort={kind: fixed, size: 4}",
         "cohort={kind: cyclic, size: 5}",
-        "privacy.mechanism={kind: tree}",
-        "privacy.mechanism={kind: banded, band: 2}",
+        "privacy.mechanism={kind: tree} cohort={kind: cyclic, size: 2}",
+        "privacy.mechanism={kind: banded, band: 2} cohort={kind: cyclic, size: 5}",
         "privacy.adaptive_clip={quantile: 0.5, bit_noise: 10.0}",
     ],
 )
 def test_whole_clients_are_audited_through_the_drivers_release(tmp_path: Path, mechanism: str) -> None:
     """Five checks and an attack; a sound mechanism fails with probability below 1e-5."""
-    path = write(tmp_path, *CLIENT, mechanism)
+    path = write(tmp_path, *CLIENT, *mechanism.replace("} ", "}|").split("|"))
     found = [audit(Request(path, attack=kind, canaries=200)) for kind in ("checks", "canaries")]
     assert [c.name for c in found[0].checks if not c.passed] == [], [c.found for c in found[0].checks if not c.passed]
     assert len(found[0].checks) == 5 + ("poisson" in mechanism)

@@ -59,11 +59,12 @@ class TestEvents:
         assert (cyclic.event(), cyclic.charging.whom, cyclic.participations) == (Gaussian(2.0), "participants", 2)
 
     def test_correlated_noise_is_charged_once_for_its_rounds(self) -> None:
-        tree = plan({"mechanism": {"kind": "tree", "restart_every": 5}})
+        cyclic = {"kind": "cyclic", "size": 5}
+        tree = plan({"mechanism": {"kind": "tree", "restart_every": 5}}, cohort=cyclic)
         assert (tree.event(), tree.participations, tree.charging.separation) == (Tree(2.0, 5), 3, 5)
-        banded = plan({"mechanism": {"kind": "banded", "band": 4}})
+        banded = plan({"mechanism": {"kind": "banded", "band": 4}}, cohort=cyclic)
         assert (banded.event(), banded.participations, banded.charging.most) == (Gaussian(2.0 / math.sqrt(3)), 1, 3)
-        once = plan({"mechanism": {"kind": "banded", "band": 4}, "max_participations": 1})
+        once = plan({"mechanism": {"kind": "banded", "band": 4}, "max_participations": 1}, cohort=cyclic)
         assert once.event() == Gaussian(2.0)
 
     def test_local_and_distributed(self) -> None:
@@ -127,7 +128,13 @@ class TestRefusals:
             ({"max_participations": 3}, {"cohort": POISSON}, "max_participations: every round is charged to every client"),
             ({"target_epsilon": 3.0}, {}, "both given"),
             ({"delta": None}, {}, "privacy.delta: is needed"),
-            ({"mechanism": {"kind": "tree"}, "adaptive_clip": {}}, {}, "needs one clip norm for all rounds"),
+            (
+                {"mechanism": {"kind": "tree"}, "adaptive_clip": {}},
+                {"cohort": {"kind": "cyclic", "size": 8}},
+                "needs one clip norm for all rounds",
+            ),
+            ({"mechanism": {"kind": "tree"}}, {}, r"cohorts of 100 would run out of clients; take cohorts of at most 8"),
+            ({"mechanism": {"kind": "banded", "band": 4}}, {"cohort": {"kind": "cyclic", "size": 26}}, "cohorts of at most 25"),
             ({"adaptive_clip": {"bit_noise": 0.5}}, {}, "bit_noise|noise"),
         ],
     )
@@ -188,7 +195,10 @@ class TestRelease:
         np.testing.assert_allclose(release.mean(total, GRID, 0), 0.25, atol=1e-6)
 
     def test_separation_and_count_are_enforced(self) -> None:
-        release = Release(plan({"mechanism": {"kind": "banded", "band": 3}, "max_participations": 2}), insecure_seed=1)
+        release = Release(
+            plan({"mechanism": {"kind": "banded", "band": 3}, "max_participations": 2}, cohort={"kind": "cyclic", "size": 9}),
+            insecure_seed=1,
+        )
         assert release.eligible(0) is None
         release.begin(0)
         release.taken(0, [0, 1])
