@@ -82,17 +82,21 @@ def _address(settings: RayCluster) -> str | None:
 
 
 def _running_here() -> str | None:
-    """A Ray head on this machine that answers, as ``ray start`` notes it."""
-    from ray._private.services import find_gcs_addresses
+    """The Ray head that ``ray start`` noted on this machine, if it answers.
 
-    for address in sorted(find_gcs_addresses()):
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=1.0).close()
-        except (OSError, ValueError):
-            continue
-        return str(address)
-    return None
+    Not any head whose process can be found: another run's local cluster is closed to this one, and joining it would never end.
+    """
+    from ray._private.services import find_bootstrap_address
+
+    address = find_bootstrap_address(None)
+    if not address:
+        return None
+    host, _, port = str(address).rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except (OSError, ValueError):
+        return None
+    return str(address)
 
 
 def _private_token() -> None:

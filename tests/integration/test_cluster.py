@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from paths import ROOT
 
 TWICE = """
@@ -30,3 +31,21 @@ def test_one_process_may_start_several_clusters_and_writes_no_token_into_the_hom
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith(("joined", "own"))] == ["joined 0", "joined 1", "own 2"]
     assert not (tmp_path / ".ray" / "auth_token").exists()
+
+
+BESIDE = """
+from fedray.config import RayCluster
+from fedray.experiment.cluster import joined
+
+with joined(RayCluster(address="auto", cpus=1)) as local:
+    print("local", local)
+"""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_does_not_try_to_join_the_local_cluster_of_another(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", BESIDE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "local True" in done.stdout
