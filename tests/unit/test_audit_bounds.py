@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from scipy import stats
 
 from fedray.audit import bounds
 
-VECTORS = ROOT.parent / "shared" / "epsilon_vectors.json"
+VECTORS = Path(os.environ.get("FEDRAY_DATA", ROOT.parent / "shared" / "data")).parent / "epsilon_vectors.json"
 
 
 def vectors(kind: str) -> list[dict[str, Any]]:
