@@ -68,3 +68,17 @@ class RoundFailed(FedrayError):
 
 class Stopped(FedrayError):
     """Training was asked to stop (signal, deadline); nothing of the current update is used."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something, or its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def cause_of(error: BaseException, what: str | None = None) -> BaseException:
+    """The fedray error that a Ray task's error carries; for any other, one that says ``what`` failed, or the error itself."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, FedrayError):
+        return cause
+    return error if what is None else FedrayError(f"{what}: {first_line(error)}")

@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, LocalEvaluation, Part, RoundTask
 from fedray.clients.placement import Place
-from fedray.errors import FedrayError, Stopped
+from fedray.errors import FedrayError, Stopped, cause_of, first_line
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Pool:
         except GetTimeoutError:
             raise FedrayError(f"client actors did not answer '{method}' within {timeout:g} s.") from None
         except RayTaskError as error:
-            raise _cause(error, f"client actors failed in '{method}'") from None
+            raise cause_of(error, f"client actors failed in '{method}'") from None
         return {s.place.key: v for s, v in zip(live, values, strict=True)}
 
     def handle_of(self, client: int) -> Any:
@@ -173,7 +173,7 @@ class Pool:
         slot.deaths += 1
         notes.deaths += 1
         where = f" on {slot.info.node} (pid {slot.info.pid})" if slot.info else ""
-        notes.notes.append(f"actor {slot.place.key}{where} died while {slot.doing}: {_first_line(error)}")
+        notes.notes.append(f"actor {slot.place.key}{where} died while {slot.doing}: {first_line(error)}")
         log.warning("%s", notes.notes[-1])
         if slot.handle is not None:
             ray.kill(slot.handle)
@@ -276,9 +276,9 @@ class Pool:
             try:
                 rows += ray.get(ref)
             except RayActorError as error:
-                log.warning("an actor died while evaluating: %s", _first_line(error))
+                log.warning("an actor died while evaluating: %s", first_line(error))
             except RayTaskError as error:
-                raise _cause(error, "evaluation at the clients failed") from error
+                raise cause_of(error, "evaluation at the clients failed") from error
         return sorted(rows, key=lambda r: r.name)
 
     def _hand_out(self, queues: dict[str, deque[ClientTask]], suspects: dict[int, int], task: RoundTask, weights: Any) -> None:
@@ -301,7 +301,7 @@ class Pool:
         try:
             value = ray.get(ref)
         except RayTaskError as error:
-            raise _cause(error, f"client actor {slot.place.key} failed while {doing}") from error
+            raise cause_of(error, f"client actor {slot.place.key} failed while {doing}") from error
         except RayError as error:
             slot.given, slot.held = [], {}
             self._died(slot, error, notes)
@@ -373,16 +373,6 @@ class Pool:
 
     def _expected(self, index: int) -> float:
         return self._seconds.get(index, float(self._sizes[index]) * 1e-4)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _cause(error: RayTaskError, what: str) -> BaseException:
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, FedrayError) else FedrayError(f"{what}: {_first_line(error)}")
 
 
 def _readable(resources: dict[str, float]) -> str:

@@ -146,20 +146,6 @@ def load_client(data: Data, seed: int, name: str) -> ClientData:
     return _client(raw, transform, name, plan.train[k], test)
 
 
-def load_test(data: Data, seed: int) -> Records | None:
-    """The driver's test set: the source's own, or the records held out at the driver; None if the clients hold them.
-
-    Raises:
-        DataError, ConfigError: see :func:`load_federation`.
-    """
-    check(data)
-    source = _source(data)
-    if isinstance(source, Silos):
-        return None
-    raw = _refuse_tokens(data, source.load())
-    return _driver_test(data, raw, _plan(data, raw, seed), _transform(data))
-
-
 def _source(data: Data) -> Source:
     kind, separator, where = data.source.partition(":")
     if not separator or not where:

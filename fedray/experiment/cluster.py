@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedray.config import RayCluster
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, first_line
 
 #: Ray namespace of fedray's actors.
 NAMESPACE = "fedray"
@@ -51,7 +51,7 @@ def joined(settings: RayCluster, announce: Callable[[str], None] = lambda where:
         ray.init(address=address, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"ray.address: cannot join the Ray cluster at {address} ({_first_line(error)}); see RAY_AUTH_MODE for tokens."
+            f"ray.address: cannot join the Ray cluster at {address} ({first_line(error)}); see RAY_AUTH_MODE for tokens."
         ) from None
     try:
         yield False
@@ -108,8 +108,3 @@ def _private_token() -> None:
     """
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -16,7 +16,7 @@ import ray
 from fedray import components
 from fedray.config import Config
 from fedray.configfile import build_config, load_config
-from fedray.errors import FedrayError
+from fedray.errors import FedrayError, cause_of
 from fedray.experiment.cluster import joined
 from fedray.experiment.finished import trained_model
 from fedray.experiment.job import Experiment
@@ -143,8 +143,7 @@ def _follow(prepared: Prepared, request: Request, listen: Listener) -> dict[str,
     try:
         summary: dict[str, Any] = ray.get(pending)
     except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        raise cause if isinstance(cause, FedrayError) else error from None
+        raise cause_of(error) from None
     return summary
 
 

@@ -26,7 +26,7 @@ from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.data.commitment import commit_records
 from fedray.driver import Parts
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, cause_of
 from fedray.experiment.background import Background
 from fedray.experiment.events import Events
 from fedray.experiment.finished import trained_model
@@ -352,8 +352,7 @@ class Wiring:
         try:
             ray.get(ready, timeout=seconds)
         except ray.exceptions.RayTaskError as error:
-            cause = getattr(error, "cause", None)
-            raise cause if isinstance(cause, FedrayError) else error from None
+            raise cause_of(error) from None
         except ray.exceptions.GetTimeoutError:
             raise FedrayError(
                 f"evaluation.resources: the evaluator is not up after {seconds:g} s (clients.start_timeout); it asks for "

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedray import components, config, rng
 from fedray.errors import ConfigError, FedrayError
@@ -55,25 +53,6 @@ def build_model(part: config.Part, input_shape: tuple[int, ...], outputs: int, s
         _check_outputs(model, part.kind, torch.zeros((2, *input_shape), dtype=dtype), outputs)
     _check_parameters(model, part.kind)
     return model
-
-
-def buffers(model: nn.Module) -> list[str]:
-    """Names of the buffers in the model's state (BatchNorm's running statistics and the like)."""
-    trainable_or_frozen = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return [name for name in model.state_dict(keep_vars=True) if name not in trainable_or_frozen]
-
-
-def batch_coupled(model: nn.Module) -> list[str]:
-    """Names of the modules that let one record change another's output or keep statistics over records.
-
-    These are all BatchNorms, trainable, affine or frozen, and InstanceNorms with running statistics. A model
-    that is itself such a module is named by its class.
-    """
-    return [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats)
-    ]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.pool import Pool
-from fedray.errors import BudgetReached, FedrayError
+from fedray.errors import BudgetReached, cause_of
 from fedray.privacy.account import Account, Figures, Group, Reservation
 from fedray.privacy.chain import EVERYONE
 
@@ -246,8 +246,7 @@ class SiloBooks:
             except GetTimeoutError:
                 permit.away[client.name] = f"{client.name}: its actor did not answer within {self._timeout:g} s."
             except RayTaskError as error:
-                cause = getattr(error, "cause", None)
-                raise cause if isinstance(cause, FedrayError) else error from None
+                raise cause_of(error) from None
             else:
                 permit.refused.update({name: str(refusal) for name, refusal in decision.refused.items()})
                 permit.cohort.extend([_reserved(client, self._unit, r) for r in decision.reservations.values()])

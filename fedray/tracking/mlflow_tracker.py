@@ -25,7 +25,7 @@ from fedray.tracking.artifacts import Staged, read_json, send, stage
 from fedray.tracking.journal import STATE, Row, State, metric_name, points, read_rows
 from fedray.tracking.registry import ModelBuilder
 from fedray.tracking.store import SHIP_PATIENCE, TrackingError, artifact_root, connect, log, masked, patience, reason, unmasked
-from fedray.tracking.ui import dress_experiment, ui_links
+from fedray.tracking.ui import dress_experiment
 
 _ROWS_A_BATCH, _METRICS_A_BATCH, _PARAMS_A_BATCH = 50, 1000, 100
 _LONGEST_PARAM = 6000
@@ -119,10 +119,6 @@ class Tracker:
     def uri(self) -> str:
         """The tracking URI, without a password."""
         return self._run.state.tracking_uri
-
-    def links(self, port: int = 5000) -> dict[str, str]:
-        """See :func:`fedray.tracking.ui.ui_links`."""
-        return ui_links(self.uri, self._run.state.experiment_id, self.run_id, port)
 
     def log(self, row: Row) -> None:
         """Hand over a row that stands in ``metrics.jsonl``; takes microseconds, whatever the server does, and never raises."""

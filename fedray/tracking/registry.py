@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fedray.errors import first_line
 from fedray.tracking.journal import Point, State
 from fedray.tracking.store import UPLOAD_PATIENCE, load_mlflow, log, patience
 
@@ -94,7 +95,7 @@ def save_model(
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
         log.warning(
-            "the model is not in MLflow, because it cannot be exported (%s); model.safetensors has its weights.", _first_line(error)
+            "the model is not in MLflow, because it cannot be exported (%s); model.safetensors has its weights.", first_line(error)[:200]
         )
         return None
     return SavedModel(folder, fields, dict(params), dict(tags), list(metrics), sha256, description)
@@ -176,8 +177,3 @@ def _find_version(client: Any, state: State, sha256: str) -> str | None:
         found = client.search_model_versions(f"run_id = '{state.run_id}'")
     same = [v for v in found if v.name == state.register_as and v.tags.get("model_sha256") == sha256]
     return str(max(int(v.version) for v in same)) if same else None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedray.config import Data
-from fedray.data.dataset import check, client_names, load_client, load_federation, load_test, per_silo, private_statistics
+from fedray.data.dataset import check, client_names, load_client, load_federation, per_silo, private_statistics
 from fedray.data.records import Records
 from fedray.data.report import class_counts, label_distance, partition_report
 from fedray.data.transforms import TRANSFORMS, Transform
@@ -64,7 +64,6 @@ def test_a_client_alone_gets_the_bytes_of_the_federation(keys: dict[str, Any]) -
         assert same(alone.train, part.train)
         assert same(alone.test, part.test)
         assert (alone.name, alone.classes, alone.columns) == (part.name, part.classes, part.columns)
-    assert same(load_test(data, 3), f.test)
 
 
 @pytest.mark.parametrize("normalize", ["none", "standardize_client", "unit_norm"])
@@ -72,7 +71,6 @@ def test_a_silo_alone_gets_the_bytes_of_the_federation(silos: str, normalize: st
     data = Data.model_validate({"source": silos, "label": "y", "classes": 2, "normalize": {"kind": normalize}})
     f = load_federation(data, 3)
     assert per_silo(data)
-    assert load_test(data, 3) is None
     assert f.test is None
     assert f.sizes.tolist() == [16, 1, 6]  # the silo with one record keeps it
     assert f.client(1).test is None

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedray.config import Part
 from fedray.errors import ConfigError
-from fedray.models.build import batch_coupled, buffers, build_model, evaluating
+from fedray.models.build import build_model, evaluating
 from fedray.parameters import Layout, fingerprint, get_vector
 
 USER = """
@@ -171,17 +171,6 @@ def test_models_that_do_not_fit_are_refused(user: str, name: str, outputs: int, 
 def test_records_of_the_wrong_shape_are_named(user: str) -> None:
     with pytest.raises(ConfigError, match=r"float32 records of shape \(7,\) with RuntimeError"):
         build_model(Part(kind=user + "neither"), (7,), 4, seed=0)
-
-
-def test_buffers_and_batch_coupling_are_found() -> None:
-    model = nn.Sequential(
-        nn.Linear(3, 3), nn.BatchNorm1d(3, affine=False).eval(), nn.InstanceNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)
-    )
-    assert batch_coupled(model) == ["1", "3"]
-    assert [name for name in buffers(model) if name.startswith("1.")] == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
-    assert batch_coupled(nn.BatchNorm2d(2)) == ["BatchNorm2d"]
-    assert batch_coupled(nn.SyncBatchNorm(2)) == ["SyncBatchNorm"]
-    assert batch_coupled(nn.GroupNorm(1, 2)) == []
 
 
 def test_evaluating_restores_each_modules_own_mode() -> None:
