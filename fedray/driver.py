@@ -152,7 +152,7 @@ class Driver:
         granted = {c.index: c for c in permit.cohort}
         deadline = p.config.cohort.deadline
         for part in p.pool.train(permit.cohort, task, weights_ref, log_, deadline=deadline, authorize=partial(self._retry, granted)):
-            self._check_receipts(part, granted, log_)
+            self._check_receipts(part, granted, log_, task)
             total.merge(part.total)
             parts += 1
         trained = time.perf_counter()
@@ -190,7 +190,7 @@ class Driver:
             granted[client.index] = again
         return again
 
-    def _check_receipts(self, part: Part, granted: Mapping[int, ClientTask], log_: RoundLog) -> None:
+    def _check_receipts(self, part: Part, granted: Mapping[int, ClientTask], log_: RoundLog, round_task: RoundTask) -> None:
         """Fail closed: no part is added unless every client in it says that it ran what was reserved for it."""
         p = self._p
         if not p.privacy.lines:
@@ -202,7 +202,7 @@ class Driver:
                 raise ClaimVoid(f"client {report.name}: attempt {report.attempt} was handed over where {task.attempt} was reserved.")
             reservations = dict(task.reservations)
             for line in p.privacy.lines:
-                expected = line.expected(index, task.steps, p.release)
+                expected = line.expected(index, task.steps, round_task)
                 check_receipt(report.name, report.receipts.get(line.unit), {"reservation": reservations.get(line.unit), **expected})
 
     def _step(self, delta: Vector) -> tuple[Vector, dict[str, Vector]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedray.config import Config
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy import accounting
 from fedray.privacy.accounting import Composition
-from fedray.privacy.afford import affordable, bound, plus
+from fedray.privacy.afford import affordable, bound, largest, plus
 from fedray.privacy.chain import EVERYONE
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.events import Event
@@ -103,7 +103,7 @@ class Row:
 
     def affordable(self) -> int | None:
         """Charges that the budget still allows; None without a budget. At most about a million."""
-        return None if self.plan.budget is None else _most(lambda n: _fits(self, self.plan.event(), n), _MOST_ROUNDS)
+        return None if self.plan.budget is None else largest(lambda n: _fits(self, self.plan.event(), n), _MOST_ROUNDS)
 
     @property
     def subjects(self) -> int:
@@ -158,14 +158,14 @@ def _ways(config: Config, path: str, short: Sequence[Row]) -> list[str]:
 def _steps(row: Row) -> int:
     """Local steps a round that fit for the planned rounds; all of the plan's where they are not what is charged."""
     charges = row.law.needed(row.subjects)
-    return _most(lambda steps: _fits(row, row.plan.event(steps=steps), charges), row.plan.steps)
+    return largest(lambda steps: _fits(row, row.plan.event(steps=steps), charges), row.plan.steps)
 
 
 def _rounds(row: Row) -> int:
     """Rounds that fit as the plan's noise is."""
     affordable = row.affordable()
     assert affordable is not None
-    return _most(lambda n: replace(row.law, rounds=n).needed(row.subjects) <= affordable, row.law.rounds)
+    return largest(lambda n: replace(row.law, rounds=n).needed(row.subjects) <= affordable, row.law.rounds)
 
 
 def noise_for(row: Row, target: float, charges: int) -> float | None:
@@ -197,15 +197,3 @@ def _up(value: float) -> str:
 
 def _fits(row: Row, event: Event, charges: int) -> bool:
     return affordable(plus(row.spent, event, charges), row.plan)
-
-
-def _most(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number from 0 to ``limit`` that fits, where all smaller ones do."""
-    low, high = 0, 1
-    while high <= limit and fits(high):
-        low, high = high, high * 2
-    high = min(high, limit + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -293,7 +293,7 @@ def _levers(prepared: Prepared, row: Row) -> Iterator[tuple[str, float]]:
         made += [(f"steps {w}", replace(plan, steps=int(plan.steps * f)), law) for w, f in factors if plan.steps * f >= 1]
         rates = [(w, plan.sampling_rate * f) for w, f in factors]
         made += [(f"sampling rate {w}", replace(plan, sampling_rate=q), law) for w, q in rates if q <= 1]
-    elif plan.facts.sampling in ("poisson", "fixed") and plan.charging.whom == "everyone":
+    elif plan.amplified:
         facts = plan.facts
         for word, factor in factors:
             if 1 <= facts.cohort * factor <= min(facts.clients, facts.cap or facts.clients):

@@ -445,7 +445,8 @@ class Wiring:
         figures = self._books.figures()
         published = self._books.figures(rounds) if self.parts.privacy.secret else figures
         lines = [
-            Guarantee(u, line.distinct_plans(), figures.get(u, []), published.get(u, [])) for line in self._lines() for u in [line.unit]
+            Guarantee(line.unit, line.distinct_plans(), figures.get(line.unit, []), published.get(line.unit, []))
+            for line in self.parts.privacy.lines
         ]
         statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems)
         write_json(self._files.statement, statement)

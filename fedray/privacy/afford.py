@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -40,6 +41,18 @@ class Plan(Protocol):
     def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event: ...  # noqa: D102
     def terms(self) -> dict[str, Any]: ...  # noqa: D102
     def __hash__(self) -> int: ...
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number from 0 to ``limit`` that fits, where all smaller ones do; 0 is not asked."""
+    low, high = 0, 1
+    while high <= limit and fits(high):
+        low, high = high, high * 2
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def plus(composition: Composition, event: Event, count: int = 1) -> Composition:
@@ -101,25 +114,13 @@ def _most(composition: Composition, step: Composition, plan: Plan) -> int:
             total[event] += count * times
         return affordable(accounting.flatten(total), plan)
 
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while high < 1 << 30 and fits(high):
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return largest(fits, (1 << 30) - 1)
 
 
 @lru_cache(maxsize=1024)
 def most_steps(composition: Composition, plan: Plan) -> int:
     """Local steps that the budget allows, fewer than the plan's; 0 where it allows none or the plan has no steps."""
-    low, high = 0, plan.steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if affordable(plus(composition, plan.event(steps=middle)), plan) else (low, middle)
-    return low
+    return largest(lambda steps: affordable(plus(composition, plan.event(steps=steps)), plan), plan.steps - 1)
 
 
 @lru_cache(maxsize=1024)

@@ -109,13 +109,14 @@ class ClientPlan:
         """Epsilon after all planned charges of a subject that has spent nothing before."""
         return accounting.bound({self.event(): self.participations}, self.delta, self.interval, self.adjacency)
 
+    @property
+    def amplified(self) -> bool:
+        """Whether the charges count on cohorts staying secret."""
+        return self.charging.whom == "everyone" and self.facts.sampling in ("poisson", "fixed")
+
     def subjects(self, names: list[str]) -> list[str]:
         """Who is charged in the book."""
         return [EVERYONE] if self.charging.whom == "everyone" else names
-
-    def weight(self, records: int) -> float:
-        """How much a client with so many records counts, in [0, 1]."""
-        return 1.0 if self.weight_cap is None else min(records / self.weight_cap, 1.0)
 
     def noise_std(self, clip: float) -> float | npt.NDArray[np.float64]:
         """Standard deviation of what the driver adds to each value of the sum at this clip norm, in real units."""
@@ -165,10 +166,7 @@ def secret_cohorts(plans: Sequence[RecordPlan | ClientPlan]) -> bool:
 
     Then figures that follow from those charges must not be published as they are.
     """
-    whole = [p for p in plans if isinstance(p, ClientPlan)]
-    secret = any(
-        p.observers_rate is not None or (p.charging.whom == "everyone" and p.facts.sampling in ("poisson", "fixed")) for p in whole
-    )
+    secret = any(p.amplified or p.observers_rate is not None for p in plans if isinstance(p, ClientPlan))
     return secret and any(isinstance(p, RecordPlan) or p.charging.whom == "participants" for p in plans)
 
 

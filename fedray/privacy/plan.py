@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import cached_property
 from math import floor, log10
 from typing import Any, ClassVar, Literal
 
@@ -86,11 +87,11 @@ class RecordPlan:
 
     def terms(self) -> dict[str, Any]:
         """The plan as JSON data, as ledgers and statements show it."""
-        values = dict(vars(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["sampling_rate"] = [self.sampling_rate.numerator, self.sampling_rate.denominator]
         return {"unit": UNIT, "adjacency": ADJACENCY, "regime": "record", **values}
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the plan's canonical JSON."""
         return terms_sha256(self.terms())

@@ -183,8 +183,6 @@ def _record_mechanism(plans: Sequence[RecordPlan | ClientPlan]) -> dict[str, Any
 
 
 def _client_mechanism(plan: ClientPlan) -> dict[str, Any]:
-    facts = plan.facts
-    secret = plan.charging.whom == "everyone" and facts.sampling in ("poisson", "fixed")
     return {
         "name": plan.mechanism.statement,
         "sampling": wording.sampling(plan),
@@ -193,7 +191,7 @@ def _client_mechanism(plan: ClientPlan) -> dict[str, Any]:
         else "the number of updates, which is public",
         "rng": [plan.rng],
         "client_sampling": "the headline relies on cohorts staying secret; beside it stands the figure without that"
-        if secret
+        if plan.amplified
         else "the headline claims no amplification",
         "enforced": "cohorts are drawn by the driver and logged nowhere; separation and number of participations are checked by the driver; "
         "every update carries a receipt of its clip norm and reservation, checked before it is added",

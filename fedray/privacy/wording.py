@@ -195,7 +195,7 @@ def _record_assumptions(secure: bool, generator: str) -> list[dict[str, Any]]:
 
 def _client_assumptions(config: Config, plan: ClientPlan, secure: bool, generator: str) -> list[dict[str, Any]]:
     facts, found = plan.facts, []
-    if facts.sampling in ("poisson", "fixed") and (plan.charging.whom == "everyone" or plan.observers_rate is not None):
+    if plan.amplified or plan.observers_rate is not None:
         kind = "Poisson samples" if facts.sampling == "poisson" else "uniform samples of fixed size"
         found.append(
             _holds(

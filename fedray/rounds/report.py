@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from fedray.clients.messages import RoundTask
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.privacy.account import Group
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
 from fedray.privacy.plan import RecordPlan
-from fedray.privacy.release import Release
 from fedray.rounds.books import Permit
 from fedray.training.schedules import learning_rate
 
@@ -58,11 +58,11 @@ class Line:
         """All plans, equal ones once."""
         return list(dict.fromkeys(self.plans.values())) if isinstance(self.plans, Mapping) else [self.plans]
 
-    def expected(self, client: int, steps: int | None, release: Release | None) -> dict[str, Any]:
+    def expected(self, client: int, steps: int | None, task: RoundTask) -> dict[str, Any]:
         """What a client's receipt must say beside its reservation."""
         if not isinstance(self.plans, Mapping):
-            assert release is not None
-            return {"plan": self.plans.sha256, **release.client_step(0).terms()}
+            assert task.step is not None
+            return {"plan": task.plan, **task.step.terms()}
         plan = self.plans[client]
         return {
             "plan": plan.sha256,

@@ -23,17 +23,23 @@ TRUST = "nobody but the client itself is trusted: the guarantee is against the d
 
 
 @dataclass(frozen=True)
-class GaussianStep:
-    """Clip the whole update and add Gaussian noise of standard deviation ``std`` to each value."""
+class _Step:
+    """What the clients' halves of this module share: the whole update leaves, as floats."""
 
     clip: float
-    std: float
     weight_cap: int | None
     integer: ClassVar[bool] = False
 
     def size(self, dimension: int) -> int:
         """The update."""
         return dimension
+
+
+@dataclass(frozen=True)
+class GaussianStep(_Step):
+    """Clip the whole update and add Gaussian noise of standard deviation ``std`` to each value."""
+
+    std: float
 
     def encode(self, update: Vector, weight: float, source: Source) -> Vector:
         """The noised update, float32."""
@@ -46,17 +52,10 @@ class GaussianStep:
 
 
 @dataclass(frozen=True)
-class PrivUnitStep:
+class PrivUnitStep(_Step):
     """Clip the whole update and send PrivUnit's unbiased, epsilon-private estimate of it."""
 
-    clip: float
     epsilon: float
-    weight_cap: int | None
-    integer: ClassVar[bool] = False
-
-    def size(self, dimension: int) -> int:
-        """The update."""
-        return dimension
 
     def encode(self, update: Vector, weight: float, source: Source) -> Vector:
         """The randomised update, float32."""
@@ -116,7 +115,7 @@ class LocalGaussian(_Local):
 
     def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
         """Clip and noise."""
-        return GaussianStep(clip, noise_multiplier * clip, weight_cap)
+        return GaussianStep(clip, weight_cap, noise_multiplier * clip)
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class PrivUnitMechanism(_Local):
 
     def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
         """Clip and randomise."""
-        return PrivUnitStep(clip, 1.0 / noise_multiplier, weight_cap)
+        return PrivUnitStep(clip, weight_cap, 1.0 / noise_multiplier)
 
 
 MECHANISMS = {"local_gaussian": LocalGaussian, "privunit": PrivUnitMechanism}
