@@ -35,7 +35,7 @@ _NOT_COVERED = {
     "client": (
         "groups of clients that act for one person: the unit is one client, taken to be one person's or one institution's",
         "that a client is in the population, and how many clients there are (taken as public)",
-        "how long rounds take, and that a run stops because every client of several rounds in a row failed",
+        "how long rounds take, how often actors die, and that a run stops because every client of several rounds in a row failed",
     ),
 }
 _NEVER_COVERED = (
