@@ -104,6 +104,10 @@ class Clients(Section):
     groups: list[Group] = Field([], description="Groups of clients with settings of their own.")
     start_timeout: float = Field(120.0, gt=0.0, description="Seconds to wait for client actors to be placed and started.")
     restarts: int = Field(10, ge=0, description="How often one actor is replaced after it died before the run gives up on it.")
+    unreachable_after: float = Field(
+        30.0, gt=0.0, description="Seconds for which a working actor may leave its driver's calls unanswered before it is replaced."
+    )
+    node_sums: bool = Field(True, description="Add the parts of a node's actors up there, so that the driver gets one part a node.")
 
     @model_validator(mode="after")
     def _positive(self) -> Clients:
@@ -333,6 +337,12 @@ class RayCluster(Section):
     cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; null = the machine's cores.")
     gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; null = those found.")
     connect_timeout: float = Field(30.0, gt=0.0, description="Seconds to wait for a given address.")
+    driver: Resources = Field(
+        Resources(cpu=0.0), description="What the driver actor asks of Ray; without custom resources and labels it goes to a node that is not the head."
+    )
+    lost_after: float = Field(
+        600.0, gt=0.0, description="Seconds for which the driver actor may be out of reach (its node, or the head, is away) before the command gives up."
+    )
 
 
 class Config(Section):

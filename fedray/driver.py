@@ -33,7 +33,7 @@ from fedray.privacy.release import Release
 from fedray.rng import generator
 from fedray.rounds.books import Books, Permit
 from fedray.rounds.cohort import Population, Sampler
-from fedray.rounds.evaluator import summarize
+from fedray.rounds.evaluator import Evaluation, Evaluators, summarize
 from fedray.rounds.report import Privacy, round_metrics
 from fedray.runfiles import Row, RunFiles
 
@@ -72,7 +72,7 @@ class Parts:
     server: Server
     aggregate: Callable[[ExactSum], Vector]
     release: Release | None
-    evaluator: Any
+    evaluator: Evaluators | None
     weights: Vector
     server_state: dict[str, Vector]
     first_round: int = 0
@@ -92,7 +92,7 @@ class _Open:
     """A round whose line still waits for its evaluation."""
 
     row: Row
-    evaluation: Any = None
+    evaluation: Evaluation | None = None
 
 
 class Driver:
@@ -108,7 +108,7 @@ class Driver:
         self._best: dict[str, float] = {}
         for row in parts.files.rows():
             self._remember(row)
-        self._faults: dict[str, int] = {"actor_deaths": 0, "client_failures": 0, "late": 0, "retries": 0, **parts.meta.get("faults", {})}
+        self._faults = dict.fromkeys(("actor_deaths", "driver_restarts", "client_failures", "late", "retries"), 0) | parts.meta.get("faults", {})
         self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **parts.meta.get("traffic", {})}
         self._failed_rounds = 0
 
@@ -300,7 +300,7 @@ class Driver:
             rows = p.pool.evaluate(everyone, weights_ref, timeout=p.config.clients.start_timeout)
             entry.row["metrics"] |= summarize(rows, central=p.evaluator is not None)
         if p.evaluator is not None:
-            entry.evaluation = p.evaluator.evaluate.remote(weights_ref)
+            entry.evaluation = p.evaluator.begin(weights_ref)
 
     def tick(self) -> bool:
         """Called often while the pool waits: write what is ready; true when the run should stop."""
@@ -311,14 +311,12 @@ class Driver:
         while self._open:
             entry = self._open[0]
             if entry.evaluation is not None:
-                if not wait and not ray.wait([entry.evaluation], timeout=0)[0]:
+                if not wait and not entry.evaluation.ready():
                     return
                 try:
-                    values, seconds = ray.get(entry.evaluation)
-                    found: dict[str, float] = {f"eval/{k}": v for k, v in values.items()}
-                    entry.row["metrics"] |= found | {"time/evaluate_s": seconds}
-                except ray.exceptions.RayError as error:
-                    self._note(f"round {entry.row['round']} could not be evaluated: {str(error).splitlines()[-1]}")
+                    entry.row["metrics"] |= entry.evaluation.result()
+                except FedrayError as error:
+                    self.befallen("actor", f"round {entry.row['round']} could not be evaluated: {error}")
             self._open.pop(0)
             self._write(entry.row)
 
@@ -370,14 +368,21 @@ class Driver:
         self._faults["client_failures"] += log_.count("failed", "rejected", "lost")
         self._faults["late"] += log_.count("late")
         for note in log_.notes:
-            self._note(note)
+            self.befallen("actor", note)
         shown: set[str] = set()
         for report in log_.reports:
             if report.status in ("failed", "rejected", "lost", "late", "refused"):
-                self._note(f"round {self._round + 1}: client {report.name} on {report.node or 'no node'} {report.status}: {report.error}")
+                text = f"round {self._round + 1}: client {report.name} on {report.node or 'no node'} {report.status}: {report.error}"
+                self._note(text) if self._p.release is not None else self.befallen("client", text)
                 if report.traceback and report.error not in shown:
                     shown.add(report.error)
                     log.warning("client %s, round %d:\n%s", report.name, self._round + 1, report.traceback)
+
+    def befallen(self, kind: str, text: str) -> None:
+        """A fault: a note, and a line of the run's faults for its report. ``kind``: actor, node, client, driver, store, tracking, memory."""
+        self._faults["driver_restarts"] += kind == "driver"
+        self._p.files.append_fault(self._round + 1, kind, text)
+        self._note(text)
 
     def _note(self, text: str) -> None:
         log.info("%s", text)
@@ -400,7 +405,7 @@ class Driver:
                 "bytes_up": int(self._traffic["bytes_up"]),
                 "bytes_down": int(self._traffic["bytes_down"]),
             },
-            "faults": {k: v for k, v in self._faults.items() if not hidden or k in ("actor_deaths", "retries")},
+            "faults": {k: v for k, v in self._faults.items() if not hidden or k in ("actor_deaths", "driver_restarts", "retries")},
         }
 
     @property

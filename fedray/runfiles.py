@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,13 @@ class RunFiles:
             file.flush()
             os.fsync(file.fileno())
 
+    def append_fault(self, round_: int, kind: str, what: str) -> None:
+        """Add one line to the faults file."""
+        with (self.root / "faults.jsonl").open("ab") as file:
+            file.write((json.dumps({"round": round_, "time": time.time(), "kind": kind, "what": what}) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+
     def rows(self) -> list[Row]:
         """All whole lines of the metrics file."""
         if not self.metrics.exists():
@@ -122,6 +130,10 @@ class RunFiles:
         """The final model's tensors by name."""
         tensors: dict[str, Vector] = load_file(self.model)
         return tensors
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """``summary.json``; None where there is none."""
+        return dict(json.loads(self.summary.read_text())) if self.summary.exists() else None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""

@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fedray.config import RayCluster
@@ -17,46 +18,85 @@ from fedray.errors import ConfigError, first_line
 NAMESPACE = "fedray"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run will be: the Ray of this process, a cluster at ``address``, or (neither) a local Ray of its own."""
+
+    inside: bool = False
+    address: str | None = None
+
+    @property
+    def own(self) -> bool:
+        """The run starts its Ray itself, and ends it."""
+        return not self.inside and self.address is None
+
+
+def find_place(settings: RayCluster) -> Place:
+    """Which Ray to use; starts and joins nothing.
+
+    Raises:
+        ConfigError: the address is none, or nothing answers there.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return Place(inside=True)
+    return Place(address=_address(settings))
+
+
 @contextmanager
-def joined(settings: RayCluster, announce: Callable[[str], None] = lambda where: None) -> Iterator[bool]:
-    """Be in a Ray cluster; yields True where it is a local one that ends with the block.
+def joined(place: Place, settings: RayCluster, announce: Callable[[str], None] = lambda where: None) -> Iterator[None]:
+    """Be in Ray at ``place``; a local Ray ends with the block.
 
     ``announce`` is called with what is about to be done, before seconds are spent on it.
 
     Raises:
-        ConfigError: the address does not answer.
+        ConfigError: the cluster does not let us in.
     """
     # Ray otherwise asks for usage statistics and warns about defaults of the next version.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    if ray.is_initialized():
+    if place.inside:
         announce("using the Ray of this process")
-        yield False
+        yield
         return
-    address = _address(settings)
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
+    if place.address is None:
         announce("starting a local Ray")
         _private_token()
         ray.init(address="local", num_cpus=settings.cpus, num_gpus=settings.gpus, include_dashboard=False, **common)
+    else:
+        announce(f"joining Ray at {place.address}")
         try:
-            yield True
-        finally:
-            ray.shutdown()
-        return
-    announce(f"joining Ray at {address}")
+            ray.init(address=place.address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"ray.address: cannot join the Ray cluster at {place.address} ({first_line(error)}); see RAY_AUTH_MODE for tokens."
+            ) from None
     try:
-        ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"ray.address: cannot join the Ray cluster at {address} ({first_line(error)}); see RAY_AUTH_MODE for tokens."
-        ) from None
-    try:
-        yield False
+        yield
     finally:
         ray.shutdown()
+
+
+def driver_strategy(settings: RayCluster) -> Any:
+    """Where on a cluster the driver actor goes: a node that is not the head, whose loss it then survives.
+
+    None (Ray decides) where the config pins it, or there is no other node. The choice is soft: after that node's
+    death the driver is restarted on another.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if settings.driver.custom or settings.driver.labels:
+        return None
+    others = [n for n in ray.nodes() if n["Alive"] and "node:__internal_head__" not in n["Resources"]]
+    if not others:
+        return None
+    roomiest = max(others, key=lambda n: (n["Resources"].get("CPU", 0.0), n["NodeID"]))
+    return NodeAffinitySchedulingStrategy(roomiest["NodeID"], soft=True)
 
 
 def _address(settings: RayCluster) -> str | None:

@@ -3,53 +3,138 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
+
 from fedray import __version__, components
+from fedray.config import Config
 from fedray.driver import Driver
-from fedray.errors import ClaimVoid, FedrayError
-from fedray.experiment.events import Events
-from fedray.experiment.preparation import Prepared
+from fedray.errors import ClaimVoid, FedrayError, first_line
+from fedray.experiment.events import Batch, Events
+from fedray.experiment.planner import shortfalls
+from fedray.experiment.preparation import Prepared, prepare
 from fedray.experiment.wiring import Request, Wiring
 from fedray.runfiles import RunFiles
 from fedray.tracking.mlflow_tracker import STATUSES
 from fedray.tracking.terminal import NoteHandler
 
+log = logging.getLogger(__name__)
+
+#: Seconds for which a driver whose run has ended waits for whoever follows it to take the result.
+LINGER = 600.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command prepared already, so that the driver need not do it again.
+
+    Attributes:
+        prepared: the run, without its records.
+        data: the reference of the records in the object store, in a list so that Ray does not fetch them.
+    """
+
+    prepared: Prepared
+    data: Sequence[Any]
+
+
+def prepare_run(config: Config, resume: bool) -> Prepared:
+    """:func:`prepare`, with a warning where a new run's plan does not fit its budget."""
+    prepared = prepare(config)
+    if not resume:
+        prepared.warnings += shortfalls(prepared)
+    return prepared
+
+
+def share_records(prepared: Prepared) -> Given:
+    """Put the records into the object store, where the actors of each node share them."""
+    data = []
+    if prepared.federation is not None and prepared.config.clients.placement == "hosted":
+        data = [ray.put(replace(prepared.federation, test=None))]
+    prepared.federation = None
+    return Given(prepared, data)
+
 
 class Experiment:
-    """One run, inside the driver actor: :meth:`run` wires, trains and writes everything down."""
+    """One run, inside the driver actor.
 
-    def __init__(self, prepared: Prepared, data: Sequence[Any], request: Request) -> None:
-        # ``data`` holds the reference of the federation in the object store, in a list so that Ray does not fetch it.
-        self._prepared, self._data, self._request = prepared, list(data), request
-        self._stop, self._events = threading.Event(), Events()
+    It begins as soon as the actor starts and not when it is told to, so that it goes on by itself, from its last
+    checkpoint, where Ray starts the actor again after its process or its node died.
+
+    Args:
+        config: the run.
+        request: what is asked of it.
+        given: the reference of a :class:`Given`; none where the driver shall read the data itself, as on a cluster that
+            outlives the command, whose objects die with it.
+    """
+
+    def __init__(self, config: Config, request: Request, given: Sequence[Any]) -> None:
+        self._config, self._request, self._given = config, request, list(given)
+        self._stop, self._taken, self._ended = threading.Event(), threading.Event(), False
+        self._events = Events()
         self._files = RunFiles(request.root)
+        threading.Thread(target=self._main, name="run", daemon=True).start()
 
-    def events(self) -> list[tuple[str, Any]]:
-        """What happened since the last call."""
-        return self._events.take()
+    def events(self, teller: str, position: int, wait: float) -> Batch:
+        """What happened since ``position``; see :meth:`Events.since`."""
+        return self._events.since(teller, position, wait)
 
     def stop(self) -> None:
-        """End the run after a checkpoint; called from another thread."""
+        """End the run after a checkpoint."""
         self._stop.set()
 
-    def run(self) -> dict[str, Any]:
+    def state(self) -> tuple[Config, bool]:
+        """The run's config, and whether it has ended (or is about to)."""
+        return self._config, self._ended or self._stop.is_set()
+
+    def dismiss(self) -> None:
+        """The result has been taken: the actor may go."""
+        self._taken.set()
+
+    def _main(self) -> None:
+        try:
+            summary = self._already_ended() or self._run()
+        except Exception as error:
+            if not isinstance(error, FedrayError):
+                log.exception("the run failed")
+            self._events.put("failed", _sendable(error))
+        else:
+            self._events.put("ended", summary)
+        self._request.mark.unlink(missing_ok=True)
+        self._ended = True
+        self._taken.wait(LINGER)
+        ray.kill(ray.get_runtime_context().current_actor)  # by itself, and for good: Ray restarts an actor that merely exits
+
+    def _already_ended(self) -> dict[str, Any] | None:
+        """The summary, where this request had come to its end before the actor was restarted."""
+        found = self._files.read_summary()
+        return found if found is not None and found.get("request") == self._request.id else None
+
+    def _run(self) -> dict[str, Any]:
         """Train; returns the summary (also in ``summary.json``).
 
         Raises:
             FedrayError: the run failed; what could be saved is saved and the MLflow run is marked FAILED.
         """
         components.provide(self._request.provided)
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        self._request.check_visible()
+        request = replace(self._request, resume=True) if again else self._request
         logging.getLogger("fedray.tracking").addHandler(NoteHandler(self._events.on_note))
         began = time.monotonic()
-        wiring = Wiring(self._prepared, self._data, self._request, self._files, self._events, self._stop)
+        given: Given = ray.get(self._given[0]) if self._given else share_records(prepare_run(self._config, request.resume))
+        wiring = Wiring(given.prepared, given.data, request, self._files, self._events, self._stop)
         try:
             parts = wiring.build()
             driver = Driver(parts, self._stop)
             wiring.tick = driver.tick
+            if again:
+                driver.befallen("driver", f"the driver was restarted on {wiring.node}; it goes on after round {parts.first_round}.")
             self._events.put("started", wiring.info() | {"setup_seconds": time.monotonic() - began})
             setup = time.monotonic() - began
             try:
@@ -81,6 +166,7 @@ class Experiment:
             "faults": result["faults"],
             "mlflow": wiring.tracking_summary(),
             "fedray": __version__,
+            "request": self._request.id,
         }
         files.write_summary(summary)
         if wiring.tracker is not None:
@@ -93,3 +179,12 @@ class Experiment:
                     f"MLflow at {wiring.tracker.uri} was away for too long; nothing is lost: fedray sync {files.root} sends the rest."
                 )
         return summary
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or what it says where it cannot travel."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return FedrayError(f"unexpected {type(error).__name__}: {first_line(error)} (see the driver's log)")
+    return error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,20 @@ import ray
 from fedray import components
 from fedray.config import Config
 from fedray.configfile import build_config, load_config
-from fedray.errors import FedrayError, cause_of
-from fedray.experiment.cluster import joined
+from fedray.errors import ConfigError, FedrayError, first_line
+from fedray.experiment.cluster import NAMESPACE, driver_strategy, find_place, joined
 from fedray.experiment.finished import trained_model
-from fedray.experiment.job import Experiment
-from fedray.experiment.planner import shortfalls
-from fedray.experiment.preparation import Prepared, prepare
+from fedray.experiment.job import Experiment, Given, prepare_run, share_records
+from fedray.experiment.preparation import check_only
 from fedray.experiment.wiring import Request
 from fedray.runfiles import RunFiles, choose_output
 
-log = logging.getLogger(__name__)
+#: How often Ray starts the driver again after its process or its node died.
+RESTARTS = 20
 
-_POLL = 0.2
+_POLL = 0.2  # seconds that the driver waits for something to tell
+_ANSWER = 10.0  # seconds that it gets to answer
+_CONTROL = {"concurrency_group": "control"}
 Listener = Callable[[str, Any], None]
 
 
@@ -92,69 +96,156 @@ def run(
         resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"source": "python:provided:data"})})
     components.provide(provided)
     root = choose_output(resolved.name, output, resume)
+    place = find_place(resolved.ray)
+    prepared = prepare_run(resolved, resume) if place.own else None
+    if prepared is None:  # the driver reads the data where it runs, and owns it: it outlives this process
+        check_only(resolved)
     files = RunFiles(root)
-    prepared = prepare(resolved)
-    if not resume:
-        prepared.warnings += shortfalls(prepared)
     files.create()
+    request = Request(root, secrets.token_hex(8), resume, elastic=not place.own, provided=provided)
+    request.mark.touch()
 
     def listen(kind: str, value: Any) -> None:
         for callback in callbacks:
             callback(kind, value)
 
-    with joined(
-        resolved.ray, lambda where: listen("joining", f"data and model are ready; {where} and starting client actors ...")
-    ) as local:
-        request = Request(root, resume, elastic=not local, provided=provided)
-        summary = _follow(prepared, request, listen)
+    known = "data and model are ready" if place.own else "the config is in order"
+    with joined(place, resolved.ray, lambda where: listen("joining", f"{known}; {where} and starting client actors ...")):
+        given = None if prepared is None else share_records(prepared)
+        with _signals() as stop:
+            driver = _start(resolved, request, given, listen)
+            summary = _follow(driver, request, resolved.ray.lost_after, listen, stop)
     return Result(summary["status"], summary, root, resolved)
 
 
-def _follow(prepared: Prepared, request: Request, listen: Listener) -> dict[str, Any]:
-    """Start the driver actor and pass its events on until it ends; signals become a clean stop."""
-    data = []
-    if prepared.federation is not None and prepared.config.clients.placement == "hosted":
-        data = [ray.put(replace(prepared.federation, test=None))]
-    prepared.federation = None
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(concurrency_groups={"control": 2})(Experiment)
-    driver = actor.options(num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=strategy).remote(prepared, data, request)
-    control = {"concurrency_group": "control"}
-    stop: list[int] = []
-    told = False
-    pending = driver.run.remote()
-    with _signals(stop):
+def _start(config: Config, request: Request, given: Given | None, listen: Listener) -> Any:
+    """The driver's actor: new, or the one that is at work on this output already.
+
+    On a cluster that outlives this process the actor does, too: it is detached, so that a lost head or a dead
+    command does not take the run with it, and it has the output's name, so that no output has two.
+
+    Raises:
+        ConfigError: another run is at work there.
+    """
+    settings = config.ray
+    r = settings.driver
+    options: dict[str, Any] = {"num_cpus": r.cpu, "num_gpus": r.gpu, "resources": r.custom or None}
+    if r.memory_gb is not None:
+        options["memory"] = int(r.memory_gb * 2**30)
+    if r.labels:
+        options["label_selector"] = r.labels
+    options |= {"max_restarts": RESTARTS, "max_task_retries": 0}
+    actor = ray.remote(concurrency_groups={"control": 8})(Experiment)
+    if given is not None:
+        node = ray.get_runtime_context().get_node_id()
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        return actor.options(**options, scheduling_strategy=strategy).remote(config, request, [ray.put(given)])
+    name = driver_name(request.root)
+    _make_room(name, config, settings.lost_after, listen)
+    options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    return actor.options(**options, scheduling_strategy=driver_strategy(settings)).remote(config, request, [])
+
+
+def driver_name(output: str | Path) -> str:
+    """Name of the driver's actor of an output, in the namespace ``fedray``."""
+    return f"fedray-driver-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
+
+
+def _make_room(name: str, config: Config, patience: float, listen: Listener) -> None:
+    """Wait until a driver of this output that has ended, or was told to, is gone; one that is at work stays, to be followed."""
+    limit, told = time.monotonic() + patience, False
+    while True:
+        try:
+            driver = ray.get_actor(name, NAMESPACE)
+        except ValueError:
+            return
+        try:
+            running, ended = ray.get(driver.state.options(**_CONTROL).remote(), timeout=_ANSWER)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            running, ended = None, False  # it is being restarted, or on its way out
+        if running is not None and not ended:
+            if running != config:
+                raise ConfigError(
+                    "--output: a run with another config is at work there; stop it first (fedray jobs stop), or choose another directory."
+                )
+            listen("note", "a driver is at work on this output already; following it")
+            return
+        if ended:
+            driver.dismiss.options(**_CONTROL).remote()
+        if not told:
+            told = True
+            listen("note", "waiting for the driver of an earlier start of this output to be gone")
+        if time.monotonic() > limit:
+            raise FedrayError(
+                f"--output: the driver actor {name} of an earlier start does not end (waited {patience:g} s, ray.lost_after)."
+            )
+        time.sleep(_POLL)
+
+
+def _follow(driver: Any, request: Request, patience: float, listen: Listener, stop: Sequence[int]) -> dict[str, Any]:
+    """Pass the driver's events on until it ends; signals become a clean stop.
+
+    The driver may die and come back meanwhile, and its node or the head may be away: that is waited for.
+
+    Raises:
+        FedrayError: what the run ended with, or the driver is gone for good.
+    """
+    told = finished = False
+    teller, position, shown = "", 0, 0
+    heard = time.monotonic()
+    try:
         while True:
-            done, _ = ray.wait([pending], timeout=_POLL)
             if stop and not told:
                 told = True
                 listen("signal", stop[0])
-                driver.stop.options(**control).remote()
+                driver.stop.options(**_CONTROL).remote()
                 listen("note", "stopping: the current round is given up, the last finished one is kept")
             try:
-                for kind, value in ray.get(driver.events.options(**control).remote()):
-                    listen(kind, value)
+                batch = ray.get(driver.events.options(**_CONTROL).remote(teller, position, _POLL), timeout=_ANSWER)
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError) as error:
+                if time.monotonic() - heard > patience:
+                    finished = True  # it may well be at work
+                    raise FedrayError(
+                        f"the driver could not be reached for {patience:g} s (ray.lost_after: {first_line(error)}); "
+                        f"`--resume --output {request.root}` follows it where it still runs, or continues from its last checkpoint."
+                    ) from None
+                time.sleep(_POLL)
+                continue
             except ray.exceptions.RayActorError as error:
+                finished = True
                 raise FedrayError(
-                    f"the driver died ({str(error).splitlines()[0]}); `--resume --output {request.root}` continues from its last checkpoint."
+                    f"the driver died ({first_line(error)}); `--resume --output {request.root}` continues from its last checkpoint."
                 ) from None
-            if done:
-                break
-    try:
-        summary: dict[str, Any] = ray.get(pending)
-    except ray.exceptions.RayTaskError as error:
-        raise cause_of(error) from None
-    return summary
+            heard = time.monotonic()
+            if batch.teller != teller and told:  # a new driver process does not know yet
+                driver.stop.options(**_CONTROL).remote()
+            teller, position = batch.teller, batch.next
+            for kind, value in batch.events:
+                if kind in ("ended", "failed"):
+                    finished = True
+                    driver.dismiss.options(**_CONTROL).remote()
+                    if kind == "failed":
+                        raise value
+                    return dict(value)
+                if kind == "row":
+                    if value["round"] <= shown:  # a restarted driver tells a round again
+                        continue
+                    shown = value["round"]
+                listen(kind, value)
+    finally:
+        if not finished and not told:  # whoever follows is no more: nobody would take the result
+            driver.stop.options(**_CONTROL).remote()
 
 
 @contextmanager
-def _signals(stop: list[int]) -> Iterator[None]:
-    """SIGTERM and the first Ctrl-C ask for a clean stop; the second Ctrl-C ends at once.
+def _signals() -> Iterator[Sequence[int]]:
+    """The signals that asked for a clean stop: SIGTERM and the first Ctrl-C; the second Ctrl-C ends at once.
 
     Installed after ``ray.init``, which installs its own handlers.
     """
+    stop: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
 
     def handler(number: int, frame: Any) -> None:
@@ -164,7 +255,7 @@ def _signals(stop: list[int]) -> Iterator[None]:
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield stop
     finally:
         for number, old in before.items():
             signal.signal(number, old)

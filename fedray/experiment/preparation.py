@@ -118,6 +118,16 @@ def prepare(config: Config) -> Prepared:
     )
 
 
+def check_only(config: Config) -> None:
+    """What can be checked where the data cannot be seen, as where the driver runs on another node than the command.
+
+    Raises:
+        ConfigError: as for :func:`prepare`.
+    """
+    check_parts(config)
+    rules.check(config, private_statistics(config.data))
+
+
 def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, dimension: int) -> ClientPlan | None:
     """The plan for whole clients; None where they are not protected."""
     if config.privacy.whole_clients is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.data.commitment import commit_records
 from fedray.driver import Parts
-from fedray.errors import ConfigError, FedrayError, cause_of
+from fedray.errors import ConfigError
 from fedray.experiment.background import Background
 from fedray.experiment.events import Events
 from fedray.experiment.finished import trained_model
@@ -41,7 +42,7 @@ from fedray.privacy.rules import claim
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.cohort import largest_cohort
-from fedray.rounds.evaluator import start_evaluator
+from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.report import Line, Privacy
 from fedray.runfiles import Row, RunFiles
 from fedray.storage import write_atomic, write_json
@@ -55,15 +56,34 @@ class Request:
 
     Attributes:
         root: output directory, absolute.
+        id: of this request; a driver that is restarted after its end knows by it that it has ended.
         resume: continue from its newest checkpoint.
         elastic: the cluster may grow (an autoscaler), so wait for resources instead of refusing.
         provided: objects that the caller of :func:`fedray.run` gave.
     """
 
     root: Path
+    id: str = ""
     resume: bool = False
     elastic: bool = False
     provided: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mark(self) -> Path:
+        """A file that the command leaves in the output, by which the driver knows that both see the same directory."""
+        return self.root / f".request-{self.id}"
+
+    def check_visible(self) -> None:
+        """See that the driver's node has the output directory that the command made.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        if not self.mark.exists():
+            raise ConfigError(
+                f"--output {self.root}: the driver's node {socket.gethostname()} does not see the directory that the command made; "
+                "name one on storage that all nodes share, or an address such as s3://bucket/prefix."
+            )
 
 
 class _Tracking:
@@ -118,11 +138,10 @@ class Wiring:
             assert model is not None and p.sizes is not None
             evaluator = None
             if p.test is not None:
-                evaluator = start_evaluator(config, p.test, model.outputs, self._request.provided)
-                ready = evaluator.ready.remote()
+                evaluator = Evaluators(config, p.test, model.outputs, self._request.provided)
             self._preflight(pool)
-            if p.test is not None:
-                self._await_evaluator(ready)
+            if evaluator is not None:
+                evaluator.wait_ready()
         finally:
             self.tracker = tracking.result()
         self._files.config.write_text(dump_config(config))
@@ -165,6 +184,11 @@ class Wiring:
             privacy=Privacy(self._lines()),
         )
         return self.parts
+
+    @property
+    def node(self) -> str:
+        """Where the driver stands."""
+        return socket.gethostname()
 
     # -- pieces ----------------------------------------------------------------------------------
 
@@ -346,18 +370,6 @@ class Wiring:
         if self.config.privacy.record:
             worst = max(pool.broadcast("preflight", timeout=self.config.clients.start_timeout).values())
             self._events.put("preflight", worst)
-
-    def _await_evaluator(self, ready: Any) -> None:
-        seconds = self.config.clients.start_timeout
-        try:
-            ray.get(ready, timeout=seconds)
-        except ray.exceptions.RayTaskError as error:
-            raise cause_of(error) from None
-        except ray.exceptions.GetTimeoutError:
-            raise FedrayError(
-                f"evaluation.resources: the evaluator is not up after {seconds:g} s (clients.start_timeout); it asks for "
-                f"{asks(self.config.evaluation.resources)}, and the cluster has none of that to spare: lower it, or clients.actors."
-            ) from None
 
     def _make_books(self, pool: Pool) -> Books:
         config, lasting = self.config, {"records": self.config.privacy.ledger != "run"}

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray import components
 from fedray.clients.host import device_of_actor
 from fedray.clients.messages import LocalEvaluation
+from fedray.clients.placement import asks
 from fedray.config import Config
 from fedray.data.records import Records
+from fedray.errors import FedrayError, cause_of, first_line
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, set_vector
 from fedray.training.evaluate import evaluate, find_metrics
@@ -50,11 +54,91 @@ class Evaluator:
         return values, time.perf_counter() - began
 
 
-def start_evaluator(config: Config, test: Records, outputs: int, provided: Mapping[str, Any]) -> Any:
-    """Start the evaluator actor; it is restarted by Ray when it dies (it holds no state that matters)."""
-    r = config.evaluation.resources
-    actor = ray.remote(Evaluator).options(num_cpus=r.cpu, num_gpus=r.gpu, resources=r.custom or None)
-    return actor.remote(config, test, outputs, provided)
+class Evaluation:
+    """One evaluation under way."""
+
+    def __init__(self, by: Evaluators, weights: Any) -> None:
+        self._by, self._weights = by, weights
+        self._pending = by.actor.evaluate.remote(weights)
+
+    def ready(self) -> bool:
+        """Whether :meth:`result` would return at once."""
+        return bool(ray.wait([self._pending], timeout=0)[0])
+
+    def result(self) -> dict[str, float]:
+        """``eval/`` metrics and the seconds they took; where the evaluator died or cannot be reached, of another one.
+
+        Raises:
+            FedrayError: the other one failed, too, or a metric did.
+        """
+        for last in (False, True):
+            try:
+                values, seconds = ray.get(self._pending, timeout=self._by.timeout)
+            except (RayActorError, GetTimeoutError) as error:
+                if last:
+                    raise FedrayError(f"no evaluator answers ({first_line(error)}).") from None
+                self._by.replace()
+                self._pending = self._by.actor.evaluate.remote(self._weights)
+            except RayError as error:
+                raise cause_of(error, "the evaluator failed") from None
+            else:
+                return {**{f"eval/{name}": value for name, value in values.items()}, "time/evaluate_s": seconds}
+        raise AssertionError
+
+
+class Evaluators:
+    """The evaluator actor, and the next one where it dies. It stands on the driver's node, unless the config pins it.
+
+    Args:
+        config: the run.
+        test: the driver's test set.
+        outputs: of the model.
+        provided: objects that the caller of :func:`fedray.run` gave.
+    """
+
+    def __init__(self, config: Config, test: Records, outputs: int, provided: Mapping[str, Any]) -> None:
+        self._config, self._arguments = config, (config, ray.put(test), outputs, provided)
+        self.timeout = config.clients.start_timeout
+        self.actor = self._start()
+        self._up = self.actor.ready.remote()
+
+    def begin(self, weights: Any) -> Evaluation:
+        """Start an evaluation of the model behind an object reference."""
+        return Evaluation(self, weights)
+
+    def wait_ready(self) -> None:
+        """Wait until the actor is up.
+
+        Raises:
+            FedrayError: it is not after ``clients.start_timeout`` seconds.
+        """
+        try:
+            ray.get(self._up, timeout=self.timeout)
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        except GetTimeoutError:
+            raise FedrayError(
+                f"evaluation.resources: the evaluator is not up after {self.timeout:g} s (clients.start_timeout); it asks for "
+                f"{asks(self._config.evaluation.resources)}, and the cluster has none of that to spare: lower it, or clients.actors."
+            ) from None
+
+    def replace(self) -> None:
+        """Start another actor."""
+        ray.kill(self.actor)
+        self.actor = self._start()
+        self._up = self.actor.ready.remote()
+
+    def _start(self) -> Any:
+        r = self._config.evaluation.resources
+        options: dict[str, Any] = {"num_cpus": r.cpu, "num_gpus": r.gpu, "resources": r.custom or None}
+        if r.memory_gb is not None:
+            options["memory"] = int(r.memory_gb * 2**30)
+        if r.labels:
+            options["label_selector"] = r.labels
+        elif not r.custom and not r.gpu:
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=True)
+        return ray.remote(Evaluator).options(**options).remote(*self._arguments)
 
 
 def summarize(rows: Sequence[LocalEvaluation], central: bool) -> dict[str, float]:
