@@ -12,20 +12,20 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedray import components
+from fedray import components, credentials
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.build import make_algorithm
-from fedray.clients.groups import ClientGroup
-from fedray.clients.messages import ClientReport, ClientTask, HostInfo, LocalEvaluation, Part, RoundTask
+from fedray.clients.devices import device_of_actor, node_of_actor, on_device
+from fedray.clients.memory import fitting, turn_noise
+from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Part, RoundTask
 from fedray.clients.salts import load_salt
-from fedray.config import Config
 from fedray.data.commitment import commit_records
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation, Records
@@ -36,47 +36,17 @@ from fedray.privacy.account import Account, Decision, Figures, Reservation
 from fedray.privacy.afford import Plan
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.ledger import ledger_directory
-from fedray.privacy.plan import RecordPlan, check_history
+from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.rng import generator, torch_seed
 from fedray.training.choose import choose_engine
-from fedray.training.engine import DpStep, LocalJob, seed_torch
+from fedray.training.engine import DpStep, LocalJob, LocalResult, seed_torch
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import find_loss
 from fedray.training.preflight import sensitivity_check
 from fedray.training.schedules import learning_rate
 
-
-@dataclass(frozen=True)
-class HostSpec:
-    """What an actor needs to start.
-
-    Attributes:
-        config: the run.
-        group: the clients' group (resources, training overrides).
-        plan: constants of record-level DP, or None.
-        book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
-        shape, outputs: one record's shape and the model's outputs, where the driver knows them (hosted).
-        threads: torch threads.
-        client: the one client of a dedicated actor.
-        ledger: directory of the silo's own ledger (dedicated, DP).
-        pinned: hash of an entry that this ledger must hold (a checkpoint knows it).
-        job: names this run in the ledger.
-        provided: objects given to ``fedray.run`` by the caller.
-    """
-
-    config: Config
-    group: ClientGroup
-    plan: RecordPlan | None
-    shape: tuple[int, ...] | None
-    outputs: int | None
-    threads: int
-    client: ClientTask | None = None
-    book: Plan | None = None
-    ledger: str | None = None
-    pinned: str | None = None
-    job: str = ""
-    provided: Mapping[str, Any] = field(default_factory=dict)
+__all__ = ["ClientHost", "HostSpec", "device_of_actor"]
 
 
 class ClientHost:
@@ -92,6 +62,7 @@ class ClientHost:
         self._included: list[int] = []
         self._reserved: dict[tuple[int, int], Reservation] = {}
         self._resident: tuple[Tensor, Tensor] | None = None
+        self._fits: int | None = None  # the physical batch that memory sufficed for, once it did not
 
     def __repr__(self) -> str:
         return f"client-{self._spec.client.name}" if self._spec.client else f"clients-{self._spec.group.name}"
@@ -105,6 +76,7 @@ class ClientHost:
             FedrayError: the data, the ledger or the model cannot be used.
         """
         spec, config = self._spec, self._config
+        credentials.load()
         components.provide(spec.provided)
         torch.set_num_threads(spec.threads)
         self._device = torch.device(self._device_name or device_of_actor())
@@ -135,6 +107,7 @@ class ClientHost:
             columns=() if own is None else own.columns,
             tokens=self._dtype == torch.int64,
             class_counts=counts,
+            node_id=node_of_actor(),
         )
 
     def configure(self, outputs: int) -> None:
@@ -167,6 +140,9 @@ class ClientHost:
             device=self._device,
         )
 
+    def ping(self) -> None:
+        """Answer; called while other methods work."""
+
     def stop_round(self, round_: int) -> None:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
         self._stop_round = max(self._stop_round, round_)
@@ -190,6 +166,18 @@ class ClientHost:
         part = Part(task.round, self._sum, self._included)
         self._reset(task)
         return part
+
+    def hand_over(self, task: RoundTask) -> tuple[list[int], Part]:
+        """:meth:`collect`, with the clients in front: two objects in Ray, of which the small one travels at once."""
+        part = self.collect(task)
+        return part.clients, part
+
+    def merge(self, task: RoundTask, *parts: Part) -> Part:
+        """Add up the parts of actors on the same node, so that one leaves it."""
+        total = task.empty_sum(self._layout.size)
+        for part in parts:
+            total.merge(part.total)
+        return Part(task.round, total, [index for part in parts for index in part.clients])
 
     def evaluate(self, weights: Vector, clients: Sequence[ClientTask]) -> list[LocalEvaluation]:
         """Evaluate on the clients' own held-out records."""
@@ -278,13 +266,9 @@ class ClientHost:
     def _tensors(self, records: Records) -> tuple[Tensor, Tensor]:
         if self._device.type != "cpu" and self._own is not None and records is self._own.train:
             if self._resident is None:
-                self._resident = self._move(records)
+                self._resident = on_device(records, self._device)
             return self._resident
-        return self._move(records)
-
-    def _move(self, records: Records) -> tuple[Tensor, Tensor]:
-        # Arrays from the object store are read-only views; engines only index them, never write.
-        return _shared(records.x).to(self._device), _shared(records.y).to(self._device)
+        return on_device(records, self._device)
 
     def _turn(self, task: RoundTask, weights: Vector, client: ClientTask) -> ClientReport:
         started = time.perf_counter()
@@ -299,7 +283,7 @@ class ClientHost:
                 if isinstance(reserved, str):
                     return self._report(client, "refused", records, started, error=reserved)
                 client = reserved
-            loss, receipts = self._train_client(task, weights, client, data)
+            loss, receipts, fitted = self._train_client(task, weights, client, data)
         except Stopped as error:
             return self._report(client, "late", records, started, error=str(error))
         except ClaimVoid:
@@ -316,7 +300,7 @@ class ClientHost:
             text = f"{type(error).__name__}: {error}"
             return self._report(client, "failed", records, started, error=text, trace=traceback.format_exc())
         self._included.append(client.index)
-        return self._report(client, "done", records, started, loss=loss, receipts=receipts)
+        return self._report(client, "done", records, started, loss=loss, receipts=receipts, fitted=fitted)
 
     def _reserve(self, round_: int, client: ClientTask) -> ClientTask | str:
         """Spend this attempt's reservation, making it first where there is none; the reason if that is refused."""
@@ -330,24 +314,32 @@ class ClientHost:
 
     def _train_client(
         self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData
-    ) -> tuple[float | None, dict[str, Receipt]]:
+    ) -> tuple[float | None, dict[str, Receipt], int | None]:
         config, plan, training = self._config, self._spec.plan, self._spec.group.training
         if client.steps is not None:
             training = training.model_copy(update={"steps": client.steps})
-        set_vector(self._model, self._layout, weights)
-        seed_torch(torch_seed(config.seed, "torch", task.round, client.index), self._device)
-        noise = None if plan is None else noise_source(config.privacy.insecure_seed, task.round, client.index)
-        job = LocalJob(
-            training=training,
-            lr=self._lr,
-            loss=self._loss,
-            draws=generator(config.seed, "batches", task.round, client.index),
-            noise=noise,
-            dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping),
-            should_stop=lambda: self._stop_round >= task.round,
-        )
+        noise = None if plan is None else turn_noise(config.privacy.insecure_seed, task.round, client.index)
         x, y = self._tensors(data.train)
-        result = self._algorithm.local(self._engine, self._model, x, y, job)
+
+        def local(physical_batch: int) -> LocalResult:
+            set_vector(self._model, self._layout, weights)
+            seed_torch(torch_seed(config.seed, "torch", task.round, client.index), self._device)
+            job = LocalJob(
+                training=training.model_copy(update={"physical_batch": physical_batch}),
+                lr=self._lr,
+                loss=self._loss,
+                draws=generator(config.seed, "batches", task.round, client.index),
+                noise=None if noise is None else noise(),
+                dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping),
+                should_stop=lambda: self._stop_round >= task.round,
+            )
+            return self._algorithm.local(self._engine, self._model, x, y, job)
+
+        whole = min(training.physical_batch, max(1, len(data.train)))
+        first = max(1, min(whole >> client.halvings, self._fits or whole))
+        result, fitted = fitting(local, first)
+        if fitted < whole:
+            self._fits = fitted
         receipts: dict[str, Receipt] = {}
         reservations = dict(client.reservations)
         if plan is not None:
@@ -355,21 +347,25 @@ class ClientHost:
             receipts["record"] = record_receipt(plan, result.history or [], self._engine_name, reservations.get("record"))
         get_vector(self._model, self._layout, out=self._update)
         np.subtract(self._update, weights, out=self._update)
-        assert self._sum is not None
-        if task.step is None:
-            self._sum.add(self._update, self._algorithm.weight(len(data.train)))
-        else:
-            self._add_protected(task, client, len(data.train))
+        if task.step is not None:
             receipts["client"] = {"reservation": reservations.get("client"), "plan": task.plan, **task.step.terms()}
+        try:
+            self._add(task, client, len(data.train))
+        except MemoryError:  # half of the update may be in the part: end, so that none of it counts
+            traceback.print_exc()
+            os._exit(1)
         shown = not config.privacy.regimes or "train_metrics" in config.privacy.unprotected
-        return (result.loss if shown else None), receipts
+        return (result.loss if shown else None), receipts, (fitted if fitted < whole else None)
 
-    def _add_protected(self, task: RoundTask, client: ClientTask, records: int) -> None:
-        """Clip, noise and encode the update as the guarantee for whole clients asks, and add it with weight 1."""
-        step, cap = task.step, task.step.weight_cap if task.step is not None else None
-        assert step is not None and self._sum is not None
+    def _add(self, task: RoundTask, client: ClientTask, records: int) -> None:
+        """Add the update to this actor's part; where whole clients are protected, clipped, noised and encoded, with weight 1."""
+        step = task.step
+        assert self._sum is not None
+        if step is None:
+            self._sum.add(self._update, self._algorithm.weight(records))
+            return
         source = noise_source(self._config.privacy.insecure_seed, task.round, f"update-{client.index}")
-        encoded = step.encode(self._update, 1.0 if cap is None else min(records / cap, 1.0), source)
+        encoded = step.encode(self._update, 1.0 if step.weight_cap is None else min(records / step.weight_cap, 1.0), source)
         if step.integer:
             self._sum.add_integers(encoded)
         else:
@@ -385,33 +381,12 @@ class ClientHost:
         error: str = "",
         trace: str = "",
         receipts: Mapping[str, Receipt] | None = None,
+        fitted: int | None = None,
     ) -> ClientReport:
         seconds = time.perf_counter() - started
         if self._config.privacy.whole_clients is not None:  # the number of records is the client's own
             records = 0
+        node = socket.gethostname()
         return ClientReport(
-            client.index, client.name, status, client.attempt, records, seconds, loss, error, trace, socket.gethostname(), receipts or {}
+            client.index, client.name, status, client.attempt, records, seconds, loss, error, trace, node, receipts or {}, fitted
         )
-
-
-def _shared(array: np.ndarray[Any, Any]) -> Tensor:
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(array)
-
-
-def device_of_actor() -> str:
-    """``cuda:0`` where Ray gave this actor a GPU, else ``cpu``.
-
-    An actor without GPUs still sees all of the node's (Ray leaves CUDA_VISIBLE_DEVICES as it was), so
-    ``torch.cuda.is_available()`` would be the wrong question.
-    """
-    import ray
-
-    if ray.is_initialized() and ray.get_runtime_context().get_accelerator_ids().get("GPU"):
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    return "cpu"

@@ -7,9 +7,45 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedray.aggregation.exact import ExactSum
+from fedray.clients.groups import ClientGroup
+from fedray.config import Config
+from fedray.privacy.afford import Plan
 from fedray.privacy.mechanisms.base import ClientStep
+from fedray.privacy.plan import RecordPlan
 
 Status = Literal["done", "failed", "rejected", "late", "lost", "refused"]
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """What an actor needs to start.
+
+    Attributes:
+        config: the run.
+        group: the clients' group (resources, training overrides).
+        plan: constants of record-level DP, or None.
+        book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
+        shape, outputs: one record's shape and the model's outputs, where the driver knows them (hosted).
+        threads: torch threads.
+        client: the one client of a dedicated actor.
+        ledger: directory of the silo's own ledger (dedicated, DP).
+        pinned: hash of an entry that this ledger must hold (a checkpoint knows it).
+        job: names this run in the ledger.
+        provided: objects given to ``fedray.run`` by the caller.
+    """
+
+    config: Config
+    group: ClientGroup
+    plan: RecordPlan | None
+    shape: tuple[int, ...] | None
+    outputs: int | None
+    threads: int
+    client: ClientTask | None = None
+    book: Plan | None = None
+    ledger: str | None = None
+    pinned: str | None = None
+    job: str = ""
+    provided: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +81,7 @@ class ClientTask:
         attempt: how often it was tried before in this round.
         reservations: unit (record, client) to the hash of the ledger's entry that charges this turn.
         steps: local steps, where fewer than the plan's were charged.
+        halvings: how often the physical batch is halved, because actors were killed for the memory that this client took.
     """
 
     index: int
@@ -52,6 +89,7 @@ class ClientTask:
     attempt: int = 0
     reservations: tuple[tuple[str, str], ...] = ()
     steps: int | None = None
+    halvings: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +98,7 @@ class ClientReport:
 
     ``loss`` is None under differential privacy: it is computed from private records.
     ``traceback`` is the client's own, for ``failed``. ``receipts`` say for each protected unit what was run.
+    ``physical_batch`` is what fitted into memory, where that was less than the config's.
     """
 
     index: int
@@ -73,11 +112,12 @@ class ClientReport:
     traceback: str = ""
     node: str = ""
     receipts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    physical_batch: int | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """The sum over the clients that one actor trained in a round, and who they are."""
+    """The sum over the clients that one actor, or the actors of one node, trained in a round, and who they are."""
 
     round: int
     total: ExactSum
@@ -86,7 +126,7 @@ class Part:
 
 @dataclass(frozen=True)
 class HostInfo:
-    """What an actor says of itself when it is ready.
+    """What an actor says of itself when it is ready; ``node`` is a host's name, ``node_id`` what Ray calls the node.
 
     The fields from ``records`` on describe the data that it loaded itself (dedicated placement).
     """
@@ -101,6 +141,7 @@ class HostInfo:
     columns: tuple[str, ...] = ()
     tokens: bool = False
     class_counts: list[int] | None = None
+    node_id: str = ""
 
 
 @dataclass(frozen=True)

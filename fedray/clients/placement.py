@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ray
@@ -11,8 +13,11 @@ import ray
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
+from fedray.clients.nodes import Node, asks, room
 from fedray.config import Config, Resources
 from fedray.errors import ConfigError
+
+__all__ = ["ACTOR_MEMORY", "Place", "asks", "more_places", "plan_places", "start_actor"]
 
 #: Memory that one actor with torch and Opacus takes before it holds any data, bytes (measured 0.42 GB).
 ACTOR_MEMORY = 500 * 2**20
@@ -71,12 +76,28 @@ def plan_places(
     return places
 
 
-def asks(resources: Resources) -> dict[str, float]:
-    """What to ask of Ray, by Ray's names (``CPU``, ``GPU``, ``memory`` in bytes, custom ones); only what is above 0."""
-    amounts = {"CPU": resources.cpu, "GPU": resources.gpu, **resources.custom}
-    if resources.memory_gb is not None:
-        amounts["memory"] = resources.memory_gb * 2**30
-    return {k: v for k, v in amounts.items() if v > 0}
+def more_places(
+    config: Config, groups: Sequence[ClientGroup], most: int, places: Sequence[Place], unplaced: Sequence[Place], nodes: Sequence[Node]
+) -> list[Place]:
+    """What to add to a hosted pool (``actors: auto``) now that the cluster has gained room.
+
+    Args:
+        config, groups, most: see :func:`plan_places`.
+        places: what the pool has.
+        unplaced: those of them whose actors are not up; they take free room first.
+        nodes: the cluster as it is.
+    """
+    if config.clients.placement != "hosted" or config.clients.actors != "auto":
+        return []
+    have = Counter(place.group for place in places)
+    shares = {n: have[n] / min(len(group.members), max(1, most)) for n, group in enumerate(groups)}
+    for n in sorted(shares, key=lambda n: shares[n]):  # one group a time, who has least of what it can use first
+        group = groups[n]
+        wanted = min(len(group.members), max(1, most)) - have[n]
+        number = min(wanted, room(group.resources, nodes, ACTOR_MEMORY) - len(unplaced))
+        if number > 0:
+            return [Place(f"{group.name}/{have[n] + k}", group.name, n, group.resources) for k in range(number)]
+    return []
 
 
 def _fitting(resources: Resources, free: Mapping[str, float], share: float) -> int:
@@ -105,6 +126,7 @@ def start_actor(place: Place, spec: HostSpec, data: Any) -> Any:
 
     Training is never repeated by Ray itself (``max_task_retries=0``): under DP a repeated call would be
     a second release that nobody charged. The pool replaces dead actors, so ``max_restarts`` is 0 too.
+    Hosted actors that ask for no certain node are spread over all of them.
     """
     r = place.resources
     options: dict[str, Any] = {
@@ -118,5 +140,12 @@ def start_actor(place: Place, spec: HostSpec, data: Any) -> Any:
         options["memory"] = int(r.memory_gb * 2**30)
     if r.labels:
         options["label_selector"] = r.labels
-    actor = ray.remote(concurrency_groups={"control": 2})(ClientHost)
-    return actor.options(**options).remote(spec, data)
+    if place.client is None and not r.labels and not r.custom:
+        options["scheduling_strategy"] = "SPREAD"
+    return _actor_class().options(**options).remote(spec, data)
+
+
+@cache
+def _actor_class() -> Any:
+    """One class for all actors: Ray sends a new one to the cluster's head, for which the call waits."""
+    return ray.remote(concurrency_groups={"control": 2})(ClientHost)

@@ -11,12 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.pool import Pool
-from fedray.errors import BudgetReached, cause_of
+from fedray.errors import BudgetReached
 from fedray.privacy.account import Account, Figures, Group, Reservation
 from fedray.privacy.chain import EVERYONE
 
@@ -230,26 +227,22 @@ class SiloBooks:
 
     def _ask_for(self, permit: Permit, clients: Sequence[ClientTask], last: bool) -> list[ClientTask]:
         """Enter the answers in ``permit``; returns those whose actor was found dead (none when ``last``)."""
-        handles = {c: self._pool.handle_of(c.index) for c in clients}
-        refs = {c: h.authorize.remote(permit.round, c.attempt) for c, h in handles.items() if h is not None}
-        permit.away.update({c.name: f"{c.name}: its actor is away." for c, h in handles.items() if h is None})
+        there = {c.index for c in clients if self._pool.handle_of(c.index) is not None}
+        answers = self._pool.ask("authorize", {c.index: (permit.round, c.attempt) for c in clients}, self._timeout)
         dead = []
-        for client, ref in refs.items():
-            try:
-                decision = ray.get(ref, timeout=self._timeout)
-            except RayActorError as error:
-                self._pool.lost(client.index, error)
-                if last:
-                    permit.away[client.name] = f"{client.name}: its actor died while it was asked."
-                else:
-                    dead.append(client)
-            except GetTimeoutError:
-                permit.away[client.name] = f"{client.name}: its actor did not answer within {self._timeout:g} s."
-            except RayTaskError as error:
-                raise cause_of(error) from None
-            else:
-                permit.refused.update({name: str(refusal) for name, refusal in decision.refused.items()})
+        for client in clients:
+            name, decision = client.name, answers.get(client.index)
+            if decision is not None:
+                permit.refused.update({n: str(refusal) for n, refusal in decision.refused.items()})
                 permit.cohort.extend([_reserved(client, self._unit, r) for r in decision.reservations.values()])
+            elif client.index not in there:
+                permit.away[name] = f"{name}: its actor is away."
+            elif self._pool.handle_of(client.index) is not None:
+                permit.away[name] = f"{name}: its actor did not answer within {self._timeout:g} s."
+            elif last:
+                permit.away[name] = f"{name}: its actor died while it was asked."
+            else:
+                dead.append(client)
         return dead
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
@@ -289,14 +282,8 @@ class SiloBooks:
         return [self._known[c.name] for c in self._clients if c.name in self._known]
 
     def _ask(self, method: str, *arguments: Any) -> dict[str, Any]:
-        refs = {c.name: getattr(h, method).remote(*arguments) for c in self._clients if (h := self._pool.handle_of(c.index)) is not None}
-        answers = {}
-        for name, ref in refs.items():
-            try:
-                answers[name] = ray.get(ref, timeout=self._timeout)
-            except (RayActorError, GetTimeoutError):
-                continue
-        return answers
+        names = {c.index: c.name for c in self._clients}
+        return {names[i]: answer for i, answer in self._pool.ask(method, dict.fromkeys(names, arguments), self._timeout).items()}
 
 
 class JointBooks:

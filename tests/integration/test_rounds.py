@@ -65,7 +65,7 @@ class TestFaultsOfClients:
         assert (result.status, result.summary["rounds"]) == ("completed", 2)
         assert any("client c2" in n for n in notes)  # the operator learns of it, the rows and the summary do not
         assert not any(key.startswith("round/clients") for row in RunFiles(result.output).rows() for key in row["metrics"])
-        assert set(result.summary["faults"]) == {"actor_deaths", "retries"}
+        assert set(result.summary["faults"]) == {"actor_deaths", "nodes_left", "driver_restarts", "retries"}
         assert result.summary["performance"]["clients_per_second"] is None
 
     def test_a_diverging_client_is_rejected_and_named(self, tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
     group = prepared.groups[0]
     spec = HostSpec(config, group, None, model.shape, model.outputs, threads=1)
     places = [Place(f"p{i}", group.name, 0, Resources(cpu=0.5)) for i in range(2)]
-    pool = Pool(places, lambda place: start_actor(place, spec, federation), np.ones(4, np.int64), restarts=0, retries=0, grace=1.0)
-    pool.assign_lanes(dict.fromkeys(range(4), group.name))
+    settings: Any = {"members": {group.name: range(4)}, "restarts": 0, "retries": 0, "grace": 1.0}
+    pool = Pool(places, lambda place: start_actor(place, spec, federation), np.ones(4, np.int64), **settings)
     try:
         pool.wait_ready(60, everyone=True)
         weights, totals, shuffle = ray.put(model.weights), set(), random.Random(5)
@@ -124,7 +124,6 @@ def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
             sizes = np.arange(1, 5, dtype=np.int64) * 1000
             shuffle.shuffle(sizes)
             pool.learn_sizes(sizes)
-            pool._seconds.clear()
             total, notes = ExactSum.zero(model.layout.size, 1e4), RoundLog()
             for part in pool.train([ClientTask(i, n) for i, n in enumerate(prepared.names)], RoundTask(0, 1e4), weights, notes):
                 total.merge(part.total)

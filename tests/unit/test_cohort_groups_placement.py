@@ -102,8 +102,8 @@ def test_groups_override_training_and_share_the_rest():
         clients={"groups": [{"name": "big", "clients": ["d", "a"], "rate": 0.5, "training": {"lr": 0.01}, "resources": {"cpu": 2.0}}]}
     )
     big, rest = make_groups(c, NAMES)
-    assert big.members == (0, 3)
-    assert rest.members == (1, 2)
+    assert tuple(big.members) == (0, 3)
+    assert tuple(rest.members) == (1, 2)
     assert (big.training.lr, rest.training.lr) == (0.01, 0.1)
     assert big.resources.cpu == 2.0
     assert rates([big, rest], 4).tolist() == [0.5, 1.0, 1.0, 0.5]

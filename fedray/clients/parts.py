@@ -1,0 +1,144 @@
+"""How the parts of a round reach the driver: one from each node, where actors share one, else one from each actor.
+
+An actor that has nothing more to train hands its part over by leaving it in its node's object store. When a node's actors are all
+done, one of them adds their parts up, and only the sum travels. A part outlives its actor, but not its node.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask
+from fedray.clients.slots import Slot
+from fedray.errors import cause_of, first_line
+
+
+@dataclass(eq=False)
+class Kept:
+    """A part in a node's object store.
+
+    Attributes:
+        slot, handle: who left it; the slot's actor may be another by now.
+        node: Ray's name of the node.
+        ref: the part.
+        reports: of the clients in it.
+        alone: it travels by itself, because adding up failed.
+        since: when it began to travel (monotonic seconds).
+    """
+
+    slot: Slot
+    handle: Any
+    node: str
+    ref: Any
+    reports: list[ClientReport]
+    alone: bool = False
+    since: float = 0.0
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether its actor is gone, so that nobody's answers say whether the node is in reach."""
+        return self.slot.handle is not self.handle
+
+    def clients(self) -> list[ClientTask]:
+        """Whose updates are in it."""
+        return [ClientTask(r.index, r.name, r.attempt) for r in self.reports]
+
+
+@dataclass
+class Parts:
+    """The parts of a round that have not reached the driver.
+
+    Args:
+        here: Ray's name of the driver's node, whose parts need not travel.
+        sums: whether nodes add their parts up.
+        patience: seconds that a part of an actor that is gone may travel.
+    """
+
+    here: str
+    sums: bool
+    patience: float
+    resting: list[Kept] = field(default_factory=list)
+    travelling: dict[Any, Kept] = field(default_factory=dict)
+    adding: dict[Slot, list[Kept]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.resting or self.travelling or self.adding)
+
+    def keep(self, slot: Slot) -> None:
+        """Take over what a slot has just handed over."""
+        self.resting.append(Kept(slot, slot.handle, slot.node, slot.sending, list(slot.held.values())))
+        slot.held, slot.sending = {}, None
+
+    def watched(self) -> set[Slot]:
+        """Slots whose actors tell whether these parts' nodes are in reach."""
+        return {k.slot for k in [*self.resting, *self.travelling.values()] if not k.orphaned}
+
+    def send(self, slots: Sequence[Slot], task: RoundTask, unfinished: Callable[[Slot], bool]) -> None:
+        """Set off what can go: sums of nodes whose actors are all done, and parts that go by themselves.
+
+        Args:
+            slots: all of the pool.
+            task: the round.
+            unfinished: whether a slot may yet hand over a part.
+        """
+        resting, self.resting = self.resting, []
+        for node in dict.fromkeys(k.node for k in resting):
+            of_node = [k for k in resting if k.node == node]
+            alone = [k for k in of_node if k.alone or k.orphaned or not self.sums or not node or node == self.here]
+            together = [k for k in of_node if k not in alone]
+            if together and any(s.node == node and unfinished(s) for s in slots):
+                self.resting += together
+                together = []
+            adder = next((s for s in slots if s.node == node and s.idle), None)
+            if len(together) > 1 and adder is not None:
+                adder.pending, adder.doing = adder.handle.merge.remote(task, *(k.ref for k in together)), "adding up"
+                self.adding[adder] = together
+            else:
+                alone += together
+            for kept in alone:
+                kept.since = time.monotonic()
+                self.travelling[kept.ref] = kept
+
+    def arrived(self, ref: Any) -> tuple[Part | None, Kept, str]:
+        """Take a part that has travelled; None where it was lost on the way, and why.
+
+        Raises:
+            FedrayError: its actor had failed.
+        """
+        kept = self.travelling.pop(ref)
+        try:
+            return ray.get(ref, timeout=self.patience), kept, ""
+        except RayTaskError as error:
+            raise cause_of(error, f"client actor {kept.slot.place.key} failed while handing over") from error
+        except (RayError, GetTimeoutError) as error:
+            return None, kept, first_line(error)
+
+    def added(self, slot: Slot) -> list[Kept]:
+        """The parts that a slot was adding up."""
+        return self.adding.pop(slot, [])
+
+    def send_alone(self, parts: Iterable[Kept]) -> None:
+        """Let parts travel by themselves: who was to add them up is gone."""
+        for kept in parts:
+            kept.alone = True
+            self.resting.append(kept)
+
+    def overdue(self) -> list[Kept]:
+        """Give up parts that have travelled too long and whose actors are gone."""
+        now = time.monotonic()
+        late = [k for k in self.travelling.values() if k.orphaned and now - k.since > self.patience]
+        for kept in late:
+            del self.travelling[kept.ref]
+        return late
+
+    def give_up(self) -> list[Kept]:
+        """Give up all of them."""
+        left = [*self.resting, *self.travelling.values(), *(k for parts in self.adding.values() for k in parts)]
+        self.resting, self.travelling, self.adding = [], {}, {}
+        return left

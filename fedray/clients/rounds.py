@@ -1,0 +1,246 @@
+"""One round over a crew of actors: work is handed out, parts come in, what is lost is tried again.
+
+Work is handed out longest first, in chunks that shrink, to whichever actor is free. An actor adds its clients' updates up and hands
+over one part when there is nothing left for it. Clients whose part did not arrive count as not trained, so nothing is counted
+twice and nothing is lost silently when an actor dies, falls silent, or its node leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from fedray.clients.crew import POLL, Crew, why_away
+from fedray.clients.memory import killed_for_memory
+from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask, Status
+from fedray.clients.nodes import look
+from fedray.clients.parts import Kept, Parts
+from fedray.clients.slots import RoundLog, Slot
+from fedray.clients.work import Work
+from fedray.errors import Stopped
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a round does about failures; see :class:`fedray.clients.pool.Pool`."""
+
+    retries: int
+    grace: float
+    node_sums: bool
+
+
+class Round:
+    """See :meth:`parts`.
+
+    Args:
+        crew: the actors.
+        work: who trains whom, and how long that takes.
+        rules: what to do about failures.
+        task: the round.
+        weights: object reference of the global model.
+        notes: filled with every client's report and what befell the actors.
+        deadline: seconds after which clients still training are late.
+        authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        work: Work,
+        rules: Rules,
+        task: RoundTask,
+        weights: Any,
+        notes: RoundLog,
+        deadline: float | None,
+        authorize: Callable[[ClientTask], ClientTask | None],
+    ) -> None:
+        self._crew, self._work, self._rules, self._task, self._weights = crew, work, rules, task, weights
+        self._notes, self._deadline, self._authorize = notes, deadline, authorize
+        self._queues: dict[str, deque[ClientTask]] = {}
+        self._suspects: dict[int, int] = {}  # clients in whose turn an actor died, and how often
+        self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
+        self._told: float | None = None  # when actors were told that the deadline had passed
+
+    def parts(self, cohort: Sequence[ClientTask]) -> Iterator[Part]:
+        """Train a cohort; yields parts as they arrive, in any order.
+
+        Raises:
+            Stopped: asked to stop; the actors were told.
+            FedrayError: an actor failed outside any client's work.
+        """
+        for client in self._work.longest_first(cohort):
+            self._queue(client)
+        began = time.monotonic()
+        while True:
+            if self._crew.should_stop():
+                self._tell_stop()
+                raise Stopped("training was stopped in the middle of a round.")
+            now = time.monotonic()
+            if self._deadline is not None and self._told is None and now - began > self._deadline:
+                self._told = now
+                self._end([c for q in self._queues.values() for c in q], "late", "the deadline passed before its turn")
+                self._queues.clear()
+                self._tell_stop()
+            self._hand_out()
+            self._strand(now)
+            self._parts.send(self._crew.slots, self._task, self._unfinished)
+            busy = [s for s in self._crew.slots if s.doing in ("training", "handing over", "adding up")]
+            if not busy and not self._parts and not any(self._queues.values()):
+                return
+            if self._told is not None and now - self._told > self._rules.grace:
+                self._leave(busy)
+                return
+            self._crew.say_who_waits()
+            until = POLL if self._deadline is None or self._told is not None else min(POLL, max(0.0, began + self._deadline - now))
+            yield from self._receive(until)
+            self._replace_silent()
+
+    # -- work goes out ---------------------------------------------------------------------------
+
+    def _queue(self, client: ClientTask) -> None:
+        self._queues.setdefault(self._work.lane(client.index), deque()).append(client)
+
+    def _hand_out(self) -> None:
+        now = time.monotonic()
+        actors = Counter(s.place.lane for s in self._crew.slots if s.info is not None or self._awaited(s, now))
+        for slot in self._crew.slots:
+            if not slot.idle:
+                continue
+            queue = self._queues.get(slot.place.lane)
+            # A client that may take its actor down again goes alone, to an actor with nothing to lose.
+            if queue and not (slot.held and queue[0].index in self._suspects):
+                size = 1 if self._suspects else max(1, len(queue) // (2 * actors[slot.place.lane]))
+                halvings = self._work.halvings(slot.place.lane)
+                slot.given = [replace(queue.popleft(), halvings=halvings) for _ in range(size)]
+                slot.pending, slot.doing = slot.handle.train.remote(self._task, self._weights, slot.given), "training"
+            elif slot.held:
+                slot.pending, slot.sending = slot.handle.hand_over.options(num_returns=2).remote(self._task)
+                slot.doing = "handing over"
+
+    def _unfinished(self, slot: Slot) -> bool:
+        """Whether a slot may yet hand over a part for which its node's others wait; after the deadline nobody waits."""
+        if slot.doing == "handing over":
+            return True
+        return self._told is None and (slot.doing == "training" or bool(slot.held) or bool(slot.idle and self._queues.get(slot.place.lane)))
+
+    def _awaited(self, slot: Slot, now: float) -> bool:
+        return slot.doing == "starting" and now - slot.since <= self._crew.start_timeout
+
+    def _strand(self, now: float) -> None:
+        """End clients for whom there is no actor and none is to be expected."""
+        stranded: list[tuple[deque[ClientTask], Slot | None]] = []
+        for lane, queue in self._queues.items():
+            slots = [s for s in self._crew.slots if s.place.lane == lane] if queue else []
+            if queue and not any(s.info is not None or self._awaited(s, now) for s in slots):
+                stranded.append((queue, next((s for s in slots if not s.abandoned), None)))
+        nodes = look() if any(away is not None for _, away in stranded) else None
+        for queue, away in stranded:
+            reason = "no actor is left that could train it"
+            if away is not None:
+                reason = f"its actor is away for {now - away.since:.0f} s (clients.start_timeout): {away.place.key} {why_away(away, nodes)}"
+            self._end(queue, "lost", reason)
+            queue.clear()
+
+    def _tell_stop(self) -> None:
+        for slot in self._crew.slots:
+            if slot.doing == "training":
+                slot.handle.stop_round.options(concurrency_group="control").remote(self._task.round)
+
+    # -- reports and parts come in ---------------------------------------------------------------
+
+    def _receive(self, seconds: float) -> Iterator[Part]:
+        calls = {s.pending: s for s in self._crew.slots if s.pending is not None}
+        refs = [*calls, *self._parts.travelling]
+        if ray.wait(refs, num_returns=1, timeout=seconds)[0]:
+            for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
+                part = self._settle(calls[ref]) if ref in calls else self._arrived(ref)
+                if part is not None:
+                    yield part
+
+    def _settle(self, slot: Slot) -> Part | None:
+        """Take the result of a slot's pending call."""
+        doing = slot.doing
+        value, error = self._crew.result(slot)
+        if error is not None:
+            self._lose_actor(slot, error)
+        elif doing == "training":
+            slot.given = []
+            self._work.learn(value)
+            slot.held |= {r.index: r for r in value if r.status == "done"}
+            self._notes.reports += [r for r in value if r.status != "done"]
+            self._say_batch(slot, [r.physical_batch for r in value if r.physical_batch is not None])
+        elif doing == "handing over":
+            self._parts.keep(slot)
+        elif doing == "adding up":
+            self._notes.reports += [r for kept in self._parts.added(slot) for r in kept.reports]
+            return value  # type: ignore[no-any-return]
+        return None
+
+    def _arrived(self, ref: Any) -> Part | None:
+        part, kept, why = self._parts.arrived(ref)
+        if part is None:
+            self._lose_parts([kept], why)
+        else:
+            self._notes.reports += kept.reports
+        return part
+
+    def _say_batch(self, slot: Slot, fitted: Sequence[int]) -> None:
+        """Say once what fits into an actor's memory. No client is named: who took part may be secret."""
+        if fitted and min(fitted) != slot.fitted:
+            slot.fitted = min(fitted)
+            self._notes.notes.append(
+                f"actor {slot.place.key} ran short of memory and trains with {slot.fitted} records at once; "
+                "set training.physical_batch to that, or give it more memory"
+            )
+
+    # -- what is lost is tried again -------------------------------------------------------------
+
+    def _replace_silent(self) -> None:
+        watched = self._parts.watched()
+        for slot in self._crew.pulse.silent(s for s in self._crew.slots if s.doing not in (None, "starting") or s in watched):
+            self._lose_actor(slot, self._crew.unreachable())
+        self._lose_parts(self._parts.overdue(), "its node is out of reach")
+
+    def _lose_actor(self, slot: Slot, error: BaseException) -> None:
+        given, held, adding = slot.given, slot.trained(), self._parts.added(slot)
+        self._crew.died(slot, error, self._notes)
+        self._parts.send_alone(adding)
+        for client in given:
+            self._suspects[client.index] = self._suspects.get(client.index, 0) + 1
+        if killed_for_memory(error):
+            self._work.halve(slot.place.lane, given)
+        self._take_back([*given, *held], "its actor died")
+
+    def _lose_parts(self, parts: Sequence[Kept], why: str) -> None:
+        for kept in parts:
+            self._notes.notes.append(f"the part of actor {kept.slot.place.key} was lost: {why}")
+            self._take_back(kept.clients(), "its part was lost")
+
+    def _take_back(self, lost: Iterable[ClientTask], why: str) -> None:
+        for client in lost:
+            died = self._suspects.get(client.index, 0)
+            if self._told is not None:
+                self._end([client], "late", f"{why} after the deadline")
+            elif died > self._rules.retries:
+                self._end([client], "lost", f"its actor died {died} times in its turn (cohort.retries)")
+            elif (again := self._authorize(ClientTask(client.index, client.name, client.attempt + 1))) is None:
+                self._end([client], "refused", f"{why}, and its privacy budget does not allow another try")
+            else:
+                self._notes.retries += 1
+                self._queue(again)
+
+    def _leave(self, busy: Sequence[Slot]) -> None:
+        for slot in busy:
+            self._end(slot.given, "late", "it did not stop within cohort.grace")
+            self._end(slot.trained(), "late", "its actor did not hand over in time")
+            slot.given, slot.held, slot.sending, slot.doing = [], {}, None, "owing"
+        for kept in self._parts.give_up():
+            self._end(kept.clients(), "late", "its part did not arrive in time")
+
+    def _end(self, clients: Iterable[ClientTask], status: Status, reason: str) -> None:
+        self._notes.reports += [ClientReport(c.index, c.name, status, c.attempt, error=reason) for c in clients]

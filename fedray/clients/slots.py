@@ -1,0 +1,125 @@
+"""A slot: a place and the actor that holds it now; what befell actors and clients in a round; whether actors answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import ActorUnavailableError, NodeDiedError
+
+from fedray.clients.messages import ClientReport, ClientTask, HostInfo
+from fedray.clients.placement import Place
+from fedray.errors import FedrayError
+
+Doing = Literal["starting", "training", "handing over", "adding up", "owing"]
+
+
+class Unreachable(FedrayError):
+    """An actor left calls unanswered for too long."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place and the actor that holds it now.
+
+    Attributes:
+        handle, info: the actor; ``info`` is None until it is up.
+        pending, doing: the call that it works on.
+        given: clients that it was given and has not reported.
+        held: reports of clients whose updates are in its part.
+        sending: the part that it hands over.
+        fitted: the physical batch that was last said to fit into its memory.
+        deaths: actors that died here.
+        abandoned: no actor is started here any more.
+        since, said: when its actor was asked for, and when it was last said that it waits (monotonic seconds).
+        ping, silence, asked: an unanswered question whether it is there, for how many seconds that has been, and when one was last put.
+    """
+
+    place: Place
+    handle: Any = None
+    info: HostInfo | None = None
+    pending: Any = None
+    doing: Doing | None = None
+    given: list[ClientTask] = field(default_factory=list)
+    held: dict[int, ClientReport] = field(default_factory=dict)
+    sending: Any = None
+    fitted: int | None = None
+    deaths: int = 0
+    abandoned: bool = False
+    since: float = 0.0
+    said: float = 0.0
+    ping: Any = None
+    silence: float = 0.0
+    asked: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Ready for work."""
+        return self.info is not None and self.pending is None
+
+    @property
+    def node(self) -> str:
+        """Ray's name of the node that its actor is on; empty while it is not up."""
+        return self.info.node_id if self.info is not None else ""
+
+    def leave(self) -> None:
+        """Forget the actor and its work."""
+        self.handle = self.info = self.pending = self.doing = self.sending = self.ping = None
+        self.given, self.held, self.silence = [], {}, 0.0
+
+    def trained(self) -> list[ClientTask]:
+        """Whom it has trained without handing over."""
+        return [ClientTask(r.index, r.name, r.attempt) for r in self.held.values()]
+
+
+@dataclass
+class RoundLog:
+    """What happened to every client of a round, and to the actors."""
+
+    reports: list[ClientReport] = field(default_factory=list)
+    deaths: int = 0
+    retries: int = 0
+    notes: list[str] = field(default_factory=list)
+    nodes_left: set[str] = field(default_factory=set)
+
+    def count(self, *status: str) -> int:
+        """Number of clients that ended in one of these ways."""
+        return sum(r.status in status for r in self.reports)
+
+
+class Pulse:
+    """Finds actors that do not answer while they work; Ray itself takes a minute to see that a node was cut off.
+
+    Args:
+        limit: seconds that a call may stay unanswered.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._looked = time.monotonic()
+
+    def silent(self, slots: Iterable[Slot]) -> list[Slot]:
+        """Ask those who were not asked lately; returns who has left a question unanswered for too long. Called often."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 1.0), now  # a driver that itself stood still blames nobody for it
+        slots = list(slots)
+        pings = {s.ping: s for s in slots if s.ping is not None}
+        answered = ray.wait(list(pings), num_returns=len(pings), timeout=0)[0] if pings else []
+        for slot in slots:
+            if slot.ping is not None and slot.ping not in answered:
+                slot.silence += passed
+                continue
+            slot.ping, slot.silence = None, 0.0
+            if now - slot.asked > min(5.0, self.limit / 4):
+                slot.ping, slot.asked = slot.handle.ping.options(concurrency_group="control").remote(), now
+        return [s for s in slots if s.silence > self.limit]
+
+
+def left_with_its_node(error: BaseException) -> bool:
+    """Whether an actor's error says that its node is gone or out of reach, not the actor alone."""
+    return (
+        isinstance(error, ActorUnavailableError | NodeDiedError | Unreachable) or "node has died" in str(error) or "node was" in str(error)
+    )
