@@ -9,6 +9,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def _report(run: Path, pictures: Sequence[Path]) -> Iterator[str]:
     yield from _results(run, summary, pictures)
     yield from _privacy(run, statement, summary)
     yield from _audit(run, bool(statement))
+    yield from _faults(run)
     yield from _course(summary)
     yield from _whole_config(run)
 
@@ -196,6 +198,14 @@ def _audit(run: Path, private: bool) -> Iterator[str]:
         yield from (f"Left out, because their figures may come from private records: {names}.", "")
 
 
+def _faults(run: Path) -> Iterator[str]:
+    faults = RunFiles(run).faults()
+    if not faults:
+        return
+    yield from ("## What befell the run", "")
+    yield from _table(("round", "when (UTC)", "what", ""), [(str(f["round"]), _time(f["time"]), f["kind"], f["what"]) for f in faults])
+
+
 def _course(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## Faults and performance", "")
     rows = [(k.replace("_", " "), _value(v)) for k, v in (summary.get("faults") or {}).items()]
@@ -246,6 +256,10 @@ def _metric(name: str) -> str:
 def _number(value: Any) -> str:
     found = number(value)
     return str(value) if found is None else f"{found:.4f}"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _bound(value: Any) -> str:

@@ -29,8 +29,8 @@ class ObjectPath:
     region: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> ObjectPath:
-        """From an address. Keys and passwords have no place in it: they come from the environment, as boto3 finds them.
+    def parse(cls, text: str, setting: str = "privacy.ledger") -> ObjectPath:
+        """From an address, given for ``setting``. Keys and passwords have no place in it: they come from the environment.
 
         Raises:
             ConfigError: no bucket or prefix, or a setting that is not known.
@@ -40,10 +40,10 @@ class ObjectPath:
         unknown = sorted(set(query) - {"endpoint_url", "region"})
         prefix = parts.path.strip("/")
         if parts.scheme != "s3" or not parts.netloc or not prefix or "//" in parts.path or parts.fragment:
-            raise ConfigError(f"privacy.ledger: '{text}' is not the address of a ledger; write s3://bucket/prefix.")
+            raise ConfigError(f"{setting}: '{text}' names no place in an object store; write s3://bucket/prefix.")
         if "@" in parts.netloc or unknown:
             what = "a user or password" if "@" in parts.netloc else f"the setting '{unknown[0]}'"
-            raise ConfigError(f"privacy.ledger: {what} has no place in an address; it may have endpoint_url and region, and no more.")
+            raise ConfigError(f"{setting}: {what} has no place in an address; it may have endpoint_url and region, and no more.")
         return cls(parts.netloc, prefix, query.get("endpoint_url"), query.get("region"))
 
     @property

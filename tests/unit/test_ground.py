@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,7 +92,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FedrayError, match=r"x\.json: cannot be written \(disk full\); see to the disk"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
@@ -103,6 +107,45 @@ def test_rewinding_the_metrics_file_keeps_whole_lines_of_earlier_rounds(tmp_path
     cut = files.rewind(2)
     assert [r["round"] for r in cut] == [3]
     assert [json.loads(line)["round"] for line in files.metrics.read_text().splitlines()] == [1, 2]
+
+
+def fill(root: Path, parameters: int) -> str:
+    """Write rounds until nothing more fits; what was said then."""
+    files, done = RunFiles(root), 0
+    with pytest.raises(FedrayError) as error:
+        for r in range(1, 1000):
+            files.save_checkpoint(Checkpoint(r, np.zeros(parameters, dtype=np.float32)), keep=1000)
+            files.append_row({"round": r, "metrics": {"x" * 9000: 0.0}})
+            done = r
+    newest = load_latest(files.checkpoints)
+    assert newest is not None
+    assert newest.round in (done, done + 1)
+    assert [r["round"] for r in files.rows()] == list(range(1, done + 1))
+    assert files.metrics.read_bytes().endswith(b"\n")
+    assert not list(root.rglob(".*")), "parts were left behind"
+    return str(error.value)
+
+
+def test_a_line_that_does_not_fit_is_one_sentence_and_leaves_no_part(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the system writes a part of the line that does not fit
+    try:
+        said = fill(tmp_path, 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert said == f"{tmp_path}/metrics.jsonl: cannot be written (File too large); see to the disk, then start again (a run with --resume)."
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_sentence_and_leaves_no_part(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        said = fill(disk, 100_000)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert re.match(r".*/round-00000\d\.safetensors: cannot be written \(No space left on device\); see to the disk", said)
 
 
 def test_output_directories(tmp_path, monkeypatch):
