@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fedray import __version__
+from fedray import __version__, cli_jobs, credentials, logs
 from fedray.errors import FedrayError, Stopped
 
 #: How each status of a run ends the process. 143 and 130 are the shell's own codes for the signals.
@@ -29,7 +32,7 @@ class _Command(click.Group):
         except FedrayError as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"fedray: {error}", err=True)
+            click.echo(logs.error(f"fedray: {error}"), err=True)
             ctx.exit(error.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -37,7 +40,7 @@ class _Command(click.Group):
             if ctx.params.get("debug"):
                 raise
             lines = str(error).strip().splitlines() or [""]
-            click.echo(f"fedray: unexpected {type(error).__name__}: {lines[-1]} (fedray --debug shows where)", err=True)
+            click.echo(logs.error(f"fedray: unexpected {type(error).__name__}: {lines[-1]} (fedray --debug shows where)"), err=True)
             ctx.exit(1)
 
 
@@ -60,17 +63,21 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
     """Train: fedray run CONFIG [KEY=VALUE ...]. Starts a local Ray where there is no cluster."""
     from fedray.configfile import load_config
 
+    credentials.load()
     resolved = load_config(config, overrides)
+    logs.setup(resolved.name)
     sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
     from fedray import experiment
+    from fedray.tracking.structured import JsonProgress
     from fedray.tracking.terminal import Progress, print_summary
 
     stopped_by: list[int] = []
-    with Progress() as progress:
+    with JsonProgress(resolved.name) if logs.structured() else Progress() as progress:
 
         def listen(kind: str, value: Any) -> None:
             if kind == "joining":
-                click.echo(f"{resolved.name}: {value}", err=True)
+                text = f"{resolved.name}: {value}"
+                progress.joining(text) if isinstance(progress, JsonProgress) else click.echo(text, err=True)
             elif kind == "started":
                 progress.start(value)
                 for warning in value["warnings"]:
@@ -85,11 +92,16 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
         try:
             result = experiment.run(resolved, callbacks=[listen], output=output, resume=resume)
         except Stopped as stopped:  # before the first round
-            click.echo(f"fedray: {stopped}", err=True)
+            click.echo(logs.error(f"fedray: {stopped}"), err=True)
             sys.exit(128 + (stopped_by[0] if stopped_by else 15))
-    print_summary(result.summary, result.output, f"{_program()} ui {_shown(result.output)}")
+    end = progress.ended if isinstance(progress, JsonProgress) else print_summary
+    end(result.summary, result.output, f"{_program()} ui {_shown(result.output)}")
     code = EXIT.get(result.status)
     sys.exit(128 + (stopped_by[0] if stopped_by else 15) if code is None else code)
+
+
+cli.add_command(cli_jobs.submit)
+cli.add_command(cli_jobs.jobs)
 
 
 @cli.command("plan")
@@ -100,7 +112,10 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture: epsilon over rounds, and what would change it."
 )
 @click.option("--clients", default=20, show_default=True, help="Show up to so many clients one by one; more in groups of equal ones.")
-def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Path | None, clients: int) -> None:
+@click.option(
+    "--nodes", default=1, show_default=True, type=click.IntRange(min=1), help="Nodes of the cluster, for the traffic between them."
+)
+def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Path | None, clients: int, nodes: int) -> None:
     """Train nothing: what a run would spend, on whom, and whether it fits. Exit code 3 where a budget would be exceeded."""
     from fedray.configfile import load_config
     from fedray.errors import BudgetReached, ConfigError
@@ -111,7 +126,7 @@ def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Pat
     from fedray.experiment.planner_text import plan_text
     from fedray.experiment.preparation import prepare
 
-    plan = make_plan(prepare(resolved), curves=as_json or plot is not None)
+    plan = make_plan(prepare(resolved), curves=as_json or plot is not None, nodes=nodes)
     click.echo(json.dumps(plan, indent=2) if as_json else plan_text(plan, clients))
     if plot is not None:
         from fedray.tracking.figures import draw_plan
@@ -180,8 +195,9 @@ def ledger_show(path: str, delta: float | None, as_json: bool) -> None:
     """What was spent, by client, recomputed from the entries. PATH: a ledger, a directory of them, a run, or s3://bucket/prefix."""
     from fedray.privacy.inspect import describe, table
 
-    report = describe(path, delta)
-    click.echo(json.dumps(report, indent=2) if as_json else table(report))
+    with _opened_ledger(path) as (place, named):
+        report = describe(place, delta)
+        click.echo(named(json.dumps(report, indent=2) if as_json else table(report)))
 
 
 @ledger.command("verify")
@@ -190,77 +206,110 @@ def ledger_verify(path: str) -> None:
     """Check every ledger at PATH (as for show): chain, commits, receipts; of a run also that its figures follow from the entries."""
     from fedray.privacy.inspect import verify_all
 
-    for line in verify_all(path):
-        click.echo(line)
+    with _opened_ledger(path) as (place, named):
+        for line in verify_all(place):
+            click.echo(named(line))
 
 
 @cli.command()
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target")
 @click.argument("overrides", nargs=-1)
 @click.option("--canaries", default=1000, show_default=True, help="Canary records.")
 @click.option("--seed", default=0, show_default=True, help="Seed of what the audit draws; noise has none.")
 @click.option("--output", type=click.Path(path_type=Path), help="Directory; default RUN_DIR/audit, or runs/NAME-audit for a config.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--attack", default="all", show_default=True, help="all, checks, canaries, membership, lira or inversion.")
-def audit(target: Path, overrides: tuple[str, ...], canaries: int, seed: int, output: Path | None, as_json: bool, attack: str) -> None:
+def audit(target: str, overrides: tuple[str, ...], canaries: int, seed: int, output: Path | None, as_json: bool, attack: str) -> None:
     """Attack a CONFIG, or a finished run's directory: a lower bound on epsilon beside the proven one."""
     sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
     from fedray.audit import report, run
 
-    found = run.audit(run.Request(target, overrides, attack, canaries, seed, output))
-    pictures = report.write(found)
-    click.echo(json.dumps(found.data(), indent=2) if as_json else found.table())
-    if found.config.tracking.enabled:
-        click.echo(report.send(found, pictures), err=True)
-    click.echo(f"audit.json and pictures are in {_shown(found.output)}", err=True)
+    with _opened(target) as (place, named):
+        found = run.audit(run.Request(place, overrides, attack, canaries, seed, output))
+        pictures = report.write(found)
+        click.echo(json.dumps(found.data(), indent=2) if as_json else found.table())
+        if found.config.tracking.enabled:
+            click.echo(report.send(found, pictures), err=True)
+        click.echo(named(f"audit.json and pictures are in {_shown(found.output)}"), err=True)
     report.conclude(found)
 
 
 @cli.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir")
 @click.option("--output", type=click.Path(path_type=Path), help="The HTML file; default RUN_DIR/report.html. The Markdown lies beside it.")
-def report(run_dir: Path, output: Path | None) -> None:
+def report(run_dir: str, output: Path | None) -> None:
     """Write a run as one page for a reviewer, HTML and Markdown: what was run, results, privacy statement, ledger, audit."""
     from fedray.experiment.report_page import write_report
 
-    for path in write_report(run_dir, output):
-        click.echo(_shown(path))
+    with _opened(run_dir) as (place, named):
+        for path in write_report(place, output):
+            click.echo(named(_shown(path)))
 
 
 @cli.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir")
 @click.option("--uri", help="Send to another MLflow store than the run's own.")
-def sync(run_dir: Path, uri: str | None) -> None:
+def sync(run_dir: str, uri: str | None) -> None:
     """Send MLflow whatever it lacks of a run (its server was away, or the driver died)."""
     from fedray.configfile import load_config
     from fedray.experiment.finished import trained_model
     from fedray.runfiles import RunFiles
     from fedray.tracking.mlflow_tracker import sync as send
 
-    files = RunFiles(run_dir)
-    builder = (lambda: trained_model(files, load_config(files.config))) if files.model.exists() and files.config.exists() else None
-    click.echo(send(run_dir, model=builder, uri=uri))
+    with _opened(run_dir) as (place, named):
+        files = RunFiles(place)
+        builder = (lambda: trained_model(files, load_config(files.config))) if files.model.exists() and files.config.exists() else None
+        click.echo(named(send(place, model=builder, uri=uri)))
 
 
 @cli.command()
-@click.argument("run_dir", type=click.Path(path_type=Path), required=False)
+@click.argument("run_dir", required=False)
 @click.option("--uri", help="Tracking URI; default: that of RUN_DIR, else MLFLOW_TRACKING_URI, else runs/mlflow.db.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=5000, show_default=True)
-def ui(run_dir: Path | None, uri: str | None, host: str, port: int) -> None:
+def ui(run_dir: str | None, uri: str | None, host: str, port: int) -> None:
     """Open the MLflow UI over the store that runs log to."""
     from fedray.config import Tracking
     from fedray.tracking.journal import State
     from fedray.tracking.store import resolve_uri, unmasked
     from fedray.tracking.ui import ui_command, ui_links
 
-    state = State.load(run_dir) if run_dir is not None else None
-    target = uri or (unmasked(state.tracking_uri) if state else resolve_uri(Tracking(), run_dir.parent if run_dir else Path("runs")))
+    state, runs = None, Path("runs")
+    if run_dir is not None:
+        with _opened(run_dir) as (place, _):
+            state, runs = State.load(place), place.parent
+    target = uri or (unmasked(state.tracking_uri) if state else resolve_uri(Tracking(), runs))
     command = ui_command(target, host=host, port=port)
     if state is not None:
         for name, link in ui_links(state.tracking_uri, state.experiment_id, state.run_id, port).items():
             click.echo(f"{name}: {link}")
     sys.exit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+
+
+@contextmanager
+def _opened(run: str) -> Iterator[tuple[Path, Callable[[str], str]]]:
+    """A run's directory, or a copy of what a store has of it; and what gives the copy's files the names that they have in the store."""
+    from fedray.mirror import local_copy
+    from fedray.remote import below, is_remote
+
+    with local_copy(run) as place:
+        if not is_remote(run):
+            yield place, str
+            return
+        copied = re.compile(rf"{re.escape(str(place))}(?:/([\w.%/-]*\w))?")
+        yield place, lambda text: copied.sub(lambda m: below(run, m[1]) if m[1] else run, text)
+
+
+@contextmanager
+def _opened_ledger(where: str) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """As :func:`_opened`; an address that is no run's is a ledger's."""
+    from fedray.remote import Remote, is_remote
+
+    if is_remote(where) and Remote(where).get("config.yaml") is not None:
+        with _opened(where) as (place, named):
+            yield str(place), named
+    else:
+        yield where, str
 
 
 def _program() -> str:
@@ -271,7 +320,9 @@ def _program() -> str:
     return "fedray" if found is not None and Path(found).samefile(sys.argv[0]) else _shown(Path(sys.argv[0]).absolute())
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Path | str) -> str:
+    if isinstance(path, str):  # an address
+        return path
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+import queue
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Any
 
 import ray
 
-from fedray import __version__, components
+from fedray import __version__, components, credentials, logs
 from fedray.config import Config
 from fedray.driver import Driver
 from fedray.errors import ClaimVoid, FedrayError, first_line
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which a driver whose run has ended waits for whoever follows it to take the result.
 LINGER = 600.0
+
+#: Seconds to wait for an output's store that is away, at the beginning and at the end.
+STORE_PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,22 @@ class Experiment:
     Args:
         config: the run.
         request: what is asked of it.
-        given: the reference of a :class:`Given`; none where the driver shall read the data itself, as on a cluster that
-            outlives the command, whose objects die with it.
+        awaits: what the command has prepared will come by :meth:`give`. On a cluster that outlives the command, whose objects
+            die with it, the driver reads the data itself.
     """
 
-    def __init__(self, config: Config, request: Request, given: Sequence[Any]) -> None:
-        self._config, self._request, self._given = config, request, list(given)
+    def __init__(self, config: Config, request: Request, awaits: bool) -> None:
+        self._config, self._request = config, request
+        self._given: queue.SimpleQueue[Given] = queue.SimpleQueue()
+        self._awaits = awaits and not ray.get_runtime_context().was_current_actor_reconstructed
         self._stop, self._taken, self._ended = threading.Event(), threading.Event(), False
         self._events = Events()
-        self._files = RunFiles(request.root)
+        self._files = RunFiles.at(request.output)
         threading.Thread(target=self._main, name="run", daemon=True).start()
+
+    def give(self, given: Given) -> None:
+        """What the command has prepared."""
+        self._given.put(given)
 
     def events(self, teller: str, position: int, wait: float) -> Batch:
         """What happened since ``position``; see :meth:`Events.since`."""
@@ -98,36 +109,61 @@ class Experiment:
 
     def _main(self) -> None:
         try:
-            summary = self._already_ended() or self._run()
+            summary = self._run()
         except Exception as error:
             if not isinstance(error, FedrayError):
                 log.exception("the run failed")
             self._events.put("failed", _sendable(error))
         else:
             self._events.put("ended", summary)
-        self._request.mark.unlink(missing_ok=True)
+        if self._request.mark is not None:
+            self._request.mark.unlink(missing_ok=True)
         self._ended = True
         self._taken.wait(LINGER)
         ray.kill(ray.get_runtime_context().current_actor)  # by itself, and for good: Ray restarts an actor that merely exits
 
-    def _already_ended(self) -> dict[str, Any] | None:
-        """The summary, where this request had come to its end before the actor was restarted."""
-        found = self._files.read_summary()
-        return found if found is not None and found.get("request") == self._request.id else None
-
     def _run(self) -> dict[str, Any]:
-        """Train; returns the summary (also in ``summary.json``).
+        """Fetch what the output has, train, and send what has changed; returns the summary (also in ``summary.json``).
 
         Raises:
             FedrayError: the run failed; what could be saved is saved and the MLflow run is marked FAILED.
         """
         components.provide(self._request.provided)
-        again = ray.get_runtime_context().was_current_actor_reconstructed
-        self._request.check_visible()
-        request = replace(self._request, resume=True) if again else self._request
+        credentials.load()
+        logs.setup(self._config.name)
         logging.getLogger("fedray.tracking").addHandler(NoteHandler(self._events.on_note))
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        request = replace(self._request, resume=True) if again else self._request
+        request.check_visible()
+        mirror = self._files.mirror(self._store_note)
+        if mirror is not None:
+            mirror.pull(request.resume, STORE_PATIENCE)
+        found = self._files.read_summary()
+        if found is not None and found.get("request") == request.id:  # this request had come to its end before the actor was restarted
+            return found
+        self._files = self._files.claim()
+        if mirror is None:
+            return self._train(request, again)
+        mirror.start()
+        try:
+            return self._train(request, again)
+        finally:
+            self._sent(mirror.close(STORE_PATIENCE))
+
+    def _store_note(self, text: str) -> None:
+        self._files.append_fault(len(self._files.rows()) + 1, "store", text)
+        self._events.on_note(text)
+
+    def _sent(self, missing: Sequence[str]) -> None:
+        if missing:
+            self._events.on_note(
+                f"{self._request.output}: the store was away for too long; {', '.join(missing)} are only in {self._files.root} on "
+                f"{socket.gethostname()}; start the run again there with --resume when the store is back, and they are sent."
+            )
+
+    def _train(self, request: Request, again: bool) -> dict[str, Any]:
         began = time.monotonic()
-        given: Given = ray.get(self._given[0]) if self._given else share_records(prepare_run(self._config, request.resume))
+        given = self._given.get() if self._awaits else share_records(prepare_run(self._config, request.resume))
         wiring = Wiring(given.prepared, given.data, request, self._files, self._events, self._stop)
         try:
             parts = wiring.build()
@@ -176,7 +212,7 @@ class Experiment:
             files.write_summary(summary)
             if not whole:
                 self._events.on_note(
-                    f"MLflow at {wiring.tracker.uri} was away for too long; nothing is lost: fedray sync {files.root} sends the rest."
+                    f"MLflow at {wiring.tracker.uri} was away for too long; nothing is lost: fedray sync {self._request.output} sends the rest."
                 )
         return summary
 

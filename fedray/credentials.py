@@ -1,0 +1,123 @@
+"""Secrets by reference, and the token of a Ray cluster.
+
+The environment of a Ray job is shown to everybody who may read the dashboard. So a job carries only where a secret
+lies on the nodes (``FEDRAY_SECRETS``, JSON: name to ``file:PATH``); each process that needs it reads it there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+from fedray.errors import ConfigError, FedrayError
+
+#: Environment variable with the references.
+SECRETS = "FEDRAY_SECRETS"
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SUSPECT = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
+_PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
+
+
+def load() -> None:
+    """Put each referenced secret into this process' environment; does nothing where there is no reference.
+
+    Raises:
+        FedrayError: a secret cannot be read here.
+    """
+    for name, reference in json.loads(os.environ.get(SECRETS) or "{}").items():
+        path = Path(str(reference).removeprefix("file:"))
+        try:
+            value = path.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not text"
+            raise FedrayError(f"secret {name}: {path} cannot be read on {socket.gethostname()} ({why}); put it on every node.") from None
+        os.environ[name] = value
+
+
+def parse_reference(text: str) -> tuple[str, str]:
+    """``NAME=file:PATH`` to name and reference.
+
+    Raises:
+        ConfigError: it is something else; the sentence does not repeat what might be a secret's value.
+    """
+    name, sign, reference = text.partition("=")
+    shown = f"--secret {name}" if sign and _NAME.fullmatch(name) else "--secret"
+    if shown == "--secret" or not reference.startswith("file:"):
+        raise ConfigError(
+            f"{shown}: only a reference travels with a job, for its environment is shown to everybody on the dashboard; put the value "
+            "into a file on every node and give NAME=file:/path/on/the/nodes."
+        )
+    if not reference.removeprefix("file:").startswith("/"):
+        raise ConfigError(f"--secret {name}: the path after file: must be absolute, for it is read on the nodes.")
+    return name, reference
+
+
+def parse_variable(text: str) -> tuple[str, str]:
+    """``NAME=VALUE`` of a job's environment to name and value.
+
+    Raises:
+        ConfigError: it is something else, or looks like a secret.
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not _NAME.fullmatch(name):
+        raise ConfigError("--env: should read NAME=VALUE.")
+    if _SUSPECT.search(name):
+        raise ConfigError(
+            f"--env {name}: looks like a secret, and a job's environment is shown to everybody on the dashboard; "
+            f"use --secret {name}=file:/path/on/the/nodes."
+        )
+    refuse_password(f"--env {name}", value)
+    return name, value
+
+
+def refuse_password(where: str, value: str) -> None:
+    """Refuse text that holds an address with a password.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if _PASSWORD.search(value):
+        raise ConfigError(
+            f"{where}: holds an address with a password, and what a job is given is shown to everybody on the dashboard; "
+            "take the password out and pass it by reference (--secret)."
+        )
+
+
+def use_ray_token() -> str | None:
+    """Switch Ray's token mode on where there is a token and the mode is unset; must precede ``import ray``.
+
+    Ray itself does that for local clusters only, and then fails to join another. The order is Ray's own:
+    ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, ``~/.ray/auth_token``.
+
+    Returns:
+        Where the token comes from, in words; None where there is none.
+
+    Raises:
+        ConfigError: ``RAY_AUTH_TOKEN_PATH`` names a file that holds no token, or the mode asks for one and there is none.
+    """
+    source = None
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        source = "RAY_AUTH_TOKEN"
+    elif path:
+        if not _holds_text(Path(path)):
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH: {path} cannot be read, or is empty; it should hold the cluster's token.")
+        source = path
+    elif _holds_text(Path.home() / ".ray" / "auth_token"):
+        source = "~/.ray/auth_token"
+    if source is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    elif os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        raise ConfigError("RAY_AUTH_MODE: asks for a token, and there is none; set RAY_AUTH_TOKEN_PATH to a file that holds the cluster's.")
+    return source
+
+
+def _holds_text(path: Path) -> bool:
+    try:
+        return bool(path.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,91 @@
+"""Structured logs: with ``FEDRAY_LOG=json`` everything that a run says is one JSON object a line.
+
+Keys: ``time`` (UTC, ISO 8601), ``level``, ``run``, ``message``; ``event`` (joining, started, row, note, ended, error) for what
+the run reports, ``logger`` for what Python's logging does; where known ``round``, ``client``, ``metrics`` (a round's
+figures), ``info`` (what began), ``summary`` (how it ended), ``traceback``. ``message`` is what a person would have read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+#: Environment variable that chooses the form of logs.
+FORM = "FEDRAY_LOG"
+
+_EXTRA = ("round", "client")
+
+
+def structured() -> bool:
+    """Whether this process logs JSON."""
+    return os.environ.get(FORM) == "json"
+
+
+def record(level: str, message: str, *, time: float | None = None, **fields: Any) -> str:
+    """One line of a structured log, without its newline; fields that are None are left out."""
+    stamp = datetime.now(UTC) if time is None else datetime.fromtimestamp(time, UTC)
+    line = {"time": stamp.isoformat(timespec="milliseconds"), "level": level}
+    line |= {k: v for k, v in fields.items() if v is not None} | {"message": message}
+    return json.dumps(line, default=str)
+
+
+def read(line: str) -> dict[str, Any] | None:
+    """The object of a structured line; None for any other text."""
+    if not line.startswith('{"time": '):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("message"), str) else None
+
+
+def render(line: str) -> str:
+    """A line of a log as people read it; lines that are not structured stay as they are."""
+    found = read(line)
+    if found is None:
+        return line
+    text = str(found["message"])
+    if found.get("event") == "note":
+        return f"note: {text}"
+    if "event" not in found:
+        text = f"{found.get('level')} {found.get('logger')}: {text}"
+        return f"{text}\n{found['traceback'].rstrip()}" if "traceback" in found else text
+    return text
+
+
+def error(text: str) -> str:
+    """What the command says when it ends with an error: one line, structured or not."""
+    return record("ERROR", text, event="error") if structured() else text
+
+
+class JsonFormatter(logging.Formatter):
+    """Python's log records as lines of a structured log; ``extra={"round": 3, "client": "a"}`` become keys."""
+
+    def __init__(self, run: str | None = None) -> None:
+        """Args: ``run``, the name that lines carry."""
+        super().__init__()
+        self._run = run
+
+    def format(self, entry: logging.LogRecord) -> str:
+        """One line."""
+        fields: Mapping[str, Any] = {key: getattr(entry, key, None) for key in _EXTRA}
+        trace = "".join(traceback.format_exception(*entry.exc_info)) if entry.exc_info else None
+        return record(entry.levelname, entry.getMessage(), time=entry.created, run=self._run, logger=entry.name, **fields, traceback=trace)
+
+
+def setup(run: str | None = None) -> None:
+    """Let this process' logging write structured lines, to standard error, where ``FEDRAY_LOG`` asks for them; safe to call again."""
+    if not structured():
+        return
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler(sys.stderr))
+    for handler in root.handlers:
+        handler.setFormatter(JsonFormatter(run))

@@ -1,0 +1,68 @@
+"""Progress for machines: what :class:`Progress` prints in a log, with the figures beside it, as JSON lines."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from fedray import logs
+from fedray.tracking.journal import Row
+from fedray.tracking.terminal import Progress, print_summary
+
+_ABOUT = re.compile(r"round (?P<round>\d+): (?:client (?P<client>.+?) on )?")
+
+
+class JsonProgress(Progress):
+    """Writes a run's events as a structured log (:mod:`fedray.logs`).
+
+    Args:
+        run: the name that lines carry.
+        stream: standard output by default.
+    """
+
+    def __init__(self, run: str, stream: TextIO | None = None) -> None:
+        super().__init__(stream=io.StringIO())
+        self._run, self._out = run, stream or sys.stdout
+        self._fields: dict[str, Any] = {}
+
+    def joining(self, text: str) -> None:
+        """What is done before the run starts."""
+        self._write("INFO", text, event="joining")
+
+    def start(self, info: Mapping[str, Any]) -> None:
+        """Say what begins."""
+        self._run = str(info.get("run") or self._run)
+        self._fields = {"event": "started", "info": dict(info)}
+        super().start(info)
+
+    def row(self, row: Row) -> None:
+        """A round is complete."""
+        self._fields = {"event": "row", "round": row["round"], "metrics": row["metrics"]}
+        super().row(row)
+
+    def note(self, text: str) -> None:
+        """A fault, a warning; ``round`` and ``client`` are read off sentences that begin with them."""
+        about = _ABOUT.match(text)
+        found = about.groupdict() if about else {}
+        number = int(found["round"]) if found else None
+        self._write("WARNING", text, event="note", round=number, client=found.get("client"))
+
+    def ended(self, summary: Mapping[str, Any], output: str | Path, command: str) -> None:
+        """How the run ended; see :func:`print_summary`."""
+        text = io.StringIO()
+        print_summary(summary, output, command, stream=text)
+        self._write("INFO", text.getvalue().rstrip(), event="ended", summary=summary)
+
+    on_row = row
+    on_note = note
+
+    def _say(self, line: str) -> None:
+        self._write("INFO", line, **self._fields)
+
+    def _write(self, level: str, message: str, **fields: Any) -> None:
+        self._out.write(logs.record(level, message, run=self._run, **fields) + "\n")
+        self._out.flush()
