@@ -1,0 +1,105 @@
+"""The overlays and jobs render, fit the schemas, keep to the policy, and every planted mistake is caught."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from manifest_mistakes import MISTAKES, Mistake
+from manifest_network import network_errors
+from manifest_placement import placement_errors
+from manifest_policy import (
+    disruption_errors,
+    operator_errors,
+    pod_errors,
+    reference_errors,
+    rights_errors,
+    secret_errors,
+)
+from manifests import K8S, Document, documents, pods, schema_errors
+
+OVERLAYS = ["overlays/local", "overlays/cpu", "overlays/gpu", "overlays/silos", "overlays/production"]
+JOBS = ["jobs/digits", "jobs/heart"]
+
+POLICY = [
+    pod_errors,
+    secret_errors,
+    reference_errors,
+    rights_errors,
+    disruption_errors,
+    network_errors,
+    operator_errors,
+    placement_errors,
+]
+
+
+def policy_errors(docs: list[Document]) -> list[str]:
+    return [error for check in POLICY for error in check(docs)]
+
+
+@pytest.mark.parametrize("directory", [*OVERLAYS, *JOBS])
+def test_fits_the_schemas(directory: str) -> None:
+    assert schema_errors(documents(directory)) == []
+
+
+@pytest.mark.parametrize("directory", [*OVERLAYS, *JOBS])
+def test_keeps_to_the_policy(directory: str) -> None:
+    assert policy_errors(documents(directory)) == []
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.name.replace(" ", "-"))
+def test_a_planted_mistake_is_caught(mistake: Mistake) -> None:
+    docs = documents(mistake.directory)
+    mistake.plant(docs)
+    found = schema_errors(docs) or policy_errors(docs)
+    assert any(mistake.words in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize("directory", [*OVERLAYS, *JOBS])
+def test_nothing_lies_outside_the_namespace(directory: str) -> None:
+    outside = [
+        d["metadata"]["name"] for d in documents(directory) if d["kind"] != "Namespace" and d["metadata"].get("namespace") != "fedray"
+    ]
+    assert outside == []
+
+
+def test_only_the_autoscaler_has_a_token_and_only_the_certifying_step_the_authority() -> None:
+    holders: dict[str, set[str]] = {"kubernetes-api": set(), "ca": set()}
+    for pod in pods(documents("overlays/cpu")):
+        for _, container in pod.containers:
+            for name in {mount["name"] for mount in container.get("volumeMounts", [])} & set(holders):
+                holders[name].add(container["name"])
+    assert holders == {"kubernetes-api": {"autoscaler"}, "ca": {"certify"}}
+
+
+def test_each_silo_has_nodes_data_and_a_ledger_of_its_own() -> None:
+    groups = {}
+    for pod in pods(documents("overlays/silos")):
+        if pod.labels.get("ray.io/group", "").startswith("silo-"):
+            name = pod.labels["fedray.io/silo"]
+            claims = {v["persistentVolumeClaim"]["claimName"] for v in pod.spec["volumes"] if "persistentVolumeClaim" in v}
+            assert pod.spec["nodeSelector"] == {"fedray.io/silo": name}
+            assert [t["value"] for t in pod.spec["tolerations"]] == [name]
+            assert claims == {f"data-{name}", f"ledger-{name}"}
+            assert [v["persistentVolumeClaim"].get("readOnly", False) for v in pod.spec["volumes"][:2]] == [True, False]
+            groups[name] = claims
+    assert sorted(groups) == ["cleveland", "hungarian", "switzerland", "va"]
+
+
+def compose(folder: Path, overlay: str, component: str) -> list[Document]:
+    """An overlay with one more component, as a user would write it."""
+    here = {name: os.path.relpath(K8S / name, folder) for name in (overlay, component)}
+    (folder / "kustomization.yaml").write_text(f"resources: [{here[overlay]}]\ncomponents: [{here[component]}]\n")
+    return documents(str(folder))
+
+
+def test_production_takes_gpus(tmp_path: Path) -> None:
+    docs = compose(tmp_path, "overlays/production", "components/gpu")
+    assert schema_errors(docs) + policy_errors(docs) == []
+
+
+def test_head_failover_fits_the_schema_and_names_its_gate(tmp_path: Path) -> None:
+    docs = compose(tmp_path, "overlays/cpu", "components/head-failover")
+    assert schema_errors(docs) == []
+    assert policy_errors(docs) == ["RayCluster/fedray: gcsFaultToleranceOptions with rocksdb needs a feature gate that is off by default."]
