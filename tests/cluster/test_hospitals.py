@@ -1,0 +1,99 @@
+"""Hospitals on three hosts with addresses of their own, submitted from a fourth; then the same with faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from faults import Fault, lines, run_with
+from hospitals import INSIDE, SITES, Federation, config, federation, listing
+from paths import ROOT
+
+from cluster.hosts import Hosts, missing
+from cluster.tokens import token_file
+from fedray.privacy.verification import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+ROUNDS = 30
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Iterator[Federation]:
+    why = missing()
+    if why:
+        pytest.skip(why)
+    root = tmp_path_factory.mktemp("hospitals")
+    with Hosts("t") as hosts, federation(hosts, token_file(root / "ray_token"), root, real_data, ROUNDS) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> dict[str, Any]:
+    """The summary of the same run on one machine without faults."""
+    root = tmp_path_factory.mktemp("reference")
+    (root / "inside.py").write_text(INSIDE)
+    (root / "hospitals.yaml").write_text(yaml.safe_dump(config(f"csv:{real_data / 'heart'}", str(root / "ledger"), ROUNDS, pinned=False)))
+    line = [sys.executable, "-m", "fedray", "run", "hospitals.yaml", "ray.address=local", "--output", "out"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{root}"}
+    subprocess.run(line, cwd=root, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    summary: dict[str, Any] = json.loads((root / "out" / "summary.json").read_text())
+    return summary
+
+
+def check(hospitals: Federation, output: Path, reference: dict[str, Any]) -> None:
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["model_sha256"] == reference["model_sha256"]
+    assert [row["round"] for row in lines(output)] == list(range(1, ROUNDS + 1))
+    run = json.loads((output / "run.json").read_text())["id"]
+    for site, names in SITES.items():
+        for name in names:
+            book = hospitals.ledger(site) / f"{name}.jsonl"
+            verify(book)
+            entries = [e for e in map(json.loads, book.read_text().splitlines()) if str(e.get("job", "")).startswith(f"{run}/")]
+            charged = {e["round"] for e in entries if e["kind"] == "reserve"}
+            assert charged == set(range(ROUNDS)), f"{name}: rounds {set(range(ROUNDS)) - charged} were trained and not charged"
+
+
+def test_each_hospital_is_read_on_its_own_node_and_only_a_token_lets_in(hospitals: Federation, reference: dict[str, Any]) -> None:
+    for site, names in SITES.items():
+        assert listing(hospitals.sites[site], "/mnt/heart") == [f"{name}.csv" for name in sorted(names)]
+    for other in (hospitals.head, hospitals.desk):
+        assert listing(other, "/mnt/heart") == []
+    output = hospitals.root / "first"
+    wrong = hospitals.root / "wrong_token"
+    token_file(wrong)
+    for token, answer in ((wrong, "refuses the token"), (hospitals.root / "none", "token")):
+        process = hospitals.submit(output, env={"RAY_AUTH_TOKEN_PATH": str(token), "HOME": str(hospitals.root)})
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, told
+        assert answer in told
+    assert not output.exists()
+    done = run_with(hospitals, output, [])
+    check(hospitals, output, reference)
+    for site, names in SITES.items():
+        seen = hospitals.inside(site)
+        assert seen
+        assert {s["host"] for s in seen} == {f"t-{site}"}
+        assert {tuple(s["sees"]) for s in seen} == {tuple(f"{name}.csv" for name in sorted(names))}
+        assert {p.stem for p in hospitals.ledger(site).glob("*.jsonl")} == set(names)
+    assert done["submissions"] == 1
+
+
+def test_a_host_is_lost_one_is_cut_off_and_the_head_is_restarted(hospitals: Federation, reference: dict[str, Any]) -> None:
+    output = hospitals.root / "faults"
+    faults = [Fault("host", "north", 3, 5.0), Fault("cut", "south", 10, 30.0), Fault("head", "north", 18, 5.0)]
+    done = run_with(hospitals, output, faults)
+    assert done["struck"] == faults
+    check(hospitals, output, reference)
+    named = (output / "faults.jsonl").read_text()
+    assert "t-north" in named
+    assert "t-south" in named or "cut" not in [f.kind for f in done["struck"]]
