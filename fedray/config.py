@@ -338,10 +338,13 @@ class RayCluster(Section):
     gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; null = those found.")
     connect_timeout: float = Field(30.0, gt=0.0, description="Seconds to wait for a given address.")
     driver: Resources = Field(
-        Resources(cpu=0.0), description="What the driver actor asks of Ray; without custom resources and labels it goes to a node that is not the head."
+        Resources(cpu=0.0),
+        description="What the driver actor asks of Ray; without custom resources and labels it goes to a node that is not the head.",
     )
     lost_after: float = Field(
-        600.0, gt=0.0, description="Seconds for which the driver actor may be out of reach (its node, or the head, is away) before the command gives up."
+        600.0,
+        gt=0.0,
+        description="Seconds for which the driver actor may be out of reach (its node, or the head, is away) before the command gives up.",
     )
 
 

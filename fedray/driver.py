@@ -20,10 +20,11 @@ import ray
 
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.build import Server
-from fedray.checkpoint import Checkpoint, save_checkpoint
+from fedray.checkpoint import Checkpoint
 from fedray.clients.messages import ClientTask, Part, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
+from fedray.data.records import positions
 from fedray.errors import BudgetReached, ClaimVoid, FedrayError, RoundFailed, Stopped
 from fedray.parameters import Layout, Vector, fingerprint
 from fedray.privacy.chain import EVERYONE
@@ -61,7 +62,7 @@ class Parts:
 
     config: Config
     files: RunFiles
-    names: list[str]
+    names: Sequence[str]
     sizes: npt.NDArray[np.int64]
     rates: npt.NDArray[np.float64]
     capacity: float
@@ -108,9 +109,11 @@ class Driver:
         self._best: dict[str, float] = {}
         for row in parts.files.rows():
             self._remember(row)
-        self._faults = dict.fromkeys(("actor_deaths", "driver_restarts", "client_failures", "late", "retries"), 0) | parts.meta.get("faults", {})
+        counted = ("actor_deaths", "nodes_left", "driver_restarts", "client_failures", "late", "retries")
+        self._faults = dict.fromkeys(counted, 0) | parts.meta.get("faults", {})
         self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **parts.meta.get("traffic", {})}
         self._failed_rounds = 0
+        self._position: Callable[[str], int] | None = None
 
     def run(self) -> str:
         """Run all rounds; returns ``completed``, ``budget_reached`` or ``interrupted``.
@@ -240,7 +243,8 @@ class Driver:
         if EVERYONE in exhausted:
             eligible[:] = False
         elif exhausted:
-            eligible &= np.array([name not in exhausted for name in p.names])
+            self._position = self._position or positions(p.names)
+            eligible[[self._position(name) for name in exhausted]] = False
         return eligible
 
     def _check_enough(self, cohort: Sequence[ClientTask], total: ExactSum, log_: RoundLog) -> None:
@@ -272,9 +276,10 @@ class Driver:
     def _row(self, permit: Permit, log_: RoundLog, updates: int, parts: int, train_seconds: float) -> Row:
         p = self._p
         number = self._round
+        homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
         if p.release is not None:  # how many actors had something to hand over depends on who took part
-            parts = len(p.pool.slots)
-        up, down = parts * p.layout.size * 8, (len(p.pool.slots) + 1) * p.layout.size * 4
+            parts = homes if p.config.clients.node_sums else len(p.pool.slots)
+        up, down = parts * p.layout.size * 8, homes * p.layout.size * 4
         self._traffic["bytes_up"] += up
         self._traffic["bytes_down"] += down
         self._traffic["clients"] += updates
@@ -359,7 +364,7 @@ class Driver:
             "faults": self._faults,
             "traffic": self._traffic,
         }
-        save_checkpoint(p.files.checkpoints, Checkpoint(self._round, self._weights, self._state, meta), p.config.checkpoint.keep)
+        p.files.save_checkpoint(Checkpoint(self._round, self._weights, self._state, meta), p.config.checkpoint.keep)
         self._saved = self._round
 
     def _faults_of(self, log_: RoundLog) -> None:
@@ -367,8 +372,9 @@ class Driver:
         self._faults["retries"] += log_.retries
         self._faults["client_failures"] += log_.count("failed", "rejected", "lost")
         self._faults["late"] += log_.count("late")
+        self._faults["nodes_left"] += len(log_.nodes_left)
         for note in log_.notes:
-            self.befallen("actor", note)
+            self.befallen("node" if note.startswith("node ") else "memory" if "short of memory" in note else "actor", note)
         shown: set[str] = set()
         for report in log_.reports:
             if report.status in ("failed", "rejected", "lost", "late", "refused"):
@@ -405,7 +411,9 @@ class Driver:
                 "bytes_up": int(self._traffic["bytes_up"]),
                 "bytes_down": int(self._traffic["bytes_down"]),
             },
-            "faults": {k: v for k, v in self._faults.items() if not hidden or k in ("actor_deaths", "driver_restarts", "retries")},
+            "faults": {
+                k: v for k, v in self._faults.items() if not hidden or k in ("actor_deaths", "nodes_left", "driver_restarts", "retries")
+            },
         }
 
     @property

@@ -6,7 +6,7 @@ gets what it would have got from the whole federation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,8 +16,8 @@ from fedray import rng
 from fedray.components import PARTITIONERS, SOURCES, TRANSFORMS, check_arguments, find, nearest
 from fedray.config import Data
 from fedray.data.holdout import split
-from fedray.data.partition import check_parts, natural
-from fedray.data.records import ClientData, Features, Federation, Indices, Records, Targets
+from fedray.data.partition import Deal, check_parts, natural
+from fedray.data.records import ClientData, Features, Federation, Indices, Numbered, Records, Targets
 from fedray.data.source import Raw, Silos, Source, gather
 from fedray.data.transforms import Apply, Floats, Transform
 from fedray.errors import DataError
@@ -29,9 +29,9 @@ _GIVEN = ("labels", "groups", "draws")
 class _Plan:
     """Who gets which records of a whole source."""
 
-    names: list[str]
-    train: list[Indices]
-    client_test: list[Indices] | None
+    names: Sequence[str]
+    train: Deal
+    client_test: Deal | None
     driver_test: Indices | None
 
 
@@ -68,7 +68,7 @@ def private_statistics(data: Data) -> bool:
     return _transform(data).private_statistics
 
 
-def client_names(data: Data, seed: int) -> list[str]:
+def client_names(data: Data, seed: int) -> Sequence[str]:
     """Names of the clients, in order; reads records only where the names are in them.
 
     Raises:
@@ -80,7 +80,7 @@ def client_names(data: Data, seed: int) -> list[str]:
         return list(source.names)
     function, arguments = _partitioner(data)
     if not data.partition.kind.startswith("python:") and "clients" in arguments:
-        return _numbered(arguments["clients"])
+        return Numbered(arguments["clients"])
     raw = source.load()
     if function is natural and raw.groups is not None:
         return list(raw.group_names)
@@ -104,12 +104,10 @@ def load_federation(data: Data, seed: int) -> Federation:
         return _join(source, [_silo_client(data, source, transform, seed, name) for name in source.names])
     raw = _refuse_tokens(data, source.load())
     plan = _plan(data, raw, seed)
-    offsets = _offsets([len(part) for part in plan.train])
-    train = _records(raw, np.concatenate(plan.train))
+    offsets, train = plan.train.offsets, _records(raw, plan.train.order)
     held_out, held_out_offsets = None, None
     if plan.client_test is not None:
-        held_out_offsets = _offsets([len(part) for part in plan.client_test])
-        held_out = _records(raw, np.concatenate(plan.client_test))
+        held_out_offsets, held_out = plan.client_test.offsets, _records(raw, plan.client_test.order)
     if transform.private_statistics:
         for k in range(len(plan.names)):
             apply = transform.fit(_floats(train.x[offsets[k] : offsets[k + 1]]))
@@ -198,12 +196,13 @@ def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
         pool, driver_test = split(raw.y, holdout.fraction, holdout.stratify, rng.generator(seed, "holdout"), kept)
     labels, groups = raw.y[pool], raw.groups[pool] if raw.groups is not None else None
     dealt = function(labels, groups, rng.generator(seed, "partition"), **arguments)
-    parts = [pool[part] for part in check_parts(dealt, len(pool), "data.partition")]
-    names = list(raw.group_names) if function is natural else _numbered(len(parts))
-    client_test: list[Indices] | None = None
+    checked = check_parts(dealt, len(pool), "data.partition")
+    parts = Deal(pool[checked.order], checked.offsets)
+    names = list(raw.group_names) if function is natural else Numbered(len(parts))
+    client_test: Deal | None = None
     if splits and holdout.at == "clients":
         pairs = [_hold_out(data, raw.y, part, seed, name) for name, part in zip(names, parts, strict=True)]
-        parts, client_test = [train for train, _ in pairs], [test for _, test in pairs]
+        parts, client_test = Deal.of([train for train, _ in pairs]), Deal.of([test for _, test in pairs])
     return _Plan(names, parts, client_test, driver_test)
 
 
@@ -212,11 +211,7 @@ def _hold_out(data: Data, labels: Targets, part: Indices, seed: int, name: str) 
     return part[train], part[test]
 
 
-def _numbered(clients: int) -> list[str]:
-    return [f"client-{k:04d}" for k in range(clients)]
-
-
-def _index(names: list[str] | tuple[str, ...], name: str, data: Data) -> int:
+def _index(names: Sequence[str], name: str, data: Data) -> int:
     if name not in names:
         raise DataError(f"{data.source}: there is no client '{name}' among its {len(names)}.{nearest(name, names)}")
     return names.index(name)

@@ -7,7 +7,9 @@ record goes to at most one client, and every client gets at least one.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,46 @@ from fedray.errors import DataError
 _MAX_DRAWS = 1000
 
 
+@dataclass(frozen=True, eq=False)
+class Deal(Sequence[Indices]):
+    """Who gets which records: a view a client on one array, so that a million clients are two arrays and not a million.
+
+    Attributes:
+        order: indices of records, int64; client ``k`` has those from ``offsets[k]`` to ``offsets[k + 1]``.
+        offsets: int64 ``[clients + 1]``.
+    """
+
+    order: Indices
+    offsets: Indices
+
+    @classmethod
+    def of(cls, parts: Sequence[Indices]) -> Deal:
+        """From an array a client."""
+        sizes = [len(part) for part in parts]
+        return cls(np.concatenate(parts), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, k: int) -> Indices: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[Indices]: ...
+    def __getitem__(self, k: int | slice) -> Indices | list[Indices]:
+        if isinstance(k, slice):
+            return [self[i] for i in range(len(self))[k]]
+        k = range(len(self))[k]
+        return self.order[self.offsets[k] : self.offsets[k + 1]]
+
+    @property
+    def sizes(self) -> Indices:
+        """Records of each client, int64 ``[clients]``."""
+        return np.diff(self.offsets)
+
+
 def iid(
     labels: Targets, groups: Indices | None, draws: np.random.Generator, *, clients: int, records_per_client: int | None = None
-) -> list[Indices]:
+) -> Deal:
     """Records shuffled and dealt evenly; sizes differ by at most one.
 
     Args:
@@ -56,7 +95,7 @@ def dirichlet(
     alpha: float,
     min_records: int = 1,
     balanced: bool = False,
-) -> list[Indices]:
+) -> Deal:
     """Label skew: each class is split over the clients in proportions from Dirichlet(alpha).
 
     Small alpha = each client sees few classes. Drawn anew until every client has ``min_records``.
@@ -107,9 +146,7 @@ def dirichlet(
     )
 
 
-def shards(
-    labels: Targets, groups: Indices | None, draws: np.random.Generator, *, clients: int, shards_per_client: int = 2
-) -> list[Indices]:
+def shards(labels: Targets, groups: Indices | None, draws: np.random.Generator, *, clients: int, shards_per_client: int = 2) -> Deal:
     """Pathological label skew: records sorted by label, cut into equal shards, each client gets a few.
 
     Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017.
@@ -134,10 +171,10 @@ def shards(
     edges = np.arange(count + 1) * n // count
     order = np.argsort(labels, kind="stable")
     dealt = draws.permutation(count).reshape(clients, shards_per_client)
-    return [np.sort(np.concatenate([order[edges[s] : edges[s + 1]] for s in row])) for row in dealt]
+    return Deal.of([np.sort(np.concatenate([order[edges[s] : edges[s + 1]] for s in row])) for row in dealt])
 
 
-def quantity(labels: Targets, groups: Indices | None, draws: np.random.Generator, *, clients: int, power: float = 1.0) -> list[Indices]:
+def quantity(labels: Targets, groups: Indices | None, draws: np.random.Generator, *, clients: int, power: float = 1.0) -> Deal:
     """Size skew: client k's share is proportional to (k + 1)^-power; records are dealt at random.
 
     Args:
@@ -158,7 +195,7 @@ def quantity(labels: Targets, groups: Indices | None, draws: np.random.Generator
     return _deal(draws.permutation(n), 1 + apportion(n - clients, weights))
 
 
-def natural(labels: Targets, groups: Indices | None, draws: np.random.Generator) -> list[Indices]:
+def natural(labels: Targets, groups: Indices | None, draws: np.random.Generator) -> Deal:
     """The clients the data comes with: one file a silo, or a column that names them.
 
     Raises:
@@ -182,25 +219,27 @@ def apportion(total: int, weights: npt.NDArray[np.float64]) -> Indices:
     return parts
 
 
-def check_parts(parts: Any, n: int, where: str) -> list[Indices]:
-    """What a partitioner gave, as int64 index arrays.
+def check_parts(parts: Any, n: int, where: str) -> Deal:
+    """What a partitioner gave, as int64 indices.
 
     Raises:
         DataError: a client without records, a record given twice, or an index that is not a record.
     """
-    try:
-        checked = [np.asarray(part, dtype=np.int64).reshape(-1) for part in parts]
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: the partitioner should return a list of index arrays, one a client.") from None
-    if not checked:
-        raise DataError(f"{where}: the partitioner made no clients.")
-    for k, part in enumerate(checked):
-        if len(part) == 0:
-            raise DataError(f"{where}: client {k} got no records; use fewer clients.")
-    dealt = np.concatenate(checked)
-    if dealt.min() < 0 or dealt.max() >= n or np.bincount(dealt, minlength=n).max() > 1:
+    if not isinstance(parts, Deal):
+        try:
+            arrays = [np.asarray(part, dtype=np.int64).reshape(-1) for part in parts]
+        except (TypeError, ValueError):
+            raise DataError(f"{where}: the partitioner should return a list of index arrays, one a client.") from None
+        if not arrays:
+            raise DataError(f"{where}: the partitioner made no clients.")
+        parts = Deal.of(arrays)
+    deal: Deal = parts
+    empty = np.flatnonzero(deal.sizes == 0)
+    if len(empty):
+        raise DataError(f"{where}: client {empty[0]} got no records; use fewer clients.")
+    if deal.order.min() < 0 or deal.order.max() >= n or np.bincount(deal.order, minlength=n).max() > 1:
         raise DataError(f"{where}: each of the records 0 to {n - 1} may go to one client only; the partitioner broke that.")
-    return checked
+    return deal
 
 
 def _enough(n: int, clients: int) -> None:
@@ -212,13 +251,14 @@ def _enough(n: int, clients: int) -> None:
         )
 
 
-def _deal(order: Indices, sizes: Indices, sort: bool = True) -> list[Indices]:
+def _deal(order: Indices, sizes: Indices, sort: bool = True) -> Deal:
     """Consecutive stretches of ``order``; sorted, so that gathering them reads memory forwards."""
-    parts = np.split(order, np.cumsum(sizes)[:-1])
-    return [np.sort(part) for part in parts] if sort else parts
+    if sort:
+        order = order[np.lexsort((order, np.repeat(np.arange(len(sizes)), sizes)))]
+    return Deal(order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 
 
-def _by_counts(pools: list[Indices], counts: Indices) -> list[Indices]:
+def _by_counts(pools: list[Indices], counts: Indices) -> Deal:
     """``counts[c, k]`` records of class pool ``c`` to client ``k``."""
     owner = np.concatenate([np.repeat(np.arange(counts.shape[1]), row) for row in counts])
     records = np.concatenate(pools)
@@ -226,7 +266,7 @@ def _by_counts(pools: list[Indices], counts: Indices) -> list[Indices]:
     return _deal(records[order], counts.sum(axis=0), sort=False)
 
 
-def _dirichlet_balanced(pools: list[Indices], n: int, clients: int, alpha: float, draws: np.random.Generator) -> list[Indices]:
+def _dirichlet_balanced(pools: list[Indices], n: int, clients: int, alpha: float, draws: np.random.Generator) -> Deal:
     left = np.array([len(p) for p in pools], dtype=np.int64)
     sizes = np.full(clients, n // clients) + (np.arange(clients) < n % clients)
     concentration = np.maximum(alpha * left / n, 1e-12)

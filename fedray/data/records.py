@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,65 @@ import numpy.typing as npt
 Features = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+
+
+class Numbered(Sequence[str]):
+    """Names of clients that are only numbered, ``client-0000`` and so on: made when they are asked for, so a million take no memory."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, k: int) -> str: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[str]: ...
+    def __getitem__(self, k: int | slice) -> str | list[str]:
+        found = range(self._count)[k]
+        return _numbered(found) if isinstance(found, int) else [_numbered(i) for i in found]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(_numbered, range(self._count))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._position(name) is not None
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Numbered):
+            return self._count == other._count
+        return isinstance(other, Sequence) and len(other) == self._count and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Numbered({self._count})"
+
+    def index(self, name: str, start: int = 0, stop: int | None = None) -> int:
+        """The number in a name.
+
+        Raises:
+            ValueError: there is no such client in that stretch.
+        """
+        found = self._position(name)
+        if found is None or found not in range(self._count)[start:stop]:
+            raise ValueError(f"there is no client '{name}' among {self._count}.")
+        return found
+
+    def _position(self, name: str) -> int | None:
+        digits = name.rpartition("-")[2]
+        k = int(digits) if digits.isascii() and digits.isdigit() else -1
+        return k if 0 <= k < self._count and _numbered(k) == name else None
+
+
+def _numbered(k: int) -> str:
+    return f"client-{k:04d}"
+
+
+def positions(names: Sequence[str]) -> Callable[[str], int]:
+    """Where a name stands among ``names``, in no time after this was called."""
+    return names.index if isinstance(names, Numbered) else {name: k for k, name in enumerate(names)}.__getitem__
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +130,7 @@ class Federation:
         columns: names of the features where the source is a table.
     """
 
-    names: list[str]
+    names: Sequence[str]
     train: Records
     offsets: Indices
     test: Records | None

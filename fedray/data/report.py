@@ -10,9 +10,14 @@ import numpy as np
 from fedray.data.records import Federation, Indices
 from fedray.errors import DataError
 
+#: Clients up to which each has a row in the report.
+MAX_ROWS = 10_000
+#: Largest table of class counts.
+MAX_CELLS = 20_000_000
 
-def class_counts(federation: Federation) -> Indices:
-    """Training records of each class at each client, int64 ``[clients, classes]``.
+
+def class_counts(federation: Federation) -> Indices | None:
+    """Training records of each class at each client, int64 ``[clients, classes]``; None for a table of more than :data:`MAX_CELLS`.
 
     These are exact counts over private records; under differential privacy they must not be released.
 
@@ -22,6 +27,8 @@ def class_counts(federation: Federation) -> Indices:
     if federation.classes is None:
         raise DataError("class counts: this is regression, which has no classes.")
     clients = len(federation.names)
+    if clients * federation.classes > MAX_CELLS:
+        return None
     owner = np.repeat(np.arange(clients), federation.sizes)
     cells = owner * federation.classes + federation.train.y.astype(np.int64)
     return np.bincount(cells, minlength=clients * federation.classes).reshape(clients, federation.classes).astype(np.int64)
@@ -44,14 +51,15 @@ def partition_report(names: Sequence[str], sizes: Indices, counts: Indices | Non
 
     Returns:
         ``clients``, ``records``, ``size`` (min, median, mean, max), ``label_distance`` (None without counts) and ``rows``:
-        for each client its name, records and, with counts, ``classes``, the counts in class order.
+        for each client its name, records and, with counts, ``classes``, the counts in class order; of more than
+        :data:`MAX_ROWS` clients only the first ones.
     """
-    rows: list[dict[str, Any]] = [{"client": name, "records": int(size)} for name, size in zip(names, sizes, strict=True)]
+    rows: list[dict[str, Any]] = [{"client": name, "records": int(size)} for name, size in zip(names[:MAX_ROWS], sizes, strict=False)]
     if counts is not None:
-        for row, count in zip(rows, counts.tolist(), strict=True):
+        for row, count in zip(rows, counts[:MAX_ROWS].tolist(), strict=True):
             row["classes"] = count
     return {
-        "clients": len(rows),
+        "clients": len(names),
         "records": int(sizes.sum()),
         "size": {"min": int(sizes.min()), "median": float(np.median(sizes)), "mean": float(sizes.mean()), "max": int(sizes.max())},
         "label_distance": label_distance(counts) if counts is not None else None,

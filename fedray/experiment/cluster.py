@@ -81,22 +81,16 @@ def joined(place: Place, settings: RayCluster, announce: Callable[[str], None] =
         ray.shutdown()
 
 
-def driver_strategy(settings: RayCluster) -> Any:
-    """Where on a cluster the driver actor goes: a node that is not the head, whose loss it then survives.
+def off_the_head() -> dict[str, str]:
+    """A label selector that keeps the driver actor off the head, whose loss it then survives; empty where there is no other node.
 
-    None (Ray decides) where the config pins it, or there is no other node. The choice is soft: after that node's
-    death the driver is restarted on another.
+    Not affinity to one node: where that is soft, Ray may put the actor on the head all the same.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if settings.driver.custom or settings.driver.labels:
-        return None
-    others = [n for n in ray.nodes() if n["Alive"] and "node:__internal_head__" not in n["Resources"]]
-    if not others:
-        return None
-    roomiest = max(others, key=lambda n: (n["Resources"].get("CPU", 0.0), n["NodeID"]))
-    return NodeAffinitySchedulingStrategy(roomiest["NodeID"], soft=True)
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    heads = [n["NodeID"] for n in nodes if "node:__internal_head__" in n["Resources"]]
+    return {"ray.io/node-id": f"!{heads[0]}"} if heads and len(nodes) > len(heads) else {}
 
 
 def _address(settings: RayCluster) -> str | None:

@@ -13,10 +13,18 @@ from fedray.rounds.cohort import largest_cohort
 
 _FLOAT = 4
 _GRID = 8  # bytes of one value of an exact sum
+#: Bytes of parts that a driver adds up in a second, one core (``python -m tests.benchmarks.nodes`` measures it).
+SUM_RATE = 1e10
 
 
-def footprint(prepared: Prepared) -> dict[str, Any]:
-    """``memory`` (bytes), ``traffic`` (bytes, as the driver counts them) and ``actors``; what the model's size decides is None without it."""
+def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
+    """What a run takes on a cluster of ``nodes`` nodes.
+
+    Returns:
+        ``memory`` (bytes), ``traffic`` and ``actors``; what the model's size decides is None without it. ``traffic`` is in bytes between
+        the driver's node and all nodes with client actors, each of which gets the weights once: ``parts`` sums reach the
+        driver a round, one a node with ``clients.node_sums``, else one an actor; ``sum_seconds`` is the driver's time to add them up.
+    """
     config, p = prepared.config, prepared
     most = largest_cohort(config.cohort, len(p.names))
     free = {"CPU": float(config.ray.cpus or os.cpu_count() or 1), "GPU": float(config.ray.gpus or 0)}
@@ -27,12 +35,19 @@ def footprint(prepared: Prepared) -> dict[str, Any]:
             asked[name] = asked.get(name, 0.0) + amount
     size = None if p.model is None else p.model.layout.size
     busy = min(len(places), most)
-    up, down = (None, None) if size is None else (busy * size * _GRID, (len(places) + 1) * size * _FLOAT)
+    homes = min(nodes, busy)
+    parts = homes if config.clients.node_sums else busy
+    up, down = (None, None) if size is None else (parts * size * _GRID, homes * size * _FLOAT)
     return {
         "memory": None if size is None else _memory(prepared, size),
         "traffic": {
+            "nodes": nodes,
+            "parts": parts,
             "up_per_round": up,
             "down_per_round": down,
+            "up_per_node": None if up is None else up / homes,
+            "down_per_node": None if down is None else down / homes,
+            "sum_seconds": None if up is None else up / SUM_RATE,
             "in_all": None if up is None or down is None else (up + down) * config.rounds,
         },
         "actors": {

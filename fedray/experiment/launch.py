@@ -19,12 +19,13 @@ from fedray import components
 from fedray.config import Config
 from fedray.configfile import build_config, load_config
 from fedray.errors import ConfigError, FedrayError, first_line
-from fedray.experiment.cluster import NAMESPACE, driver_strategy, find_place, joined
+from fedray.experiment.cluster import NAMESPACE, find_place, joined, off_the_head
 from fedray.experiment.finished import trained_model
 from fedray.experiment.job import Experiment, Given, prepare_run, share_records
 from fedray.experiment.preparation import check_only
 from fedray.experiment.wiring import Request
-from fedray.runfiles import RunFiles, choose_output
+from fedray.mirror import local_copy
+from fedray.runfiles import Output, RunFiles, choose_output
 
 #: How often Ray starts the driver again after its process or its node died.
 RESTARTS = 20
@@ -42,18 +43,19 @@ class Result:
     Attributes:
         status: completed, budget_reached, interrupted or failed.
         summary: the content of ``summary.json``.
-        output: the run's directory.
+        output: the run's directory, or its address in an object store.
         config: the resolved config.
     """
 
     status: str
     summary: dict[str, Any]
-    output: Path
+    output: Output
     config: Config
 
     def model(self) -> Any:
         """The trained ``torch.nn.Module``, in evaluation mode."""
-        return trained_model(RunFiles(self.output), self.config)[0]
+        with local_copy(self.output) as directory:
+            return trained_model(RunFiles(directory), self.config)[0]
 
 
 def run(
@@ -95,27 +97,27 @@ def run(
         provided["python:provided:data"] = data
         resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"source": "python:provided:data"})})
     components.provide(provided)
-    root = choose_output(resolved.name, output, resume)
+    where = choose_output(resolved.name, output, resume)
     place = find_place(resolved.ray)
     prepared = prepare_run(resolved, resume) if place.own else None
     if prepared is None:  # the driver reads the data where it runs, and owns it: it outlives this process
         check_only(resolved)
-    files = RunFiles(root)
-    files.create()
-    request = Request(root, secrets.token_hex(8), resume, elastic=not place.own, provided=provided)
-    request.mark.touch()
+    request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided)
+    if request.mark is not None:
+        RunFiles.at(where).create()
+        request.mark.touch()
 
     def listen(kind: str, value: Any) -> None:
         for callback in callbacks:
             callback(kind, value)
 
     known = "data and model are ready" if place.own else "the config is in order"
-    with joined(place, resolved.ray, lambda where: listen("joining", f"{known}; {where} and starting client actors ...")):
+    with joined(place, resolved.ray, lambda what: listen("joining", f"{known}; {what} and starting client actors ...")):
         given = None if prepared is None else share_records(prepared)
         with _signals() as stop:
             driver = _start(resolved, request, given, listen)
             summary = _follow(driver, request, resolved.ray.lost_after, listen, stop)
-    return Result(summary["status"], summary, root, resolved)
+    return Result(summary["status"], summary, where, resolved)
 
 
 def _start(config: Config, request: Request, given: Given | None, listen: Listener) -> Any:
@@ -139,14 +141,18 @@ def _start(config: Config, request: Request, given: Given | None, listen: Listen
     if given is not None:
         node = ray.get_runtime_context().get_node_id()
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        return actor.options(**options, scheduling_strategy=strategy).remote(config, request, [ray.put(given)])
-    name = driver_name(request.root)
+        driver = actor.options(**options, scheduling_strategy=strategy).remote(config, request, True)
+        driver.give.remote(given)
+        return driver
+    name = driver_name(request.output)
     _make_room(name, config, settings.lost_after, listen)
     options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    return actor.options(**options, scheduling_strategy=driver_strategy(settings)).remote(config, request, [])
+    if not r.custom and not r.labels and (selector := off_the_head()):
+        options["label_selector"] = selector
+    return actor.options(**options).remote(config, request, False)
 
 
-def driver_name(output: str | Path) -> str:
+def driver_name(output: Output) -> str:
     """Name of the driver's actor of an output, in the namespace ``fedray``."""
     return f"fedray-driver-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
 
@@ -207,14 +213,14 @@ def _follow(driver: Any, request: Request, patience: float, listen: Listener, st
                     finished = True  # it may well be at work
                     raise FedrayError(
                         f"the driver could not be reached for {patience:g} s (ray.lost_after: {first_line(error)}); "
-                        f"`--resume --output {request.root}` follows it where it still runs, or continues from its last checkpoint."
+                        f"`--resume --output {request.output}` follows it where it still runs, or continues from its last checkpoint."
                     ) from None
                 time.sleep(_POLL)
                 continue
             except ray.exceptions.RayActorError as error:
                 finished = True
                 raise FedrayError(
-                    f"the driver died ({first_line(error)}); `--resume --output {request.root}` continues from its last checkpoint."
+                    f"the driver died ({first_line(error)}); `--resume --output {request.output}` continues from its last checkpoint."
                 ) from None
             heard = time.monotonic()
             if batch.teller != teller and told:  # a new driver process does not know yet

@@ -34,12 +34,13 @@ TARGETS = (1.0, 2.0, 4.0, 8.0)
 _CURVES, _POINTS = 8, 16
 
 
-def make_plan(prepared: Prepared, curves: bool = True) -> dict[str, Any]:
+def make_plan(prepared: Prepared, curves: bool = True, nodes: int = 1) -> dict[str, Any]:
     """Everything that ``fedray plan`` says, as JSON data; an infinite figure is "infinity".
 
     Args:
         prepared: the run.
         curves: with epsilon over rounds, which the table does not show.
+        nodes: how many the cluster has, for the traffic between them.
 
     Returns:
         ``lines`` (one a protected unit: rows of clients, levers, noise for given epsilons, curves), ``memory``, ``traffic``,
@@ -58,7 +59,7 @@ def make_plan(prepared: Prepared, curves: bool = True) -> dict[str, Any]:
         "cohort": config.cohort.kind,
         "accountant": f"pld, {accounting.accountant_version()}",
         "lines": lines,
-        **footprint(prepared),
+        **footprint(prepared, nodes),
         "notes": notes,
         "warnings": list(prepared.warnings),
         "refusal": next((line["refusal"] for line in lines if line["refusal"]), None),

@@ -137,10 +137,16 @@ def _footprint(plan: Mapping[str, Any]) -> list[str]:
         f"{_bytes(memory['optimiser'])}, per-record gradients {_bytes(memory['per_record_gradients'])} (engine {memory['engine']}, "
         f"{memory['physical_batch']} records at once), activations not counted; data {_bytes(memory['data'])} {memory['data_lies']}; "
         f"driver's vectors {_bytes(memory['driver'])}, a checkpoint {_bytes(memory['checkpoint'])}",
-        f"traffic   a round {_bytes(traffic['up_per_round'])} up, {_bytes(traffic['down_per_round'])} down; "
-        f"{_bytes(traffic['in_all'])} in all",
+        f"traffic   on {traffic['nodes']} node{'s' if traffic['nodes'] > 1 else ''}: a round {_bytes(traffic['up_per_round'])} up "
+        f"({_bytes(traffic['up_per_node'])} a node), {_bytes(traffic['down_per_round'])} down ({_bytes(traffic['down_per_node'])} a node); "
+        f"{_bytes(traffic['in_all'])} in all; the driver adds up {traffic['parts']} part{'s' if traffic['parts'] > 1 else ''} a round "
+        f"in {_seconds(traffic['sum_seconds'])}",
     ]
     return lines
+
+
+def _seconds(value: float) -> str:
+    return f"about {value:.2g} s" if value >= 0.01 else "less than 0.01 s"
 
 
 def _amount(name: str, value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ class Prepared:
     """
 
     config: Config
-    names: list[str]
+    names: Sequence[str]
     groups: list[ClientGroup]
     plans: list[RecordPlan | None]
     sampler: Sampler
@@ -147,7 +147,9 @@ def capacity(config: Config, sizes: npt.NDArray[np.int64]) -> float:
     return float(len(sizes)) if config.privacy.whole_clients else make_algorithm(config.algorithm).max_weight_total(sizes)
 
 
-def shown_partition(config: Config, names: list[str], sizes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None) -> dict[str, Any]:
+def shown_partition(
+    config: Config, names: Sequence[str], sizes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None
+) -> dict[str, Any]:
     """The partition report; where whole clients are protected only how many there are, unless more is accepted."""
     if config.privacy.whole_clients and "partition" not in config.privacy.unprotected:
         return {"clients": len(names), "source": config.data.source}
@@ -168,11 +170,13 @@ def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...]
     return Model(layout, get_vector(model, layout), outputs, shape, engines[0], tokens)
 
 
-def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: list[str], sizes: npt.NDArray[np.int64]) -> None:
+def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: Sequence[str], sizes: npt.NDArray[np.int64]) -> None:
     """Refuse a delta that is too large for some client."""
     for group, plan in zip(groups, plans, strict=True):
         if plan is not None:
-            check_delta(plan, {names[i]: int(sizes[i]) for i in group.members})
+            members = np.asarray(group.members)
+            largest = int(members[np.argmax(sizes[members])])
+            check_delta(plan, {names[largest]: int(sizes[largest])})
 
 
 def check_parts(config: Config) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,10 +18,10 @@ import ray
 from fedray import __version__, components
 from fedray.algorithms.build import make_server
 from fedray.checkpoint import Checkpoint, load_latest
-from fedray.clients.groups import rates
+from fedray.clients.groups import group_of, rates
 from fedray.clients.host import HostSpec
 from fedray.clients.messages import ClientTask, HostInfo
-from fedray.clients.placement import Place, asks, plan_places, start_actor
+from fedray.clients.placement import Place, asks, more_places, plan_places, start_actor
 from fedray.clients.pool import Pool
 from fedray.clients.salts import load_salt
 from fedray.config import Config
@@ -44,8 +45,9 @@ from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunB
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.report import Line, Privacy
-from fedray.runfiles import Row, RunFiles
+from fedray.runfiles import Output, Row, RunFiles
 from fedray.storage import write_atomic, write_json
+from fedray.tracking.gauges import Gauges
 from fedray.tracking.mlflow_tracker import Tracker, flat_params
 from fedray.tracking.store import resolve_uri
 
@@ -55,23 +57,23 @@ class Request:
     """What the driver actor is asked to run.
 
     Attributes:
-        root: output directory, absolute.
+        output: where the run's files go, a directory or the address of a prefix in an object store.
         id: of this request; a driver that is restarted after its end knows by it that it has ended.
         resume: continue from its newest checkpoint.
         elastic: the cluster may grow (an autoscaler), so wait for resources instead of refusing.
         provided: objects that the caller of :func:`fedray.run` gave.
     """
 
-    root: Path
+    output: Output
     id: str = ""
     resume: bool = False
     elastic: bool = False
     provided: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def mark(self) -> Path:
+    def mark(self) -> Path | None:
         """A file that the command leaves in the output, by which the driver knows that both see the same directory."""
-        return self.root / f".request-{self.id}"
+        return self.output / f".request-{self.id}" if isinstance(self.output, Path) else None
 
     def check_visible(self) -> None:
         """See that the driver's node has the output directory that the command made.
@@ -79,9 +81,9 @@ class Request:
         Raises:
             ConfigError: it has not.
         """
-        if not self.mark.exists():
+        if self.mark is not None and not self.mark.exists():
             raise ConfigError(
-                f"--output {self.root}: the driver's node {socket.gethostname()} does not see the directory that the command made; "
+                f"--output {self.output}: the driver's node {socket.gethostname()} does not see the directory that the command made; "
                 "name one on storage that all nodes share, or an address such as s3://bucket/prefix."
             )
 
@@ -158,6 +160,7 @@ class Wiring:
         callbacks: list[Any] = [self._events]
         if self.tracker is not None:
             callbacks.append(_Tracking(self.tracker))
+        callbacks.append(Gauges(config.experiment, config.name, config.rounds))
         meta = dict(checkpoint.meta) if checkpoint else {}
         meta["identity"] = self._identity
         self.parts = Parts(
@@ -199,7 +202,7 @@ class Wiring:
             return None
         if found.meta.get("identity") != self._identity:
             raise ConfigError(
-                f"--resume: the config or the data differs from that of the run in {self._files.root} in something that decides the model; "
+                f"--resume: the config or the data differs from that of the run in {self._request.output} in something that decides the model; "
                 "undo the change, or start a new run with another --output."
             )
         if self._p.model is not None and found.weights.shape != self._p.model.weights.shape:
@@ -258,7 +261,7 @@ class Wiring:
 
     def _open_book(self, name: str, plans: Mapping[str, Plan], ledger: str, data: Mapping[str, str] | None) -> None:
         self._accounts[name] = Account.open_run(
-            self._files.ledger if ledger == "run" else ledger_directory(ledger, self._files.root),
+            self._files.books if ledger == "run" else ledger_directory(ledger, self._files.root),
             plans,
             job=self._job,
             lasting=ledger != "run",
@@ -272,7 +275,7 @@ class Wiring:
         federation = ray.get(self._data[0]) if self._data else None
         if federation is None:
             return {}
-        directory = self._files.ledger if ledger == "run" else ledger_directory(ledger, self._files.root)
+        directory = self._files.books if ledger == "run" else ledger_directory(ledger, self._files.root)
         salt = load_salt(directory, "records")
         clients = (federation.client(i).train for i in range(len(federation.names)))
         return {name: commit_records(c.x, c.y, salt) for name, c in zip(federation.names, clients, strict=True)}
@@ -313,18 +316,22 @@ class Wiring:
             return start_actor(place, spec, None if dedicated else data)
 
         sizes = p.sizes if p.sizes is not None else np.ones(len(p.names), dtype=np.int64)
-        pool = Pool(
+        hosted = config.clients.placement == "hosted"
+        return Pool(
             places,
             start,
             sizes,
+            members={g.name: g.members for g in p.groups} if hosted else None,
             restarts=config.clients.restarts,
             retries=config.cohort.retries,
             grace=config.cohort.grace,
+            unreachable_after=config.clients.unreachable_after,
+            start_timeout=config.clients.start_timeout,
+            node_sums=config.clients.node_sums,
+            grow=partial(more_places, config, p.groups, most) if hosted and request.elastic else None,
             should_stop=lambda: self.tick(),
+            note=self._events.on_note,
         )
-        if config.clients.placement == "hosted":
-            pool.assign_lanes({i: g.name for g in p.groups for i in g.members})
-        return pool
 
     def _check_devices(self, infos: Mapping[str, HostInfo]) -> None:
         """Say so where Ray granted a GPU that torch cannot use."""
@@ -374,17 +381,16 @@ class Wiring:
     def _make_books(self, pool: Pool) -> Books:
         config, lasting = self.config, {"records": self.config.privacy.ledger != "run"}
         lasting["clients"] = level(config.privacy).ledger != "run"
-        everyone = [ClientTask(i, n) for i, n in enumerate(self._p.names)]
         books: list[Books] = []
         if config.privacy.record:
             if "records" in self._accounts:
                 books.append(RunBook("records", "record", self._accounts["records"], lasting["records"]))
             else:
-                books.append(SiloBooks(pool, everyone, "record", config.clients.start_timeout))
+                books.append(self._silo_books(pool, "record"))
         if self._release is not None:
             account = self._accounts.get("clients")
             if account is None:
-                books.append(SiloBooks(pool, everyone, "client", config.clients.start_timeout))
+                books.append(self._silo_books(pool, "client"))
             elif self._release.plan.charging.whom == "everyone":
                 books.append(PopulationBook("clients", account, lasting["clients"], self._release.due))
             else:
@@ -393,14 +399,16 @@ class Wiring:
             return NoBooks()
         return books[0] if len(books) == 1 else JointBooks(*books)
 
+    def _silo_books(self, pool: Pool, unit: str) -> SiloBooks:
+        everyone = [ClientTask(i, n) for i, n in enumerate(self._p.names)]
+        return SiloBooks(pool, everyone, unit, self.config.clients.start_timeout)
+
     def _lines(self) -> list[Line]:
         p = self._p
         lines: list[Line] = []
         if self.config.privacy.record:
-            lines.append(
-                Line("record", {i: plan for g, plan in zip(p.groups, p.plans, strict=True) if plan is not None for i in g.members})
-            )
-        return lines + ([] if p.client_plan is None else [Line("client", p.client_plan)])
+            lines.append(Line("record", [plan for plan in p.plans if plan is not None], group_of(p.groups, len(p.names))))
+        return lines + ([] if p.client_plan is None else [Line("client", [p.client_plan])])
 
     # -- what is told ----------------------------------------------------------------------------
 
@@ -416,7 +424,8 @@ class Wiring:
         plan = self._first_plan
         return {
             "name": self.config.name,
-            "output": str(self._files.root),
+            "run": self._job.rpartition("/")[0],
+            "output": str(self._request.output),
             "rounds": self.config.rounds,
             "first_round": self.parts.first_round,
             "clients": len(p.names),
@@ -454,11 +463,12 @@ class Wiring:
         config = self.config
         if not config.privacy.regimes:
             return {"unit": None, "regime": "none", "epsilon": None}
-        figures = self._books.figures()
-        published = self._books.figures(rounds) if self.parts.privacy.secret else figures
+        figures, groups = self._books.figures(), self._books.lines()
+        published = self._books.lines(rounds) if self.parts.privacy.secret else groups
         lines = [
-            Guarantee(line.unit, line.distinct_plans(), figures.get(line.unit, []), published.get(line.unit, []))
+            Guarantee(unit, line.distinct_plans(), groups.get(unit, []), figures.get(unit, []), published.get(unit, []))
             for line in self.parts.privacy.lines
+            for unit in (line.unit,)
         ]
         statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems)
         write_json(self._files.statement, statement)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,10 +17,13 @@ from fedray.errors import LedgerError
 from fedray.privacy import accounting, afford
 from fedray.privacy.accounting import Composition
 from fedray.privacy.afford import Plan
+from fedray.privacy.chain import EVERYONE
 from fedray.privacy.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
 
 #: Seconds that a silo's new actor waits for the one it replaces to let go of the book.
 TAKEOVER = 30.0
+#: Subjects up to which each one's figures are told.
+LISTED = 10_000
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,14 @@ class Group:
     names: Collection[str]
 
 
-#: Subjects with the same plan and the same charges have the same figures; so many compositions, not clients, cost time.
-_Key = tuple[Plan, Composition, int]
+@dataclass(eq=False)
+class _Alike:
+    """Subjects with the same plan and the same charges (``charges``: of this run) have the same figures: compositions, not clients, cost time."""
+
+    plan: Plan
+    composition: Composition
+    charges: int
+    names: dict[str, None] = field(default_factory=dict)
 
 
 class Account:
@@ -152,10 +162,14 @@ class Account:
         self._data = dict(data or {})
         for plan in dict.fromkeys(self._plans.values()):
             ledger.describe(plan.sha256, plan.terms())
-        self._keys: dict[str, _Key] = {}
-        self._members: dict[_Key, dict[str, None]] = {}
-        for subject in self._plans:
-            self._sort_in(subject)
+        self._of: dict[str, _Alike] = {}
+        self._alike: dict[tuple[Plan, Composition, int], _Alike] = {}
+        charged, fresh = set(ledger.subjects), dict[int, _Alike]()
+        for subject, plan in self._plans.items():
+            if subject in charged or EVERYONE in charged:
+                self._sort_in(subject)
+            else:  # of a million clients most were never charged
+                fresh[id(plan)] = self._sort_in(subject, fresh.get(id(plan)))
 
     @classmethod
     def open_run(
@@ -224,12 +238,16 @@ class Account:
         """Who could be charged for one more round. Charges nothing."""
         granted: list[str] = []
         refused: dict[str, Refusal] = {}
+        found: dict[_Alike, Refusal | None] = {}
         for subject in subjects:
-            refusal = self._refusal(subject)
+            alike = self._alike_of(subject)
+            if alike not in found:
+                found[alike] = _refusal(subject, alike)
+            refusal = found[alike]
             if refusal is None:
                 granted.append(subject)
             else:
-                refused[subject] = refusal
+                refused[subject] = replace(refusal, subject=subject)
         return Decision(granted, refused)
 
     def authorize(self, round: int, attempt: int, subjects: Sequence[str]) -> Decision:
@@ -249,9 +267,11 @@ class Account:
         decision = self.check(subjects)
         steps = self._shortened(decision) if self._fewer_steps else {}
         heads = self._ledger.reserve([self._charge(s, round, attempt, steps.get(s)) for s in decision.granted])
+        after: dict[tuple[_Alike, int | None], _Alike] = {}
         for subject, head in zip(decision.granted, heads, strict=True):
-            decision.reservations[subject] = Reservation(head.sha256, steps.get(subject))
-            self._sort_in(subject)
+            kind = (self._of[subject], steps.get(subject))
+            decision.reservations[subject] = Reservation(head.sha256, kind[1])
+            after[kind] = self._sort_in(subject, after.get(kind))  # who was alike and is charged alike stays alike
         return decision
 
     def commit(self, round: int, attempt: int, receipts: Mapping[str, Mapping[str, Any] | None]) -> None:
@@ -264,25 +284,24 @@ class Account:
         Args:
             rounds: figures as if everyone had taken part in each of so many rounds of this run, where who did is secret.
         """
-        return [Group(self._figures(next(iter(names)), rounds), names.keys()) for names in self._members.values() if names]
+        return [Group(self._figures(alike, rounds), alike.names.keys()) for alike in self._alike.values()]
 
     def figures(self, rounds: int | None = None) -> list[Figures]:
-        """Everyone's figures, in the order of the plans; ``rounds`` as for :meth:`groups`."""
-        by_key = {key: self._figures(next(iter(names)), rounds) for key, names in self._members.items() if names}
-        return [replace(by_key[self._keys[subject]], name=subject) for subject in self._plans]
+        """Everyone's figures, in the order of the plans; of more than :data:`LISTED` those who spent most. ``rounds`` as for :meth:`groups`."""
+        if len(self._plans) > LISTED:
+            ordered = sorted(self.groups(rounds), key=lambda g: -g.figures.epsilon)
+            return [replace(g.figures, name=name) for g, name in islice(((g, name) for g in ordered for name in g.names), LISTED)]
+        found = {alike: self._figures(alike, rounds) for alike in self._alike.values()}
+        return [replace(found[self._of[subject]], name=subject) for subject in self._plans]
 
     def epsilons(self) -> dict[str, float]:
         """Subject to headline epsilon of everything charged to it in this book."""
-        return {f.name: f.epsilon for f in self.figures()}
-
-    def exhausted(self) -> dict[str, Refusal]:
-        """Those who cannot take part any more."""
-        return self.check(self._plans).refused
+        return {name: g.figures.epsilon for g in self.groups() for name in g.names}
 
     def rounds_left(self, subject: str) -> int | None:
         """Rounds that a subject can still take part in; None without a limit."""
-        _, composition, mine = self._keys[subject]
-        return afford.participations_left(composition, mine, self._plan(subject))
+        alike = self._alike_of(subject)
+        return afford.participations_left(alike.composition, alike.charges, alike.plan)
 
     def part(self) -> dict[str, Any]:
         """This run's part of a book that outlives it: where the book is, its head, and the entries of this run."""
@@ -307,30 +326,25 @@ class Account:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _plan(self, subject: str) -> Plan:
-        if subject not in self._plans:
+    def _alike_of(self, subject: str) -> _Alike:
+        if subject not in self._of:
             raise LedgerError(f"{self._ledger.path}: client '{subject}' has no plan in this run, so it cannot be charged.")
-        return self._plans[subject]
+        return self._of[subject]
 
-    def _sort_in(self, subject: str) -> None:
-        """Put a subject with those of the same plan and charges."""
-        composition = accounting.flatten(self._ledger.spent(subject))
-        key = (self._plans[subject], composition, self._ledger.charges(subject, this_run=True))
-        old = self._keys.get(subject)
+    def _sort_in(self, subject: str, alike: _Alike | None = None) -> _Alike:
+        """Put a subject with those of the same plan and charges, who are looked for where they are not given."""
+        if alike is None:
+            plan, composition = self._plans[subject], accounting.flatten(self._ledger.spent(subject))
+            charges = self._ledger.charges(subject, this_run=True)
+            alike = self._alike.setdefault((plan, composition, charges), _Alike(plan, composition, charges))
+        old = self._of.get(subject)
         if old is not None:
-            self._members[old].pop(subject)
-            if not self._members[old]:
-                del self._members[old]
-        self._keys[subject] = key
-        self._members.setdefault(key, {})[subject] = None
-
-    def _refusal(self, subject: str) -> Refusal | None:
-        plan, (_, composition, done) = self._plan(subject), self._keys[subject]
-        after = afford.plus(composition, plan.event())
-        full = plan.max_participations is not None and done >= plan.max_participations
-        if not full and (plan.budget is None or afford.affordable(after, plan)):
-            return None
-        return Refusal(subject, afford.bound(composition, plan), afford.bound(after, plan), plan.budget, done, composition, plan)
+            del old.names[subject]
+            if not old.names:
+                del self._alike[old.plan, old.composition, old.charges]
+        self._of[subject] = alike
+        alike.names[subject] = None
+        return alike
 
     def _shortened(self, decision: Decision) -> dict[str, int]:
         """Move those from refused to granted who can afford some steps of a round; subject to how many."""
@@ -351,8 +365,9 @@ class Account:
         event = plan.event(steps=steps)
         return Charge(subject, round, attempt, event, plan.sha256, plan.clip, plan.unit, plan.adjacency, self._data.get(subject))
 
-    def _figures(self, subject: str, rounds: int | None) -> Figures:
-        plan, (_, composition, mine) = self._plan(subject), self._keys[subject]
+    def _figures(self, alike: _Alike, rounds: int | None) -> Figures:
+        """Of the first of these subjects."""
+        plan, composition, mine, subject = alike.plan, alike.composition, alike.charges, next(iter(alike.names))
         unseen = 0 if rounds is None else max(0, min(rounds, plan.max_participations or rounds) - mine)
         if unseen:
             composition, mine = afford.plus(composition, plan.event(), unseen), mine + unseen
@@ -373,3 +388,12 @@ class Account:
             exhausted=exhausted,
             composition=composition,
         )
+
+
+def _refusal(subject: str, alike: _Alike) -> Refusal | None:
+    plan, composition, done = alike.plan, alike.composition, alike.charges
+    after = afford.plus(composition, plan.event())
+    full = plan.max_participations is not None and done >= plan.max_participations
+    if not full and (plan.budget is None or afford.affordable(after, plan)):
+        return None
+    return Refusal(subject, afford.bound(composition, plan), afford.bound(after, plan), plan.budget, done, composition, plan)

@@ -114,7 +114,7 @@ class ClientPlan:
         """Whether the charges count on cohorts staying secret."""
         return self.charging.whom == "everyone" and self.facts.sampling in ("poisson", "fixed")
 
-    def subjects(self, names: list[str]) -> list[str]:
+    def subjects(self, names: Sequence[str]) -> Sequence[str]:
         """Who is charged in the book."""
         return [EVERYONE] if self.charging.whom == "everyone" else names
 

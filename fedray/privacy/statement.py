@@ -16,9 +16,11 @@ from decimal import ROUND_CEILING, Decimal
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
+
 from fedray.config import Config
 from fedray.privacy import accounting, wording
-from fedray.privacy.account import Figures
+from fedray.privacy.account import Figures, Group
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
 from fedray.privacy.plan import RecordPlan
 from fedray.privacy.rules import Claim, claim
@@ -33,14 +35,16 @@ class Guarantee:
     Attributes:
         unit: whom it protects.
         plans: of its groups.
-        figures: every subject's.
-        published: what headlines are made of where who took part is secret: figures as if everyone always had; None: ``figures``.
+        groups: all subjects' figures.
+        figures: of the subjects that are listed one by one.
+        published: what headlines are made of where who took part is secret: groups as if everyone always had; None: ``groups``.
     """
 
     unit: str
     plans: Sequence[RecordPlan | ClientPlan]
+    groups: Sequence[Group]
     figures: Sequence[Figures]
-    published: Sequence[Figures] | None = None
+    published: Sequence[Group] | None = None
 
 
 def privacy_statement(
@@ -94,7 +98,8 @@ def privacy_statement(
 def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim) -> dict[str, Any]:
     """One guarantee, whole."""
     unit, plans = guarantee.unit, list(dict.fromkeys(guarantee.plans))
-    figures = guarantee.figures if guarantee.published is None else guarantee.published
+    groups = guarantee.groups if guarantee.published is None else guarantee.published
+    figures, subjects = [g.figures for g in groups], [len(g.names) for g in groups]
     plan, adjacency = plans[0], plans[0].adjacency
     headline = _headline(figures, adjacency)
     unamplified = max((f.epsilon_unamplified for f in figures if f.epsilon_unamplified is not None), default=None)
@@ -107,14 +112,16 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim) ->
         "regime": _regime(plan),
         "epsilon": _figure(headline),
         "epsilon_rdp": _figure(max((f.epsilon_rdp for f in figures), default=0.0)),
-        "epsilon_client_median": _figure(min(headline, _median(sorted(f.epsilon for f in figures)))),
-        "epsilon_person": _figure(_person(plans, figures, headline)),
+        "epsilon_client_median": _figure(
+            min(headline, float(np.median(np.repeat([f.epsilon for f in figures], subjects))) if groups else 0.0)
+        ),
+        "epsilon_person": _figure(_person(plans, groups, headline)),
         "delta": delta,
         "budget": max((p.budget for p in plans if p.budget is not None), default=None),
         "accountant": "pld",
         "accountant_version": accounting.accountant_version(),
-        "clients": plan.facts.clients if isinstance(plan, ClientPlan) else len(figures),
-        "clients_exhausted": sum(f.exhausted for f in figures),
+        "clients": plan.facts.clients if isinstance(plan, ClientPlan) else sum(subjects),
+        "clients_exhausted": sum(n for f, n in zip(figures, subjects, strict=True) if f.exhausted),
     }
     if unamplified is not None:
         summary["epsilon_unamplified"] = _figure(unamplified)
@@ -160,6 +167,7 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim) ->
             }
             for f in guarantee.figures
         ],
+        "clients_not_listed": sum(len(g.names) for g in guarantee.groups) - len(guarantee.figures),
     }
 
 
@@ -276,6 +284,8 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
     ]
     if clients < len(ordered):
         lines.append(f"\n{len(ordered) - clients} clients with smaller epsilon are in the JSON.")
+    if line["clients_not_listed"]:
+        lines.append(f"\n{line['clients_not_listed']} clients, none with a larger epsilon, are in the ledger only.")
     return [*lines, ""]
 
 
@@ -305,21 +315,15 @@ def _headline(figures: Sequence[Figures], adjacency: accounting.Adjacency) -> fl
     return best
 
 
-def _person(plans: Sequence[RecordPlan | ClientPlan], figures: Sequence[Figures], headline: float) -> float:
+def _person(plans: Sequence[RecordPlan | ClientPlan], groups: Sequence[Group], headline: float) -> float:
     silos = max((p.max_silos_per_person for p in plans), default=1)
-    if silos == 1 or not figures:
+    if silos == 1 or not groups:
         return headline
-    delta = min(f.delta for f in figures)
-    if not all(accounting.bounded(f.composition, "rdp") for f in figures):
+    delta = min(g.figures.delta for g in groups)
+    if not all(accounting.bounded(g.figures.composition, "rdp") for g in groups):
         return math.inf
-    return accounting.person_epsilon([dict(f.composition) for f in figures], delta, silos)
-
-
-def _median(values: Sequence[float]) -> float:
-    if not values:
-        return 0.0
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+    spents = [dict(g.figures.composition) for g in groups for _ in range(min(len(g.names), silos))]
+    return accounting.person_epsilon(spents, delta, silos)
 
 
 def _figure(value: float) -> float | str:

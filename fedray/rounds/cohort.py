@@ -63,6 +63,9 @@ def fixed(population: Population, coins: Coins, *, size: int | None = None, frac
     """
     wanted = size if size is not None else max(round((fraction or 0.0) * len(population.rates)), 1)
     candidates = np.flatnonzero(population.eligible & (population.rates > 0))
+    if wanted < len(candidates):  # only the smallest coins need be sorted, which are few of very many clients
+        mine = coins[candidates]
+        candidates = candidates[mine <= np.partition(mine, wanted - 1)[wanted - 1]]
     return np.sort(candidates[np.argsort(coins[candidates], kind="stable")[:wanted]])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedray.clients.messages import RoundTask
 from fedray.clients.pool import RoundLog
@@ -42,28 +43,35 @@ def round_metrics(config: Config, number: int, permit: Permit, log: RoundLog, up
     return metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
-    """One guarantee of a run: whom it protects, under which plans, by client index where groups of clients differ."""
+    """One guarantee of a run.
+
+    Attributes:
+        unit: whom it protects.
+        plans: of all clients, or one for each group of them.
+        group_of: position of each client's group, ``[clients]``; None where all have one plan.
+    """
 
     unit: str
-    plans: Mapping[int, RecordPlan] | ClientPlan
+    plans: Sequence[RecordPlan | ClientPlan]
+    group_of: npt.NDArray[np.int32] | None = None
 
     @property
     def plan(self) -> RecordPlan | ClientPlan:
         """The plan, the first where there are several."""
-        return next(iter(self.plans.values())) if isinstance(self.plans, Mapping) else self.plans
+        return self.plans[0]
 
     def distinct_plans(self) -> list[RecordPlan | ClientPlan]:
         """All plans, equal ones once."""
-        return list(dict.fromkeys(self.plans.values())) if isinstance(self.plans, Mapping) else [self.plans]
+        return list(dict.fromkeys(self.plans))
 
     def expected(self, client: int, steps: int | None, task: RoundTask) -> dict[str, Any]:
         """What a client's receipt must say beside its reservation."""
-        if not isinstance(self.plans, Mapping):
+        plan = self.plan if self.group_of is None else self.plans[self.group_of[client]]
+        if isinstance(plan, ClientPlan):
             assert task.step is not None
             return {"plan": task.plan, **task.step.terms()}
-        plan = self.plans[client]
         return {
             "plan": plan.sha256,
             "steps": steps or plan.steps,

@@ -6,9 +6,11 @@ both are kept here.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ log = logging.getLogger("fedray.tracking")
 #: Seconds that one answer of a server may take: when the run is made, while rows are sent, while files are sent.
 OPEN_PATIENCE, SHIP_PATIENCE, UPLOAD_PATIENCE = 5, 10, 120
 #: Seconds within which a store has to be open in all; a new SQLite store makes its tables first.
-_OPEN_DEADLINE = {"server": 12.0, "sqlite": 60.0}
+_OPEN_DEADLINE = {"server": 12.0, "sqlite": 180.0}
 
 _PASSWORD = re.compile(r"(?P<front>[\w+.-]+://[^/@\s:]*):(?P<secret>[^/@\s]+)@")
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc", "databricks-uc")
@@ -140,6 +142,7 @@ def connect(uri: str, prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
     def work() -> None:
         try:
             mlflow = load_mlflow()
+            _make_tables(mlflow, uri)
             with patience(OPEN_PATIENCE):
                 client = mlflow.MlflowClient(uri)
                 outcome["done"] = client, prepare(client)
@@ -179,13 +182,32 @@ def _check(uri: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.seek(0)
-            start = file.read(16)
+        with _lock_of(path).open("ab"):
+            pass
+        start = path.open("rb").read(16) if path.exists() else b""
     except OSError as error:
         raise TrackingError(f"tracking.uri: the SQLite store {path} cannot be written ({error.strerror}); choose another place.") from None
     if start and start != b"SQLite format 3\0":
         raise TrackingError(f"tracking.uri: {path} is not an SQLite file; choose another place.")
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _make_tables(mlflow: Any, uri: str) -> None:
+    """Make a new SQLite store beside its place and move it there: whoever dies half-way leaves nothing that cannot be used."""
+    path = sqlite_path(uri)
+    if path is None or (path.exists() and path.stat().st_size):
+        return
+    with _lock_of(path).open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_size:  # made by another run meanwhile
+            return
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            made = Path(folder) / path.name
+            mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+            os.replace(made, path)
 
 
 def reason(error: BaseException) -> str:

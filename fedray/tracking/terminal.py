@@ -300,6 +300,8 @@ def _places(summary: Mapping[str, Any], output: str | Path | None) -> list[tuple
         for label, name in (("model", "model.safetensors"), ("ledger", "ledger"), ("statement", "privacy_statement.md")):
             if (Path(output) / name).exists():
                 places.append((label, str(Path(output) / name)))
+        if not places:  # on another node, or in an object store
+            places.append(("output", str(output)))
     mlflow = summary.get("mlflow") or {}
     if mlflow.get("run_id"):
         late = "" if mlflow.get("complete", True) else f" (incomplete; fedray sync {output} sends the rest)"

@@ -62,7 +62,7 @@ def measure(cohort: dict[str, Any], rounds_before: int, directory: Path) -> dict
     books: Books = (
         PopulationBook("clients", account, True, lambda round_: True) if everyone else RunBook("clients", "client", account, True)
     )
-    privacy = Privacy([Line("client", plan)])
+    privacy = Privacy([Line("client", [plan])])
     tasks = [ClientTask(i, names[i]) for i in range(COHORT)]
     reports = [ClientReport(c.index, c.name, "done") for c in tasks]
     took: Counter[str] = Counter()

@@ -315,8 +315,9 @@ def test_a_wrong_uri_fails_at_once_in_one_sentence(uri: str, says: str, tmp_path
 class Server:
     """An MLflow server in a process group of its own, always on the same port over the same store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artifacts: str | None = None) -> None:
         self.folder, self.port = folder, free_port()
+        self.artifacts = artifacts or str(folder / "artifacts")
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -324,7 +325,7 @@ class Server:
         if self.process is not None:
             return
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--artifacts-destination", self.artifacts]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("ab") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True, cwd=self.folder)

@@ -127,7 +127,7 @@ def test_planned_rounds_are_granted_and_the_next_is_refused(plan: RecordPlan, tm
         decision = account.authorize(6, 0, names)
         assert decision.granted == []
         assert account.path.read_bytes() == before
-        assert set(account.exhausted()) == set(names)
+        assert set(account.check(names).refused) == set(names)
         refusal = pickle.loads(pickle.dumps(decision.refused["a"]))
         assert (refusal.spent, refusal.after, refusal.budget) == (plan.planned_epsilon, bound({plan.event(): 7}, 1e-5), 8.0)
         assert account.rounds_left("a") == 0

@@ -165,8 +165,8 @@ def test_the_statement_says_what_is_guaranteed_and_what_is_not(tmp_path: Path) -
     with Account.open_run(tmp_path, dict.fromkeys(["a", "b", "c|d"], plan), "run/1") as account:
         account.authorize(0, 0, ["a", "b"])
         account.authorize(1, 0, ["a"])
-        figures, head = account.figures(), account.head
-    statement = privacy_statement(given, [Guarantee("record", [plan, plan], figures)], head, 2)
+        groups, figures, head = account.groups(), account.figures(), account.head
+    statement = privacy_statement(given, [Guarantee("record", [plan, plan], groups, figures)], head, 2)
     assert json.loads(json.dumps(statement, allow_nan=False)) == statement
     summary = statement["summary"]
     assert summary["epsilon"] == bound({plan.event(): 2}, 1e-5, FINAL_INTERVAL) <= max(f.epsilon for f in figures)
@@ -199,7 +199,7 @@ def test_a_void_claim_stands_first_in_the_statement(tmp_path: Path) -> None:
     with Account.open_run(tmp_path, {"a": plan}, "run/1") as account:
         account.authorize(0, 0, ["a"])
         statement = privacy_statement(
-            given, [Guarantee("record", [plan], account.figures())], {"a": account.head}, 1, ["a local round differed"]
+            given, [Guarantee("record", [plan], account.groups(), account.figures())], {"a": account.head}, 1, ["a local round differed"]
         )
     assert statement["summary"]["claim"] == "void"
     assert len(statement["summary"]["claim_reasons"]) == 3

@@ -59,7 +59,7 @@ def stated(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             subjects = plan.subjects(CLIENTS) if isinstance(plan, ClientPlan) else CLIENTS
             with Account.open_run(folder, dict.fromkeys(subjects, plan), "run/1") as account:
                 account.authorize(0, 0, subjects[:7])
-                lines.append(Guarantee(plan.unit, [plan], account.figures()))
+                lines.append(Guarantee(plan.unit, [plan], account.groups(), account.figures()))
                 heads[plan.unit + "s"] = account.head
         return privacy_statement(given, lines, next(iter(heads.values())) if len(heads) == 1 else heads, 1)
 

@@ -56,7 +56,7 @@ def finished(folder: Path, private: bool = True, status: str = "completed") -> P
         plan = plan_record(given)
         with Account.open_run(folder / "ledger", dict.fromkeys("ab", plan), "run/1") as account:
             account.authorize(0, 0, ["a", "b"])
-            statement = privacy_statement(given, [Guarantee("record", [plan], account.figures())], account.head, 1)
+            statement = privacy_statement(given, [Guarantee("record", [plan], account.groups(), account.figures())], account.head, 1)
         (folder / "privacy_statement.json").write_text(json.dumps(statement))
         (folder / "privacy_statement.md").write_text(statement_markdown(statement))
         summary["privacy"] = statement["summary"]
