@@ -26,7 +26,7 @@ from typing import Any
 import click
 
 from cluster import commands
-from cluster.hosts import Hosts
+from cluster.hosts import Host, Hosts
 from cluster.ray_hosts import Ports, RayNode, start_head, start_worker, wait_joined
 from cluster.tokens import token_file
 from fedray.errors import ConfigError, FedrayError
@@ -168,7 +168,11 @@ def describe(nodes: Sequence[RayNode]) -> str:
         lines.append("fedray run and fedray submit use it then. Ctrl-C ends it.")
     else:
         lines.append("fedray submit uses it then. Ctrl-C ends it. To be on a host, where Ray can also be joined:")
-        lines += [f"  nsenter --target {node.host.pid} --all --wdns=$PWD   # {node.host.name}, {node.host.address}" for node in nodes]  # type: ignore[attr-defined]
+        lines += [
+            f"  nsenter --target {node.host.pid} --all --wdns=$PWD   # {node.host.name}, {node.host.address}"
+            for node in nodes
+            if isinstance(node.host, Host)
+        ]
     return "\n".join(lines)
 
 

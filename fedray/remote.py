@@ -148,5 +148,5 @@ def _reason(error: OSError) -> str:
     text = " ".join(str(error).split())
     for sign in ("Details: ", "operation: ", "original-message="):
         text = text.rpartition(sign)[2]
-    text = text.partition(" (Request ID")[0].rstrip("}. ")
+    text = text.partition(" (Request ID")[0].rstrip("}). ")
     return text[:160]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import queue
+import shutil
 import socket
 import threading
 import time
@@ -138,17 +139,23 @@ class Experiment:
         mirror = self._files.mirror(self._store_note)
         if mirror is not None:
             mirror.pull(request.resume, STORE_PATIENCE)
-        found = self._files.read_summary()
-        if found is not None and found.get("request") == request.id:  # this request had come to its end before the actor was restarted
-            return found
         self._files = self._files.claim()
         if mirror is None:
-            return self._train(request, again)
+            return self._ended_before(request) or self._train(request, again)
         mirror.start()
         try:
-            return self._train(request, again)
+            summary = self._ended_before(request) or self._train(request, again)
         finally:
-            self._sent(mirror.close(STORE_PATIENCE))
+            missing = mirror.close(STORE_PATIENCE)
+            self._sent(missing)
+        if not missing:
+            shutil.rmtree(self._files.root, ignore_errors=True)
+        return summary
+
+    def _ended_before(self, request: Request) -> dict[str, Any] | None:
+        """The summary, where this request had come to its end before the actor was restarted."""
+        found = self._files.read_summary()
+        return found if found is not None and found.get("request") == request.id else None
 
     def _store_note(self, text: str) -> None:
         self._files.append_fault(len(self._files.rows()) + 1, "store", text)

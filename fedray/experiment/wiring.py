@@ -49,7 +49,7 @@ from fedray.runfiles import Output, Row, RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.tracking.gauges import Gauges
 from fedray.tracking.mlflow_tracker import Tracker, flat_params
-from fedray.tracking.store import resolve_uri
+from fedray.tracking.store import masked, resolve_uri, sqlite_path
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Wiring:
                 evaluator.wait_ready()
         finally:
             self.tracker = tracking.result()
-        self._files.config.write_text(dump_config(config))
+        write_atomic(self._files.config, masked(dump_config(config)).encode())
         shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size, "tokens": model.tokens}
         write_json(self._files.partition, {**p.partition, "model": shape})
         server = make_server(config.server)
@@ -213,6 +213,9 @@ class Wiring:
         config = self.config
         if not config.tracking.enabled:
             return None
+        uri = resolve_uri(config.tracking, self._files.root.parent)
+        if self._files.remote is not None and sqlite_path(uri) is not None:
+            self._events.on_note(f"MLflow's rows stay in a file on the driver's node {self.node} ({uri}); set tracking.uri to a server.")
         raw = json.loads(config.model_dump_json())
         tags = {
             "fedray.version": __version__,
@@ -231,7 +234,7 @@ class Wiring:
             self._files.root,
             params,
             tags,
-            uri=resolve_uri(config.tracking, self._files.root.parent),
+            uri=uri,
             experiment=config.experiment,
             run_name=config.name,
             register_as=config.tracking.register_as or config.name,
@@ -498,5 +501,5 @@ class Wiring:
             self.pool.shutdown()
         for account in self._accounts.values():
             account.close()
-        if self.tracker is not None:
+        if self.tracker is not None and self._files.owned():  # else another driver goes on with the MLflow run
             self.tracker.close("FAILED", 10.0)
