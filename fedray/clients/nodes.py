@@ -79,6 +79,16 @@ def asks(resources: Resources) -> dict[str, float]:
     return {k: v for k, v in amounts.items() if v > 0}
 
 
+def ray_options(resources: Resources) -> dict[str, Any]:
+    """The same as options of a Ray actor."""
+    options: dict[str, Any] = {"num_cpus": resources.cpu, "num_gpus": resources.gpu, "resources": resources.custom or None}
+    if resources.memory_gb is not None:
+        options["memory"] = int(resources.memory_gb * 2**30)
+    if resources.labels:
+        options["label_selector"] = resources.labels
+    return options
+
+
 def suits(resources: Resources, node: Node) -> bool:
     """Whether a node could hold such an actor, were it empty."""
     enough = all(node.total.get(name, 0.0) + _SLACK >= amount for name, amount in asks(resources).items())

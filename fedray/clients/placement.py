@@ -13,7 +13,7 @@ import ray
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
-from fedray.clients.nodes import Node, asks, room
+from fedray.clients.nodes import Node, asks, ray_options, room
 from fedray.config import Config, Resources
 from fedray.errors import ConfigError
 
@@ -129,17 +129,7 @@ def start_actor(place: Place, spec: HostSpec, data: Any) -> Any:
     Hosted actors that ask for no certain node are spread over all of them.
     """
     r = place.resources
-    options: dict[str, Any] = {
-        "num_cpus": r.cpu,
-        "num_gpus": r.gpu,
-        "resources": r.custom or None,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-    }
-    if r.memory_gb is not None:
-        options["memory"] = int(r.memory_gb * 2**30)
-    if r.labels:
-        options["label_selector"] = r.labels
+    options = ray_options(r) | {"max_restarts": 0, "max_task_retries": 0}
     if place.client is None and not r.labels and not r.custom:
         options["scheduling_strategy"] = "SPREAD"
     return _actor_class().options(**options).remote(spec, data)

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from fedray import components
+from fedray.clients.nodes import ray_options
 from fedray.config import Config
 from fedray.configfile import build_config, load_config
 from fedray.errors import ConfigError, FedrayError, first_line
@@ -131,12 +132,7 @@ def _start(config: Config, request: Request, given: Given | None, listen: Listen
     """
     settings = config.ray
     r = settings.driver
-    options: dict[str, Any] = {"num_cpus": r.cpu, "num_gpus": r.gpu, "resources": r.custom or None}
-    if r.memory_gb is not None:
-        options["memory"] = int(r.memory_gb * 2**30)
-    if r.labels:
-        options["label_selector"] = r.labels
-    options |= {"max_restarts": RESTARTS, "max_task_retries": 0}
+    options = ray_options(r) | {"max_restarts": RESTARTS, "max_task_retries": 0}
     actor = ray.remote(concurrency_groups={"control": 8})(Experiment)
     if given is not None:
         node = ray.get_runtime_context().get_node_id()

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedray import components
 from fedray.clients.host import device_of_actor
 from fedray.clients.messages import LocalEvaluation
-from fedray.clients.placement import asks
+from fedray.clients.nodes import asks, ray_options
 from fedray.config import Config
 from fedray.data.records import Records
 from fedray.errors import FedrayError, cause_of, first_line
@@ -130,12 +130,8 @@ class Evaluators:
 
     def _start(self) -> Any:
         r = self._config.evaluation.resources
-        options: dict[str, Any] = {"num_cpus": r.cpu, "num_gpus": r.gpu, "resources": r.custom or None}
-        if r.memory_gb is not None:
-            options["memory"] = int(r.memory_gb * 2**30)
-        if r.labels:
-            options["label_selector"] = r.labels
-        elif not r.custom and not r.gpu:
+        options = ray_options(r)
+        if not (r.labels or r.custom or r.gpu):
             here = ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=True)
         return ray.remote(Evaluator).options(**options).remote(*self._arguments)
