@@ -96,11 +96,16 @@ class Federation:
         durable.mkdir(exist_ok=True)
         self.nodes["head"] = supervised(lambda: start_head(self.head, self.token, durable=durable, environment=NODE))
 
-    def start_site(self, site: str) -> None:
+    def start_site(self, site: str, environment: Mapping[str, str] | None = None) -> None:
         """Start Ray on a site's host."""
         self.nodes[site] = supervised(
             lambda: start_worker(
-                self.sites[site], self.nodes["head"], cpus=2, resources={f"site_{site}": 2}, durable=self.root / "gcs", environment=NODE
+                self.sites[site],
+                self.nodes["head"],
+                cpus=2,
+                resources={f"site_{site}": 2},
+                durable=self.root / "gcs",
+                environment={**NODE, **(environment or {})},
             )
         )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,59 @@ def test_a_host_is_lost_one_is_cut_off_and_the_head_is_restarted(hospitals: Fede
     named = (output / "faults.jsonl").read_text()
     assert "t-north" in named
     assert "t-south" in named or "cut" not in [f.kind for f in done["struck"]]
+
+
+#: A clock that is wrong by SKEW seconds, for every process into which it is loaded.
+SKEW = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+
+static long skew(void) { const char *text = getenv("SKEW"); return text ? atol(text) : 0; }
+
+int clock_gettime(clockid_t id, struct timespec *t) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int found = real(id, t);
+    if (!found && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) t->tv_sec += skew();
+    return found;
+}
+
+int gettimeofday(struct timeval *restrict t, void *restrict zone) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    t->tv_sec = now.tv_sec, t->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *t) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return t ? (*t = now.tv_sec) : now.tv_sec;
+}
+"""
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_hosts_clock_is_wrong(hours: int, hospitals: Federation, reference: dict[str, Any], tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("a wrong clock takes gcc")
+    (tmp_path / "skew.c").write_text(SKEW)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", "skew.so", "skew.c", "-ldl"], cwd=tmp_path, check=True)
+    wrong = {"LD_PRELOAD": str(tmp_path / "skew.so"), "SKEW": str(hours * 3600)}
+    host = hospitals.sites["south"]
+    host.kill()
+    host.boot()
+    told = host.run(["date", "+%s"], env=wrong, stdout=subprocess.PIPE, text=True).communicate(timeout=30)[0]
+    assert abs(int(told) - time.time() - hours * 3600) < 60
+    hospitals.start_site("south", wrong)
+    try:
+        output = hospitals.root / f"clock{hours}"
+        run_with(hospitals, output, [])
+        check(hospitals, output, reference)
+    finally:
+        host.kill()
+        host.boot()
+        hospitals.start_site("south")
