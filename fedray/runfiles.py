@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -136,8 +137,15 @@ class RunFiles:
         A driver that was cut off, and replaced because it seemed dead, finds that out at its next write and stops.
         """
         driver = secrets.token_hex(8)
-        write_json(self.root / OWNER, {"driver": driver})
+        write_json(self.root / OWNER, {"driver": driver, "node": socket.gethostname()})
         return replace(self, driver=driver)
+
+    def last_node(self) -> str:
+        """Name of the host of the driver that claimed these files last."""
+        try:
+            return str(json.loads((self.root / OWNER).read_text())["node"])
+        except (OSError, ValueError, KeyError):
+            return "another node"
 
     def owned(self) -> bool:
         """Whether no other driver has claimed the files since this one did."""

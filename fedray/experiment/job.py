@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedray.config import Config
 from fedray.driver import Driver
 from fedray.errors import ClaimVoid, FedrayError, first_line
 from fedray.experiment.events import Batch, Events
+from fedray.experiment.headwatch import watching_head
 from fedray.experiment.planner import shortfalls
 from fedray.experiment.preparation import Prepared, prepare
 from fedray.experiment.wiring import Request, Wiring
@@ -86,6 +88,7 @@ class Experiment:
         self._stop, self._taken, self._ended = threading.Event(), threading.Event(), False
         self._events = Events()
         self._files = RunFiles.at(request.output)
+        self._was_on = ""  # where the driver stood before it was lost
         threading.Thread(target=self._main, name="run", daemon=True).start()
 
     def give(self, given: Given) -> None:
@@ -139,12 +142,13 @@ class Experiment:
         mirror = self._files.mirror(self._store_note)
         if mirror is not None:
             mirror.pull(request.resume, STORE_PATIENCE)
+        self._was_on = self._files.last_node() if again else ""
         self._files = self._files.claim()
         if mirror is None:
-            return self._ended_before(request) or self._train(request, again)
+            return self._ended_before(request) or self._train(request)
         mirror.start()
         try:
-            summary = self._ended_before(request) or self._train(request, again)
+            summary = self._ended_before(request) or self._train(request)
         finally:
             missing = mirror.close(STORE_PATIENCE)
             self._sent(missing)
@@ -168,7 +172,7 @@ class Experiment:
                 f"{socket.gethostname()}; start the run again there with --resume when the store is back, and they are sent."
             )
 
-    def _train(self, request: Request, again: bool) -> dict[str, Any]:
+    def _train(self, request: Request) -> dict[str, Any]:
         began = time.monotonic()
         given = self._given.get() if self._awaits else share_records(prepare_run(self._config, request.resume))
         wiring = Wiring(given.prepared, given.data, request, self._files, self._events, self._stop)
@@ -176,12 +180,14 @@ class Experiment:
             parts = wiring.build()
             driver = Driver(parts, self._stop)
             wiring.tick = driver.tick
-            if again:
-                driver.befallen("driver", f"the driver was restarted on {wiring.node}; it goes on after round {parts.first_round}.")
+            if self._was_on:
+                text = f"the driver on {self._was_on} was lost, and restarted on {wiring.node}; it goes on after round {parts.first_round}."
+                driver.befallen("driver", text)
             self._events.put("started", wiring.info() | {"setup_seconds": time.monotonic() - began})
             setup = time.monotonic() - began
             try:
-                status = driver.run()
+                with watching_head(driver.befallen) if request.elastic else nullcontext():
+                    status = driver.run()
             except FedrayError as error:
                 if isinstance(error, ClaimVoid):
                     wiring.problems.append(str(error))
