@@ -13,11 +13,13 @@ from paths import ROOT
 TWICE = """
 import ray
 from fedray.config import RayCluster
-from fedray.experiment.cluster import joined
+from fedray.experiment.cluster import find_place, joined
 
+local = RayCluster(address="local", cpus=1)
 for n in range(2):
-    with joined(RayCluster(address="local", cpus=1)) as local:
-        assert local
+    place = find_place(local)
+    assert place.own
+    with joined(place, local):
         print("joined", ray.get(ray.put(n)))
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 print("own", ray.get(ray.put(2)))
@@ -35,10 +37,9 @@ def test_one_process_may_start_several_clusters_and_writes_no_token_into_the_hom
 
 BESIDE = """
 from fedray.config import RayCluster
-from fedray.experiment.cluster import joined
+from fedray.experiment.cluster import find_place
 
-with joined(RayCluster(address="auto", cpus=1)) as local:
-    print("local", local)
+print("local", find_place(RayCluster(address="auto", cpus=1)).own)
 """
 
 

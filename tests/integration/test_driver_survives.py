@@ -16,7 +16,7 @@ from fedray.experiment.cluster import NAMESPACE
 from fedray.experiment.launch import driver_name
 from fedray.runfiles import RunFiles
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def command(output: Path, *more: str) -> subprocess.Popen[str]:
