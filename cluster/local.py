@@ -103,20 +103,17 @@ def on_this_machine(wanted: Sequence[Worker], token: Path, ports: Ports, object_
     nodes: list[RayNode] = []
     try:
         own = Ports(ports.head, ports.dashboard, _free_port())
-        head_options = [*options, f"--temp-dir={directory}", f"--ray-client-server-port={_free_port()}"]
-        head = start_head(
-            Here("head"), token, ports=own, options=head_options, object_store=object_store, environment=environment
-        )  # fmt: skip
+        extra = [*options, f"--temp-dir={directory}", f"--ray-client-server-port={_free_port()}"]
+        head = start_head(Here("head"), token, ports=own, options=extra, object_store=object_store, environment=environment)
         nodes.append(head)
+        # One after the other: Ray chooses free ports before it opens them, and two nodes that start at once may choose the same.
         for number, worker in enumerate(wanted, 1):
             nodes.append(
                 start_worker(
                     Here(f"worker {number}"), head, cpus=worker.cpus, gpus=worker.gpus, resources=worker.resources, labels=worker.labels,
-                    ports=Ports(agent=_free_port()), options=options, object_store=object_store, environment=environment, wait=False,
+                    ports=Ports(agent=_free_port()), options=options, object_store=object_store, environment=environment,
                 )
             )  # fmt: skip
-        for node in nodes[1:]:
-            wait_joined(node)
         yield nodes
     finally:
         for node in reversed(nodes):

@@ -55,7 +55,7 @@ def config(source: str, ledger: str, rounds: int, pinned: bool) -> dict[str, Any
     raw["rounds"] = rounds
     raw["data"] |= {"source": source, "silos": [h for site in SITES.values() for h in site]}
     raw["model"] = {"kind": "python:inside:model"}
-    raw["training"] |= {"steps": 20}
+    raw["training"] |= {"steps": 100}
     raw["privacy"] = {"regime": "record", "noise_multiplier": 3.0, "delta": 3.0e-4, "clip": 1.0, "ledger": ledger, "insecure_seed": 5}
     raw["tracking"] = {"enabled": False}
     raw["cohort"] = {"kind": "all", "min_clients": 4, "retries": 9}

@@ -34,8 +34,6 @@ def test_a_schedule_of_faults(seed: int, hospitals: Federation, reference: dict[
     done = run_with(hospitals, output, faults)
     check(hospitals, output, reference)
     told = [fault["what"] for fault in RunFiles(output).faults()]
-    if any(f.kind == "head" for f in done["struck"]):
-        assert any("head does not answer" in text for text in told)
     summary = json.loads((output / "summary.json").read_text())
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows[str(seed)] = {
