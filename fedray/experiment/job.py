@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 #: Seconds for which a driver whose run has ended waits for whoever follows it to take the result.
 LINGER = 600.0
 
+_GRACE = 2.0  # seconds more, for others that follow
+
 #: Seconds to wait for an output's store that is away, at the beginning and at the end.
 STORE_PATIENCE = 120.0
 
@@ -124,6 +126,7 @@ class Experiment:
             self._request.mark.unlink(missing_ok=True)
         self._ended = True
         self._taken.wait(LINGER)
+        time.sleep(_GRACE)
         ray.kill(ray.get_runtime_context().current_actor)  # by itself, and for good: Ray restarts an actor that merely exits
 
     def _run(self) -> dict[str, Any]:
