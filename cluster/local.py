@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +102,16 @@ def on_this_machine(wanted: Sequence[Worker], token: Path, ports: Ports, object_
     environment = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}
     nodes: list[RayNode] = []
     try:
-        own = Ports(ports.head, ports.dashboard, _free_port())
+        own = _own_ports(ports)
         extra = [*options, f"--temp-dir={directory}", f"--ray-client-server-port={_free_port()}"]
         head = start_head(Here("head"), token, ports=own, options=extra, object_store=object_store, environment=environment)
         nodes.append(head)
-        # One after the other: Ray chooses free ports before it opens them, and two nodes that start at once may choose the same.
+        # One after the other: what is free is chosen before it is opened, and of two that start at once both may choose the same.
         for number, worker in enumerate(wanted, 1):
             nodes.append(
                 start_worker(
                     Here(f"worker {number}"), head, cpus=worker.cpus, gpus=worker.gpus, resources=worker.resources, labels=worker.labels,
-                    ports=Ports(agent=_free_port()), options=options, object_store=object_store, environment=environment,
+                    ports=_own_ports(ports), options=options, object_store=object_store, environment=environment,
                 )
             )  # fmt: skip
         yield nodes
@@ -182,6 +182,11 @@ def _adopt_orphans() -> None:
 def _children() -> set[int]:
     """Our child processes; none where the system does not list them."""
     return {int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
+
+
+def _own_ports(ports: Ports) -> Ports:
+    """Those of the cluster, with others that no node of this machine has."""
+    return replace(ports, agent=_free_port(), agent_grpc=_free_port(), runtime_env=_free_port(), metrics=_free_port())
 
 
 def _free_port() -> int:

@@ -54,11 +54,17 @@ _PATIENCE = {"RAY_agent_register_timeout_ms": "150000", "RAY_DASHBOARD_STARTUP_T
 
 @dataclass(frozen=True)
 class Ports:
-    """Ports of a node; those of the head and its dashboard count on the head alone. The defaults are Ray's."""
+    """Ports of a node; those of the head and its dashboard count on the head alone.
+
+    None is left to Ray: a node waits 15 s for what its agents choose, which on a busy machine is too short.
+    """
 
     head: int = 6379
     dashboard: int = 8265
     agent: int = 52365
+    agent_grpc: int = 52366
+    runtime_env: int = 52367
+    metrics: int = 8080
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,9 @@ def _start(
     host: Machine, arguments: list[str], ports: Ports, token: Path, durable: Path | None, environment: Mapping[str, str | None] | None
 ) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    command += [f"--node-ip-address={host.address}", f"--dashboard-agent-listen-port={ports.agent}", *arguments]
+    command += [f"--node-ip-address={host.address}", f"--metrics-export-port={ports.metrics}"]
+    command += [f"--dashboard-agent-listen-port={ports.agent}", f"--dashboard-agent-grpc-port={ports.agent_grpc}"]
+    command += [f"--runtime-env-agent-port={ports.runtime_env}", *arguments]
     # The `python` of a job's command is then this one.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     settings: dict[str, str | None] = {**token_environment(token), **_PATIENCE, "RAY_ADDRESS": None, "PATH": path}
