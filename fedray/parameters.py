@@ -2,6 +2,8 @@
 
 Clip, sum, mask, compress, noise and checkpoint all work on the vector; it passes through the
 object store as a NumPy array without copies. The layout says what lies where.
+
+torch is imported where a model is at hand: the command, which only passes vectors on, need not wait for it.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Vector = npt.NDArray[np.float32]
 Kind = Literal["shared", "personal", "buffer"]
@@ -78,6 +81,8 @@ class Layout:
 
 def get_vector(model: nn.Module, layout: Layout, out: Vector | None = None) -> Vector:
     """The model's tensors as a vector of ``layout.size`` float32 (a copy, or written into ``out``)."""
+    import torch
+
     vector = np.empty(layout.size, dtype=np.float32) if out is None else out
     state = model.state_dict(keep_vars=True)
     target = torch.from_numpy(vector)
@@ -96,6 +101,8 @@ def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:
     Raises:
         ValueError: the vector's length is not the layout's.
     """
+    import torch
+
     if vector.shape != (layout.size,):
         raise ValueError(f"vector of shape {vector.shape} for a layout of {layout.size}")
     state = model.state_dict(keep_vars=True)

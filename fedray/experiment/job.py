@@ -24,7 +24,8 @@ from fedray.experiment.events import Batch, Events
 from fedray.experiment.headwatch import watching_head
 from fedray.experiment.planner import shortfalls
 from fedray.experiment.preparation import Prepared, prepare
-from fedray.experiment.wiring import Request, Wiring
+from fedray.experiment.request import Request
+from fedray.experiment.wiring import Wiring
 from fedray.runfiles import RunFiles
 from fedray.tracking.mlflow_tracker import STATUSES
 from fedray.tracking.terminal import NoteHandler
@@ -135,12 +136,13 @@ class Experiment:
         Raises:
             FedrayError: the run failed; what could be saved is saved and the MLflow run is marked FAILED.
         """
-        components.provide(self._request.provided)
         credentials.load()
         logs.setup(self._config.name)
         logging.getLogger("fedray.tracking").addHandler(NoteHandler(self._events.on_note))
         again = ray.get_runtime_context().was_current_actor_reconstructed
-        request = replace(self._request, resume=True) if again else self._request
+        request = self._request.unpacked()
+        components.provide(request.provided)
+        request = replace(request, resume=True) if again else request
         request.check_visible()
         mirror = self._files.mirror(self._store_note)
         if mirror is not None:

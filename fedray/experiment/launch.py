@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -20,13 +21,14 @@ from fedray.clients.nodes import ray_options
 from fedray.config import Config
 from fedray.configfile import build_config, load_config
 from fedray.errors import ConfigError, FedrayError, first_line
+from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, find_place, joined, off_the_head
-from fedray.experiment.finished import trained_model
-from fedray.experiment.job import Experiment, Given, prepare_run, share_records
-from fedray.experiment.preparation import check_only
-from fedray.experiment.wiring import Request
+from fedray.experiment.request import Request
 from fedray.mirror import local_copy
 from fedray.runfiles import Output, RunFiles, choose_output
+
+if TYPE_CHECKING:
+    from fedray.experiment.preparation import Prepared
 
 #: How often Ray starts the driver again after its process or its node died.
 RESTARTS = 20
@@ -55,6 +57,8 @@ class Result:
 
     def model(self) -> Any:
         """The trained ``torch.nn.Module``, in evaluation mode."""
+        from fedray.experiment.finished import trained_model
+
         with local_copy(self.output) as directory:
             return trained_model(RunFiles(directory), self.config)[0]
 
@@ -100,28 +104,39 @@ def run(
     components.provide(provided)
     where = choose_output(resolved.name, output, resume)
     place = find_place(resolved.ray)
-    prepared = prepare_run(resolved, resume) if place.own else None
-    if prepared is None:  # the driver reads the data where it runs, and owns it: it outlives this process
-        check_only(resolved)
-    request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided)
-    if request.mark is not None:
-        RunFiles.at(where).create()
-        request.mark.touch()
+    # torch takes long to import and Ray takes long to start, so the one goes on beside the other.
+    preparing = Background(partial(_prepare, resolved, resume, place.own))
+    if not place.own:  # the driver reads the data where it runs, and owns it: it outlives this process
+        preparing.result()
 
     def listen(kind: str, value: Any) -> None:
         for callback in callbacks:
             callback(kind, value)
 
-    known = "data and model are ready" if place.own else "the config is in order"
-    with joined(place, resolved.ray, lambda what: listen("joining", f"{known}; {what} and starting client actors ...")):
-        given = None if prepared is None else share_records(prepared)
+    with joined(place, resolved.ray, lambda what: listen("joining", f"the config is in order; {what} and starting client actors ...")):
+        prepared = preparing.result()
+        request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided).packed()
+        if request.mark is not None:
+            RunFiles.at(where).create()
+            request.mark.touch()
         with _signals() as stop:
-            driver = _start(resolved, request, given, listen)
+            driver = _start(resolved, request, prepared, listen)
             summary = _follow(driver, request, resolved.ray.lost_after, listen, stop)
     return Result(summary["status"], summary, where, resolved)
 
 
-def _start(config: Config, request: Request, given: Given | None, listen: Listener) -> Any:
+def _prepare(config: Config, resume: bool, own: bool) -> Prepared | None:
+    """What is known before anything starts; all of it where the run starts its own Ray, and the data can be read here."""
+    from fedray.experiment.job import prepare_run
+    from fedray.experiment.preparation import check_only
+
+    if own:
+        return prepare_run(config, resume)
+    check_only(config)
+    return None
+
+
+def _start(config: Config, request: Request, prepared: Prepared | None, listen: Listener) -> Any:
     """The driver's actor: new, or the one that is at work on this output already.
 
     On a cluster that outlives this process the actor does, too: it is detached, so that a lost head or a dead
@@ -130,15 +145,17 @@ def _start(config: Config, request: Request, given: Given | None, listen: Listen
     Raises:
         ConfigError: another run is at work there.
     """
+    from fedray.experiment.job import Experiment, share_records
+
     settings = config.ray
     r = settings.driver
     options = ray_options(r) | {"max_restarts": RESTARTS, "max_task_retries": 0}
     actor = ray.remote(concurrency_groups={"control": 8})(Experiment)
-    if given is not None:
+    if prepared is not None:
         node = ray.get_runtime_context().get_node_id()
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         driver = actor.options(**options, scheduling_strategy=strategy).remote(config, request, True)
-        driver.give.remote(given)
+        driver.give.remote(share_records(prepared))
         return driver
     name = driver_name(request.output)
     _make_room(name, config, settings.lost_after, listen)

@@ -6,9 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -33,6 +31,7 @@ from fedray.experiment.background import Background
 from fedray.experiment.events import Events
 from fedray.experiment.finished import trained_model
 from fedray.experiment.preparation import Prepared, capacity, check_sizes, identity, make_model, plan_whole_clients, shown_partition
+from fedray.experiment.request import Request
 from fedray.privacy.account import Account
 from fedray.privacy.afford import Plan
 from fedray.privacy.clientplan import ClientPlan, level
@@ -45,47 +44,11 @@ from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunB
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.report import Line, Privacy
-from fedray.runfiles import Output, Row, RunFiles
+from fedray.runfiles import Row, RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.tracking.gauges import Gauges
 from fedray.tracking.mlflow_tracker import Tracker, flat_params
 from fedray.tracking.store import masked, resolve_uri, sqlite_path
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the driver actor is asked to run.
-
-    Attributes:
-        output: where the run's files go, a directory or the address of a prefix in an object store.
-        id: of this request; a driver that is restarted after its end knows by it that it has ended.
-        resume: continue from its newest checkpoint.
-        elastic: the cluster may grow (an autoscaler), so wait for resources instead of refusing.
-        provided: objects that the caller of :func:`fedray.run` gave.
-    """
-
-    output: Output
-    id: str = ""
-    resume: bool = False
-    elastic: bool = False
-    provided: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def mark(self) -> Path | None:
-        """A file that the command leaves in the output, by which the driver knows that both see the same directory."""
-        return self.output / f".request-{self.id}" if isinstance(self.output, Path) else None
-
-    def check_visible(self) -> None:
-        """See that the driver's node has the output directory that the command made.
-
-        Raises:
-            ConfigError: it has not.
-        """
-        if self.mark is not None and not self.mark.exists():
-            raise ConfigError(
-                f"--output {self.output}: the driver's node {socket.gethostname()} does not see the directory that the command made; "
-                "name one on storage that all nodes share, or an address such as s3://bucket/prefix."
-            )
 
 
 class _Tracking:
@@ -130,7 +93,9 @@ class Wiring:
         tracking = Background(lambda: self._open_tracking(checkpoint))
         try:
             self._open_record_book()
-            self.pool = pool = self._start_pool()
+            places = self._plan_places()  # before the evaluator takes its share
+            evaluator = self._start_evaluator()
+            self.pool = pool = self._start_pool(places)
             everyone = config.clients.placement == "dedicated"
             infos = pool.wait_ready(config.clients.start_timeout, everyone)
             self._check_devices(infos)
@@ -138,9 +103,6 @@ class Wiring:
                 self._learn_from_silos(infos)
             model = p.model
             assert model is not None and p.sizes is not None
-            evaluator = None
-            if p.test is not None:
-                evaluator = Evaluators(config, p.test, model.outputs, self._request.provided)
             self._preflight(pool)
             if evaluator is not None:
                 evaluator.wait_ready()
@@ -288,14 +250,27 @@ class Wiring:
         """Whether each silo enters its own updates: nobody else need be trusted with that."""
         return self.config.privacy.regimes == ("local",) and self.config.clients.placement == "dedicated"
 
-    def _start_pool(self) -> Pool:
-        p, config, request = self._p, self.config, self._request
-        most = largest_cohort(config.cohort, len(p.names))
+    def _plan_places(self) -> list[Place]:
+        p, config = self._p, self.config
         free = dict(ray.available_resources())
-        if p.test is not None:  # the evaluator starts after the clients, who would take its share
+        if p.test is not None:
             for name, amount in asks(config.evaluation.resources).items():
                 free[name] = free.get(name, 0.0) - amount
-        places = plan_places(config, p.groups, p.names, free, most, request.elastic)
+        return plan_places(config, p.groups, p.names, free, self._most, self._request.elastic)
+
+    @property
+    def _most(self) -> int:
+        return largest_cohort(self.config.cohort, len(self._p.names))
+
+    def _start_evaluator(self) -> Evaluators | None:
+        """Beside the clients' actors. Where only the silos know the data, there is no central test set."""
+        p = self._p
+        if p.test is None or p.model is None:
+            return None
+        return Evaluators(self.config, p.test, p.model.outputs, self._request.provided)
+
+    def _start_pool(self, places: Sequence[Place]) -> Pool:
+        p, config, request = self._p, self.config, self._request
         data = self._data[0] if self._data else None
 
         def start(place: Place) -> Any:
@@ -331,7 +306,7 @@ class Wiring:
             unreachable_after=config.clients.unreachable_after,
             start_timeout=config.clients.start_timeout,
             node_sums=config.clients.node_sums,
-            grow=partial(more_places, config, p.groups, most) if hosted and request.elastic else None,
+            grow=partial(more_places, config, p.groups, self._most) if hosted and request.elastic else None,
             should_stop=lambda: self.tick(),
             note=self._events.on_note,
         )

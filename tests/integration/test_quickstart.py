@@ -100,6 +100,7 @@ def test_the_mlflow_run(quickstart: tuple[Path, str]) -> None:
     assert np.asarray(model.predict(np.zeros((2, 64), dtype=np.float32))).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_a_second_run_gets_a_directory_of_its_own_and_resume_of_a_finished_run_is_harmless(quickstart: tuple[Path, str]) -> None:
     folder, _ = quickstart
     before = json.loads((folder / "runs" / "digits" / "summary.json").read_text())

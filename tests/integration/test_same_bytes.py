@@ -55,7 +55,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     "overrides",
     [
         pytest.param(["clients.actors=3"], marks=pytest.mark.slow),
-        ["clients.placement=dedicated", "privacy.ledger=LEDGER"],
+        pytest.param(["clients.placement=dedicated", "privacy.ledger=LEDGER"], marks=pytest.mark.slow),
     ],
     ids=["three", "dedicated"],
 )
@@ -89,6 +89,7 @@ class Enough(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_after_the_command_was_gone_and_the_run_resumed(reference: str, tmp_path: Path) -> None:
     def leave() -> None:
         raise Enough

@@ -1,0 +1,83 @@
+"""What the command asks of the driver. Light to import: the command sends it before it needs torch."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+
+from fedray.errors import ConfigError, FedrayError
+from fedray.runfiles import Output
+
+#: Bytes up to which objects given by the caller travel with the request itself; Ray stores arguments above 100 kB.
+SMALL = 50_000
+
+#: Seconds to wait for larger ones.
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the driver actor is asked to run.
+
+    Attributes:
+        output: where the run's files go, a directory or the address of a prefix in an object store.
+        id: of this request; a driver that is restarted after its end knows by it that it has ended.
+        resume: continue from its newest checkpoint.
+        elastic: the cluster may grow (an autoscaler), so wait for resources instead of refusing.
+        provided: objects that the caller of :func:`fedray.run` gave.
+        stored: their reference in the object store instead, where they are large (:meth:`packed`).
+    """
+
+    output: Output
+    id: str = ""
+    resume: bool = False
+    elastic: bool = False
+    provided: Mapping[str, Any] = field(default_factory=dict)
+    stored: tuple[Any, ...] = ()
+
+    def packed(self) -> Request:
+        """As an argument of the driver's actor: of such arguments, Ray keeps small ones with the actor for as long as it may be
+        restarted, but large ones only for as long as the process lives that gave them.
+        """
+        if len(cloudpickle.dumps(self.provided)) <= SMALL:
+            return self
+        return replace(self, provided={}, stored=(ray.put(self.provided),))
+
+    def unpacked(self) -> Request:
+        """At the driver.
+
+        Raises:
+            FedrayError: the objects died with the process that gave them.
+        """
+        if not self.stored:
+            return self
+        try:
+            return replace(self, provided=ray.get(self.stored[0], timeout=PATIENCE), stored=())
+        except ray.exceptions.RayError:
+            raise FedrayError(
+                "the model or data function given to fedray.run ended with the process that gave it, so a restarted driver cannot go on; "
+                "name it in the config (python:module:attribute), and start again with --resume."
+            ) from None
+
+    @property
+    def mark(self) -> Path | None:
+        """A file that the command leaves in the output, by which the driver knows that both see the same directory."""
+        return self.output / f".request-{self.id}" if isinstance(self.output, Path) else None
+
+    def check_visible(self) -> None:
+        """See that the driver's node has the output directory that the command made.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        if self.mark is not None and not self.mark.exists():
+            raise ConfigError(
+                f"--output {self.output}: the driver's node {socket.gethostname()} does not see the directory that the command made; "
+                "name one on storage that all nodes share, or an address such as s3://bucket/prefix."
+            )
