@@ -48,7 +48,7 @@ def find_place(settings: RayCluster) -> Place:
 def joined(place: Place, settings: RayCluster, announce: Callable[[str], None] = lambda where: None) -> Iterator[None]:
     """Be in Ray at ``place``; a local Ray ends with the block.
 
-    ``announce`` is called with what is about to be done, before seconds are spent on it.
+    ``announce`` is called with what is about to be done, where a cluster is joined.
 
     Raises:
         ConfigError: the cluster does not let us in.
@@ -64,7 +64,6 @@ def joined(place: Place, settings: RayCluster, announce: Callable[[str], None] =
         return
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if place.address is None:
-        announce("starting a local Ray")
         _private_token()
         ray.init(address="local", num_cpus=settings.cpus, num_gpus=settings.gpus, include_dashboard=False, **common)
     else:

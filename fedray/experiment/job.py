@@ -9,7 +9,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which a driver whose run has ended waits for whoever follows it to take the result.
 LINGER = 600.0
+
+#: Seconds to wait for objects of the caller that come after the request.
+OBJECTS_PATIENCE = 60.0
 
 _GRACE = 2.0  # seconds more, for others that follow
 
@@ -87,6 +90,7 @@ class Experiment:
     def __init__(self, config: Config, request: Request, awaits: bool) -> None:
         self._config, self._request = config, request
         self._given: queue.SimpleQueue[Given] = queue.SimpleQueue()
+        self._objects: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self._awaits = awaits and not ray.get_runtime_context().was_current_actor_reconstructed
         self._stop, self._taken, self._ended = threading.Event(), threading.Event(), False
         self._events = Events()
@@ -97,6 +101,10 @@ class Experiment:
     def give(self, given: Given) -> None:
         """What the command has prepared."""
         self._given.put(given)
+
+    def provide(self, objects: Mapping[str, Any]) -> None:
+        """The caller's objects, where they were too large to come with the request; given to each new driver process."""
+        self._objects.put(objects)
 
     def events(self, teller: str, position: int, wait: float) -> Batch:
         """What happened since ``position``; see :meth:`Events.since`."""
@@ -140,7 +148,7 @@ class Experiment:
         logs.setup(self._config.name)
         logging.getLogger("fedray.tracking").addHandler(NoteHandler(self._events.on_note))
         again = ray.get_runtime_context().was_current_actor_reconstructed
-        request = self._request.unpacked()
+        request = self._with_objects()
         components.provide(request.provided)
         request = replace(request, resume=True) if again else request
         request.check_visible()
@@ -160,6 +168,17 @@ class Experiment:
         if not missing:
             shutil.rmtree(self._files.root, ignore_errors=True)
         return summary
+
+    def _with_objects(self) -> Request:
+        if not self._request.awaits:
+            return self._request
+        try:
+            return replace(self._request, provided=self._objects.get(timeout=OBJECTS_PATIENCE), awaits=False)
+        except queue.Empty:
+            raise FedrayError(
+                "the model or data function given to fedray.run ended with the process that gave it, so a restarted driver cannot go on; "
+                "name it in the config (python:module:attribute), and start again with --resume."
+            ) from None
 
     def _ended_before(self, request: Request) -> dict[str, Any] | None:
         """The summary, where this request had come to its end before the actor was restarted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,8 +106,9 @@ def run(
     where = choose_output(resolved.name, output, resume)
     place = find_place(resolved.ray)
     # torch takes long to import and Ray takes long to start, so the one goes on beside the other.
-    preparing = Background(partial(_prepare, resolved, resume, place.own))
-    if not place.own:  # the driver reads the data where it runs, and owns it: it outlives this process
+    request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided)
+    preparing = Background(partial(_prepare, resolved, request))
+    if "torch" in sys.modules or not place.own:
         preparing.result()
 
     def listen(kind: str, value: Any) -> None:
@@ -115,25 +117,29 @@ def run(
 
     with joined(place, resolved.ray, lambda what: listen("joining", f"the config is in order; {what} and starting client actors ...")):
         prepared = preparing.result()
-        request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided).packed()
-        if request.mark is not None:
-            RunFiles.at(where).create()
-            request.mark.touch()
+        if prepared is not None:
+            listen("joining", "data and model are ready; starting client actors on a local Ray ...")
         with _signals() as stop:
-            driver = _start(resolved, request, prepared, listen)
-            summary = _follow(driver, request, resolved.ray.lost_after, listen, stop)
+            packed = request.packed()
+            driver = _start(resolved, packed, prepared, listen)
+            summary = _follow(driver, packed, provided, resolved.ray.lost_after, listen, stop)
     return Result(summary["status"], summary, where, resolved)
 
 
-def _prepare(config: Config, resume: bool, own: bool) -> Prepared | None:
-    """What is known before anything starts; all of it where the run starts its own Ray, and the data can be read here."""
+def _prepare(config: Config, request: Request) -> Prepared | None:
+    """What is known before anything starts; all of it where the run starts its own Ray, and the data can be read here. Then makes the output."""
     from fedray.experiment.job import prepare_run
     from fedray.experiment.preparation import check_only
 
-    if own:
-        return prepare_run(config, resume)
-    check_only(config)
-    return None
+    if request.elastic:
+        check_only(config)
+        prepared = None
+    else:
+        prepared = prepare_run(config, request.resume)
+    if request.mark is not None:
+        RunFiles.at(request.output).create()
+        request.mark.touch()
+    return prepared
 
 
 def _start(config: Config, request: Request, prepared: Prepared | None, listen: Listener) -> Any:
@@ -201,8 +207,10 @@ def _make_room(name: str, config: Config, patience: float, listen: Listener) -> 
         time.sleep(_POLL)
 
 
-def _follow(driver: Any, request: Request, patience: float, listen: Listener, stop: Sequence[int]) -> dict[str, Any]:
-    """Pass the driver's events on until it ends; signals become a clean stop.
+def _follow(
+    driver: Any, request: Request, provided: Mapping[str, Any], patience: float, listen: Listener, stop: Sequence[int]
+) -> dict[str, Any]:
+    """Pass the driver's events on until it ends; signals become a clean stop. Each new driver process is given what it awaits.
 
     The driver may die and come back meanwhile, and its node or the head may be away: that is waited for.
 
@@ -238,6 +246,8 @@ def _follow(driver: Any, request: Request, patience: float, listen: Listener, st
             heard = time.monotonic()
             if batch.teller != teller and told:  # a new driver process does not know yet
                 driver.stop.options(**_CONTROL).remote()
+            if batch.teller != teller and request.awaits:
+                driver.provide.options(**_CONTROL).remote(provided)
             teller, position = batch.teller, batch.next
             for kind, value in batch.events:
                 if kind in ("ended", "failed"):

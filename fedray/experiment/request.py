@@ -8,17 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import cloudpickle
 
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError
 from fedray.runfiles import Output
 
 #: Bytes up to which objects given by the caller travel with the request itself; Ray stores arguments above 100 kB.
 SMALL = 50_000
-
-#: Seconds to wait for larger ones.
-PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Request:
         resume: continue from its newest checkpoint.
         elastic: the cluster may grow (an autoscaler), so wait for resources instead of refusing.
         provided: objects that the caller of :func:`fedray.run` gave.
-        stored: their reference in the object store instead, where they are large (:meth:`packed`).
+        awaits: they come afterwards (:meth:`packed`).
     """
 
     output: Output
@@ -39,31 +35,15 @@ class Request:
     resume: bool = False
     elastic: bool = False
     provided: Mapping[str, Any] = field(default_factory=dict)
-    stored: tuple[Any, ...] = ()
+    awaits: bool = False
 
     def packed(self) -> Request:
         """As an argument of the driver's actor: of such arguments, Ray keeps small ones with the actor for as long as it may be
-        restarted, but large ones only for as long as the process lives that gave them.
+        restarted. Large ones come afterwards, from whoever follows the driver.
         """
         if len(cloudpickle.dumps(self.provided)) <= SMALL:
             return self
-        return replace(self, provided={}, stored=(ray.put(self.provided),))
-
-    def unpacked(self) -> Request:
-        """At the driver.
-
-        Raises:
-            FedrayError: the objects died with the process that gave them.
-        """
-        if not self.stored:
-            return self
-        try:
-            return replace(self, provided=ray.get(self.stored[0], timeout=PATIENCE), stored=())
-        except ray.exceptions.RayError:
-            raise FedrayError(
-                "the model or data function given to fedray.run ended with the process that gave it, so a restarted driver cannot go on; "
-                "name it in the config (python:module:attribute), and start again with --resume."
-            ) from None
+        return replace(self, provided={}, awaits=True)
 
     @property
     def mark(self) -> Path | None:

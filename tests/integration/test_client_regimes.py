@@ -51,6 +51,7 @@ def test_an_update_counts_only_with_a_receipt_that_matches_its_reservation(tmp_p
     assert summary["rounds"] == 0  # nothing of it was used
 
 
+@pytest.mark.slow
 def test_who_cannot_afford_a_round_takes_fewer_steps(tmp_path: Path) -> None:
     step = Poisson(rate(0.2), Gaussian(2.0))
     budget = bound({SelfComposed(24, step): 1}, 4e-4) + 1e-9

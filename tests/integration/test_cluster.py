@@ -26,6 +26,7 @@ print("own", ray.get(ray.put(2)))
 """
 
 
+@pytest.mark.slow
 def test_one_process_may_start_several_clusters_and_writes_no_token_into_the_home(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

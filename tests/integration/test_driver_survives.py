@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from paths import ROOT
-from processes import wait_until
+from processes import kill, wait_until
 
+import fedray
 from fedray.experiment.cluster import NAMESPACE
 from fedray.experiment.launch import driver_name
 from fedray.runfiles import RunFiles
@@ -56,3 +59,24 @@ def test_a_killed_command_is_followed_by_the_next(tmp_path: Path) -> None:
     assert [r["round"] for r in RunFiles(output).rows()] == list(range(1, 13))
     assert told.count("round 12/12") == 1
     wait_until(lambda: gone(output), "the driver is gone once its result was taken", 60)
+
+
+def test_a_restarted_driver_is_given_the_callers_objects_again(tmp_path: Path) -> None:
+    y = np.arange(20_000) % 2
+    x = np.stack([y + 0.1, 1 - y], axis=1).astype(np.float32)
+
+    def listen(kind: str, value: Any) -> None:
+        if kind == "row" and value["round"] == 1:
+            kill("ray::Experiment")
+
+    config: dict[str, Any] = {
+        "name": "objects",
+        "rounds": 6,
+        "data": {"source": "python:given:here", "partition": {"kind": "iid", "clients": 4}},
+        "model": {"kind": "softmax"},
+        "training": {"lr": 0.1, "batch_size": 5, "epochs": 2},
+        "tracking": {"enabled": False},
+    }
+    result = fedray.run(config, data=lambda: (x, y), output=str(tmp_path / "run"), callbacks=[listen])
+    assert result.status == "completed"
+    assert result.summary["faults"]["driver_restarts"] == 1

@@ -50,6 +50,7 @@ def run(folder: Path, **sections: Any) -> tuple[dict[str, Any], list[dict[str, A
     return summary, *([json.loads(p.read_text()) for p in sorted(notes.glob(f"{kind}-*.json"))] for kind in ("train", "evaluate"))
 
 
+@pytest.mark.slow
 def test_hosted_actors_share_a_gpu_and_those_without_stay_on_the_cpu(tmp_path: Path) -> None:
     clients = {
         "actors": 4,

@@ -39,6 +39,7 @@ def test_the_quickstart_is_planned_in_seconds_and_leaves_nothing_behind(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_thousand_clients_are_planned_as_fast(tmp_path: Path) -> None:
     began = sum(os.times()[2:4])
     code, out, err = command(tmp_path, "plan", DIGITS, "data.partition={kind: iid, clients: 1000}")

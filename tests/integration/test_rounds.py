@@ -105,6 +105,7 @@ class TestFaultsOfClients:
         calm = run(tmp_path / "calm")
         assert result.summary["model_sha256"] == calm.summary["model_sha256"]
 
+    @pytest.mark.slow
     def test_a_client_that_always_takes_its_actor_down_is_given_up(self, tmp_path: Path) -> None:
         notes: list[str] = []
         model = {"kind": "python:slowparts:model", "dies": 3}
@@ -113,6 +114,7 @@ class TestFaultsOfClients:
         assert row["round/clients_completed"] == 3
         assert any("client c3" in n and "its actor died 2 times in its turn" in n for n in notes)
 
+    @pytest.mark.slow
     def test_a_silo_that_dies_between_rounds_is_replaced_and_asked_again(self, tmp_path: Path) -> None:
         killed: list[int] = []
 
@@ -171,7 +173,7 @@ class TestFaultsOfClients:
         assert 0 <= final["eval/accuracy"] <= 1
         assert {r["metrics"]["round/clients_sampled"] for r in rows} != {4}
 
-    @pytest.mark.parametrize("records", [80, 20_000], ids=["small", "large"])  # large ones travel by the object store
+    @pytest.mark.parametrize("records", [pytest.param(80, marks=pytest.mark.slow), 20_000], ids=["small", "large"])  # large ones come later
     def test_python_objects_instead_of_import_paths(self, records: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         from torch import nn
 
