@@ -27,20 +27,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(namespaces.missing() is not N
 TOKEN = "0123456789abcdef" * 4
 SECONDS = 240.0
 
-#: Arguments: the authority's directory (or "-"), then the command. /etc becomes an overlay, so that mount points can be made in it;
-#: the interpreter stays reachable where it lies in root's home.
+#: Arguments: the authority's directory (or "-"), how many directories to keep, these, then the command. /etc becomes an overlay, so that
+#: mount points can be made in it; interpreter, environment and project stay reachable where they lie in root's home or in /tmp.
 _POD = """
 set -e
-ca=$1; base=$2; shift 2
-mkdir -p /mnt/etc /mnt/work /mnt/python
+ca=$1; number=$2; shift 2
+keep=("${@:1:number}"); shift "$number"
+mkdir -p /mnt/etc /mnt/work
 mount -t overlay overlay -o lowerdir=/etc,upperdir=/mnt/etc,workdir=/mnt/work /etc
-mount --bind "$base" /mnt/python
-case $base in /root/*) mount -t tmpfs -o mode=755 none /root; mkdir -p "$base"; mount --bind /mnt/python "$base";; esac
+for i in "${!keep[@]}"; do mkdir -p "/mnt/keep$i"; mount --bind "${keep[i]}" "/mnt/keep$i"; done
 mkdir -p /etc/fedray/ca /etc/fedray/tls
 test "$ca" = - || mount --bind "$ca" /etc/fedray/ca
 test -d /mnt/tls || mkdir -m 777 /mnt/tls
 mount --bind /mnt/tls /etc/fedray/tls
 mount -t tmpfs -o mode=1777,size=4g none /tmp
+case "${keep[*]}" in */root/*) mount -t tmpfs -o mode=755 none /root;; esac
+for i in "${!keep[@]}"; do
+  case ${keep[i]} in /root/*|/tmp/*) mkdir -p "${keep[i]}"; mount --bind -o ro "/mnt/keep$i" "${keep[i]}";; esac
+done
 mount -o remount,mode=1777 /dev/shm
 for point in $(findmnt -rn -o TARGET | grep -v -E '^/(proc|sys|dev|tmp|mnt)(/|$)' | grep -v '^/etc/fedray/tls$'); do
   mount -o remount,bind,ro "$point"
@@ -81,7 +85,8 @@ def environment() -> dict[str, str]:
 def start(host: Host, command: list[str], env: dict[str, str], ca: Path | None = None, **kwargs: Any) -> subprocess.Popen[Any]:
     here = Path(sys.executable).parent
     env = {"PATH": f"{here}:{os.environ['PATH']}", **env}
-    pod = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _POD, "pod", str(ca or "-"), sys.base_prefix]
+    keep = [sys.base_prefix, sys.prefix, str(ROOT)]
+    pod = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _POD, "pod", str(ca or "-"), str(len(keep)), *keep]
     return host.run([*pod, *command], env=env, stderr=subprocess.STDOUT, **kwargs)
 
 
