@@ -289,6 +289,14 @@ def test_health_says_what_to_do_next(status: JobStatus, driver: bool, advice: st
     assert json.loads(json.dumps(health.data()))["advice"] == health.advice
 
 
+@pytest.mark.parametrize("last", [{"event": "ended", "summary": {"status": "interrupted"}}, {"event": "error"}])
+def test_a_driver_that_has_ended_is_not_offered_for_following(last: dict[str, object]) -> None:
+    """It stays for a moment, for whoever follows it."""
+    log = [*LOG, logs.record("INFO", "it broke", **last)]
+    health = Health("x-1", JobStatus.STOPPED.value, "", 1.0, None, "x", "/out", progressed(log), None, True)
+    assert health.advice.endswith("continue after the last checkpoint")
+
+
 def test_jobs_are_listed_newest_first() -> None:
     table = jobs_text([job(1, JobStatus.FAILED, start_time=1000), job(2, JobStatus.RUNNING, start_time=2000)]).splitlines()
     assert [line.split()[2] for line in table] == ["status", "running", "failed"]
