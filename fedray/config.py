@@ -159,7 +159,7 @@ class Training(Section):
         "cross_entropy", description="See `fedray list losses`, or python:module:function(outputs, targets) -> a loss for each record."
     )
     schedule: Part = Field(Part(kind="constant"), description="Learning rate over rounds; see `fedray list schedules`.")
-    engine: str = Field("auto", description="Local engine: auto, plain, book, hooks, ghost; see `fedray list engines`.")
+    engine: str = Field("auto", description="Local engine: auto, plain, lockstep, book, hooks, ghost; see `fedray list engines`.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:

@@ -16,13 +16,21 @@ Key = str | int
 
 def derive(seed: int, purpose: str, *keys: Key) -> int:
     """A 128-bit integer that depends on every part of the name (BLAKE2b of an unambiguous coding)."""
-    text = "\x1f".join([str(int(seed)), purpose, *(f"{type(k).__name__}:{k}" for k in keys)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    return int.from_bytes(_digest(seed, purpose, keys), "little")
+
+
+def _digest(seed: int, purpose: str, keys: tuple[Key, ...]) -> bytes:
+    text = "\x1f".join([str(int(seed)), purpose, *[f"{type(k).__name__}:{k}" for k in keys]])
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
     """A NumPy generator (PCG64) for one named draw."""
-    return np.random.Generator(np.random.PCG64(derive(seed, purpose, *keys)))
+    digest = _digest(seed, purpose, keys)
+    words = np.frombuffer(digest, dtype="<u4")
+    # The words of the integer, as NumPy would take it apart: the same generator in half the time.
+    entropy = words.astype(np.uint32) if words[-1] else int.from_bytes(digest, "little")
+    return np.random.Generator(np.random.PCG64(entropy))
 
 
 def torch_seed(seed: int, purpose: str, *keys: Key) -> int:

@@ -8,6 +8,7 @@ on 1 node or 5, after retries, in any order and with any tree of partial sums.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,8 +97,7 @@ class ExactSum:
         """
         if update.shape != self.values.shape:
             raise UpdateRejected(f"an update of shape {update.shape} was sent for a model of {self.values.shape[0]} values.")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UpdateRejected(f"a weight of {weight} was sent with an update.")
+        _check_weight(weight)
         self._reserve(weight)
         check_finite(update)
         scale = math.ldexp(weight, self.bits)
@@ -106,6 +106,43 @@ class ExactSum:
             self.values[part] += np.rint(update[part].astype(np.float64) * scale).astype(np.int64)
         self.weight += weight
         self.count += 1
+
+    def add_many(self, updates: npt.NDArray[np.float32], weights: Sequence[float]) -> list[UpdateRejected | None]:
+        """Add rows, each as :meth:`add` would: the same bits.
+
+        Args:
+            updates: [k, size].
+            weights: of the rows.
+
+        Returns:
+            For each row None, or why it was left out.
+
+        Raises:
+            FedrayError: the weights exceed what the grid was chosen for; the sum is unchanged.
+        """
+        largest = np.maximum(updates.max(1, initial=0.0), -updates.min(1, initial=0.0))  # of NaN it is NaN
+        with np.errstate(invalid="ignore"):
+            refused = [
+                None if value <= MAX_COORDINATE else _rejection(row, float(value)) for row, value in zip(updates, largest, strict=True)
+            ]
+        kept = np.array([n for n, why in enumerate(refused) if why is None], dtype=np.int64)
+        mine = np.array([weights[n] for n in kept], dtype=np.float64)
+        for weight in mine:
+            _check_weight(float(weight))
+        self._reserve(float(mine.sum()))
+        scales = np.ldexp(mine, self.bits)
+        rows = updates if len(kept) == len(updates) else updates[kept]
+        # Sums of whole numbers are exact in float64 below 2**53, and so cost one conversion less a value.
+        exact = bool(len(kept)) and float((largest[kept].astype(np.float64) * scales + 1.0).sum()) < 2.0**53
+        block = max(1, _BLOCK // max(1, len(rows)))
+        for start in range(0, len(self.values), block):
+            part = slice(start, start + block)
+            scaled = np.multiply(rows[:, part], scales[:, None], dtype=np.float64)
+            np.rint(scaled, out=scaled)
+            self.values[part] += (scaled.sum(0) if exact else scaled.astype(np.int64).sum(0)).astype(np.int64)
+        self.weight += float(mine.sum())
+        self.count += len(kept)
+        return refused
 
     def merge(self, other: ExactSum) -> None:
         """Add another partial sum of the same grid.
@@ -139,13 +176,24 @@ class ExactSum:
             raise FedrayError(f"weights add up to {self.weight + weight:g}, but the sum was laid out for {self.capacity:g}.")
 
 
+def _check_weight(weight: float) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise UpdateRejected(f"a weight of {weight} was sent with an update.")
+
+
 def check_finite(update: npt.NDArray[np.float32]) -> None:
     """Raise :class:`UpdateRejected` unless every coordinate is finite and at most ``MAX_COORDINATE``."""
     largest = float(np.max(np.abs(update))) if update.size else 0.0
+    if not largest <= MAX_COORDINATE:
+        raise _rejection(update, largest)
+
+
+def _rejection(update: npt.NDArray[np.float32], largest: float) -> UpdateRejected:
     if not math.isfinite(largest):
         bad = int(np.count_nonzero(~np.isfinite(update)))
-        raise UpdateRejected(f"{bad} of {update.size} values of the update are NaN or infinite; lower the learning rate or check the data.")
-    if largest > MAX_COORDINATE:
-        raise UpdateRejected(
-            f"the update moves a weight by {largest:.3g}, more than {MAX_COORDINATE:g}; training has diverged, lower the learning rate."
+        return UpdateRejected(
+            f"{bad} of {update.size} values of the update are NaN or infinite; lower the learning rate or check the data."
         )
+    return UpdateRejected(
+        f"the update moves a weight by {largest:.3g}, more than {MAX_COORDINATE:g}; training has diverged, lower the learning rate."
+    )

@@ -19,7 +19,10 @@ ServerState = dict[str, Vector]
 
 @runtime_checkable
 class Algorithm(Protocol):
-    """What a client does in a round, and how much its update counts in the mean."""
+    """What a client does in a round, and how much its update counts in the mean.
+
+    An algorithm whose ``local`` does nothing but run the engine may say so by an attribute ``untouched = True``.
+    """
 
     def weight(self, records: int) -> float:
         """Weight of a client with ``records`` training records."""
@@ -54,6 +57,11 @@ def make_algorithm(part: config.Part) -> Algorithm:
         ConfigError: unknown algorithm or wrong arguments.
     """
     return cast(Algorithm, _make(part, components.ALGORITHMS, Algorithm, "weight, max_weight_total and local"))
+
+
+def untouched(algorithm: Algorithm) -> bool:
+    """Whether local training is the engine's alone."""
+    return bool(getattr(algorithm, "untouched", False))
 
 
 def make_server(part: config.Part) -> Server:

@@ -7,7 +7,7 @@ Networks from Decentralized Data, algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,11 @@ class FedAvg:
 
     Attributes:
         weights: ``samples``: a client counts as many times as it has records (the paper); ``uniform``: once.
+        untouched: local training is the engine's alone, so that an engine may train many clients at once.
     """
 
     weights: Literal["samples", "uniform"] = "samples"
+    untouched: ClassVar[bool] = True
 
     def weight(self, records: int) -> float:
         """Weight of a client with ``records`` training records."""

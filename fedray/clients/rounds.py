@@ -1,14 +1,14 @@
 """One round over a crew of actors: work is handed out, parts come in, what is lost is tried again.
 
-Work is handed out longest first, in chunks that shrink, to whichever actor is free. An actor adds its clients' updates up and hands
-over one part when there is nothing left for it. Clients whose part did not arrive count as not trained, so nothing is counted
+Work is handed out longest first, in chunks that shrink, to whichever actor is free; work that is done in no time goes out at once,
+in equal shares. An actor adds its clients' updates up and hands over one part when there is nothing left for it. Clients whose part did not arrive count as not trained, so nothing is counted
 twice and nothing is lost silently when an actor dies, falls silent, or its node leaves.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask, S
 from fedray.clients.nodes import look
 from fedray.clients.parts import Kept, Parts
 from fedray.clients.slots import RoundLog, Slot
-from fedray.clients.work import Work
+from fedray.clients.work import Queue, Work
 from fedray.errors import Stopped
 
 
@@ -61,7 +61,7 @@ class Round:
     ) -> None:
         self._crew, self._work, self._rules, self._task, self._weights = crew, work, rules, task, weights
         self._notes, self._deadline, self._authorize = notes, deadline, authorize
-        self._queues: dict[str, deque[ClientTask]] = {}
+        self._queues: dict[str, Queue] = {}
         self._suspects: dict[int, int] = {}  # clients in whose turn an actor died, and how often
         self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
         self._told: float | None = None  # when actors were told that the deadline had passed
@@ -73,22 +73,22 @@ class Round:
             Stopped: asked to stop; the actors were told.
             FedrayError: an actor failed outside any client's work.
         """
-        for client in self._work.longest_first(cohort):
-            self._queue(client)
+        for client, seconds in self._work.longest_first(cohort):
+            self._queue(client, seconds)
         began = time.monotonic()
         while True:
-            if self._crew.should_stop():
-                self._tell_stop()
-                raise Stopped("training was stopped in the middle of a round.")
             now = time.monotonic()
             if self._deadline is not None and self._told is None and now - began > self._deadline:
                 self._told = now
-                self._end([c for q in self._queues.values() for c in q], "late", "the deadline passed before its turn")
+                self._end([c for q in self._queues.values() for c in q.clients()], "late", "the deadline passed before its turn")
                 self._queues.clear()
                 self._tell_stop()
             self._hand_out()
             self._strand(now)
             self._parts.send(self._crew.slots, self._task, self._unfinished)
+            if self._crew.should_stop():  # asked when actors have their work: who answers may write files first
+                self._tell_stop()
+                raise Stopped("training was stopped in the middle of a round.")
             busy = [s for s in self._crew.slots if s.doing in ("training", "handing over", "adding up")]
             if not busy and not self._parts and not any(self._queues.values()):
                 return
@@ -102,8 +102,8 @@ class Round:
 
     # -- work goes out ---------------------------------------------------------------------------
 
-    def _queue(self, client: ClientTask) -> None:
-        self._queues.setdefault(self._work.lane(client.index), deque()).append(client)
+    def _queue(self, client: ClientTask, seconds: float) -> None:
+        self._queues.setdefault(self._work.lane(client.index), Queue()).put(client, seconds)
 
     def _hand_out(self) -> None:
         now = time.monotonic()
@@ -113,11 +113,15 @@ class Round:
                 continue
             queue = self._queues.get(slot.place.lane)
             # A client that may take its actor down again goes alone, to an actor with nothing to lose.
-            if queue and not (slot.held and queue[0].index in self._suspects):
-                size = 1 if self._suspects else max(1, len(queue) // (2 * actors[slot.place.lane]))
+            if queue and not (slot.held and queue.first.index in self._suspects):
+                given = queue.take(actors[slot.place.lane]) if not self._suspects else [queue.pop()]
                 halvings = self._work.halvings(slot.place.lane)
-                slot.given = [replace(queue.popleft(), halvings=halvings) for _ in range(size)]
-                slot.pending, slot.doing = slot.handle.train.remote(self._task, self._weights, slot.given), "training"
+                slot.given = [replace(c, halvings=halvings) for c in given] if halvings else given
+                last = not queue or queue.short(actors[slot.place.lane])
+                call = slot.handle.train_and_hand_over.options(num_returns=2) if last else slot.handle.train
+                found = call.remote(self._task, self._weights, slot.given)
+                slot.pending, slot.sending = found if last else (found, None)
+                slot.doing = "training"
             elif slot.held:
                 slot.pending, slot.sending = slot.handle.hand_over.options(num_returns=2).remote(self._task)
                 slot.doing = "handing over"
@@ -133,7 +137,7 @@ class Round:
 
     def _strand(self, now: float) -> None:
         """End clients for whom there is no actor and none is to be expected."""
-        stranded: list[tuple[deque[ClientTask], Slot | None]] = []
+        stranded: list[tuple[Queue, Slot | None]] = []
         for lane, queue in self._queues.items():
             slots = [s for s in self._crew.slots if s.place.lane == lane] if queue else []
             if queue and not any(s.info is not None or self._awaited(s, now) for s in slots):
@@ -143,7 +147,7 @@ class Round:
             reason = "no actor is left that could train it"
             if away is not None:
                 reason = f"its actor is away for {now - away.since:.0f} s (clients.start_timeout): {away.place.key} {why_away(away, nodes)}"
-            self._end(queue, "lost", reason)
+            self._end(queue.clients(), "lost", reason)
             queue.clear()
 
     def _tell_stop(self) -> None:
@@ -174,6 +178,9 @@ class Round:
             slot.held |= {r.index: r for r in value if r.status == "done"}
             self._notes.reports += [r for r in value if r.status != "done"]
             self._say_batch(slot, [r.physical_batch for r in value if r.physical_batch is not None])
+            if slot.sending is not None and slot.held:
+                self._parts.keep(slot)
+            slot.sending = None
         elif doing == "handing over":
             self._parts.keep(slot)
         elif doing == "adding up":
@@ -232,7 +239,7 @@ class Round:
                 self._end([client], "refused", f"{why}, and its privacy budget does not allow another try")
             else:
                 self._notes.retries += 1
-                self._queue(again)
+                self._queue(again, self._work.longest_first([again])[0][1])
 
     def _leave(self, busy: Sequence[Slot]) -> None:
         for slot in busy:

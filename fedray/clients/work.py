@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +10,10 @@ import numpy.typing as npt
 
 from fedray.clients.messages import ClientReport, ClientTask
 
-_SECONDS_A_RECORD = 1e-4  # until a client has trained once
+#: Seconds of work for which a call of its own is worth while.
+WORTH_A_CALL = 0.03
+
+_SECONDS_A_RECORD = 1e-4  # until anyone has trained once
 
 
 class Work:
@@ -35,12 +38,19 @@ class Work:
     def learn_sizes(self, sizes: npt.NDArray[np.int64]) -> None:
         """Take the numbers of records, and forget the durations."""
         self._sizes = sizes
+        self._rates: dict[str, float] = {}  # seconds a record in each lane, of late
         self._seconds = np.full(len(sizes), np.nan, dtype=np.float32)
 
     def learn(self, reports: Iterable[ClientReport]) -> None:
         """Take the durations of turns."""
-        for report in reports:
-            self._seconds[report.index] = report.seconds
+        reports = [r for r in reports if r.status == "done"]
+        if not reports:
+            return
+        indices, seconds = [r.index for r in reports], [r.seconds for r in reports]
+        self._seconds[indices] = seconds
+        records = float(self._sizes[indices].sum())
+        lane, now = self.lane(indices[0]), sum(seconds) / max(records, 1.0)
+        self._rates[lane] = (self._rates[lane] + now) / 2 if lane in self._rates else now
 
     def lane(self, client: int) -> str:
         """The lane that serves a client."""
@@ -54,11 +64,69 @@ class Work:
         """Take note that an actor was killed for its memory with these clients; others that died with them halve nothing more."""
         self._halvings[lane] = max([self._halvings[lane], *(c.halvings + 1 for c in killed)])
 
-    def expected(self, client: int) -> float:
-        """Seconds that a client's turn will take."""
-        seconds = float(self._seconds[client])
-        return float(self._sizes[client]) * _SECONDS_A_RECORD if np.isnan(seconds) else seconds
+    def longest_first(self, cohort: Sequence[ClientTask]) -> list[tuple[ClientTask, float]]:
+        """A cohort in the order in which it is handed out, with the seconds that each one's turn will take."""
+        indices = np.fromiter((c.index for c in cohort), dtype=np.int64, count=len(cohort))
+        seconds = self._seconds[indices].astype(np.float64)
+        new = np.flatnonzero(np.isnan(seconds))
+        for n in new:
+            seconds[n] = self._sizes[indices[n]] * self._rates.get(self.lane(int(indices[n])), _SECONDS_A_RECORD)
+        return [(cohort[n], float(seconds[n])) for n in np.lexsort((indices, -seconds))]
 
-    def longest_first(self, cohort: Iterable[ClientTask]) -> list[ClientTask]:
-        """A cohort in the order in which it is handed out."""
-        return sorted(cohort, key=lambda c: (-self.expected(c.index), c.index))
+
+class Queue:
+    """Clients of one lane that wait for an actor, and the seconds that their turns will take."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[ClientTask, float]] = deque()
+        self._seconds = 0.0  # of those who wait
+        self._all, self._all_seconds = 0, 0.0  # whoever was put here
+        self._shares = 0  # that were taken
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def first(self) -> ClientTask:
+        """Who is next."""
+        return self._waiting[0][0]
+
+    def clients(self) -> list[ClientTask]:
+        """Who waits."""
+        return [client for client, _ in self._waiting]
+
+    def put(self, client: ClientTask, seconds: float) -> None:
+        """Add a client at the end."""
+        self._waiting.append((client, seconds))
+        self._seconds += seconds
+        self._all += 1
+        self._all_seconds += seconds
+
+    def pop(self) -> ClientTask:
+        """Take the first."""
+        client, seconds = self._waiting.popleft()
+        self._seconds -= seconds
+        return client
+
+    def take(self, actors: int) -> list[ClientTask]:
+        """Take one actor's next share: half of its even share of the time that is left, but not less than is worth a call."""
+        self._shares += 1
+        if self.short(actors) and self._shares >= actors:
+            return [self.pop() for _ in range(len(self._waiting))]
+        share = max(self._seconds / actors / 2, min(self._all_seconds / actors, WORTH_A_CALL))
+        most = -(-self._all // actors)
+        taken: list[ClientTask] = []
+        seconds = 0.0
+        while self._waiting and len(taken) < most and (not taken or seconds <= share * (1 - 1e-9)):
+            seconds += self._waiting[0][1]
+            taken.append(self.pop())
+        return taken
+
+    def short(self, actors: int) -> bool:
+        """Whether one call for each actor is enough."""
+        return self._all_seconds / actors <= WORTH_A_CALL
+
+    def clear(self) -> None:
+        """Forget everyone."""
+        self._waiting.clear()
+        self._seconds = 0.0

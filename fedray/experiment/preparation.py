@@ -15,7 +15,7 @@ import torch
 
 from fedray import components
 from fedray.aggregation.exact import grid_bits
-from fedray.algorithms.build import make_algorithm, make_server
+from fedray.algorithms.build import make_algorithm, make_server, untouched
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import check_arguments, find
 from fedray.config import Config
@@ -165,7 +165,8 @@ def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...]
         rules.check_buffers(model)
     if private:
         rules.check_layers(model)  # the actors' pre-flight test goes on with Opacus' own checks
-    engines = [choose_engine(g.training.engine, private, model)[0] for g in groups]
+    alone = untouched(make_algorithm(config.algorithm))
+    engines = [choose_engine(g.training.engine, private, model, g.training, alone)[0] for g in groups]
     layout = Layout.of(model)
     return Model(layout, get_vector(model, layout), outputs, shape, engines[0], tokens)
 

@@ -7,34 +7,49 @@ from typing import cast
 from torch import nn
 
 from fedray import components
+from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.privacy.rules import ENGINES
-from fedray.training.bookkeeping import unsupported
+from fedray.training import bookkeeping, lockstep
 from fedray.training.engine import Engine
 
 #: The engines that are proven to do record-level DP-SGD. No other may run under a privacy claim.
 PRIVATE = tuple(name for name in ENGINES if name != "auto")
 
 
-def choose_engine(name: str, private: bool, model: nn.Module) -> tuple[str, Engine]:
+def choose_engine(
+    name: str, private: bool, model: nn.Module, training: Training | None = None, untouched: bool = False
+) -> tuple[str, Engine]:
     """The engine's name and the engine.
 
     Args:
         name: the config's ``training.engine``: ``auto``, a built-in, or ``python:module:attribute``.
         private: whether records are protected in local training (``privacy.regime`` record).
-        model: what will be trained; ``auto`` takes ``book`` where it knows all layers, else ``hooks``.
+        model: what will be trained; ``auto`` takes ``book`` where it knows all layers, else ``hooks``; without privacy
+            ``lockstep`` where it can train the model and gains by it, else ``plain``.
+        training: the training section.
+        untouched: whether the algorithm leaves local training to the engine alone.
 
     Raises:
-        ConfigError: no such engine, or it does not go with the regime.
+        ConfigError: no such engine, or it does not go with the regime, the model or the algorithm.
     """
-    if name == "auto":
-        name = "plain" if not private else "book" if unsupported(model) is None else "hooks"
+    if name == "auto" and private:
+        name = "book" if bookkeeping.unsupported(model) is None else "hooks"
+    elif name == "auto":
+        together = training is not None and untouched and lockstep.unsupported(model, training) is None and lockstep.gains(model)
+        name = "lockstep" if together else "plain"
     if private and name not in PRIVATE:
         raise ConfigError(
             f"training.engine: '{name}' gives no record-level privacy, which privacy.regime asks for; use auto, book, hooks or ghost."
         )
     if not private and name in PRIVATE:
-        raise ConfigError(f"training.engine: '{name}' is for record-level privacy, but privacy.regime is none; use auto or plain.")
+        raise ConfigError(
+            f"training.engine: '{name}' is for record-level privacy, but privacy.regime is none; use auto, plain or lockstep."
+        )
+    if name == "lockstep" and training is not None:
+        reason = lockstep.unsupported(model, training) if untouched else "the algorithm takes part in every step"
+        if reason is not None:
+            raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use auto or plain.")
     engine = components.find(components.ENGINES, name)
     if not callable(engine):
         raise ConfigError(f"training.engine: '{name}' is a {type(engine).__name__}; name a function of (model, x, y, job).")

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
+from fedray.training.direct import Direct
 from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
+from fedray.training.images import channels_last, lay_out, prefers_channels_last
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
@@ -39,47 +42,55 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     training = job.training
     if not model.training:  # a walk over all modules, so only where needed
         model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    move = mover(model, parameters, training, job.lr, x.device)
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
+    pixels = prefers_channels_last(model, x)
+    if pixels:
+        lay_out(model)
     seen: float | Tensor = 0.0
     steps = examples = 0
-    for batch in _batches(len(x), training, job.draws, x.device):
-        check_stop(job)
-        for p in parameters:
-            p.grad = None
-        size = len(batch)
-        for part in (batch,) if 0 < size <= physical else torch.split(batch, physical) if size else ():
-            losses = job.loss(model(x.index_select(0, part)), y.index_select(0, part))
-            # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
-            torch.autograd.backward(losses, torch.full_like(losses, 1.0 / (training.expected_batch or size)))
-            total = losses.detach().sum()
-            seen = seen + (total.item() if on_cpu else total.double())  # on a GPU no wait for the step's end
-        if poisson:
-            for p in parameters:  # momentum and decay act alike in every step, empty or not
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-        if job.adjust is not None:
-            job.adjust(model)
-        move()
-        steps += 1
-        examples += size
+    with Direct(model, training, job.lr, job.adjust is None and (training.batch_size or physical + 1) <= physical) as direct:
+        parameters = direct.others
+        move = mover(model, parameters, training, job.lr, x.device)
+        for drawn in batches(len(x), training, job.draws):
+            check_stop(job)
+            batch = torch.from_numpy(drawn).to(x.device)
+            for p in parameters:
+                p.grad = None
+            size = len(batch)
+            for part in (batch,) if 0 < size <= physical else torch.split(batch, physical) if size else ():
+                records = x.index_select(0, part)
+                losses = job.loss(direct.forward(model, channels_last(records) if pixels else records), y.index_select(0, part))
+                # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
+                direct.backward(losses, torch.full_like(losses, 1.0 / (training.expected_batch or size)))
+                total = losses.detach().sum()
+                seen = seen + (total.item() if on_cpu else total.double())  # on a GPU no wait for the step's end
+            if poisson:
+                for p in parameters:  # momentum and decay act alike in every step, empty or not
+                    if p.grad is None:
+                        p.grad = torch.zeros_like(p)
+            if job.adjust is not None:
+                job.adjust(model)
+            move()
+            steps += 1
+            examples += size
     return LocalResult(steps, examples, float(seen) / examples if examples else None)
 
 
-def _batches(n: int, training: Training, draws: np.random.Generator, device: torch.device) -> Iterator[Tensor]:
+def batches(n: int, training: Training, draws: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Record indices of each step, int64."""
     if training.sampling_rate is not None:
         for _ in range(training.steps or 0):
-            yield torch.from_numpy(np.flatnonzero(draws.random(n) < training.sampling_rate)).to(device)
+            yield np.flatnonzero(draws.random(n) < training.sampling_rate)
         return
     size = training.batch_size or n
     left = training.steps if training.epochs is None else training.epochs * -(-n // size)
     while n and left:
-        order = torch.from_numpy(draws.permutation(n)).to(device)
-        batches = torch.split(order, size)[:left]
-        yield from batches
-        left -= len(batches)
+        order = draws.permutation(n)
+        for start in range(0, n, size):
+            if not left:
+                return
+            left -= 1
+            yield order[start : start + size]
 
 
 ENGINES = {"plain": plain}

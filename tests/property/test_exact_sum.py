@@ -47,6 +47,46 @@ def test_any_order_and_any_tree_give_the_same_bytes(items, random, actors):
     assert (scattered.weight, scattered.count) == (straight.weight, straight.count)
 
 
+@given(updates, st.sets(st.integers(0, 11)), st.sampled_from([np.nan, np.inf, -1e30]), st.sampled_from([1.0, 1e12]))
+@settings(deadline=None, max_examples=150)
+def test_many_at_once_are_added_as_one_by_one(items, spoilt, bad, room):
+    rows = np.stack([u for u, _ in items])
+    for n in spoilt:
+        if n < len(rows):
+            rows[n, n % SIZE] = bad
+    weights, capacity = [w for _, w in items], room + sum(w for _, w in items)
+    single, together = ExactSum.zero(SIZE, capacity), ExactSum.zero(SIZE, capacity)
+    expected = []
+    for row, weight in zip(rows, weights, strict=True):
+        try:
+            single.add(row, weight)
+        except UpdateRejected as error:
+            expected.append(str(error))
+        else:
+            expected.append(None)
+    assert [None if why is None else str(why) for why in together.add_many(rows, weights)] == expected
+    assert together.values.tobytes() == single.values.tobytes()
+    assert (together.weight, together.count) == (single.weight, single.count)
+
+
+def test_many_small_updates_of_a_large_model_are_added_as_one_by_one():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 0.01, (64, 70_001)).astype(np.float32)
+    single, together = ExactSum.zero(70_001, 1e4), ExactSum.zero(70_001, 1e4)
+    for row in rows:
+        single.add(row, 20.0)
+    assert together.add_many(rows, [20.0] * 64) == [None] * 64
+    assert together.values.tobytes() == single.values.tobytes()
+
+
+def test_many_at_once_keep_to_the_capacity():
+    total = ExactSum.zero(SIZE, 10.0)
+    with pytest.raises(FedrayError, match="laid out for"):
+        total.add_many(np.ones((3, SIZE), dtype=np.float32), [4.0, 4.0, 4.0])
+    assert total.count == 0
+    assert not total.values.any()
+
+
 @given(updates)
 @settings(deadline=None, max_examples=150)
 def test_the_mean_is_within_the_grid_of_the_true_mean(items):

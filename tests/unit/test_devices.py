@@ -159,7 +159,7 @@ def test_a_round_gives_what_the_cpu_gives(device: str, model: str, shape: tuple[
     found = round_of(host, data, weights)
     assert np.linalg.norm(found - reference) <= (0.0 if device == "cpu" else tolerance * np.linalg.norm(reference))
     assert np.array_equal(weights, given)
-    assert {str(p.device) for p in host._model.parameters()} == {device}
+    assert {str(p.device) for p in host._trainer.model.parameters()} == {device}
 
 
 @DEVICES
@@ -193,13 +193,13 @@ def test_the_evaluator_evaluates_on_its_device(device: str, monkeypatch: pytest.
 def test_preflight_passes_and_runs_on_the_device_that_trains(device: str) -> None:
     data = federation((4,))
     host = host_on(device, settings("softmax", "hooks"), data)
-    seen, real = set(), host._engine
+    seen, real = set(), host._trainer.engine
 
     def spy(model: Any, x: Tensor, y: Tensor, job: LocalJob) -> Any:
         seen.add(str(x.device))
         return real(model, x, y, job)
 
-    host._engine = spy
+    host._trainer.engine = spy
     assert host.preflight() <= 1.0 + 1e-5
     assert seen == {device}
 
@@ -215,7 +215,7 @@ def test_a_dedicated_client_moves_its_records_once(device: str) -> None:
     for _ in range(2):
         (report,) = host.train(task, weights, [client])
         assert report.status == "done", report.traceback or report.error
-        kept.append(host._resident)
+        kept.append(host._trainer._resident)
     if device == "cpu":
         assert kept == [None, None]  # it has them already
     else:

@@ -194,11 +194,11 @@ def test_work_is_ordered_by_what_was_seen_and_else_by_size() -> None:
     work.assign({"a": range(2), "b": [2, 3]})
     assert [work.lane(i) for i in range(4)] == ["a", "a", "b", "b"]
     cohort = [ClientTask(i, f"c{i}") for i in range(4)]
-    assert [c.index for c in work.longest_first(cohort)] == [1, 2, 0, 3]
+    assert [c.index for c, _ in work.longest_first(cohort)] == [1, 2, 0, 3]
     work.learn([ClientReport(3, "c3", "done", seconds=9.0)])
-    assert [c.index for c in work.longest_first(cohort)] == [3, 1, 2, 0]
+    assert [c.index for c, _ in work.longest_first(cohort)] == [3, 1, 2, 0]
     work.learn_sizes(np.array([1, 2, 3, 4], dtype=np.int64))
-    assert [c.index for c in work.longest_first(cohort)] == [3, 2, 1, 0]
+    assert [c.index for c, _ in work.longest_first(cohort)] == [3, 2, 1, 0]
 
 
 def test_work_of_a_million_clients_is_small() -> None:

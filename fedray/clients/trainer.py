@@ -1,0 +1,311 @@
+"""Clients' turns: each trains from the global weights, and its update is added to the actor's part of the round."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedray.aggregation.exact import ExactSum
+from fedray.algorithms.build import Algorithm, untouched
+from fedray.clients.devices import on_device
+from fedray.clients.memory import fitting, turn_noise
+from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
+from fedray.data.records import ClientData, Federation, Records
+from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
+from fedray.parameters import Layout, Vector, get_vector, set_vector
+from fedray.privacy.csprng import noise_source
+from fedray.privacy.plan import check_history
+from fedray.privacy.receipt import Receipt, record_receipt
+from fedray.rng import generator, torch_seed
+from fedray.training.choose import choose_engine
+from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, seed_torch
+from fedray.training.lockstep import Crowd, group_size, train_crowd
+from fedray.training.schedules import learning_rate
+
+#: Gives a client its turn, with what was charged for it, or says why it has none.
+Reserve = Callable[[int, ClientTask], ClientTask | str]
+
+
+class Trainer:
+    """Trains clients of one group.
+
+    Args:
+        spec: the actor's.
+        model: on the device that it trains on.
+        loss: per-record loss.
+        algorithm: what a client does.
+        data: the federation, or the one client's own records.
+        reserve: asked before a client's data is used, where the silo keeps its own book.
+    """
+
+    def __init__(
+        self,
+        spec: HostSpec,
+        model: nn.Module,
+        loss: LossFn,
+        algorithm: Algorithm,
+        data: Federation | ClientData,
+        reserve: Reserve | None = None,
+    ) -> None:
+        self._spec, self._config, self._loss, self._algorithm, self._reserve = spec, spec.config, loss, algorithm, reserve
+        self.model, self.layout, self.device = model, Layout.of(model), next(model.parameters()).device
+        self._federation = data if isinstance(data, Federation) else None
+        self._own = data if isinstance(data, ClientData) else None
+        training = spec.group.training
+        self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, untouched(algorithm))
+        self._together = self.engine_name == "lockstep" and self._federation is not None
+        self._update = np.empty(self.layout.size, dtype=np.float32)
+        self._shared: tuple[Tensor, Tensor] | None = None
+        self._resident: tuple[Tensor, Tensor] | None = None
+        self._fits: int | None = None  # the physical batch that memory sufficed for, once it did not
+        self._stop_round = -1
+        self._lr = -1, 0.0  # a round and its learning rate
+        self._host = socket.gethostname()
+
+    def stop_round(self, round_: int) -> None:
+        """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
+        self._stop_round = max(self._stop_round, round_)
+
+    def train(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], total: ExactSum) -> list[ClientReport]:
+        """Train clients and add their updates to ``total``; who was added has the status ``done``."""
+        if task.round != self._lr[0]:
+            self._lr = task.round, learning_rate(self._spec.group.training, task.round, self._config.rounds)
+        lr = self._lr[1]
+        if self._together:
+            return [report for crowd in self._crowds(clients) for report in self._turn_together(task, weights, crowd, lr, total)]
+        return [self._turn(task, weights, client, lr, total) for client in clients]
+
+    def data(self, client: ClientTask) -> ClientData:
+        """What a client holds."""
+        if self._own is not None:
+            return self._own
+        assert self._federation is not None
+        return self._federation.client(client.index)
+
+    def tensors(self, records: Records) -> tuple[Tensor, Tensor]:
+        """Records on the device; a silo's own stay there."""
+        if self.device.type != "cpu" and self._own is not None and records is self._own.train:
+            if self._resident is None:
+                self._resident = on_device(records, self.device)
+            return self._resident
+        return on_device(records, self.device)
+
+    # -- one client ------------------------------------------------------------------------------
+
+    def _turn(self, task: RoundTask, weights: Vector, client: ClientTask, lr: float, total: ExactSum) -> ClientReport:
+        began, records = time.perf_counter(), 0
+
+        def report(status: Any, **more: Any) -> ClientReport:
+            return self._report(client, status, records, time.perf_counter() - began, **more)
+
+        try:
+            data = self.data(client)
+            records = len(data.train)
+            self._check_stop(task)
+            if self._reserve is not None:
+                reserved = self._reserve(task.round, client)
+                if isinstance(reserved, str):
+                    return report("refused", error=reserved)
+                client = reserved
+            result, fitted = self._run(task, weights, client, data, lr)
+            receipts = self._receipts(task, client, result)
+            get_vector(self.model, self.layout, out=self._update)
+            np.subtract(self._update, weights, out=self._update)
+            self._add(task, client, records, self._update, total)
+        except Stopped as error:
+            return report("late", error=str(error))
+        except ClaimVoid:
+            raise  # what ran is not what was charged: the whole run must end
+        except UpdateRejected as error:
+            return report("rejected", error=str(error))
+        except FedrayError as error:
+            return report("failed", error=str(error), traceback=traceback.format_exc())
+        except Exception as error:  # a client's fault is reported, not fatal
+            if isinstance(error, getattr(torch, "AcceleratorError", ())):
+                # The device context is unusable from here on: end, so that the pool starts a fresh actor.
+                traceback.print_exc()
+                os._exit(1)
+            return report("failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted)
+
+    def _run(self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float) -> tuple[LocalResult, int | None]:
+        """Train the model; what was done, and the physical batch that fitted into memory where that was less than the config's."""
+        seed, training = self._config.seed, self._spec.group.training
+        if client.steps is not None:
+            training = training.model_copy(update={"steps": client.steps})
+        private = self._spec.plan is not None
+        noise = turn_noise(self._config.privacy.insecure_seed, task.round, client.index) if private else None
+        x, y = self.tensors(data.train)
+
+        def local(physical_batch: int) -> LocalResult:
+            set_vector(self.model, self.layout, weights)
+            seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)
+            fitted = training.model_copy(update={"physical_batch": physical_batch})
+            job = self._job(task, fitted, lr, self._draws(task, client), None if noise is None else noise())
+            return self._algorithm.local(self.engine, self.model, x, y, job)
+
+        whole = min(training.physical_batch, max(1, len(data.train)))
+        first = max(1, min(whole >> client.halvings, self._fits or whole))
+        result, fitted = fitting(local, first)
+        if fitted < whole:
+            self._fits = fitted
+        return result, (fitted if fitted < whole else None)
+
+    # -- many clients ----------------------------------------------------------------------------
+
+    def _crowds(self, clients: Sequence[ClientTask]) -> Iterator[Sequence[ClientTask]]:
+        size = group_size(self.layout.size, self.device)
+        return (clients[start : start + size] for start in range(0, len(clients), size))
+
+    def _turn_together(
+        self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], lr: float, total: ExactSum
+    ) -> list[ClientReport]:
+        """The turns of clients that are trained at once. Where that fails, each has its own turn, and fails by itself."""
+        began = time.perf_counter()
+        assert self._federation is not None
+        starts, stops = (self._federation.offsets[[c.index + k for c in clients]].tolist() for k in (0, 1))
+        sizes = [b - a for a, b in zip(starts, stops, strict=True)]
+        try:
+            self._check_stop(task)
+            draws = [self._draws(task, client) for client in clients]
+            job = self._job(task, self._spec.group.training, lr, draws[0])
+            updates, results = train_crowd(self.model, self.layout, weights, Crowd(*self._everyone(), starts, stops, draws), job)
+        except Stopped as error:
+            return [self._report(c, "late", n, 0.0, error=str(error)) for c, n in zip(clients, sizes, strict=True)]
+        except Exception:
+            return [self._turn(task, weights, client, lr, total) for client in clients]
+        refused = self._add_all(task, clients, sizes, updates, total)
+        seconds = (time.perf_counter() - began) / len(clients)
+        return [
+            self._report(client, "done", records, seconds, loss=self._shown(result), receipts=self._receipts(task, client, result))
+            if why is None
+            else self._report(client, "rejected", records, seconds, error=str(why))
+            for client, records, result, why in zip(clients, sizes, results, refused, strict=True)
+        ]
+
+    def _everyone(self) -> tuple[Tensor, Tensor]:
+        """All clients' records, on the CPU, where the actors of a node share them."""
+        if self._shared is None:
+            assert self._federation is not None
+            self._shared = on_device(self._federation.train, torch.device("cpu"))
+        return self._shared
+
+    def _add_all(
+        self,
+        task: RoundTask,
+        clients: Sequence[ClientTask],
+        sizes: Sequence[int],
+        updates: npt.NDArray[np.float32],
+        total: ExactSum,
+    ) -> list[UpdateRejected | None]:
+        """Add updates; for each None, or why it was left out."""
+        if task.step is None:
+            return total.add_many(updates, [self._algorithm.weight(n) for n in sizes])
+        refused: list[UpdateRejected | None] = [None] * len(clients)
+        for n, client in enumerate(clients):
+            try:
+                self._add(task, client, sizes[n], updates[n], total)
+            except UpdateRejected as error:
+                refused[n] = error
+        return refused
+
+    # -- both ------------------------------------------------------------------------------------
+
+    def _check_stop(self, task: RoundTask) -> None:
+        if self._stop_round >= task.round:
+            raise Stopped("the round ended before this client's turn.")
+
+    def _draws(self, task: RoundTask, client: ClientTask) -> np.random.Generator:
+        return generator(self._config.seed, "batches", task.round, client.index)
+
+    def _job(self, task: RoundTask, training: Any, lr: float, draws: np.random.Generator, noise: NoiseSource | None = None) -> LocalJob:
+        plan = self._spec.plan
+        return LocalJob(
+            training=training,
+            lr=lr,
+            loss=self._loss,
+            draws=draws,
+            noise=noise,
+            dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping),
+            should_stop=lambda: self._stop_round >= task.round,
+        )
+
+    def _receipts(self, task: RoundTask, client: ClientTask, result: LocalResult) -> dict[str, Receipt]:
+        """What was run for each protected unit.
+
+        Raises:
+            ClaimVoid: it is not what was charged.
+        """
+        receipts: dict[str, Receipt] = {}
+        plan, reservations = self._spec.plan, dict(client.reservations)
+        if plan is not None:
+            check_history(result.history, plan, client.steps)
+            receipts["record"] = record_receipt(plan, result.history or [], self.engine_name, reservations.get("record"))
+        if task.step is not None:
+            receipts["client"] = {"reservation": reservations.get("client"), "plan": task.plan, **task.step.terms()}
+        return receipts
+
+    def _add(self, task: RoundTask, client: ClientTask, records: int, update: Vector, total: ExactSum) -> None:
+        """Add an update; where whole clients are protected, clipped, noised and encoded, with weight 1.
+
+        Raises:
+            UpdateRejected: it cannot be added.
+        """
+        try:
+            if task.step is None:
+                total.add(update, self._algorithm.weight(records))
+                return
+            step, seed = task.step, self._config.privacy.insecure_seed
+            share = 1.0 if step.weight_cap is None else min(records / step.weight_cap, 1.0)
+            encoded = step.encode(update, share, noise_source(seed, task.round, f"update-{client.index}"))
+            if step.integer:
+                total.add_integers(encoded)
+            else:
+                total.add(encoded)
+        except MemoryError:  # half of the update may be in the part: end, so that none of it counts
+            traceback.print_exc()
+            os._exit(1)
+
+    def _shown(self, result: LocalResult) -> float | None:
+        """The training loss, where it may be seen: it is computed from private records."""
+        privacy = self._config.privacy
+        return result.loss if not privacy.regimes or "train_metrics" in privacy.unprotected else None
+
+    def _report(
+        self,
+        client: ClientTask,
+        status: Any,
+        records: int,
+        seconds: float,
+        *,
+        loss: float | None = None,
+        error: str = "",
+        traceback: str = "",
+        receipts: Mapping[str, Receipt] | None = None,
+        physical_batch: int | None = None,
+    ) -> ClientReport:
+        if self._config.privacy.whole_clients is not None:  # the number of records is the client's own
+            records = 0
+        return ClientReport(
+            client.index,
+            client.name,
+            status,
+            client.attempt,
+            records,
+            seconds,
+            loss,
+            error,
+            traceback,
+            self._host,
+            receipts or {},
+            physical_batch,
+        )

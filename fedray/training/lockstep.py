@@ -1,0 +1,363 @@
+"""The local engine that trains many small clients at once: their steps are batched matrix products.
+
+A client of twenty records costs a loop over clients more in calls than in arithmetic. Here the weights of K
+clients are stacked, [K, outputs, inputs], and one call moves all of them. Clients of different sizes stay exact: a
+short batch is filled up with records of weight 0, and a client that has taken its steps leaves.
+
+What comes out for a client is the same to the last bit whoever it was trained beside, so that results do not depend on how
+clients were handed to actors. Products of a batch give the same bits for a matrix wherever it stands in the batch, provided
+that all of them begin at the same alignment; so every axis is filled up with zeros to whole cache lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedray.config import Training
+from fedray.errors import ConfigError
+from fedray.parameters import Layout, Vector, get_vector, set_vector
+from fedray.training.engine import LocalJob, LocalResult, check_stop
+from fedray.training.plain import batches
+
+#: Floats to which axes are filled up: a cache line.
+_LINE = 16
+#: Bytes of stacked weights that are trained at once: what a core's cache holds, or what fills a GPU.
+_STACK, _GPU_STACK = 2**21, 2**28
+#: Clients at once from which it pays.
+_FEWEST = 4
+
+#: Layers that treat every value by itself, by exact type: a subclass may compute something else.
+_ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.ELU, nn.SiLU, nn.LeakyReLU, nn.Softplus, nn.Identity)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Clients that are trained together: rows ``starts[k]`` to ``stops[k]`` of common tensors, and each one's own draws.
+
+    Attributes:
+        x: records [n, ...] of all of them (and perhaps others), on the model's device or, where they are many, on the CPU.
+        y: targets [n].
+        starts, stops: each client's rows.
+        draws: keyed generator for each client's batches.
+    """
+
+    x: Tensor
+    y: Tensor
+    starts: Sequence[int]
+    stops: Sequence[int]
+    draws: Sequence[np.random.Generator]
+
+
+def lockstep(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+    """SGD without privacy, many small clients at a time, each as if it were alone.
+
+    For chains of Linear layers and elementwise activations, and SGD with or without momentum and weight decay. Gives what
+    ``plain`` gives, up to rounding.
+
+    Args:
+        model: trained in place.
+        x: records [n, ...].
+        y: targets [n].
+        job: what to do; ``dp``, ``noise`` and ``adjust`` are not used.
+
+    Raises:
+        ConfigError: the model or the training section is not for it.
+        Stopped: ``job.should_stop`` said so between two steps.
+    """
+    layout = Layout.of(model)
+    updates, results = train_crowd(model, layout, get_vector(model, layout), Crowd(x, y, [0], [len(x)], [job.draws]), job)
+    set_vector(model, layout, get_vector(model, layout) + updates[0])
+    return results[0]
+
+
+ENGINES = {"lockstep": lockstep}
+
+
+def unsupported(model: nn.Module, training: Training) -> str | None:
+    """Why :func:`lockstep` cannot train the model so, as a clause; None where it can."""
+    if training.optimizer != "sgd":
+        return f"it knows SGD only, not {training.optimizer}"
+    batch = training.batch_size
+    if batch is None:
+        return "it takes training.batch_size, not a sampling_rate"
+    if batch > training.physical_batch:
+        return "training.batch_size is above training.physical_batch"
+    seen, owned = 0, set[int]()
+    for n, (_, layer) in enumerate(_named(model)):
+        if type(layer) is nn.Linear:
+            seen += 1
+            if any(id(p) in owned or not p.requires_grad for p in layer.parameters()):
+                return "layers share a parameter, or one is not trained"
+            owned |= {id(p) for p in layer.parameters()}
+        elif type(layer) is nn.Flatten:
+            if n or layer.start_dim != 1 or layer.end_dim != -1:
+                return "it flattens at another place than the beginning"
+        elif type(layer) not in _ELEMENTWISE:
+            return f"{type(layer).__name__} is no layer that it knows"
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            return f"{type(layer).__name__} has a forward pass of its own"
+    return None if seen else "it has no Linear layer"
+
+
+def gains(model: nn.Module) -> bool:
+    """Whether it is faster than ``plain``: where so many clients' weights fit the cache that calls are what ``plain`` waits for."""
+    return group_size(sum(p.numel() for p in model.parameters()), next(model.parameters()).device) >= _FEWEST
+
+
+def group_size(size: int, device: torch.device) -> int:
+    """How many clients of a model with ``size`` weights to train at once."""
+    stack, most = (_STACK, 128) if device.type == "cpu" else (_GPU_STACK, 4096)
+    return max(1, min(most, stack // (4 * max(1, size))))
+
+
+def train_crowd(
+    model: nn.Module, layout: Layout, weights: Vector, crowd: Crowd, job: LocalJob
+) -> tuple[npt.NDArray[np.float32], list[LocalResult]]:
+    """Train clients from the same weights.
+
+    Args:
+        model: says what is computed; left as it is.
+        layout: of the model.
+        weights: that they start from, [size].
+        crowd: the clients.
+        job: what each of them does; its ``draws`` are not used.
+
+    Returns:
+        Their updates, float32 [clients, size] (new weights less ``weights``), and what each did.
+
+    Raises:
+        ConfigError: the model or the training section is not for this engine.
+        Stopped: ``job.should_stop`` said so between two steps.
+    """
+    training = job.training
+    reason = unsupported(model, training)
+    if reason is not None:
+        raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use training.engine=plain.")
+    updates = np.empty((len(crowd.starts), layout.size), dtype=np.float32)
+    results: list[LocalResult] = [LocalResult(0, 0, None)] * len(crowd.starts)
+    for clients, width in _alike(crowd, training):
+        plan = _Plan.of(crowd, clients, width, training)
+        stack = _Stack(model, layout, weights, len(clients))
+        loss = _run(stack, plan, crowd, job)
+        updates[plan.order] = stack.updates()
+        for client, steps, examples, total in zip(plan.order, plan.steps, plan.examples, loss, strict=True):
+            results[client] = LocalResult(int(steps), int(examples), float(total) / int(examples) if examples else None)
+    return updates, results
+
+
+def _alike(crowd: Crowd, training: Training) -> list[tuple[list[int], int]]:
+    """Clients with batches of one width, and that width. It depends on the client alone, for the sake of the last bit."""
+    groups: dict[int, list[int]] = {}
+    for client, (start, stop) in enumerate(zip(crowd.starts, crowd.stops, strict=True)):
+        width = min(training.batch_size or 1, 1 << max(0, int(stop - start) - 1).bit_length())
+        groups.setdefault(width, []).append(client)
+    return [(clients, width) for width, clients in groups.items()]
+
+
+def _run(stack: _Stack, plan: _Plan, crowd: Crowd, job: LocalJob) -> npt.NDArray[np.float64]:
+    """All steps; the sum of each place's losses."""
+    x, y = crowd.x.reshape(len(crowd.x), -1), crowd.y
+    loss = np.zeros(len(plan.order))
+    for step, active in enumerate(plan.active):
+        check_stop(job)
+        rows = torch.from_numpy(plan.rows[step, :active]).to(x.device)
+        weight, valid = (torch.from_numpy(a[step, :active]).to(stack.device) for a in (plan.weights, plan.valid))
+        records, targets = _gathered(x, rows, stack.inputs), y.index_select(0, rows.view(-1))
+        losses = stack.step(records.to(stack.device), targets.to(stack.device), weight, job)
+        loss[:active] += (losses * valid).sum(1, dtype=torch.float64).cpu().numpy()
+    return loss
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Who uses which rows in which step.
+
+    Attributes:
+        order: place in the stack to client; who takes most steps comes first. All have batches of one width.
+        active: clients that take each step: a prefix of the stack.
+        rows: int64 [steps, clients, batch].
+        weights: of a record's gradient, float32, of the same shape; 0 where a short batch is filled up.
+        valid: 1 where a record is there, else 0, float32.
+        steps, examples: of each place.
+    """
+
+    order: npt.NDArray[np.int64]
+    active: list[int]
+    rows: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.float32]
+    steps: npt.NDArray[np.int64]
+    examples: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, crowd: Crowd, clients: Sequence[int], width: int, training: Training) -> _Plan:
+        drawn = [
+            [crowd.starts[k] + batch for batch in batches(crowd.stops[k] - crowd.starts[k], training, crowd.draws[k])] for k in clients
+        ]
+        counts = np.array([len(d) for d in drawn])
+        first = np.argsort(-counts, kind="stable")
+        order = np.array(clients)[first]
+        steps = int(counts.max(initial=0))
+        rows = np.empty((steps, len(drawn), width), dtype=np.int64)
+        sizes = np.zeros((steps, len(drawn)), dtype=np.int64)
+        for place, k in enumerate(first):
+            for step, batch in enumerate(drawn[k]):
+                rows[step, place, : len(batch)] = batch
+                rows[step, place, len(batch) :] = batch[0]
+                sizes[step, place] = len(batch)
+        valid = (np.arange(width) < sizes[:, :, None]).astype(np.float32)
+        weights = valid * (1.0 / np.maximum(sizes, 1)).astype(np.float32)[:, :, None]
+        active = [int((counts > step).sum()) for step in range(steps)]
+        return cls(order, active, rows, weights, valid, counts[first], sizes.sum(0))
+
+
+class _Stack:
+    """The weights of K clients, and how they move."""
+
+    def __init__(self, model: nn.Module, layout: Layout, weights: Vector, clients: int) -> None:
+        self._layout, self._start = layout, weights
+        self.device = next(model.parameters()).device
+        offsets = {entry.name: entry.offset for entry in layout.entries}
+        self._links: list[_Link] = []
+        last: list[nn.Module] = []
+        for name, layer in _named(model):
+            if type(layer) is nn.Linear:
+                self._links.append(_Link(layer, name, offsets, weights, clients, self.device))
+                last = self._links[-1].after
+            elif type(layer) is not nn.Flatten:
+                last.append(layer)
+        self.inputs = self._links[0].inputs
+
+    def step(self, x: Tensor, targets: Tensor, weight: Tensor, job: LocalJob) -> Tensor:
+        """One step of the first ``len(x)`` clients; the losses of their records, [clients, batch].
+
+        Args:
+            x: records [clients, batch, inputs], filled up.
+            targets: [clients * batch].
+            weight: of each record's gradient, [clients, batch].
+            job: loss, learning rate and training section.
+        """
+        active = len(x)
+        entered: list[Tensor] = []  # what goes into each Linear layer, without a graph
+        left: list[Tensor] = []  # what comes out of it, where graphs begin
+        passed: list[Tensor] = []  # what the activations after it make of that
+        h = x
+        for link in self._links:
+            z = link.forward(h, active).requires_grad_()
+            entered.append(h)
+            left.append(z)
+            passed.append(link.activate(z))
+            h = _filled(passed[-1].detach())
+        out = passed[-1]
+        losses = job.loss(out.flatten(0, 1), targets).view(weight.shape)
+        (gradient,) = torch.autograd.grad([losses], [left[-1]], [weight])
+        for n in reversed(range(len(self._links))):
+            link = self._links[n]
+            below = link.backward(gradient, active) if n else None
+            link.move(entered[n], gradient, active, job)
+            if below is not None:
+                before = passed[n - 1]
+                (gradient,) = torch.autograd.grad([before], [left[n - 1]], [below[..., : before.shape[-1]]])
+        return losses.detach()
+
+    def updates(self) -> npt.NDArray[np.float32]:
+        """New weights less old ones, [clients, size]."""
+        out = np.empty((self._links[0].clients, self._layout.size), dtype=np.float32)
+        for link in self._links:
+            link.write(out)
+        return np.subtract(out, self._start, out=out)
+
+
+class _Link:
+    """A Linear layer of K clients, filled up to whole cache lines, and the activations after it.
+
+    ``weight`` is [K, outputs, inputs] and ``bias`` [K, 1, outputs]; what fills them up is zero and stays so.
+    """
+
+    def __init__(self, layer: nn.Linear, name: str, offsets: dict[str, int], weights: Vector, clients: int, device: torch.device) -> None:
+        self.after: list[nn.Module] = []
+        self.clients = clients
+        self._p, self._d = layer.out_features, layer.in_features
+        self.outputs, self.inputs = _whole(self._p), _whole(self._d)
+        self._at = offsets[f"{name}weight"]
+        self._bias_at = offsets[f"{name}bias"] if layer.bias is not None else None
+        start = torch.zeros((self.outputs, self.inputs))
+        start[: self._p, : self._d] = torch.from_numpy(weights[self._at : self._at + self._p * self._d].reshape(self._p, self._d).copy())
+        bias = torch.zeros(self.outputs)
+        if self._bias_at is not None:
+            bias[: self._p] = torch.from_numpy(weights[self._bias_at : self._bias_at + self._p].copy())
+        self.weight = start.to(device).expand(clients, -1, -1).contiguous()
+        self.bias = bias.to(device).expand(clients, 1, -1).contiguous()
+        self._velocity: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, h: Tensor, active: int) -> Tensor:
+        return torch.baddbmm(self.bias[:active], h, self.weight[:active].transpose(1, 2))
+
+    def activate(self, z: Tensor) -> Tensor:
+        """[clients, batch, outputs] -> the same, without what fills it up."""
+        h = z[..., : self._p]
+        for layer in self.after:
+            h = layer(h)
+        return h
+
+    def backward(self, gradient: Tensor, active: int) -> Tensor:
+        return torch.bmm(gradient, self.weight[:active])
+
+    def move(self, h: Tensor, gradient: Tensor, active: int, job: LocalJob) -> None:
+        """One step of SGD, as torch.optim.SGD takes it."""
+        training, turned = job.training, gradient.transpose(1, 2)
+        weight, bias = self.weight[:active], self.bias[:active]
+        moves_bias = self._bias_at is not None
+        if not training.momentum and not training.weight_decay:
+            weight.baddbmm_(turned, h, alpha=-job.lr)
+            if moves_bias:
+                bias.sub_(gradient.sum(1, keepdim=True), alpha=job.lr)
+            return
+        if self._velocity is None:
+            self._velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+        found = [(weight, torch.bmm(turned, h), self._velocity[0][:active])]
+        if moves_bias:
+            found.append((bias, gradient.sum(1, keepdim=True), self._velocity[1][:active]))
+        for values, step, velocity in found:
+            step.add_(values, alpha=training.weight_decay)
+            if training.momentum:
+                velocity.mul_(training.momentum).add_(step)
+                step = step.add_(velocity, alpha=training.momentum) if training.nesterov else velocity
+            values.sub_(step, alpha=job.lr)
+
+    def write(self, out: npt.NDArray[np.float32]) -> None:
+        """The weights, into rows of vectors."""
+        out[:, self._at : self._at + self._p * self._d] = self.weight[:, : self._p, : self._d].cpu().numpy().reshape(self.clients, -1)
+        if self._bias_at is not None:
+            out[:, self._bias_at : self._bias_at + self._p] = self.bias[:, 0, : self._p].cpu().numpy()
+
+
+def _whole(size: int) -> int:
+    return -(-size // _LINE) * _LINE
+
+
+def _filled(h: Tensor) -> Tensor:
+    """The last axis filled up with zeros."""
+    missing = _whole(h.shape[-1]) - h.shape[-1]
+    return nn.functional.pad(h, (0, missing)) if missing else h.contiguous()
+
+
+def _gathered(x: Tensor, rows: Tensor, inputs: int) -> Tensor:
+    """Rows of x as [clients, batch, inputs], filled up."""
+    found = x.index_select(0, rows.view(-1))
+    if found.shape[1] != inputs:
+        found = nn.functional.pad(found, (0, inputs - found.shape[1]))
+    return found.view(*rows.shape, inputs)
+
+
+def _named(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The layers of nested Sequentials in order, with the prefix of their parameters' names."""
+    if type(model) is not nn.Sequential:
+        return [(prefix, model)]
+    return [found for name, child in model.named_children() for found in _named(child, f"{prefix}{name}.")]

@@ -1,0 +1,48 @@
+"""How a round's work is shared out: everyone once, in order, in few calls, and evenly where it is short."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedray.clients.messages import ClientTask
+from fedray.clients.work import WORTH_A_CALL, Queue
+
+
+def queue_of(seconds: list[float]) -> Queue:
+    queue = Queue()
+    for n, s in enumerate(seconds):
+        queue.put(ClientTask(n, f"c{n}"), s)
+    return queue
+
+
+def shares(queue: Queue, actors: int) -> list[list[int]]:
+    found = []
+    while queue:
+        found.append([c.index for c in queue.take(actors)])
+    return found
+
+
+@given(st.lists(st.floats(0.0, 100.0), max_size=60), st.integers(1, 8))
+def test_everyone_is_handed_out_once_and_in_order(seconds: list[float], actors: int) -> None:
+    found = shares(queue_of(sorted(seconds, reverse=True)), actors)
+    assert [n for share in found for n in share] == list(range(len(seconds)))
+    assert all(found)
+
+
+@given(st.integers(1, 500), st.integers(1, 16), st.floats(0.0, 1e-5))
+def test_short_equal_work_is_one_call_for_each_actor(clients: int, actors: int, seconds: float) -> None:
+    found = shares(queue_of([seconds] * clients), actors)
+    assert len(found) <= actors
+    assert max(map(len, found)) <= -(-clients // actors)
+
+
+@given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=60), st.integers(1, 8))
+def test_a_share_is_half_of_what_is_evenly_left_unless_that_is_short(seconds: list[float], actors: int) -> None:
+    """Up to the last client of a share, which may reach beyond it."""
+    ordered = sorted(seconds, reverse=True)
+    left = whole = sum(ordered)
+    for share in shares(queue_of(ordered), actors):
+        before_last = sum(ordered[n] for n in share[:-1])
+        assert before_last <= max(left / actors / 2, min(whole / actors, WORTH_A_CALL)) * (1 + 1e-6)
+        left -= before_last + ordered[share[-1]]
