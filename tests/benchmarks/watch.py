@@ -1,0 +1,115 @@
+"""Runs a command that writes ``ROUND`` after each round, and measures it from outside: wall and CPU seconds, memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+
+class Watched:
+    """A command under way.
+
+    Args:
+        command: to run.
+        skip: rounds at the start that do not count.
+        rounds: that there will be.
+        limit: seconds after which it is killed.
+        cwd, environment: where and with what.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        skip: int,
+        rounds: int,
+        limit: float = 900.0,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._skip, self._all, self._limit = skip, rounds, limit
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read after the command's end
+        self._began = time.perf_counter()
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        self._tree = psutil.Process(self._process.pid)
+        self._rounds: list[float] = []
+        self._cpu: dict[int, float] = {}
+        self._peak = 0.0
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the end.
+
+        Returns:
+            ``seconds``: of the rounds that count; ``s_per_round``: their median; ``cpu_s_per_round`` of all processes; ``first_round_after_s``
+            from the command's start; ``peak_pss_mib`` of all processes.
+
+        Raises:
+            RuntimeError: the command failed, or took too long.
+        """
+        timer = threading.Timer(self._limit, self._kill)
+        timer.start()
+        try:
+            code = self._process.wait()
+        finally:
+            timer.cancel()
+            self._kill()
+        self._reader.join(10)
+        if code != 0 or len(self._rounds) != self._all:
+            self._errors.seek(0)
+            raise RuntimeError(
+                f"{' '.join(self._process.args)} ended with {code} after {len(self._rounds)} rounds: {self._errors.read()[-2000:]}"
+            )  # type: ignore[arg-type]
+        seconds = np.diff(self._rounds)[self._skip - 1 :]
+        first, last = self._skip, self._all
+        return {
+            "s_per_round": float(np.median(seconds)),
+            "cpu_s_per_round": (self._cpu[last] - self._cpu[first]) / (last - first),
+            "first_round_after_s": self._rounds[0],
+            "peak_pss_mib": self._peak / 2**20,
+            "seconds": [round(float(s), 5) for s in seconds],
+        }
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.strip() == "ROUND":
+                self._rounds.append(time.perf_counter() - self._began)
+                if len(self._rounds) in (self._skip, self._all):
+                    self._cpu[len(self._rounds)] = sum(self._each(lambda p: sum(p.cpu_times()[:2])))
+
+    def _sample(self) -> None:
+        while self._process.poll() is None:
+            self._peak = max(self._peak, sum(self._each(lambda p: p.memory_full_info().pss)))
+            time.sleep(1.0)
+
+    def _each(self, figure: Any) -> Iterator[float]:
+        with suppress(psutil.Error):
+            for process in [self._tree, *self._tree.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    yield figure(process)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
