@@ -108,9 +108,8 @@ class Health:
             return "it waits for a node to take it; see `ray status` on the head"
         if self.status == JobStatus.RUNNING:
             return f"fedray jobs logs {self.job} --follow, fedray jobs stop {self.job}"
-        if (
-            self.driver and self.run.ended is None and self.run.error is None
-        ):  # one that has ended stays for a moment, for whoever follows it
+        over = self.run.ended is not None or self.run.error is not None  # its driver stays for a moment, for whoever follows it
+        if self.driver and not over:
             return f"the run's driver is alive all the same: {again} follow it"
         if self.status == JobStatus.SUCCEEDED or self.run.ended in ("completed", "budget_reached"):
             return f"fedray report {self.output}" if self.output else "nothing"
