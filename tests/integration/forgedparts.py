@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from fedray.clients import host
+from fedray.clients import trainer
 from fedray.models.softmax import softmax
 
-_honest = host.record_receipt
+_honest = trainer.record_receipt
 
 
 def forging(input_shape: tuple[int, ...], outputs: int, key: str) -> nn.Module:
@@ -18,5 +18,5 @@ def forging(input_shape: tuple[int, ...], outputs: int, key: str) -> nn.Module:
     def forged(*arguments: Any) -> Any:
         return {**_honest(*arguments), key: "forged"}
 
-    host.record_receipt = forged  # type: ignore[attr-defined]
+    trainer.record_receipt = forged  # type: ignore[attr-defined]
     return softmax(input_shape, outputs)

@@ -23,8 +23,8 @@ import fedray
 from fedray import components
 from fedray.audit.report import Report
 from fedray.audit.run import Request, audit
-from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientReport
+from fedray.clients.trainer import Trainer
 from fedray.configfile import dump_config
 from fedray.errors import LedgerError
 from fedray.experiment.preparation import prepare
@@ -126,11 +126,11 @@ def test_per_coordinate_clip(table: Table, monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_metrics_leaked(table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """First the training loss, then a count that looks public and is not."""
-    real = ClientHost._turn
+    real = Trainer._turn
 
     def leaking(field: str) -> Any:
-        def turn(self: ClientHost, task: Any, weights: Any, client: Any) -> ClientReport:
-            report, labels = real(self, task, weights, client), self._data(client).train.y
+        def turn(self: Trainer, task: Any, weights: Any, client: Any, *more: Any) -> ClientReport:
+            report, labels = real(self, task, weights, client, *more), self.data(client).train.y
             leaked = float(labels.mean()) if field == "loss" else int((labels > 4).sum())
             return replace(report, **{field: leaked})
 
@@ -138,7 +138,7 @@ def test_metrics_leaked(table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     name = "check: nothing but the update depends on records"
     for field in ("loss", "records"):
-        monkeypatch.setattr(ClientHost, "_turn", leaking(field))
+        monkeypatch.setattr(Trainer, "_turn", leaking(field))
         report = audited(tmp_path, *RECORD)
         table["metrics leaked"] = finders(report)
         assert finders(report) == [name], field
