@@ -132,14 +132,17 @@ class ExactSum:
         self._reserve(float(mine.sum()))
         scales = np.ldexp(mine, self.bits)
         rows = updates if len(kept) == len(updates) else updates[kept]
-        # Sums of whole numbers are exact in float64 below 2**53, and so cost one conversion less a value.
-        exact = bool(len(kept)) and float((largest[kept].astype(np.float64) * scales + 1.0).sum()) < 2.0**53
+        # Sums of whole numbers are exact in float64 below 2**53, and so can be converted at once.
+        if float((largest[kept].astype(np.float64) * scales + 1.0).sum()) >= 2.0**53:
+            for row, weight in zip(rows, mine, strict=True):
+                self.add(row, float(weight))
+            return refused
         block = max(1, _BLOCK // max(1, len(rows)))
         for start in range(0, len(self.values), block):
             part = slice(start, start + block)
             scaled = np.multiply(rows[:, part], scales[:, None], dtype=np.float64)
             np.rint(scaled, out=scaled)
-            self.values[part] += (scaled.sum(0) if exact else scaled.astype(np.int64).sum(0)).astype(np.int64)
+            self.values[part] += scaled.sum(0).astype(np.int64)
         self.weight += float(mine.sum())
         self.count += len(kept)
         return refused
