@@ -7,6 +7,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,8 @@ class Trainer:
             receipts = self._receipts(task, client, result)
             get_vector(self.model, self.layout, out=self._update)
             np.subtract(self._update, weights, out=self._update)
-            self._add(task, client, records, self._update, total)
+            with _whole_or_dead():
+                self._add(task, client, records, self._update, total)
         except Stopped as error:
             return report("late", error=str(error))
         except ClaimVoid:
@@ -178,12 +180,14 @@ class Trainer:
             self._check_stop(task)
             draws = [self._draws(task, client) for client in clients]
             job = self._job(task, self._spec.group.training, lr, draws[0])
-            updates, results = train_crowd(self.model, self.layout, weights, Crowd(*self._everyone(), starts, stops, draws), job)
+            trained, results = train_crowd(self.model, self.layout, weights, Crowd(*self._everyone(), starts, stops, draws), job)
         except Stopped as error:
             return [self._report(c, "late", n, 0.0, error=str(error)) for c, n in zip(clients, sizes, strict=True)]
         except Exception:
             return [self._turn(task, weights, client, lr, total) for client in clients]
-        refused = self._add_all(task, clients, sizes, updates, total)
+        updates = np.subtract(trained, weights, out=trained)
+        with _whole_or_dead():
+            refused = self._add_all(task, clients, sizes, updates, total)
         seconds = (time.perf_counter() - began) / len(clients)
         return [
             self._report(client, "done", records, seconds, loss=self._shown(result), receipts=self._receipts(task, client, result))
@@ -260,20 +264,16 @@ class Trainer:
         Raises:
             UpdateRejected: it cannot be added.
         """
-        try:
-            if task.step is None:
-                total.add(update, self._algorithm.weight(records))
-                return
-            step, seed = task.step, self._config.privacy.insecure_seed
-            share = 1.0 if step.weight_cap is None else min(records / step.weight_cap, 1.0)
-            encoded = step.encode(update, share, noise_source(seed, task.round, f"update-{client.index}"))
-            if step.integer:
-                total.add_integers(encoded)
-            else:
-                total.add(encoded)
-        except MemoryError:  # half of the update may be in the part: end, so that none of it counts
-            traceback.print_exc()
-            os._exit(1)
+        if task.step is None:
+            total.add(update, self._algorithm.weight(records))
+            return
+        step, seed = task.step, self._config.privacy.insecure_seed
+        share = 1.0 if step.weight_cap is None else min(records / step.weight_cap, 1.0)
+        encoded = step.encode(update, share, noise_source(seed, task.round, f"update-{client.index}"))
+        if step.integer:
+            total.add_integers(encoded)
+        else:
+            total.add(encoded)
 
     def _shown(self, result: LocalResult) -> float | None:
         """The training loss, where it may be seen: it is computed from private records."""
@@ -309,3 +309,13 @@ class Trainer:
             receipts or {},
             physical_batch,
         )
+
+
+@contextmanager
+def _whole_or_dead() -> Iterator[None]:
+    """Without memory, half of an update may be in the part: the process ends, so that none of it counts."""
+    try:
+        yield
+    except MemoryError:
+        traceback.print_exc()
+        os._exit(1)

@@ -71,8 +71,8 @@ def lockstep(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResu
         Stopped: ``job.should_stop`` said so between two steps.
     """
     layout = Layout.of(model)
-    updates, results = train_crowd(model, layout, get_vector(model, layout), Crowd(x, y, [0], [len(x)], [job.draws]), job)
-    set_vector(model, layout, get_vector(model, layout) + updates[0])
+    trained, results = train_crowd(model, layout, get_vector(model, layout), Crowd(x, y, [0], [len(x)], [job.draws]), job)
+    set_vector(model, layout, trained[0])
     return results[0]
 
 
@@ -129,7 +129,7 @@ def train_crowd(
         job: what each of them does; its ``draws`` are not used.
 
     Returns:
-        Their updates, float32 [clients, size] (new weights less ``weights``), and what each did.
+        Their weights, float32 [clients, size], and what each did.
 
     Raises:
         ConfigError: the model or the training section is not for this engine.
@@ -139,16 +139,16 @@ def train_crowd(
     reason = unsupported(model, training)
     if reason is not None:
         raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use training.engine=plain.")
-    updates = np.empty((len(crowd.starts), layout.size), dtype=np.float32)
+    trained = np.empty((len(crowd.starts), layout.size), dtype=np.float32)
     results: list[LocalResult] = [LocalResult(0, 0, None)] * len(crowd.starts)
     for clients, width in _alike(crowd, training):
         plan = _Plan.of(crowd, clients, width, training)
         stack = _Stack(model, layout, weights, len(clients))
         loss = _run(stack, plan, crowd, job)
-        updates[plan.order] = stack.updates()
+        trained[plan.order] = stack.vectors(layout.size)
         for client, steps, examples, total in zip(plan.order, plan.steps, plan.examples, loss, strict=True):
             results[client] = LocalResult(int(steps), int(examples), float(total) / int(examples) if examples else None)
-    return updates, results
+    return trained, results
 
 
 def _alike(crowd: Crowd, training: Training) -> list[tuple[list[int], int]]:
@@ -167,10 +167,10 @@ def _run(stack: _Stack, plan: _Plan, crowd: Crowd, job: LocalJob) -> npt.NDArray
     for step, active in enumerate(plan.active):
         check_stop(job)
         rows = torch.from_numpy(plan.rows[step, :active]).to(x.device)
-        weight, valid = (torch.from_numpy(a[step, :active]).to(stack.device) for a in (plan.weights, plan.valid))
+        weight = torch.from_numpy(plan.weights[step, :active]).to(stack.device)
         records, targets = _gathered(x, rows, stack.inputs), y.index_select(0, rows.view(-1))
         losses = stack.step(records.to(stack.device), targets.to(stack.device), weight, job)
-        loss[:active] += (losses * valid).sum(1, dtype=torch.float64).cpu().numpy()
+        loss[:active] += (losses * (weight > 0)).sum(1, dtype=torch.float64).cpu().numpy()
     return loss
 
 
@@ -183,7 +183,6 @@ class _Plan:
         active: clients that take each step: a prefix of the stack.
         rows: int64 [steps, clients, batch].
         weights: of a record's gradient, float32, of the same shape; 0 where a short batch is filled up.
-        valid: 1 where a record is there, else 0, float32.
         steps, examples: of each place.
     """
 
@@ -191,7 +190,6 @@ class _Plan:
     active: list[int]
     rows: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
-    valid: npt.NDArray[np.float32]
     steps: npt.NDArray[np.int64]
     examples: npt.NDArray[np.int64]
 
@@ -211,17 +209,16 @@ class _Plan:
                 rows[step, place, : len(batch)] = batch
                 rows[step, place, len(batch) :] = batch[0]
                 sizes[step, place] = len(batch)
-        valid = (np.arange(width) < sizes[:, :, None]).astype(np.float32)
-        weights = valid * (1.0 / np.maximum(sizes, 1)).astype(np.float32)[:, :, None]
+        there = np.arange(width) < sizes[:, :, None]
+        weights = there * (1.0 / np.maximum(sizes, 1)).astype(np.float32)[:, :, None]
         active = [int((counts > step).sum()) for step in range(steps)]
-        return cls(order, active, rows, weights, valid, counts[first], sizes.sum(0))
+        return cls(order, active, rows, weights, counts[first], sizes.sum(0))
 
 
 class _Stack:
     """The weights of K clients, and how they move."""
 
     def __init__(self, model: nn.Module, layout: Layout, weights: Vector, clients: int) -> None:
-        self._layout, self._start = layout, weights
         self.device = next(model.parameters()).device
         offsets = {entry.name: entry.offset for entry in layout.entries}
         self._links: list[_Link] = []
@@ -266,12 +263,12 @@ class _Stack:
                 (gradient,) = torch.autograd.grad([before], [left[n - 1]], [below[..., : before.shape[-1]]])
         return losses.detach()
 
-    def updates(self) -> npt.NDArray[np.float32]:
-        """New weights less old ones, [clients, size]."""
-        out = np.empty((self._links[0].clients, self._layout.size), dtype=np.float32)
+    def vectors(self, size: int) -> npt.NDArray[np.float32]:
+        """The weights as they are, [clients, size]."""
+        out = np.empty((self._links[0].clients, size), dtype=np.float32)
         for link in self._links:
             link.write(out)
-        return np.subtract(out, self._start, out=out)
+        return out
 
 
 class _Link:

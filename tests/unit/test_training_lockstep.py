@@ -24,8 +24,8 @@ from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector, set_vector
 from fedray.rng import generator
 from fedray.training.choose import choose_engine
-from fedray.training.engine import LocalJob, LocalResult
-from fedray.training.lockstep import Crowd, train_crowd
+from fedray.training.engine import Engine, LocalJob, LocalResult
+from fedray.training.lockstep import Crowd, lockstep, train_crowd
 from fedray.training.losses import find_loss
 from fedray.training.plain import plain
 
@@ -51,9 +51,11 @@ def crowd_of(sizes: list[int], features: int, classes: int, seed: int) -> tuple[
     return x, y, [0, *stops[:-1]], stops
 
 
-def alone(model: nn.Module, layout: Layout, weights: Vector, x: torch.Tensor, y: torch.Tensor, job: LocalJob) -> tuple[Vector, LocalResult]:
+def alone(
+    engine: Engine, model: nn.Module, layout: Layout, weights: Vector, x: torch.Tensor, y: torch.Tensor, job: LocalJob
+) -> tuple[Vector, LocalResult]:
     set_vector(model, layout, weights)
-    result = plain(model, x, y, job)
+    result = engine(model, x, y, job)
     return get_vector(model, layout) - weights, result
 
 
@@ -79,15 +81,18 @@ def test_each_client_gets_what_it_gets_alone(
 
     def together(clients: list[int]) -> tuple[Any, list[LocalResult]]:
         crowd = Crowd(x, y, [starts[k] for k in clients], [stops[k] for k in clients], [generator(seed, "batches", k) for k in clients])
-        return train_crowd(net, layout, weights, crowd, job(0))
+        trained, results = train_crowd(net, layout, weights, crowd, job(0))
+        return trained - weights, results
 
     everyone = list(range(len(sizes)))
     updates, results = together(everyone)
     for k in everyone:
-        expected, result = alone(net, layout, weights, x[starts[k] : stops[k]], y[starts[k] : stops[k]], job(k))
+        expected, result = alone(plain, net, layout, weights, x[starts[k] : stops[k]], y[starts[k] : stops[k]], job(k))
         assert np.linalg.norm(updates[k] - expected) <= 1e-5 * np.linalg.norm(expected)
         assert (results[k].steps, results[k].examples) == (result.steps, result.examples)
         assert results[k].loss == pytest.approx(result.loss, rel=1e-4)
+        itself, _ = alone(lockstep, net, layout, weights, x[starts[k] : stops[k]], y[starts[k] : stops[k]], job(k))
+        assert itself.tobytes() == updates[k].tobytes()
     order = data.draw(st.permutations(everyone))
     cut = data.draw(st.integers(0, len(order)))
     for part in (order[:cut], order[cut:]):
@@ -247,7 +252,11 @@ def test_where_one_client_fails_the_others_train_on_their_own() -> None:
     reports = made.train(task, weights, [ClientTask(k, n) for k, n in enumerate(data.names)])
     assert [r.status for r in reports] == ["done", "failed", "done", "done"]
     assert "the sensor is broken" in reports[1].error
-    assert made.collect(task).clients == [0, 2, 3]
+    part = made.collect(task)
+    assert part.clients == [0, 2, 3]
+    again, _, _ = host("lockstep", x, y, 4, training=training)
+    again.train(task, weights, [ClientTask(k, data.names[k]) for k in (0, 2, 3)])
+    assert part.total.values.tobytes() == again.collect(task).total.values.tobytes()
 
 
 def test_an_actor_that_was_told_to_stop_says_so_for_all() -> None:
