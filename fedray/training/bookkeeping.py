@@ -12,18 +12,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fedray.errors import ConfigError
 from fedray.privacy.rules import check_layers
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn
 from fedray.training.recordgrads import LAYERS, Term, takes, terms
+from fedray.training.tape import Tape
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -55,7 +53,7 @@ def book(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
     @contextmanager
     def prepare(parameters: list[nn.Parameter], dp: DpStep) -> Iterator[ClippedSum]:
-        with _Tape(model) as tape:
+        with _Book(model) as tape:
             yield lambda part, targets: _clipped_sum(tape, parameters, part, targets, job.loss, dp)
 
     return train_privately(model, x, y, job, _check, prepare)
@@ -94,85 +92,35 @@ def _refusal(reason: str) -> ConfigError:
     return ConfigError(f"training.engine: book cannot clip this model ({reason}); use training.engine=hooks.")
 
 
-@dataclass(frozen=True)
-class _Use:
-    """A layer's run on a batch: its input as it was, and where its output's gradient arrives."""
-
-    layer: nn.Module
-    x: Tensor
-    version: int
-    edge: GradientEdge
-
-
-class _Tape:
-    """Keeps each trained layer's use while a batch goes through the model."""
+class _Book(Tape):
+    """The tape of all trained layers, which refuses what has no gradient for each record."""
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__(m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False)))
         self.model = model
-        self.uses: dict[nn.Module, _Use] = {}
-        self._on = False
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
-        self._trained = {id(p) for p in model.parameters() if p.requires_grad}
-
-    def __enter__(self) -> _Tape:
-        layers = [m for m in self._names if any(p.requires_grad for p in m.parameters(recurse=False))]
-        self._handles = [layer.register_forward_hook(self._note, with_kwargs=True) for layer in layers]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self.uses = {}
 
     def losses(self, x: Tensor, y: Tensor, loss: LossFn) -> Tensor:
         """The loss of every record, [n]; :attr:`uses` is then what the batch used."""
-        self.uses, self._on = {}, True
-        try:
-            losses = record_losses(loss, self.model(x), y)
-        finally:
-            self._on = False  # a layer may run again in the backward pass (activation checkpoints)
-        self._check(losses, len(x))
+        losses = self.run(lambda: record_losses(loss, self.model(x), y))
+        seen = set[nn.Module]()
+        for use in self.uses:
+            name = self._names[use.layer]
+            if use.layer in seen:
+                raise _refusal(f"layer '{name}' is used more than once")
+            seen.add(use.layer)
+            if use.edge is None:
+                raise _refusal(f"layer '{name}' runs without gradients")
+            if not takes(use.layer, use.x) or len(use.x) != len(x):
+                raise _refusal(f"layer '{name}' sees {tuple(use.x.shape)} and not [records, ...], so it has no gradient for each record")
+            if use.changed:
+                raise _refusal(f"the input of layer '{name}' is changed in place afterwards")
+        if not self.reaches_only_layers(losses):
+            raise _refusal("a parameter is used outside its own layer, so it has no gradient for each record")
         return losses
 
-    def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        if not self._on:
-            return
-        name = self._names[layer]
-        if layer in self.uses:
-            raise _refusal(f"layer '{name}' is used more than once")
-        if not output.requires_grad:
-            raise _refusal(f"layer '{name}' runs without gradients")
-        x = args[0] if args else kwargs["input"]
-        self.uses[layer] = _Use(layer, x, x._version, get_gradient_edge(output))
 
-    def _check(self, losses: Tensor, records: int) -> None:
-        for use in self.uses.values():
-            if not takes(use.layer, use.x) or len(use.x) != records:
-                raise _refusal(
-                    f"layer '{self._names[use.layer]}' sees {tuple(use.x.shape)} and not [records, ...], so it has no gradient for each record"
-                )
-            if use.x._version != use.version:
-                raise _refusal(f"the input of layer '{self._names[use.layer]}' is changed in place afterwards")
-        if not self._reaches_only_layers(losses):
-            raise _refusal("a parameter is used outside its own layer, so it has no gradient for each record")
-
-    def _reaches_only_layers(self, losses: Tensor) -> bool:
-        """Whether every way from the losses to a trained parameter leads through its layer's output."""
-        ends = {use.edge.node for use in self.uses.values()}
-        waiting = [losses.grad_fn, *(use.x.grad_fn for use in self.uses.values())]
-        seen = set(ends)
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if id(getattr(node, "variable", None)) in self._trained:
-                return False
-            waiting += [following for following, _ in node.next_functions]
-        return True
-
-
-def _clipped_sum(tape: _Tape, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn, dp: DpStep) -> list[Tensor]:
+def _clipped_sum(tape: _Book, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn, dp: DpStep) -> list[Tensor]:
     while len(x):
         found = _terms(tape, tape.losses(x, y, loss))
         if not found:
@@ -188,14 +136,12 @@ def _clipped_sum(tape: _Tape, parameters: Sequence[nn.Parameter], x: Tensor, y: 
     return [torch.zeros_like(p) for p in parameters]
 
 
-def _terms(tape: _Tape, losses: Tensor) -> dict[nn.Parameter, Term]:
+def _terms(tape: _Book, losses: Tensor) -> dict[nn.Parameter, Term]:
     """For each parameter that the batch used, the norms of its gradients and their weighted sum."""
-    uses, tape.uses = list(tape.uses.values()), {}
-    if not uses or not losses.requires_grad:
+    if not tape.uses or not losses.requires_grad:
         return {}
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(
-        [losses], [use.edge for use in uses], [torch.ones_like(losses)], allow_unused=True
-    )
+    gradients = tape.gradients(losses, torch.ones_like(losses))
+    uses, tape.uses = tape.uses, []
     found: dict[nn.Parameter, Term] = {}
     with torch.no_grad():
         for use, gradient in zip(uses, gradients, strict=True):

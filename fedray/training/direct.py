@@ -1,20 +1,19 @@
 """Plain SGD on large Linear layers without a gradient in memory.
 
 The gradient of a Linear layer's weight is a product g' x that is as large as the weight, written once and read once to be
-subtracted. Where the optimiser is plain SGD the product can be subtracted as it is made. For this the layer's weight takes no part in
-the backward pass: its input and its output's gradient are kept, and the weight moves when the pass is over.
+subtracted. Where the optimiser is plain SGD the product can be subtracted as it is made: from the layer's input and its output's
+gradient, when the backward pass is over.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fedray.config import Training
+from fedray.training.tape import Tape, Use
 
 #: Weights from which it pays: smaller ones and their gradients stay in a core's cache.
 _LARGE = 2**18
@@ -35,85 +34,57 @@ class Direct:
 
     def __init__(self, model: nn.Module, training: Training, lr: float, allowed: bool) -> None:
         self._lr = lr
-        self._layers: list[nn.Linear] = []
+        layers: list[nn.Module] = []
         if allowed and training.optimizer == "sgd" and not training.momentum and not training.weight_decay:
-            owners: dict[int, int] = {}
-            for _, p in model.named_parameters(remove_duplicate=False):
-                owners[id(p)] = owners.get(id(p), 0) + 1
-            self._layers = [m for m in model.modules() if type(m) is nn.Linear and self._suits(m, owners)]
-        mine = {id(p) for layer in self._layers for p in layer.parameters()}
+            owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+            layers = [m for m in model.modules() if type(m) is nn.Linear and _suits(m, owners)]
+        self._tape, self._own = Tape(layers), [p for layer in layers for p in layer.parameters()]
+        mine = {id(p) for p in self._own}
         self.others = [p for p in model.parameters() if p.requires_grad and id(p) not in mine]
-        self._uses: list[_Use] = []
-        self._noting = False
 
     def __enter__(self) -> Direct:
-        self._handles = [layer.register_forward_hook(self._note) for layer in self._layers]
-        self._require(False)
+        self._tape.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._require(True)
-        self._uses = []
+        self._tape.__exit__()
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
         """The model's outputs."""
-        self._uses, self._noting = [], True
-        try:
-            return model(x)  # type: ignore[no-any-return]
-        finally:
-            self._noting = False  # a layer may run again in the backward pass (activation checkpoints)
+        return self._tape.run(lambda: model(x))
 
     def backward(self, losses: Tensor, weights: Tensor) -> None:
         """Add to the gradients of :attr:`others`, and move the layers by theirs."""
-        if not self._uses:
+        uses = self._tape.uses
+        if any(use.changed for use in uses):
+            raise RuntimeError("the input of a Linear layer was changed in place afterwards, so its gradient cannot be computed.")
+        if not uses or any(use.edge is None for use in uses) or not self._tape.reaches_only_layers(losses):
             torch.autograd.backward(losses, weights)
+            with torch.no_grad():
+                for p in self._own:
+                    if p.grad is not None:
+                        p.add_(p.grad, alpha=-self._lr)
+                        p.grad = None
             return
-        edges: list[Any] = [use.edge for use in self._uses]
-        found = torch.autograd.grad([losses], [*self.others, *edges], [weights], allow_unused=True)
+        found = self._tape.gradients(losses, weights, self.others)
         with torch.no_grad():
             for p, gradient in zip(self.others, found, strict=False):
                 if gradient is not None:
                     p.grad = gradient if p.grad is None else p.grad.add_(gradient)
-            for use, gradient in zip(self._uses, found[len(self.others) :], strict=True):
+            for use, gradient in zip(uses, found[len(self.others) :], strict=True):
                 if gradient is not None:
-                    use.move(gradient, self._lr)
-
-    def _suits(self, layer: nn.Linear, owners: dict[int, int]) -> bool:
-        alone = all(owners[id(p)] == 1 and p.requires_grad for p in layer.parameters())
-        hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
-        return alone and not hooked and layer.weight.numel() >= _LARGE and layer.weight.device.type == "cpu"
-
-    def _require(self, value: bool) -> None:
-        for layer in self._layers:
-            for p in layer.parameters():
-                p.requires_grad_(value)
-
-    def _note(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not self._noting or not torch.is_grad_enabled():
-            return None
-        assert isinstance(layer, nn.Linear)
-        if not output.requires_grad:  # nothing before it is trained: a graph begins here
-            output = output.detach().requires_grad_() * 1.0
-        x = args[0]
-        self._uses.append(_Use(layer, x.detach(), x._version, get_gradient_edge(output)))
-        return output
+                    _move(use, gradient, self._lr)
 
 
-@dataclass(frozen=True)
-class _Use:
-    """A layer's run on a batch: its input as it was, and where its output's gradient arrives."""
+def _suits(layer: nn.Linear, owners: Counter[int]) -> bool:
+    alone = all(owners[id(p)] == 1 and p.requires_grad and not p._backward_hooks for p in layer.parameters())
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
+    return alone and not hooked and layer.weight.numel() >= _LARGE and layer.weight.device.type == "cpu"
 
-    layer: nn.Linear
-    x: Tensor
-    version: int
-    edge: GradientEdge
 
-    def move(self, gradient: Tensor, lr: float) -> None:
-        if self.x._version != self.version:
-            raise RuntimeError("the input of a Linear layer was changed in place afterwards, so its gradient cannot be computed.")
-        rows = gradient.flatten(0, -2)
-        self.layer.weight.addmm_(rows.t(), self.x.flatten(0, -2), alpha=-lr)
-        if self.layer.bias is not None:
-            self.layer.bias.sub_(rows.sum(0), alpha=lr)
+def _move(use: Use, gradient: Tensor, lr: float) -> None:
+    layer, rows = use.layer, gradient.flatten(0, -2)
+    assert isinstance(layer, nn.Linear)
+    layer.weight.addmm_(rows.t(), use.x.flatten(0, -2), alpha=-lr)
+    if layer.bias is not None:
+        layer.bias.sub_(rows.sum(0), alpha=lr)

@@ -6,20 +6,44 @@ which order it sees, and takes the slow one. So the strides are set, which moves
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor, nn
 
+from fedray.models.build import evaluating
+from fedray.training.engine import seeded_torch
 
-def prefers_channels_last(model: nn.Module, x: Tensor) -> bool:
-    """Whether records should come that way: images on a CPU, and convolutions of two dimensions."""
-    return x.dim() == 4 and x.device.type == "cpu" and x.is_floating_point() and any(type(m) is nn.Conv2d for m in model.modules())
+#: Whether a model was seen to stand the order.
+_STANDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def lay_out(model: nn.Module) -> None:
-    """Turn the weights of convolutions; the same tensors, in another order of memory."""
-    for layer in model.modules():
-        if type(layer) is nn.Conv2d and not _is_last(layer.weight):
+def lay_out(model: nn.Module, x: Tensor) -> bool:
+    """Turn the weights of convolutions, where that helps: the same tensors, in another order of memory.
+
+    It helps images on a CPU, and convolutions of two dimensions. A model that asks for the usual order (``view`` of activations
+    does) keeps it: found by a look at one record, once a model.
+
+    Args:
+        model: will be trained.
+        x: its records [n, ...].
+
+    Returns:
+        Whether its records should be turned too, with :func:`channels_last`.
+    """
+    if x.dim() != 4 or x.device.type != "cpu" or not x.is_floating_point() or not len(x) or not _STANDS.get(model, True):
+        return False
+    layers = [m for m in model.modules() if type(m) is nn.Conv2d]
+    for layer in layers:
+        if not _is_last(layer.weight):
             layer.weight.data = channels_last(layer.weight.data)
+    if layers and model not in _STANDS:
+        _STANDS[model] = _stands(model, x[:2])
+        if not _STANDS[model]:
+            for layer in layers:
+                layer.weight.data = layer.weight.data.contiguous()
+            return False
+    return bool(layers)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -28,6 +52,15 @@ def channels_last(x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
     n, _, height, width = x.shape
     return x.contiguous().as_strided((n, 1, height, width), (height * width, 1, width, 1))
+
+
+def _stands(model: nn.Module, x: Tensor) -> bool:
+    with seeded_torch(0, x.device), evaluating(model):
+        try:
+            model(channels_last(x))
+        except RuntimeError:
+            return False
+    return True
 
 
 def _is_last(x: Tensor) -> bool:

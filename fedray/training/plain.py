@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.training.direct import Direct
 from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
-from fedray.training.images import channels_last, lay_out, prefers_channels_last
+from fedray.training.images import channels_last, lay_out
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
@@ -43,9 +43,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     if not model.training:  # a walk over all modules, so only where needed
         model.train()
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
-    pixels = prefers_channels_last(model, x)
-    if pixels:
-        lay_out(model)
+    pixels = lay_out(model, x)
     seen: float | Tensor = 0.0
     steps = examples = 0
     with Direct(model, training, job.lr, job.adjust is None and (training.batch_size or physical + 1) <= physical) as direct:

@@ -13,7 +13,7 @@ from fedray.config import Part, Training
 from fedray.models.build import build_model
 from fedray.rng import generator
 from fedray.training.engine import LocalJob
-from fedray.training.images import channels_last
+from fedray.training.images import channels_last, lay_out
 from fedray.training.losses import find_loss
 from fedray.training.plain import plain
 
@@ -44,6 +44,40 @@ class Recomputed(nn.Module):
         return self.out(h)
 
 
+class Unseen(nn.Module):
+    """The same, the old way: the layer runs without gradients first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.middle, self.out = nn.Linear(WIDE, 30), nn.Linear(30, 9000), nn.Linear(9000, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(lambda v: torch.tanh(self.middle(v)), self.enter(x), use_reentrant=True)
+        return self.out(h)
+
+
+class Borrowed(nn.Module):
+    """A large layer whose weight is used outside it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.out = nn.Linear(WIDE, WIDE), nn.Linear(WIDE, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.wide(x)) @ self.wide.weight)
+
+
+class Viewed(nn.Module):
+    """Images that are flattened in a way that asks for an order of memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop, self.out = nn.Conv2d(3, 8, 3), nn.Dropout(0.0), nn.Linear(8 * 14 * 14, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(x)).view(len(x), -1))
+
+
 def by_hand(model: nn.Module, x: Tensor, y: Tensor, training: Training) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=training.lr, momentum=training.momentum)
     draws = generator(1, "batches")
@@ -71,7 +105,7 @@ def distance(ours: nn.Module, theirs: nn.Module, start: nn.Module) -> float:
     return float((a - b).norm() / (b - c).norm())
 
 
-@pytest.mark.parametrize("make", [Twice, Recomputed], ids=["twice", "recomputed"])
+@pytest.mark.parametrize("make", [Twice, Recomputed, Unseen, Borrowed])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_layers_move_as_by_their_gradients(make: type[nn.Module], momentum: float) -> None:
     rng = np.random.default_rng(0)
@@ -93,6 +127,22 @@ def test_images_train_as_in_any_order_of_memory(kind: str, shape: tuple[int, ...
 
     ours, theirs = both(make, x, y, Training(lr=0.02, batch_size=5, epochs=1))
     assert distance(ours, theirs, make()) < (1e-5 if kind == "fedavg_cnn" else 1e-4)
+
+
+def test_a_model_that_asks_for_the_usual_order_of_memory_gets_it() -> None:
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.standard_normal((12, 3, 16, 16), dtype=np.float32)), torch.from_numpy(rng.integers(0, 3, 12))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    ours, theirs = both(Viewed, x, y, Training(lr=0.02, batch_size=5, epochs=2))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert ours.conv.weight.is_contiguous()  # type: ignore[union-attr, operator]
+    torch.set_rng_state(before)
+    assert not lay_out(Viewed(), x)
+    expected = torch.get_rng_state()
+    torch.set_rng_state(before)
+    Viewed()
+    assert torch.equal(torch.get_rng_state(), expected)
 
 
 def test_a_layer_whose_input_changes_afterwards_is_an_error_and_leaves_no_trace() -> None:

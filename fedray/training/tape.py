@@ -1,0 +1,92 @@
+"""What layers see while a batch goes through a model: their inputs, and where their outputs' gradients will arrive.
+
+For engines that make a layer's gradient themselves. One backward pass to the layers' outputs then does, and autograd computes no
+gradient of their parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+
+@dataclass(frozen=True)
+class Use:
+    """A layer's run on a batch: its input as it was, and where its output's gradient arrives (None: it runs without gradients)."""
+
+    layer: nn.Module
+    x: Tensor
+    version: int
+    edge: GradientEdge | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the input was changed in place afterwards."""
+        return self.x._version != self.version
+
+
+class Tape:
+    """Keeps the uses of some layers, for as long as the context lasts.
+
+    Args:
+        layers: whose uses are kept.
+
+    Attributes:
+        uses: of the last batch, in order.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self.layers = list(layers)
+        self.uses: list[Use] = []
+        self._on = False
+        self._parameters = {id(p) for layer in self.layers for p in layer.parameters(recurse=False) if p.requires_grad}
+
+    def __enter__(self) -> Self:
+        self._handles = [layer.register_forward_hook(self._note, with_kwargs=True) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self.uses = []
+
+    def run(self, forward: Callable[[], Tensor]) -> Tensor:
+        """What ``forward`` gives; :attr:`uses` is then what it used."""
+        self.uses, self._on = [], True
+        try:
+            return forward()
+        finally:
+            self._on = False  # a layer may run again in the backward pass (activation checkpoints)
+
+    def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        if self._on:
+            x = args[0] if args else kwargs["input"]
+            self.uses.append(Use(layer, x, x._version, get_gradient_edge(output) if output.requires_grad else None))
+
+    def reaches_only_layers(self, losses: Tensor) -> bool:
+        """Whether every way from the losses to a parameter of the layers leads through its layer's output."""
+        seen = {use.edge.node for use in self.uses if use.edge is not None}
+        waiting: list[Any] = [losses.grad_fn, *(use.x.grad_fn for use in self.uses)]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if id(getattr(node, "variable", None)) in self._parameters:
+                return False
+            waiting += [following for following, _ in node.next_functions]
+        return True
+
+    def gradients(self, losses: Tensor, weights: Tensor, others: Sequence[Tensor] = ()) -> Sequence[Tensor | None]:
+        """Gradients of ``losses`` times ``weights``: of ``others``, then of each use's output; None where they do not depend on it.
+
+        All uses must have gradients.
+        """
+        ends: list[Any] = [*others, *(use.edge for use in self.uses)]
+        found: Sequence[Tensor | None] = torch.autograd.grad([losses], ends, [weights], allow_unused=True)
+        return found
