@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import slowparts
 import torch
 from ray.cluster_utils import Cluster
 from torch import nn
@@ -100,16 +101,9 @@ class Ground:
         return total, parts, log
 
 
-def data(clients: int = CLIENTS, records: int = 30) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def data() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Clients whose first feature is their number."""
-    rng = np.random.default_rng(0)
-    out = {}
-    for k in range(clients):
-        y = rng.integers(0, 2, records)
-        x = rng.normal(size=(records, 4)).astype(np.float32) + y[:, None]
-        x[:, 0] = k
-        out[f"c{k}"] = (x, y)
-    return out
+    return slowparts.data(CLIENTS, 30)
 
 
 def in_actor() -> bool:
