@@ -23,7 +23,8 @@ from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.parameters import Layout, Vector, get_vector, set_vector
 from fedray.training.engine import LocalJob, LocalResult, check_stop
-from fedray.training.plain import batches
+from fedray.training.losses import cross_entropy
+from fedray.training.plain import passes, steps_of
 
 #: Floats to which axes are filled up: a cache line.
 _LINE = 16
@@ -166,9 +167,9 @@ def _run(stack: _Stack, plan: _Plan, crowd: Crowd, job: LocalJob) -> npt.NDArray
     loss = np.zeros(len(plan.order))
     for step, active in enumerate(plan.active):
         check_stop(job)
-        rows = torch.from_numpy(plan.rows[step, :active]).to(x.device)
-        weight = torch.from_numpy(plan.weights[step, :active]).to(stack.device)
-        records, targets = _gathered(x, rows, stack.inputs), y.index_select(0, rows.view(-1))
+        rows = torch.from_numpy(plan.rows[:active, step]).to(x.device)
+        weight = torch.from_numpy(plan.weights[:active, step]).to(stack.device)
+        records, targets = _gathered(x, rows, stack.inputs), y.index_select(0, rows.reshape(-1))
         losses = stack.step(records.to(stack.device), targets.to(stack.device), weight, job)
         loss[:active] += (losses * (weight > 0)).sum(1, dtype=torch.float64).cpu().numpy()
     return loss
@@ -181,7 +182,7 @@ class _Plan:
     Attributes:
         order: place in the stack to client; who takes most steps comes first. All have batches of one width.
         active: clients that take each step: a prefix of the stack.
-        rows: int64 [steps, clients, batch].
+        rows: int64 [clients, steps, batch].
         weights: of a record's gradient, float32, of the same shape; 0 where a short batch is filled up.
         steps, examples: of each place.
     """
@@ -195,24 +196,28 @@ class _Plan:
 
     @classmethod
     def of(cls, crowd: Crowd, clients: Sequence[int], width: int, training: Training) -> _Plan:
-        drawn = [
-            [crowd.starts[k] + batch for batch in batches(crowd.stops[k] - crowd.starts[k], training, crowd.draws[k])] for k in clients
-        ]
-        counts = np.array([len(d) for d in drawn])
+        batch = training.batch_size or width
+        counts = np.array([steps_of(crowd.stops[k] - crowd.starts[k], training) for k in clients])
         first = np.argsort(-counts, kind="stable")
-        order = np.array(clients)[first]
-        steps = int(counts.max(initial=0))
-        rows = np.empty((steps, len(drawn), width), dtype=np.int64)
-        sizes = np.zeros((steps, len(drawn)), dtype=np.int64)
-        for place, k in enumerate(first):
-            for step, batch in enumerate(drawn[k]):
-                rows[step, place, : len(batch)] = batch
-                rows[step, place, len(batch) :] = batch[0]
-                sizes[step, place] = len(batch)
+        order, steps = np.array(clients)[first], int(counts.max(initial=0))
+        rows = np.zeros((len(clients), steps, width), dtype=np.int64)
+        sizes = np.zeros((len(clients), steps), dtype=np.int64)
+        for place, k in enumerate(order):
+            n, taken = crowd.stops[k] - crowd.starts[k], counts[first[place]]
+            a_pass = -(-n // batch)
+            last = (a_pass - 1) * batch  # where the last, perhaps short batch of a pass begins
+            for begun, drawn in enumerate(passes(n, training, crowd.draws[k])):
+                filled = np.full(a_pass * width, drawn[last], dtype=np.int64)
+                filled[:n] = drawn
+                here = rows[place, begun * a_pass : (begun + 1) * a_pass]
+                here[...] = filled.reshape(a_pass, width)[: len(here)]
+            rows[place] += crowd.starts[k]
+            sizes[place, :taken] = batch
+            sizes[place, a_pass - 1 : taken : a_pass] = n - last
         there = np.arange(width) < sizes[:, :, None]
         weights = there * (1.0 / np.maximum(sizes, 1)).astype(np.float32)[:, :, None]
         active = [int((counts > step).sum()) for step in range(steps)]
-        return cls(order, active, rows, weights, counts[first], sizes.sum(0))
+        return cls(order, active, rows, weights, counts[first], sizes.sum(1))
 
 
 class _Stack:
@@ -251,17 +256,15 @@ class _Stack:
             left.append(z)
             passed.append(link.activate(z))
             h = _filled(passed[-1].detach())
-        out = passed[-1]
-        losses = job.loss(out.flatten(0, 1), targets).view(weight.shape)
-        (gradient,) = torch.autograd.grad([losses], [left[-1]], [weight])
+        losses, gradient = self._links[-1].slope(left[-1], passed[-1], targets, weight, job)
         for n in reversed(range(len(self._links))):
             link = self._links[n]
             below = link.backward(gradient, active) if n else None
             link.move(entered[n], gradient, active, job)
             if below is not None:
                 before = passed[n - 1]
-                (gradient,) = torch.autograd.grad([before], [left[n - 1]], [below[..., : before.shape[-1]]])
-        return losses.detach()
+                (gradient,) = torch.autograd.grad([(before * below[..., : before.shape[-1]]).sum()], [left[n - 1]])
+        return losses
 
     def vectors(self, size: int) -> npt.NDArray[np.float32]:
         """The weights as they are, [clients, size]."""
@@ -303,6 +306,15 @@ class _Link:
             h = layer(h)
         return h
 
+    def slope(self, z: Tensor, out: Tensor, targets: Tensor, weight: Tensor, job: LocalJob) -> tuple[Tensor, Tensor]:
+        """The losses [clients, batch] of what this last layer gives, and the gradient of their weighted sum by ``z``."""
+        if job.loss is cross_entropy and not self.after and int(targets.min()) >= 0:
+            return _cross_entropy(z.detach(), self._p, targets, weight)
+        losses = job.loss(out.flatten(0, 1), targets).view(weight.shape)
+        # A sum and not autograd's own weights: for those it imports a symbolic algebra, a second and 50 MiB.
+        (gradient,) = torch.autograd.grad([(losses * weight).sum()], [z])
+        return losses.detach(), gradient
+
     def backward(self, gradient: Tensor, active: int) -> Tensor:
         return torch.bmm(gradient, self.weight[:active])
 
@@ -335,6 +347,24 @@ class _Link:
             out[:, self._bias_at : self._bias_at + self._p] = self.bias[:, 0, : self._p].cpu().numpy()
 
 
+def _cross_entropy(z: Tensor, classes: int, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """:meth:`_Link.slope` in closed form, classes first: softmax over a short last axis takes four times as long.
+
+    There are whole cache lines of records too, so that no record's values are those of a vector's remainder.
+    """
+    n = weight.numel()
+    log = z.new_zeros((classes, _whole(n)))
+    log[:, :n] = z.flatten(0, 1)[:, :classes].t()
+    log = torch.log_softmax(log, 0)
+    losses = -log[:, :n].gather(0, targets[None])
+    slope = log.exp_()[:, :n]
+    slope.scatter_add_(0, targets[None], slope.new_full((1, n), -1.0))
+    slope *= weight.reshape(-1)
+    gradient = torch.zeros_like(z)
+    gradient.view(n, -1)[:, :classes] = slope.t()
+    return losses.view(weight.shape), gradient
+
+
 def _whole(size: int) -> int:
     return -(-size // _LINE) * _LINE
 
@@ -347,7 +377,7 @@ def _filled(h: Tensor) -> Tensor:
 
 def _gathered(x: Tensor, rows: Tensor, inputs: int) -> Tensor:
     """Rows of x as [clients, batch, inputs], filled up."""
-    found = x.index_select(0, rows.view(-1))
+    found = x.index_select(0, rows.reshape(-1))
     if found.shape[1] != inputs:
         found = nn.functional.pad(found, (0, inputs - found.shape[1]))
     return found.view(*rows.shape, inputs)

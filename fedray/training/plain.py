@@ -80,15 +80,24 @@ def batches(n: int, training: Training, draws: np.random.Generator) -> Iterator[
         for _ in range(training.steps or 0):
             yield np.flatnonzero(draws.random(n) < training.sampling_rate)
         return
-    size = training.batch_size or n
-    left = training.steps if training.epochs is None else training.epochs * -(-n // size)
-    while n and left:
-        order = draws.permutation(n)
-        for start in range(0, n, size):
-            if not left:
-                return
-            left -= 1
+    size, left = training.batch_size or n, steps_of(n, training)
+    for order in passes(n, training, draws):
+        for start in range(0, min(n, left * size), size):
             yield order[start : start + size]
+        left -= -(-n // size)
+
+
+def passes(n: int, training: Training, draws: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """The order in which each pass goes through the records, int64 [n]; the last one may end early."""
+    for _ in range(-(-steps_of(n, training) // -(-n // (training.batch_size or n))) if n else 0):
+        yield draws.permutation(n)
+
+
+def steps_of(n: int, training: Training) -> int:
+    """Number of steps over n records, where batches have a size."""
+    if not n:
+        return 0
+    return (training.steps or 0) if training.epochs is None else training.epochs * -(-n // (training.batch_size or n))
 
 
 ENGINES = {"plain": plain}
