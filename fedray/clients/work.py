@@ -14,6 +14,7 @@ from fedray.clients.messages import ClientReport, ClientTask
 WORTH_A_CALL = 0.03
 
 _SECONDS_A_RECORD = 1e-4  # until anyone has trained once
+_BRIEF = 1e-3  # seconds of a turn below which its own duration says less about the next than the lane's rate
 
 
 class Work:
@@ -32,13 +33,14 @@ class Work:
     def assign(self, members: Mapping[str, Sequence[int]]) -> None:
         """Say which clients each lane serves."""
         self._lanes = list(members)
+        self._rates = np.full(len(members), np.nan)
         for n, indices in enumerate(members.values()):
             self._lane_of[np.asarray(indices, dtype=np.int64)] = n
 
     def learn_sizes(self, sizes: npt.NDArray[np.int64]) -> None:
         """Take the numbers of records, and forget the durations."""
         self._sizes = sizes
-        self._rates: dict[str, float] = {}  # seconds a record in each lane, of late
+        self._rates = np.full(len(self._lanes), np.nan)  # seconds a record in each lane, of late
         self._seconds = np.full(len(sizes), np.nan, dtype=np.float32)
 
     def learn(self, reports: Iterable[ClientReport]) -> None:
@@ -49,8 +51,8 @@ class Work:
         indices, seconds = [r.index for r in reports], [r.seconds for r in reports]
         self._seconds[indices] = seconds
         records = float(self._sizes[indices].sum())
-        lane, now = self.lane(indices[0]), sum(seconds) / max(records, 1.0)
-        self._rates[lane] = (self._rates[lane] + now) / 2 if lane in self._rates else now
+        lane, now = self._lane_of[indices[0]], sum(seconds) / max(records, 1.0)
+        self._rates[lane] = now if np.isnan(self._rates[lane]) else (self._rates[lane] + now) / 2
 
     def lane(self, client: int) -> str:
         """The lane that serves a client."""
@@ -68,9 +70,8 @@ class Work:
         """A cohort in the order in which it is handed out, with the seconds that each one's turn will take."""
         indices = np.fromiter((c.index for c in cohort), dtype=np.int64, count=len(cohort))
         seconds = self._seconds[indices].astype(np.float64)
-        new = np.flatnonzero(np.isnan(seconds))
-        for n in new:
-            seconds[n] = self._sizes[indices[n]] * self._rates.get(self.lane(int(indices[n])), _SECONDS_A_RECORD)
+        expected = self._sizes[indices] * np.nan_to_num(self._rates, nan=_SECONDS_A_RECORD)[self._lane_of[indices]]
+        seconds = np.where(seconds >= _BRIEF, seconds, expected)
         return [(cohort[n], float(seconds[n])) for n in np.lexsort((indices, -seconds))]
 
 
