@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,6 @@ WORKS = {
 SKIP = 3
 
 
-@cache
 def records(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Records [clients * records, channels, height, width] float32, normalised, and labels int64; each client's are neighbours."""
     work = WORKS[name]
