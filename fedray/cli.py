@@ -59,7 +59,8 @@ def cli(debug: bool) -> None:
 @click.argument("overrides", nargs=-1)
 @click.option("--output", help="Output directory; default runs/NAME (runs/NAME-2, ... where that exists).")
 @click.option("--resume", is_flag=True, help="Continue the run in --output (default: the newest of this name).")
-def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bool) -> None:
+@click.option("--profile", is_flag=True, help="Show where the rounds' time went; profile.json is for a trace viewer.")
+def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bool, profile: bool) -> None:
     """Train: fedray run CONFIG [KEY=VALUE ...]. Starts a local Ray where there is no cluster."""
     from fedray.configfile import load_config
 
@@ -90,12 +91,16 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
                 stopped_by.append(value)
 
         try:
-            result = experiment.run(resolved, callbacks=[listen], output=output, resume=resume)
+            result = experiment.run(resolved, callbacks=[listen], output=output, resume=resume, profile=profile)
         except Stopped as stopped:  # before the first round
             click.echo(logs.error(f"fedray: {stopped}"), err=True)
             sys.exit(128 + (stopped_by[0] if stopped_by else 15))
     end = progress.ended if isinstance(progress, JsonProgress) else print_summary
     end(result.summary, result.output, f"{_program()} ui {_shown(result.output)}")
+    if result.summary.get("profile") and not logs.structured():
+        from fedray.experiment.profile import table
+
+        click.echo("\nWhere a round's time went\n" + table(result.summary["profile"]))
     code = EXIT.get(result.status)
     sys.exit(128 + (stopped_by[0] if stopped_by else 15) if code is None else code)
 

@@ -37,6 +37,7 @@ from fedray.rounds.cohort import Population, Sampler
 from fedray.rounds.evaluator import Evaluation, Evaluators, summarize
 from fedray.rounds.report import Privacy, round_metrics
 from fedray.runfiles import Row, RunFiles
+from fedray.spans import span
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,15 @@ class _Open:
     evaluation: Evaluation | None = None
 
 
+#: Bytes of weights up to which they travel within each call: Ray would do the same with a call's argument, but not with an object.
+_SMALL = 60_000
+
+
+def _shared(weights: Vector) -> Any:
+    """The weights as an argument of calls to actors: an object in the store, that a node fetches once, unless they are few."""
+    return weights.copy() if weights.nbytes <= _SMALL else ray.put(weights)
+
+
 class Driver:
     """Runs the rounds; see :meth:`run`."""
 
@@ -126,9 +136,10 @@ class Driver:
         status = "completed"
         try:
             self._resume_row()
-            weights_ref = ray.put(self._weights)
+            weights_ref = _shared(self._weights)
             while self._round < self._p.config.rounds:
-                weights_ref = self._run_round(weights_ref)
+                with span("round", f"round {self._round + 1}"):
+                    weights_ref = self._run_round(weights_ref)
         except BudgetReached as end:
             status = "budget_reached"
             self._note(str(end))
@@ -145,8 +156,9 @@ class Driver:
     def _run_round(self, weights_ref: Any) -> Any:
         p, began, number = self._p, time.perf_counter(), self._round
         log_ = RoundLog()
-        cohort = self._draw(number)
-        permit = p.books.authorize(number, cohort)
+        with span("cohort", "draw and authorize"):
+            cohort = self._draw(number)
+            permit = p.books.authorize(number, cohort)
         for reason in [*permit.refused.values(), *permit.away.values()]:
             self._note(reason)
         task = self._task(number, permit)
@@ -156,7 +168,8 @@ class Driver:
         deadline = p.config.cohort.deadline
         for part in p.pool.train(permit.cohort, task, weights_ref, log_, deadline=deadline, authorize=partial(self._retry, granted)):
             self._check_receipts(part, granted, log_, task)
-            total.merge(part.total)
+            with span("aggregation", "merge"):
+                total.merge(part.total)
             parts += 1
         trained = time.perf_counter()
         self._faults_of(log_)
@@ -166,12 +179,17 @@ class Driver:
             self._failed(failure)
         else:
             if total.count or p.noised:  # a sum of noise alone is released too: emptiness is nobody's business
-                delta = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
-                p.books.commit(permit, [r for r in log_.reports if r.status == "done"])
-                self._weights, self._state = self._step(delta)
-                weights_ref = ray.put(self._weights)
+                with span("aggregation", "mean"):
+                    delta = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
+                with span("cohort", "commit"):
+                    p.books.commit(permit, [r for r in log_.reports if r.status == "done"])
+                with span("aggregation", "server step"):
+                    self._weights, self._state = self._step(delta)
+                with span("transfer", "put weights"):
+                    weights_ref = _shared(self._weights)
         self._round += 1
-        row = self._row(permit, log_, total.count, parts, trained - began)
+        with span("logging", "figures of the round"):
+            row = self._row(permit, log_, total.count, parts, trained - began)
         self._evaluate(row, weights_ref)
         row["metrics"]["time/round_s"] = time.perf_counter() - began
         self._traffic["seconds"] += time.perf_counter() - began
@@ -295,7 +313,8 @@ class Driver:
         self._flush(wait=True)
         entry = _Open(row)
         if (every and self._round % every == 0) or self._round == p.config.rounds:
-            self._start_evaluation(entry, weights_ref)
+            with span("evaluation", "begin"):
+                self._start_evaluation(entry, weights_ref)
         self._open.append(entry)
 
     def _start_evaluation(self, entry: _Open, weights_ref: Any) -> None:
@@ -319,11 +338,13 @@ class Driver:
                 if not wait and not entry.evaluation.ready():
                     return
                 try:
-                    entry.row["metrics"] |= entry.evaluation.result()
+                    with span("evaluation", "wait for it" if wait else "take it"):
+                        entry.row["metrics"] |= entry.evaluation.result()
                 except FedrayError as error:
                     self.befallen("actor", f"round {entry.row['round']} could not be evaluated: {error}")
             self._open.pop(0)
-            self._write(entry.row)
+            with span("logging", "a round's line"):
+                self._write(entry.row)
 
     def _remember(self, row: Row) -> None:
         self._last = row
@@ -364,7 +385,8 @@ class Driver:
             "faults": self._faults,
             "traffic": self._traffic,
         }
-        p.files.save_checkpoint(Checkpoint(self._round, self._weights, self._state, meta), p.config.checkpoint.keep)
+        with span("logging", "checkpoint"):
+            p.files.save_checkpoint(Checkpoint(self._round, self._weights, self._state, meta), p.config.checkpoint.keep)
         self._saved = self._round
 
     def _faults_of(self, log_: RoundLog) -> None:

@@ -113,6 +113,16 @@ class RunFiles:
         """The privacy statement."""
         return self.root / "privacy_statement.json"
 
+    @property
+    def profile(self) -> Path:
+        """Where the rounds' time went, as a table."""
+        return self.root / "profile.txt"
+
+    @property
+    def trace(self) -> Path:
+        """The same, as spans for a trace viewer."""
+        return self.root / "profile.json"
+
     def create(self) -> None:
         """Make the directory and see that it can be written.
 

@@ -32,6 +32,7 @@ from fedray.parameters import Vector, set_vector
 from fedray.privacy.account import Account, Decision, Figures, Reservation
 from fedray.privacy.afford import Plan
 from fedray.privacy.ledger import ledger_directory
+from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import find_loss
 from fedray.training.preflight import sensitivity_check
@@ -64,6 +65,8 @@ class ClientHost:
         spec, config = self._spec, self._config
         credentials.load()
         components.provide(spec.provided)
+        if spec.profile:
+            keep_spans()
         torch.set_num_threads(spec.threads)
         keep_freed_memory()
         self._device = torch.device(self._device_name or device_of_actor())
@@ -133,6 +136,10 @@ class ClientHost:
     def stop_round(self, round_: int) -> None:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
         self._trainer.stop_round(round_)
+
+    def spans(self) -> list[Span]:
+        """Where its time went since this was last asked; empty where nobody wanted to know."""
+        return taken_spans()
 
     # -- training --------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class HostSpec:
         pinned: hash of an entry that this ledger must hold (a checkpoint knows it).
         job: names this run in the ledger.
         provided: objects given to ``fedray.run`` by the caller.
+        profile: keep spans.
     """
 
     config: Config
@@ -46,6 +47,7 @@ class HostSpec:
     pinned: str | None = None
     job: str = ""
     provided: Mapping[str, Any] = field(default_factory=dict)
+    profile: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fedray.clients.placement import Place
 from fedray.clients.rounds import Round, Rules
 from fedray.clients.slots import RoundLog, Slot
 from fedray.clients.work import Work
+from fedray.spans import Span
 
 __all__ = ["Pool", "RoundLog"]
 
@@ -95,6 +96,11 @@ class Pool:
     def shutdown(self) -> None:
         """End all actors."""
         self._crew.shutdown()
+
+    def spans(self, timeout: float) -> dict[str, list[Span]]:
+        """Where the time of each actor went, of those that answer in time."""
+        answers = self._crew.ask("spans", {s: () for s in self.slots if s.info is not None}, timeout)
+        return {slot.place.key: found for slot, found in answers.items()}
 
     # -- dedicated clients -----------------------------------------------------------------------
 

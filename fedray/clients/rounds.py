@@ -23,6 +23,7 @@ from fedray.clients.parts import Kept, Parts
 from fedray.clients.slots import RoundLog, Slot
 from fedray.clients.work import Queue, Work
 from fedray.errors import Stopped
+from fedray.spans import span
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Round:
                 self._end([c for q in self._queues.values() for c in q.clients()], "late", "the deadline passed before its turn")
                 self._queues.clear()
                 self._tell_stop()
-            self._hand_out()
+            with span("transfer", "hand out"):
+                self._hand_out()
             self._strand(now)
             self._parts.send(self._crew.slots, self._task, self._unfinished)
             if self._crew.should_stop():  # asked when actors have their work: who answers may write files first
@@ -160,9 +162,12 @@ class Round:
     def _receive(self, seconds: float) -> Iterator[Part]:
         calls = {s.pending: s for s in self._crew.slots if s.pending is not None}
         refs = [*calls, *self._parts.travelling]
-        if ray.wait(refs, num_returns=1, timeout=seconds)[0]:
+        with span("wait", "for actors"):
+            found = ray.wait(refs, num_returns=1, timeout=seconds)[0]
+        if found:
             for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
-                part = self._settle(calls[ref]) if ref in calls else self._arrived(ref)
+                with span("transfer", "receive"):
+                    part = self._settle(calls[ref]) if ref in calls else self._arrived(ref)
                 if part is not None:
                     yield part
 

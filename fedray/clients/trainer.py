@@ -27,6 +27,7 @@ from fedray.privacy.csprng import noise_source
 from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.rng import generator, torch_seed
+from fedray.spans import span
 from fedray.training.choose import choose_engine
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
@@ -117,11 +118,12 @@ class Trainer:
                 if isinstance(reserved, str):
                     return report("refused", error=reserved)
                 client = reserved
-            result, fitted = self._run(task, weights, client, data, lr)
+            with span("compute", "local training"):
+                result, fitted = self._run(task, weights, client, data, lr)
             receipts = self._receipts(task, client, result)
             get_vector(self.model, self.layout, out=self._update)
             np.subtract(self._update, weights, out=self._update)
-            with _whole_or_dead():
+            with _whole_or_dead(), span("aggregation", "add an update"):
                 self._add(task, client, records, self._update, total)
         except Stopped as error:
             return report("late", error=str(error))
@@ -180,13 +182,14 @@ class Trainer:
             self._check_stop(task)
             draws = [self._draws(task, client) for client in clients]
             job = self._job(task, self._spec.group.training, lr, draws[0])
-            trained, results = train_crowd(self.model, self.layout, weights, Crowd(*self._everyone(), starts, stops, draws), job)
+            with span("compute", "local training, many clients at once"):
+                trained, results = train_crowd(self.model, self.layout, weights, Crowd(*self._everyone(), starts, stops, draws), job)
         except Stopped as error:
             return [self._report(c, "late", n, 0.0, error=str(error)) for c, n in zip(clients, sizes, strict=True)]
         except Exception:
             return [self._turn(task, weights, client, lr, total) for client in clients]
         updates = np.subtract(trained, weights, out=trained)
-        with _whole_or_dead():
+        with _whole_or_dead(), span("aggregation", "add updates"):
             refused = self._add_all(task, clients, sizes, updates, total)
         seconds = (time.perf_counter() - began) / len(clients)
         return [

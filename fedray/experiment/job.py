@@ -24,9 +24,11 @@ from fedray.experiment.events import Batch, Events
 from fedray.experiment.headwatch import watching_head
 from fedray.experiment.planner import shortfalls
 from fedray.experiment.preparation import Prepared, prepare
+from fedray.experiment.profile import chrome_trace, summarize, table
 from fedray.experiment.request import Request
 from fedray.experiment.wiring import Wiring
 from fedray.runfiles import RunFiles
+from fedray.spans import keep_spans, taken_spans
 from fedray.tracking.mlflow_tracker import STATUSES
 from fedray.tracking.terminal import NoteHandler
 
@@ -39,6 +41,9 @@ LINGER = 600.0
 OBJECTS_PATIENCE = 60.0
 
 _GRACE = 2.0  # seconds more, for others that follow
+
+#: Seconds to wait for actors that are asked where their time went.
+PROFILE_PATIENCE = 10.0
 
 #: Seconds to wait for an output's store that is away, at the beginning and at the end.
 STORE_PATIENCE = 120.0
@@ -200,6 +205,8 @@ class Experiment:
         began = time.monotonic()
         given = self._given.get() if self._awaits else share_records(prepare_run(self._config, request.resume))
         wiring = Wiring(given.prepared, given.data, request, self._files, self._events, self._stop)
+        if request.profile:
+            keep_spans()
         try:
             parts = wiring.build()
             driver = Driver(parts, self._stop)
@@ -237,6 +244,7 @@ class Experiment:
             "privacy": wiring.privacy_summary(result["rounds"]),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],
+            "profile": self._profile(wiring),
             "mlflow": wiring.tracking_summary(),
             "fedray": __version__,
             "request": self._request.id,
@@ -252,6 +260,16 @@ class Experiment:
                     f"MLflow at {wiring.tracker.uri} was away for too long; nothing is lost: fedray sync {self._request.output} sends the rest."
                 )
         return summary
+
+    def _profile(self, wiring: Wiring) -> dict[str, Any]:
+        """Write where the time went; the same for the summary. Empty where nobody wants to know."""
+        if not self._request.profile or wiring.pool is None:
+            return {}
+        driver, actors = taken_spans(), wiring.pool.spans(PROFILE_PATIENCE)
+        found = summarize(driver, actors)
+        self._files.trace.write_text(chrome_trace(driver, actors))
+        self._files.profile.write_text(table(found) + "\n")
+        return found
 
 
 def _sendable(error: Exception) -> Exception:

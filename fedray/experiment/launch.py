@@ -73,6 +73,7 @@ def run(
     callbacks: Sequence[Listener] = (),
     output: str | None = None,
     resume: bool = False,
+    profile: bool = False,
 ) -> Result:
     """Train a federation.
 
@@ -84,6 +85,7 @@ def run(
         callbacks: called with (kind, value) for each event: ``joining`` (a sentence), ``started`` (facts), ``row`` (a round's line), ``note`` (a sentence).
         output: output directory; default ``runs/NAME``.
         resume: continue the run in ``output``.
+        profile: write where the rounds' time went (``profile.txt``, and ``profile.json`` for a trace viewer).
 
     Raises:
         ConfigError: the config, the data or the cluster is not usable; nothing was trained.
@@ -106,7 +108,7 @@ def run(
     where = choose_output(resolved.name, output, resume)
     place = find_place(resolved.ray)
     # torch takes long to import and Ray takes long to start, so the one goes on beside the other.
-    request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided)
+    request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided, profile=profile)
     preparing = Background(partial(_prepare, resolved, request))
     if "torch" in sys.modules or not place.own:
         preparing.result()

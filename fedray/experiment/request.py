@@ -28,6 +28,7 @@ class Request:
         elastic: the cluster may grow (an autoscaler), so wait for resources instead of refusing.
         provided: objects that the caller of :func:`fedray.run` gave.
         awaits: they come afterwards (:meth:`packed`).
+        profile: show where the rounds' time goes.
     """
 
     output: Output
@@ -36,6 +37,7 @@ class Request:
     elastic: bool = False
     provided: Mapping[str, Any] = field(default_factory=dict)
     awaits: bool = False
+    profile: bool = False
 
     def packed(self) -> Request:
         """As an argument of the driver's actor: of such arguments, Ray keeps small ones with the actor for as long as it may be

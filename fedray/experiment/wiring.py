@@ -290,6 +290,7 @@ class Wiring:
                 pinned=self._pinned.get(place.key) if dedicated else None,
                 job=self._job,
                 provided=request.provided,
+                profile=request.profile,
             )
             return start_actor(place, spec, None if dedicated else data)
 

@@ -297,7 +297,12 @@ def print_summary(
 def _places(summary: Mapping[str, Any], output: str | Path | None) -> list[tuple[str, str]]:
     places = []
     if output is not None:
-        for label, name in (("model", "model.safetensors"), ("ledger", "ledger"), ("statement", "privacy_statement.md")):
+        for label, name in (
+            ("model", "model.safetensors"),
+            ("ledger", "ledger"),
+            ("statement", "privacy_statement.md"),
+            ("trace", "profile.json"),
+        ):
             if (Path(output) / name).exists():
                 places.append((label, str(Path(output) / name)))
         if not places:  # on another node, or in an object store

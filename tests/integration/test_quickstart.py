@@ -100,6 +100,26 @@ def test_the_mlflow_run(quickstart: tuple[Path, str]) -> None:
     assert np.asarray(model.predict(np.zeros((2, 64), dtype=np.float32))).shape == (2, 10)
 
 
+def test_a_profile_shows_where_the_rounds_time_went(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedray", "run", str(ROOT / "configs" / "digits.yaml"), "rounds=6", "clients.actors=2", "--profile"]
+    more = ["evaluation.every=1", "tracking.enabled=false", "ray.address=local"]
+    done = subprocess.run([*command, *more], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()
+    files = RunFiles(tmp_path / "runs" / "digits")
+    assert files.profile.read_text() in done.stdout.decode()
+    found = json.loads(files.summary.read_text())["profile"]
+    assert (found["rounds"], found["actors_seen"]) == (5, 2)
+    for place in ("driver", "actors"):
+        assert sum(found[place].values()) == pytest.approx(found["seconds_per_round"])
+    assert found["actors"]["compute"] > 0
+    assert all(found["driver"][kind] > 0 for kind in ("cohort", "wait", "transfer", "aggregation", "evaluation", "logging"))
+    assert found["driver"]["other"] < 0.5 * found["seconds_per_round"]
+    events = json.loads(files.trace.read_text())["traceEvents"]
+    turns = [e for e in events if e["name"] == "local training"]
+    assert len(turns) == 60  # ten clients, six rounds
+    assert len({e["pid"] for e in turns}) == 2
+
+
 @pytest.mark.slow
 def test_a_second_run_gets_a_directory_of_its_own_and_resume_of_a_finished_run_is_harmless(quickstart: tuple[Path, str]) -> None:
     folder, _ = quickstart
