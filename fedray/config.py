@@ -159,6 +159,10 @@ class Training(Section):
         "cross_entropy", description="See `fedray list losses`, or python:module:function(outputs, targets) -> a loss for each record."
     )
     schedule: Part = Field(Part(kind="constant"), description="Learning rate over rounds; see `fedray list schedules`.")
+    convolutions: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="What convolutions compute in; bfloat16 is faster and rounds coarsely. Engine plain; not under record-level DP.",
+    )
     engine: str = Field("auto", description="Local engine: auto, plain, lockstep, book, hooks, ghost; see `fedray list engines`.")
 
     @model_validator(mode="after")

@@ -134,12 +134,23 @@ def _check_data(config: Config, private_statistics: bool) -> None:
         )
 
 
-def _check_training(config: Config) -> None:
-    engines = {"training.engine": config.training.engine}
+def _everywhere(config: Config, key: str) -> dict[str, str]:
+    """A key of the training section and of the groups' overrides: path to value."""
+    values = {f"training.{key}": str(getattr(config.training, key))}
     for i, group in enumerate(config.clients.groups):
-        if "engine" in group.training:
-            engines[f"clients.groups.{i}.training.engine"] = str(group.training["engine"])
-    for path, engine in engines.items():
+        if key in group.training:
+            values[f"clients.groups.{i}.training.{key}"] = str(group.training[key])
+    return values
+
+
+def _check_training(config: Config) -> None:
+    for path, precision in _everywhere(config, "convolutions").items():
+        if precision != "float32":
+            raise PrivacyRefusal(
+                f"{path}: {precision} rounds gradients so coarsely that a clipped one can exceed the clip norm; use float32.",
+                "privacy.incompatible.record.precision",
+            )
+    for path, engine in _everywhere(config, "engine").items():
         if engine not in ENGINES:
             raise PrivacyRefusal(
                 f"{path}: '{engine}' is not proven to clip and noise every record's gradient; use auto, book, hooks or ghost.",

@@ -6,6 +6,8 @@ which order it sees, and takes the slow one. So the strides are set, which moves
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -44,6 +46,27 @@ def lay_out(model: nn.Module, x: Tensor) -> bool:
                 layer.weight.data = layer.weight.data.contiguous()
             return False
     return bool(layers)
+
+
+@contextmanager
+def turned_gradients(model: nn.Module, turned: bool) -> Iterator[None]:
+    """While it lasts, gradients reach pooling layers channels last: given another order, torch copies the layer's input and result, too.
+
+    Args:
+        model: in training.
+        turned: whether its records come channels last; else nothing is done.
+    """
+    handles = [m.register_forward_hook(_turn_gradient) for m in model.modules() if type(m) is nn.MaxPool2d] if turned else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _turn_gradient(_layer: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
+    if isinstance(output, Tensor) and output.requires_grad and output.dim() == 4:
+        output.register_hook(channels_last)  # type: ignore[no-untyped-call]
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -89,6 +89,8 @@ def unsupported(model: nn.Module, training: Training) -> str | None:
         return "it takes training.batch_size, not a sampling_rate"
     if batch > training.physical_batch:
         return "training.batch_size is above training.physical_batch"
+    if training.convolutions != "float32":
+        return f"training.convolutions is {training.convolutions}"
     seen, owned = 0, set[int]()
     for n, (_, layer) in enumerate(_named(model)):
         if type(layer) is nn.Linear:

@@ -7,6 +7,7 @@ result does not depend on where in shared memory its records lie.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
+from fedray.training.chain import forward_of, layers_of, pooled_first
 from fedray.training.direct import Direct
 from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
-from fedray.training.images import channels_last, lay_out
+from fedray.training.halved import bfloat16_convolutions
+from fedray.training.images import channels_last, lay_out, turned_gradients
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
@@ -43,10 +46,13 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     if not model.training:  # a walk over all modules, so only where needed
         model.train()
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
-    pixels = lay_out(model, x)
+    pixels, layers = lay_out(model, x), layers_of(model)
+    forward = forward_of(model, None if layers is None else pooled_first(layers))
+    at_once = job.adjust is None and (training.batch_size or physical + 1) <= physical
     seen: float | Tensor = 0.0
     steps = examples = 0
-    with Direct(model, training, job.lr, job.adjust is None and (training.batch_size or physical + 1) <= physical) as direct:
+    halved = bfloat16_convolutions(model) if training.convolutions == "bfloat16" else nullcontext()
+    with Direct(model, training, job.lr, at_once, layers is not None) as direct, turned_gradients(model, pixels), halved:
         parameters = direct.others
         move = mover(model, parameters, training, job.lr, x.device)
         for drawn in batches(len(x), training, job.draws):
@@ -57,7 +63,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
             size = len(batch)
             for part in (batch,) if 0 < size <= physical else torch.split(batch, physical) if size else ():
                 records = x.index_select(0, part)
-                losses = job.loss(direct.forward(model, channels_last(records) if pixels else records), y.index_select(0, part))
+                losses = job.loss(direct.forward(forward, channels_last(records) if pixels else records), y.index_select(0, part))
                 # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
                 direct.backward(losses, torch.full_like(losses, 1.0 / (training.expected_batch or size)))
                 total = losses.detach().sum()

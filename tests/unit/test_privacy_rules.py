@@ -48,6 +48,11 @@ def test_a_plain_record_level_run_is_legal_and_its_claim_valid() -> None:
         ("record.engine", {"training": {"sampling_rate": 0.25, "steps": 5, "expected_batch": 30, "engine": "plain"}}),
         ("record.engine", {"training": {"sampling_rate": 0.25, "steps": 5, "expected_batch": 30, "engine": "python:mine:engine"}}),
         ("record.engine", {"clients": {"groups": [{"name": "g", "clients": 1, "training": {"engine": "plain"}}]}}),
+        (
+            "record.precision",
+            {"training": {"sampling_rate": 0.25, "steps": 5, "expected_batch": 30, "convolutions": "bfloat16"}},
+        ),
+        ("record.precision", {"clients": {"groups": [{"name": "g", "clients": 1, "training": {"convolutions": "bfloat16"}}]}}),
         ("record.ifca", {"algorithm": {"kind": "ifca"}}),
         ("record.scaffold_option_1", {"algorithm": {"kind": "scaffold", "option": 1}}),
     ],

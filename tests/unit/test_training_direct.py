@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from fedray.config import Part, Training
+from fedray.errors import Stopped
 from fedray.models.build import build_model
 from fedray.rng import generator
+from fedray.training.chain import forward_of, layers_of, pooled_first
 from fedray.training.engine import LocalJob
 from fedray.training.images import channels_last, lay_out
 from fedray.training.losses import find_loss
@@ -67,6 +71,18 @@ class Borrowed(nn.Module):
         return self.out(torch.tanh(self.wide(x)) @ self.wide.weight)
 
 
+def chain() -> nn.Module:
+    """Large layers that nobody else can read: their steps are remembered."""
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(WIDE, WIDE), nn.ReLU(inplace=True)), nn.Linear(WIDE, WIDE, bias=False), nn.Tanh(), nn.Linear(WIDE, 3)
+    )
+
+
+def sequences() -> nn.Module:
+    """The same for records of five tokens each, so that a step has five times as many rows."""
+    return nn.Sequential(nn.Unflatten(1, (5, WIDE)), nn.Linear(WIDE, WIDE), nn.Tanh(), nn.Flatten(), nn.Linear(5 * WIDE, 3))
+
+
 class Viewed(nn.Module):
     """Images that are flattened in a way that asks for an order of memory."""
 
@@ -115,6 +131,89 @@ def test_layers_move_as_by_their_gradients(make: type[nn.Module], momentum: floa
     assert distance(ours, theirs, make()) < 1e-5
     assert all(p.requires_grad for p in ours.parameters())
     assert not any(m._forward_hooks for m in ours.modules())
+
+
+@pytest.mark.parametrize("batch", [1, 5, 20, 40])
+@pytest.mark.parametrize(("make", "features"), [(chain, WIDE), (sequences, 5 * WIDE)])
+def test_steps_that_are_remembered_are_taken(make: Callable[[], nn.Module], features: int, batch: int) -> None:
+    """More rows than are remembered, and steps too large for that."""
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.standard_normal((41, features), dtype=np.float32)), torch.from_numpy(rng.integers(0, 3, 41))
+    ours, theirs = both(make, x, y, Training(lr=0.02, batch_size=batch, epochs=3))
+    torch.manual_seed(0)
+    assert distance(ours, theirs, make()) < 1e-5
+    assert not any(m._forward_hooks for m in ours.modules())
+
+
+def test_a_run_that_is_stopped_leaves_no_hooks_and_no_step_behind() -> None:
+    model = chain()
+    x, y = torch.zeros(9, WIDE), torch.zeros(9, dtype=torch.int64)
+    answers = iter([False, False, True])
+    job = LocalJob(
+        Training(lr=0.1, batch_size=3, epochs=2),
+        0.1,
+        find_loss("cross_entropy"),
+        generator(1, "batches"),
+        should_stop=lambda: next(answers),
+    )
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(Stopped):
+        plain(model, x, y, job)
+    assert not any(m._forward_hooks for m in model.modules())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_pooling_before_relu_changes_no_bit(inplace: bool) -> None:
+    """Ties, zeros and a value that is no number included."""
+    layers: list[nn.Module] = [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(inplace), nn.MaxPool2d(3, 2, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers)
+    found = layers_of(model)
+    assert found is not None
+    order = pooled_first(found)
+    assert [type(m) for m in order] == [nn.Conv2d, nn.MaxPool2d, nn.ReLU, nn.MaxPool2d, nn.ReLU]
+    x = torch.randint(-3, 4, (6, 2, 14, 15), generator=torch.Generator().manual_seed(0)).float()
+    x[0, 0, 0, 0] = torch.nan
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randint(-1, 2, model[0].weight.shape).float())  # type: ignore[operator]
+        model[0].bias.zero_()  # type: ignore[operator]
+    results = []
+    for forward in (model, forward_of(model, order)):
+        inputs = x.clone().requires_grad_()
+        out = forward(inputs)
+        gradients = torch.autograd.grad([(out.nan_to_num() ** 2).sum() + out.sum()], [inputs, *model.parameters()])
+        results.append([out.detach(), *gradients])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+def test_what_may_be_more_than_a_chain_is_none() -> None:
+    hooked = nn.Sequential(nn.Linear(2, 2))
+    hooked[0].register_forward_hook(lambda *_: None)
+    own = nn.Sequential(nn.Linear(2, 2))
+    own[0].forward = lambda x: x  # type: ignore[method-assign]
+
+    class Mine(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x
+
+    for model in (hooked, own, Mine(nn.Linear(2, 2)), nn.Sequential(Twice()), nn.TransformerEncoderLayer(4, 2)):
+        assert layers_of(model) is None
+    assert layers_of(nn.Linear(2, 2)) is not None
+
+
+def test_bfloat16_convolutions_are_close_and_everything_else_is_float32() -> None:
+    """A step's update is off by the rounding of eight bits, and by no more; float32 was not touched."""
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.standard_normal((40, 1, 28, 28), dtype=np.float32)), torch.from_numpy(rng.integers(0, 10, 40))
+
+    def make() -> nn.Module:
+        return build_model(Part(kind="fedavg_cnn"), (1, 28, 28), 10, 0)
+
+    ours, theirs = both(make, x, y, Training(lr=0.05, batch_size=10, epochs=1, convolutions="bfloat16"))
+    assert 1e-4 < distance(ours, theirs, make()) < 0.3
+    assert all(p.dtype == torch.float32 for p in ours.parameters())
+    assert not any("forward" in vars(m) for m in ours.modules())
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("fedavg_cnn", (1, 28, 28)), ("fedavg_cnn", (3, 32, 32)), ("resnet18_gn", (3, 16, 16))])
