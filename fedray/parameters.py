@@ -79,17 +79,26 @@ class Layout:
         return {e.name: vector[e.offset : e.offset + e.size].reshape(e.shape) for e in self.entries}
 
 
-def get_vector(model: nn.Module, layout: Layout, out: Vector | None = None) -> Vector:
-    """The model's tensors as a vector of ``layout.size`` float32 (a copy, or written into ``out``)."""
+def get_vector(model: nn.Module, layout: Layout) -> Vector:
+    """The model's tensors as a vector of ``layout.size`` float32, a copy."""
     import torch
 
-    vector = np.empty(layout.size, dtype=np.float32) if out is None else out
+    vector = np.empty(layout.size, dtype=np.float32)
     state = model.state_dict(keep_vars=True)
     target = torch.from_numpy(vector)
     with torch.no_grad():
         for e in layout.entries:
             target[e.offset : e.offset + e.size].copy_(state[e.name].reshape(-1))
     return vector
+
+
+def get_update(model: nn.Module, layout: Layout, weights: Vector, out: Vector) -> Vector:
+    """What :func:`get_vector` gives less ``weights``, written into ``out``."""
+    state = model.state_dict(keep_vars=True)
+    for e in layout.entries:
+        part = slice(e.offset, e.offset + e.size)
+        np.subtract(state[e.name].detach().cpu().float().reshape(-1).numpy(), weights[part], out=out[part])
+    return out
 
 
 def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:

@@ -21,6 +21,7 @@ from fedray.errors import FedrayError, UpdateRejected
 MAX_COORDINATE = 2.0**12
 _HEADROOM_BITS = 62
 _MAX_BITS = 40
+_SHIFT = np.float64(1.5 * 2.0**52)
 _BLOCK = 1 << 16  # float64 scratch of 512 KiB: stays in cache
 
 
@@ -99,11 +100,13 @@ class ExactSum:
             raise UpdateRejected(f"an update of shape {update.shape} was sent for a model of {self.values.shape[0]} values.")
         _check_weight(weight)
         self._reserve(weight)
-        check_finite(update)
+        largest = check_finite(update)
         scale = math.ldexp(weight, self.bits)
+        scratch = np.empty(min(_BLOCK, len(update)))
         for start in range(0, len(update), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            self.values[part] += np.rint(update[part].astype(np.float64) * scale).astype(np.int64)
+            part = update[start : start + _BLOCK]
+            scaled = np.multiply(part, scale, out=scratch[: len(part)], dtype=np.float64)
+            self.values[start : start + _BLOCK] += _whole_numbers(scaled, largest * scale)
         self.weight += weight
         self.count += 1
 
@@ -184,11 +187,29 @@ def _check_weight(weight: float) -> None:
         raise UpdateRejected(f"a weight of {weight} was sent with an update.")
 
 
-def check_finite(update: npt.NDArray[np.float32]) -> None:
-    """Raise :class:`UpdateRejected` unless every coordinate is finite and at most ``MAX_COORDINATE``."""
+def _whole_numbers(values: npt.NDArray[np.float64], largest: float) -> npt.NDArray[np.int64]:
+    """Values rounded half to even; overwrites them.
+
+    Below 2**51, adding 1.5 * 2**52 leaves no bits for a fraction, so the sum is rounded as asked and its last 52 bits are the number.
+    """
+    if largest < 2.0**51:
+        values += _SHIFT
+        numbers = values.view(np.int64)
+        numbers -= _SHIFT.view(np.int64)
+        return numbers
+    return np.rint(values, out=values).astype(np.int64)
+
+
+def check_finite(update: npt.NDArray[np.float32]) -> float:
+    """The largest magnitude of a coordinate.
+
+    Raises:
+        UpdateRejected: one is not finite, or above ``MAX_COORDINATE``.
+    """
     largest = float(np.max(np.abs(update))) if update.size else 0.0
     if not largest <= MAX_COORDINATE:
         raise _rejection(update, largest)
+    return largest
 
 
 def _rejection(update: npt.NDArray[np.float32], largest: float) -> UpdateRejected:

@@ -22,7 +22,7 @@ from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
-from fedray.parameters import Layout, Vector, get_vector, set_vector
+from fedray.parameters import Layout, Vector, get_update, set_vector
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
@@ -121,8 +121,7 @@ class Trainer:
             with span("compute", "local training"):
                 result, fitted = self._run(task, weights, client, data, lr)
             receipts = self._receipts(task, client, result)
-            get_vector(self.model, self.layout, out=self._update)
-            np.subtract(self._update, weights, out=self._update)
+            get_update(self.model, self.layout, weights, out=self._update)
             with _whole_or_dead(), span("aggregation", "add an update"):
                 self._add(task, client, records, self._update, total)
         except Stopped as error:

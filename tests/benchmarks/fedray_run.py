@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--actors", type=int, default=os.cpu_count() or 1)
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     os.environ["PYTHONPATH"] = str(ROOT)  # actors import the work, too
 
     def listen(kind: str, value: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -145,3 +147,23 @@ def test_sums_of_different_grids_do_not_mix():
         ExactSum.zero(3, 5.0).merge(ExactSum.zero(3, 5e6))
     with pytest.raises(UpdateRejected, match="shape"):
         ExactSum.zero(3, 5.0).add(np.ones(4, np.float32))
+
+
+@given(
+    hnp.arrays(np.float32, SIZE, elements=st.floats(-MAX_COORDINATE, MAX_COORDINATE, width=32)),
+    st.one_of(st.integers(1, 2**20).map(float), st.integers(1, 2**12).map(lambda n: n / 16)),
+    st.integers(0, 40),
+)
+@settings(deadline=None, max_examples=300)
+def test_values_are_rounded_half_to_even_whatever_their_size(update, weight, bits):
+    total = ExactSum(np.zeros(SIZE, dtype=np.int64), 0.0, 0, bits, 2.0**20)
+    if np.abs(update).max() * weight * 2.0**bits >= 2.0**62:
+        return
+    total.add(update, weight)
+    expected = [round(Fraction(float(value)) * Fraction(weight) * 2**bits) for value in update]  # half to even, too
+    products = update.astype(np.float64) * np.ldexp(weight, bits)
+    exact = [Fraction(float(p)) == Fraction(float(u)) * Fraction(weight) * 2**bits for p, u in zip(products, update, strict=True)]
+    assert [v for v, sure in zip(total.values.tolist(), exact, strict=True) if sure] == [
+        v for v, sure in zip(expected, exact, strict=True) if sure
+    ]
+    assert (total.values == np.rint(products).astype(np.int64)).all()
