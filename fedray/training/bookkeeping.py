@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from fedray.errors import ConfigError
 from fedray.privacy.rules import check_layers
+from fedray.training.chain import forward_of, layers_of, pooled_first
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn
+from fedray.training.images import channels_last, lay_out, turned_gradients
 from fedray.training.recordgrads import LAYERS, Term, takes, terms
 from fedray.training.tape import Tape
 
@@ -53,7 +55,8 @@ def book(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
     @contextmanager
     def prepare(parameters: list[nn.Parameter], dp: DpStep) -> Iterator[ClippedSum]:
-        with _Book(model) as tape:
+        pixels = lay_out(model, x)
+        with _Book(model, pixels) as tape, turned_gradients(model, pixels):
             yield lambda part, targets: _clipped_sum(tape, parameters, part, targets, job.loss, dp)
 
     return train_privately(model, x, y, job, _check, prepare)
@@ -95,14 +98,16 @@ def _refusal(reason: str) -> ConfigError:
 class _Book(Tape):
     """The tape of all trained layers, which refuses what has no gradient for each record."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pixels: bool) -> None:
         super().__init__(m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False)))
-        self.model = model
+        layers = layers_of(model)
+        self._forward, self._pixels = forward_of(model, None if layers is None else pooled_first(layers)), pixels
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
 
     def losses(self, x: Tensor, y: Tensor, loss: LossFn) -> Tensor:
         """The loss of every record, [n]; :attr:`uses` is then what the batch used."""
-        losses = self.run(lambda: record_losses(loss, self.model(x), y))
+        records = channels_last(x) if self._pixels else x
+        losses = self.run(lambda: record_losses(loss, self._forward(records), y))
         seen = set[nn.Module]()
         for use in self.uses:
             name = self._names[use.layer]

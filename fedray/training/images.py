@@ -24,7 +24,7 @@ def lay_out(model: nn.Module, x: Tensor) -> bool:
     """Turn the weights of convolutions, where that helps: the same tensors, in another order of memory.
 
     It helps images on a CPU, and convolutions of two dimensions. A model that asks for the usual order (``view`` of activations
-    does) keeps it: found by a look at one record, once a model.
+    does) keeps it: tried with zeros, once a model.
 
     Args:
         model: will be trained.
@@ -33,14 +33,14 @@ def lay_out(model: nn.Module, x: Tensor) -> bool:
     Returns:
         Whether its records should be turned too, with :func:`channels_last`.
     """
-    if x.dim() != 4 or x.device.type != "cpu" or not x.is_floating_point() or not len(x) or not _STANDS.get(model, True):
+    if x.dim() != 4 or x.device.type != "cpu" or not x.is_floating_point() or not _STANDS.get(model, True):
         return False
     layers = [m for m in model.modules() if type(m) is nn.Conv2d]
     for layer in layers:
         if not _is_last(layer.weight):
             layer.weight.data = channels_last(layer.weight.data)
     if layers and model not in _STANDS:
-        _STANDS[model] = _stands(model, x[:2])
+        _STANDS[model] = _stands(model, x.new_zeros((2, *x.shape[1:])))
         if not _STANDS[model]:
             for layer in layers:
                 layer.weight.data = layer.weight.data.contiguous()

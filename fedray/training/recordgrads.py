@@ -113,16 +113,25 @@ def _convolution(layer: Any, x: Tensor, gradient: Tensor, keep: int) -> dict[str
             return result
 
         inputs = layer.in_channels // groups * math.prod(layer.kernel_size)
-        patches = _patches(layer, padded)
-
-        def columns(a: int, b: int) -> Tensor:
-            return patches[a:b].reshape((b - a) * groups, inputs, -1)
-
         shaped = gradients.reshape(n * groups, layer.out_channels // groups, -1).transpose(1, 2)
-        found["weight"] = _positions(columns, shaped.contiguous(), inputs, layer.weight, anew, keep, groups)
+        last = padded.dim() == 4 and groups == 1 and padded.stride(1) == 1
+        columns = _columns_last(layer, padded) if last else _columns(layer, padded, inputs)
+        found["weight"] = _positions(columns, shaped.contiguous(), inputs, layer.weight, anew, keep, groups, last)
     if layer.bias is not None and layer.bias.requires_grad:
         found["bias"] = _added_up(gradients, 2, layer.bias, keep)
     return found
+
+
+def _columns(layer: Any, padded: Tensor, inputs: int) -> Callable[[int, int], Tensor]:
+    """(from, to) -> what each output position of those records sees, [records * groups, inputs, T]."""
+    patches = _patches(layer, padded)
+    return lambda a, b: patches[a:b].reshape((b - a) * layer.groups, inputs, -1)
+
+
+def _columns_last(layer: Any, padded: Tensor) -> Callable[[int, int], Tensor]:
+    """The same of images whose channels lie side by side, and so do those of the inputs: copied in runs as long as a kernel's row."""
+    patches = _patches(layer, padded).permute(0, 4, 5, 2, 3, 1)
+    return lambda a, b: patches[a:b].reshape(b - a, math.prod(patches.shape[1:3]), -1).transpose(1, 2)
 
 
 def _patches(layer: Any, padded: Tensor) -> Tensor:
@@ -143,6 +152,7 @@ def _positions(
     anew: Callable[[Tensor], Tensor],
     keep: int,
     groups: int = 1,
+    channels_last: bool = False,
 ) -> Term:
     """The term of a weight whose gradient for a record is a sum over T positions.
 
@@ -154,6 +164,7 @@ def _positions(
         anew: the weighted sum, computed from inputs and gradients.
         keep: bytes of gradients that may be kept instead.
         groups: independent products for each record.
+        channels_last: the inputs of one output are in the order of the weight's axes 2, 3, 1, and not 1, 2, 3.
     """
     rows, positions, p = gradients.shape
     n = rows // groups
@@ -172,7 +183,10 @@ def _positions(
         torch.bmm(columns(a, b), gradients[a * groups : b * groups], out=samples[a * groups : b * groups])
 
     def weighted(factors: Tensor) -> Tensor:
-        return (factors @ samples.view(n, -1)).view(groups, d, p).transpose(1, 2).reshape(weight.shape)
+        total = (factors @ samples.view(n, -1)).view(groups, d, p).transpose(1, 2)
+        if channels_last:
+            return total.view(p, *weight.shape[2:], weight.shape[1]).permute(0, 3, 1, 2)
+        return total.reshape(weight.shape)
 
     return Term(row_norms(samples.view(n, -1)), weighted)
 

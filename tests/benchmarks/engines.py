@@ -1,4 +1,4 @@
-"""CPU seconds a step of the local engines, in turn in the same run: each private one over training without privacy.
+"""CPU seconds and peak memory of the local engines, in turn in the same run: each private one over training without privacy.
 
 ``python -m tests.benchmarks.engines [--repeats 5] [--models mlp cnn ...]``. One thread, 256 synthetic records in every step,
 plain SGD; CPU time, which a busy machine distorts less, and the least of the repeats. A step is measured whole, with the DP noise
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import torch
 from torch import nn
 
 import fedray
+from fedray.clients.memory import keep_freed_memory
 from fedray.config import Part, Training
 from fedray.models.build import build_model
 from fedray.privacy.csprng import Csprng
@@ -29,6 +32,7 @@ from fedray.training.dpsgd import ghost, hooks
 from fedray.training.engine import DpStep, Engine, LocalJob
 from fedray.training.losses import cross_entropy
 from fedray.training.plain import plain
+from tests.benchmarks.work import ROOT
 
 BATCH = 256
 #: Name: model, record shape, records in memory at once, steps in one measurement.
@@ -63,12 +67,31 @@ def seconds_a_step(engine: str, model: nn.Module, x: torch.Tensor, y: torch.Tens
     return (times[-1] - times[0]) / steps
 
 
-def measure(name: str, repeats: int) -> dict[str, Any]:
-    """The least of ``repeats`` measurements of each engine, taken in turn, and their ratios to the plain one."""
-    kind, shape, physical, steps = WORK[name]
+def prepared(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A workload's model and records."""
+    kind, shape, _, _ = WORK[name]
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand((BATCH, *shape), generator=generator), torch.randint(0, 10, (BATCH,), generator=generator)
-    model = build_model(Part(kind=kind), shape, 10, 0)
+    return build_model(Part(kind=kind), shape, 10, 0), x, y
+
+
+def peak_mib(name: str, engine: str) -> float:
+    """Resident memory that two steps need at most, above what there was before, in a process of its own."""
+    code = (
+        "import resource, torch; from tests.benchmarks.engines import *; torch.set_num_threads(1)\n"
+        f"model, x, y = prepared({name!r}); model(x[:1]).sum().backward(); model.zero_grad()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"seconds_a_step({engine!r}, model, x, y, WORK[{name!r}][2], 1, Silence())\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    """The least of ``repeats`` measurements of each engine, taken in turn, and their ratios to the plain one."""
+    kind, _, physical, steps = WORK[name]
+    model, x, y = prepared(name)
     whole: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     silent: dict[str, list[float]] = {engine: [] for engine in ENGINES if engine != "plain"}
     for _ in range(repeats):
@@ -85,6 +108,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         "physical_batch": physical,
         "threads": 1,
         "repeats": repeats,
+        "peak_mib_over_start": {engine: peak_mib(name, engine) for engine in ENGINES},
         "seconds_a_step": seconds,
         "seconds_a_step_without_noise": without,
         "ratio_to_plain": {engine: value / seconds["plain"] for engine, value in seconds.items()},
@@ -99,6 +123,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(WORK), default=list(WORK))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as client actors do
     path = RESULTS / "engines.json"
     figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     figures |= {
@@ -109,6 +134,7 @@ def main() -> None:
     for name in arguments.models:
         figures[name] = measure(name, arguments.repeats)
         ratios = {key: {e: round(r, 2) for e, r in figures[name][key].items()} for key in figures[name] if key.startswith("ratio")}
+        print(name, "MiB over start:", {e: round(m) for e, m in figures[name]["peak_mib_over_start"].items()})
         print(name, json.dumps(ratios), f"plain {figures[name]['seconds_a_step']['plain'] * 1e3:.2f} ms", flush=True)
         path.write_text(json.dumps(figures, indent=1) + "\n")
 

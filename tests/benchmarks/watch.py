@@ -17,6 +17,27 @@ import numpy as np
 import psutil
 
 
+class Peak:
+    """The largest memory (proportional set size) that a process and its descendants held at once, looked at every second."""
+
+    def __init__(self, pid: int) -> None:
+        self._root, self.mib = psutil.Process(pid), 0.0
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        while self._root.is_running() and self._root.status() != psutil.STATUS_ZOMBIE:
+            self.mib = max(self.mib, sum(each(self._root, lambda p: p.memory_full_info().pss)) / 2**20)
+            time.sleep(1.0)
+
+
+def each(root: psutil.Process, figure: Any) -> Iterator[float]:
+    """A figure of a process and of each descendant that lives."""
+    with suppress(psutil.Error):
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.Error):
+                yield figure(process)
+
+
 class Watched:
     """A command under way.
 
@@ -52,9 +73,7 @@ class Watched:
         self._tree = psutil.Process(self._process.pid)
         self._rounds: list[float] = []
         self._cpu: dict[int, float] = {}
-        self._peak = 0.0
-        self._sampler = threading.Thread(target=self._sample, daemon=True)
-        self._sampler.start()
+        self._peak = Peak(self._process.pid)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -87,7 +106,7 @@ class Watched:
             "s_per_round": float(np.median(seconds)),
             "cpu_s_per_round": (self._cpu[last] - self._cpu[first]) / (last - first),
             "first_round_after_s": self._rounds[0],
-            "peak_pss_mib": self._peak / 2**20,
+            "peak_pss_mib": self._peak.mib,
             "seconds": [round(float(s), 5) for s in seconds],
         }
 
@@ -97,18 +116,7 @@ class Watched:
             if line.strip() == "ROUND":
                 self._rounds.append(time.perf_counter() - self._began)
                 if len(self._rounds) in (self._skip, self._all):
-                    self._cpu[len(self._rounds)] = sum(self._each(lambda p: sum(p.cpu_times()[:2])))
-
-    def _sample(self) -> None:
-        while self._process.poll() is None:
-            self._peak = max(self._peak, sum(self._each(lambda p: p.memory_full_info().pss)))
-            time.sleep(1.0)
-
-    def _each(self, figure: Any) -> Iterator[float]:
-        with suppress(psutil.Error):
-            for process in [self._tree, *self._tree.children(recursive=True)]:
-                with suppress(psutil.Error):
-                    yield figure(process)
+                    self._cpu[len(self._rounds)] = sum(each(self._tree, lambda p: sum(p.cpu_times()[:2])))
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fedray.training.engine import LocalJob, LocalResult
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FEDRAY_DATA", ROOT.parent / "shared" / "data"))
@@ -24,11 +28,12 @@ class Work:
     """One workload: ``clients`` with ``records`` each, of which ``cohort`` train a round for one pass.
 
     Attributes:
-        dataset: mnist or cifar10.
-        model: a built-in, or ``simple_cnn`` from here.
+        dataset: mnist, cifar10, or none: a number a record.
+        model: a built-in, or a function of this module.
         batch: records of a step; expected, under DP-SGD.
         noise: noise multiplier of record-level DP-SGD, None without privacy.
         rounds: that are timed, beside :data:`SKIP`.
+        engine: of the local training; a function of this module is named by ``python:``.
     """
 
     dataset: str
@@ -41,6 +46,7 @@ class Work:
     noise: float | None = None
     clip: float = 1.0
     rounds: int = 10
+    engine: str = "auto"
 
 
 WORKS = {
@@ -49,13 +55,20 @@ WORKS = {
     "W3": Work("mnist", "softmax", 3000, 20, 200, 10, 0.1, rounds=40),
     "W4": Work("mnist", "opacus_cnn", 20, 3000, 10, 250, 0.25, noise=1.1, rounds=4),
 }
+#: Work of which only fedray's own part costs anything.
+HOLLOW = {
+    "empty": Work("none", "megabyte", 10_000, 1, 1000, 1, 0.1, engine="python:tests.benchmarks.work:nothing"),
+    "sleep": Work("none", "softmax", 1000, 1, 320, 1, 0.1, engine="python:tests.benchmarks.work:sleeping"),
+}
 #: Rounds at the start that do not count.
 SKIP = 3
 
 
 def records(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Records [clients * records, channels, height, width] float32, normalised, and labels int64; each client's are neighbours."""
-    work = WORKS[name]
+    work = (WORKS | HOLLOW)[name]
+    if work.dataset == "none":
+        return np.ones((work.clients * work.records, 1), dtype=np.float32), np.arange(work.clients * work.records) % 2
     x, y = _mnist() if work.dataset == "mnist" else _cifar10()
     drawn = np.random.default_rng(0).permutation(len(x))[: work.clients * work.records]
     return np.ascontiguousarray(x[drawn]), y[drawn]
@@ -115,16 +128,37 @@ def simple_cnn(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     )
 
 
+def megabyte(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """250,000 weights."""
+    del input_shape
+    return nn.Sequential(nn.Linear(1, 125_000 // outputs), nn.Linear(125_000 // outputs, outputs, bias=False))
+
+
+def nothing(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+    """An engine that does no work."""
+    from fedray.training.engine import LocalResult  # here, so that the hand-written loop imports no fedray
+
+    del model, y, job
+    return LocalResult(0, len(x), None)
+
+
+def sleeping(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+    """An engine that sleeps."""
+    time.sleep(0.05)
+    return nothing(model, x, y, job)
+
+
 def config(name: str, actors: int, rounds: int, **sections: Any) -> dict[str, Any]:
     """The run's config."""
-    work = WORKS[name]
-    training: dict[str, Any] = {"lr": work.lr, "batch_size": work.batch, "epochs": 1}
+    work = (WORKS | HOLLOW)[name]
+    training: dict[str, Any] = {"lr": work.lr, "batch_size": work.batch, "epochs": 1, "engine": work.engine}
     privacy: dict[str, Any] = {"regime": "none"}
     if work.noise is not None:
         rate = work.batch / work.records
-        training = {"lr": work.lr, "sampling_rate": rate, "steps": round(1 / rate), "expected_batch": float(work.batch)}
+        training |= {"batch_size": None, "epochs": None}
+        training |= {"sampling_rate": rate, "steps": round(1 / rate), "expected_batch": float(work.batch)}
         privacy = {"regime": "record", "noise_multiplier": work.noise, "clip": work.clip, "delta": 1e-5}
-    kind = "python:tests.benchmarks.work:simple_cnn" if work.model == "simple_cnn" else work.model
+    kind = f"python:tests.benchmarks.work:{work.model}" if work.model in ("simple_cnn", "megabyte") else work.model
     base: dict[str, Any] = {
         "name": f"bench-{name.lower()}",
         "rounds": rounds,

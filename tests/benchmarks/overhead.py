@@ -1,0 +1,91 @@
+"""What fedray itself costs: clients that return at once, and how runs scale to more actors than there are cores; prints and keeps the figures.
+
+``python -m tests.benchmarks.overhead [empty] [scaling] [--repeats 3]``
+
+- ``empty``: 1000 of 10,000 clients a round, whose local work is nothing, with a model of 1 MB: clients a second, and the driver's own
+  time a round (all that it does but wait).
+- ``scaling``: W1 on one actor and on as many as there are cores; then clients that sleep, on one and two actors, from which a round's time is
+  modelled as ``fixed + each * clients / actors``, and on sixteen, which the model must foretell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fedray
+from fedray.runfiles import RunFiles
+from tests.benchmarks.__main__ import CORES, RESULTS, machine
+from tests.benchmarks.work import ROOT, SKIP, config
+
+SLEEP = 0.05  # seconds of a sleeping client
+SLEEPERS = 320  # of them a round
+MANY = 16
+
+
+def run(name: str, actors: int, rounds: int, **sections: Any) -> tuple[float, dict[str, Any]]:
+    """Median seconds of a round, without the first ones, and the profile."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = fedray.run(config(name, actors, rounds, **sections), output=f"{folder}/run", profile=True)
+        rows = RunFiles(Path(folder) / "run").rows()[SKIP:]
+        return float(np.median([row["metrics"]["time/round_s"] for row in rows])), result.summary["profile"]
+
+
+def empty(repeats: int) -> dict[str, Any]:
+    """Rate, and the driver's milliseconds a round."""
+    runs = []
+    for _ in range(repeats):
+        seconds, profile = run("empty", CORES, 25)
+        driver = sum(value for kind, value in profile["driver"].items() if kind != "wait")
+        runs.append({"clients_per_second": 1000 / seconds, "driver_ms": 1e3 * driver, "profile": profile})
+        print(f"empty: {runs[-1]['clients_per_second']:.0f} clients/s, driver {runs[-1]['driver_ms']:.1f} ms a round", flush=True)
+    return {key: float(np.median([r[key] for r in runs])) for key in ("clients_per_second", "driver_ms")} | {"runs": runs}
+
+
+def scaling(repeats: int) -> dict[str, Any]:
+    """Round times by actors, the model, and how far it is off."""
+    table: dict[str, dict[int, float]] = {"W1": {}, "sleep": {}}
+    for actors in sorted({1, CORES}):
+        table["W1"][actors] = float(np.median([run("W1", actors, SKIP + 4)[0] for _ in range(repeats)]))
+        print(f"W1 on {actors} actors: {50 / table['W1'][actors]:.1f} clients/s", flush=True)
+    for actors in (1, 2, MANY):
+        rounds = SKIP + 2 * (1 if actors < MANY else 5)
+        table["sleep"][actors] = float(np.median([run("sleep", actors, rounds)[0] for _ in range(repeats)]))
+        print(f"sleep on {actors} actors: {table['sleep'][actors]:.3f} s a round", flush=True)
+    one, two, many = (table["sleep"][n] for n in (1, 2, MANY))
+    each, fixed = 2 * (one - two) / SLEEPERS, 2 * two - one
+    found = {
+        "seconds_a_round": table,
+        "W1_efficiency": table["W1"][1] / table["W1"][CORES] / CORES,
+        "model": {"fixed_s": fixed, "each_s": each},
+        "predicted_s": fixed + each * SLEEPERS / MANY,
+        "measured_s": many,
+        "efficiency": SLEEPERS * SLEEP / MANY / many,
+    }
+    print(json.dumps(found, indent=1), flush=True)
+    return found
+
+
+def main() -> None:
+    """Run, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=["empty", "scaling"], default=[])
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(ROOT)  # actors import the work, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    path = RESULTS / "overhead.json"
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for part in arguments.parts or ["empty", "scaling"]:
+        kept[part] = {"empty": empty, "scaling": scaling}[part](arguments.repeats) | machine()
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
