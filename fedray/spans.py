@@ -19,12 +19,14 @@ class Span:
         name: what was done.
         start: Unix seconds, by this host's clock.
         seconds: how long it took.
+        cpu: seconds of it that the thread was on a processor.
     """
 
     kind: Kind
     name: str
     start: float
     seconds: float
+    cpu: float = 0.0
 
 
 _kept: list[Span] | None = None
@@ -46,7 +48,7 @@ def taken_spans() -> list[Span]:
 class span:
     """A context whose time is kept, where spans are; else it costs half a microsecond."""
 
-    __slots__ = ("_began", "_kind", "_name")
+    __slots__ = ("_began", "_cpu", "_kind", "_name")
 
     def __init__(self, kind: Kind, name: str) -> None:
         self._kind: Kind = kind
@@ -54,9 +56,11 @@ class span:
 
     def __enter__(self) -> Self:
         self._began = time.perf_counter()
+        if _kept is not None:
+            self._cpu = time.thread_time()
         return self
 
     def __exit__(self, *_: object) -> None:
         if _kept is not None:
             seconds = time.perf_counter() - self._began
-            _kept.append(Span(self._kind, self._name, time.time() - seconds, seconds))
+            _kept.append(Span(self._kind, self._name, time.time() - seconds, seconds, time.thread_time() - self._cpu))

@@ -206,7 +206,7 @@ def check_finite(update: npt.NDArray[np.float32]) -> float:
     Raises:
         UpdateRejected: one is not finite, or above ``MAX_COORDINATE``.
     """
-    largest = float(np.max(np.abs(update))) if update.size else 0.0
+    largest = float(np.maximum(update.max(initial=0.0), -update.min(initial=0.0)))  # of NaN it is NaN
     if not largest <= MAX_COORDINATE:
         raise _rejection(update, largest)
     return largest

@@ -21,7 +21,7 @@ from fedray import components, credentials
 from fedray.algorithms.build import make_algorithm
 from fedray.clients.devices import device_of_actor, node_of_actor
 from fedray.clients.memory import keep_freed_memory
-from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Part, RoundTask
+from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask
 from fedray.clients.salts import load_salt
 from fedray.clients.trainer import Trainer
 from fedray.data.commitment import commit_records
@@ -148,7 +148,7 @@ class ClientHost:
         part = self._part_of(task)
         reports = self._trainer.train(task, weights, clients, part.total)
         part.clients.extend(r.index for r in reports if r.status == "done")
-        return reports
+        return Packed(reports)
 
     def train_and_hand_over(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> tuple[list[ClientReport], Part]:
         """:meth:`train` the last clients of a round, then :meth:`hand_over`: one call less."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fedray.aggregation.exact import ExactSum
 from fedray.clients.groups import ClientGroup
@@ -153,3 +153,23 @@ class LocalEvaluation:
     name: str
     records: int
     metrics: dict[str, float]
+
+
+Message = TypeVar("Message", ClientTask, ClientReport)
+
+
+class Packed(list[Message]):
+    """A list of messages that travels as tuples, and arrives as a list: pickle, as Ray uses it, calls Python for each object of a class."""
+
+    def __reduce__(self) -> Any:
+        rows = [tuple(vars(message).values()) for message in self]
+        return _unpacked, (type(self[0]) if self else None, rows)
+
+
+def _unpacked(cls: type[Message], rows: Sequence[tuple[Any, ...]]) -> list[Message]:
+    found: list[Message] = []
+    for row in rows:
+        message = cls.__new__(cls)
+        vars(message).update(zip(cls.__dataclass_fields__, row, strict=True))
+        found.append(message)
+    return found

@@ -17,7 +17,7 @@ import ray
 
 from fedray.clients.crew import POLL, Crew, why_away
 from fedray.clients.memory import killed_for_memory
-from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask, Status
+from fedray.clients.messages import ClientReport, ClientTask, Packed, Part, RoundTask, Status
 from fedray.clients.nodes import look
 from fedray.clients.parts import Kept, Parts
 from fedray.clients.slots import RoundLog, Slot
@@ -121,7 +121,7 @@ class Round:
                 slot.given = [replace(c, halvings=halvings) for c in given] if halvings else given
                 last = not queue or queue.short(actors[slot.place.lane])
                 call = slot.handle.train_and_hand_over.options(num_returns=2) if last else slot.handle.train
-                found = call.remote(self._task, self._weights, slot.given)
+                found = call.remote(self._task, self._weights, Packed(slot.given))
                 slot.pending, slot.sending = found if last else (found, None)
                 slot.doing = "training"
             elif slot.held:

@@ -24,13 +24,14 @@ def summarize(driver: Sequence[Span], actors: Mapping[str, Sequence[Span]]) -> d
 
     Returns:
         ``rounds`` that count, ``seconds_per_round``, ``actors_seen``, and seconds of each of :data:`KINDS` for the ``driver`` and for an actor
-        (``actors``, their mean). An actor waits whenever it does nothing else.
+        (``actors``, their mean), and of those the seconds on a processor (``cpu``). An actor waits whenever it does nothing else.
     """
     rounds = sorted((s for s in driver if s.kind == "round"), key=lambda s: s.start)
     rounds = rounds[1:] or rounds
     count, total = max(1, len(rounds)), sum(s.seconds for s in rounds)
-    mine = _by_kind(driver, rounds)
-    theirs = [_by_kind(spans, rounds) for spans in actors.values()]
+    mine, my_cpu = _by_kind(driver, rounds)
+    both = [_by_kind(spans, rounds) for spans in actors.values()]
+    theirs = [found for found, _ in both]
     for found in theirs:
         found["wait"] = max(0.0, total - sum(found.values()))
     return {
@@ -39,6 +40,7 @@ def summarize(driver: Sequence[Span], actors: Mapping[str, Sequence[Span]]) -> d
         "seconds_per_round": total / count,
         "driver": {kind: mine.get(kind, 0.0) / count for kind in KINDS},
         "actors": {kind: sum(f.get(kind, 0.0) for f in theirs) / count / max(1, len(theirs)) for kind in KINDS},
+        "cpu": {"driver": my_cpu / count, "actors": sum(cpu for _, cpu in both) / count / max(1, len(both))},
     }
 
 
@@ -51,6 +53,8 @@ def table(profile: Mapping[str, Any]) -> str:
         cells = [profile["driver"][kind], profile["actors"][kind]]
         shares = [c / seconds if seconds else 0.0 for c in cells]
         lines.append(f"{kind:<12} {1e3 * cells[0]:>7.1f} ms {shares[0]:>5.0%}   {1e3 * cells[1]:>7.1f} ms {shares[1]:>5.0%}")
+    cpu = [1e3 * profile["cpu"][place] for place in ("driver", "actors")]
+    lines.append(f"{'processor':<12} {cpu[0]:>7.1f} ms {'':>5}   {cpu[1]:>7.1f} ms")
     lines.append(f"{'a round':<12} {1e3 * seconds:>7.1f} ms         (mean of {profile['rounds']})")
     return "\n".join(lines)
 
@@ -77,10 +81,11 @@ def chrome_trace(driver: Sequence[Span], actors: Mapping[str, Sequence[Span]]) -
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
-def _by_kind(spans: Sequence[Span], rounds: Sequence[Span]) -> dict[str, float]:
-    """Seconds by kind within rounds, a span without those inside it; what is left of a round is ``other``."""
+def _by_kind(spans: Sequence[Span], rounds: Sequence[Span]) -> tuple[dict[str, float], float]:
+    """Seconds by kind within rounds, a span without those inside it, what is left of a round as ``other``; and seconds on a processor."""
     starts = [r.start for r in rounds]
     seconds: dict[str, float] = {}
+    cpu = 0.0
     open_: list[Span] = []
     for s in sorted(spans, key=lambda s: (s.start, -s.seconds)):
         at = bisect.bisect_right(starts, s.start) - 1
@@ -93,5 +98,7 @@ def _by_kind(spans: Sequence[Span], rounds: Sequence[Span]) -> dict[str, float]:
         if open_:
             around = "other" if open_[-1].kind == "round" else open_[-1].kind
             seconds[around] -= s.seconds
+        else:
+            cpu += s.cpu
         open_.append(s)
-    return seconds
+    return seconds, cpu

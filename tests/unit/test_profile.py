@@ -12,7 +12,7 @@ from fedray.spans import Kind, Span, span
 
 
 def made(*rows: tuple[Kind, float, float]) -> list[Span]:
-    return [Span(kind, kind, start, seconds) for kind, start, seconds in rows]
+    return [Span(kind, kind, start, seconds, 0.3 * seconds) for kind, start, seconds in rows]
 
 
 DRIVER = made(
@@ -34,6 +34,8 @@ def test_each_second_of_a_round_is_counted_once() -> None:
     assert (found["rounds"], found["actors_seen"], found["seconds_per_round"]) == (2, 2, 1.5)
     assert sum(found["driver"].values()) == pytest.approx(1.5)
     assert sum(found["actors"].values()) == pytest.approx(1.5)
+    assert found["cpu"]["driver"] == pytest.approx(0.3 * 1.5)  # nested spans are in the round's already
+    assert found["cpu"]["actors"] == pytest.approx(0.3 * 3.0 / 4)
     expected = {"cohort": 0.05, "wait": 0.65, "logging": 0.1, "other": 0.7, "evaluation": 0.0}
     assert {k: found["driver"][k] for k in expected} == pytest.approx(expected)
     assert found["actors"]["compute"] == pytest.approx((0.5 + 1.0 + 1.4) / 4)
@@ -49,9 +51,10 @@ def test_a_single_round_counts_and_no_round_divides_nothing() -> None:
 
 def test_the_table_has_a_line_for_each_kind() -> None:
     lines = table(summarize(DRIVER, ACTORS)).splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == list(KINDS)
+    assert [line.split()[0] for line in lines[1:-2]] == list(KINDS)
     assert "2 actors, each" in lines[0]
     assert "1500.0 ms" in lines[-1]
+    assert lines[-2].split()[:2] == ["processor", "450.0"]
     assert next(line for line in lines if line.startswith("wait")).split()[1:4] == ["650.0", "ms", "43%"]
 
 
@@ -77,4 +80,5 @@ def test_spans_are_kept_only_where_somebody_asked(monkeypatch: pytest.MonkeyPatc
     (found,) = spans.taken_spans()
     assert (found.kind, found.name) == ("wait", "it fails")
     assert found.seconds >= 0
+    assert found.cpu >= 0
     assert spans.taken_spans() == []
