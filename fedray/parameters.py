@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -92,13 +93,15 @@ def get_vector(model: nn.Module, layout: Layout) -> Vector:
     return vector
 
 
-def get_update(model: nn.Module, layout: Layout, weights: Vector, out: Vector) -> Vector:
-    """What :func:`get_vector` gives less ``weights``, written into ``out``."""
-    state = model.state_dict(keep_vars=True)
+def update_blocks(model: nn.Module, layout: Layout, weights: Vector, size: int) -> Iterator[tuple[int, Vector]]:
+    """What :func:`get_vector` gives less ``weights``, as (position, at most ``size`` values); a block lasts until the next is asked for."""
+    state, scratch = model.state_dict(keep_vars=True), np.empty(size, dtype=np.float32)
     for e in layout.entries:
-        part = slice(e.offset, e.offset + e.size)
-        np.subtract(state[e.name].detach().cpu().float().reshape(-1).numpy(), weights[part], out=out[part])
-    return out
+        tensor = state[e.name].detach().cpu().float().reshape(-1).numpy()
+        for start in range(0, e.size, size):
+            part = tensor[start : start + size]
+            at = e.offset + start
+            yield at, np.subtract(part, weights[at : at + len(part)], out=scratch[: len(part)])
 
 
 def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:

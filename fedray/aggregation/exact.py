@@ -8,7 +8,7 @@ on 1 node or 5, after retries, in any order and with any tree of partial sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ MAX_COORDINATE = 2.0**12
 _HEADROOM_BITS = 62
 _MAX_BITS = 40
 _SHIFT = np.float64(1.5 * 2.0**52)
-_BLOCK = 1 << 16  # float64 scratch of 512 KiB: stays in cache
+#: Values that are added at a time: float64 scratch of 512 KiB stays in cache.
+BLOCK = 1 << 16
 
 
 def grid_bits(total_weight: float) -> int:
@@ -98,15 +99,32 @@ class ExactSum:
         """
         if update.shape != self.values.shape:
             raise UpdateRejected(f"an update of shape {update.shape} was sent for a model of {self.values.shape[0]} values.")
+        self.add_blocks(lambda: ((start, update[start : start + BLOCK]) for start in range(0, len(update), BLOCK)), weight)
+
+    def add_blocks(self, blocks: Callable[[], Iterator[tuple[int, npt.NDArray[np.float32]]]], weight: float = 1.0) -> None:
+        """:meth:`add` an update that is never whole in memory.
+
+        Args:
+            blocks: gives (position of the first value, at most :data:`BLOCK` values) for all of the update, each time it is called: once to look
+                whether it can be added, and once to add it. A block is used before the next is asked for.
+            weight: of the update.
+
+        Raises:
+            As :meth:`add`.
+        """
         _check_weight(weight)
         self._reserve(weight)
-        largest = check_finite(update)
-        scale = math.ldexp(weight, self.bits)
-        scratch = np.empty(min(_BLOCK, len(update)))
-        for start in range(0, len(update), _BLOCK):
-            part = update[start : start + _BLOCK]
-            scaled = np.multiply(part, scale, out=scratch[: len(part)], dtype=np.float64)
-            self.values[start : start + _BLOCK] += _whole_numbers(scaled, largest * scale)
+        largest = 0.0
+        for _, block in blocks():
+            largest = float(np.maximum(largest, _largest(block)))  # of NaN it is NaN
+        if not largest <= MAX_COORDINATE:
+            raise _rejection(np.concatenate([block.copy() for _, block in blocks()]), largest)
+        scale, scratch = math.ldexp(weight, self.bits), np.empty(min(BLOCK, len(self.values)))
+        for start, block in blocks():
+            scaled = scratch[: len(block)]
+            np.copyto(scaled, block)  # two steps: a product that converts goes through a small buffer
+            scaled *= scale
+            self.values[start : start + len(block)] += _whole_numbers(scaled, largest * scale)
         self.weight += weight
         self.count += 1
 
@@ -140,10 +158,11 @@ class ExactSum:
             for row, weight in zip(rows, mine, strict=True):
                 self.add(row, float(weight))
             return refused
-        block = max(1, _BLOCK // max(1, len(rows)))
+        block = max(1, BLOCK // max(1, len(rows)))
         for start in range(0, len(self.values), block):
             part = slice(start, start + block)
-            scaled = np.multiply(rows[:, part], scales[:, None], dtype=np.float64)
+            scaled = rows[:, part].astype(np.float64)
+            scaled *= scales[:, None]
             np.rint(scaled, out=scaled)
             self.values[part] += scaled.sum(0).astype(np.int64)
         self.weight += float(mine.sum())
@@ -200,16 +219,9 @@ def _whole_numbers(values: npt.NDArray[np.float64], largest: float) -> npt.NDArr
     return np.rint(values, out=values).astype(np.int64)
 
 
-def check_finite(update: npt.NDArray[np.float32]) -> float:
-    """The largest magnitude of a coordinate.
-
-    Raises:
-        UpdateRejected: one is not finite, or above ``MAX_COORDINATE``.
-    """
-    largest = float(np.maximum(update.max(initial=0.0), -update.min(initial=0.0)))  # of NaN it is NaN
-    if not largest <= MAX_COORDINATE:
-        raise _rejection(update, largest)
-    return largest
+def _largest(values: npt.NDArray[np.float32]) -> float:
+    """The largest magnitude; of NaN it is NaN."""
+    return float(np.maximum(values.max(initial=0.0), -values.min(initial=0.0)))
 
 
 def _rejection(update: npt.NDArray[np.float32], largest: float) -> UpdateRejected:

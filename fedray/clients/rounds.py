@@ -116,7 +116,10 @@ class Round:
             queue = self._queues.get(slot.place.lane)
             # A client that may take its actor down again goes alone, to an actor with nothing to lose.
             if queue and not (slot.held and queue.first.index in self._suspects):
-                given = queue.take(actors[slot.place.lane]) if not self._suspects else [queue.pop()]
+                before = queue.seconds
+                busy = sum(max(0.0, s.until - now) for s in self._crew.slots if s.doing == "training" and s.place.lane == slot.place.lane)
+                given = queue.take(actors[slot.place.lane], busy) if not self._suspects else [queue.pop()]
+                slot.until = now + before - queue.seconds
                 halvings = self._work.halvings(slot.place.lane)
                 slot.given = [replace(c, halvings=halvings) for c in given] if halvings else given
                 last = not queue or queue.short(actors[slot.place.lane])

@@ -29,6 +29,7 @@ class Slot:
         handle, info: the actor; ``info`` is None until it is up.
         pending, doing: the call that it works on.
         given: clients that it was given and has not reported.
+        until: when it should be done with them (monotonic seconds).
         held: reports of clients whose updates are in its part.
         sending: the part that it hands over.
         fitted: the physical batch that was last said to fit into its memory.
@@ -44,6 +45,7 @@ class Slot:
     pending: Any = None
     doing: Doing | None = None
     given: list[ClientTask] = field(default_factory=list)
+    until: float = 0.0
     held: dict[int, ClientReport] = field(default_factory=dict)
     sending: Any = None
     fitted: int | None = None

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.exact import BLOCK, ExactSum
 from fedray.algorithms.build import Algorithm, untouched
 from fedray.clients.devices import on_device
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
-from fedray.parameters import Layout, Vector, get_update, set_vector
+from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blocks
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
@@ -32,6 +33,9 @@ from fedray.training.choose import choose_engine
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.schedules import learning_rate
+
+#: Weights from which an update is never made whole: a copy would leave the cache, and add as much memory to the actor as the model has.
+_LARGE = 2**20
 
 #: Gives a client its turn, with what was charged for it, or says why it has none.
 Reserve = Callable[[int, ClientTask], ClientTask | str]
@@ -65,7 +69,6 @@ class Trainer:
         training = spec.group.training
         self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, untouched(algorithm))
         self._together = self.engine_name == "lockstep" and self._federation is not None
-        self._update = np.empty(self.layout.size, dtype=np.float32)
         self._shared: tuple[Tensor, Tensor] | None = None
         self._resident: tuple[Tensor, Tensor] | None = None
         self._fits: int | None = None  # the physical batch that memory sufficed for, once it did not
@@ -121,9 +124,8 @@ class Trainer:
             with span("compute", "local training"):
                 result, fitted = self._run(task, weights, client, data, lr)
             receipts = self._receipts(task, client, result)
-            get_update(self.model, self.layout, weights, out=self._update)
             with _whole_or_dead(), span("aggregation", "add an update"):
-                self._add(task, client, records, self._update, total)
+                self._add_trained(task, client, records, weights, total)
         except Stopped as error:
             return report("late", error=str(error))
         except ClaimVoid:
@@ -152,7 +154,7 @@ class Trainer:
         def local(physical_batch: int) -> LocalResult:
             set_vector(self.model, self.layout, weights)
             seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)
-            fitted = training.model_copy(update={"physical_batch": physical_batch})
+            fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
             job = self._job(task, fitted, lr, self._draws(task, client), None if noise is None else noise())
             return self._algorithm.local(self.engine, self.model, x, y, job)
 
@@ -219,7 +221,7 @@ class Trainer:
         refused: list[UpdateRejected | None] = [None] * len(clients)
         for n, client in enumerate(clients):
             try:
-                self._add(task, client, sizes[n], updates[n], total)
+                self._add_protected(task, client, sizes[n], updates[n], total)
             except UpdateRejected as error:
                 refused[n] = error
         return refused
@@ -260,16 +262,30 @@ class Trainer:
             receipts["client"] = {"reservation": reservations.get("client"), "plan": task.plan, **task.step.terms()}
         return receipts
 
-    def _add(self, task: RoundTask, client: ClientTask, records: int, update: Vector, total: ExactSum) -> None:
-        """Add an update; where whole clients are protected, clipped, noised and encoded, with weight 1.
+    def _add_trained(self, task: RoundTask, client: ClientTask, records: int, weights: Vector, total: ExactSum) -> None:
+        """Add how far the model is from ``weights``.
 
         Raises:
             UpdateRejected: it cannot be added.
         """
+        if task.step is None and self.device.type == "cpu" and self.layout.size >= _LARGE:
+            total.add_blocks(partial(update_blocks, self.model, self.layout, weights, BLOCK), self._algorithm.weight(records))
+            return
+        update = get_vector(self.model, self.layout)
+        update -= weights
         if task.step is None:
             total.add(update, self._algorithm.weight(records))
-            return
+        else:
+            self._add_protected(task, client, records, update, total)
+
+    def _add_protected(self, task: RoundTask, client: ClientTask, records: int, update: Vector, total: ExactSum) -> None:
+        """Add an update of a client that is protected as a whole: clipped, noised and encoded, with weight 1.
+
+        Raises:
+            UpdateRejected: it cannot be added.
+        """
         step, seed = task.step, self._config.privacy.insecure_seed
+        assert step is not None
         share = 1.0 if step.weight_cap is None else min(records / step.weight_cap, 1.0)
         encoded = step.encode(update, share, noise_source(seed, task.round, f"update-{client.index}"))
         if step.integer:

@@ -76,11 +76,15 @@ class Work:
 
 
 class Queue:
-    """Clients of one lane that wait for an actor, and the seconds that their turns will take."""
+    """Clients of one lane that wait for an actor.
+
+    Attributes:
+        seconds: that the turns of those who wait will take.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[ClientTask, float]] = deque()
-        self._seconds = 0.0  # of those who wait
+        self.seconds = 0.0
         self._all, self._all_seconds = 0, 0.0  # whoever was put here
         self._shares = 0  # that were taken
 
@@ -99,26 +103,37 @@ class Queue:
     def put(self, client: ClientTask, seconds: float) -> None:
         """Add a client at the end."""
         self._waiting.append((client, seconds))
-        self._seconds += seconds
+        self.seconds += seconds
         self._all += 1
         self._all_seconds += seconds
 
     def pop(self) -> ClientTask:
         """Take the first."""
         client, seconds = self._waiting.popleft()
-        self._seconds -= seconds
+        self.seconds -= seconds
         return client
 
-    def take(self, actors: int) -> list[ClientTask]:
-        """Take one actor's next share: half of its even share of the time that is left, but not less than is worth a call."""
+    def take(self, actors: int, busy: float = 0.0) -> list[ClientTask]:
+        """Take one actor's next share: half of its even share of the time that is left, but as much as is worth a call where that leaves no
+        other actor with more.
+
+        Args:
+            actors: of the lane.
+            busy: seconds that they still need for what they were given, added up.
+        """
         self._shares += 1
-        if self.short(actors) and self._shares >= actors:
-            return [self.pop() for _ in range(len(self._waiting))]
-        share = max(self._seconds / actors / 2, min(self._all_seconds / actors, WORTH_A_CALL))
-        most = -(-self._all // actors)
+        short, even = self.short(actors), (self.seconds + busy) / actors
+        if short:  # one call each
+            share = self.seconds / max(1, actors - self._shares + 1)
+        else:
+            share = max(even / 2, min(WORTH_A_CALL, even))
+        most = len(self._waiting) if short and self._shares >= actors else -(-self._all // actors)
         taken: list[ClientTask] = []
         seconds = 0.0
-        while self._waiting and len(taken) < most and (not taken or seconds <= share * (1 - 1e-9)):
+        while self._waiting and len(taken) < most:
+            # A short share may end a turn late, so that there is no call more; another is never longer than it should be.
+            if taken and (seconds > share * (1 - 1e-9) if short else seconds + self._waiting[0][1] > share * (1 + 1e-9)):
+                break
             seconds += self._waiting[0][1]
             taken.append(self.pop())
         return taken
@@ -130,4 +145,4 @@ class Queue:
     def clear(self) -> None:
         """Forget everyone."""
         self._waiting.clear()
-        self._seconds = 0.0
+        self.seconds = 0.0
