@@ -74,7 +74,7 @@ class Direct:
             raise RuntimeError("the input of a Linear layer was changed in place afterwards, so its gradient cannot be computed.")
         if not uses or any(use.edge is None for use in uses) or not self._tape.reaches_only_layers(losses):
             self._flush()
-            torch.autograd.backward(losses, weights)
+            (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
             with torch.no_grad():
                 for p in self._own:
                     if p.grad is not None:

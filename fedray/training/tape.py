@@ -88,5 +88,6 @@ class Tape:
         All uses must have gradients.
         """
         ends: list[Any] = [*others, *(use.edge for use in self.uses)]
-        found: Sequence[Tensor | None] = torch.autograd.grad([losses], ends, [weights], allow_unused=True)
+        # A sum and not autograd's own weights: for those torch imports a symbolic algebra, a second and 50 MiB in each process.
+        found: Sequence[Tensor | None] = torch.autograd.grad([(losses * weights).sum()], ends, allow_unused=True)
         return found
