@@ -142,7 +142,7 @@ class Pool:
         Args:
             cohort: who trains.
             task: the round.
-            weights: object reference of the global model.
+            weights: the global model, or an object reference of it.
             notes: filled with every client's report and what befell the actors.
             deadline: seconds after which clients still training are late.
             authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out (its budget is spent).

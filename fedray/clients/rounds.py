@@ -43,7 +43,7 @@ class Round:
         work: who trains whom, and how long that takes.
         rules: what to do about failures.
         task: the round.
-        weights: object reference of the global model.
+        weights: the global model, or an object reference of it.
         notes: filled with every client's report and what befell the actors.
         deadline: seconds after which clients still training are late.
         authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out.

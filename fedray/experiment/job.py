@@ -244,6 +244,7 @@ class Experiment:
             "privacy": wiring.privacy_summary(result["rounds"]),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],
+            "engine": wiring.engine,
             "profile": self._profile(wiring),
             "mlflow": wiring.tracking_summary(),
             "fedray": __version__,

@@ -424,6 +424,11 @@ class Wiring:
             "warnings": list(p.warnings),
         }
 
+    @property
+    def engine(self) -> str | None:
+        """The local engine (of the first group, where groups have their own)."""
+        return None if self._p.model is None else self._p.model.engine
+
     def claim_tags(self, final: bool) -> dict[str, str]:
         """MLflow tags of the privacy claim."""
         if not self.config.privacy.regimes:

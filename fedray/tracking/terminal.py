@@ -59,7 +59,7 @@ class Progress:
 
         Args:
             info: any of ``name``, ``rounds`` (planned), ``first_round`` (done before a resume), ``clients``, ``actors``,
-                ``model``, ``parameters``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon), ``metric`` (the one to
+                ``model``, ``parameters``, ``engine``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon), ``metric`` (the one to
                 show, default ``eval/accuracy``).
         """
         self._info = dict(info)
@@ -144,7 +144,8 @@ class Progress:
             parts.append(f"{clients:,} clients" + (f" on {actors} actors" if actors is not None else ""))
         if info.get("model") is not None:
             size = info.get("parameters")
-            parts.append(f"{info['model']}" + (f", {size:,} parameters" if size is not None else ""))
+            engine = f", engine {info['engine']}" if info.get("engine") is not None else ""
+            parts.append(f"{info['model']}" + (f", {size:,} parameters" if size is not None else "") + engine)
         if info.get("regime") not in (None, "none"):
             budget, delta = info.get("budget"), info.get("delta")
             text = f"DP: {info['regime']}" + (f", unit {info['unit']}" if info.get("unit") not in (None, info["regime"]) else "")

@@ -1,7 +1,7 @@
 """Convolutions in bfloat16, where the user asks for them: twice the arithmetic in the same time on processors that know the format.
 
 Weights, updates and everything between the convolutions stay float32. A client's update then differs from the float32 one by what
-eight bits of mantissa lose, about a sixth of its norm in the FedAvg paper's CNN, which training averages out or does not: so it
+eight bits of mantissa lose, about a fifth of its norm in the FedAvg paper's CNN, which training averages out or does not: so it
 is never chosen by itself, and not under record-level privacy, where norms must be exact.
 """
 

@@ -107,7 +107,10 @@ def test_a_profile_shows_where_the_rounds_time_went(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     files = RunFiles(tmp_path / "runs" / "digits")
     assert files.profile.read_text() in done.stdout.decode()
-    found = json.loads(files.summary.read_text())["profile"]
+    summary = json.loads(files.summary.read_text())
+    found = summary["profile"]
+    assert summary["engine"] == "book"
+    assert ", engine book" in done.stderr.decode() + done.stdout.decode()
     assert (found["rounds"], found["actors_seen"]) == (5, 2)
     for place in ("driver", "actors"):
         assert sum(found[place].values()) == pytest.approx(found["seconds_per_round"])
