@@ -237,6 +237,12 @@ class RunFiles:
         """``summary.json``; None where there is none."""
         return dict(json.loads(self.summary.read_text())) if self.summary.exists() else None
 
+    def save_profile(self, table: str, trace: str) -> None:
+        """Write where the rounds' time went, and the spans for a viewer."""
+        self._check_owned()
+        write_atomic(self.profile, f"{table}\n".encode())
+        write_atomic(self.trace, trace.encode())
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
         self._check_owned()

@@ -48,19 +48,18 @@ def taken_spans() -> list[Span]:
 class span:
     """A context whose time is kept, where spans are; else it costs half a microsecond."""
 
-    __slots__ = ("_began", "_cpu", "_kind", "_name")
+    __slots__ = ("_began", "_kind", "_name")
 
     def __init__(self, kind: Kind, name: str) -> None:
         self._kind: Kind = kind
         self._name = name
 
     def __enter__(self) -> Self:
-        self._began = time.perf_counter()
-        if _kept is not None:
-            self._cpu = time.thread_time()
+        self._began = None if _kept is None else (time.perf_counter(), time.thread_time())
         return self
 
     def __exit__(self, *_: object) -> None:
-        if _kept is not None:
-            seconds = time.perf_counter() - self._began
-            _kept.append(Span(self._kind, self._name, time.time() - seconds, seconds, time.thread_time() - self._cpu))
+        if _kept is not None and self._began is not None:
+            began, cpu = self._began
+            seconds = time.perf_counter() - began
+            _kept.append(Span(self._kind, self._name, time.time() - seconds, seconds, time.thread_time() - cpu))

@@ -263,14 +263,15 @@ class Experiment:
         return summary
 
     def _profile(self, wiring: Wiring) -> dict[str, Any]:
-        """Write where the time went; the same for the summary. Empty where nobody wants to know."""
+        """Write where the time went; the same for the summary. Empty there where nobody wants to know, and where it would tell how many
+        clients took part: the summary is sent to MLflow.
+        """
         if not self._request.profile or wiring.pool is None:
             return {}
         driver, actors = taken_spans(), wiring.pool.spans(PROFILE_PATIENCE)
         found = summarize(driver, actors)
-        self._files.trace.write_text(chrome_trace(driver, actors))
-        self._files.profile.write_text(table(found) + "\n")
-        return found
+        self._files.save_profile(table(found), chrome_trace(driver, actors))
+        return found if wiring.parts.release is None else {}
 
 
 def _sendable(error: Exception) -> Exception:

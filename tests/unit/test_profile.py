@@ -74,7 +74,8 @@ def test_spans_are_kept_only_where_somebody_asked(monkeypatch: pytest.MonkeyPatc
     with span("compute", "unseen"):
         pass
     assert spans.taken_spans() == []
-    spans.keep_spans()
+    with span("wait", "began unseen"):
+        spans.keep_spans()
     with pytest.raises(ValueError), span("wait", "it fails"):
         raise ValueError
     (found,) = spans.taken_spans()
