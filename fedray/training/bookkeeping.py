@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedray.errors import ConfigError
 from fedray.privacy.rules import check_layers
-from fedray.training.chain import forward_of, layers_of, pooled_first
+from fedray.training.chain import forward_of, layers_of, own_forward
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn
 from fedray.training.images import channels_last, lay_out, turned_gradients
@@ -77,7 +77,7 @@ def unsupported(model: nn.Module) -> str | None:
         kind = f"'{name or type(model).__name__}' ({type(layer).__name__})"
         if type(layer) not in LAYERS or not trained <= {"weight", "bias"}:
             return f"{kind} is no layer that it knows"
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        if own_forward(layer):
             return f"{kind} has a forward pass of its own"
         if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse):
             return f"{kind} is set to change its weights or gradients by the batch (max_norm, scale_grad_by_freq, sparse)"
@@ -100,8 +100,7 @@ class _Book(Tape):
 
     def __init__(self, model: nn.Module, pixels: bool) -> None:
         super().__init__(m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False)))
-        layers = layers_of(model)
-        self._forward, self._pixels = forward_of(model, None if layers is None else pooled_first(layers)), pixels
+        self._forward, self._pixels = forward_of(model, layers_of(model)), pixels
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
 
     def losses(self, x: Tensor, y: Tensor, loss: LossFn) -> Tensor:

@@ -16,7 +16,7 @@ def layers_of(model: nn.Module) -> list[nn.Module] | None:
 
     Subclasses, hooks and layers that hold others may compute anything, so there is no chain with them.
     """
-    if _observed(model):
+    if observed(model):
         return None
     if type(model) is nn.Sequential:
         found = [layers_of(child) for child in model]
@@ -36,17 +36,24 @@ def pooled_first(layers: list[nn.Module]) -> list[nn.Module]:
 
 
 def forward_of(model: nn.Module, layers: list[nn.Module] | None) -> Callable[[Tensor], Tensor]:
-    """What computes the model's outputs: ``layers`` in their order, where it is a chain."""
+    """What computes the model's outputs, in the cheapest of equal orders where it is a chain of ``layers`` (:func:`layers_of`)."""
     if layers is None:
         return model
+    order = pooled_first(layers)
 
     def forward(h: Tensor) -> Tensor:
-        for layer in layers:
+        for layer in order:
             h = layer(h)
         return h
 
     return forward
 
 
-def _observed(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module))
+def own_forward(module: nn.Module) -> bool:
+    """Whether a module's forward pass may be more than its class's."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def observed(module: nn.Module) -> bool:
+    """Whether somebody takes part in a module's forward or backward pass."""
+    return own_forward(module) or bool(module._backward_hooks)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
+from fedray.training.chain import observed
 from fedray.training.tape import Tape, Use
 
 #: Weights from which it pays: smaller ones and their gradients stay in a core's cache.
@@ -146,5 +147,4 @@ class _Steps:
 
 def _suits(layer: nn.Linear, owners: Counter[int]) -> bool:
     alone = all(owners[id(p)] == 1 and p.requires_grad and not p._backward_hooks for p in layer.parameters())
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
-    return alone and not hooked and layer.weight.numel() >= _LARGE and layer.weight.device.type == "cpu"
+    return alone and not observed(layer) and layer.weight.numel() >= _LARGE and layer.weight.device.type == "cpu"

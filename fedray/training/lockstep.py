@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.parameters import Layout, Vector, get_vector, set_vector
+from fedray.training.chain import observed
 from fedray.training.engine import LocalJob, LocalResult, check_stop
 from fedray.training.losses import cross_entropy
 from fedray.training.plain import passes, steps_of
@@ -103,8 +104,9 @@ def unsupported(model: nn.Module, training: Training) -> str | None:
                 return "it flattens at another place than the beginning"
         elif type(layer) not in _ELEMENTWISE:
             return f"{type(layer).__name__} is no layer that it knows"
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
-            return f"{type(layer).__name__} has a forward pass of its own"
+    own = next((module for module in model.modules() if observed(module)), None)
+    if own is not None:
+        return f"{type(own).__name__} has a forward pass of its own, or hooks"
     return None if seen else "it has no Linear layer"
 
 

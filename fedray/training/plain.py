@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
-from fedray.training.chain import forward_of, layers_of, pooled_first
+from fedray.training.chain import forward_of, layers_of
 from fedray.training.direct import Direct
 from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
 from fedray.training.halved import bfloat16_convolutions
@@ -47,7 +47,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
         model.train()
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
     pixels, layers = lay_out(model, x), layers_of(model)
-    forward = forward_of(model, None if layers is None else pooled_first(layers))
+    forward = forward_of(model, layers)
     at_once = job.adjust is None and (training.batch_size or physical + 1) <= physical
     seen: float | Tensor = 0.0
     steps = examples = 0

@@ -146,7 +146,10 @@ def test_tied_layers_and_layers_with_hooks_are_refused() -> None:
     tied[1].weight = tied[0].weight
     hooked = nn.Sequential(nn.Linear(3, 2))
     hooked[0].register_forward_hook(lambda *_: None)
-    for model in (tied, hooked):
+    watched, around = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2))
+    watched[0].register_full_backward_hook(lambda *_: None)
+    around.register_forward_hook(lambda *_: None)
+    for model in (tied, hooked, watched, around):
         assert choose_engine("auto", False, model, section, True)[0] == "plain"
 
 
