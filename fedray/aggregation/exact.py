@@ -116,7 +116,7 @@ class ExactSum:
         self._reserve(weight)
         largest = 0.0
         for _, block in blocks():
-            largest = float(np.maximum(largest, _largest(block)))  # of NaN it is NaN
+            largest = float(np.maximum(largest, _largest(block)))
         if not largest <= MAX_COORDINATE:
             raise _rejection(np.concatenate([block.copy() for _, block in blocks()]), largest)
         scale, scratch = math.ldexp(weight, self.bits), np.empty(min(BLOCK, len(self.values)))
@@ -141,7 +141,7 @@ class ExactSum:
         Raises:
             FedrayError: the weights exceed what the grid was chosen for; the sum is unchanged.
         """
-        largest = np.maximum(updates.max(1, initial=0.0), -updates.min(1, initial=0.0))  # of NaN it is NaN
+        largest = _largest(updates)
         with np.errstate(invalid="ignore"):
             refused = [
                 None if value <= MAX_COORDINATE else _rejection(row, float(value)) for row, value in zip(updates, largest, strict=True)
@@ -219,9 +219,9 @@ def _whole_numbers(values: npt.NDArray[np.float64], largest: float) -> npt.NDArr
     return np.rint(values, out=values).astype(np.int64)
 
 
-def _largest(values: npt.NDArray[np.float32]) -> float:
-    """The largest magnitude; of NaN it is NaN."""
-    return float(np.maximum(values.max(initial=0.0), -values.min(initial=0.0)))
+def _largest(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The largest magnitude over the last axis; of NaN it is NaN."""
+    return np.asarray(np.maximum(values.max(-1, initial=0.0), -values.min(-1, initial=0.0)))
 
 
 def _rejection(update: npt.NDArray[np.float32], largest: float) -> UpdateRejected:

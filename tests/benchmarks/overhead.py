@@ -22,10 +22,8 @@ import numpy as np
 import fedray
 from fedray.runfiles import RunFiles
 from tests.benchmarks.__main__ import CORES, RESULTS, machine
-from tests.benchmarks.work import ROOT, SKIP, config
+from tests.benchmarks.work import HOLLOW, ROOT, SKIP, SLEEP, WORKS, config
 
-SLEEP = 0.05  # seconds of a sleeping client
-SLEEPERS = 320  # of them a round
 MANY = 16
 
 
@@ -42,7 +40,9 @@ def empty(repeats: int) -> dict[str, Any]:
     runs = []
     for _ in range(repeats):
         seconds, profile = run("empty", CORES, 25)
-        runs.append({"clients_per_second": 1000 / seconds, "driver_ms": 1e3 * profile["cpu"]["driver"], "profile": profile})
+        runs.append(
+            {"clients_per_second": HOLLOW["empty"].cohort / seconds, "driver_ms": 1e3 * profile["cpu"]["driver"], "profile": profile}
+        )
         print(f"empty: {runs[-1]['clients_per_second']:.0f} clients/s, driver {runs[-1]['driver_ms']:.1f} ms a round", flush=True)
     return {key: float(np.median([r[key] for r in runs])) for key in ("clients_per_second", "driver_ms")} | {"runs": runs}
 
@@ -52,20 +52,21 @@ def scaling(repeats: int) -> dict[str, Any]:
     table: dict[str, dict[int, float]] = {"W1": {}, "sleep": {}}
     for actors in sorted({1, CORES}):
         table["W1"][actors] = float(np.median([run("W1", actors, SKIP + 4)[0] for _ in range(repeats)]))
-        print(f"W1 on {actors} actors: {50 / table['W1'][actors]:.1f} clients/s", flush=True)
+        print(f"W1 on {actors} actors: {WORKS['W1'].cohort / table['W1'][actors]:.1f} clients/s", flush=True)
     for actors in (1, 2, MANY):
         rounds = SKIP + 2 * (1 if actors < MANY else 5)
         table["sleep"][actors] = float(np.median([run("sleep", actors, rounds)[0] for _ in range(repeats)]))
         print(f"sleep on {actors} actors: {table['sleep'][actors]:.3f} s a round", flush=True)
     one, two, many = (table["sleep"][n] for n in (1, 2, MANY))
-    each, fixed = 2 * (one - two) / SLEEPERS, 2 * two - one
+    sleepers = HOLLOW["sleep"].cohort
+    each, fixed = 2 * (one - two) / sleepers, 2 * two - one
     found = {
         "seconds_a_round": table,
         "W1_efficiency": table["W1"][1] / table["W1"][CORES] / CORES,
         "model": {"fixed_s": fixed, "each_s": each},
-        "predicted_s": fixed + each * SLEEPERS / MANY,
+        "predicted_s": fixed + each * sleepers / MANY,
         "measured_s": many,
-        "efficiency": SLEEPERS * SLEEP / MANY / many,
+        "efficiency": sleepers * SLEEP / MANY / many,
     }
     print(json.dumps(found, indent=1), flush=True)
     return found

@@ -60,6 +60,8 @@ HOLLOW = {
     "empty": Work("none", "megabyte", 10_000, 1, 1000, 1, 0.1, engine="python:tests.benchmarks.work:nothing"),
     "sleep": Work("none", "softmax", 1000, 1, 320, 1, 0.1, engine="python:tests.benchmarks.work:sleeping"),
 }
+#: Seconds that a sleeping client takes.
+SLEEP = 0.05
 #: Rounds at the start that do not count.
 SKIP = 3
 
@@ -144,7 +146,7 @@ def nothing(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResul
 
 def sleeping(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     """An engine that sleeps."""
-    time.sleep(0.05)
+    time.sleep(SLEEP)
     return nothing(model, x, y, job)
 
 
