@@ -12,17 +12,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from fedray.errors import ConfigError
 from fedray.privacy.rules import check_layers
+from fedray.training import recurrent
 from fedray.training.chain import forward_of, layers_of, own_forward
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn
 from fedray.training.images import channels_last, lay_out, turned_gradients
 from fedray.training.recordgrads import LAYERS, Term, takes, terms
+from fedray.training.recurrent import Unrolled
 from fedray.training.tape import Tape
 
 _FLOATS = (torch.float32, torch.float64)
@@ -31,7 +34,7 @@ _FLOATS = (torch.float32, torch.float64)
 def book(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     """DP-SGD from one backward pass, by book-keeping: norms and clipped sums from layers' inputs and output gradients.
 
-    The fastest, and without Opacus. For models of Linear, Conv, Embedding, LayerNorm and GroupNorm layers that are each used
+    The fastest, and without Opacus. For models of Linear, Conv, Embedding, LSTM, LayerNorm and GroupNorm layers that are each used
     once, besides layers without parameters; memory is that of ordinary training plus the gradients of the layers' outputs.
 
     Args:
@@ -75,10 +78,12 @@ def unsupported(model: nn.Module) -> str | None:
         if not trained:
             continue
         kind = f"'{name or type(model).__name__}' ({type(layer).__name__})"
-        if type(layer) not in LAYERS or not trained <= {"weight", "bias"}:
+        if type(layer) is not nn.LSTM and (type(layer) not in LAYERS or not trained <= {"weight", "bias"}):
             return f"{kind} is no layer that it knows"
         if own_forward(layer):
             return f"{kind} has a forward pass of its own"
+        if isinstance(layer, nn.LSTM) and recurrent.unsupported(layer) is not None:
+            return f"{kind} {recurrent.unsupported(layer)}"
         if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse):
             return f"{kind} is set to change its weights or gradients by the batch (max_norm, scale_grad_by_freq, sparse)"
     return None
@@ -99,9 +104,28 @@ class _Book(Tape):
     """The tape of all trained layers, which refuses what has no gradient for each record."""
 
     def __init__(self, model: nn.Module, pixels: bool) -> None:
-        super().__init__(m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False)))
         self._forward, self._pixels = forward_of(model, layers_of(model)), pixels
-        self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
+        self._names: dict[nn.Module, str] = {}
+        self._unrolled: dict[nn.LSTM, Unrolled] = {}
+        for name, layer in model.named_modules():
+            if not any(p.requires_grad for p in layer.parameters(recurse=False)):
+                continue
+            mine: list[nn.Module] = [layer]
+            if isinstance(layer, nn.LSTM):
+                self._unrolled[layer] = Unrolled(layer, self.note)
+                mine = [part for part in self._unrolled[layer].layers if any(p.requires_grad for p in part.parameters())]
+            self._names |= dict.fromkeys(mine, name or type(layer).__name__)
+        super().__init__(self._names)
+
+    def __enter__(self) -> Self:
+        for lstm, unrolled in self._unrolled.items():
+            lstm.forward = unrolled.forward  # type: ignore[method-assign,assignment]
+        return super().__enter__()
+
+    def __exit__(self, *reason: object) -> None:
+        for lstm in self._unrolled:
+            del lstm.forward
+        super().__exit__(*reason)
 
     def losses(self, x: Tensor, y: Tensor, loss: LossFn) -> Tensor:
         """The loss of every record, [n]; :attr:`uses` is then what the batch used."""

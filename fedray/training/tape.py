@@ -47,7 +47,7 @@ class Tape:
         self._parameters = {id(p) for layer in self.layers for p in layer.parameters(recurse=False) if p.requires_grad}
 
     def __enter__(self) -> Self:
-        self._handles = [layer.register_forward_hook(self._note, with_kwargs=True) for layer in self.layers]
+        self._handles = [layer.register_forward_hook(self._called, with_kwargs=True) for layer in self.layers]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,9 +63,12 @@ class Tape:
         finally:
             self._on = False  # a layer may run again in the backward pass (activation checkpoints)
 
-    def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def _called(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.note(layer, args[0] if args else kwargs["input"], output)
+
+    def note(self, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        """Keep a use of a layer that was not called: its input, and a tensor whose gradient is that of its output."""
         if self._on:
-            x = args[0] if args else kwargs["input"]
             self.uses.append(Use(layer, x, x._version, get_gradient_edge(output) if output.requires_grad else None))
 
     def reaches_only_layers(self, losses: Tensor) -> bool:

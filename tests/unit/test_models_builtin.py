@@ -17,6 +17,7 @@ ALL = {
     "logistic": (30,),
     "mlp": (8, 8),
     "2nn": (1, 28, 28),
+    "lstm": (9, 5),
     **IMAGES,
 }
 
@@ -37,6 +38,7 @@ def test_every_built_in_model_is_tested_here() -> None:
         ("logistic", (30,), 31),
         ("mlp", (64,), 64 * 64 + 64 + 650),
         ("2nn", (1, 28, 28), 199_210),
+        ("lstm", (28, 28), 4 * 128 * (28 + 128 + 2) + 1_290),
         ("fedavg_cnn", (1, 28, 28), 1_663_370),
         ("fedavg_cnn", (28, 28), 1_663_370),
         ("lenet", (1, 28, 28), 61_706),
@@ -93,6 +95,11 @@ def test_grey_images_without_a_channel_axis_give_the_same_network(name: str) -> 
         ("mlp", (4,), {"dropout": 1.0}, "model.dropout"),
         ("resnet18_gn", (3, 32, 32), {"groups": 24}, "model.groups: 24"),
         ("logistic", (4,), {"outputs": 3}, "one logit"),
+        ("lstm", (4,), {}, "model.tokens"),
+        ("lstm", (3, 8, 8), {}, "T, features"),
+        ("lstm", (8, 8), {"tokens": 9}, "with tokens"),
+        ("lstm", (8, 8), {"hidden": 0}, "model.hidden"),
+        ("lstm", (8, 8), {"dropout": 1.0}, "model.dropout"),
     ],
 )
 def test_wrong_shapes_and_arguments_are_one_sentence(name: str, shape: tuple[int, ...], arguments: dict[str, object], words: str) -> None:
@@ -106,6 +113,15 @@ def test_mlp_takes_layers_activation_and_dropout() -> None:
     model = make("mlp", (5,), hidden=[4, 3], activation="tanh", dropout=0.5)
     assert [type(m).__name__ for m in model] == ["Flatten", "Linear", "Tanh", "Dropout", "Linear", "Tanh", "Dropout", "Linear"]
     assert len(make("mlp", (5,), hidden=[])) == 2
+
+
+def test_lstm_reads_tokens_and_rows_of_images() -> None:
+    tokens = make("lstm", (12,), tokens=90, hidden=256, levels=2, outputs=90)
+    assert sum(p.numel() for p in tokens.parameters()) == 90 * 8 + 4 * 256 * (8 + 256 + 2) + 4 * 256 * (256 + 256 + 2) + 256 * 90 + 90
+    assert tokens(torch.randint(0, 90, (3, 12))).shape == (3, 90)
+    x = torch.randn(2, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(make("lstm", (28, 28))(x), make("lstm", (1, 28, 28))(x[:, None]))
 
 
 def test_every_model_says_what_it_is() -> None:
