@@ -16,23 +16,44 @@ Key = str | int
 
 def derive(seed: int, purpose: str, *keys: Key) -> int:
     """A 128-bit integer that depends on every part of the name (BLAKE2b of an unambiguous coding)."""
-    return int.from_bytes(_digest(seed, purpose, keys), "little")
-
-
-def _digest(seed: int, purpose: str, keys: tuple[Key, ...]) -> bytes:
-    text = "\x1f".join([str(int(seed)), purpose, *[f"{type(k).__name__}:{k}" for k in keys]])
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return int.from_bytes(hashlib.blake2b(_coded(seed, purpose, keys), digest_size=16).digest(), "little")
 
 
 def generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
     """A NumPy generator (PCG64) for one named draw."""
-    digest = _digest(seed, purpose, keys)
-    words = np.frombuffer(digest, dtype="<u4")
-    # The words of the integer, as NumPy would take it apart: the same generator in half the time.
-    entropy = words.astype(np.uint32) if words[-1] else int.from_bytes(digest, "little")
-    return np.random.Generator(np.random.PCG64(entropy))
+    return Keyed(seed, purpose)(*keys)
+
+
+class Keyed:
+    """Generators for many draws whose names begin alike: what :func:`generator` gives, in a third of the time.
+
+    There is one generator, which every call sets anew: a draw ends where the next begins.
+    """
+
+    def __init__(self, seed: int, purpose: str, *keys: Key) -> None:
+        self._begun = hashlib.blake2b(_coded(seed, purpose, keys), digest_size=32)
+        self._bits = np.random.PCG64(0)
+        self._generator = np.random.Generator(self._bits)
+
+    def __call__(self, *keys: Key) -> np.random.Generator:
+        """The generator of the draw that these keys complete the name of."""
+        named = self._begun.copy()
+        named.update(_coded_keys(keys))
+        digest = named.digest()
+        # A hash is a seed that needs no mixing; the increment is odd, as PCG asks.
+        state, increment = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little") | 1
+        self._bits.state = {"bit_generator": "PCG64", "state": {"state": state, "inc": increment}, "has_uint32": 0, "uinteger": 0}
+        return self._generator
 
 
 def torch_seed(seed: int, purpose: str, *keys: Key) -> int:
     """A seed for ``torch.manual_seed``; torch's CPU generator keeps 32 bits of it."""
     return derive(seed, purpose, *keys) & 0xFFFFFFFF
+
+
+def _coded(seed: int, purpose: str, keys: tuple[Key, ...]) -> bytes:
+    return f"{int(seed)}\x1f{purpose}".encode() + _coded_keys(keys)
+
+
+def _coded_keys(keys: tuple[Key, ...]) -> bytes:
+    return "".join([f"\x1f{type(k).__name__}:{k}" for k in keys]).encode()

@@ -27,7 +27,7 @@ from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blo
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
-from fedray.rng import generator, torch_seed
+from fedray.rng import Keyed, generator, torch_seed
 from fedray.spans import span
 from fedray.training.choose import choose_engine
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, seed_torch
@@ -181,10 +181,11 @@ class Trainer:
         sizes = [b - a for a, b in zip(starts, stops, strict=True)]
         try:
             self._check_stop(task)
-            draws = [self._draws(task, client) for client in clients]
-            job = self._job(task, self._spec.group.training, lr, draws[0])
+            draws = Keyed(self._config.seed, "batches", task.round)
+            job = self._job(task, self._spec.group.training, lr, draws())
+            crowd = Crowd(*self._everyone(), starts, stops, lambda k: draws(clients[k].index))
             with span("compute", "local training, many clients at once"):
-                trained, results = train_crowd(self.model, self.layout, weights, Crowd(*self._everyone(), starts, stops, draws), job)
+                trained, results = train_crowd(self.model, self.layout, weights, crowd, job)
         except Stopped as error:
             return [self._report(c, "late", n, 0.0, error=str(error)) for c, n in zip(clients, sizes, strict=True)]
         except Exception:

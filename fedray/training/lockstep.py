@@ -6,12 +6,14 @@ short batch is filled up with records of weight 0, and a client that has taken i
 
 What comes out for a client is the same to the last bit whoever it was trained beside, so that results do not depend on how
 clients were handed to actors. Products of a batch give the same bits for a matrix wherever it stands in the batch, provided
-that all of them begin at the same alignment; so every axis is filled up with zeros to whole cache lines.
+that all of them begin at the same alignment, so every axis is filled up with zeros to whole cache lines; and that one thread computes
+them, for several would share out the products of a batch, but the inside of a single one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +27,7 @@ from fedray.parameters import Layout, Vector, get_vector, set_vector
 from fedray.training.chain import observed
 from fedray.training.engine import LocalJob, LocalResult, check_stop
 from fedray.training.losses import cross_entropy
-from fedray.training.plain import passes, steps_of
+from fedray.training.plain import passes_of, steps_of
 
 #: Floats to which axes are filled up: a cache line.
 _LINE = 16
@@ -46,14 +48,14 @@ class Crowd:
         x: records [n, ...] of all of them (and perhaps others), on the model's device or, where they are many, on the CPU.
         y: targets [n].
         starts, stops: each client's rows.
-        draws: keyed generator for each client's batches.
+        draws: gives the keyed generator for a client's batches, which is used before the next is asked for.
     """
 
     x: Tensor
     y: Tensor
     starts: Sequence[int]
     stops: Sequence[int]
-    draws: Sequence[np.random.Generator]
+    draws: Callable[[int], np.random.Generator]
 
 
 def lockstep(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
@@ -73,7 +75,7 @@ def lockstep(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResu
         Stopped: ``job.should_stop`` said so between two steps.
     """
     layout = Layout.of(model)
-    trained, results = train_crowd(model, layout, get_vector(model, layout), Crowd(x, y, [0], [len(x)], [job.draws]), job)
+    trained, results = train_crowd(model, layout, get_vector(model, layout), Crowd(x, y, [0], [len(x)], lambda client: job.draws), job)
     set_vector(model, layout, trained[0])
     return results[0]
 
@@ -140,29 +142,47 @@ def train_crowd(
         ConfigError: the model or the training section is not for this engine.
         Stopped: ``job.should_stop`` said so between two steps.
     """
-    training = job.training
-    reason = unsupported(model, training)
+    reason = unsupported(model, job.training)
     if reason is not None:
         raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use training.engine=plain.")
+    with _one_thread():
+        return _train_crowd(model, layout, weights, crowd, job)
+
+
+def _train_crowd(
+    model: nn.Module, layout: Layout, weights: Vector, crowd: Crowd, job: LocalJob
+) -> tuple[npt.NDArray[np.float32], list[LocalResult]]:
+    training = job.training
     trained = np.empty((len(crowd.starts), layout.size), dtype=np.float32)
     results: list[LocalResult] = [LocalResult(0, 0, None)] * len(crowd.starts)
     for clients, width in _alike(crowd, training):
         plan = _Plan.of(crowd, clients, width, training)
         stack = _Stack(model, layout, weights, len(clients))
         loss = _run(stack, plan, crowd, job)
-        trained[plan.order] = stack.vectors(layout.size)
+        stack.write(trained, plan.order)
         for client, steps, examples, total in zip(plan.order, plan.steps, plan.examples, loss, strict=True):
             results[client] = LocalResult(int(steps), int(examples), float(total) / int(examples) if examples else None)
     return trained, results
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _alike(crowd: Crowd, training: Training) -> list[tuple[list[int], int]]:
     """Clients with batches of one width, and that width. It depends on the client alone, for the sake of the last bit."""
-    groups: dict[int, list[int]] = {}
-    for client, (start, stop) in enumerate(zip(crowd.starts, crowd.stops, strict=True)):
-        width = min(training.batch_size or 1, 1 << max(0, int(stop - start) - 1).bit_length())
-        groups.setdefault(width, []).append(client)
-    return [(clients, width) for width, clients in groups.items()]
+    n = np.subtract(crowd.stops, crowd.starts)
+    widths = np.minimum(training.batch_size or 1, 2 ** np.ceil(np.log2(np.maximum(n, 1))).astype(np.int64))
+    return [(np.flatnonzero(widths == width).tolist(), int(width)) for width in np.unique(widths)]
 
 
 def _run(stack: _Stack, plan: _Plan, crowd: Crowd, job: LocalJob) -> npt.NDArray[np.float64]:
@@ -201,27 +221,39 @@ class _Plan:
     @classmethod
     def of(cls, crowd: Crowd, clients: Sequence[int], width: int, training: Training) -> _Plan:
         batch = training.batch_size or width
-        counts = np.array([steps_of(crowd.stops[k] - crowd.starts[k], training) for k in clients])
+        begin = np.array([crowd.starts[k] for k in clients], dtype=np.int64)
+        n = np.array([crowd.stops[k] for k in clients], dtype=np.int64) - begin
+        counts = np.array([steps_of(int(size), training) for size in n], dtype=np.int64)
         first = np.argsort(-counts, kind="stable")
-        order, steps = np.array(clients)[first], int(counts.max(initial=0))
-        rows = np.zeros((len(clients), steps, width), dtype=np.int64)
-        sizes = np.zeros((len(clients), steps), dtype=np.int64)
-        for place, k in enumerate(order):
-            n, taken = crowd.stops[k] - crowd.starts[k], counts[first[place]]
-            a_pass = -(-n // batch)
-            last = (a_pass - 1) * batch  # where the last, perhaps short batch of a pass begins
-            for begun, drawn in enumerate(passes(n, training, crowd.draws[k])):
-                filled = np.full(a_pass * width, drawn[last], dtype=np.int64)
-                filled[:n] = drawn
-                here = rows[place, begun * a_pass : (begun + 1) * a_pass]
-                here[...] = filled.reshape(a_pass, width)[: len(here)]
-            rows[place] += crowd.starts[k]
-            sizes[place, :taken] = batch
-            sizes[place, a_pass - 1 : taken : a_pass] = n - last
-        there = np.arange(width) < sizes[:, :, None]
-        weights = there * (1.0 / np.maximum(sizes, 1)).astype(np.float32)[:, :, None]
-        active = [int((counts > step).sum()) for step in range(steps)]
-        return cls(order, active, rows, weights, counts[first], sizes.sum(1))
+        order, n, begin, counts = np.array(clients)[first], n[first], begin[first], counts[first]
+        flat, offset = _drawn(order.tolist(), n.tolist(), training, crowd.draws)
+
+        step = np.arange(int(counts.max(initial=0)))
+        a_pass = np.maximum(-(-n // batch), 1)[:, None]  # steps of one
+        at = step % a_pass * batch  # a batch's place in its pass
+        sizes = np.where(step < counts[:, None], np.minimum(batch, n[:, None] - at), 0)
+        slot = np.arange(width)
+        here = np.where(slot < sizes[:, :, None], at[:, :, None] + slot, at[:, :, None])  # a short batch is filled up with its first
+        rows = flat.take((offset[:, None] + step // a_pass * n[:, None])[:, :, None] + here, mode="clip") + begin[:, None, None]
+        weights = (slot < sizes[:, :, None]) * (1.0 / np.maximum(sizes, 1)).astype(np.float32)[:, :, None]
+        active = (counts > step[:, None]).sum(1).tolist()
+        return cls(order, active, rows, weights, counts, sizes.sum(1))
+
+
+def _drawn(
+    clients: Sequence[int], sizes: Sequence[int], training: Training, draws: Callable[[int], np.random.Generator]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The orders of all passes, as :func:`fedray.training.plain.passes` draws them, one after the other, and where each client's begin."""
+    counts = [passes_of(n, training) for n in sizes]
+    offset = np.cumsum([0, *(n * count for n, count in zip(sizes, counts, strict=True))])
+    flat = np.empty(offset[-1], dtype=np.int64)
+    for k, n, count, begin in zip(clients, sizes, counts, offset.tolist(), strict=False):
+        generator = draws(k)
+        for start in range(begin, begin + n * count, max(n, 1)):
+            order = flat[start : start + n]
+            order[...] = np.arange(n)
+            generator.shuffle(order)
+    return flat, offset[:-1]
 
 
 class _Stack:
@@ -270,12 +302,11 @@ class _Stack:
                 (gradient,) = torch.autograd.grad([(before * below[..., : before.shape[-1]]).sum()], [left[n - 1]])
         return losses
 
-    def vectors(self, size: int) -> npt.NDArray[np.float32]:
-        """The weights as they are, [clients, size]."""
-        out = np.empty((self._links[0].clients, size), dtype=np.float32)
+    def write(self, out: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> None:
+        """The weights as they are, into rows ``order`` of ``out`` [clients, size]."""
+        as_they_stand = np.array_equal(order, np.arange(len(out)))  # a slice is copied twice as fast as rows that are named
         for link in self._links:
-            link.write(out)
-        return out
+            link.write(out, slice(None) if as_they_stand else order)
 
 
 class _Link:
@@ -344,11 +375,11 @@ class _Link:
                 step = step.add_(velocity, alpha=training.momentum) if training.nesterov else velocity
             values.sub_(step, alpha=job.lr)
 
-    def write(self, out: npt.NDArray[np.float32]) -> None:
+    def write(self, out: npt.NDArray[np.float32], rows: slice | npt.NDArray[np.int64]) -> None:
         """The weights, into rows of vectors."""
-        out[:, self._at : self._at + self._p * self._d] = self.weight[:, : self._p, : self._d].cpu().numpy().reshape(self.clients, -1)
+        out[rows, self._at : self._at + self._p * self._d] = self.weight[:, : self._p, : self._d].cpu().numpy().reshape(self.clients, -1)
         if self._bias_at is not None:
-            out[:, self._bias_at : self._bias_at + self._p] = self.bias[:, 0, : self._p].cpu().numpy()
+            out[rows, self._bias_at : self._bias_at + self._p] = self.bias[:, 0, : self._p].cpu().numpy()
 
 
 def _cross_entropy(z: Tensor, classes: int, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from fedray import rng
@@ -59,6 +61,21 @@ def test_named_draws_depend_on_every_part_of_the_name():
     assert len({rng.derive(*n) for n in names}) == len(names)
     assert rng.generator(7, "a", 1).random(4).tolist() == rng.generator(7, "a", 1).random(4).tolist()
     assert 0 <= rng.torch_seed(1, "x") < 2**32
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**70), st.one_of(st.integers(-5, 2**40), st.text(max_size=5))), min_size=2, max_size=6, unique=True),
+    st.integers(0, 9),
+)
+def test_generators_that_are_set_anew_are_those_of_their_names(names, used):
+    draws = rng.Keyed(7, "a", 3)
+    for keys in [*names, *names]:
+        expected = rng.generator(7, "a", 3, *keys)
+        mine = draws(*keys)
+        mine.integers(9, size=used, dtype=np.uint32)  # half a word may be left over
+        expected.integers(9, size=used, dtype=np.uint32)
+        assert mine.random(4).tolist() == expected.random(4).tolist()
+    assert len({rng.generator(7, "a", *keys).integers(2**62) for keys in names}) == len(names)
 
 
 def test_checkpoints_keep_the_newest_and_survive_a_damaged_one(tmp_path):

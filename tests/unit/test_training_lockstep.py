@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ def test_each_client_gets_what_it_gets_alone(
         return LocalJob(training, 0.2, find_loss(loss), generator(seed, "batches", k))
 
     def together(clients: list[int]) -> tuple[Any, list[LocalResult]]:
-        crowd = Crowd(x, y, [starts[k] for k in clients], [stops[k] for k in clients], [generator(seed, "batches", k) for k in clients])
+        crowd = Crowd(
+            x, y, [starts[k] for k in clients], [stops[k] for k in clients], lambda place: generator(seed, "batches", clients[place])
+        )
         trained, results = train_crowd(net, layout, weights, crowd, job(0))
         return trained - weights, results
 
@@ -100,9 +103,18 @@ def test_each_client_gets_what_it_gets_alone(
             assert together(part)[0].tobytes() == updates[part].tobytes()
 
 
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize("size", [1, 16, 40, 784])
-def test_no_bit_depends_on_the_others_where_arithmetic_is_heavy(size: int) -> None:
-    """More clients, wider layers: other kernels than in the property above."""
+def test_no_bit_depends_on_the_others_where_arithmetic_is_heavy(size: int, threads: int) -> None:
+    """More clients, wider layers: other kernels than in the property above. An actor of several cores has several threads."""
     net = build_model(Part(kind="mlp", hidden=[48, 33]), (size,), 10, 0)
     layout = Layout.of(net)
     weights = get_vector(net, layout)
@@ -111,13 +123,14 @@ def test_no_bit_depends_on_the_others_where_arithmetic_is_heavy(size: int) -> No
 
     def together(clients: range) -> Any:
         crowd = Crowd(
-            x, y, starts[clients.start : clients.stop], stops[clients.start : clients.stop], [generator(0, "b", k) for k in clients]
+            x, y, starts[clients.start : clients.stop], stops[clients.start : clients.stop], lambda place: generator(0, "b", clients[place])
         )
         return train_crowd(net, layout, weights, crowd, job)[0]
 
     whole = together(range(60))
     for a, b in ((0, 1), (1, 2), (3, 10), (7, 38), (59, 60), (1, 60)):
         assert together(range(a, b)).tobytes() == whole[a:b].tobytes()
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
@@ -176,7 +189,7 @@ def test_it_stops_between_steps() -> None:
         generator(0, "x"),
         should_stop=lambda: next(answers),
     )
-    crowd = Crowd(x, y, starts, stops, [generator(0, "b", k) for k in range(2)])
+    crowd = Crowd(x, y, starts, stops, lambda place: generator(0, "b", place))
     with pytest.raises(Stopped):
         train_crowd(net, layout, get_vector(net, layout), crowd, job)
 
