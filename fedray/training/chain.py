@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def layers_of(model: nn.Module) -> list[nn.Module] | None:
@@ -43,10 +45,26 @@ def forward_of(model: nn.Module, layers: list[nn.Module] | None) -> Callable[[Te
 
     def forward(h: Tensor) -> Tensor:
         for layer in order:
-            h = layer(h)
+            h = dropped(h, layer.p) if type(layer) is nn.Dropout and layer.training else layer(h)
         return h
 
     return forward
+
+
+def dropped(h: Tensor, p: float) -> Tensor:
+    """What :class:`torch.nn.Dropout` gives in training, in a third of its time on a CPU: from 16 random bits a value, not 64.
+
+    Args:
+        h: floats, of any shape.
+        p: of a value to become 0, rounded to a multiple of 2**-16; the others are scaled so that means stay.
+    """
+    gone, n = round(p * 65536), h.numel()
+    dense = h.is_contiguous() or h.is_contiguous(memory_format=torch.channels_last)
+    if h.device.type != "cpu" or not dense or not 0 < gone < 65536:
+        return functional.dropout(h, p)
+    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), 2**63 - 1).view(torch.int16)[:n]
+    mask = (bits >= gone - 32768).to(h.dtype).mul_(65536 / (65536 - gone))
+    return h * mask.as_strided(h.shape, h.stride())
 
 
 def own_forward(module: nn.Module) -> bool:

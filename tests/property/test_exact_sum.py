@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedray.aggregation.exact import MAX_COORDINATE, ExactSum, grid_bits
+from fedray.aggregation.exact import BLOCK, MAX_COORDINATE, ExactSum, grid_bits
 from fedray.errors import FedrayError, UpdateRejected
 
 SIZE = 7
@@ -120,6 +120,28 @@ def test_the_largest_sum_is_exact_at_the_edge():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2 * MAX_COORDINATE])
+def test_an_update_that_is_bad_at_its_end_is_taken_back(bad):
+    size = 2 * BLOCK + 5
+    total = ExactSum.zero(size, 10.0)
+    total.add(np.random.default_rng(0).standard_normal(size, dtype=np.float32))
+    before = total.values.copy()
+    update = np.random.default_rng(1).standard_normal(size, dtype=np.float32) * np.float32(1000)
+    update[-2] = bad
+    with pytest.raises(UpdateRejected, match="1 of 262149 values|more than 4096"):
+        total.add(update, 3.0)
+    assert (total.weight, total.count) == (1.0, 1)
+    assert total.values.tobytes() == before.tobytes()
+
+    def torn():
+        yield 0, update[:BLOCK]
+        raise OSError("the device is gone")
+
+    with pytest.raises(OSError):
+        total.add_blocks(torn)
+    assert total.values.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
 def test_a_bad_update_is_rejected_and_leaves_the_sum_alone(bad):
     total = ExactSum.zero(3, 10.0)
     total.add(np.ones(3, np.float32), 2.0)
