@@ -166,7 +166,7 @@ def _telemetry(name: str, subject: Subject, classes: int | None) -> Check:
         if report.loss is not None:
             return Check(name, False, f"the client's report holds its training loss ({report.loss:.4f})")
         total = {k: v for k, v in vars(part.total).items() if k != "values"}
-        sent.append({"info": asdict(info), "report": asdict(report), "part": {**vars(part), "total": total}})
+        sent.append({"info": asdict(info), "report": report._asdict(), "part": {**vars(part), "total": total}})
     differ = [
         f"{kind}.{key}" for kind in sent[0] for key in sent[0][kind] if key not in _MAY_DIFFER and sent[0][kind][key] != sent[1][kind][key]
     ]

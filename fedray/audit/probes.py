@@ -133,7 +133,7 @@ class Probe:
 
     def sum(self, client: int = 0, round_: int = 0, attempt: int = 0) -> Floats:
         """What one round of a client adds up to, over the clip norm: clipped gradients of all steps, and their noise."""
-        task = replace(self._tasks[client], attempt=attempt)
+        task = self._tasks[client]._replace(attempt=attempt)
         weights = np.zeros(self.dimension, dtype=np.float32)
         update, _, _ = train_one(self._host, weights, task, round_, self._capacity)
         return -update.astype(np.float64)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -260,4 +259,4 @@ class ClientHost:
                 return str(refusal)
         reservation = self._reserved.pop((round_, client.attempt))
         others = {unit: entry for unit, entry in client.reservations if unit != self._spec.book.unit}
-        return replace(client, reservations=(*others.items(), (self._spec.book.unit, reservation.id)), steps=reservation.steps)
+        return client._replace(reservations=(*others.items(), (self._spec.book.unit, reservation.id)), steps=reservation.steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -121,7 +121,7 @@ class Round:
                 given = queue.take(actors[slot.place.lane], busy) if not self._suspects else [queue.pop()]
                 slot.until = now + before - queue.seconds
                 halvings = self._work.halvings(slot.place.lane)
-                slot.given = [replace(c, halvings=halvings) for c in given] if halvings else given
+                slot.given = [c._replace(halvings=halvings) for c in given] if halvings else given
                 last = not queue or queue.short(actors[slot.place.lane])
                 call = slot.handle.train_and_hand_over.options(num_returns=2) if last else slot.handle.train
                 found = call.remote(self._task, self._weights, Packed(slot.given))

@@ -8,7 +8,7 @@ by secret cohorts, one entry of the driver's book covers all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedray.clients.messages import ClientReport, ClientTask
@@ -200,7 +200,7 @@ class PopulationBook(RunBook):
         return super().exhausted(round_) if self._due(round_) else set()
 
     def _with_entry(self, client: ClientTask) -> ClientTask:
-        return replace(client, reservations=(*client.reservations, ("client", self._entry)))
+        return client._replace(reservations=(*client.reservations, ("client", self._entry)))
 
 
 class SiloBooks:
@@ -334,4 +334,4 @@ def _exhausted(groups: Sequence[Group]) -> set[str]:
 
 
 def _reserved(client: ClientTask, unit: str, reservation: Reservation) -> ClientTask:
-    return replace(client, reservations=(*client.reservations, (unit, reservation.id)), steps=reservation.steps or client.steps)
+    return client._replace(reservations=(*client.reservations, (unit, reservation.id)), steps=reservation.steps or client.steps)

@@ -132,7 +132,7 @@ def test_metrics_leaked(table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path:
         def turn(self: Trainer, task: Any, weights: Any, client: Any, *more: Any) -> ClientReport:
             report, labels = real(self, task, weights, client, *more), self.data(client).train.y
             leaked = float(labels.mean()) if field == "loss" else int((labels > 4).sum())
-            return replace(report, **{field: leaked})
+            return report._replace(**{field: leaked})
 
         return turn
 
