@@ -252,7 +252,7 @@ class Driver:
         if not p.noised and len(indices) < p.config.cohort.min_clients:  # nobody is charged for a round that cannot count
             self._note(f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped.")
             return []
-        return [ClientTask(int(i), p.names[i]) for i in indices]
+        return [ClientTask(i, p.names[i]) for i in indices.tolist()]
 
     def _not_exhausted(self, number: int) -> npt.NDArray[np.bool_]:
         p = self._p

@@ -74,8 +74,7 @@ class Round:
             Stopped: asked to stop; the actors were told.
             FedrayError: an actor failed outside any client's work.
         """
-        for client, seconds in self._work.longest_first(cohort):
-            self._queue(client, seconds)
+        self._queue(cohort)
         began = time.monotonic()
         while True:
             now = time.monotonic()
@@ -104,8 +103,9 @@ class Round:
 
     # -- work goes out ---------------------------------------------------------------------------
 
-    def _queue(self, client: ClientTask, seconds: float) -> None:
-        self._queues.setdefault(self._work.lane(client.index), Queue()).put(client, seconds)
+    def _queue(self, clients: Sequence[ClientTask]) -> None:
+        for lane, those in self._work.by_lane(clients).items():
+            self._queues.setdefault(lane, Queue()).put(those)
 
     def _hand_out(self) -> None:
         now = time.monotonic()
@@ -247,7 +247,7 @@ class Round:
                 self._end([client], "refused", f"{why}, and its privacy budget does not allow another try")
             else:
                 self._notes.retries += 1
-                self._queue(again, self._work.longest_first([again])[0][1])
+                self._queue([again])
 
     def _leave(self, busy: Sequence[Slot]) -> None:
         for slot in busy:

@@ -72,7 +72,19 @@ class Work:
         seconds = self._seconds[indices].astype(np.float64)
         expected = self._sizes[indices] * np.nan_to_num(self._rates, nan=_SECONDS_A_RECORD)[self._lane_of[indices]]
         seconds = np.where(seconds >= _BRIEF, seconds, expected)
-        return [(cohort[n], float(seconds[n])) for n in np.lexsort((indices, -seconds))]
+        order = np.lexsort((indices, -seconds))
+        return list(zip([cohort[n] for n in order.tolist()], seconds[order].tolist(), strict=True))
+
+    def by_lane(self, cohort: Sequence[ClientTask]) -> dict[str, list[tuple[ClientTask, float]]]:
+        """:meth:`longest_first`, by the lanes that serve them."""
+        lanes: dict[str, list[tuple[ClientTask, float]]] = {}
+        ordered = self.longest_first(cohort)
+        served = self._lane_of[[c.index for c, _ in ordered]]
+        if (served == served[:1]).all():
+            return {self._lanes[served[0]]: ordered} if ordered else {}
+        for lane, item in zip(served.tolist(), ordered, strict=True):
+            lanes.setdefault(self._lanes[lane], []).append(item)
+        return lanes
 
 
 class Queue:
@@ -100,11 +112,12 @@ class Queue:
         """Who waits."""
         return [client for client, _ in self._waiting]
 
-    def put(self, client: ClientTask, seconds: float) -> None:
-        """Add a client at the end."""
-        self._waiting.append((client, seconds))
+    def put(self, clients: Sequence[tuple[ClientTask, float]]) -> None:
+        """Add clients and the seconds of their turns at the end."""
+        self._waiting.extend(clients)
+        seconds = sum(seconds for _, seconds in clients)
         self.seconds += seconds
-        self._all += 1
+        self._all += len(clients)
         self._all_seconds += seconds
 
     def pop(self) -> ClientTask:

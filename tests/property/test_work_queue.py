@@ -11,8 +11,9 @@ from fedray.clients.work import WORTH_A_CALL, Queue
 
 def queue_of(seconds: list[float]) -> Queue:
     queue = Queue()
-    for n, s in enumerate(seconds):
-        queue.put(ClientTask(n, f"c{n}"), s)
+    half = len(seconds) // 2
+    for part in (range(half), range(half, len(seconds))):
+        queue.put([(ClientTask(n, f"c{n}"), seconds[n]) for n in part])
     return queue
 
 

@@ -195,6 +195,9 @@ def test_work_is_ordered_by_what_was_seen_and_else_by_size() -> None:
     assert [work.lane(i) for i in range(4)] == ["a", "a", "b", "b"]
     cohort = [ClientTask(i, f"c{i}") for i in range(4)]
     assert [c.index for c, _ in work.longest_first(cohort)] == [1, 2, 0, 3]
+    assert {lane: [c.index for c, _ in those] for lane, those in work.by_lane(cohort).items()} == {"a": [1, 0], "b": [2, 3]}
+    assert work.by_lane(cohort[:2]) == {"a": work.longest_first(cohort[:2])}
+    assert work.by_lane([]) == {}
     work.learn([ClientReport(3, "c3", "done", seconds=9.0)])
     found = work.longest_first(cohort)  # others of its lane are judged by its time for a record, 1.8 s
     assert [c.index for c, _ in found] == [2, 3, 1, 0]
