@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedray.runfiles import Row
+
+#: Seconds between two answers to followers: people read no faster, and a round may take a tenth of that.
+GATHER = 0.1
+
+#: Kinds of event after which there are no more.
+LAST = ("ended", "failed")
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Events:
         self._changed = threading.Condition()
         self._events: list[tuple[str, Any]] = []
         self._teller = secrets.token_hex(4)
+        self._told = 0.0  # when a follower was last answered (monotonic seconds)
 
     def on_row(self, row: Row) -> None:
         """A round's line."""
@@ -47,10 +55,19 @@ class Events:
             self._events.append((kind, value))
             self._changed.notify_all()
 
+    def _over(self) -> bool:
+        return self._events[-1][0] in LAST
+
     def since(self, teller: str, position: int, wait: float) -> Batch:
-        """The events from ``position`` on, waiting up to ``wait`` seconds for one; all of them where ``teller`` is another process."""
+        """The events from ``position`` on, waiting up to ``wait`` seconds for one, and those that follow within :data:`GATHER` of the last answer.
+
+        All of them where ``teller`` is another process.
+        """
         with self._changed:
             start = position if teller == self._teller else 0
             if start >= len(self._events):
                 self._changed.wait(wait)
+            if start < len(self._events):
+                self._changed.wait_for(self._over, max(0.0, self._told + GATHER - time.monotonic()))
+                self._told = time.monotonic()
             return Batch(self._teller, len(self._events), self._events[start:])

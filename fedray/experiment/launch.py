@@ -24,6 +24,7 @@ from fedray.configfile import build_config, load_config
 from fedray.errors import ConfigError, FedrayError, first_line
 from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, find_place, joined, off_the_head
+from fedray.experiment.events import LAST
 from fedray.experiment.request import Request
 from fedray.mirror import local_copy
 from fedray.runfiles import Output, RunFiles, choose_output
@@ -252,7 +253,7 @@ def _follow(
                 driver.provide.options(**_CONTROL).remote(provided)
             teller, position = batch.teller, batch.next
             for kind, value in batch.events:
-                if kind in ("ended", "failed"):
+                if kind in LAST:
                     finished = True
                     driver.dismiss.options(**_CONTROL).remote()
                     if kind == "failed":

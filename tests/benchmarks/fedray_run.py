@@ -29,7 +29,7 @@ def main() -> None:
 
     def listen(kind: str, value: Any) -> None:
         if kind == "row":
-            print("ROUND", flush=True)
+            print("ROUND", value["time"], flush=True)  # rows may arrive several at once
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"

@@ -1,4 +1,4 @@
-"""Runs a command that writes ``ROUND`` after each round, and measures it from outside: wall and CPU seconds, memory."""
+"""Runs a command that writes ``ROUND``, or ``ROUND`` and the Unix time, after each round, and measures it from outside: wall and CPU seconds, memory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Watched:
     ) -> None:
         self._skip, self._all, self._limit = skip, rounds, limit
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read after the command's end
-        self._began = time.perf_counter()
+        self._began = time.time()
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -113,8 +113,9 @@ class Watched:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.strip() == "ROUND":
-                self._rounds.append(time.perf_counter() - self._began)
+            word, _, at = line.strip().partition(" ")
+            if word == "ROUND":
+                self._rounds.append((float(at) if at else time.time()) - self._began)
                 if len(self._rounds) in (self._skip, self._all):
                     self._cpu[len(self._rounds)] = sum(each(self._tree, lambda p: sum(p.cpu_times()[:2])))
 

@@ -52,7 +52,7 @@ class Work:
 WORKS = {
     "W1": Work("mnist", "fedavg_cnn", 1000, 60, 50, 10, 0.1),
     "W2": Work("cifar10", "simple_cnn", 1000, 50, 50, 10, 0.1),
-    "W3": Work("mnist", "softmax", 3000, 20, 200, 10, 0.1, rounds=40),
+    "W3": Work("mnist", "softmax", 3000, 20, 200, 10, 0.1, rounds=200),
     "W4": Work("mnist", "opacus_cnn", 20, 3000, 10, 250, 0.25, noise=1.1, rounds=4),
 }
 #: Work of which only fedray's own part costs anything.
