@@ -113,6 +113,7 @@ class Driver:
         self._p, self._stop = parts, stop
         self._round = parts.first_round
         self._weights, self._state = parts.weights, parts.server_state
+        parts.weights, parts.server_state = np.empty(0, dtype=np.float32), {}  # they move on; nobody keeps where they began
         self._saved = parts.first_round if parts.resumed else -1
         self._open: list[_Open] = []
         self._last: Row | None = None
@@ -165,11 +166,20 @@ class Driver:
         total = task.empty_sum(p.layout.size)
         parts = 0
         granted = {c.index: c for c in permit.cohort}
-        deadline = p.config.cohort.deadline
-        for part in p.pool.train(permit.cohort, task, weights_ref, log_, deadline=deadline, authorize=partial(self._retry, granted)):
+        arriving = p.pool.train(
+            permit.cohort,
+            task,
+            weights_ref,
+            log_,
+            deadline=p.config.cohort.deadline,
+            authorize=partial(self._retry, granted),
+            part_bytes=total.values.nbytes,
+        )
+        for part in arriving:
             self._check_receipts(part, granted, log_, task)
             with span("aggregation", "merge"):
                 total.merge(part.total)
+            del part  # or its memory would be held until the next is here
             parts += 1
         trained = time.perf_counter()
         self._faults_of(log_)

@@ -195,7 +195,10 @@ class ExactSum:
         divisor = self.weight if denominator is None else denominator
         if divisor <= 0:
             raise FedrayError("the mean of no updates was asked for.")
-        return (self.values / math.ldexp(divisor, self.bits)).astype(np.float32)
+        mean, scale = np.empty(len(self.values), dtype=np.float32), math.ldexp(divisor, self.bits)
+        for start in range(0, len(mean), BLOCK):  # float64 of all of them would be as large as the sum itself
+            mean[start : start + BLOCK] = self.values[start : start + BLOCK] / scale
+        return mean
 
     def _reserve(self, weight: float) -> None:
         if self.weight + weight > self.capacity * (1 + 1e-12):

@@ -70,6 +70,10 @@ class Parts:
     def __bool__(self) -> bool:
         return bool(self.resting or self.travelling or self.adding)
 
+    def alone(self, node: str) -> bool:
+        """Whether the parts of a node go to the driver by themselves."""
+        return not self.sums or not node or node == self.here
+
     def keep(self, slot: Slot) -> None:
         """Take over what a slot has just handed over."""
         self.resting.append(Kept(slot, slot.handle, slot.node, slot.sending, list(slot.held.values())))
@@ -90,7 +94,7 @@ class Parts:
         resting, self.resting = self.resting, []
         for node in dict.fromkeys(k.node for k in resting):
             of_node = [k for k in resting if k.node == node]
-            alone = [k for k in of_node if k.alone or k.orphaned or not self.sums or not node or node == self.here]
+            alone = [k for k in of_node if k.alone or k.orphaned or self.alone(node)]
             together = [k for k in of_node if k not in alone]
             if together and any(s.node == node and unfinished(s) for s in slots):
                 self.resting += together

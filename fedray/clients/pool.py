@@ -136,6 +136,7 @@ class Pool:
         *,
         deadline: float | None = None,
         authorize: Callable[[ClientTask], ClientTask | None] = lambda client: client,
+        part_bytes: int = 0,
     ) -> Iterator[Part]:
         """Train a cohort; yields parts as they arrive, in any order.
 
@@ -146,6 +147,7 @@ class Pool:
             notes: filled with every client's report and what befell the actors.
             deadline: seconds after which clients still training are late.
             authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out (its budget is spent).
+            part_bytes: of one actor's part; large ones come one after the other.
 
         Raises:
             Stopped: the pool was asked to stop; the actors were told.
@@ -155,7 +157,7 @@ class Pool:
         notes.deaths, notes.notes = notes.deaths + between.deaths, notes.notes + between.notes
         notes.nodes_left |= between.nodes_left
         self._take_room()
-        yield from Round(self._crew, self._work, self._rules, task, weights, notes, deadline, authorize).parts(cohort)
+        yield from Round(self._crew, self._work, self._rules, task, weights, notes, deadline, authorize, part_bytes).parts(cohort)
 
     def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:
         """Evaluate at the clients; clients whose actor is away, or too slow, are left out."""

@@ -25,6 +25,9 @@ from fedray.clients.work import Queue, Work
 from fedray.errors import Stopped
 from fedray.spans import span
 
+#: Bytes of a part above which a node's parts go to the driver one after the other: all at once they may be more than the object store holds.
+IN_TURN = 2**26
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -47,6 +50,7 @@ class Round:
         notes: filled with every client's report and what befell the actors.
         deadline: seconds after which clients still training are late.
         authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out.
+        part_bytes: of one actor's part.
     """
 
     def __init__(
@@ -59,10 +63,12 @@ class Round:
         notes: RoundLog,
         deadline: float | None,
         authorize: Callable[[ClientTask], ClientTask | None],
+        part_bytes: int = 0,
     ) -> None:
         self._crew, self._work, self._rules, self._task, self._weights = crew, work, rules, task, weights
         self._notes, self._deadline, self._authorize = notes, deadline, authorize
         self._queues: dict[str, Queue] = {}
+        self._large = part_bytes > IN_TURN
         self._suspects: dict[int, int] = {}  # clients in whose turn an actor died, and how often
         self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
         self._told: float | None = None  # when actors were told that the deadline had passed
@@ -90,7 +96,7 @@ class Round:
             if self._crew.should_stop():  # asked when actors have their work: who answers may write files first
                 self._tell_stop()
                 raise Stopped("training was stopped in the middle of a round.")
-            busy = [s for s in self._crew.slots if s.doing in ("training", "handing over", "adding up")]
+            busy = [s for s in self._crew.slots if s.held or s.doing in ("training", "handing over", "adding up")]
             if not busy and not self._parts and not any(self._queues.values()):
                 return
             if self._told is not None and now - self._told > self._rules.grace:
@@ -122,14 +128,21 @@ class Round:
                 slot.until = now + before - queue.seconds
                 halvings = self._work.halvings(slot.place.lane)
                 slot.given = [c._replace(halvings=halvings) for c in given] if halvings else given
-                last = not queue or queue.short(actors[slot.place.lane])
+                last = not self._large and (not queue or queue.short(actors[slot.place.lane]))
                 call = slot.handle.train_and_hand_over.options(num_returns=2) if last else slot.handle.train
                 found = call.remote(self._task, self._weights, Packed(slot.given))
                 slot.pending, slot.sending = found if last else (found, None)
                 slot.doing = "training"
-            elif slot.held:
+            elif slot.held and not self._must_wait(slot):
                 slot.pending, slot.sending = slot.handle.hand_over.options(num_returns=2).remote(self._task)
                 slot.doing = "handing over"
+
+    def _must_wait(self, slot: Slot) -> bool:
+        """Whether a large part stays where it is until another of its node, that is on its way to the driver, has arrived."""
+        if not self._large or not self._parts.alone(slot.node):
+            return False
+        on_the_way = any(s.doing == "handing over" and s.node == slot.node for s in self._crew.slots)
+        return on_the_way or any(k.node == slot.node for k in [*self._parts.resting, *self._parts.travelling.values()])
 
     def _unfinished(self, slot: Slot) -> bool:
         """Whether a slot may yet hand over a part for which its node's others wait; after the deadline nobody waits."""
@@ -173,6 +186,7 @@ class Round:
                     part = self._settle(calls[ref]) if ref in calls else self._arrived(ref)
                 if part is not None:
                     yield part
+                part = None  # what has been added up makes room in the store for the next
 
     def _settle(self, slot: Slot) -> Part | None:
         """Take the result of a slot's pending call."""
@@ -253,7 +267,7 @@ class Round:
         for slot in busy:
             self._end(slot.given, "late", "it did not stop within cohort.grace")
             self._end(slot.trained(), "late", "its actor did not hand over in time")
-            slot.given, slot.held, slot.sending, slot.doing = [], {}, None, "owing"
+            slot.given, slot.held, slot.sending, slot.doing = [], {}, None, None if slot.pending is None else "owing"
         for kept in self._parts.give_up():
             self._end(kept.clients(), "late", "its part did not arrive in time")
 

@@ -125,6 +125,7 @@ def run(
         with _signals() as stop:
             packed = request.packed()
             driver = _start(resolved, packed, prepared, listen)
+            del prepared, preparing  # the driver has the model and the test records now
             summary = _follow(driver, packed, provided, resolved.ray.lost_after, listen, stop)
     return Result(summary["status"], summary, where, resolved)
 

@@ -1,11 +1,13 @@
 """What fedray itself costs: clients that return at once, and how runs scale to more actors than there are cores; prints and keeps the figures.
 
-``python -m tests.benchmarks.overhead [empty] [scaling] [--repeats 3]``
+``python -m tests.benchmarks.overhead [empty] [scaling] [memory] [--repeats 3]``
 
 - ``empty``: 1000 of 10,000 clients a round, whose local work is nothing, with a model of 1 MB: clients a second, and the driver's own
   time a round on a processor.
 - ``scaling``: W1 on one actor and on as many as there are cores; then clients that sleep, on one and two actors, from which a round's time is
   modelled as ``fixed + each * clients / actors``, and on sixteen, which the model must foretell.
+- ``memory``: 64 clients a round that return at once, on four actors, with weights of 100 MB: the peak of all processes together, less that of the
+  same run with a model of 31 kB.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,12 @@ import numpy as np
 import fedray
 from fedray.runfiles import RunFiles
 from tests.benchmarks.__main__ import CORES, RESULTS, machine
+from tests.benchmarks.watch import Peak
 from tests.benchmarks.work import HOLLOW, ROOT, SKIP, SLEEP, WORKS, config
 
 MANY = 16
+#: Actors that hold the large model.
+HOLDERS = 4
 
 
 def run(name: str, actors: int, rounds: int, **sections: Any) -> tuple[float, dict[str, Any]]:
@@ -72,18 +79,43 @@ def scaling(repeats: int) -> dict[str, Any]:
     return found
 
 
+def memory(repeats: int) -> dict[str, Any]:
+    """Peaks in MiB, and what the weights added, in models."""
+    code = "import json, sys; from tests.benchmarks.overhead import *; print(peak(sys.argv[1]))"
+    found: dict[str, float] = {}
+    for name in ("light", "heavy"):
+        peaks = [
+            subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True, cwd=ROOT) for _ in range(repeats)
+        ]
+        found[name] = float(np.median([float(done.stdout.split()[-1]) for done in peaks]))
+        print(f"{name}: {found[name]:.0f} MiB at the peak", flush=True)
+    added = (found["heavy"] - found["light"]) * 2**20
+    print(f"the weights added {added / 1e6:.0f} MB: {added / 1e8:.1f} models", flush=True)
+    return {"peak_mib": found, "models": added / 1e8, "actors": HOLDERS}
+
+
+def peak(name: str) -> float:
+    """MiB of this process and all that it starts, at the most, in a run of some rounds."""
+    watched = Peak(os.getpid(), every=0.3)
+    run(name, HOLDERS, SKIP + 2, ray={"cpus": HOLDERS})
+    return watched.mib
+
+
+PARTS = {"empty": empty, "scaling": scaling, "memory": memory}
+
+
 def main() -> None:
     """Run, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["empty", "scaling"], default=[])
+    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=[])
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)  # actors import the work, too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     path = RESULTS / "overhead.json"
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for part in arguments.parts or ["empty", "scaling"]:
-        kept[part] = {"empty": empty, "scaling": scaling}[part](arguments.repeats) | machine()
+    for part in arguments.parts or PARTS:
+        kept[part] = PARTS[part](arguments.repeats) | machine()
         path.write_text(json.dumps(kept, indent=1) + "\n")
 
 

@@ -20,14 +20,14 @@ import psutil
 class Peak:
     """The largest memory (proportional set size) that a process and its descendants held at once, looked at every three seconds, which costs a hundredth of a core a GiB."""
 
-    def __init__(self, pid: int) -> None:
-        self._root, self.mib = psutil.Process(pid), 0.0
+    def __init__(self, pid: int, every: float = 3.0) -> None:
+        self._root, self.mib, self._every = psutil.Process(pid), 0.0, every
         threading.Thread(target=self._sample, daemon=True).start()
 
     def _sample(self) -> None:
         while self._root.is_running() and self._root.status() != psutil.STATUS_ZOMBIE:
             self.mib = max(self.mib, sum(each(self._root, lambda p: p.memory_full_info().pss)) / 2**20)
-            time.sleep(3.0)
+            time.sleep(self._every)
 
 
 def each(root: psutil.Process, figure: Any) -> Iterator[float]:

@@ -58,6 +58,8 @@ WORKS = {
 #: Work of which only fedray's own part costs anything.
 HOLLOW = {
     "empty": Work("none", "megabyte", 10_000, 1, 1000, 1, 0.1, engine="python:tests.benchmarks.work:nothing"),
+    "heavy": Work("none", "hundred_megabytes", 1000, 1, 64, 1, 0.1, engine="python:tests.benchmarks.work:nothing"),
+    "light": Work("none", "softmax", 1000, 1, 64, 1, 0.1, engine="python:tests.benchmarks.work:nothing"),
     "sleep": Work("none", "softmax", 1000, 1, 320, 1, 0.1, engine="python:tests.benchmarks.work:sleeping"),
 }
 #: Seconds that a sleeping client takes.
@@ -136,6 +138,11 @@ def megabyte(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(1, 125_000 // outputs), nn.Linear(125_000 // outputs, outputs, bias=False))
 
 
+def hundred_megabytes(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """25 million weights."""
+    return nn.Sequential(nn.Linear(1, 5000), nn.Linear(5000, 4996), nn.Linear(4996, outputs))
+
+
 def nothing(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     """An engine that does no work."""
     from fedray.training.engine import LocalResult  # here, so that the hand-written loop imports no fedray
@@ -160,7 +167,7 @@ def config(name: str, actors: int, rounds: int, **sections: Any) -> dict[str, An
         training |= {"batch_size": None, "epochs": None}
         training |= {"sampling_rate": rate, "steps": round(1 / rate), "expected_batch": float(work.batch)}
         privacy = {"regime": "record", "noise_multiplier": work.noise, "clip": work.clip, "delta": 1e-5}
-    kind = f"python:tests.benchmarks.work:{work.model}" if work.model in ("simple_cnn", "megabyte") else work.model
+    kind = f"python:tests.benchmarks.work:{work.model}" if work.model in ("simple_cnn", "megabyte", "hundred_megabytes") else work.model
     base: dict[str, Any] = {
         "name": f"bench-{name.lower()}",
         "rounds": rounds,

@@ -1,0 +1,84 @@
+"""Large parts of one node reach the driver one after the other, and one that waits for its turn is not forgotten when its actor dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+from pools import CLIENTS, Ground
+
+from fedray.aggregation.exact import ExactSum
+from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.parts import Parts
+from fedray.clients.pool import Pool, RoundLog
+from fedray.clients.rounds import IN_TURN
+
+LARGE = {"part_bytes": IN_TURN + 1}
+
+
+@pytest.fixture
+def ground(cluster: Any) -> Ground:
+    return Ground()
+
+
+@pytest.fixture
+def pool(ground: Ground) -> Any:
+    pool = ground.pool(2)
+    pool.wait_ready(60.0, True)
+    yield pool
+    pool.shutdown()
+
+
+def test_one_is_on_its_way_at_a_time(ground: Ground, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ground.train(pool)[0]
+    on_the_way: list[int] = []
+    send = Parts.send
+
+    def watched(parts: Parts, slots: Any, *rest: Any) -> None:
+        send(parts, slots, *rest)
+        on_the_way.append(len(parts.travelling) + sum(s.doing == "handing over" for s in slots))
+
+    monkeypatch.setattr(Parts, "send", watched)
+    total, parts, _ = ground.train(pool, **LARGE)
+    assert len(parts) == 2
+    assert max(on_the_way) == 1
+    assert total.values.tobytes() == expected.values.tobytes()
+
+
+def test_clients_whose_part_waits_are_trained_again_when_its_actor_dies(ground: Ground, pool: Pool) -> None:
+    expected = ground.train(pool)[0]
+    total, log, trained = ExactSum.zero(ground.model.layout.size, 1e4), RoundLog(), list[int]()
+    cohort = [ClientTask(i, name) for i, name in enumerate(ground.prepared.names)]
+    for part in pool.train(cohort, RoundTask(0, 1e4), ground.weights, log, **LARGE):
+        if not trained:
+            (waiting,) = [s for s in pool.slots if s.held]
+            assert waiting.idle
+            assert waiting.info is not None
+            os.kill(waiting.info.pid, signal.SIGKILL)
+        total.merge(part.total)
+        trained += part.clients
+    assert sorted(trained) == list(range(CLIENTS))
+    assert (log.deaths, log.count("done")) == (1, CLIENTS)
+    assert total.values.tobytes() == expected.values.tobytes()
+
+
+def test_a_part_that_still_waits_after_deadline_and_grace_is_late(ground: Ground) -> None:
+    pool = ground.pool(2, grace=0.0)
+    pool.wait_ready(60.0, True)
+    try:
+        ground.train(pool)
+        log, arrived = RoundLog(), list[int]()
+        cohort = [ClientTask(i, name) for i, name in enumerate(ground.prepared.names)]
+        arriving = pool.train(cohort, RoundTask(1, 1e4), ground.weights, log, deadline=0.05, **LARGE)
+        for part in arriving:
+            if not arrived:  # the driver is slow with the first; meanwhile the deadline passes
+                time.sleep(0.2)
+            arrived += part.clients
+        assert sorted(r.index for r in log.reports) == list(range(CLIENTS))
+        assert sorted(arrived) == sorted(r.index for r in log.reports if r.status == "done")
+        assert ground.train(pool, 2)[0].count == CLIENTS  # and the next round begins afresh
+    finally:
+        pool.shutdown()
