@@ -34,6 +34,7 @@ _raw = click.option("--raw", is_flag=True, help="Print log lines as they are (JS
 @click.option("--env", "variables", multiple=True, help="NAME=VALUE for the job's environment, which everybody sees.")
 @click.option("--secret", "secrets", multiple=True, help="NAME=file:/path/on/the/nodes; only the reference travels.")
 @click.option("--name", help="Begins the job's id; default the config's name.")
+@click.option("--profile", is_flag=True, help="Write where the rounds' time went: profile.txt, and profile.json for a trace viewer.")
 @click.option("--no-wait", is_flag=True, help="Do not follow the log.")
 @_raw
 def submit(
@@ -47,6 +48,7 @@ def submit(
     variables: tuple[str, ...],
     secrets: tuple[str, ...],
     name: str | None,
+    profile: bool,
     no_wait: bool,
     raw: bool,
 ) -> None:
@@ -71,7 +73,7 @@ def submit(
         name or resolved.name,
         where,
         hashlib.sha256(dump_config(resolved).encode()).hexdigest(),
-        jobs.make_entrypoint(_inside(config, root), overrides, where),
+        jobs.make_entrypoint(_inside(config, root), overrides, where, profile),
         jobs.make_runtime_env(root, packages, pip, environment, references),
     )
     _check(resolved, pip)

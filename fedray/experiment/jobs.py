@@ -92,7 +92,7 @@ def choose_output(name: str, given: str | None) -> str:
     return os.path.normpath(output)
 
 
-def make_entrypoint(config: str, overrides: Sequence[str], output: str) -> str:
+def make_entrypoint(config: str, overrides: Sequence[str], output: str, profile: bool = False) -> str:
     """The job's shell command; it continues what is at ``output``, so that any start of it is the same.
 
     Raises:
@@ -100,7 +100,8 @@ def make_entrypoint(config: str, overrides: Sequence[str], output: str) -> str:
     """
     for override in overrides:
         credentials.refuse_password(override.partition("=")[0], override)
-    return shlex.join(["python", "-m", "fedray", "run", config, *overrides, "--output", output, "--resume"])
+    flags = ["--resume", *(["--profile"] if profile else [])]
+    return shlex.join(["python", "-m", "fedray", "run", config, *overrides, "--output", output, *flags])
 
 
 def make_runtime_env(

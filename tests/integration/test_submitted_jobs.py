@@ -255,10 +255,10 @@ def test_the_same_output_twice_is_one_job_and_ctrl_c_leaves_it_alone(cluster: Cl
 def test_a_secret_reaches_driver_and_clients_and_is_shown_nowhere(cluster: Cluster) -> None:
     output = cluster.root / "guarded" / "run"
     parts = ["data.source=python:guarded:data", "rounds=2", "model={kind: python:slowparts:model}"]
-    code, told = cluster.run(
-        "submit", "slow.yaml", *parts, "--output", str(output), "--secret", f"STORE_SECRET=file:{cluster.root / 'secret'}"
-    )
+    secret = ["--secret", f"STORE_SECRET=file:{cluster.root / 'secret'}"]
+    code, told = cluster.run("submit", "slow.yaml", *parts, "--output", str(output), *secret, "--profile")
     assert code == 0, told
+    assert "compute" in (output / "profile.txt").read_text()
     session = cluster.head.run(["grep", "-rl", VALUE, "/tmp/ray"], stdout=subprocess.PIPE, text=True)
     found, _ = session.communicate(timeout=60)
     assert found == ""

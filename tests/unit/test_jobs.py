@@ -123,6 +123,7 @@ def test_ids_can_stand_in_an_address() -> None:
 
 def test_the_command_survives_the_shell() -> None:
     nasty = ["privacy={regime: none}", 'name=it\'s $(rm -rf /); `x` "y"', "data.source=csv:/a b"]
+    assert jobs.make_entrypoint("a.yaml", [], "/out", profile=True).endswith("--resume --profile")
     line = jobs.make_entrypoint("my configs/a.yaml", nasty, "/out put")
     assert shlex.split(line) == ["python", "-m", "fedray", "run", "my configs/a.yaml", *nasty, "--output", "/out put", "--resume"]
     with pytest.raises(ConfigError, match=r"tracking\.uri: holds an address with a password"):
