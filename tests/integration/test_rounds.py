@@ -92,8 +92,10 @@ class TestFaultsOfClients:
             cohort={"kind": "all", "deadline": 2.0, "grace": 5.0},
         )
         rows = RunFiles(result.output).rows()
-        assert [r["metrics"]["round/clients_late"] for r in rows] == [1, 1]
-        assert [r["metrics"]["round/clients_completed"] for r in rows] == [3, 3]
+        late = [r["metrics"]["round/clients_late"] for r in rows]
+        assert late[0] in (1, 2)  # before anyone knows how slow it is, another may wait for its turn behind it
+        assert late[1] == 1
+        assert [r["metrics"]["round/clients_completed"] for r in rows] == [4 - n for n in late]
         assert rows[0]["metrics"]["time/round_s"] < 6
         assert any("client c0" in n and "late" in n for n in notes)
 
