@@ -16,18 +16,26 @@ Key = str | int
 
 def derive(seed: int, purpose: str, *keys: Key) -> int:
     """A 128-bit integer that depends on every part of the name (BLAKE2b of an unambiguous coding)."""
-    return int.from_bytes(hashlib.blake2b(_coded(seed, purpose, keys), digest_size=16).digest(), "little")
+    return int.from_bytes(_digest(seed, purpose, keys), "little")
 
 
 def generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
     """A NumPy generator (PCG64) for one named draw."""
-    return Keyed(seed, purpose)(*keys)
+    digest = _digest(seed, purpose, keys)
+    words = np.frombuffer(digest, dtype="<u4")
+    # The words of the integer, as NumPy would take it apart: the same generator in half the time.
+    entropy = words.astype(np.uint32) if words[-1] else int.from_bytes(digest, "little")
+    return np.random.Generator(np.random.PCG64(entropy))
 
 
 class Keyed:
-    """Generators for many draws whose names begin alike: what :func:`generator` gives, in a third of the time.
+    """Generators for thousands of named draws a second, a third of :func:`generator`'s time each. Other streams than that one's.
 
-    There is one generator, which every call sets anew: a draw ends where the next begins.
+    There is one PCG64, whose state each call sets to a hash of the name, without NumPy's mixing of seeds: a draw ends where the
+    next begins.
+
+    Args:
+        seed, purpose, keys: how the names begin.
     """
 
     def __init__(self, seed: int, purpose: str, *keys: Key) -> None:
@@ -40,7 +48,6 @@ class Keyed:
         named = self._begun.copy()
         named.update(_coded_keys(keys))
         digest = named.digest()
-        # A hash is a seed that needs no mixing; the increment is odd, as PCG asks.
         state, increment = int.from_bytes(digest[:16], "little"), int.from_bytes(digest[16:], "little") | 1
         self._bits.state = {"bit_generator": "PCG64", "state": {"state": state, "inc": increment}, "has_uint32": 0, "uinteger": 0}
         return self._generator
@@ -49,6 +56,10 @@ class Keyed:
 def torch_seed(seed: int, purpose: str, *keys: Key) -> int:
     """A seed for ``torch.manual_seed``; torch's CPU generator keeps 32 bits of it."""
     return derive(seed, purpose, *keys) & 0xFFFFFFFF
+
+
+def _digest(seed: int, purpose: str, keys: tuple[Key, ...]) -> bytes:
+    return hashlib.blake2b(_coded(seed, purpose, keys), digest_size=16).digest()
 
 
 def _coded(seed: int, purpose: str, keys: tuple[Key, ...]) -> bytes:

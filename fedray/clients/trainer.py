@@ -27,7 +27,7 @@ from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blo
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
-from fedray.rng import Keyed, generator, torch_seed
+from fedray.rng import Keyed, torch_seed
 from fedray.spans import span
 from fedray.training.choose import choose_engine
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, seed_torch
@@ -234,7 +234,7 @@ class Trainer:
             raise Stopped("the round ended before this client's turn.")
 
     def _draws(self, task: RoundTask, client: ClientTask) -> np.random.Generator:
-        return generator(self._config.seed, "batches", task.round, client.index)
+        return Keyed(self._config.seed, "batches", task.round)(client.index)
 
     def _job(self, task: RoundTask, training: Any, lr: float, draws: np.random.Generator, noise: NoiseSource | None = None) -> LocalJob:
         plan = self._spec.plan

@@ -68,14 +68,25 @@ def test_named_draws_depend_on_every_part_of_the_name():
     st.integers(0, 9),
 )
 def test_generators_that_are_set_anew_are_those_of_their_names(names, used):
-    draws = rng.Keyed(7, "a", 3)
+    draws, found = rng.Keyed(7, "a", 3), []
     for keys in [*names, *names]:
-        expected = rng.generator(7, "a", 3, *keys)
         mine = draws(*keys)
+        found.append(mine.random(4).tolist())
+        assert found[-1] == rng.Keyed(7, "a")(3, *keys).random(4).tolist()  # wherever the name is cut in two
         mine.integers(9, size=used, dtype=np.uint32)  # half a word may be left over
-        expected.integers(9, size=used, dtype=np.uint32)
-        assert mine.random(4).tolist() == expected.random(4).tolist()
-    assert len({rng.generator(7, "a", *keys).integers(2**62) for keys in names}) == len(names)
+    assert found[: len(names)] == found[len(names) :]
+    assert len(set(map(tuple, found))) == len(names)
+
+
+def test_generators_that_are_set_anew_draw_uniformly():
+    """Means and neighbours' correlations over 20,000 names, each within five standard deviations."""
+    draws, n = rng.Keyed(7, "batches", 0), 20_000
+    x = np.array([draws(k).random(3) for k in range(n)])
+    deviation = 1 / np.sqrt(12)
+    assert (abs(x.mean(0) - 0.5) < 5 * deviation / np.sqrt(n)).all()
+    z = (x - 0.5) / deviation
+    for a, b in ((z[:, 0], z[:, 1]), (z[:, 1], z[:, 2]), (z[1:, 0], z[:-1, 0])):
+        assert abs((a * b).mean()) < 5 / np.sqrt(n)
 
 
 def test_checkpoints_keep_the_newest_and_survive_a_damaged_one(tmp_path):
