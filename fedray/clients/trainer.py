@@ -155,7 +155,7 @@ class Trainer:
             set_vector(self.model, self.layout, weights)
             seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)
             fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
-            job = self._job(task, fitted, lr, self._draws(task, client), None if noise is None else noise())
+            job = self._job(task, fitted, lr, self._draws(task)(client.index), None if noise is None else noise())
             return self._algorithm.local(self.engine, self.model, x, y, job)
 
         whole = min(training.physical_batch, max(1, len(data.train)))
@@ -181,7 +181,7 @@ class Trainer:
         sizes = [b - a for a, b in zip(starts, stops, strict=True)]
         try:
             self._check_stop(task)
-            draws = Keyed(self._config.seed, "batches", task.round)
+            draws = self._draws(task)
             job = self._job(task, self._spec.group.training, lr, draws())
             crowd = Crowd(*self._everyone(), starts, stops, lambda k: draws(clients[k].index))
             with span("compute", "local training, many clients at once"):
@@ -233,8 +233,9 @@ class Trainer:
         if self._stop_round >= task.round:
             raise Stopped("the round ended before this client's turn.")
 
-    def _draws(self, task: RoundTask, client: ClientTask) -> np.random.Generator:
-        return Keyed(self._config.seed, "batches", task.round)(client.index)
+    def _draws(self, task: RoundTask) -> Keyed:
+        """What gives the generator for a client's batches, by its index."""
+        return Keyed(self._config.seed, "batches", task.round)
 
     def _job(self, task: RoundTask, training: Any, lr: float, draws: np.random.Generator, noise: NoiseSource | None = None) -> LocalJob:
         plan = self._spec.plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedray.errors import ConfigError
+from fedray.models.shapes import check_dropout
 
 
 class Lstm(nn.Module):
@@ -47,8 +48,7 @@ def lstm(
     for name, size in sizes.items():
         if size < 1:
             raise ConfigError(f"model.{name}: {size} is below 1.")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"model.dropout: {dropout} is not in [0, 1).")
+    check_dropout(dropout)
     if tokens is not None:
         if len(input_shape) != 1:
             raise ConfigError(f"model.kind: lstm with tokens needs records of shape (T,), but they have {input_shape}.")

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from fedray.errors import ConfigError
-from fedray.models.shapes import flat_size
+from fedray.models.shapes import check_dropout, flat_size
 
 Activation = Literal["relu", "tanh", "gelu", "elu", "sigmoid"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "elu": nn.ELU, "sigmoid": nn.Sigmoid}
@@ -31,8 +31,7 @@ def mlp(
     widths = [64] if hidden is None else hidden
     if any(width < 1 for width in widths):
         raise ConfigError(f"model.hidden: {widths} has a layer of no units; give sizes of at least 1.")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"model.dropout: {dropout} is not in [0, 1).")
+    check_dropout(dropout)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     size = flat_size("mlp", input_shape)
     for number, width in enumerate(widths, start=1):

@@ -37,6 +37,16 @@ def image_shape(model: str, input_shape: tuple[int, ...], smallest: int) -> tupl
     return shape[0], shape[1], shape[2]
 
 
+def check_dropout(dropout: float) -> None:
+    """See that a share of values can be dropped.
+
+    Raises:
+        ConfigError: it is not in [0, 1).
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"model.dropout: {dropout} is not in [0, 1).")
+
+
 def channel_axis(input_shape: tuple[int, ...]) -> dict[str, nn.Module]:
     """A first layer that gives (height, width) records their channel axis; nothing for other records."""
     return {"channel": nn.Unflatten(1, (1, input_shape[0]))} if len(input_shape) == 2 else {}

@@ -27,7 +27,7 @@ from fedray.parameters import Layout, Vector, get_vector, set_vector
 from fedray.training.chain import observed
 from fedray.training.engine import LocalJob, LocalResult, check_stop
 from fedray.training.losses import cross_entropy
-from fedray.training.plain import passes_of, steps_of
+from fedray.training.plain import passes, steps_of
 
 #: Floats to which axes are filled up: a cache line.
 _LINE = 16
@@ -123,6 +123,20 @@ def group_size(size: int, device: torch.device) -> int:
     return max(1, min(most, stack // (4 * max(1, size))))
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def train_crowd(
     model: nn.Module, layout: Layout, weights: Vector, crowd: Crowd, job: LocalJob
 ) -> tuple[npt.NDArray[np.float32], list[LocalResult]]:
@@ -142,17 +156,10 @@ def train_crowd(
         ConfigError: the model or the training section is not for this engine.
         Stopped: ``job.should_stop`` said so between two steps.
     """
-    reason = unsupported(model, job.training)
+    training = job.training
+    reason = unsupported(model, training)
     if reason is not None:
         raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use training.engine=plain.")
-    with _one_thread():
-        return _train_crowd(model, layout, weights, crowd, job)
-
-
-def _train_crowd(
-    model: nn.Module, layout: Layout, weights: Vector, crowd: Crowd, job: LocalJob
-) -> tuple[npt.NDArray[np.float32], list[LocalResult]]:
-    training = job.training
     trained = np.empty((len(crowd.starts), layout.size), dtype=np.float32)
     results: list[LocalResult] = [LocalResult(0, 0, None)] * len(crowd.starts)
     for clients, width in _alike(crowd, training):
@@ -163,19 +170,6 @@ def _train_crowd(
         for client, steps, examples, total in zip(plan.order, plan.steps, plan.examples, loss, strict=True):
             results[client] = LocalResult(int(steps), int(examples), float(total) / int(examples) if examples else None)
     return trained, results
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _alike(crowd: Crowd, training: Training) -> list[tuple[list[int], int]]:
@@ -226,7 +220,9 @@ class _Plan:
         counts = np.array([steps_of(int(size), training) for size in n], dtype=np.int64)
         first = np.argsort(-counts, kind="stable")
         order, n, begin, counts = np.array(clients)[first], n[first], begin[first], counts[first]
-        flat, offset = _drawn(order.tolist(), n.tolist(), training, crowd.draws)
+        drawn = [list(passes(size, training, crowd.draws(k))) for k, size in zip(order.tolist(), n.tolist(), strict=True)]
+        flat = np.concatenate([np.zeros(0, dtype=np.int64), *(indices for orders in drawn for indices in orders)])
+        offset = np.cumsum([0, *(sum(map(len, orders)) for orders in drawn)])[:-1]
 
         step = np.arange(int(counts.max(initial=0)))
         a_pass = np.maximum(-(-n // batch), 1)[:, None]  # steps of one
@@ -238,22 +234,6 @@ class _Plan:
         weights = (slot < sizes[:, :, None]) * (1.0 / np.maximum(sizes, 1)).astype(np.float32)[:, :, None]
         active = (counts > step[:, None]).sum(1).tolist()
         return cls(order, active, rows, weights, counts, sizes.sum(1))
-
-
-def _drawn(
-    clients: Sequence[int], sizes: Sequence[int], training: Training, draws: Callable[[int], np.random.Generator]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The orders of all passes, as :func:`fedray.training.plain.passes` draws them, one after the other, and where each client's begin."""
-    counts = [passes_of(n, training) for n in sizes]
-    offset = np.cumsum([0, *(n * count for n, count in zip(sizes, counts, strict=True))])
-    flat = np.empty(offset[-1], dtype=np.int64)
-    for k, n, count, begin in zip(clients, sizes, counts, offset.tolist(), strict=False):
-        generator = draws(k)
-        for start in range(begin, begin + n * count, max(n, 1)):
-            order = flat[start : start + n]
-            order[...] = np.arange(n)
-            generator.shuffle(order)
-    return flat, offset[:-1]
 
 
 class _Stack:

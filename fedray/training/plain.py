@@ -95,13 +95,8 @@ def batches(n: int, training: Training, draws: np.random.Generator) -> Iterator[
 
 def passes(n: int, training: Training, draws: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """The order in which each pass goes through the records, int64 [n]; the last one may end early."""
-    for _ in range(passes_of(n, training)):
+    for _ in range(-(-steps_of(n, training) // -(-n // (training.batch_size or n))) if n else 0):
         yield draws.permutation(n)
-
-
-def passes_of(n: int, training: Training) -> int:
-    """Number of passes over n records, where batches have a size."""
-    return -(-steps_of(n, training) // -(-n // (training.batch_size or n))) if n else 0
 
 
 def steps_of(n: int, training: Training) -> int:

@@ -42,7 +42,8 @@ class Unrolled:
 
     def __init__(self, lstm: nn.LSTM, note: Note) -> None:
         self._lstm, self._note = lstm, note
-        self._pairs = [_pair(lstm, level, way) for level in range(lstm.num_layers) for way in _ways(lstm)]
+        ends = [f"l{level}{way}" for level in range(lstm.num_layers) for way in _ways(lstm)]
+        self._pairs = [(_linear(lstm, f"ih_{end}"), _linear(lstm, f"hh_{end}")) for end in ends]
         self.layers = [layer for pair in self._pairs for layer in pair]
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -90,23 +91,13 @@ def _ways(lstm: nn.LSTM) -> tuple[str, ...]:
     return ("", "_reverse") if lstm.bidirectional else ("",)
 
 
-def _pair(lstm: nn.LSTM, level: int, way: str) -> tuple[nn.Linear, nn.Linear]:
-    """Linear layers that hold the parameters of one direction of one level: for inputs and for states."""
-    inputs, states = (
-        _linear(
-            *(lstm.get_parameter(f"{kind}_{of}_l{level}{way}") if kind == "weight" or lstm.bias else None for kind in ("weight", "bias"))
-        )
-        for of in ("ih", "hh")
-    )
-    return inputs, states
-
-
-def _linear(weight: nn.Parameter | None, bias: nn.Parameter | None) -> nn.Linear:
-    assert weight is not None
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+def _linear(lstm: nn.LSTM, name: str) -> nn.Linear:
+    """A Linear layer that holds the LSTM's parameters of this name."""
+    weight = lstm.get_parameter(f"weight_{name}")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=lstm.bias, device="meta")
     layer.weight = weight
-    if bias is not None:
-        layer.bias = bias
+    if lstm.bias:
+        layer.bias = lstm.get_parameter(f"bias_{name}")
     return layer
 
 

@@ -81,7 +81,7 @@ def scaling(repeats: int) -> dict[str, Any]:
 
 def memory(repeats: int) -> dict[str, Any]:
     """Peaks in MiB, and what the weights added, in models."""
-    code = "import json, sys; from tests.benchmarks.overhead import *; print(peak(sys.argv[1]))"
+    code = "import sys; from tests.benchmarks.overhead import *; print(peak(sys.argv[1]))"
     found: dict[str, float] = {}
     for name in ("light", "heavy"):
         peaks = [
