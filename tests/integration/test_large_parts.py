@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from pools import CLIENTS, Ground
 
-from fedray.aggregation.exact import ExactSum
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.parts import Parts
 from fedray.clients.pool import Pool, RoundLog
-from fedray.clients.rounds import IN_TURN
+from fedray.clients.rounds import IN_TURN, Round
+from fedray.clients.slots import Slot
 
 LARGE = {"part_bytes": IN_TURN + 1}
 
@@ -48,20 +48,27 @@ def test_one_is_on_its_way_at_a_time(ground: Ground, pool: Pool, monkeypatch: py
     assert total.values.tobytes() == expected.values.tobytes()
 
 
-def test_clients_whose_part_waits_are_trained_again_when_its_actor_dies(ground: Ground, pool: Pool) -> None:
+def test_clients_whose_part_waits_are_trained_again_when_its_actor_dies(
+    ground: Ground, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = ground.train(pool)[0]
-    total, log, trained = ExactSum.zero(ground.model.layout.size, 1e4), RoundLog(), list[int]()
-    cohort = [ClientTask(i, name) for i, name in enumerate(ground.prepared.names)]
-    for part in pool.train(cohort, RoundTask(0, 1e4), ground.weights, log, **LARGE):
-        if not trained:
-            (waiting,) = [s for s in pool.slots if s.held]
-            assert waiting.idle
-            assert waiting.info is not None
-            os.kill(waiting.info.pid, signal.SIGKILL)
-        total.merge(part.total)
-        trained += part.clients
-    assert sorted(trained) == list(range(CLIENTS))
+    must_wait, killed = Round._must_wait, list[Slot]()
+
+    def watched(round_: Round, slot: Slot) -> bool:
+        if not killed and not all(s.held for s in pool.slots):
+            return True  # nobody hands over before both have trained, so that one must wait for the other
+        waits = must_wait(round_, slot)
+        if waits and not killed:
+            assert slot.idle and slot.info is not None
+            os.kill(slot.info.pid, signal.SIGKILL)
+            killed.append(slot)
+        return waits
+
+    monkeypatch.setattr(Round, "_must_wait", watched)
+    total, parts, log = ground.train(pool, **LARGE)
+    assert len(killed) == 1
     assert (log.deaths, log.count("done")) == (1, CLIENTS)
+    assert sorted(client for part in parts for client in part) == list(range(CLIENTS))
     assert total.values.tobytes() == expected.values.tobytes()
 
 
