@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from fedray.config import Training
 from fedray.training.chain import observed
+from fedray.training.products import linear
 from fedray.training.tape import Tape, Use
 
 #: Weights from which it pays: smaller ones and their gradients stay in a core's cache.
@@ -52,14 +54,19 @@ class Direct:
         mine = {id(p) for p in self._own}
         self.others = [p for p in model.parameters() if p.requires_grad and id(p) not in mine]
         self._steps = {layer: _Steps(layer) for layer in layers if isinstance(layer, nn.Linear)} if alone else {}
+        self._by_autograd = False  # whether the layers' gradients are made in the backward pass
 
     def __enter__(self) -> Direct:
         self._tape.__enter__()
+        for layer in self._tape.layers:
+            layer.forward = partial(self._output, layer)
         self._handles = [layer.register_forward_hook(self._correct) for layer in self._steps]
         return self
 
     def __exit__(self, *_: object) -> None:
         self._tape.__exit__()
+        for layer in self._tape.layers:
+            del layer.forward  # the class's again
         for handle in self._handles:
             handle.remove()
         self._flush()
@@ -75,7 +82,11 @@ class Direct:
             raise RuntimeError("the input of a Linear layer was changed in place afterwards, so its gradient cannot be computed.")
         if not uses or any(use.edge is None for use in uses) or not self._tape.reaches_only_layers(losses):
             self._flush()
-            (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
+            self._by_autograd = True
+            try:
+                (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
+            finally:
+                self._by_autograd = False
             with torch.no_grad():
                 for p in self._own:
                     if p.grad is not None:
@@ -99,6 +110,10 @@ class Direct:
         steps = self._steps.get(layer)
         if steps is None or not steps.remember(x, rows, self._lr):
             layer.weight.addmm_(rows.t(), x, alpha=-self._lr)
+
+    def _output(self, layer: nn.Module, input: Tensor) -> Tensor:  # the argument has torch's name, which callers may use
+        assert isinstance(layer, nn.Linear)
+        return linear(input, layer.weight, layer.bias, lambda: self._by_autograd)
 
     def _correct(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """A forward hook: the output as it is with the steps that the weight has not taken."""

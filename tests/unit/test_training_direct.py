@@ -120,13 +120,13 @@ def distance(ours: nn.Module, theirs: nn.Module, start: nn.Module) -> float:
 @pytest.mark.parametrize("make", [Twice, Recomputed, Unseen, Borrowed])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_layers_move_as_by_their_gradients(make: type[nn.Module], momentum: float) -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)  # of 0 one unit is at ReLU's corner, to rounding
     x, y = torch.from_numpy(rng.standard_normal((21, WIDE), dtype=np.float32)), torch.from_numpy(rng.integers(0, 3, 21))
     ours, theirs = both(make, x, y, Training(lr=0.05, batch_size=5, epochs=2, momentum=momentum))
     torch.manual_seed(0)
     assert distance(ours, theirs, make()) < 1e-5
     assert all(p.requires_grad for p in ours.parameters())
-    assert not any(m._forward_hooks for m in ours.modules())
+    assert not any(m._forward_hooks or "forward" in vars(m) for m in ours.modules())
 
 
 @pytest.mark.parametrize("batch", [1, 5, 20, 40])
