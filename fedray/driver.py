@@ -125,6 +125,7 @@ class Driver:
         self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **parts.meta.get("traffic", {})}
         self._failed_rounds = 0
         self._position: Callable[[str], int] | None = None
+        self._ahead: tuple[int, list[ClientTask]] | None = None  # a round and its cohort, drawn during the one before
 
     def run(self) -> str:
         """Run all rounds; returns ``completed``, ``budget_reached`` or ``interrupted``.
@@ -158,7 +159,7 @@ class Driver:
         p, began, number = self._p, time.perf_counter(), self._round
         log_ = RoundLog()
         with span("cohort", "draw and authorize"):
-            cohort = self._draw(number)
+            cohort = self._drawn(number)
             permit = p.books.authorize(number, cohort)
         for reason in [*permit.refused.values(), *permit.away.values()]:
             self._note(reason)
@@ -242,6 +243,17 @@ class Driver:
         if buffers.any():  # running statistics are averaged, not optimised
             weights[buffers] = (self._weights + delta)[buffers]
         return weights, state
+
+    def _drawn(self, number: int) -> list[ClientTask]:
+        ahead, self._ahead = self._ahead, None
+        return ahead[1] if ahead is not None and ahead[0] == number else self._draw(number)
+
+    def _draw_ahead(self) -> None:
+        """Draw the next cohort while this one is trained, where nobody is charged, so that nothing of this round decides about it."""
+        p, following = self._p, self._round + 1
+        if self._ahead is None and p.release is None and not p.privacy.lines and following < p.config.rounds:
+            with span("cohort", "draw ahead"):
+                self._ahead = following, self._draw(following)
 
     def _draw(self, number: int) -> list[ClientTask]:
         p = self._p
@@ -337,8 +349,9 @@ class Driver:
             entry.evaluation = p.evaluator.begin(weights_ref)
 
     def tick(self) -> bool:
-        """Called often while the pool waits: write what is ready; true when the run should stop."""
+        """Called often while the pool waits: do what can be done meanwhile; true when the run should stop."""
         self._flush(wait=False)
+        self._draw_ahead()
         return self._stop.is_set()
 
     def _flush(self, wait: bool) -> None:
