@@ -110,8 +110,8 @@ class Round:
     # -- work goes out ---------------------------------------------------------------------------
 
     def _queue(self, clients: Sequence[ClientTask]) -> None:
-        for lane, those in self._work.by_lane(clients).items():
-            self._queues.setdefault(lane, Queue()).put(those)
+        for lane, (those, seconds) in self._work.by_lane(clients).items():
+            self._queues.setdefault(lane, Queue()).put(those, seconds)
 
     def _hand_out(self) -> None:
         now = time.monotonic()

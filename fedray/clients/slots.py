@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError
 
-from fedray.clients.messages import ClientReport, ClientTask, HostInfo
+from fedray.clients.messages import ClientReport, ClientTask, HostInfo, Status
 from fedray.clients.placement import Place
 from fedray.errors import FedrayError
 
@@ -87,7 +87,7 @@ class RoundLog:
     notes: list[str] = field(default_factory=list)
     nodes_left: set[str] = field(default_factory=set)
 
-    def count(self, *status: str) -> int:
+    def count(self, *status: Status) -> int:
         """Number of clients that ended in one of these ways."""
         ways = [r.status for r in self.reports]
         return sum(map(ways.count, status))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -12,6 +12,9 @@ from fedray.clients.messages import ClientReport, ClientTask
 
 #: Seconds of work for which a call of its own is worth while.
 WORTH_A_CALL = 0.03
+
+#: Clients in the order in which they are handed out, and the seconds that their turns will take, float64.
+Waiting = tuple[list[ClientTask], npt.NDArray[np.float64]]
 
 _SECONDS_A_RECORD = 1e-4  # until anyone has trained once
 _BRIEF = 1e-3  # seconds of a turn below which its own duration says less about the next than the lane's rate
@@ -66,65 +69,59 @@ class Work:
         """Take note that an actor was killed for its memory with these clients; others that died with them halve nothing more."""
         self._halvings[lane] = max([self._halvings[lane], *(c.halvings + 1 for c in killed)])
 
-    def longest_first(self, cohort: Sequence[ClientTask]) -> list[tuple[ClientTask, float]]:
+    def longest_first(self, cohort: Sequence[ClientTask]) -> Waiting:
         """A cohort in the order in which it is handed out, with the seconds that each one's turn will take."""
         indices = np.fromiter((c.index for c in cohort), dtype=np.int64, count=len(cohort))
         seconds = self._seconds[indices].astype(np.float64)
         expected = self._sizes[indices] * np.nan_to_num(self._rates, nan=_SECONDS_A_RECORD)[self._lane_of[indices]]
         seconds = np.where(seconds >= _BRIEF, seconds, expected)
         order = np.lexsort((indices, -seconds))
-        return list(zip([cohort[n] for n in order.tolist()], seconds[order].tolist(), strict=True))
+        return [cohort[n] for n in order.tolist()], seconds[order]
 
-    def by_lane(self, cohort: Sequence[ClientTask]) -> dict[str, list[tuple[ClientTask, float]]]:
+    def by_lane(self, cohort: Sequence[ClientTask]) -> dict[str, Waiting]:
         """:meth:`longest_first`, by the lanes that serve them."""
-        lanes: dict[str, list[tuple[ClientTask, float]]] = {}
-        ordered = self.longest_first(cohort)
-        served = self._lane_of[[c.index for c, _ in ordered]]
+        clients, seconds = self.longest_first(cohort)
+        served = self._lane_of[[c.index for c in clients]]
         if (served == served[:1]).all():
-            return {self._lanes[served[0]]: ordered} if ordered else {}
-        for lane, item in zip(served.tolist(), ordered, strict=True):
-            lanes.setdefault(self._lanes[lane], []).append(item)
-        return lanes
+            return {self._lanes[served[0]]: (clients, seconds)} if clients else {}
+        mine = {lane: np.flatnonzero(served == lane) for lane in dict.fromkeys(served.tolist())}
+        return {self._lanes[lane]: ([clients[n] for n in those.tolist()], seconds[those]) for lane, those in mine.items()}
 
 
 class Queue:
-    """Clients of one lane that wait for an actor.
-
-    Attributes:
-        seconds: that the turns of those who wait will take.
-    """
+    """Clients of one lane that wait for an actor."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[ClientTask, float]] = deque()
-        self.seconds = 0.0
-        self._all, self._all_seconds = 0, 0.0  # whoever was put here
+        self._clients: list[ClientTask] = []  # whoever was put here
+        self._ends = np.zeros(1)  # their turns' seconds, added up: before the first, after the first and so on
+        self._next = 0
         self._shares = 0  # that were taken
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return self._next < len(self._clients)
 
     @property
     def first(self) -> ClientTask:
         """Who is next."""
-        return self._waiting[0][0]
+        return self._clients[self._next]
+
+    @property
+    def seconds(self) -> float:
+        """That the turns of those who wait will take."""
+        return float(self._ends[-1] - self._ends[self._next])
 
     def clients(self) -> list[ClientTask]:
         """Who waits."""
-        return [client for client, _ in self._waiting]
+        return self._clients[self._next :]
 
-    def put(self, clients: Sequence[tuple[ClientTask, float]]) -> None:
+    def put(self, clients: Sequence[ClientTask], seconds: npt.NDArray[np.float64]) -> None:
         """Add clients and the seconds of their turns at the end."""
-        self._waiting.extend(clients)
-        seconds = sum(seconds for _, seconds in clients)
-        self.seconds += seconds
-        self._all += len(clients)
-        self._all_seconds += seconds
+        self._clients += clients
+        self._ends = np.concatenate((self._ends, self._ends[-1] + np.cumsum(seconds)))
 
     def pop(self) -> ClientTask:
         """Take the first."""
-        client, seconds = self._waiting.popleft()
-        self.seconds -= seconds
-        return client
+        return self._some(1)[0]
 
     def take(self, actors: int, busy: float = 0.0) -> list[ClientTask]:
         """Take one actor's next share: half of its even share of the time that is left, but as much as is worth a call where that leaves no
@@ -135,27 +132,27 @@ class Queue:
             busy: seconds that they still need for what they were given, added up.
         """
         self._shares += 1
-        short, even = self.short(actors), (self.seconds + busy) / actors
-        if short:  # one call each
+        left, even = self._ends[self._next + 1 :] - self._ends[self._next], (self.seconds + busy) / actors
+        # A short share may end a turn late, so that there is no call more; another is never longer than it should be.
+        if self.short(actors):  # one call each
             share = self.seconds / max(1, actors - self._shares + 1)
+            most = len(left) if self._shares >= actors else -(-len(self._clients) // actors)
+            fitting = int(np.searchsorted(left, share * (1 - 1e-9), side="right")) + 1
         else:
             share = max(even / 2, min(WORTH_A_CALL, even))
-        most = len(self._waiting) if short and self._shares >= actors else -(-self._all // actors)
-        taken: list[ClientTask] = []
-        seconds = 0.0
-        while self._waiting and len(taken) < most:
-            # A short share may end a turn late, so that there is no call more; another is never longer than it should be.
-            if taken and (seconds > share * (1 - 1e-9) if short else seconds + self._waiting[0][1] > share * (1 + 1e-9)):
-                break
-            seconds += self._waiting[0][1]
-            taken.append(self.pop())
-        return taken
+            most = -(-len(self._clients) // actors)
+            fitting = max(1, int(np.searchsorted(left, share * (1 + 1e-9), side="right")))
+        return self._some(min(fitting, most))
 
     def short(self, actors: int) -> bool:
         """Whether one call for each actor is enough."""
-        return self._all_seconds / actors <= WORTH_A_CALL
+        return float(self._ends[-1]) / actors <= WORTH_A_CALL
 
     def clear(self) -> None:
-        """Forget everyone."""
-        self._waiting.clear()
-        self.seconds = 0.0
+        """Forget everyone who waits."""
+        self._clients, self._ends = self._clients[: self._next], self._ends[: self._next + 1]
+
+    def _some(self, count: int) -> list[ClientTask]:
+        taken = self._clients[self._next : self._next + count]
+        self._next += len(taken)
+        return taken

@@ -30,8 +30,9 @@ class Numbered(Sequence[str]):
     @overload
     def __getitem__(self, k: slice) -> list[str]: ...
     def __getitem__(self, k: int | slice) -> str | list[str]:
-        found = range(self._count)[k]
-        return _numbered(found) if isinstance(found, int) else [_numbered(i) for i in found]
+        if isinstance(k, slice):
+            return [_numbered(i) for i in range(self._count)[k]]
+        return _numbered(k if 0 <= k < self._count else range(self._count)[k])
 
     def __iter__(self) -> Iterator[str]:
         return map(_numbered, range(self._count))

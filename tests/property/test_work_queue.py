@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ def queue_of(seconds: list[float]) -> Queue:
     queue = Queue()
     half = len(seconds) // 2
     for part in (range(half), range(half, len(seconds))):
-        queue.put([(ClientTask(n, f"c{n}"), seconds[n]) for n in part])
+        queue.put([ClientTask(n, f"c{n}") for n in part], np.array([seconds[n] for n in part]))
     return queue
 
 

@@ -194,16 +194,18 @@ def test_work_is_ordered_by_what_was_seen_and_else_by_size() -> None:
     work.assign({"a": range(2), "b": [2, 3]})
     assert [work.lane(i) for i in range(4)] == ["a", "a", "b", "b"]
     cohort = [ClientTask(i, f"c{i}") for i in range(4)]
-    assert [c.index for c, _ in work.longest_first(cohort)] == [1, 2, 0, 3]
-    assert {lane: [c.index for c, _ in those] for lane, those in work.by_lane(cohort).items()} == {"a": [1, 0], "b": [2, 3]}
-    assert work.by_lane(cohort[:2]) == {"a": work.longest_first(cohort[:2])}
+    assert [c.index for c in work.longest_first(cohort)[0]] == [1, 2, 0, 3]
+    lanes = work.by_lane(cohort)
+    assert {lane: [c.index for c in those] for lane, (those, _) in lanes.items()} == {"a": [1, 0], "b": [2, 3]}
+    assert lanes["a"][1].tolist() == pytest.approx([3e-3, 1e-3])
+    assert {lane: [c.index for c in those] for lane, (those, _) in work.by_lane(cohort[:2]).items()} == {"a": [1, 0]}
     assert work.by_lane([]) == {}
     work.learn([ClientReport(3, "c3", "done", seconds=9.0)])
-    found = work.longest_first(cohort)  # others of its lane are judged by its time for a record, 1.8 s
-    assert [c.index for c, _ in found] == [2, 3, 1, 0]
-    assert [round(seconds, 6) for _, seconds in found] == [36.0, 9.0, 0.003, 0.001]
+    found, seconds = work.longest_first(cohort)  # others of its lane are judged by its time for a record, 1.8 s
+    assert [c.index for c in found] == [2, 3, 1, 0]
+    assert seconds.tolist() == pytest.approx([36.0, 9.0, 0.003, 0.001])
     work.learn_sizes(np.array([1, 2, 3, 4], dtype=np.int64))
-    assert [c.index for c, _ in work.longest_first(cohort)] == [3, 2, 1, 0]
+    assert [c.index for c in work.longest_first(cohort)[0]] == [3, 2, 1, 0]
 
 
 def test_work_of_a_million_clients_is_small() -> None:
