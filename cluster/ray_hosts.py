@@ -51,6 +51,9 @@ class Machine(Protocol):
 #: On a busy machine the parts of a node start slowly; with Ray's own limits (30 s, 60 s) the node then gives up.
 _PATIENCE = {"RAY_agent_register_timeout_ms": "150000", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150"}
 
+#: What a round has left in the object store is freed at once, not once a second.
+_PROMPT = {"RAY_free_objects_batch_size": "1"}
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -192,7 +195,7 @@ def _start(
     command += [f"--runtime-env-agent-port={ports.runtime_env}", *arguments]
     # The `python` of a job's command is then this one.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    settings: dict[str, str | None] = {**token_environment(token), **_PATIENCE, "RAY_ADDRESS": None, "PATH": path}
+    settings: dict[str, str | None] = {**token_environment(token), **_PATIENCE, **_PROMPT, "RAY_ADDRESS": None, "PATH": path}
     if durable is not None:
         settings |= {
             "RAY_gcs_storage": "rocksdb",

@@ -65,6 +65,7 @@ def joined(place: Place, settings: RayCluster, announce: Callable[[str], None] =
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if place.address is None:
         _private_token()
+        os.environ.setdefault("RAY_free_objects_batch_size", "1")  # else what a round has left is freed a second later
         ray.init(address="local", num_cpus=settings.cpus, num_gpus=settings.gpus, include_dashboard=False, **common)
     else:
         announce(f"joining Ray at {place.address}")
