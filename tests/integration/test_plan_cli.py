@@ -59,7 +59,8 @@ def test_a_budget_that_would_be_exceeded_is_exit_code_3_after_the_table(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"), [(["--plot", "no/such/plan.png"], "--plot"), (["privacy.delta=0.4"], "privacy.delta.too_large")]
+    ("arguments", "says"),
+    [(["--plot", "no/such/plan.png"], "--plot"), pytest.param(["privacy.delta=0.4"], "privacy.delta.too_large", marks=pytest.mark.slow)],
 )
 def test_bad_usage_is_one_sentence(tmp_path: Path, arguments: list[str], says: str) -> None:
     code, _, err = command(tmp_path, "plan", DIGITS, *SHORT, *arguments)

@@ -77,6 +77,7 @@ def rounds_of(output: Path) -> list[int]:
     return [r["round"] for r in rows]
 
 
+@pytest.mark.slow
 def test_after_the_driver_was_killed_it_goes_on_by_itself(reference: str, tmp_path: Path) -> None:
     output = tmp_path / "run"
     result = train(output, "clients.actors=2", at_round=1, then=lambda: kill("ray::Experiment"))

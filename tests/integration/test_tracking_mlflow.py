@@ -398,6 +398,7 @@ def test_a_hung_server_does_not_slow_the_rounds(
     assert {a.path for a in client.list_artifacts(tracker.run_id)} >= {"config.yaml", "figures", "ledger", "summary.json"}
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_gets_every_round(
     server: Server, tmp_path: Path, shipped: Callable[[Run, int], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
