@@ -11,6 +11,7 @@ import secrets
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from paths import ROOT
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -19,6 +20,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

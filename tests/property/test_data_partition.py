@@ -16,7 +16,7 @@ from fedray.data.partition import PARTITIONERS, apportion, check_parts, dirichle
 from fedray.data.report import label_distance
 from fedray.errors import DataError
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 
 
 def draws(seed: int = 0) -> np.random.Generator:

@@ -35,7 +35,7 @@ def total_of(parts: list[list[tuple[np.ndarray, int]]], capacity: float) -> Exac
 
 
 @given(updates, st.randoms(use_true_random=False), st.integers(1, 5))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_order_and_any_tree_give_the_same_bytes(items, random, actors):
     capacity = 1.0 + sum(w for _, w in items)
     straight = total_of([items], capacity)
@@ -50,7 +50,7 @@ def test_any_order_and_any_tree_give_the_same_bytes(items, random, actors):
 
 
 @given(updates, st.sets(st.integers(0, 11)), st.sampled_from([np.nan, np.inf, -1e30]), st.sampled_from([1.0, 1e12]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_many_at_once_are_added_as_one_by_one(items, spoilt, bad, room):
     rows = np.stack([u for u, _ in items])
     for n in spoilt:
@@ -90,7 +90,7 @@ def test_many_at_once_keep_to_the_capacity():
 
 
 @given(updates)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_the_mean_is_within_the_grid_of_the_true_mean(items):
     weight = sum(w for _, w in items)
     if weight == 0:
@@ -176,7 +176,7 @@ def test_sums_of_different_grids_do_not_mix():
     st.one_of(st.integers(1, 2**20).map(float), st.integers(1, 2**12).map(lambda n: n / 16)),
     st.integers(0, 40),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_values_are_rounded_half_to_even_whatever_their_size(update, weight, bits):
     total = ExactSum(np.zeros(SIZE, dtype=np.int64), 0.0, 0, bits, 2.0**20)
     if np.abs(update).max() * weight * 2.0**bits >= 2.0**62:

@@ -21,7 +21,7 @@ def squared(vector: np.ndarray) -> Fraction:
 
 
 @given(updates, clips, st.floats(0, 0.9))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_update_leaves_with_a_norm_above_the_bound(update, clip, share):
     slack = clip * share
     clipped, within = clip_update(update, clip, slack)
@@ -34,7 +34,7 @@ def test_no_update_leaves_with_a_norm_above_the_bound(update, clip, share):
 
 
 @given(finite, clips)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_the_bit_is_that_of_the_exact_norm_but_for_rounding(update, clip):
     exact, bound = squared(update), Fraction(clip) ** 2
     assume(not bound * (1 - Fraction(2) ** -40) < exact < bound * (1 + Fraction(2) ** -40))
@@ -42,7 +42,7 @@ def test_the_bit_is_that_of_the_exact_norm_but_for_rounding(update, clip):
 
 
 @given(finite, st.floats(1e-3, 1e3))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_clipping_keeps_the_direction_and_is_done_once(update, clip):
     clipped, within = clip_update(update, clip)
     if not within:

@@ -42,7 +42,7 @@ def plain(update: np.ndarray, grid: Grid, seed: int, source: InsecureSeeded, kin
 
 
 @given(problems(), kinds, st.integers(0, 2**63))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_sum_in_the_ring_is_the_sum_of_integers_bit_for_bit(problem, kind, seed):
     grid, updates = problem
     ring = np.zeros(grid.padded, dtype=np.int64)
@@ -64,7 +64,7 @@ def test_the_sum_in_the_ring_is_the_sum_of_integers_bit_for_bit(problem, kind, s
 
 
 @given(problems(noise=False), kinds)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_without_noise_or_rotation_nothing_wraps_and_each_client_adds_less_than_a_unit_of_error(problem, kind):
     grid, updates = problem
     total = sum(encode(update, grid, 0, InsecureSeeded(1, 0, k), kind) for k, update in enumerate(updates))

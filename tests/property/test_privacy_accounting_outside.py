@@ -48,7 +48,7 @@ def theirs(segment: Segment) -> dp.DpEvent:
 
 
 @pytest.mark.parametrize("by", ["rdp", "pld"])
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(schedule=st.lists(segments(), min_size=1, max_size=4), exponent=st.floats(3.0, 8.0))
 def test_epsilon_equals_a_direct_computation(by: Accountant, schedule: list[Segment], exponent: float) -> None:
     delta = 10.0**-exponent
@@ -61,7 +61,7 @@ def test_epsilon_equals_a_direct_computation(by: Accountant, schedule: list[Segm
     assert epsilon(spent, delta, by) == pytest.approx(direct.get_epsilon(delta), rel=1e-6, abs=1e-12)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(schedule=st.lists(segments(), min_size=2, max_size=4), rounds=st.integers(2, 3))
 def test_a_run_charged_round_by_round_costs_what_it_costs_in_one_go(schedule: list[Segment], rounds: int) -> None:
     """Each round is charged as it comes, the phases in any order, and epsilon is asked for after every one."""

@@ -39,13 +39,13 @@ BATCHES = st.lists(st.dictionaries(st.sampled_from(["a", "b", "ü/", "c d"]), EV
 
 
 @given(EVENTS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_every_event_survives_its_json(event: Event) -> None:
     assert events.from_canonical(events.canonical(event)) == event
 
 
 @given(BATCHES, st.integers(0, 4))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_reader_finds_what_was_reserved_whatever_the_sessions(batches: list[dict[str, Event]], reopen_at: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.jsonl"
@@ -65,7 +65,7 @@ def test_a_reader_finds_what_was_reserved_whatever_the_sessions(batches: list[di
 
 
 @given(st.integers(1, 4), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_harm_is_found(rounds: int, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.jsonl"
@@ -148,7 +148,7 @@ def test_a_changed_byte_and_a_line_out_of_place_are_found(place: Callable[..., o
         assert verify(path, head).charges == {"a": 2, "b": 2, "c": 2}
 
         @given(st.data())
-        @settings(deadline=None, max_examples=examples)
+        @settings(max_examples=examples)
         def harmed(data: st.DataObject) -> None:
             bad = list(good)
             b = data.draw(st.integers(0, len(bad) - 1), label="block")

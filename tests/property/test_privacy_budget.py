@@ -32,7 +32,7 @@ def plan(q: Fraction, steps: int, noise: float, budget: float | None, most: int 
     most=st.none() | st.integers(1, 3),
     asks=st.lists(st.sets(st.sampled_from(NAMES)), max_size=8),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_no_sequence_of_requests_exceeds_the_budget(
     q: Fraction, steps: int, noise: float, budget: float, most: int | None, asks: list[set[str]]
 ) -> None:
@@ -64,7 +64,7 @@ def test_no_sequence_of_requests_exceeds_the_budget(
     rounds=st.integers(1, 12),
     target=st.floats(0.3, 15.0),
 )
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_planned_rounds_are_never_refused(q: float, steps: int, rounds: int, target: float) -> None:
     from fedray.configfile import build_config
 
@@ -88,7 +88,7 @@ def test_planned_rounds_are_never_refused(q: float, steps: int, rounds: int, tar
 
 
 @given(st.sampled_from([Fraction(1, 50), Fraction(1, 4)]), st.floats(0.7, 4.0), st.lists(st.integers(1, 400), min_size=2, max_size=4))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_epsilon_grows_with_steps_and_pld_never_exceeds_rdp(q: Fraction, noise: float, counts: list[int]) -> None:
     event = Poisson(q, Gaussian(noise))
     counts = sorted(counts)

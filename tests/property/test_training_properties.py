@@ -23,7 +23,7 @@ from fedray.training.engine import Clipping, DpStep, Engine, LocalJob, LossFn
 from fedray.training.losses import LOSSES, find_loss
 from fedray.training.plain import plain
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -185,7 +185,7 @@ def assert_no_record_moves_more_than_the_clip_norm(
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("kind", [kind for kind in MODELS_SHAPES if kind != "resnet18_gn"])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(
     scales=st.lists(st.sampled_from([1e-4, 1.0, 1e2, 1e4, 1e6]), min_size=1, max_size=3),
     seed=st.integers(0, 1000),

@@ -165,7 +165,7 @@ WILD = [
     st.floats(1e-3, 1e3),
     st.floats(0.0, 1.0),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_update_leaves_above_the_clip_norm(update: npt.NDArray[np.float64], clip: float, weight: float) -> None:
     with np.errstate(over="ignore"):
         update32 = update.astype(np.float32)

@@ -47,7 +47,7 @@ def test_poisson_coins_are_independent_with_the_stated_rate():
 
 
 @given(st.integers(0, 10_000), st.sets(st.integers(0, 19), max_size=19))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_excluding_a_client_changes_no_other_coin(round_, excluded):
     sampler = make_sampler(Cohort(kind="poisson", fraction=0.5), 20)
     full = set(sampler(everyone(20), generator(3, "cohort", round_).random(20)).tolist())
@@ -57,7 +57,7 @@ def test_excluding_a_client_changes_no_other_coin(round_, excluded):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 20))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_fixed_cohorts_have_their_size_and_no_repeats(round_, size):
     chosen = make_sampler(Cohort(kind="fixed", size=size), 20)(everyone(20), generator(3, "cohort", round_).random(20))
     assert len(chosen) == size == len(set(chosen.tolist()))

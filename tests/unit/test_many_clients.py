@@ -51,7 +51,7 @@ def test_positions(names):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 60))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_fixed_cohort_is_who_has_the_smallest_coins(seed, size, clients):
     draws = np.random.default_rng(seed)
     coins = draws.integers(0, 20, clients) / 20  # with ties, which the lower index wins

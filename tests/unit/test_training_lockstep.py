@@ -60,7 +60,7 @@ def alone(
     return get_vector(model, layout) - weights, result
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 23), min_size=1, max_size=12),
     model=st.sampled_from(MODELS),
