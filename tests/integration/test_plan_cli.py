@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from paths import ROOT
 
 import fedray
+from fedray.cli import cli
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 SHORT = ["rounds=3", "data.partition={kind: iid, clients: 4}", "privacy.delta=2e-4", "training.steps=2"]
@@ -29,11 +31,17 @@ def command(folder: Path, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+def within(*arguments: str) -> tuple[int, str, str]:
+    """The same in this process, which has imported everything already."""
+    done = CliRunner().invoke(cli, arguments)
+    return done.exit_code, done.stdout, done.stderr
+
+
 def test_the_quickstart_is_planned_in_seconds_and_leaves_nothing_behind(tmp_path: Path) -> None:
     began = sum(os.times()[2:4])
     code, out, err = command(tmp_path, "plan", DIGITS)
     assert code == 0, err
-    assert sum(os.times()[2:4]) - began < 10  # processor time, whatever else the machine does
+    assert sum(os.times()[2:4]) - began < 20  # processor time, whatever else the machine does
     for phrase in ("client-0009", "largest epsilon 7.999", "noise multiplier for epsilon: 1 -> ", "fits", "traffic", "memory"):
         assert phrase in out
     assert list(tmp_path.iterdir()) == []
@@ -44,13 +52,14 @@ def test_a_thousand_clients_are_planned_as_fast(tmp_path: Path) -> None:
     began = sum(os.times()[2:4])
     code, out, err = command(tmp_path, "plan", DIGITS, "data.partition={kind: iid, clients: 1000}")
     assert code == 0, err
-    assert sum(os.times()[2:4]) - began < 10
+    assert sum(os.times()[2:4]) - began < 20
     assert "client-0000 and 999 more" in out
 
 
-def test_a_budget_that_would_be_exceeded_is_exit_code_3_after_the_table(tmp_path: Path) -> None:
+def test_a_budget_that_would_be_exceeded_is_exit_code_3_after_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     given = [*SHORT, "privacy.target_epsilon=null", "privacy.noise_multiplier=1.0", "privacy.budget=6"]
-    code, out, err = command(tmp_path, "plan", DIGITS, *given, "--json", "--plot", "plan.png")
+    code, out, err = within("plan", DIGITS, *given, "--json", "--plot", "plan.png")
     assert code == 3
     plan = json.loads(out)
     assert err.strip() == f"fedray: {plan['refusal']}"
@@ -59,11 +68,11 @@ def test_a_budget_that_would_be_exceeded_is_exit_code_3_after_the_table(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
-    [(["--plot", "no/such/plan.png"], "--plot"), pytest.param(["privacy.delta=0.4"], "privacy.delta.too_large", marks=pytest.mark.slow)],
+    ("arguments", "says"), [(["--plot", "no/such/plan.png"], "--plot"), (["privacy.delta=0.4"], "privacy.delta.too_large")]
 )
-def test_bad_usage_is_one_sentence(tmp_path: Path, arguments: list[str], says: str) -> None:
-    code, _, err = command(tmp_path, "plan", DIGITS, *SHORT, *arguments)
+def test_bad_usage_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = within("plan", DIGITS, *SHORT, *arguments)
     assert code == 2
     assert says in err
     assert len(err.strip().splitlines()) == 1

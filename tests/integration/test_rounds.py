@@ -152,6 +152,7 @@ class TestFaultsOfClients:
         with pytest.raises(FedrayError, match=r"are not up after 4 s .*first c0, which asks for .*mars.*the cluster has"):
             run(tmp_path / "run", clients={"placement": "dedicated", "resources": resources, "start_timeout": 4.0})
 
+    @pytest.mark.slow
     def test_groups_train_with_their_own_settings(self, tmp_path: Path) -> None:
         groups = [{"name": "fast", "clients": ["c0", "c1"], "training": {"lr": 0.5}, "rate": 1.0}]
         clients = {"actors": 2, "resources": {"cpu": 1.0}, "groups": groups}
