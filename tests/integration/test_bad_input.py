@@ -123,7 +123,14 @@ DURING: dict[str, tuple[list[str], str, int]] = {
 }
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if "room" not in c else c for c in DURING])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "no room for the clients",
+        pytest.param("unreachable tracking server", marks=pytest.mark.slow),
+        pytest.param("training diverges", marks=pytest.mark.slow),
+    ],
+)
 def test_errors_that_need_a_cluster(case: str, folder: Path) -> None:
     arguments, expected, code = DURING[case]
     result = CliRunner().invoke(cli, ["run", "c.yaml", *arguments])
