@@ -37,22 +37,37 @@ def within(*arguments: str) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
-def test_the_quickstart_is_planned_in_seconds_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    began = sum(os.times()[2:4])
+def processor_seconds_of_children() -> float:
+    return sum(os.times()[2:4])
+
+
+@pytest.fixture(scope="module")
+def seconds() -> float:
+    """Processor seconds that a plan may take: three times what its libraries' import takes, on this machine as busy as it is.
+
+    A plan takes 1.6 times that. Seconds alone would fail on a machine whose cores are shared.
+    """
+    began = processor_seconds_of_children()
+    subprocess.run([sys.executable, "-c", "import torch, ray, opacus, sklearn.datasets, scipy.stats"], check=True, timeout=120)
+    return 3 * (processor_seconds_of_children() - began)
+
+
+def test_the_quickstart_is_planned_in_seconds_and_leaves_nothing_behind(tmp_path: Path, seconds: float) -> None:
+    began = processor_seconds_of_children()
     code, out, err = command(tmp_path, "plan", DIGITS)
     assert code == 0, err
-    assert sum(os.times()[2:4]) - began < 10  # processor time, whatever else the machine does
+    assert processor_seconds_of_children() - began < seconds
     for phrase in ("client-0009", "largest epsilon 7.999", "noise multiplier for epsilon: 1 -> ", "fits", "traffic", "memory"):
         assert phrase in out
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_a_thousand_clients_are_planned_as_fast(tmp_path: Path) -> None:
-    began = sum(os.times()[2:4])
+def test_a_thousand_clients_are_planned_as_fast(tmp_path: Path, seconds: float) -> None:
+    began = processor_seconds_of_children()
     code, out, err = command(tmp_path, "plan", DIGITS, "data.partition={kind: iid, clients: 1000}")
     assert code == 0, err
-    assert sum(os.times()[2:4]) - began < 10
+    assert processor_seconds_of_children() - began < seconds
     assert "client-0000 and 999 more" in out
 
 
