@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # and not before it is needed: a command that trains imports torch while Ray starts
+    from torch import Tensor, nn
+
     from fedray.training.engine import LocalJob, LocalResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +117,8 @@ def source(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def simple_cnn(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """Two 3x3 convolutions and 128 units with dropout: the CIFAR-10 network of pfl-research's benchmarks."""
+    from torch import nn
+
     channels, height, width = input_shape
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3),
@@ -134,12 +137,16 @@ def simple_cnn(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 def megabyte(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """250,000 weights."""
+    from torch import nn
+
     del input_shape
     return nn.Sequential(nn.Linear(1, 125_000 // outputs), nn.Linear(125_000 // outputs, outputs, bias=False))
 
 
 def hundred_megabytes(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """25 million weights."""
+    from torch import nn
+
     return nn.Sequential(nn.Linear(1, 5000), nn.Linear(5000, 4996), nn.Linear(4996, outputs))
 
 

@@ -11,6 +11,7 @@ import pytest
 from paths import ROOT
 
 TWICE = """
+import sys
 import ray
 from fedray.config import RayCluster
 from fedray.experiment.cluster import find_place, joined
@@ -20,19 +21,20 @@ for n in range(2):
     place = find_place(local)
     assert place.own
     with joined(place, local):
-        print("joined", ray.get(ray.put(n)))
+        imported = ray.get(ray.remote(lambda: "fedray.clients.host" in sys.modules).remote())
+        print("joined", ray.get(ray.put(n)), imported)
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 print("own", ray.get(ray.put(2)))
 """
 
 
 @pytest.mark.slow
-def test_one_process_may_start_several_clusters_and_writes_no_token_into_the_home(tmp_path: Path) -> None:
+def test_one_process_may_start_several_clusters_whose_workers_import_beforehand_and_writes_no_token_into_the_home(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", TWICE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith(("joined", "own"))] == ["joined 0", "joined 1", "own 2"]
+    assert [line for line in done.stdout.splitlines() if line.startswith(("joined", "own"))] == ["joined 0 True", "joined 1 True", "own 2"]
     assert not (tmp_path / ".ray" / "auth_token").exists()
 
 
