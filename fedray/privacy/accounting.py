@@ -264,14 +264,17 @@ def calibrate(
     def cost(z: float, by: Accountant, grid: float) -> float:
         return _epsilon(composition(z), delta, by, grid, adjacency)
 
+    def near(z: float) -> float:
+        return renyi.epsilon(_divergences(composition(z), adjacency, whole=True), delta)
+
     by_rdp = bounded(composition(1.0), "rdp", adjacency)
     by: Accountant = "rdp" if by_rdp and not bounded(composition(1.0), "pld", adjacency) else "pld"
-    if (not by_rdp or cost(_LEAST, "rdp", interval) <= goal) and cost(_LEAST, by, interval) <= goal:
+    if (not by_rdp or near(_LEAST) <= goal) and cost(_LEAST, by, interval) <= goal:
         return _LEAST
     found = 1.0
     if not spent:  # the looser figures bring the search near, but may exceed the target by what was spent alone
         if by_rdp:
-            found = _root(lambda z: cost(z, "rdp", interval), goal, found, 0.05)
+            found = _root(near, goal, found, 0.05)
         found = _root(lambda z: cost(z, by, max(interval, _COARSE_INTERVAL)), goal, found, 0.01)
     found = _round_up(_root(lambda z: cost(z, by, interval), goal, found, 1e-6))
     while cost(found, by, interval) > goal:
@@ -377,8 +380,8 @@ def _gaussian(composition: Composition, delta: float, adjacency: Adjacency) -> f
     return float(get_epsilon_gaussian(sigma if adjacency == "zero_out" else sigma / 2, delta))
 
 
-def _divergences(composition: Composition, adjacency: Adjacency) -> renyi.Floats:
+def _divergences(composition: Composition, adjacency: Adjacency, whole: bool = False) -> renyi.Floats:
     _refuse(composition, "rdp", adjacency)
     if any(isinstance(event, Unsupported) for event, _ in composition):
         return np.full(len(renyi.orders()), np.inf)
-    return renyi.divergences(composition, adjacency)
+    return renyi.divergences(composition, adjacency, whole)

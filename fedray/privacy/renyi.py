@@ -42,16 +42,19 @@ def orders() -> Floats:
     return np.array(RdpAccountant().orders, dtype=np.float64)
 
 
-def divergences(composition: Composition, adjacency: Adjacency) -> Floats:
-    """The summed divergences of a composition whose events RDP bounds under ``adjacency``, float64 (orders,)."""
+def divergences(composition: Composition, adjacency: Adjacency, whole: bool = False) -> Floats:
+    """The summed divergences of a composition whose events RDP bounds under ``adjacency``, float64 (orders,).
+
+    With ``whole`` only those of whole orders, the others infinite: a looser bound in a tenth of the time.
+    """
     total: Floats = np.zeros(len(orders()))
     for event, count in composition:
-        total += count * vector(event, adjacency)
+        total += count * vector(event, adjacency, whole)
     return total
 
 
 @lru_cache(maxsize=4096)
-def vector(event: Event, adjacency: Adjacency) -> Floats:
+def vector(event: Event, adjacency: Adjacency, whole: bool = False) -> Floats:
     """The divergences of one elementary event, float64 (orders,), read-only; infinite where they cannot be computed."""
     match event:
         case Laplace(0.0):
@@ -64,7 +67,7 @@ def vector(event: Event, adjacency: Adjacency) -> Floats:
             every = _integer_noise(of, np.arange(2.0, orders()[-1] + 1.0))
             found = _at_whole_orders(lambda order: poisson_bound(float(q), every[: int(order) - 1]))
         case _:
-            found = _by_library(event, adjacency)
+            found = _by_library(event, adjacency, whole)
     # A negative or undefined divergence is a cancellation at that order, not a free release: dp-accounting would convert it to epsilon 0.
     found[np.isnan(found) | (found < -_FLOOR)] = np.inf
     floored: Floats = np.maximum(found, _FLOOR)
@@ -142,15 +145,19 @@ def _integer_noise(event: DistributedGaussian | Skellam, order: Floats) -> Float
             return np.minimum(half * l2**2 + tau * d, crossed)
 
 
-def _by_library(event: Event, adjacency: Adjacency) -> Floats:
+def _by_library(event: Event, adjacency: Adjacency, whole: bool) -> Floats:
     from dp_accounting import NeighboringRelation
     from dp_accounting.rdp import RdpAccountant
 
     replace_one = adjacency == "replace_one"
-    accountant = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE if replace_one else NeighboringRelation.REPLACE_SPECIAL)
+    relation = NeighboringRelation.REPLACE_ONE if replace_one else NeighboringRelation.REPLACE_SPECIAL
+    wanted = orders() == np.rint(orders()) if whole else np.ones(len(orders()), dtype=np.bool_)
+    accountant = RdpAccountant(orders()[wanted].tolist(), neighboring_relation=relation)
     with _quiet():
         accountant.compose(to_dp_event(_halved(event) if replace_one else event))
-    return np.array(accountant.rdp, dtype=np.float64)
+    found = np.full(len(orders()), np.inf)
+    found[wanted] = accountant.rdp
+    return found
 
 
 def _halved(event: Event) -> Event:

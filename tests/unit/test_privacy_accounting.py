@@ -231,6 +231,17 @@ def test_other_accountants_are_not_offered(name: str) -> None:
         epsilon({STEP: 1}, 0.0)
 
 
+@pytest.mark.parametrize("adjacency", ["zero_out", "replace_one"])
+def test_whole_orders_alone_have_the_same_divergences(adjacency: events.Adjacency) -> None:
+    whole = renyi.orders() == np.rint(renyi.orders())
+    assert 0 < whole.sum() < len(whole)
+    event: events.Event = Poisson(Fraction(1, 50), Gaussian(1.3)) if adjacency == "zero_out" else events.Wor(100, 7, Gaussian(1.3))
+    every, some = (renyi.vector(event, adjacency, whole=only) for only in (False, True))
+    assert np.array_equal(some[whole], every[whole])
+    assert np.isinf(some[~whole]).all()
+    assert renyi.epsilon(some, 1e-5) >= renyi.epsilon(every, 1e-5)
+
+
 def test_a_divergence_lost_to_cancellation_is_not_a_free_release() -> None:
     vector = renyi.vector(Poisson(Fraction(1, 10**9), Gaussian(50.0)), "zero_out")
     assert (vector > 0).all()
