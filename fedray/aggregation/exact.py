@@ -154,12 +154,12 @@ class ExactSum:
         self._reserve(float(mine.sum()))
         scales = np.ldexp(mine, self.bits)
         rows = updates if len(kept) == len(updates) else updates[kept]
-        factor = scales[0] if len(kept) and (scales == scales[0]).all() else scales[:, None]  # by one number takes a third of the time
         # Sums of whole numbers are exact in float64 below 2**53, and so can be converted at once.
         if float((largest[kept].astype(np.float64) * scales + 1.0).sum()) >= 2.0**53:
             for row, weight in zip(rows, mine, strict=True):
                 self.add(row, float(weight))
             return refused
+        factor = scales[0] if len(kept) and (scales == scales[0]).all() else scales[:, None]  # by one number takes a third of the time
         block = max(1, BLOCK // max(1, len(rows)))
         for start in range(0, len(self.values), block):
             part = slice(start, start + block)

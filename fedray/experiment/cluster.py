@@ -17,7 +17,7 @@ from fedray.errors import ConfigError, first_line
 #: Ray namespace of fedray's actors.
 NAMESPACE = "fedray"
 
-#: CPUs up to which a local Ray's processes import beforehand. It starts one a CPU, and one that has then nothing to do holds 0.15 GB more.
+#: CPUs up to which a local Ray's processes import beforehand. It starts one a CPU, and one that has then nothing to do holds 0.18 GB more.
 _FEW = 8
 
 

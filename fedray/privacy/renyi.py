@@ -43,10 +43,7 @@ def orders() -> Floats:
 
 
 def divergences(composition: Composition, adjacency: Adjacency, whole: bool = False) -> Floats:
-    """The summed divergences of a composition whose events RDP bounds under ``adjacency``, float64 (orders,).
-
-    With ``whole`` only those of whole orders, the others infinite: a looser bound in a tenth of the time.
-    """
+    """The summed divergences of a composition whose events RDP bounds under ``adjacency``, float64 (orders,); ``whole``: see :func:`vector`."""
     total: Floats = np.zeros(len(orders()))
     for event, count in composition:
         total += count * vector(event, adjacency, whole)
@@ -55,7 +52,10 @@ def divergences(composition: Composition, adjacency: Adjacency, whole: bool = Fa
 
 @lru_cache(maxsize=4096)
 def vector(event: Event, adjacency: Adjacency, whole: bool = False) -> Floats:
-    """The divergences of one elementary event, float64 (orders,), read-only; infinite where they cannot be computed."""
+    """The divergences of one elementary event, float64 (orders,), read-only; infinite where they cannot be computed.
+
+    With ``whole`` they are also infinite at fractional orders where those take long, namely by dp-accounting: a looser bound.
+    """
     match event:
         case Laplace(0.0):
             found = np.full(len(orders()), np.inf)
@@ -151,7 +151,7 @@ def _by_library(event: Event, adjacency: Adjacency, whole: bool) -> Floats:
 
     replace_one = adjacency == "replace_one"
     relation = NeighboringRelation.REPLACE_ONE if replace_one else NeighboringRelation.REPLACE_SPECIAL
-    wanted = orders() == np.rint(orders()) if whole else np.ones(len(orders()), dtype=np.bool_)
+    wanted = [order.is_integer() or not whole for order in orders().tolist()]
     accountant = RdpAccountant(orders()[wanted].tolist(), neighboring_relation=relation)
     with _quiet():
         accountant.compose(to_dp_event(_halved(event) if replace_one else event))

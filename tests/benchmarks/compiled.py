@@ -1,6 +1,6 @@
 """Whether compiling a client's step pays: ``torch.compile`` against the plain engine, in turn in the same process.
 
-``python -m tests.benchmarks.compiled [--repeats 15]``. One thread, plain SGD without privacy, batches as small as federated clients
+``python -m tests.benchmarks.compiled [--repeats 31]``. One thread, plain SGD without privacy, batches as small as federated clients
 have. What is compiled is the forward and backward pass with the loss; the step moves all parameters in one call.
 """
 

@@ -123,14 +123,10 @@ DURING: dict[str, tuple[list[str], str, int]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "no room for the clients",
-        pytest.param("unreachable tracking server", marks=pytest.mark.slow),
-        pytest.param("training diverges", marks=pytest.mark.slow),
-    ],
-)
+SLOW = {"unreachable tracking server", "training diverges"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in DURING])
 def test_errors_that_need_a_cluster(case: str, folder: Path) -> None:
     arguments, expected, code = DURING[case]
     result = CliRunner().invoke(cli, ["run", "c.yaml", *arguments])
