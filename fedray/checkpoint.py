@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from fedray.errors import FedrayError
 from fedray.parameters import Vector, fingerprint
@@ -42,6 +43,22 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Vector], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, atomically and with no copy of the tensors in memory.
+
+    Raises:
+        FedrayError: the disk is full, broken or not writable; the old content stands.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # the library's own word for an error of the system
+            raise OSError(str(error)) from error
+
+    write_atomic(path, write)
+
+
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write ``round-000012.safetensors`` and delete all but the newest ``keep``."""
     path = directory / f"round-{checkpoint.round:06d}.safetensors"
@@ -52,7 +69,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "sha256": {name: fingerprint(vector) for name, vector in tensors.items()},
         "meta": checkpoint.meta,
     }
-    write_atomic(path, save(tensors, metadata={"fedray": json.dumps(header, allow_nan=False)}))
+    write_tensors(path, tensors, {"fedray": json.dumps(header, allow_nan=False)})
     for old in _files(directory)[keep:]:
         old.unlink(missing_ok=True)
     return path

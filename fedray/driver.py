@@ -82,6 +82,7 @@ class Parts:
     resumed: bool = False
     callbacks: list[Callback] = field(default_factory=list)
     privacy: Privacy = field(default_factory=Privacy)
+    in_store: Any = None  # where the weights lie already
 
     @property
     def noised(self) -> bool:
@@ -99,11 +100,6 @@ class _Open:
 
 #: Bytes of weights up to which they travel within each call: Ray would do the same with a call's argument, but not with an object.
 _SMALL = 60_000
-
-
-def _shared(weights: Vector) -> Any:
-    """The weights as an argument of calls to actors: an object in the store, that a node fetches once, unless they are few."""
-    return weights.copy() if weights.nbytes <= _SMALL else ray.put(weights)
 
 
 class Driver:
@@ -124,6 +120,7 @@ class Driver:
         self._faults = dict.fromkeys(counted, 0) | parts.meta.get("faults", {})
         self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **parts.meta.get("traffic", {})}
         self._failed_rounds = 0
+        self._shared, parts.in_store = parts.in_store, None  # the weights as an argument of calls to actors
         self._position: Callable[[str], int] | None = None
         self._ahead: tuple[int, list[ClientTask]] | None = None  # a round and its cohort, drawn during the one before
 
@@ -138,10 +135,11 @@ class Driver:
         status = "completed"
         try:
             self._resume_row()
-            weights_ref = _shared(self._weights)
+            if self._shared is None:
+                self._share()
             while self._round < self._p.config.rounds:
                 with span("round", f"round {self._round + 1}"):
-                    weights_ref = self._run_round(weights_ref)
+                    self._run_round()
         except BudgetReached as end:
             status = "budget_reached"
             self._note(str(end))
@@ -155,7 +153,18 @@ class Driver:
 
     # -- one round, as in the design -------------------------------------------------------------
 
-    def _run_round(self, weights_ref: Any) -> Any:
+    def _share(self) -> None:
+        """Put the weights where actors get them: into the store, from which a node fetches them once, unless they are few.
+
+        There they lie once for all processes of this node, this one among them.
+        """
+        if self._weights.nbytes <= _SMALL:
+            self._shared = self._weights.copy()
+        else:
+            self._shared = ray.put(self._weights)
+            self._weights = ray.get(self._shared)
+
+    def _run_round(self) -> None:
         p, began, number = self._p, time.perf_counter(), self._round
         log_ = RoundLog()
         with span("cohort", "draw and authorize"):
@@ -170,42 +179,45 @@ class Driver:
         arriving = p.pool.train(
             permit.cohort,
             task,
-            weights_ref,
+            self._shared,
             log_,
             deadline=p.config.cohort.deadline,
             authorize=partial(self._retry, granted),
             part_bytes=total.values.nbytes,
+            share=not p.privacy.lines,  # a second try is a second charge
         )
         for part in arriving:
             self._check_receipts(part, granted, log_, task)
             with span("aggregation", "merge"):
-                total.merge(part.total)
+                total = total.joined(part.total)
             del part  # or its memory would be held until the next is here
             parts += 1
-        trained = time.perf_counter()
+        trained, updates = time.perf_counter(), total.count
+        self._shared = None  # now, so that the store has room again when the next ones come; this process still has them open
         self._faults_of(log_)
         try:
             self._check_enough(cohort, total, log_)
         except RoundFailed as failure:
             self._failed(failure)
         else:
-            if total.count or p.noised:  # a sum of noise alone is released too: emptiness is nobody's business
+            if updates or p.noised:  # a sum of noise alone is released too: emptiness is nobody's business
                 with span("aggregation", "mean"):
                     delta = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
+                del total  # with a large model, before there is another one
                 with span("cohort", "commit"):
                     p.books.commit(permit, [r for r in log_.reports if r.status == "done"])
                 with span("aggregation", "server step"):
                     self._weights, self._state = self._step(delta)
-                with span("transfer", "put weights"):
-                    weights_ref = _shared(self._weights)
+                del delta
         self._round += 1
         with span("logging", "figures of the round"):
-            row = self._row(permit, log_, total.count, parts, trained - began)
-        self._evaluate(row, weights_ref)
+            row = self._row(permit, log_, updates, parts, trained - began)
+        with span("transfer", "put weights"):
+            self._share()
+        self._evaluate(row, self._shared)
         row["metrics"]["time/round_s"] = time.perf_counter() - began
         self._traffic["seconds"] += time.perf_counter() - began
         self._save()
-        return weights_ref
 
     def _task(self, number: int, permit: Permit) -> RoundTask:
         release = self._p.release
@@ -241,7 +253,7 @@ class Driver:
         weights, state = self._p.server.step(self._weights, delta, self._state)
         buffers = self._p.layout.mask("buffer")
         if buffers.any():  # running statistics are averaged, not optimised
-            weights[buffers] = (self._weights + delta)[buffers]
+            weights[buffers] = self._weights[buffers] + delta[buffers]
         return weights, state
 
     def _drawn(self, number: int) -> list[ClientTask]:

@@ -129,4 +129,4 @@ def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:
 
 def fingerprint(vector: Vector) -> str:
     """SHA-256 of the vector's bytes (little-endian float32), hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()

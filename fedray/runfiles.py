@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
-from fedray.checkpoint import Checkpoint, save_checkpoint
+from fedray.checkpoint import Checkpoint, save_checkpoint, write_tensors
 from fedray.errors import ConfigError, Stopped
 from fedray.mirror import OWNER, SUMMARY, Mirror, working_directory
 from fedray.parameters import Layout, Vector, fingerprint
@@ -226,7 +226,7 @@ class RunFiles:
         """Write the model's tensors by name."""
         self._check_owned()
         header = {"format": "pt", "fedray_sha256": fingerprint(weights)}
-        write_atomic(self.model, save({k: v.copy() for k, v in layout.views(weights).items()}, metadata=header))
+        write_tensors(self.model, layout.views(weights), header)
 
     def load_model(self) -> dict[str, Vector]:
         """The final model's tensors by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ from typing import Any
 from fedray.errors import FedrayError
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | Callable[[Path], None]) -> None:
     """Write a file so that a reader, or a crash at any moment, sees the old or the new content, never a part.
 
     The bytes are on disk (fsync of file and directory) when this returns.
+
+    Args:
+        path: of the file.
+        data: its content, or what writes that to a path, where it need not be whole in memory.
 
     Raises:
         FedrayError: the disk is full, broken or not writable; the old content stands.
@@ -26,8 +30,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
+                if not callable(data):
+                    file.write(data)
+            if callable(data):
+                data(Path(temporary))
+            with open(temporary, "rb") as file:  # not the one from above, in whose place a writer may have put another
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:

@@ -87,7 +87,7 @@ class ExactSum:
         if values.size and (values.min() < 0 or values.max() >= 1 << 32):
             raise UpdateRejected("an update has values outside the ring.")
         self._reserve(1.0)
-        self.values += values
+        self._add_at(0, values)
         self.weight += 1.0
         self.count += 1
 
@@ -122,11 +122,11 @@ class ExactSum:
                 largest = float(_largest(block))
                 if not largest <= MAX_COORDINATE:
                     raise _rejection(np.concatenate([block.copy() for _, block in blocks()]))
-                self.values[start : start + len(block)] += _scaled(block, scale, largest, scratch)
+                self._add_at(start, _scaled(block, scale, largest, scratch))
                 added += 1
         except BaseException:  # whole numbers that are subtracted again leave no trace
             for start, block in itertools.islice(blocks(), added):
-                self.values[start : start + len(block)] -= _scaled(block, scale, float(_largest(block)), scratch)
+                self._add_at(start, -_scaled(block, scale, float(_largest(block)), scratch))
             raise
         self.weight += weight
         self.count += 1
@@ -162,11 +162,10 @@ class ExactSum:
         factor = scales[0] if len(kept) and (scales == scales[0]).all() else scales[:, None]  # by one number takes a third of the time
         block = max(1, BLOCK // max(1, len(rows)))
         for start in range(0, len(self.values), block):
-            part = slice(start, start + block)
-            scaled = rows[:, part].astype(np.float64)
+            scaled = rows[:, start : start + block].astype(np.float64)
             scaled *= factor
             np.rint(scaled, out=scaled)
-            self.values[part] += scaled.sum(0).astype(np.int64)
+            self._add_at(start, scaled.sum(0).astype(np.int64))
         self.weight += float(mine.sum())
         self.count += len(kept)
         return refused
@@ -183,12 +182,28 @@ class ExactSum:
                 f"to {self.values.shape[0]} at {self.bits})."
             )
         self._reserve(other.weight)
-        self.values += other.values
+        self._add_at(0, other.values)
         self.weight += other.weight
         self.count += other.count
 
-    def mean(self, denominator: float | None = None) -> npt.NDArray[np.float32]:
+    def joined(self, other: ExactSum) -> ExactSum:
+        """This sum and another, neither of which is used afterwards: where this one is empty, the other as it is.
+
+        Raises:
+            FedrayError: as :meth:`merge`.
+        """
+        empty = not self.count and not self.weight and other.bits == self.bits and other.values.shape == self.values.shape
+        if empty and other.values.flags.writeable and other.capacity == self.capacity:
+            return other
+        self.merge(other)
+        return self
+
+    def mean(self, denominator: float | None = None, spend: bool = False) -> npt.NDArray[np.float32]:
         """The sum over ``denominator`` (default: the weight added so far), float32.
+
+        Args:
+            denominator: see above.
+            spend: the sum is not used afterwards; memory that can go meanwhile goes.
 
         Raises:
             FedrayError: nothing was added and no denominator is given.
@@ -199,7 +214,16 @@ class ExactSum:
         mean, scale = np.empty(len(self.values), dtype=np.float32), math.ldexp(divisor, self.bits)
         for start in range(0, len(mean), BLOCK):  # float64 of all of them would be as large as the sum itself
             mean[start : start + BLOCK] = self.values[start : start + BLOCK] / scale
+            if spend:
+                self._forget(start, start + BLOCK)
         return mean
+
+    def _add_at(self, start: int, numbers: npt.NDArray[np.int64]) -> None:
+        """Add whole numbers to the values from ``start`` on; all that ever changes them."""
+        self.values[start : start + len(numbers)] += numbers
+
+    def _forget(self, start: int, stop: int) -> None:
+        """Values that nobody reads any more; where they lie in the process's own memory that cannot go bit by bit."""
 
     def _reserve(self, weight: float) -> None:
         if self.weight + weight > self.capacity * (1 + 1e-12):

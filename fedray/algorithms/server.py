@@ -51,10 +51,17 @@ class ServerSGD:
         """
         lr, beta = np.float32(self.lr), np.float32(self.momentum)
         if not self.momentum:
-            return weights + lr * delta, {}
+            return _moved(weights, lr, delta), {}
         velocity = beta * state["momentum"] + delta
         direction = delta + beta * velocity if self.nesterov else velocity
-        return weights + lr * direction, {"momentum": velocity}
+        return _moved(weights, lr, direction), {"momentum": velocity}
+
+
+def _moved(weights: Vector, lr: np.float32, direction: Vector) -> Vector:
+    """``weights + lr * direction``, with no third vector in memory."""
+    moved = direction * lr
+    moved += weights
+    return moved
 
 
 SERVERS = {"sgd": ServerSGD}

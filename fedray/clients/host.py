@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from fedray import components, credentials
+from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
 from fedray.algorithms.build import make_algorithm
 from fedray.clients.devices import device_of_actor, node_of_actor
 from fedray.clients.memory import keep_freed_memory
-from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask
+from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask, added_up
 from fedray.clients.salts import load_salt
 from fedray.clients.trainer import Trainer
 from fedray.data.commitment import commit_records
@@ -48,6 +49,8 @@ class ClientHost:
         self._own: ClientData | None = None
         self._account: Account | None = None
         self._part: Part | None = None
+        self._asked: SharedAt | None = None  # where the part's values were to lie
+        self._shared: SharedMemory | None = None
         self._reserved: dict[tuple[int, int], Reservation] = {}
 
     def __repr__(self) -> str:
@@ -142,9 +145,9 @@ class ClientHost:
 
     # -- training --------------------------------------------------------------------------------
 
-    def train(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> list[ClientReport]:
-        """Train some clients and add their updates to this actor's part of the round."""
-        part = self._part_of(task)
+    def train(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], shared: SharedAt | None = None) -> list[ClientReport]:
+        """Train some clients and add their updates to this actor's part of the round; ``shared`` is where its values lie, if not here."""
+        part = self._part_of(task, shared)
         reports = self._trainer.train(task, weights, clients, part.total)
         part.clients.extend(r.index for r in reports if r.status == "done")
         return Packed(reports)
@@ -155,20 +158,35 @@ class ClientHost:
 
     def collect(self, task: RoundTask) -> Part:
         """Hand over the part and start an empty one."""
-        part, self._part = self._part_of(task), None
-        return part
+        part, self._part = self._part if self._has_part(task) else self._part_of(task, None), None
+        assert part is not None
+        return part.to_send()
 
-    def hand_over(self, task: RoundTask) -> tuple[list[int], Part]:
-        """:meth:`collect`, with the clients in front: two objects in Ray, of which the small one travels at once."""
+    def hand_over(self, task: RoundTask) -> tuple[SharedAt | None, Part]:
+        """:meth:`collect`, with where its values lie in front: two objects in Ray, of which the small one travels at once."""
         part = self.collect(task)
-        return part.clients, part
+        return part.shared, part
 
-    def merge(self, task: RoundTask, *parts: Part) -> Part:
-        """Add up the parts of actors on the same node, so that one leaves it."""
-        total = task.empty_sum(self._trainer.layout.size)
-        for part in parts:
-            total.merge(part.total)
-        return Part(task.round, total, [index for part in parts for index in part.clients])
+    def merge(self, task: RoundTask, *parts: Part) -> Part | None:
+        """Add up the parts of actors on the same node, so that one leaves it; None where a sum that they share is gone."""
+        try:
+            return added_up(task, self._trainer.layout.size, parts)
+        except OSError:
+            return None
+
+    def offer_sum(self, task: RoundTask) -> SharedAt | None:
+        """Memory for a sum that all actors of this node share, and which this one keeps for the round; None where there is none to be had."""
+        self._shared = None  # what it kept goes first
+        try:
+            self._shared = SharedMemory(len(task.empty_sum(self._trainer.layout.size).values))
+        except OSError:
+            return None
+        return self._shared.at
+
+    def forget_sum(self, where: SharedAt) -> None:
+        """Keep the memory no longer: who reads it has it open."""
+        if self._shared is not None and self._shared.at == where:
+            self._shared = None
 
     def evaluate(self, weights: Vector, clients: Sequence[ClientTask]) -> list[LocalEvaluation]:
         """Evaluate on the clients' own held-out records."""
@@ -245,10 +263,20 @@ class ClientHost:
             data=data,
         )
 
-    def _part_of(self, task: RoundTask) -> Part:
-        """This actor's part of a round; what it had of another is forgotten."""
-        if self._part is None or self._part.round != task.round:
-            self._part = Part(task.round, task.empty_sum(self._trainer.layout.size))
+    def _has_part(self, task: RoundTask) -> bool:
+        return self._part is not None and self._part.round == task.round
+
+    def _part_of(self, task: RoundTask, shared: SharedAt | None) -> Part:
+        """This actor's part of a round, with values in ``shared`` memory or, where that cannot be had, in its own; any other is forgotten."""
+        if self._part is None or self._part.round != task.round or self._asked != shared:
+            self._part, self._asked = None, shared  # its memory goes first
+            total, lies = task.empty_sum(self._trainer.layout.size), shared
+            if shared is not None:
+                try:
+                    total = SharedSum.at(shared, total)
+                except OSError:  # its keeper is gone, or it may not look into another's /proc
+                    lies = None
+            self._part = Part(task.round, total, shared=lies)
         return self._part
 
     def _reserve(self, round_: int, client: ClientTask) -> ClientTask | str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
+
 from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
 from fedray.privacy.afford import Plan
@@ -117,11 +120,45 @@ class ClientReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """The sum over the clients that one actor, or the actors of one node, trained in a round, and who they are."""
+    """The sum over the clients that one actor, or the actors of one node, trained in a round, and who they are.
+
+    Attributes:
+        round: number of the round.
+        total: the sum. Where ``shared`` is set and it comes from an actor, it has no values, but the weight and count of what the actor added.
+        clients: who was added.
+        shared: where the values lie, to which others of the node add, too.
+    """
 
     round: int
     total: ExactSum
     clients: list[int] = field(default_factory=list)
+    shared: SharedAt | None = None
+
+    def to_send(self) -> Part:
+        """The part without values that lie where the receiver finds them."""
+        if self.shared is None:
+            return self
+        t = self.total
+        return replace(self, total=ExactSum(np.zeros(0, dtype=np.int64), t.weight, t.count, t.bits, t.capacity))
+
+
+def added_up(task: RoundTask, dimension: int, parts: Sequence[Part]) -> Part:
+    """Parts of actors of this node as one, for updates of ``dimension`` values.
+
+    Raises:
+        OSError: a sum that they share is gone.
+    """
+    total = task.empty_sum(dimension)
+    for where in dict.fromkeys(part.shared for part in parts):
+        ours = [part.total for part in parts if part.shared == where]
+        if where is None:
+            for one in ours:
+                total.merge(one)
+            continue
+        common = SharedSum.at(where, task.empty_sum(dimension))
+        common.weight, common.count = sum(t.weight for t in ours), sum(t.count for t in ours)
+        total = total.joined(common)
+    return Part(task.round, total, [index for part in parts for index in part.clients])
 
 
 @dataclass(frozen=True)

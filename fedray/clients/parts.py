@@ -2,19 +2,24 @@
 
 An actor that has nothing more to train hands its part over by leaving it in its node's object store. When a node's actors are all
 done, one of them adds their parts up, and only the sum travels. A part outlives its actor, but not its node.
+
+Actors of a large model add into one sum in their node's memory (:mod:`fedray.aggregation.shared`); what they hand over then is only who
+is in it. When all of them have, the driver takes the sum as it lies there, where that is its own node, else one of them sends it. Such a sum
+does not outlive any of its actors.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask
+from fedray.aggregation.shared import SharedAt
+from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask, added_up
 from fedray.clients.slots import Slot
 from fedray.errors import cause_of, first_line
 
@@ -28,6 +33,7 @@ class Kept:
         node: Ray's name of the node.
         ref: the part.
         reports: of the clients in it.
+        shared: where its values lie, if not in the store.
         alone: it travels by itself, because adding up failed.
         since: when it began to travel (monotonic seconds).
     """
@@ -37,6 +43,7 @@ class Kept:
     node: str
     ref: Any
     reports: list[ClientReport]
+    shared: SharedAt | None = None
     alone: bool = False
     since: float = 0.0
 
@@ -57,57 +64,87 @@ class Parts:
     Args:
         here: Ray's name of the driver's node, whose parts need not travel.
         sums: whether nodes add their parts up.
+        dimension: of the updates.
         patience: seconds that a part of an actor that is gone may travel.
     """
 
     here: str
     sums: bool
+    dimension: int
     patience: float
     resting: list[Kept] = field(default_factory=list)
     travelling: dict[Any, Kept] = field(default_factory=dict)
     adding: dict[Slot, list[Kept]] = field(default_factory=dict)
+    lying: list[list[Kept]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.resting or self.travelling or self.adding)
+        return bool(self.resting or self.travelling or self.adding or self.lying)
 
     def alone(self, node: str) -> bool:
         """Whether the parts of a node go to the driver by themselves."""
         return not self.sums or not node or node == self.here
 
-    def keep(self, slot: Slot) -> None:
-        """Take over what a slot has just handed over."""
-        self.resting.append(Kept(slot, slot.handle, slot.node, slot.sending, list(slot.held.values())))
+    def keep(self, slot: Slot, shared: SharedAt | None = None) -> None:
+        """Take over what a slot has just handed over; ``shared`` is where its values lie."""
+        self.resting.append(Kept(slot, slot.handle, slot.node, slot.sending, list(slot.held.values()), shared))
         slot.held, slot.sending = {}, None
+
+    def spoil(self, shared: SharedAt) -> list[Kept]:
+        """Give up the parts whose values lie in a sum that is worthless."""
+        lost = [k for k in self.resting if k.shared == shared]
+        self.resting = [k for k in self.resting if k.shared != shared]
+        return lost
 
     def watched(self) -> set[Slot]:
         """Slots whose actors tell whether these parts' nodes are in reach."""
         return {k.slot for k in [*self.resting, *self.travelling.values()] if not k.orphaned}
 
-    def send(self, slots: Sequence[Slot], task: RoundTask, unfinished: Callable[[Slot], bool]) -> None:
+    def send(self, slots: Sequence[Slot], task: RoundTask, unfinished: Callable[[Slot], bool]) -> list[str]:
         """Set off what can go: sums of nodes whose actors are all done, and parts that go by themselves.
 
         Args:
             slots: all of the pool.
             task: the round.
             unfinished: whether a slot may yet hand over a part.
+
+        Returns:
+            Nodes whose shared sum is complete: nothing may be added to it any more.
         """
+        complete: list[str] = []
         resting, self.resting = self.resting, []
         for node in dict.fromkeys(k.node for k in resting):
             of_node = [k for k in resting if k.node == node]
-            alone = [k for k in of_node if k.alone or k.orphaned or self.alone(node)]
+            alone = [k for k in of_node if not k.shared and (k.alone or k.orphaned or self.alone(node))]
             together = [k for k in of_node if k not in alone]
             if together and any(s.node == node and unfinished(s) for s in slots):
                 self.resting += together
                 together = []
             adder = next((s for s in slots if s.node == node and s.idle), None)
-            if len(together) > 1 and adder is not None:
+            shared = any(k.shared for k in together)
+            if shared and (node == self.here or adder is not None):
+                complete.append(node)
+            if shared and node == self.here:
+                self.lying.append(together)
+            elif together and (shared or len(together) > 1) and adder is not None:
                 adder.pending, adder.doing = adder.handle.merge.remote(task, *(k.ref for k in together)), "adding up"
                 self.adding[adder] = together
+            elif shared:  # nobody is left who could send it
+                self.resting += together
             else:
                 alone += together
             for kept in alone:
                 kept.since = time.monotonic()
                 self.travelling[kept.ref] = kept
+        return complete
+
+    def taken(self, task: RoundTask) -> Iterator[tuple[Part | None, list[Kept], str]]:
+        """Sums that lie in the memory of the driver's own node, and whose parts they are; None where one is gone, and why."""
+        while self.lying:
+            together = self.lying.pop()
+            try:
+                yield added_up(task, self.dimension, ray.get([k.ref for k in together], timeout=self.patience)), together, ""
+            except (RayError, GetTimeoutError, OSError) as error:
+                yield None, together, first_line(error)
 
     def arrived(self, ref: Any) -> tuple[Part | None, Kept, str]:
         """Take a part that has travelled; None where it was lost on the way, and why.
@@ -143,6 +180,6 @@ class Parts:
 
     def give_up(self) -> list[Kept]:
         """Give up all of them."""
-        left = [*self.resting, *self.travelling.values(), *(k for parts in self.adding.values() for k in parts)]
-        self.resting, self.travelling, self.adding = [], {}, {}
+        left = [*self.resting, *self.travelling.values(), *(k for parts in [*self.adding.values(), *self.lying] for k in parts)]
+        self.resting, self.travelling, self.adding, self.lying = [], {}, {}, []
         return left

@@ -3,6 +3,9 @@
 Work is handed out longest first, in chunks that shrink, to whichever actor is free; work that is done in no time goes out at once,
 in equal shares. An actor adds its clients' updates up and hands over one part when there is nothing left for it. Clients whose part did not arrive count as not trained, so nothing is counted
 twice and nothing is lost silently when an actor dies, falls silent, or its node leaves.
+
+Actors of a large model share one sum a node, where that is allowed. If one of them is lost the sum is worthless, for half an update may be in
+it; all that the node's actors have added to it is trained again, and they go on with sums of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 
 import ray
 
+from fedray.aggregation.shared import SharedAt
 from fedray.clients.crew import POLL, Crew, why_away
 from fedray.clients.memory import killed_for_memory
 from fedray.clients.messages import ClientReport, ClientTask, Packed, Part, RoundTask, Status
@@ -25,8 +29,10 @@ from fedray.clients.work import Queue, Work
 from fedray.errors import Stopped
 from fedray.spans import span
 
-#: Bytes of a part above which a node's parts go to the driver one after the other: all at once they may be more than the object store holds.
-IN_TURN = 2**26
+#: Bytes of a part above which a node's actors share a sum, or hand theirs to the driver one after the other: all at once may be more than fits.
+LARGE = 2**26
+#: Seconds within which an actor says where the sum is that its node shares.
+_OFFER = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,14 @@ class Rules:
     retries: int
     grace: float
     node_sums: bool
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A sum that a node's actors share, and whose actor keeps it."""
+
+    at: SharedAt
+    keeper: Slot
 
 
 class Round:
@@ -51,6 +65,7 @@ class Round:
         deadline: seconds after which clients still training are late.
         authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out.
         part_bytes: of one actor's part.
+        share: whether actors of a node may share a sum; a client's second try must cost nothing then.
     """
 
     def __init__(
@@ -64,13 +79,18 @@ class Round:
         deadline: float | None,
         authorize: Callable[[ClientTask], ClientTask | None],
         part_bytes: int = 0,
+        share: bool = False,
     ) -> None:
         self._crew, self._work, self._rules, self._task, self._weights = crew, work, rules, task, weights
         self._notes, self._deadline, self._authorize = notes, deadline, authorize
         self._queues: dict[str, Queue] = {}
-        self._large = part_bytes > IN_TURN
+        self._large = part_bytes > LARGE
+        self._share = share and self._large and rules.node_sums and deadline is None  # who is late may be adding when the sum is read
+        self._sums: dict[str, _Sum] = {}  # by node, while it may be added to
+        self._into: dict[Slot, SharedAt] = {}  # where slots add what they train
+        self._spoilt: set[SharedAt] = set()
         self._suspects: dict[int, int] = {}  # clients in whose turn an actor died, and how often
-        self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
+        self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, part_bytes // 8, crew.pulse.limit)
         self._told: float | None = None  # when actors were told that the deadline had passed
 
     def parts(self, cohort: Sequence[ClientTask]) -> Iterator[Part]:
@@ -81,6 +101,8 @@ class Round:
             FedrayError: an actor failed outside any client's work.
         """
         self._queue(cohort)
+        if self._share:
+            self._offer()
         began = time.monotonic()
         while True:
             now = time.monotonic()
@@ -92,7 +114,7 @@ class Round:
             with span("transfer", "hand out"):
                 self._hand_out()
             self._strand(now)
-            self._parts.send(self._crew.slots, self._task, self._unfinished)
+            yield from self._send()
             if self._crew.should_stop():  # asked when actors have their work: who answers may write files first
                 self._tell_stop()
                 raise Stopped("training was stopped in the middle of a round.")
@@ -128,18 +150,28 @@ class Round:
                 slot.until = now + before - queue.seconds
                 halvings = self._work.halvings(slot.place.lane)
                 slot.given = [c._replace(halvings=halvings) for c in given] if halvings else given
-                last = not self._large and (not queue or queue.short(actors[slot.place.lane]))
-                call = slot.handle.train_and_hand_over.options(num_returns=2) if last else slot.handle.train
-                found = call.remote(self._task, self._weights, Packed(slot.given))
-                slot.pending, slot.sending = found if last else (found, None)
-                slot.doing = "training"
+                self._give(slot, last=not self._large and (not queue or queue.short(actors[slot.place.lane])))
             elif slot.held and not self._must_wait(slot):
                 slot.pending, slot.sending = slot.handle.hand_over.options(num_returns=2).remote(self._task)
                 slot.doing = "handing over"
 
+    def _give(self, slot: Slot, last: bool) -> None:
+        """Let an actor train what its slot was given; ``last``: and hand over its part."""
+        if last:
+            call = slot.handle.train_and_hand_over.options(num_returns=2)
+            slot.pending, slot.sending = call.remote(self._task, self._weights, Packed(slot.given))
+        else:
+            self._into.pop(slot, None)
+            common = self._sums.get(slot.node)
+            if common is not None:
+                self._into[slot] = common.at
+            slot.pending = slot.handle.train.remote(self._task, self._weights, Packed(slot.given), self._into.get(slot))
+            slot.sending = None
+        slot.doing = "training"
+
     def _must_wait(self, slot: Slot) -> bool:
         """Whether a large part stays where it is until another of its node, that is on its way to the driver, has arrived."""
-        if not self._large or not self._parts.alone(slot.node):
+        if not self._large or slot in self._into or not self._parts.alone(slot.node):
             return False
         on_the_way = any(s.doing == "handing over" and s.node == slot.node for s in self._crew.slots)
         return on_the_way or any(k.node == slot.node for k in [*self._parts.resting, *self._parts.travelling.values()])
@@ -173,6 +205,47 @@ class Round:
             if slot.doing == "training":
                 slot.handle.stop_round.options(concurrency_group="control").remote(self._task.round)
 
+    # -- a node's actors share a sum -------------------------------------------------------------
+
+    def _offer(self) -> None:
+        """Have an actor of each node keep a sum for those that are there, and those that come."""
+        keepers = {slot.node: slot for slot in reversed(self._crew.slots) if slot.idle and slot.node}
+        for slot, at in self._crew.ask("offer_sum", dict.fromkeys(keepers.values(), (self._task,)), _OFFER).items():
+            if at is not None and slot.info is not None:
+                self._sums[slot.node] = _Sum(at, slot)
+
+    def _send(self) -> Iterator[Part]:
+        """Set off what can go to the driver; yields sums that lie in its own node's memory."""
+        complete = {n: self._sums.pop(n, None) for n in self._parts.send(self._crew.slots, self._task, self._unfinished)}
+        for part, kept, why in self._parts.taken(self._task):
+            if part is None:
+                self._lose_parts(kept, why)
+                continue
+            common = complete[kept[0].node]
+            if common is not None and common.keeper.handle is not None:  # it is open here; the keeper's memory goes with it
+                common.keeper.handle.forget_sum.options(concurrency_group="control").remote(common.at)
+            self._notes.reports += [r for k in kept for r in k.reports]
+            yield part
+            del part
+
+    def _spoil(self, slot: Slot) -> list[ClientTask]:
+        """Whose updates are lost with the sum that a slot's actor, which is gone, has shared."""
+        common = self._sums.get(slot.node)
+        if common is None or (slot is not common.keeper and self._into.get(slot) != common.at):
+            return []
+        del self._sums[slot.node]
+        self._spoilt.add(common.at)
+        lost = [client for kept in self._parts.spoil(common.at) for client in kept.clients()]
+        for other in self._crew.slots:
+            if other is not slot and self._into.get(other) == common.at:
+                lost += other.trained()
+                other.held = {}
+        if lost:
+            self._notes.notes.append(
+                f"{len(lost)} clients whose updates lay in the same sum as those of actor {slot.place.key} are trained again"
+            )
+        return lost
+
     # -- reports and parts come in ---------------------------------------------------------------
 
     def _receive(self, seconds: float) -> Iterator[Part]:
@@ -197,16 +270,26 @@ class Round:
         elif doing == "training":
             slot.given = []
             self._work.learn(value)
-            slot.held |= {r.index: r for r in value if r.status == "done"}
+            done = {r.index: r for r in value if r.status == "done"}
+            if self._into.get(slot) in self._spoilt:
+                self._take_back([ClientTask(r.index, r.name, r.attempt) for r in done.values()], "the sum that it was added to was lost")
+            else:
+                slot.held |= done
             self._notes.reports += [r for r in value if r.status != "done"]
             self._say_batch(slot, [r.physical_batch for r in value if r.physical_batch is not None])
             if slot.sending is not None and slot.held:
                 self._parts.keep(slot)
             slot.sending = None
         elif doing == "handing over":
-            self._parts.keep(slot)
+            if slot.held:  # unless the sum that it added to was lost meanwhile
+                self._parts.keep(slot, value)
+            slot.sending = None
         elif doing == "adding up":
-            self._notes.reports += [r for kept in self._parts.added(slot) for r in kept.reports]
+            kept = self._parts.added(slot)
+            if value is None:
+                self._lose_parts(kept, "the sum that its node shares is gone")
+            else:
+                self._notes.reports += [r for k in kept for r in k.reports]
             return value  # type: ignore[no-any-return]
         return None
 
@@ -236,9 +319,11 @@ class Round:
         self._lose_parts(self._parts.overdue(), "its node is out of reach")
 
     def _lose_actor(self, slot: Slot, error: BaseException) -> None:
-        given, held, adding = slot.given, slot.trained(), self._parts.added(slot)
+        given, held, adding = slot.given, [*slot.trained(), *self._spoil(slot)], self._parts.added(slot)
+        self._into.pop(slot, None)
         self._crew.died(slot, error, self._notes)
-        self._parts.send_alone(adding)
+        self._parts.send_alone(k for k in adding if k.shared is None)
+        held += [client for k in adding if k.shared is not None for client in k.clients()]
         for client in given:
             self._suspects[client.index] = self._suspects.get(client.index, 0) + 1
         if killed_for_memory(error):

@@ -333,9 +333,9 @@ class Trainer:
 
 @contextmanager
 def _whole_or_dead() -> Iterator[None]:
-    """Without memory, half of an update may be in the part: the process ends, so that none of it counts."""
+    """Without memory, or the lock of a sum that others share, half of an update may be in the part: the process ends, so that none of it counts."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, OSError):
         traceback.print_exc()
         os._exit(1)

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray
 
 from fedray import __version__, components, credentials, logs
@@ -54,12 +55,14 @@ class Given:
     """What the command prepared already, so that the driver need not do it again.
 
     Attributes:
-        prepared: the run, without its records.
+        prepared: the run, without its records and weights.
         data: the reference of the records in the object store, in a list so that Ray does not fetch them.
+        weights: the same of the model's weights: a vector that lay in one object with the rest would stay in memory as long as that.
     """
 
     prepared: Prepared
     data: Sequence[Any]
+    weights: list[Any]
 
 
 def prepare_run(config: Config, resume: bool) -> Prepared:
@@ -71,12 +74,15 @@ def prepare_run(config: Config, resume: bool) -> Prepared:
 
 
 def share_records(prepared: Prepared) -> Given:
-    """Put the records into the object store, where the actors of each node share them."""
-    data = []
+    """Put the records into the object store, where the actors of each node share them, and the model's weights."""
+    data, weights = [], []
     if prepared.federation is not None and prepared.config.clients.placement == "hosted":
         data = [ray.put(replace(prepared.federation, test=None))]
     prepared.federation = None
-    return Given(prepared, data)
+    if prepared.model is not None:
+        weights.append(ray.put(prepared.model.weights))
+        prepared.model.weights = np.empty(0, dtype=np.float32)
+    return Given(prepared, data, weights)
 
 
 class Experiment:
@@ -204,11 +210,15 @@ class Experiment:
     def _train(self, request: Request) -> dict[str, Any]:
         began = time.monotonic()
         given = self._given.get() if self._awaits else share_records(prepare_run(self._config, request.resume))
+        weights = given.weights.pop() if given.weights else None
+        if given.prepared.model is not None:
+            given.prepared.model.weights = ray.get(weights)
         wiring = Wiring(given.prepared, given.data, request, self._files, self._events, self._stop)
         if request.profile:
             keep_spans()
         try:
             parts = wiring.build()
+            parts.in_store, weights = None if parts.resumed else weights, None
             driver = Driver(parts, self._stop)
             wiring.tick = driver.tick
             if self._was_on:

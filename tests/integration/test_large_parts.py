@@ -13,10 +13,11 @@ from pools import CLIENTS, Ground
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.parts import Parts
 from fedray.clients.pool import Pool, RoundLog
-from fedray.clients.rounds import IN_TURN, Round
+from fedray.clients.rounds import LARGE as BYTES
+from fedray.clients.rounds import Round
 from fedray.clients.slots import Slot
 
-LARGE = {"part_bytes": IN_TURN + 1}
+LARGE = {"part_bytes": BYTES + 1}
 
 
 @pytest.fixture
@@ -37,9 +38,10 @@ def test_one_is_on_its_way_at_a_time(ground: Ground, pool: Pool, monkeypatch: py
     on_the_way: list[int] = []
     send = Parts.send
 
-    def watched(parts: Parts, slots: Any, *rest: Any) -> None:
-        send(parts, slots, *rest)
+    def watched(parts: Parts, slots: Any, *rest: Any) -> list[str]:
+        complete = send(parts, slots, *rest)
         on_the_way.append(len(parts.travelling) + sum(s.doing == "handing over" for s in slots))
+        return complete
 
     monkeypatch.setattr(Parts, "send", watched)
     total, parts, _ = ground.train(pool, **LARGE)

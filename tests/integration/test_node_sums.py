@@ -103,3 +103,36 @@ def test_an_actor_that_falls_silent_is_replaced_and_never_counted(nodes: Any, tm
         assert log.retries >= 1
     finally:
         pool.shutdown()
+
+
+def test_a_sum_that_a_node_shares_is_sent_once_and_lost_with_its_own_actors_only(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedray.clients.rounds.LARGE", 0)
+
+    def ground(**model: Any) -> Ground:
+        return Ground(clients=RESOURCES, model={"kind": "python:sharedparts:model", **model})
+
+    calm = ground(opened=str(tmp_path))
+    sharing = {"share": True, "part_bytes": 8 * calm.model.layout.size}
+    pool = calm.pool(4)
+    try:
+        pool.wait_ready(90, everyone=True)
+        reference, _, _ = calm.train(pool)
+        total, parts, log = calm.train(pool, **sharing)
+        assert (len(parts), log.retries) == (2, 0)
+        assert len(list(tmp_path.iterdir())) == 4
+        assert total.values.tobytes() == reference.values.tobytes()
+    finally:
+        pool.shutdown()
+    for who in ("any", "sender"):  # when it has added an update, or when it was to send the sum of its node
+        fatal = ground(dies=who, mark=str(tmp_path / who))
+        pool = fatal.pool(4)
+        try:
+            pool.wait_ready(90, everyone=True)
+            total, _, log = fatal.train(pool, **sharing)
+            assert log.deaths == 1
+            assert 1 < log.retries < CLIENTS
+            assert total.values.tobytes() == reference.values.tobytes()
+        finally:
+            pool.shutdown()

@@ -1,0 +1,169 @@
+"""Actors of a node share one sum: the same bytes as with a sum each, and nothing is counted twice whoever is lost when."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pools import CLIENTS, Ground
+from processes import wait_until
+
+import fedray
+from fedray.aggregation.exact import ExactSum
+from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.pool import RoundLog
+from fedray.clients.rounds import LARGE
+
+SHARED: dict[str, Any] = {"part_bytes": LARGE + 1, "share": True}
+ACTORS = 3
+
+
+class Runs(Ground):
+    def __init__(self, clients: Any = None, **model: Any) -> None:
+        sections = {} if clients is None else {"clients": clients}
+        super().__init__(model={"kind": "python:sharedparts:model", **model}, **sections)
+
+    def train(self, pool: Any, number: int = 0, **settings: Any) -> tuple[ExactSum, list[list[int]], RoundLog]:
+        size = 8 * self.model.layout.size  # what the driver would say, but for the threshold
+        if settings.get("share"):
+            settings = settings | {"part_bytes": size}
+        return super().train(pool, number, **settings)
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedray.clients.rounds.LARGE", 0)
+
+
+@pytest.fixture(scope="module")
+def expected(cluster: Any) -> bytes:
+    """The sum's bytes with a sum an actor."""
+    calm = Runs()
+    pool = calm.pool(ACTORS)
+    try:
+        pool.wait_ready(60.0, True)
+        total, parts, _ = calm.train(pool)
+        assert len(parts) == ACTORS
+        return total.values.tobytes()
+    finally:
+        pool.shutdown()
+
+
+def rounds_of(ground: Runs, number: int = 1, **settings: Any) -> list[tuple[ExactSum, list[list[int]], RoundLog]]:
+    pool = ground.pool(ACTORS)
+    try:
+        pool.wait_ready(60.0, True)
+        return [ground.train(pool, 0, **(SHARED | settings)) for _ in range(number)]
+    finally:
+        pool.shutdown()
+
+
+def test_the_same_bytes_in_one_part(expected: bytes, tmp_path: Path) -> None:
+    for total, parts, log in rounds_of(Runs(opened=str(tmp_path)), 3):
+        assert len(parts) == 1
+        assert (log.deaths, log.retries) == (0, 0)
+        assert total.values.tobytes() == expected
+    assert len(list(tmp_path.iterdir())) == ACTORS  # all of them had it open
+
+
+@pytest.mark.parametrize("settings", [{"share": False}, {"deadline": 60.0}])
+def test_not_where_nobody_asked_or_who_is_late_may_be_adding(expected: bytes, tmp_path: Path, settings: Any) -> None:
+    ((total, parts, _),) = rounds_of(Runs(opened=str(tmp_path)), **settings)
+    assert len(parts) == ACTORS
+    assert total.values.tobytes() == expected
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("who", ["keeper", "other"])
+def test_an_actor_that_is_lost_takes_the_sum_with_it(expected: bytes, tmp_path: Path, who: str) -> None:
+    """It had added its update, and nobody knows."""
+    (total, parts, log), (again, parts_again, log_again) = rounds_of(Runs(dies=who, mark=str(tmp_path / "mark")), 2)
+    assert (tmp_path / "mark").exists()
+    assert log.deaths == 1
+    assert log.retries > 1  # not only the client in whose turn it died
+    assert any("lay in the same sum" in note for note in log.notes)
+    assert sorted(client for part in parts for client in part) == list(range(CLIENTS))
+    assert total.values.tobytes() == expected
+    assert (len(parts_again), log_again.deaths) == (1, 0)  # in the next round there is one again
+    assert again.values.tobytes() == expected
+
+
+def test_what_is_still_being_trained_for_a_lost_sum_is_trained_again(expected: bytes, tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+    last = CLIENTS - 1
+    ground = Runs(dies="any", mark=str(tmp_path / "mark"), hold=str(hold), whose=last)
+    pool, found = ground.pool(ACTORS), list[Any]()
+    pool.wait_ready(60.0, True)
+    seen, log = list[int](), RoundLog()
+    total = ExactSum.zero(ground.model.layout.size, 1e4)
+
+    def train() -> None:
+        cohort = [ClientTask(i, name) for i, name in enumerate(ground.prepared.names)]
+        for part in pool.train(cohort, RoundTask(0, 1e4), ground.weights, log, **(SHARED | {"part_bytes": 8 * len(total.values)})):
+            total.merge(part.total)
+            seen.extend(part.clients)
+        found.append(True)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        wait_until(lambda: log.deaths == 1, "the death of an actor")
+        hold.unlink()
+        thread.join(60)
+    finally:
+        hold.unlink(missing_ok=True)
+        pool.shutdown()
+    assert found
+    assert Counter(seen) == Counter(range(CLIENTS))
+    attempts = {r.index: r.attempt for r in log.reports if r.status == "done"}
+    assert attempts[last] > 0  # its update lay in the lost sum, though its actor lives
+    assert total.values.tobytes() == expected
+
+
+@pytest.mark.parametrize(("why", "parts"), [("no memory", ACTORS), ("no entry", 2)])
+def test_an_actor_that_cannot_share_has_a_sum_of_its_own(expected: bytes, tmp_path: Path, why: str, parts: int) -> None:
+    ((total, arrived, log),) = rounds_of(Runs(dies=why, mark=str(tmp_path / "mark")))
+    assert len(arrived) == parts
+    assert log.deaths == 0
+    assert total.values.tobytes() == expected
+
+
+RUN: dict[str, Any] = {
+    "name": "shared",
+    "seed": 1,
+    "rounds": 2,
+    "data": {"source": "python:pools:data", "holdout": {"fraction": 0.0}},
+    "clients": {"actors": 2, "resources": {"cpu": 1.0}},
+    "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
+    "evaluation": {"every": 0},
+    "tracking": {"enabled": False},
+}
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRuns:
+    def test_a_run_shares_where_a_second_try_costs_nothing(self, tmp_path: Path) -> None:
+        prints, models = [], []
+        for large in (True, False):
+            (opened := tmp_path / f"opened{large}").mkdir()
+            model = {"kind": "python:sharedparts:model", "opened": str(opened), "large": large}
+            result = fedray.run(RUN | {"model": model}, output=str(tmp_path / f"run{large}"))
+            assert result.status == "completed"
+            prints.append(result.summary["model_sha256"])
+            models.append(len(list(opened.iterdir())))
+        assert models == [3, 0]  # two actors, and the driver, which reads it where it lies
+        assert prints[0] == prints[1]
+
+    def test_not_where_it_is_charged(self, tmp_path: Path) -> None:
+        (opened := tmp_path / "opened").mkdir()
+        model = {"kind": "python:sharedparts:model", "opened": str(opened), "large": True}
+        training = {"lr": 0.1, "sampling_rate": 0.5, "steps": 2, "expected_batch": 10.0}
+        privacy = {"regime": "record", "noise_multiplier": 1.0, "clip": 1.0, "delta": 1e-3}
+        ledger = {"privacy": privacy | {"ledger": str(tmp_path / "ledger")}}
+        result = fedray.run(RUN | {"model": model, "training": training} | ledger, output=str(tmp_path / "run"))
+        assert result.status == "completed"
+        assert not list(opened.iterdir())
