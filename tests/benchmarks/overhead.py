@@ -97,7 +97,8 @@ def memory(repeats: int) -> dict[str, Any]:
 def peak(name: str) -> float:
     """MiB of this process and all that it starts, at the most, in a run of some rounds."""
     watched = Peak(os.getpid(), every=0.3)
-    run(name, HOLDERS, SKIP + 2, ray={"cpus": HOLDERS})
+    rounds = SKIP + 2 if name == "heavy" else 300  # until all actors are up and have trained
+    run(name, HOLDERS, rounds, ray={"cpus": HOLDERS})
     return watched.mib
 
 
