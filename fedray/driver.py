@@ -184,7 +184,7 @@ class Driver:
             deadline=p.config.cohort.deadline,
             authorize=partial(self._retry, granted),
             part_bytes=total.values.nbytes,
-            share=not p.privacy.lines,  # a second try is a second charge
+            charged=bool(p.privacy.lines),
         )
         for part in arriving:
             self._check_receipts(part, granted, log_, task)

@@ -137,7 +137,7 @@ class Pool:
         deadline: float | None = None,
         authorize: Callable[[ClientTask], ClientTask | None] = lambda client: client,
         part_bytes: int = 0,
-        share: bool = False,
+        charged: bool = True,
     ) -> Iterator[Part]:
         """Train a cohort; yields parts as they arrive, in any order.
 
@@ -149,7 +149,7 @@ class Pool:
             deadline: seconds after which clients still training are late.
             authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out (its budget is spent).
             part_bytes: of one actor's part; large ones come one after the other.
-            share: whether a node's actors may add large updates into one sum, so that all of a node's clients are tried again when one of them is lost.
+            charged: whether a client's second try is charged to its privacy budget; if not, a node's actors may add large updates into one sum.
 
         Raises:
             Stopped: the pool was asked to stop; the actors were told.
@@ -159,7 +159,7 @@ class Pool:
         notes.deaths, notes.notes = notes.deaths + between.deaths, notes.notes + between.notes
         notes.nodes_left |= between.nodes_left
         self._take_room()
-        yield from Round(self._crew, self._work, self._rules, task, weights, notes, deadline, authorize, part_bytes, share).parts(cohort)
+        yield from Round(self._crew, self._work, self._rules, task, weights, notes, deadline, authorize, part_bytes, charged).parts(cohort)
 
     def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:
         """Evaluate at the clients; clients whose actor is away, or too slow, are left out."""

@@ -35,6 +35,18 @@ LARGE = 2**26
 _OFFER = 10.0
 
 
+def shares_sums(part_bytes: int, node_sums: bool, deadline: float | None, charged: bool) -> bool:
+    """Whether a node's actors add into one sum.
+
+    Args:
+        part_bytes: of a sum.
+        node_sums: the config's wish.
+        deadline: of a round; who is late may be adding when the sum is read.
+        charged: whether a client's second try is charged to its privacy budget: with the sum its node's clients are all tried again.
+    """
+    return part_bytes > LARGE and node_sums and deadline is None and not charged
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a round does about failures; see :class:`fedray.clients.pool.Pool`."""
@@ -65,7 +77,7 @@ class Round:
         deadline: seconds after which clients still training are late.
         authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out.
         part_bytes: of one actor's part.
-        share: whether actors of a node may share a sum; a client's second try must cost nothing then.
+        charged: whether a client's second try is charged to its privacy budget.
     """
 
     def __init__(
@@ -79,13 +91,13 @@ class Round:
         deadline: float | None,
         authorize: Callable[[ClientTask], ClientTask | None],
         part_bytes: int = 0,
-        share: bool = False,
+        charged: bool = True,
     ) -> None:
         self._crew, self._work, self._rules, self._task, self._weights = crew, work, rules, task, weights
         self._notes, self._deadline, self._authorize = notes, deadline, authorize
         self._queues: dict[str, Queue] = {}
         self._large = part_bytes > LARGE
-        self._share = share and self._large and rules.node_sums and deadline is None  # who is late may be adding when the sum is read
+        self._share = shares_sums(part_bytes, rules.node_sums, deadline, charged)
         self._sums: dict[str, _Sum] = {}  # by node, while it may be added to
         self._into: dict[Slot, SharedAt] = {}  # where slots add what they train
         self._spoilt: set[SharedAt] = set()

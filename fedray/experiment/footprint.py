@@ -7,6 +7,7 @@ from typing import Any
 
 from fedray.algorithms.build import make_server
 from fedray.clients.placement import ACTOR_MEMORY, asks, plan_places
+from fedray.clients.rounds import shares_sums
 from fedray.config import Training
 from fedray.experiment.preparation import Prepared
 from fedray.rounds.cohort import largest_cohort
@@ -74,13 +75,16 @@ def _memory(prepared: Prepared, size: int) -> dict[str, Any]:
     server = sum(int(v.nbytes) for v in make_server(config.server).init(size).values())
     data = 0 if p.federation is None else sum(int(a.nbytes) for a in (p.federation.train.x, p.federation.train.y))
     held = data if config.clients.placement == "hosted" or p.sizes is None else data * int(p.sizes.max()) // max(1, int(p.sizes.sum()))
-    actor = ACTOR_MEMORY + 3 * model + state + gradients + size * _GRID
+    shared = shares_sums(size * _GRID, config.clients.node_sums, config.cohort.deadline, bool(config.privacy.regimes))
+    actor = ACTOR_MEMORY + 3 * model + state + gradients + (0 if shared else size * _GRID)
     return {
         "engine": p.model.engine,
         "parameters": size,
         "model": model,
         "optimiser": state,
         "per_record_gradients": gradients,
+        "sum": size * _GRID,
+        "sum_lies": "once a node, shared" if shared else "in each actor",
         "physical_batch": batch,
         "actor": actor + (held if config.clients.placement == "dedicated" else 0),
         "data": held,

@@ -135,8 +135,8 @@ def _footprint(plan: Mapping[str, Any]) -> list[str]:
     lines += [
         f"memory    an actor about {_bytes(memory['actor'])}: model {_bytes(memory['model'])} ({memory['parameters']} parameters), optimiser "
         f"{_bytes(memory['optimiser'])}, per-record gradients {_bytes(memory['per_record_gradients'])} (engine {memory['engine']}, "
-        f"{memory['physical_batch']} records at once), activations not counted; data {_bytes(memory['data'])} {memory['data_lies']}; "
-        f"driver's vectors {_bytes(memory['driver'])}, a checkpoint {_bytes(memory['checkpoint'])}",
+        f"{memory['physical_batch']} records at once), activations not counted; sum of updates {_bytes(memory['sum'])} {memory['sum_lies']}; "
+        f"data {_bytes(memory['data'])} {memory['data_lies']}; driver's vectors {_bytes(memory['driver'])}, a checkpoint {_bytes(memory['checkpoint'])}",
         f"traffic   on {traffic['nodes']} node{'s' if traffic['nodes'] > 1 else ''}: a round {_bytes(traffic['up_per_round'])} up "
         f"({_bytes(traffic['up_per_node'])} a node), {_bytes(traffic['down_per_round'])} down ({_bytes(traffic['down_per_node'])} a node); "
         f"{_bytes(traffic['in_all'])} in all; the driver adds up {traffic['parts']} part{'s' if traffic['parts'] > 1 else ''} a round "

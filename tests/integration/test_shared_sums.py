@@ -17,7 +17,7 @@ from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.pool import RoundLog
 from fedray.clients.rounds import LARGE
 
-SHARED: dict[str, Any] = {"part_bytes": LARGE + 1, "share": True}
+SHARED: dict[str, Any] = {"part_bytes": LARGE + 1, "charged": False}
 ACTORS = 3
 
 
@@ -28,7 +28,7 @@ class Runs(Ground):
 
     def train(self, pool: Any, number: int = 0, **settings: Any) -> tuple[ExactSum, list[list[int]], RoundLog]:
         size = 8 * self.model.layout.size  # what the driver would say, but for the threshold
-        if settings.get("share"):
+        if "charged" in settings:
             settings = settings | {"part_bytes": size}
         return super().train(pool, number, **settings)
 
@@ -69,7 +69,7 @@ def test_the_same_bytes_in_one_part(expected: bytes, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == ACTORS  # all of them had it open
 
 
-@pytest.mark.parametrize("settings", [{"share": False}, {"deadline": 60.0}])
+@pytest.mark.parametrize("settings", [{"charged": True}, {"deadline": 60.0}])
 def test_not_where_nobody_asked_or_who_is_late_may_be_adding(expected: bytes, tmp_path: Path, settings: Any) -> None:
     ((total, parts, _),) = rounds_of(Runs(opened=str(tmp_path)), **settings)
     assert len(parts) == ACTORS

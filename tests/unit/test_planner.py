@@ -228,6 +228,16 @@ def test_a_run_without_privacy_has_a_plan_too() -> None:
     assert "nothing is protected" in plan_text(plan)
 
 
+def test_the_sum_of_a_large_model_lies_once_a_node_where_nobody_is_charged_for_a_second_try() -> None:
+    large = ("model={kind: mlp, hidden: [9000, 1000]}", "privacy={regime: none}")
+    plans = [make_plan(prepared(*large, *more))["memory"] for more in ((), ("cohort.deadline=60",), ("clients.node_sums=false",))]
+    assert [plan["sum_lies"] for plan in plans] == ["once a node, shared", "in each actor", "in each actor"]
+    assert plans[0]["sum"] == 2 * plans[0]["model"] > 2**26
+    assert plans[1]["actor"] == plans[0]["actor"] + plans[0]["sum"]
+    assert make_plan(prepared("privacy={regime: none}"))["memory"]["sum_lies"] == "in each actor"
+    assert make_plan(prepared("model={kind: mlp, hidden: [9000, 1000]}", *SMALL), curves=False)["memory"]["sum_lies"] == "in each actor"
+
+
 def test_many_clients_are_shown_in_groups() -> None:
     plan = make_plan(prepared(*SMALL), curves=False)
     assert "client-0003" in plan_text(plan)
