@@ -13,6 +13,9 @@ from fedray.clients.messages import ClientReport, ClientTask
 #: Seconds of work for which a call of its own is worth while.
 WORTH_A_CALL = 0.03
 
+#: Of an actor's even share, what it gets at once: one that takes half as long again as expected delays nobody then.
+_MOST = 2 / 3
+
 #: Clients in the order in which they are handed out, and the seconds that their turns will take, float64.
 Waiting = tuple[list[ClientTask], npt.NDArray[np.float64]]
 
@@ -124,8 +127,7 @@ class Queue:
         return self._some(1)[0]
 
     def take(self, actors: int, busy: float = 0.0) -> list[ClientTask]:
-        """Take one actor's next share: half of its even share of the time that is left, but as much as is worth a call where that leaves no
-        other actor with more.
+        """Take one actor's next share: most of its even share of the time that is left, and all of it where the rest is worth no more than a call.
 
         Args:
             actors: of the lane.
@@ -139,7 +141,7 @@ class Queue:
             most = len(left) if self._shares >= actors else -(-len(self._clients) // actors)
             fitting = int(np.searchsorted(left, share * (1 - 1e-9), side="right")) + 1
         else:
-            share = max(even / 2, min(WORTH_A_CALL, even))
+            share = even if even <= 2 * WORTH_A_CALL else even * _MOST
             most = -(-len(self._clients) // actors)
             fitting = max(1, int(np.searchsorted(left, share * (1 + 1e-9), side="right")))
         return self._some(min(fitting, most))

@@ -42,13 +42,14 @@ def test_short_equal_work_is_one_call_for_each_actor(clients: int, actors: int, 
 
 
 @given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=60), st.integers(1, 8))
-def test_a_share_is_half_of_what_is_evenly_left_unless_that_is_short(seconds: list[float], actors: int) -> None:
+def test_a_share_is_most_of_what_is_evenly_left_unless_that_is_short(seconds: list[float], actors: int) -> None:
     """Up to the last client of a share, which may reach beyond it."""
     ordered = sorted(seconds, reverse=True)
-    left = whole = sum(ordered)
+    left = sum(ordered)
     for share in shares(queue_of(ordered), actors):
         before_last = sum(ordered[n] for n in share[:-1])
-        assert before_last <= max(left / actors / 2, min(whole / actors, left / actors, WORTH_A_CALL)) * (1 + 1e-6)
+        even = left / actors
+        assert before_last <= (even if even <= 2 * WORTH_A_CALL else even * 2 / 3) * (1 + 1e-6)
         left -= before_last + ordered[share[-1]]
 
 
@@ -61,3 +62,16 @@ def test_actors_that_work_as_fast_as_expected_end_together(clients: int, actors:
         actor = ends.index(now)
         ends[actor] = now + each * len(queue.take(actors, sum(e - now for e in ends)))
     assert max(ends) - min(ends) <= 2 * each + 1e-9
+
+
+@given(st.integers(2, 8), st.integers(1, 3000), st.floats(1e-4, 1e-1))
+def test_an_actor_that_takes_half_as_long_again_as_expected_delays_nobody(actors: int, clients: int, each: float) -> None:
+    """All end when they would if the pace had been known, but for a last share."""
+    queue, ends = queue_of([each] * clients), [0.0] * actors
+    pace = [1.5] + [1.0] * (actors - 1)
+    while queue:
+        now = min(ends)
+        actor = ends.index(now)
+        ends[actor] = now + pace[actor] * each * len(queue.take(actors, sum(max(0.0, e - now) for e in ends)))
+    ideal = clients * each / sum(1 / p for p in pace)
+    assert max(ends) <= ideal + 1.5 * (2 * WORTH_A_CALL + 2 * each)
