@@ -1,0 +1,63 @@
+"""Checkpoints are whole or not there, and take no copy of the model in memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+
+from fedray.checkpoint import Checkpoint, load_latest, save_checkpoint, write_tensors
+
+WEIGHTS = np.arange(300_000, dtype=np.float32)
+
+_FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from fedray.checkpoint import Checkpoint, save_checkpoint, write_tensors
+from fedray.errors import FedrayError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk with room for no more
+folder = Path(sys.argv[1])
+for write in (lambda: save_checkpoint(folder, Checkpoint(2, np.ones(300_000, np.float32)), 2),
+              lambda: write_tensors(folder / "model.safetensors", {"w": np.ones(300_000, np.float32)}, {})):
+    try:
+        write()
+    except FedrayError as error:
+        print(error)
+"""
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    view = WEIGHTS.view()
+    view.flags.writeable = False  # as weights in the object store
+    save_checkpoint(tmp_path, Checkpoint(3, view, {"momentum": -WEIGHTS}, {"a": 1}), keep=2)
+    found = load_latest(tmp_path)
+    assert found is not None
+    assert (found.round, found.meta) == (3, {"a": 1})
+    assert found.weights.tobytes() == WEIGHTS.tobytes()
+    assert found.server["momentum"].tobytes() == (-WEIGHTS).tobytes()
+
+
+def test_a_disk_that_is_full_is_told_and_the_old_files_stand(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(1, WEIGHTS), keep=2)
+    write_tensors(tmp_path / "model.safetensors", {"w": WEIGHTS}, {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = subprocess.run([sys.executable, "-c", _FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert len(said) == 2
+    assert all("cannot be written" in line and "too large" in line and "see to the disk" in line for line in said)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before  # and nothing half-written beside them
+
+
+def test_writing_takes_no_copy(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(0, WEIGHTS), keep=2)  # imports are done
+    tracemalloc.start()
+    try:
+        save_checkpoint(tmp_path, Checkpoint(1, WEIGHTS), keep=2)
+        assert tracemalloc.get_traced_memory()[1] < WEIGHTS.nbytes / 10
+    finally:
+        tracemalloc.stop()
