@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +55,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Vector], metadata: Mapping[s
     def write(temporary: Path) -> None:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
-        except SafetensorError as error:  # the library's own word for an error of the system
-            raise OSError(str(error)) from error
+        except SafetensorError as error:  # the library's own word for an error of the system, whose number is at its end
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
 
     write_atomic(path, write)
 
