@@ -50,11 +50,16 @@ class Work:
         self._seconds = np.full(len(sizes), np.nan, dtype=np.float32)
 
     def learn(self, reports: Iterable[ClientReport]) -> None:
-        """Take the durations of turns."""
-        reports = [r for r in reports if r.status == "done"]
-        if not reports:
+        """Take the durations of turns; one that was cut short takes at least so long."""
+        done: list[ClientReport] = []
+        for report in reports:
+            if report.status == "done":
+                done.append(report)
+            elif report.status == "late":
+                self._seconds[report.index] = np.fmax(self._seconds[report.index], report.seconds)
+        if not done:
             return
-        indices, seconds = [r.index for r in reports], [r.seconds for r in reports]
+        indices, seconds = [r.index for r in done], [r.seconds for r in done]
         self._seconds[indices] = seconds
         records = float(self._sizes[indices].sum())
         lane, now = self._lane_of[indices[0]], sum(seconds) / max(records, 1.0)

@@ -17,7 +17,7 @@ from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.nodes import Node, matches, room, start_options, suits, why_waiting, within
 from fedray.clients.placement import Place, more_places, plan_places
 from fedray.clients.slots import Unreachable, left_with_its_node
-from fedray.clients.work import Work
+from fedray.clients.work import Queue, Work
 from fedray.config import Resources
 from fedray.configfile import build_config
 
@@ -206,6 +206,19 @@ def test_work_is_ordered_by_what_was_seen_and_else_by_size() -> None:
     assert seconds.tolist() == pytest.approx([36.0, 9.0, 0.003, 0.001])
     work.learn_sizes(np.array([1, 2, 3, 4], dtype=np.int64))
     assert [c.index for c in work.longest_first(cohort)[0]] == [3, 2, 1, 0]
+
+
+def test_who_was_late_is_known_to_take_that_long_at_least_and_has_a_share_of_its_own() -> None:
+    work = Work(np.full(4, 40, dtype=np.int64))
+    work.assign({"all": range(4)})
+    work.learn([ClientReport(n, f"c{n}", "done", seconds=0.03) for n in (1, 2, 3)])
+    work.learn([ClientReport(0, "c0", "late", seconds=2.0), ClientReport(3, "c3", "late"), ClientReport(2, "c2", "late", seconds=0.01)])
+    clients, seconds = work.longest_first([ClientTask(n, f"c{n}") for n in range(4)])
+    assert [c.index for c in clients] == [0, 1, 2, 3]
+    assert seconds.tolist() == pytest.approx([2.0, 0.03, 0.03, 0.03])
+    queue = Queue()
+    queue.put(clients, seconds)
+    assert [c.index for c in queue.take(2)] == [0]
 
 
 def test_work_of_a_million_clients_is_small() -> None:
