@@ -158,8 +158,7 @@ class ClientHost:
 
     def collect(self, task: RoundTask) -> Part:
         """Hand over the part and start an empty one."""
-        part, self._part = self._part if self._has_part(task) else self._part_of(task, None), None
-        assert part is not None
+        part, self._part, self._asked = self._part_of(task, self._asked), None, None
         return part.to_send()
 
     def hand_over(self, task: RoundTask) -> tuple[SharedAt | None, Part]:
@@ -167,10 +166,10 @@ class ClientHost:
         part = self.collect(task)
         return part.shared, part
 
-    def merge(self, task: RoundTask, *parts: Part) -> Part | None:
+    def merge(self, *parts: Part) -> Part | None:
         """Add up the parts of actors on the same node, so that one leaves it; None where a sum that they share is gone."""
         try:
-            return added_up(task, self._trainer.layout.size, parts)
+            return added_up(parts)
         except OSError:
             return None
 
@@ -262,9 +261,6 @@ class ClientHost:
             fewer_steps=config.privacy.fewer_steps,
             data=data,
         )
-
-    def _has_part(self, task: RoundTask) -> bool:
-        return self._part is not None and self._part.round == task.round
 
     def _part_of(self, task: RoundTask, shared: SharedAt | None) -> Part:
         """This actor's part of a round, with values in ``shared`` memory or, where that cannot be had, in its own; any other is forgotten."""

@@ -142,23 +142,25 @@ class Part:
         return replace(self, total=ExactSum(np.zeros(0, dtype=np.int64), t.weight, t.count, t.bits, t.capacity))
 
 
-def added_up(task: RoundTask, dimension: int, parts: Sequence[Part]) -> Part:
-    """Parts of actors of this node as one, for updates of ``dimension`` values.
+def added_up(parts: Sequence[Part]) -> Part:
+    """Parts of actors of this node as one.
 
     Raises:
         OSError: a sum that they share is gone.
     """
-    total = task.empty_sum(dimension)
+    total: ExactSum | None = None
     for where in dict.fromkeys(part.shared for part in parts):
         ours = [part.total for part in parts if part.shared == where]
         if where is None:
-            for one in ours:
-                total.merge(one)
-            continue
-        common = SharedSum.at(where, task.empty_sum(dimension))
-        common.weight, common.count = sum(t.weight for t in ours), sum(t.count for t in ours)
-        total = total.joined(common)
-    return Part(task.round, total, [index for part in parts for index in part.clients])
+            found = replace(ours[0], values=ours[0].values.copy())
+            for one in ours[1:]:
+                found.merge(one)
+        else:
+            found = SharedSum.at(where, replace(ours[0], values=np.zeros(where.size, dtype=np.int64)))
+            found.weight, found.count = sum(t.weight for t in ours), sum(t.count for t in ours)
+        total = found if total is None else total.joined(found)
+    assert total is not None
+    return Part(parts[0].round, total, [index for part in parts for index in part.clients])
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from fedray.aggregation.shared import SharedAt
-from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask, added_up
+from fedray.clients.messages import ClientReport, ClientTask, Part, added_up
 from fedray.clients.slots import Slot
 from fedray.errors import cause_of, first_line
 
@@ -64,13 +64,11 @@ class Parts:
     Args:
         here: Ray's name of the driver's node, whose parts need not travel.
         sums: whether nodes add their parts up.
-        dimension: of the updates.
         patience: seconds that a part of an actor that is gone may travel.
     """
 
     here: str
     sums: bool
-    dimension: int
     patience: float
     resting: list[Kept] = field(default_factory=list)
     travelling: dict[Any, Kept] = field(default_factory=dict)
@@ -99,12 +97,11 @@ class Parts:
         """Slots whose actors tell whether these parts' nodes are in reach."""
         return {k.slot for k in [*self.resting, *self.travelling.values()] if not k.orphaned}
 
-    def send(self, slots: Sequence[Slot], task: RoundTask, unfinished: Callable[[Slot], bool]) -> list[str]:
+    def send(self, slots: Sequence[Slot], unfinished: Callable[[Slot], bool]) -> list[str]:
         """Set off what can go: sums of nodes whose actors are all done, and parts that go by themselves.
 
         Args:
             slots: all of the pool.
-            task: the round.
             unfinished: whether a slot may yet hand over a part.
 
         Returns:
@@ -126,7 +123,7 @@ class Parts:
             if shared and node == self.here:
                 self.lying.append(together)
             elif together and (shared or len(together) > 1) and adder is not None:
-                adder.pending, adder.doing = adder.handle.merge.remote(task, *(k.ref for k in together)), "adding up"
+                adder.pending, adder.doing = adder.handle.merge.remote(*(k.ref for k in together)), "adding up"
                 self.adding[adder] = together
             elif shared:  # nobody is left who could send it
                 self.resting += together
@@ -137,12 +134,12 @@ class Parts:
                 self.travelling[kept.ref] = kept
         return complete
 
-    def taken(self, task: RoundTask) -> Iterator[tuple[Part | None, list[Kept], str]]:
+    def taken(self) -> Iterator[tuple[Part | None, list[Kept], str]]:
         """Sums that lie in the memory of the driver's own node, and whose parts they are; None where one is gone, and why."""
         while self.lying:
             together = self.lying.pop()
             try:
-                yield added_up(task, self.dimension, ray.get([k.ref for k in together], timeout=self.patience)), together, ""
+                yield added_up(ray.get([k.ref for k in together], timeout=self.patience)), together, ""
             except (RayError, GetTimeoutError, OSError) as error:
                 yield None, together, first_line(error)
 

@@ -99,10 +99,10 @@ class Round:
         self._large = part_bytes > LARGE
         self._share = shares_sums(part_bytes, rules.node_sums, deadline, charged)
         self._sums: dict[str, _Sum] = {}  # by node, while it may be added to
-        self._into: dict[Slot, SharedAt] = {}  # where slots add what they train
+        self._into: dict[Slot, SharedAt | None] = {}  # where slots add what they train; None: to sums of their own
         self._spoilt: set[SharedAt] = set()
         self._suspects: dict[int, int] = {}  # clients in whose turn an actor died, and how often
-        self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, part_bytes // 8, crew.pulse.limit)
+        self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
         self._told: float | None = None  # when actors were told that the deadline had passed
 
     def parts(self, cohort: Sequence[ClientTask]) -> Iterator[Part]:
@@ -173,17 +173,15 @@ class Round:
             call = slot.handle.train_and_hand_over.options(num_returns=2)
             slot.pending, slot.sending = call.remote(self._task, self._weights, Packed(slot.given))
         else:
-            self._into.pop(slot, None)
             common = self._sums.get(slot.node)
-            if common is not None:
-                self._into[slot] = common.at
-            slot.pending = slot.handle.train.remote(self._task, self._weights, Packed(slot.given), self._into.get(slot))
+            self._into[slot] = None if common is None else common.at
+            slot.pending = slot.handle.train.remote(self._task, self._weights, Packed(slot.given), self._into[slot])
             slot.sending = None
         slot.doing = "training"
 
     def _must_wait(self, slot: Slot) -> bool:
         """Whether a large part stays where it is until another of its node, that is on its way to the driver, has arrived."""
-        if not self._large or slot in self._into or not self._parts.alone(slot.node):
+        if not self._large or self._into.get(slot) is not None or not self._parts.alone(slot.node):
             return False
         on_the_way = any(s.doing == "handing over" and s.node == slot.node for s in self._crew.slots)
         return on_the_way or any(k.node == slot.node for k in [*self._parts.resting, *self._parts.travelling.values()])
@@ -228,8 +226,8 @@ class Round:
 
     def _send(self) -> Iterator[Part]:
         """Set off what can go to the driver; yields sums that lie in its own node's memory."""
-        complete = {n: self._sums.pop(n, None) for n in self._parts.send(self._crew.slots, self._task, self._unfinished)}
-        for part, kept, why in self._parts.taken(self._task):
+        complete = {n: self._sums.pop(n, None) for n in self._parts.send(self._crew.slots, self._unfinished)}
+        for part, kept, why in self._parts.taken():
             if part is None:
                 self._lose_parts(kept, why)
                 continue
