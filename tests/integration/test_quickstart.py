@@ -16,12 +16,14 @@ from fedray.configfile import load_config
 from fedray.privacy.ledger import verify
 from fedray.runfiles import RunFiles
 
+DIGITS = str(ROOT / "configs" / "digits.yaml")
+
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     folder = tmp_path_factory.mktemp("quickstart")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    command = [sys.executable, "-m", "fedray", "run", str(ROOT / "configs" / "digits.yaml"), "ray.address=local"]
+    command = [sys.executable, "-m", "fedray", "run", DIGITS, "ray.address=local", "--profile"]
     done = subprocess.run(command, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     yield folder, done.stdout.decode()
@@ -100,18 +102,15 @@ def test_the_mlflow_run(quickstart: tuple[Path, str]) -> None:
     assert np.asarray(model.predict(np.zeros((2, 64), dtype=np.float32))).shape == (2, 10)
 
 
-def test_a_profile_shows_where_the_rounds_time_went(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fedray", "run", str(ROOT / "configs" / "digits.yaml"), "rounds=4", "clients.actors=2", "--profile"]
-    more = ["evaluation.every=1", "tracking.enabled=false", "ray.address=local"]
-    done = subprocess.run([*command, *more], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
-    assert done.returncode == 0, done.stderr.decode()
-    files = RunFiles(tmp_path / "runs" / "digits")
-    assert files.profile.read_text() in done.stdout.decode()
+def test_a_profile_shows_where_the_rounds_time_went(quickstart: tuple[Path, str]) -> None:
+    folder, out = quickstart
+    files = RunFiles(folder / "runs" / "digits")
+    assert files.profile.read_text() in out
     summary = json.loads(files.summary.read_text())
     found = summary["profile"]
     assert summary["engine"] == "book"
-    assert ", engine book" in done.stderr.decode() + done.stdout.decode()
-    assert (found["rounds"], found["actors_seen"]) == (3, 2)
+    assert ", engine book" in out
+    assert found["rounds"] == 59
     for place in ("driver", "actors"):
         assert sum(found[place].values()) == pytest.approx(found["seconds_per_round"])
     assert found["actors"]["compute"] > 0
@@ -119,15 +118,46 @@ def test_a_profile_shows_where_the_rounds_time_went(tmp_path: Path) -> None:
     assert found["driver"]["other"] < 0.5 * found["seconds_per_round"]
     events = json.loads(files.trace.read_text())["traceEvents"]
     turns = [e for e in events if e["name"] == "local training"]
-    assert len(turns) == 40  # ten clients, four rounds
-    assert len({e["pid"] for e in turns}) == 2
+    assert len(turns) == 600  # ten clients, sixty rounds
+    assert len({e["pid"] for e in turns}) == found["actors_seen"]
+
+
+def test_it_spent_what_was_planned_and_its_report_and_its_model_say_so(quickstart: tuple[Path, str]) -> None:
+    import mlflow
+
+    from fedray.experiment.planner import make_plan
+    from fedray.experiment.preparation import prepare
+    from fedray.experiment.report_page import write_report
+
+    plan = make_plan(prepare(load_config(DIGITS)), curves=False)
+    run = quickstart[0] / "runs" / "digits"
+    summary = json.loads((run / "summary.json").read_text())
+    (line,) = plan["lines"]
+    statement = json.loads((run / "privacy_statement.json").read_text())
+    assert {c["epsilon"] for c in statement["clients"]} == {line["epsilon"]}
+    assert summary["performance"]["bytes_down"] % plan["memory"]["model"] == 0
+
+    client = mlflow.MlflowClient(summary["mlflow"]["tracking_uri"])
+    version = client.get_model_version_by_alias("digits", "newest")
+    sentence = statement["guarantee"]["statement"]
+    wanted = {"statement": sentence, "claim": "valid", "unit": "record", "regime": "local-dp-sgd", "delta": "0.0004"}
+    assert wanted.items() <= version.tags.items()
+    assert version.tags["ledger_sha256"] == statement["ledger"]["head_sha256"]
+    assert version.tags["privacy_statement"] == f"runs:/{version.run_id}/privacy_statement.md"
+    assert sentence in version.description
+    assert "privacy_statement.md" in {a.path for a in client.list_artifacts(version.run_id)}
+
+    html, markdown = write_report(run)
+    assert sentence in markdown.read_text()
+    assert "the figures of 10 clients follow from" in markdown.read_text()
+    assert "data:image/png;base64," in html.read_text()
 
 
 @pytest.mark.slow
 def test_a_second_run_gets_a_directory_of_its_own_and_resume_of_a_finished_run_is_harmless(quickstart: tuple[Path, str]) -> None:
     folder, _ = quickstart
     before = json.loads((folder / "runs" / "digits" / "summary.json").read_text())
-    command = [sys.executable, "-m", "fedray", "run", str(ROOT / "configs" / "digits.yaml"), "ray.address=local", "--resume"]
+    command = [sys.executable, "-m", "fedray", "run", DIGITS, "ray.address=local", "--resume"]
     done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     after = json.loads((folder / "runs" / "digits" / "summary.json").read_text())

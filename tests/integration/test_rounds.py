@@ -44,15 +44,17 @@ def run(output: Path, notes: list[str] | None = None, **sections: Any) -> fedray
 
 @pytest.mark.usefixtures("cluster")
 class TestFaultsOfClients:
-    def test_a_failing_client_is_named_with_its_error_and_the_others_count(self, tmp_path: Path) -> None:
+    def test_failing_and_diverging_clients_are_named_with_their_errors_and_the_others_count(self, tmp_path: Path) -> None:
         notes: list[str] = []
-        result = run(tmp_path / "run", notes, model={"kind": "python:slowparts:model", "fails": 2})
+        result = run(tmp_path / "run", notes, model={"kind": "python:slowparts:model", "fails": 2, "explodes": 1})
         assert result.status == "completed"
         rows = RunFiles(result.output).rows()
-        assert [r["metrics"]["round/clients_completed"] for r in rows] == [3, 3]
-        assert [r["metrics"]["round/clients_failed"] for r in rows] == [1, 1]
+        assert [r["metrics"]["round/clients_completed"] for r in rows] == [2, 2]
+        assert [r["metrics"]["round/clients_failed"] for r in rows] == [2, 2]
         assert any("client c2" in n and "the sensor is broken" in n for n in notes)
-        assert result.summary["faults"]["client_failures"] == 2
+        assert any("client c1" in n and "rejected" in n and "NaN or infinite" in n for n in notes)
+        assert np.isfinite(result.summary["final"]["eval/loss"])
+        assert result.summary["faults"]["client_failures"] == 4
 
     def test_where_whole_clients_are_protected_a_failing_one_changes_nothing_that_is_released(self, tmp_path: Path) -> None:
         notes: list[str] = []
@@ -67,13 +69,6 @@ class TestFaultsOfClients:
         assert not any(key.startswith("round/clients") for row in RunFiles(result.output).rows() for key in row["metrics"])
         assert set(result.summary["faults"]) == {"actor_deaths", "nodes_left", "driver_restarts", "retries"}
         assert result.summary["performance"]["clients_per_second"] is None
-
-    def test_a_diverging_client_is_rejected_and_named(self, tmp_path: Path) -> None:
-        notes: list[str] = []
-        result = run(tmp_path / "run", notes, model={"kind": "python:slowparts:model", "explodes": 1})
-        assert any("client c1" in n and "rejected" in n and "NaN or infinite" in n for n in notes)
-        assert np.isfinite(result.summary["final"]["eval/loss"])
-        assert RunFiles(result.output).rows()[0]["metrics"]["round/clients_completed"] == 3
 
     def test_too_few_updates_fail_the_round_and_then_the_run(self, tmp_path: Path) -> None:
         with pytest.raises(RoundFailed, match=r"3 updates of 4 clients arrived, cohort.min_clients asks for 4; c2 failed"):

@@ -64,6 +64,7 @@ def test_with_other_placements(overrides: list[str], reference: str, tmp_path: P
     assert train(tmp_path / "run", *overrides).summary["model_sha256"] == reference
 
 
+@pytest.mark.slow
 def test_with_two_actors_of_which_one_was_killed_in_mid_round(reference: str, tmp_path: Path) -> None:
     result = train(tmp_path / "run", "clients.actors=2", at_round=1, then=lambda: kill("ClientHost.train"))
     assert result.summary["faults"]["actor_deaths"] == 1

@@ -163,6 +163,7 @@ class TestRuns:
             prints.append(fedray.run(RUN | {"model": model}, output=str(tmp_path / f"run{large}")).summary["model_sha256"])
         assert prints[0] == prints[1]
 
+    @pytest.mark.slow
     def test_not_where_it_is_charged(self, tmp_path: Path) -> None:
         (opened := tmp_path / "opened").mkdir()
         model = {"kind": "python:sharedparts:model", "opened": str(opened), "large": True}

@@ -16,6 +16,7 @@ from fedray.clients.memory import Repeatable, fitting, killed_for_memory, out_of
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.nodes import Node, matches, room, start_options, suits, why_waiting, within
 from fedray.clients.placement import Place, more_places, plan_places
+from fedray.clients.rounds import LARGE, shares_sums
 from fedray.clients.slots import Unreachable, left_with_its_node
 from fedray.clients.work import Queue, Work
 from fedray.config import Resources
@@ -24,6 +25,14 @@ from fedray.configfile import build_config
 
 def node(name: str, cpu: float, free: float, labels: dict[str, str] | None = None, **custom: float) -> Node:
     return Node(name, name, {"CPU": cpu, "memory": 8e9, **custom}, {"CPU": free, "memory": 8e9, **custom}, labels or {})
+
+
+def test_sums_are_shared_where_they_are_large_and_a_second_try_costs_nothing() -> None:
+    assert shares_sums(LARGE + 1, True, None, False)
+    assert not shares_sums(LARGE, True, None, False)
+    assert not shares_sums(LARGE + 1, False, None, False)
+    assert not shares_sums(LARGE + 1, True, 60.0, False)
+    assert not shares_sums(LARGE + 1, True, None, True)
 
 
 @pytest.mark.parametrize(
