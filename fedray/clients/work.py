@@ -16,6 +16,10 @@ WORTH_A_CALL = 0.03
 #: Of an actor's even share, what it gets at once: one that takes half as long again as expected delays nobody then.
 _MOST = 2 / 3
 
+#: Seconds of work that an actor gets at the least, if so much is left: shares would become ever smaller towards a round's end, and each
+#: costs a call, of two milliseconds or so.
+LEAST = 0.01
+
 #: Clients in the order in which they are handed out, and the seconds that their turns will take, float64.
 Waiting = tuple[list[ClientTask], npt.NDArray[np.float64]]
 
@@ -146,7 +150,7 @@ class Queue:
             most = len(left) if self._shares >= actors else -(-len(self._clients) // actors)
             fitting = int(np.searchsorted(left, share * (1 - 1e-9), side="right")) + 1
         else:
-            share = even if even <= 2 * WORTH_A_CALL else even * _MOST
+            share = max(even if even <= 2 * WORTH_A_CALL else even * _MOST, LEAST)
             most = -(-len(self._clients) // actors)
             fitting = max(1, int(np.searchsorted(left, share * (1 + 1e-9), side="right")))
         return self._some(min(fitting, most))
