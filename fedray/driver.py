@@ -134,9 +134,8 @@ class Driver:
         """
         status = "completed"
         try:
+            self._share()
             self._resume_row()
-            if self._shared is None:
-                self._share()
             while self._round < self._p.config.rounds:
                 with span("round", f"round {self._round + 1}"):
                     self._run_round()
@@ -154,10 +153,13 @@ class Driver:
     # -- one round, as in the design -------------------------------------------------------------
 
     def _share(self) -> None:
-        """Put the weights where actors get them: into the store, from which a node fetches them once, unless they are few.
+        """Put the weights where actors get them, unless they are there: into the store, from which a node fetches them once, or, where
+        they are few, into each call.
 
-        There they lie once for all processes of this node, this one among them.
+        In the store they lie once for all processes of this node, this one among them.
         """
+        if self._shared is not None:
+            return
         if self._weights.nbytes <= _SMALL:
             self._shared = self._weights.copy()
         else:
@@ -401,11 +403,12 @@ class Driver:
         """A run that died between a checkpoint and its round's line writes that line first."""
         pending = self._p.meta.get("pending")
         if pending is not None and all(r["round"] != pending["round"] for r in self._p.files.rows()):
-            self._evaluate(pending, ray.put(self._weights))
+            self._evaluate(pending, self._shared)
 
     def _finish_rows(self, evaluate: bool) -> None:
         if evaluate and self._open and self._open[-1].evaluation is None and "eval" not in str(self._open[-1].row["metrics"].keys()):
-            self._start_evaluation(self._open[-1], ray.put(self._weights))
+            self._share()
+            self._start_evaluation(self._open[-1], self._shared)
         self._flush(wait=True)
 
     def _save(self, force: bool = False) -> None:

@@ -73,7 +73,7 @@ def prepare_run(config: Config, resume: bool) -> Prepared:
     return prepared
 
 
-def share_records(prepared: Prepared) -> Given:
+def share_inputs(prepared: Prepared) -> Given:
     """Put the records into the object store, where the actors of each node share them, and the model's weights."""
     data, weights = [], []
     if prepared.federation is not None and prepared.config.clients.placement == "hosted":
@@ -209,7 +209,7 @@ class Experiment:
 
     def _train(self, request: Request) -> dict[str, Any]:
         began = time.monotonic()
-        given = self._given.get() if self._awaits else share_records(prepare_run(self._config, request.resume))
+        given = self._given.get() if self._awaits else share_inputs(prepare_run(self._config, request.resume))
         weights = given.weights.pop() if given.weights else None
         if given.prepared.model is not None:
             given.prepared.model.weights = ray.get(weights)

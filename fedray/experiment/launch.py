@@ -155,7 +155,7 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
     Raises:
         ConfigError: another run is at work there.
     """
-    from fedray.experiment.job import Experiment, share_records
+    from fedray.experiment.job import Experiment, share_inputs
 
     settings = config.ray
     r = settings.driver
@@ -165,7 +165,7 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
         node = ray.get_runtime_context().get_node_id()
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         driver = actor.options(**options, scheduling_strategy=strategy).remote(config, request, True)
-        driver.give.remote(share_records(prepared))
+        driver.give.remote(share_inputs(prepared))
         return driver
     name = driver_name(request.output)
     _make_room(name, config, settings.lost_after, listen)
