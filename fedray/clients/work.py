@@ -136,7 +136,8 @@ class Queue:
         return self._some(1)[0]
 
     def take(self, actors: int, busy: float = 0.0) -> list[ClientTask]:
-        """Take one actor's next share: most of its even share of the time that is left, and all of it where the rest is worth no more than a call.
+        """Take one actor's next share: most of its even share of the time that is left, all of it where the rest is worth no more than a call,
+        and never less than :data:`LEAST`, if so much is left.
 
         Args:
             actors: of the lane.
@@ -144,7 +145,7 @@ class Queue:
         """
         self._shares += 1
         left, even = self._ends[self._next + 1 :] - self._ends[self._next], (self.seconds + busy) / actors
-        # A short share may end a turn late, so that there is no call more; another is never longer than it should be.
+        # A short share may end a turn late, so that there is no call more; another is never longer than it should be, or than the least share.
         if self.short(actors):  # one call each
             share = self.seconds / max(1, actors - self._shares + 1)
             most = len(left) if self._shares >= actors else -(-len(self._clients) // actors)

@@ -23,7 +23,7 @@ DIGITS = str(ROOT / "configs" / "digits.yaml")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     folder = tmp_path_factory.mktemp("quickstart")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    command = [sys.executable, "-m", "fedray", "run", DIGITS, "ray.address=local", "--profile"]
+    command = [sys.executable, "-m", "fedray", "run", DIGITS, "ray.address=local", "clients.actors=2", "--profile"]
     done = subprocess.run(command, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     yield folder, done.stdout.decode()
@@ -119,7 +119,7 @@ def test_a_profile_shows_where_the_rounds_time_went(quickstart: tuple[Path, str]
     events = json.loads(files.trace.read_text())["traceEvents"]
     turns = [e for e in events if e["name"] == "local training"]
     assert len(turns) == 600  # ten clients, sixty rounds
-    assert len({e["pid"] for e in turns}) == found["actors_seen"]
+    assert len({e["pid"] for e in turns}) == found["actors_seen"] == 2
 
 
 def test_it_spent_what_was_planned_and_its_report_and_its_model_say_so(quickstart: tuple[Path, str]) -> None:
