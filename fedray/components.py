@@ -54,8 +54,6 @@ TRANSFORMS = Room("fedray.data", "TRANSFORMS", "data.normalize.kind")
 ALGORITHMS = Room("fedray.algorithms", "ALGORITHMS", "algorithm.kind")
 SERVERS = Room("fedray.algorithms", "SERVERS", "server.kind")
 AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind")
-CODECS = Room("fedray.updates", "CODECS", "compression.kind")
-SECURE = Room("fedray.updates", "SECURE", "secure.kind")
 MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
 SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind")
 LOSSES = Room("fedray.training", "LOSSES", "training.loss")
@@ -79,7 +77,6 @@ ROOMS: Mapping[str, Room] = {
     "algorithms": ALGORITHMS,
     "servers": SERVERS,
     "aggregators": AGGREGATORS,
-    "codecs": CODECS,
     "cohorts": SAMPLERS,
     "mechanisms": MECHANISMS,
     "losses": LOSSES,
@@ -138,15 +135,19 @@ def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], path:
         The arguments, converted to the annotated types.
 
     Raises:
-        ConfigError: unknown, missing or mistyped arguments, each with its path.
+        ConfigError: unknown, missing or mistyped arguments, each with its path; or a factory whose parameters cannot be known.
     """
-    parameters = {
-        n: p
-        for n, p in inspect.signature(factory).parameters.items()
-        if n not in set(own) and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
     name = getattr(factory, "__name__", str(factory))
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # some functions that are written in C
+        raise ConfigError(
+            f"{path}: what arguments {name} takes cannot be known; name a function or class that is written in Python."
+        ) from None
+    parameters = {
+        n: p for n, p in signature.parameters.items() if n not in set(own) and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for key in given:
         if key not in parameters and not open_ended:
             allowed = ", ".join(sorted(parameters)) or "none"

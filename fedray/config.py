@@ -33,6 +33,21 @@ class Part(Section):
         return dict(self.model_extra or {})
 
 
+class Unread(Section):
+    """A section that no part of this version reads: what it asks for would not run, so it may ask for nothing."""
+
+    kind: str = Field("none", description="none; no other kind is there yet.")
+
+    @model_validator(mode="after")
+    def _nothing(self) -> Unread:
+        if self.kind != "none":
+            raise ValueError(
+                f"kind: '{self.kind}' would not run, because no part of this version reads this section, and what does not run cannot be "
+                "claimed; set kind to none, or take the section out"
+            )
+        return self
+
+
 class Holdout(Section):
     """Records kept out of training for evaluation, where the source has no test set of its own."""
 
@@ -219,7 +234,7 @@ class Privacy(Section):
     regime: Regime | list[Regime] = Field(
         "none",
         description="none; record: DP-SGD at each client, the unit is one record of one client; client: noise at the driver, the unit is a "
-        "whole client; local: noise at each client, for an untrusted driver; distributed: integer noise at the clients, for a secure sum. "
+        "whole client; local: noise at each client, for an untrusted driver; distributed: integer noise at the clients, which adds up in the sum. "
         "[record, client] (or local, distributed) for both units, the second by privacy.joint.",
     )
     mechanism: Part | None = Field(
@@ -367,8 +382,8 @@ class Config(Section):
     algorithm: Part = Part(kind="fedavg")
     server: Part = Part(kind="sgd")
     aggregation: Part = Part(kind="mean")
-    compression: Part = Part(kind="none")
-    secure: Part = Part(kind="none")
+    compression: Unread = Unread()
+    secure: Unread = Unread()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedray import components
+from fedray.aggregation.build import make_aggregator
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.build import make_algorithm, make_server
 from fedray.audit.probes import Subject, train_one
@@ -68,7 +68,7 @@ class Rehearsal:
         assert prepared.model is not None
         self._prepared, self._config, self._model = prepared, prepared.config, prepared.model
         self._algorithm, self._server = make_algorithm(self._config.algorithm), make_server(self._config.server)
-        self._aggregate: Callable[[ExactSum], Vector] = components.find(components.AGGREGATORS, self._config.aggregation.kind)
+        self._aggregate = make_aggregator(self._config.aggregation)
         self._sizes = federation.sizes
         self._capacity = self._algorithm.max_weight_total(self._sizes)
         self._hosts: dict[int, ClientHost] = {}

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fedray import components
+from fedray.aggregation.build import make_aggregator
 from fedray.aggregation.exact import grid_bits
 from fedray.algorithms.build import make_algorithm, make_server, untouched
 from fedray.clients.groups import ClientGroup, make_groups
@@ -188,11 +189,7 @@ def check_parts(config: Config) -> None:
     """
     make_algorithm(config.algorithm)
     make_server(config.server)
-    find(components.AGGREGATORS, config.aggregation.kind)
-    for section, room in (("compression", components.CODECS), ("secure", components.SECURE)):
-        part = getattr(config, section)
-        if part.kind != "none":
-            find(room, part.kind)
+    make_aggregator(config.aggregation)
     if config.privacy.whole_clients:
         make_mechanism(config.privacy)
     find_loss(config.training.loss)

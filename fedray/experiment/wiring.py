@@ -13,7 +13,8 @@ from urllib.parse import quote
 import numpy as np
 import ray
 
-from fedray import __version__, components
+from fedray import __version__
+from fedray.aggregation.build import make_aggregator
 from fedray.algorithms.build import make_server
 from fedray.checkpoint import Checkpoint, load_latest
 from fedray.clients.groups import group_of, rates
@@ -112,7 +113,7 @@ class Wiring:
         shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size, "tokens": model.tokens}
         write_json(self._files.partition, {**p.partition, "model": shape})
         server = make_server(config.server)
-        aggregate = components.find(components.AGGREGATORS, config.aggregation.kind)
+        aggregate = make_aggregator(config.aggregation)
         if p.client_plan is not None:
             self._release = Release(p.client_plan, config.privacy.insecure_seed)
             self._release.load((checkpoint.meta.get("release") or {}) if checkpoint else {})

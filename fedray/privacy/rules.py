@@ -104,11 +104,6 @@ def _check_whole_clients(config: Config) -> None:
             "noise is made for; use mean.",
             f"privacy.incompatible.{regime}.aggregation",
         )
-    if config.compression.kind != "none":
-        raise PrivacyRefusal(
-            f"compression.kind: '{config.compression.kind}' would change updates after their clip; use none.",
-            f"privacy.incompatible.{regime}.compression",
-        )
     if privacy.denominator is not None and regime == "local":
         raise ConfigError("privacy.denominator: with regime local the mean of the noised updates is taken; take it out.")
     if regime == "distributed" and config.cohort.min_clients < 2:

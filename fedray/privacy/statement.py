@@ -85,9 +85,9 @@ def privacy_statement(
         "reveals_cohorts": secret_cohorts([p for g in guarantees for p in g.plans]),
         "tuning": wording.tuning(config),
         "exposure": wording.exposure(config),
-        "implementation": wording.implementation(),
+        "implementation": wording.implementation(config.privacy.record),
         "ledger": {
-            "scope": "this run alone" if config.privacy.ledger == "run" else "all runs that were charged to the same ledger",
+            "scope": wording.scope(config),
             "kept": "a charge is durable before the data is touched and is never taken back",
             "head_sha256": dict(ledger_head) if isinstance(ledger_head, Mapping) else ledger_head,
         },
@@ -150,7 +150,7 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim) ->
             "beside": "Renyi DP",
             "library": accounting.accountant_version(),
             "composition": "all charges in the ledger; charges of different plans are composed as if the plans had been fixed beforehand",
-            "assumptions": wording.assumptions(config, plan),
+            "assumptions": wording.assumptions(plan),
             "rounding": wording.ROUNDING,
         },
         "clients": [

@@ -80,7 +80,9 @@ def against(plan: Plan) -> str:
         return "the other clients, whoever sees the models or the metrics; not the driver"
     if plan.regime == "local":
         return "the driver, the other clients, whoever sees the models or the metrics"
-    return "the driver as far as it sees only sums (secure aggregation), the other clients, whoever sees the models or the metrics"
+    return (
+        "the other clients, whoever sees the models or the metrics; not the driver and the actors, which add single updates up in the clear"
+    )
 
 
 def released(plan: Plan) -> str:
@@ -143,9 +145,23 @@ def meaning(unit: str, adjacency: str, epsilon: float, delta: float, shown: str)
     )
 
 
+def _own_books(config: Config) -> set[bool]:
+    """Whether books end with the run, over the protected units."""
+    return {p.ledger == "run" for p in (config.privacy, config.privacy.joint) if p is not None}
+
+
+def scope(config: Config) -> str:
+    """Which runs' charges the figures add up."""
+    alone = _own_books(config)
+    if len(alone) > 1:
+        own, other = ("records", "clients") if config.privacy.ledger == "run" else ("clients", "records")
+        return f"for {own} this run alone; for {other} all runs that were charged to the same ledger"
+    return "this run alone" if alone == {True} else "all runs that were charged to the same ledger"
+
+
 def tuning(config: Config) -> str:
     """Whether the choice of settings is accounted for."""
-    if config.privacy.ledger == "run":
+    if True in _own_books(config):
         return (
             "Not accounted for: if settings were chosen by the results of other runs on the same private records, that choice cost privacy "
             "that is not in this figure; a lasting ledger would have counted those runs."
@@ -156,13 +172,13 @@ def tuning(config: Config) -> str:
     )
 
 
-def assumptions(config: Config, plan: Plan) -> list[dict[str, Any]]:
+def assumptions(plan: Plan) -> list[dict[str, Any]]:
     """What the accounting takes for granted, whether it holds in this run, and why: ``assumption``, ``holds``, ``because``."""
     secure = plan.rng != INSECURE_RNG
     generator = (
         f"drawn from {plan.rng}, fresh for every round and attempt" if secure else "noise and coins came from a seed and can be replayed"
     )
-    return _record_assumptions(secure, generator) if isinstance(plan, RecordPlan) else _client_assumptions(config, plan, secure, generator)
+    return _record_assumptions(secure, generator) if isinstance(plan, RecordPlan) else _client_assumptions(plan, secure, generator)
 
 
 def _holds(assumption: str, holds: bool, because: str) -> dict[str, Any]:
@@ -193,7 +209,7 @@ def _record_assumptions(secure: bool, generator: str) -> list[dict[str, Any]]:
     ]
 
 
-def _client_assumptions(config: Config, plan: ClientPlan, secure: bool, generator: str) -> list[dict[str, Any]]:
+def _client_assumptions(plan: ClientPlan, secure: bool, generator: str) -> list[dict[str, Any]]:
     facts, found = plan.facts, []
     if plan.amplified or plan.observers_rate is not None:
         kind = "Poisson samples" if facts.sampling == "poisson" else "uniform samples of fixed size"
@@ -222,13 +238,11 @@ def _client_assumptions(config: Config, plan: ClientPlan, secure: bool, generato
         _holds("the noise has the stated law and deviation, and is independent from round to round", secure, generator),
     ]
     if plan.regime == "distributed":
-        secret = config.secure.kind != "none"
         found.append(
             _holds(
                 "nobody sees a single client's update, only sums of at least cohort.min_clients of them",
-                secret,
-                f"secure.kind is {config.secure.kind}"
-                + ("" if secret else ": single updates carry only a share of the noise, and the driver and the actors could read them"),
+                False,
+                "no secure sum was made: single updates carry only a share of the noise, and the driver and the actors could read them",
             )
         )
     if plan.regime != "local":
@@ -264,11 +278,11 @@ def exposure(config: Config) -> dict[str, Any]:
     }
 
 
-def implementation() -> dict[str, str]:
-    """On what the statement's truth rests besides mathematics."""
+def implementation(records: bool) -> dict[str, str]:
+    """On what the statement's truth rests besides mathematics; ``records``: whether local steps are protected, which are tested first."""
     return {
         "code": "clipping, sampling, noise and ledger are fedray's own, open source (Apache-2.0); accounting builds on dp-accounting",
-        "checked": "in this run: sensitivity before training, receipts against charges, the ledger's hash chain. `fedray ledger verify` "
+        "checked": f"in this run: {'sensitivity before training, ' if records else ''}receipts against charges, the ledger's hash chain. `fedray ledger verify` "
         "recomputes every figure from the ledger's entries; `fedray audit` attacks the run and gives lower bounds",
         "not_checked": "nobody outside the project has certified the implementation, the hardware or the operating system",
     }

@@ -103,7 +103,6 @@ class TestEvents:
 REFUSED = [
     ({}, {"algorithm": {"kind": "fedavg"}}, "privacy.incompatible.client.sample_weights"),
     ({}, {"aggregation": {"kind": "median"}}, "privacy.incompatible.client.aggregation"),
-    ({}, {"compression": {"kind": "topk"}}, "privacy.incompatible.client.compression"),
     ({}, {"evaluation": {"federated": True}}, "privacy.incompatible.record.federated_evaluation"),
     ({"regime": "distributed"}, {}, "privacy.incompatible.distributed.min_clients"),
 ]

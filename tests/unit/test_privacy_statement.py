@@ -127,7 +127,23 @@ def test_secret_cohorts_are_assumed_only_where_the_headline_needs_them(stated: C
 def test_without_a_secure_sum_distributed_noise_says_so(stated: Callable[..., dict[str, Any]]) -> None:
     found = assumption(stated("distributed"), "only sums")
     assert not found["holds"]
-    assert "secure.kind is none" in found["because"]
+    assert "no secure sum was made" in found["because"]
+    line = stated("distributed")["guarantee"]
+    assert "not the driver" in line["against"]
+    assert "trusted with single updates" in line["trust"]
+
+
+def test_only_checks_that_ran_are_said_to_have_been_made(stated: Callable[..., dict[str, Any]]) -> None:
+    """The test of sensitivity before training is one of local steps."""
+    checked = {name: "sensitivity before training" in stated(name)["implementation"]["checked"] for name in REGIMES}
+    assert {name for name, said in checked.items() if said} == {"record", "joint"}
+
+
+def test_a_book_of_each_unit_has_a_scope_of_its_own(stated: Callable[..., dict[str, Any]]) -> None:
+    assert stated("joint")["ledger"]["scope"] == "this run alone"
+    found = stated("joint", ledger="books")
+    assert found["ledger"]["scope"] == "for clients this run alone; for records all runs that were charged to the same ledger"
+    assert "Not accounted for" in found["tuning"]
 
 
 def test_adjacency_and_the_two_kinds_of_arithmetic(stated: Callable[..., dict[str, Any]]) -> None:

@@ -22,8 +22,8 @@ from fedray.privacy.mechanisms.discrete import Grid, decode, encode
 from fedray.privacy.mechanisms.integernoise import Kind, table_error
 
 TRUST = (
-    "the driver need not be trusted with single updates where it sees only sums of them, which is secure aggregation's part "
-    "(secure.kind; without it the plain integer sum is a rehearsal)"
+    "the driver and the actors are trusted with single updates, which they add up in the clear and which carry only a share of the noise: "
+    "a rehearsal of a secure sum, which no part of this version makes"
 )
 #: Standard deviation of a share in grid units that an automatic scale aims at: rounding then costs a tenth of a percent, and tables are quick to make.
 _SIGMA = 2.0**13

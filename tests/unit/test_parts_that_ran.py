@@ -1,0 +1,110 @@
+"""What nothing reads is refused, whatever part it names: an argument that does nothing, a section that no part reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedray.config import Config
+from fedray.configfile import build_config
+from fedray.errors import ConfigError
+from fedray.experiment.preparation import check_only, prepare
+
+RAW: dict[str, Any] = {
+    "name": "t",
+    "rounds": 2,
+    "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 3}, "normalize": {"kind": "unit_norm"}},
+    "model": {"kind": "softmax"},
+    "training": {"batch_size": 8, "epochs": 1, "schedule": {"kind": "constant"}},
+    "algorithm": {"kind": "fedavg", "weights": "uniform"},
+    "cohort": {"kind": "all"},
+    "aggregation": {"kind": "mean"},
+    "server": {"kind": "sgd"},
+}
+PRIVATE: dict[str, Any] = {"regime": "distributed", "noise_multiplier": 2.0, "delta": 1e-3, "mechanism": {"kind": "ddg"}}
+
+
+def made(path: str, value: Any) -> Config:
+    """The config with one key changed."""
+    raw: dict[str, Any] = {**RAW, "cohort": {"kind": "all", "min_clients": 2}, "privacy": PRIVATE} if "mechanism" in path else dict(RAW)
+    node = raw
+    *sections, key = path.split(".")
+    for section in sections:
+        node[section] = dict(node.get(section) or {})
+        node = node[section]
+    node[key] = value
+    return build_config(raw)
+
+
+@pytest.mark.parametrize("section", ["secure", "compression"])
+@pytest.mark.parametrize("kind", ["python:os:getpid", "secagg", "topk", "NONE", ""])
+@pytest.mark.parametrize("privacy", [{}, PRIVATE])
+def test_a_section_that_no_part_reads_is_refused(section: str, kind: str, privacy: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"^{section}.kind: '{kind}' would not run.*set kind to none, or take the section out"):
+        build_config({**RAW, "cohort": {"kind": "all", "min_clients": 2}, "privacy": privacy, section: {"kind": kind}})
+
+
+@pytest.mark.parametrize("section", ["secure", "compression"])
+def test_such_a_section_takes_no_arguments(section: str) -> None:
+    assert getattr(build_config({**RAW, section: {"kind": "none"}}), section).kind == "none"
+    with pytest.raises(ConfigError, match=rf"^{section}.bits: unknown key"):
+        build_config({**RAW, section: {"kind": "none", "bits": 8}})
+
+
+SECTIONS = ["aggregation", "algorithm", "server", "model", "cohort", "training.schedule", "data", "data.partition", "data.normalize"]
+
+
+def test_the_config_without_such_an_argument_is_accepted() -> None:
+    prepare(made("seed", 1))
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, "privacy.mechanism"])
+def test_an_argument_that_no_part_takes_is_refused(section: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{section}.foo: unknown"):
+        prepare(made(f"{section}.foo", 1))
+
+
+def halved(total: Any, by: float = 2.0) -> Any:
+    """A rule with an argument of its own."""
+    return total.mean() / by
+
+
+def nothing() -> None:
+    return None
+
+
+HERE = f"python:{__name__}:"
+
+
+def test_a_rule_of_ones_own_gets_its_arguments_and_no_others() -> None:
+    import numpy as np
+
+    from fedray.aggregation.build import make_aggregator
+    from fedray.aggregation.exact import ExactSum
+
+    total = ExactSum.zero(3, 1.0)
+    total.add(np.array([1.0, 2.0, 4.0], dtype=np.float32), 1.0)
+    config = made("aggregation", {"kind": f"{HERE}halved", "by": 4})
+    assert make_aggregator(config.aggregation)(total).tolist() == [0.25, 0.5, 1.0]
+    with pytest.raises(ConfigError, match=r"^aggregation.total: unknown argument of halved"):
+        check_only(made("aggregation", {"kind": f"{HERE}halved", "total": 1}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (f"{HERE}nothing", "takes no argument"),
+        ("python:os:getpid", "takes no argument"),
+        (f"{HERE}RAW", "is a dict"),
+        ("median", "is not known"),
+    ],
+)
+def test_what_is_no_rule_is_refused(kind: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^aggregation.kind: .*{words}"):
+        check_only(made("aggregation.kind", kind))
+
+
+def test_a_part_written_in_c_ends_in_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="what arguments max takes cannot be known"):
+        check_only(made("model.kind", "python:builtins:max"))
