@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, shortened
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return adapter.validate_python(value, strict=False)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise ConfigError(f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {value!r}.") from None
+        raise ConfigError(f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shortened(repr(value))}.") from None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedray.components import nearest
 from fedray.config import Config
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, shortened
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,27 +68,63 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read, override and validate.
+    """Read, override and validate; see :func:`resolve_config`."""
+    return resolve_config(path, overrides)
+
+
+def resolve_config(
+    config: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, str] | None = None
+) -> Config:
+    """A config from wherever it comes, with overrides applied, validated as a whole.
 
     Args:
-        path: a YAML file.
+        config: a path to a YAML file, plain data, or a config that was read before.
         overrides: ``key.path=value``, the value read as YAML; lists are indexed by number.
+        given: values that take the place of the config's own, by key path, because the caller gives the part itself.
 
     Raises:
-        ConfigError: with every problem found, one a line.
+        ConfigError: with every problem found, one a line; an override of what is given is one.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such config file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a config file ({error}).") from None
-    raw = parse_yaml(text, str(path))
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: should hold sections (name:, data:, ...), but holds {type(raw).__name__}.")
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise ConfigError(f"overrides: should be a list of texts such as ['rounds=3'], but is {overrides!r}.")
+    raw = _read(config)
     for override in overrides:
         _apply(raw, override)
+    for path, value in (given or {}).items():
+        section, _, key = path.partition(".")
+        for override in overrides:
+            name, _, text = override.partition("=")
+            if name == path or (name == section and key in (parse_yaml(text, override) or {})):
+                raise ConfigError(f"{path}: the override '{override}' contradicts the argument {section}= that gives it; leave one out.")
+        _set(raw, path, value)
     return build_config(raw)
+
+
+def _read(config: Config | str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The config's plain data, of which nothing is shared with the caller's."""
+    if isinstance(config, Config | Mapping):
+        plain: dict[str, Any] = _plain(config)
+        return plain
+    if not isinstance(config, str | Path):
+        raise ConfigError(f"config: should be a path, a mapping or a Config, but is a {type(config).__name__}.")
+    try:
+        text = Path(config).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{config}: there is no such config file.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{config}: cannot be read as a config file ({error}).") from None
+    raw = parse_yaml(text, str(config))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{config}: should hold sections (name:, data:, ...), but holds {type(raw).__name__}.")
+    return raw
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):  # what was not set follows from what is set, as in a file
+        value = value.model_dump(exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def build_config(raw: dict[str, Any]) -> Config:
@@ -109,15 +145,18 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     path, sign, value = override.partition("=")
     if not sign or not path:
         raise ConfigError(f"'{override}': an override reads key.path=value.")
+    _set(raw, path, parse_yaml(value, override))
+
+
+def _set(raw: dict[str, Any], path: str, value: Any) -> None:
     keys = path.split(".")
     node: Any = raw
     for i, key in enumerate(keys[:-1]):
         node = _step(node, key, ".".join(keys[: i + 1]))
-    parsed = parse_yaml(value, override)
     if isinstance(node, list):
-        node[_index(node, keys[-1], path)] = parsed
+        node[_index(node, keys[-1], path)] = value
     else:
-        node[keys[-1]] = parsed
+        node[keys[-1]] = value
 
 
 def _step(node: Any, key: str, path: str) -> Any:
@@ -127,7 +166,7 @@ def _step(node: Any, key: str, path: str) -> Any:
     if child is None:
         child = node[key] = {}
     if not isinstance(child, dict | list):
-        raise ConfigError(f"{path}: is the value {child!r}, not a section; nothing can be set below it.")
+        raise ConfigError(f"{path}: is the value {shortened(repr(child))}, not a section; nothing can be set below it.")
     return child
 
 
@@ -150,7 +189,7 @@ def _sentence(problem: dict[str, Any]) -> str:
         return f"{path + '.' if path else ''}{context.get('error', problem['msg'])}."
     message = problem["msg"]
     message = message[0].lower() + message[1:]
-    return f"{path}: {message}, but is {value!r}."
+    return f"{path}: {message}, but is {shortened(repr(value))}."
 
 
 def _fields_at(location: Sequence[Any]) -> list[str]:

@@ -7,11 +7,21 @@ pickling on its way through Ray.
 
 from __future__ import annotations
 
+import re
+
+_LONGEST_WORD, _LONGEST_LINE = 300, 2000  # characters that an error shows
+
 
 class FedrayError(Exception):
-    """Something failed while running; the sentence says what, where and what to do."""
+    """Something failed while running; the sentence says what, where and what to do.
+
+    Of a word or a line that is too long to be read, the sentence has the two ends.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_readable(a) if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(FedrayError):
@@ -68,6 +78,20 @@ class RoundFailed(FedrayError):
 
 class Stopped(FedrayError):
     """Training was asked to stop (signal, deadline); nothing of the current update is used."""
+
+
+def shortened(text: str, longest: int = _LONGEST_WORD) -> str:
+    """A text of at most about ``longest`` characters: of a longer one the two ends."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest // 2]}...({len(text):,} characters)...{text[-longest // 4 :]}"
+
+
+def _readable(text: str) -> str:
+    if len(text) <= _LONGEST_WORD:
+        return text
+    words = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: shortened(word[0]), text)
+    return "\n".join(shortened(line, _LONGEST_LINE) for line in words.split("\n"))
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ import ray
 from fedray import components
 from fedray.clients.nodes import ray_options
 from fedray.config import Config
-from fedray.configfile import build_config, load_config
+from fedray.configfile import resolve_config
 from fedray.errors import ConfigError, FedrayError, first_line
 from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, find_place, joined, off_the_head
@@ -72,7 +72,7 @@ def run(
     model: Callable[..., Any] | None = None,
     data: Callable[..., Any] | None = None,
     callbacks: Sequence[Listener] = (),
-    output: str | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
     profile: bool = False,
 ) -> Result:
@@ -80,9 +80,10 @@ def run(
 
     Args:
         config: a config, a path to one, or plain data.
-        overrides: ``key.path=value``.
-        model: a factory to use instead of ``model.kind``; takes any of input_shape, outputs and the section's arguments.
-        data: a function to use instead of ``data.source``, as for ``python:`` sources.
+        overrides: ``key.path=value``, applied to whatever ``config`` is.
+        model: a factory to use instead of ``model.kind``, which need not be there; takes any of input_shape, outputs and the
+            section's arguments.
+        data: a function to use instead of ``data.source``, which need not be there, as for ``python:`` sources.
         callbacks: called with (kind, value) for each event: ``joining`` (a sentence), ``started`` (facts), ``row`` (a round's line), ``note`` (a sentence).
         output: output directory; default ``runs/NAME``.
         resume: continue the run in ``output``.
@@ -92,21 +93,19 @@ def run(
         ConfigError: the config, the data or the cluster is not usable; nothing was trained.
         FedrayError: the run failed; its directory holds what was saved.
     """
-    provided: dict[str, Any] = {}
-    if isinstance(config, str | Path):
-        resolved = load_config(config, overrides)
-    elif isinstance(config, Config):
-        resolved = config
-    else:
-        resolved = build_config(dict(config))
-    if model is not None:
-        provided["python:provided:model"] = model
-        resolved = resolved.model_copy(update={"model": resolved.model.model_copy(update={"kind": "python:provided:model"})})
-    if data is not None:
-        provided["python:provided:data"] = data
-        resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"source": "python:provided:data"})})
+    parts = {"model.kind": model, "data.source": data}
+    for path, part in parts.items():
+        if part is not None and not callable(part):
+            raise ConfigError(
+                f"{path.partition('.')[0]}: should be a function, but is a {type(part).__name__}; name a built-in in the config."
+            )
+    if not all(map(callable, callbacks)):
+        raise ConfigError("callbacks: should be a list of functions of (kind, value).")
+    given = {path: f"python:provided:{path.partition('.')[0]}" for path, part in parts.items() if part is not None}
+    resolved = resolve_config(config, overrides, given)
+    provided = {name: parts[path] for path, name in given.items()}
     components.provide(provided)
-    where = choose_output(resolved.name, output, resume)
+    where = choose_output(resolved.name, None if output is None else str(output), resume)
     place = find_place(resolved.ray)
     # torch takes long to import and Ray takes long to start, so the one goes on beside the other.
     request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided, profile=profile)

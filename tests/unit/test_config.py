@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from fedray.configfile import build_config, dump_config, load_config, parse_yaml, schema
+import fedray
+from fedray.configfile import build_config, dump_config, load_config, parse_yaml, resolve_config, schema
 from fedray.errors import ConfigError
 
 MINIMAL = """
@@ -119,3 +120,62 @@ def test_schema_documents_every_field_and_accepts_the_shipped_configs():
     jsonschema = pytest.importorskip("jsonschema")
     for path in (ROOT / "configs").glob("*.yaml"):
         jsonschema.Draft202012Validator(document).validate(parse_yaml(path.read_text(), str(path)))
+
+
+PLAIN = parse_yaml(MINIMAL, "minimal")
+
+
+@pytest.mark.parametrize("kind", ["path", "mapping", "config"])
+def test_overrides_reach_whatever_the_config_is(kind, file):
+    config = {"path": file, "mapping": PLAIN, "config": load_config(file)}[kind]
+    before = json.dumps(PLAIN)
+    overrides = ["rounds=9", "privacy={regime: record, target_epsilon: 2.0, delta: 1e-4}", "privacy.clip=0.5"]
+    found = resolve_config(config, overrides)
+    assert found == load_config(file, overrides)
+    assert (found.rounds, found.privacy.regime, found.privacy.clip) == (9, "record", 0.5)
+    assert json.dumps(PLAIN) == before
+
+
+def test_an_override_that_is_wrong_is_refused_for_mappings_too():
+    with pytest.raises(ConfigError, match="rouns: unknown key"):
+        fedray.run(PLAIN, overrides=["rouns=9"])
+    with pytest.raises(ConfigError, match=r"privacy\.regime: input should be"):
+        fedray.run(build_config(PLAIN), overrides=["privacy.regime=strict"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"overrides": "rounds=9"}, "overrides: should be a list of texts"),
+        ({"overrides": {"rounds": 9}, "model": 3}, "model: should be a function, but is a int"),
+        ({"overrides": [3]}, "overrides: should be a list of texts"),
+        ({"data": [1, 2]}, "data: should be a function, but is a list"),
+        ({"callbacks": [3]}, "callbacks: should be a list of functions"),
+        ({"model": dict, "overrides": ["model.kind=mlp"]}, "'model.kind=mlp' contradicts the argument model="),
+        ({"data": dict, "overrides": ["data={source: 'npz:x'}"]}, "contradicts the argument data="),
+    ],
+)
+def test_what_run_is_given_is_applied_or_refused(arguments, expected):
+    with pytest.raises(ConfigError, match=expected):
+        fedray.run(PLAIN, **arguments)
+    with pytest.raises(ConfigError, match="config: should be a path, a mapping or a Config, but is a int"):
+        fedray.run(3)
+
+
+def test_a_part_that_is_given_takes_the_place_of_the_configs_and_needs_none():
+    given = {"model.kind": "python:provided:model", "data.source": "python:provided:data"}
+    bare = {key: value for key, value in PLAIN.items() if key not in ("model", "data")}
+    for config in (PLAIN, bare, build_config(PLAIN)):
+        found = resolve_config(config, ["model.hidden=3"], given)
+        assert (found.model.kind, found.model.arguments, found.data.source) == (
+            "python:provided:model",
+            {"hidden": 3},
+            "python:provided:data",
+        )
+
+
+@pytest.mark.parametrize("override", ["rounds=" + "x" * 100_000, "rounds=" + "x " * 50_000, "x" * 100_000 + "=1", "x" * 100_000])
+def test_a_value_of_100000_characters_is_cut_in_an_error(override, file):
+    with pytest.raises(ConfigError, match=r"\(\d{2,3},\d{3} characters\)") as found:
+        load_config(file, [override])
+    assert len(str(found.value)) < 2500
