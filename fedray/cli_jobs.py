@@ -74,8 +74,9 @@ def submit(
         where,
         hashlib.sha256(dump_config(resolved).encode()).hexdigest(),
         jobs.make_entrypoint(_inside(config, root), overrides, where, profile),
-        jobs.make_runtime_env(root, packages, pip, environment, references),
+        jobs.make_runtime_env(root, packages, pip, environment, references, lambda text: click.echo(text, err=True)),
     )
+    credentials.refuse_password(str(config), dump_config(resolved))
     _check(resolved, pip)
     client = job_client.Client(target, token)
     job, new = jobs.start(client, submission)

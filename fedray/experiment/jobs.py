@@ -7,36 +7,18 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedray import credentials, logs
 from fedray.errors import ConfigError, FedrayError, first_line
+from fedray.experiment import shipment
 from fedray.experiment.job_client import STOP_WAIT
 
 #: Keys of a job's metadata.
 NAME, OUTPUT, CONFIG = "fedray.name", "fedray.output", "fedray.config"
-
-#: What a working directory may hold in all, in bytes: it lies in the memory of the cluster's head.
-SHIPPED = 100 * 2**20
-
-#: Never shipped: repositories, environments, outputs, and files that tend to hold secrets.
-EXCLUDED = [
-    ".git",
-    ".venv",
-    "venv",
-    "__pycache__",
-    ".mypy_cache",
-    ".pytest_cache",
-    ".ruff_cache",
-    "/runs",
-    "/mlruns",
-    ".env",
-    "*.pem",
-    "*.key",
-]
 
 
 @dataclass(frozen=True)
@@ -105,7 +87,12 @@ def make_entrypoint(config: str, overrides: Sequence[str], output: str, profile:
 
 
 def make_runtime_env(
-    working_dir: Path, modules: Sequence[Path], pip: Sequence[str], variables: Mapping[str, str], secrets: Mapping[str, str]
+    working_dir: Path,
+    modules: Sequence[Path],
+    pip: Sequence[str],
+    variables: Mapping[str, str],
+    secrets: Mapping[str, str],
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Ray's runtime environment of a job.
 
@@ -115,15 +102,16 @@ def make_runtime_env(
         pip: requirements to install.
         variables: environment variables.
         secrets: name to reference.
+        tell: called with what stays here for its name's sake, a sentence a directory.
 
     Raises:
-        ConfigError: a directory is missing or too large, or a requirement holds a password.
+        ConfigError: a directory is missing or too large, a file in it looks like a key, or a requirement holds a password.
     """
-    excludes = EXCLUDED + _outputs(working_dir)
+    excludes = shipment.exclusions(working_dir)
     for flag, path in [("--working-dir", working_dir), *(("--py-module", m) for m in modules)]:
-        if not path.is_dir():
-            raise ConfigError(f"{flag} {path}: there is no such directory.")
-        _check_size(flag, path, excludes)
+        left = shipment.check(flag, path, excludes)
+        if left:
+            tell(f"{flag} {path}: not shipped, for their names are those of secrets: {', '.join(left)}")
     for requirement in pip:
         credentials.refuse_password("--pip", requirement)
     variables = {**variables, logs.FORM: "json", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT)}
@@ -135,36 +123,6 @@ def make_runtime_env(
     if pip:
         env["pip"] = list(pip)
     return env
-
-
-def _outputs(root: Path) -> list[str]:
-    """Patterns of the run directories below ``root``."""
-    found = []
-    for folder, below, files in os.walk(root):
-        below[:] = [b for b in below if b not in EXCLUDED]
-        if {"config.yaml", "metrics.jsonl"} <= set(files):
-            below.clear()
-            found.append("/" + os.path.relpath(folder, root))
-    return found
-
-
-def _check_size(flag: str, root: Path, excludes: Sequence[str]) -> None:
-    from ray._private.runtime_env import packaging  # what Ray itself walks, .gitignore and .rayignore heeded
-
-    sizes: dict[str, int] = {}
-
-    def add(path: Path) -> None:
-        if path.is_file():
-            sizes[str(path.relative_to(root))] = path.stat().st_size
-
-    packaging._dir_travel(root, [packaging._get_excludes(root, list(excludes))], add, include_gitignore=True)
-    whole = sum(sizes.values())
-    if whole > SHIPPED:
-        largest = ", ".join(f"{name} {sizes[name] / 2**20:.0f} MiB" for name in sorted(sizes, key=lambda n: -sizes[n])[:3])
-        raise ConfigError(
-            f"{flag} {root}: holds {whole / 2**20:.0f} MiB to ship, more than {SHIPPED >> 20} MiB (largest: {largest}); ship code "
-            "and configs only: list data in a .gitignore or .rayignore there, and keep it where the nodes can read it."
-        )
 
 
 def start(client: Any, submission: Submission) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from fedray import credentials, logs
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError
-from fedray.experiment import job_client, jobs
+from fedray.experiment import job_client, jobs, shipment
 from fedray.experiment.job_health import Health, health_text, jobs_text, progressed
 
 CONFIG = ROOT / "configs" / "digits.yaml"
@@ -162,7 +162,7 @@ def test_a_working_directory_that_is_too_large_is_refused_with_its_largest_files
     big = tmp_path / "data" / "big.npz"
     big.parent.mkdir()
     with big.open("wb") as file:
-        file.truncate(jobs.SHIPPED + 1)
+        file.truncate(shipment.SHIPPED + 1)
     with pytest.raises(ConfigError, match=r"holds 100 MiB to ship, more than 100 MiB \(largest: data/big\.npz 100 MiB\)"):
         jobs.make_runtime_env(tmp_path, [], [], {}, {})
     (tmp_path / ".rayignore").write_text("data\n")
@@ -190,6 +190,16 @@ def test_mistakes_are_told_before_anything_is_sent(arguments: list[str], said: s
     done = CliRunner().invoke(cli, ["submit", str(CONFIG), "--working-dir", str(CONFIG.parent), *arguments])
     assert done.exit_code == 2, done.output
     assert said in done.stderr
+
+
+def test_a_config_with_a_password_does_not_travel(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"{CONFIG.read_text()}\ntracking: {{uri: 'http://me:hunter2@mlflow:5000'}}\n")
+    arguments = ["--address", "http://127.0.0.1:1", "--output", "/o", "--working-dir", str(tmp_path)]
+    done = CliRunner().invoke(cli, ["submit", str(config), *arguments])
+    assert done.exit_code == 2, done.output
+    assert "mine.yaml: holds an address with a password" in done.stderr
+    assert "hunter2" not in done.output
 
 
 # -- following -----------------------------------------------------------------------------------

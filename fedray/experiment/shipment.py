@@ -1,0 +1,159 @@
+"""What of a directory travels to the cluster with a job.
+
+Ray packs a working directory (or a module's) as it is, and whoever may run code in the cluster can read the package. So files
+whose names are those of secrets stay here, and a file that looks like a key by what is in it stops the submission.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from fedray.errors import ConfigError
+
+#: What a directory may hold in all, in bytes: it lies in the memory of the cluster's head.
+SHIPPED = 100 * 2**20
+
+#: Repositories, environments, caches, outputs.
+_USELESS = [".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", "/runs", "/mlruns"]
+
+#: Names that secrets go by, as patterns of a .gitignore. ``.[!p]*`` leaves Python files alone. This repository's .gitignore has them, too.
+SECRET_NAMES = [
+    *("secret", "*secrets", "secret.[!p]*", "*secrets.[!p]*", "*[-_.]secret.[!p]*", "client_secret*.json"),
+    *("token", "*[-_.]token", "*[-_.]tokens", "tokens", "token.[!p]*", "*[-_]token.[!p]*", "*tokens.[!p]*"),
+    *("*credential", "*credentials", "*credential*.[!p]*", "service[-_]account*.json", "*[-_]service[-_]account*.json"),
+    *("password", "*passwords", "passwd", "*[-_.]password", "password.[!p]*", "*passwords.[!p]*", "*[-_]password.[!p]*"),
+    *("*api[-_]key", "*api[-_]key.[!p]*", "*apikey", "*apikey.[!p]*", "*private[-_]key", "*private[-_]key.[!p]*"),
+    *("*accesskey.[!p]*", "*accesskeys.[!p]*", "*access[-_]key.[!p]*", "*access[-_]keys.[!p]*", "rootkey.csv"),
+    *(".env", ".env.*", "*.env", ".envrc", "*.tfvars", "*.tfstate", "*.tfstate.*"),
+    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.gpg", "*.pgp", "*.agekey"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "ssh_host_*_key*"),
+    *(".ssh", ".aws", ".azure", ".gcloud", ".kube", ".docker", ".gnupg", ".oci", "kubeconfig", "kubeconfig.*", "*.kubeconfig"),
+    *(".netrc", "_netrc", ".pgpass", ".my.cnf", ".pypirc", ".npmrc", ".git-credentials", ".htpasswd", ".dockercfg", ".dockerconfigjson"),
+    *(".boto", ".s3cfg", ".passwd-s3fs", ".vault-token", ".vault_pass*", ".databrickscfg", "kaggle.json", "rclone.conf"),
+]
+
+#: What keys look like. The header of a private key counts where a line (also one of a string in JSON) ends behind it.
+_LOOKS = {
+    "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*(?:[\r\n]|\\[rn]|\Z)"
+    rb"|---- BEGIN SSH2 \w+ PRIVATE KEY ----|PuTTY-User-Key-File-\d|AGE-SECRET-KEY-1[0-9A-Z]{20}|client-key-data:\s*[A-Za-z0-9+/=]{40}",
+    "a key of AWS": rb"(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"
+    rb"|(?i:secret_?access_?key)[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",
+    "an access token": rb"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22}|glpat-[A-Za-z0-9_-]{20}|hf_[A-Za-z0-9]{30}"
+    rb"|xox[abeoprs]-[A-Za-z0-9-]{20}|AIza[A-Za-z0-9_-]{35}|pypi-AgEI[A-Za-z0-9_-]{20}"
+    rb"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10})",
+    "a password": rb"(?m:^\s*machine\s+\S+\s+login\s+\S+\s+password\s+\S)",
+}
+_WORDS = {kind: re.compile(pattern) for kind, pattern in _LOOKS.items()}
+
+
+def exclusions(root: Path) -> list[str]:
+    """Patterns of what is not shipped of a working directory: what is of no use there, the outputs of runs, and names of secrets."""
+    return [*_USELESS, *_outputs(root), *(_in_any_case(name) for name in SECRET_NAMES)]
+
+
+def check(flag: str, root: Path, excludes: Sequence[str]) -> list[str]:
+    """Look at what Ray will pack of ``root``.
+
+    Args:
+        flag: the option that named the directory, for errors.
+        root: the directory.
+        excludes: from :func:`exclusions`.
+
+    Returns:
+        What is left out for its name's sake, each directory by itself.
+
+    Raises:
+        ConfigError: there is no such directory, it is too large, or a file looks like a key.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{flag} {root}: there is no such directory.")
+    files, left = _survey(root, [e for e in excludes if e not in _SECRETS])
+    sizes = {name: (root / name).stat().st_size for name in files}
+    whole = sum(sizes.values())
+    if whole > SHIPPED:
+        largest = ", ".join(f"{name} {sizes[name] / 2**20:.0f} MiB" for name in sorted(sizes, key=lambda n: -sizes[n])[:3])
+        raise ConfigError(
+            f"{flag} {root}: holds {whole / 2**20:.0f} MiB to ship, more than {SHIPPED >> 20} MiB (largest: {largest}); ship code "
+            "and configs only: list data in a .gitignore or .rayignore there, and keep it where the nodes can read it."
+        )
+    for name in files:
+        why = _looks_secret(flag, root, name)
+        if why:
+            raise ConfigError(
+                f"{flag} {root}: {name} looks like a secret ({why}), and whoever may run code in the cluster can read what is shipped; move "
+                "it elsewhere, or list it in a .rayignore there. Nodes get a secret by reference: --secret NAME=file:/path/on/the/nodes."
+            )
+    return left
+
+
+def _in_any_case(pattern: str) -> str:
+    """The pattern for upper and lower case: git's patterns know no such flag."""
+    inside, made = False, []
+    for sign in pattern:
+        inside = sign == "[" or (inside and sign != "]")
+        both = sign.lower() + sign.upper() if sign.isalpha() else sign
+        made.append(both if inside or not sign.isalpha() else f"[{both}]")
+    return "".join(made)
+
+
+_SECRETS = frozenset(map(_in_any_case, SECRET_NAMES))
+
+
+def _survey(root: Path, excludes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files below ``root`` that Ray would pack, and what among them goes by the name of a secret, as relative paths."""
+    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
+    from ray._private.runtime_env import packaging  # what Ray itself walks, .gitignore and .rayignore heeded
+
+    secret = _secret_names(root)
+    files, left = [], []
+
+    def see(path: Path) -> None:
+        if secret(path):
+            if not secret(path.parent):
+                left.append(path.relative_to(root).as_posix() + ("/" if path.is_dir() else ""))
+        elif path.is_file():
+            files.append(path.relative_to(root).as_posix())
+
+    heeded = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    packaging._dir_travel(root, [packaging._get_excludes(root, list(excludes))], see, include_gitignore=heeded)
+    return sorted(files), sorted(left)
+
+
+def _looks_secret(flag: str, root: Path, name: str) -> str | None:
+    """What a file looks like, in words; None where it is nothing of the kind."""
+    path, base = root / name, root.resolve()
+    target = path.resolve()  # of a link, which is packed as what it leads to
+    base = base if target.is_relative_to(base) else Path("/")
+    if _secret_names(base)(target):
+        return f"a link to {target}"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag} {root}: {name} cannot be read ({error.strerror}); list it in a .rayignore there.") from None
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16
+        data = data.replace(b"\0", b"")
+    return next((kind for kind, words in _WORDS.items() if words.search(data)), None)
+
+
+@cache
+def _secret_names(root: Path) -> Callable[[Path], bool]:
+    """Whether a path below ``root`` has a part that is the name of a secret."""
+    from ray._private.runtime_env import packaging
+
+    found: Callable[[Path], bool] = packaging._get_excludes(root, list(_SECRETS))
+    return found
+
+
+def _outputs(root: Path) -> list[str]:
+    """Patterns of the run directories below ``root``."""
+    found = []
+    for folder, below, files in os.walk(root):
+        below[:] = [b for b in below if b not in _USELESS]
+        if {"config.yaml", "metrics.jsonl"} <= set(files):
+            below.clear()
+            found.append("/" + os.path.relpath(folder, root))
+    return found
