@@ -28,7 +28,6 @@ from fedray.data.records import positions
 from fedray.errors import BudgetReached, ClaimVoid, FedrayError, RoundFailed, Stopped
 from fedray.parameters import Layout, Vector, fingerprint
 from fedray.privacy.chain import EVERYONE
-from fedray.privacy.csprng import noise_source
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release
 from fedray.rng import generator
@@ -279,7 +278,7 @@ class Driver:
         if release is None:
             coins = generator(seed, "cohort", number).random(len(p.names))
         else:  # who takes part is part of the mechanism, and secret
-            coins = noise_source(p.config.privacy.insecure_seed, number, "cohort").uniform(len(p.names))
+            coins = release.coins(number)
             if p.noised:  # who is charged for being drawn is drawn like all others, and left out only then
                 allowed = release.eligible(number)
                 drawn_from = np.ones_like(eligible) if allowed is None else allowed

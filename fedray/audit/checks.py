@@ -16,13 +16,14 @@ import torch
 
 from fedray.audit.findings import Check
 from fedray.audit.probes import Floats, Probe, Subject, start_host, synthetic, train_one
-from fedray.audit.statistics import coin_check, guarded, independence_check, largest, noise_check
+from fedray.audit.statistics import coin_check, guarded, independence_check, largest, noise_check, secrecy_check
 from fedray.clients.messages import ClientTask
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector
 from fedray.privacy import accounting
 from fedray.privacy.csprng import noise_source
+from fedray.privacy.plan import dpsgd_terms
 from fedray.rng import generator
 from fedray.training.preflight import TOLERANCE
 
@@ -32,6 +33,8 @@ MOST_STEPS = 50
 #: One record alone may exceed the clip norm by rounding, and differences of sums by the rounding of the sums.
 _ALONE, _DIFFERENCE = 1.0 + 2 * TOLERANCE, 1.0 + 1e-3
 _COIN_STEPS, _COIN_RECORDS, _MOST_COIN_RECORDS, _MEAN_BATCH = 256, 64, 1000, 8
+#: Rounds whose coins are tossed once more.
+_SECRET_ROUNDS = 32
 _GRADIENT = 500
 #: Timings are not a function of the records alone; a receipt names its reservation.
 _MAY_DIFFER = ("seconds", "pid")
@@ -54,6 +57,8 @@ def record_checks(subject: Subject, classes: int | None) -> list[Check]:
         ("noise differs by client, round, attempt", lambda name: _distinct(name, subject)),
         ("batches are independent coins", lambda name: _coins(name, subject)),
         ("coins differ within a round", lambda name: _coins_within_a_round(name, subject)),
+        ("coins do not follow from the run's seed", lambda name: _secret_coins(name, subject)),
+        ("charged steps are those that run", lambda name: _charged(name, subject)),
         ("nothing but the update depends on records", lambda name: _telemetry(name, subject, classes)),
     ]
     return [guarded(name, lambda check=check, name=name: check(name)) for name, check in checks]  # type: ignore[misc]
@@ -119,6 +124,7 @@ def _distinct(name: str, subject: Subject) -> Check:
         "round 1": probe.sum(round_=1),
         "attempt 1": probe.sum(attempt=1),
         "the same again": probe.sum(),
+        "a new start": Probe(subject, [silent, silent], steps=1).sum(),
     }
     return independence_check(name, draws)
 
@@ -143,6 +149,27 @@ def _coins_within_a_round(name: str, subject: Subject) -> Check:
     z = float((squares.sum() - counts.size * expected) / np.sqrt(counts.size * (fourth - expected**2)))
     found = f"spread of records' counts over {steps} steps of {rounds} rounds {z:+.1f} standard deviations from independent coins"
     return Check(name, abs(z) < 9.0, found, 1e-6)
+
+
+def _secret_coins(name: str, subject: Subject) -> Check:
+    """The same rounds of the same config are drawn once more by the same actor, and by one that was started anew."""
+    rate = float(subject.plan.sampling_rate)
+    probe, other = _membership(subject, rate, 1), _membership(subject, rate, 1)
+    drawn = [np.stack([p.sum(round_=r) > 0.5 for r in range(_SECRET_ROUNDS)]) for p in (probe, probe, other)]
+    return secrecy_check(name, {"the same rounds": (drawn[0], drawn[1]), "a new start": (drawn[0], drawn[2])}, rate)
+
+
+def _charged(name: str, subject: Subject) -> Check:
+    """The event in the ledger says the plan's rate and noise, and no fewer steps than a round takes, which are counted by their sum."""
+    plan = subject.plan
+    charged = dpsgd_terms(plan.event())
+    gradient = np.full((1, 1), np.float32(plan.clip * 2))
+    counted = float(Probe(subject, [gradient], noise_multiplier=0.0, sampling_rate=Fraction(1)).sum()[0])
+    if charged is None:
+        return Check(name, False, f"what is charged, {plan.event()}, is no event of DP-SGD")
+    same = (charged.sampling_rate, charged.noise_multiplier) == (plan.sampling_rate, plan.noise_multiplier)
+    found = f"{counted:.3f} steps run, {charged.steps} are charged at rate {float(charged.sampling_rate):g} and noise multiplier "
+    return Check(name, same and counted <= charged.steps * (1 + 1e-3), f"{found}{charged.noise_multiplier:g}")
 
 
 def _membership(subject: Subject, rate: float, steps: int) -> Probe:

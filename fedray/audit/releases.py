@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedray.aggregation.exact import grid_bits
 from fedray.audit import bounds
 from fedray.audit.findings import ERRORS, FALSE_ALARM, Attack, Check
-from fedray.audit.statistics import coin_check, guarded, independence_check, noise_check
+from fedray.audit.statistics import coin_check, guarded, independence_check, noise_check, secrecy_check
 from fedray.clients.messages import RoundTask
 from fedray.parameters import Vector
 from fedray.privacy import release as release_of_run
@@ -34,6 +34,8 @@ RoundOf = Callable[[Sequence[Vector]], Vector]
 #: In standard deviations: a Gaussian exceeds it with probability below 1e-9.
 _FAR = 6.5
 _COHORT, _COHORTS = 50, 256
+#: Rounds whose noise on the adaptive clip's bits is looked at.
+_BITS = 1000
 #: Values of a synthetic update, and most of them in one sum.
 DIMENSION, _CAPACITY = 10_000, 4096
 #: A canary's update before it is clipped, over the clip norm.
@@ -125,13 +127,44 @@ def _count(name: str, release: Release) -> Check:
     )
 
 
-def cohort_check(sampler: Sampler, clients: int, rate: float, insecure_seed: int | None) -> Check:
-    """Whether cohorts that are claimed to be Poisson are: the run's sampler on the coins that the driver tosses."""
-    population = Population(np.ones(clients, dtype=np.bool_), np.ones(clients))
-    drawn = np.zeros((_COHORTS, clients), dtype=np.bool_)
-    for number, row in enumerate(drawn):
-        row[sampler(population, noise_source(insecure_seed, number, "cohort").uniform(clients))] = True
-    return coin_check("cohorts are independent coins", drawn, rate)
+def cohort_checks(plan: ClientPlan, sampler: Sampler, insecure_seed: int | None) -> list[Check]:
+    """Whether cohorts that are claimed to be Poisson are, and secret: the run's sampler on the coins that the driver tosses."""
+    clients, rate = plan.facts.clients, float(plan.facts.rate or 0)
+
+    def drawn() -> npt.NDArray[np.bool_]:
+        release = release_of_run.Release(plan, insecure_seed)
+        cohorts = np.zeros((_COHORTS, clients), dtype=np.bool_)
+        for number, row in enumerate(cohorts):
+            row[sampler(Population(np.ones(clients, dtype=np.bool_), np.ones(clients), number), release.coins(number))] = True
+        return cohorts
+
+    first = drawn()
+    return [
+        coin_check("cohorts are independent coins", first, rate),
+        secrecy_check("cohorts do not follow from the run's seed", {"a new start": (first, drawn())}, rate),
+    ]
+
+
+def bit_check(plan: ClientPlan, insecure_seed: int | None) -> Check:
+    """Noise on the sum of the adaptive clip's bits, read off the clip norms that empty cohorts lead to: each is seen by everyone.
+
+    Args:
+        plan: with an adaptive clip norm.
+        insecure_seed: the run's.
+    """
+    adaptive = plan.adaptive
+    assert adaptive is not None
+    capacity = float(max(plan.facts.clients, _CAPACITY))
+    small = replace(plan, facts=replace(plan.facts, dimension=1, grid=grid_bits(capacity)))
+    sums = np.empty(_BITS)
+    for number in range(_BITS):
+        driver = release_of_run.Release(small, insecure_seed)
+        driver.begin(number)
+        total = RoundTask(number, capacity, driver.client_step(number)).empty_sum(1)
+        driver.mean(total.values, total.bits, number)
+        below = adaptive.quantile - math.log(driver.clip / plan.clip) / adaptive.rate
+        sums[number] = (below - 0.5) * plan.facts.cohort
+    return noise_check("noise of the adaptive clip's bits", sums, adaptive.bit_noise)
 
 
 def client_attacks(release: Release, rounds: int, canaries: int, epsilon: float, delta: float, seed: int) -> list[Attack]:

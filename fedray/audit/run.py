@@ -17,7 +17,7 @@ from fedray.audit.inversion import inversion_attack
 from fedray.audit.lira import lira_attack
 from fedray.audit.membership import Target, membership_attack, sides
 from fedray.audit.rehearsal import subjects
-from fedray.audit.releases import client_attacks, client_release, cohort_check, driver_release, release_checks
+from fedray.audit.releases import bit_check, client_attacks, client_release, cohort_checks, driver_release, release_checks
 from fedray.audit.report import Report
 from fedray.audit.statistics import guarded
 from fedray.config import Config
@@ -127,7 +127,9 @@ def _checks(prepared: Prepared, federation: Federation) -> list[Check]:
         own = release_checks(release)
         facts = plan.facts
         if facts.sampling == "poisson" and facts.cap is None and all(g.rate == 1 for g in prepared.groups):
-            own.append(cohort_check(prepared.sampler, facts.clients, float(facts.rate or 0), seed))
+            own += cohort_checks(plan, prepared.sampler, seed)
+        if plan.adaptive is not None:
+            own.append(bit_check(plan, seed))
         found += [replace(c, name=f"whole clients: {c.name}") for c in own]
     return found
 

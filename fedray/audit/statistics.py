@@ -104,6 +104,27 @@ def coin_check(name: str, drawn: Bits, rate: float) -> Check:
     return Check(name, passed, found, FALSE_ALARM)
 
 
+def secrecy_check(name: str, again: Mapping[str, tuple[Bits, Bits]], rate: float) -> Check:
+    """Whether coins that were tossed anew have nothing in common with those of the first time.
+
+    Of those whose coin came out the rarer way the first time, as many as chance allows may come out so again (exact binomial).
+
+    Args:
+        name: of the check.
+        again: what was done anew, to who was drawn before and after, bool of one shape.
+        rate: probability of each coin.
+    """
+    if rate == 1:
+        return Check(name, True, "nothing to hide: everyone is drawn at rate 1")
+    rarer, told, passed = min(rate, 1 - rate), [], True
+    for what, (before, after) in again.items():
+        first, second = (before, after) if rate <= 0.5 else (~before, ~after)
+        marked, same = int(first.sum()), int((first & second).sum())
+        passed &= marked == 0 or float(stats.binom.sf(same - 1, marked, rarer)) > FALSE_ALARM / len(again)
+        told.append(f"{same} of {marked} again after {what}")
+    return Check(name, passed, f"{'; '.join(told)} (by chance one in {1 / rarer:.3g})", FALSE_ALARM)
+
+
 def _spread(counts: npt.NDArray[np.int64], trials: int, rate: float) -> float:
     """Sum of squared deviations of binomial counts, less its mean, over its standard deviation."""
     variance = trials * rate * (1 - rate)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
 from math import floor, log10
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from fedray.config import Config, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
@@ -77,8 +77,9 @@ class RecordPlan:
         return _event(self.sampling_rate, steps or self.steps, noise_multiplier or self.noise_multiplier)
 
     def history(self, steps: int | None = None) -> History:
-        """What the engine must have counted in one round: [(noise multiplier, sampling rate, steps)]."""
-        return [(self.noise_multiplier, float(self.sampling_rate), steps or self.steps)]
+        """What the engine must have counted in one round, by the event that is charged: [(noise multiplier, sampling rate, steps)]."""
+        charged = dpsgd_terms(self.event(steps=steps))
+        return [] if charged is None else [(charged.noise_multiplier, float(charged.sampling_rate), charged.steps)]
 
     @property
     def planned_epsilon(self) -> float:
@@ -100,6 +101,22 @@ class RecordPlan:
 def terms_sha256(terms: Mapping[str, Any]) -> str:
     """Hash of a plan's terms in their one JSON text."""
     return hashlib.sha256(json.dumps(terms, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class DpSgdTerms(NamedTuple):
+    """The numbers of DP-SGD's event."""
+
+    steps: int
+    sampling_rate: Fraction
+    noise_multiplier: float
+
+
+def dpsgd_terms(event: Event | None) -> DpSgdTerms | None:
+    """How many steps an event charges, at which rate and noise; None where it is none of DP-SGD's."""
+    steps, of = (event.count, event.of) if isinstance(event, SelfComposed) else (1, event)
+    if isinstance(of, Poisson) and isinstance(of.of, Gaussian):
+        return DpSgdTerms(steps, of.q, of.of.noise_multiplier)
+    return None
 
 
 def _event(q: Fraction, steps: int, noise_multiplier: float) -> Event:

@@ -72,6 +72,10 @@ class Release:
         self._last[list(cohort)] = round_
         self._times[list(cohort)] += 1
 
+    def coins(self, round_: int) -> npt.NDArray[np.float64]:
+        """A round's secret coins of all clients, in [0, 1); each call tosses them anew."""
+        return noise_source(self._insecure_seed, round_, "cohort").uniform(self.plan.facts.clients)
+
     def client_step(self, round_: int) -> ClientStep:
         """What clients do to their updates in this round."""
         plan = self.plan

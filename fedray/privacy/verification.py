@@ -13,10 +13,10 @@ from typing import Any
 
 from fedray.errors import LedgerError
 from fedray.privacy.chain import Entry, Summary, read
-from fedray.privacy.events import Event, Gaussian, Poisson, SelfComposed
 from fedray.privacy.location import Location, location
+from fedray.privacy.plan import DpSgdTerms, dpsgd_terms
 
-_NUMBERS = ("steps", "sampling_rate", "noise_multiplier")
+_NUMBERS = DpSgdTerms._fields
 
 
 def verify(path: str | Location, head: str | None = None) -> Summary:
@@ -96,7 +96,10 @@ def _fault(receipt: Any, reserve: Entry, terms: Mapping[str, Any] | None) -> str
             return f"its receipt names the {key} {_short(receipt.get(key))}, but what was reserved is {_short(value)}"
     if terms is None:
         return f"its receipt follows the plan {_short(receipt['plan'])}, which no note before it describes"
-    charged = _numbers(reserve.event)
+    event = dpsgd_terms(reserve.event)
+    charged: dict[str, Any] = {} if event is None else event._asdict()
+    if event is not None:
+        charged["sampling_rate"] = [event.sampling_rate.numerator, event.sampling_rate.denominator]
     sources: list[tuple[str, Mapping[str, Any]]] = [("charged", {**reserve.data, **charged}), ("planned", terms)]
     for what, said in sources:
         for key in ("clip", "engine", "data", *_NUMBERS):
@@ -109,14 +112,6 @@ def _fault(receipt: Any, reserve: Entry, terms: Mapping[str, Any] | None) -> str
             if not _same(receipt[key], said[key]):
                 return f"its receipt says {key} {receipt[key]!r}, but {said[key]!r} was {what}"
     return None
-
-
-def _numbers(event: Event | None) -> dict[str, Any]:
-    """What an event says of steps, sampling rate and noise; nothing where it is none of DP-SGD's."""
-    steps, of = (event.count, event.of) if isinstance(event, SelfComposed) else (1, event)
-    if isinstance(of, Poisson) and isinstance(of.of, Gaussian):
-        return {"steps": steps, "sampling_rate": [of.q.numerator, of.q.denominator], "noise_multiplier": of.of.noise_multiplier}
-    return {}
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Six bugs that federated privacy code is known for, planted one at a time: which check, attack or verification finds each.
+"""Nine bugs that federated privacy code is known for, planted one at a time: which check, attack or verification finds each.
 
 The honest run stays quiet: no check fails, no lower bound is above the proven epsilon, no estimate is suspicious. The
 statistical checks of one honest audit fail with probability below 1e-5; a lower bound would be wrong in one of 20 seeds
@@ -26,14 +26,21 @@ from fedray.audit.run import Request, audit
 from fedray.clients.messages import ClientReport
 from fedray.clients.trainer import Trainer
 from fedray.configfile import dump_config
-from fedray.errors import LedgerError
+from fedray.errors import ClaimVoid, LedgerError
 from fedray.experiment.preparation import prepare
 from fedray.privacy import accounting
+from fedray.privacy import plan as privacy_plan
+from fedray.privacy.account import Account
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.csprng import Csprng
 from fedray.privacy.inspect import verify_all
 from fedray.privacy.mechanisms import central
-from fedray.training.engine import LocalJob, LocalResult
+from fedray.privacy.plan import check_history
+from fedray.privacy.receipt import record_receipt
+from fedray.privacy.release import Release
+from fedray.privacy.verification import verify
+from fedray.rng import generator
+from fedray.training.engine import LocalJob, LocalResult, NoiseSource
 
 Table = dict[str, list[str]]
 #: Ten rounds of one step at rate 1/2: epsilon 0.74 at delta 4e-4.
@@ -45,6 +52,9 @@ CLIENT = (
     "cohort={kind: all}",
     "algorithm.weights=uniform",
 )
+
+#: The norm that a fifth of the updates exceed, found with noise of 5 clients on the count.
+ADAPTIVE = "privacy.adaptive_clip={quantile: 0.8, bit_noise: 5.0}"
 
 
 def audited(folder: Path, *overrides: str, attack: str = "checks", seed: int = 0) -> Report:
@@ -155,6 +165,70 @@ def test_sampler_replaced_by_a_shuffle(table: Table, monkeypatch: pytest.MonkeyP
     assert "check: whole clients: cohorts are independent coins" in finders(client)
 
 
+class _Replayed:
+    """The engine's noise with coins from the generator that shuffles batches, which the run's seed decides."""
+
+    secure = True
+
+    def __init__(self, noise: NoiseSource, draws: np.random.Generator) -> None:
+        self._noise, self._draws = noise, draws
+
+    def uniform(self, n: int) -> Any:
+        return self._draws.random(n)
+
+    def normal(self, n: int) -> Any:
+        return self._noise.normal(n)
+
+
+def test_coins_from_the_seed(table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Coins that are independent and of the right rate, but that everyone who knows the config can toss once more."""
+    real = components.ENGINES.parts()["hooks"]
+
+    def engine(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+        assert job.noise is not None
+        return real(model, x, y, replace(job, noise=_Replayed(job.noise, job.draws)))
+
+    monkeypatch.setitem(components.ENGINES.parts(), "hooks", engine)
+    monkeypatch.setattr(Release, "coins", lambda self, number: generator(7, "cohort", number).random(self.plan.facts.clients))
+    record, client = audited(tmp_path, *RECORD), audited(tmp_path, *CLIENT, "cohort={kind: poisson, fraction: 0.5}")
+    table["coins from the run's seed, records"], table["coins from the run's seed, whole clients"] = finders(record), finders(client)
+    assert finders(record) == ["check: coins do not follow from the run's seed"]
+    assert finders(client) == ["check: whole clients: cohorts do not follow from the run's seed"]
+
+
+def test_adaptive_clip_without_noise_on_its_bits(table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = ClientPlan.noise_std
+
+    def silent(self: ClientPlan, clip: float) -> Any:
+        std = real(self, clip)
+        return std if isinstance(std, float) else np.append(std[:-1], 0.0)
+
+    assert finders(audited(tmp_path, *CLIENT, ADAPTIVE)) == []
+    monkeypatch.setattr(ClientPlan, "noise_std", silent)
+    found = finders(audited(tmp_path, *CLIENT, ADAPTIVE))
+    table["adaptive clip's bits without noise"] = found
+    assert found == ["check: whole clients: noise of the adaptive clip's bits"]
+
+
+def test_fewer_steps_charged_than_run(table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half of a round's steps are charged: the receipt is compared with the event, so the run would end, and the book is no better."""
+    real = privacy_plan._event
+    with monkeypatch.context() as patch:
+        patch.setattr(privacy_plan, "_event", lambda q, steps, z: real(q, max(1, steps // 2), z))
+        found = finders(audited(tmp_path, *RECORD, "training.steps=4"))
+        plan = prepare(digits(*RECORD, "training.steps=4")).plans[0]
+        assert plan is not None
+        with pytest.raises(ClaimVoid, match=r"ran \[\(6.0, 0.5, 4\)\].*but \[\(6.0, 0.5, 2\)\] was charged"):
+            check_history([(6.0, 0.5, 4)], plan)
+        with Account.open_run(tmp_path / "book", {"a": plan}, "run/1") as account:
+            reserved = account.authorize(0, 0, ["a"]).reservations["a"]
+            account.commit(0, 0, {"a": record_receipt(plan, [(6.0, 0.5, 4)], "hooks", reserved.id)})
+    with pytest.raises(LedgerError, match="its receipt says steps 4, but 2 was charged"):
+        verify(tmp_path / "book" / "records.jsonl")
+    table["fewer steps charged than run"] = ["the run's receipts", "fedray ledger verify", *found]
+    assert "check: charged steps are those that run" in found
+
+
 @pytest.mark.slow
 def test_engine_made_anew_each_round(table: Table, tmp_path: Path) -> None:
     """The accountant forgets: the figures of a finished run are those of one round, wherever they are written."""
@@ -189,17 +263,18 @@ def test_the_table_of_what_finds_what(tmp_path: Path) -> None:
     """All bugs, one at a time, and the table that is kept beside the published curves."""
     rows: Table = {}
     planted = (test_no_noise, test_noise_scaled_by_the_wrong_cohort, test_per_coordinate_clip, test_metrics_leaked)
-    for plant in (*planted, test_sampler_replaced_by_a_shuffle):
+    late = (test_coins_from_the_seed, test_adaptive_clip_without_noise_on_its_bits, test_fewer_steps_charged_than_run)
+    for plant in (*planted, test_sampler_replaced_by_a_shuffle, *late):
         with pytest.MonkeyPatch.context() as patch:
             plant(rows, patch, tmp_path)
     test_engine_made_anew_each_round(rows, tmp_path)
-    assert len(rows) == 9 and all(rows.values())
+    assert len(rows) == 13 and all(rows.values())
     CURVES.mkdir(exist_ok=True)
     (CURVES / "planted_bugs.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def quiet(folder: Path, seed: int) -> None:
-    for overrides in (RECORD, CLIENT):
+    for overrides in (RECORD, CLIENT, (*CLIENT, ADAPTIVE)):
         report = audited(folder, *overrides, attack="both", seed=seed)
         assert report.faults == []
         assert all(a.verdict == "consistent" for a in report.attacks), [(a.name, a.at_least, a.epsilon) for a in report.attacks]
@@ -215,3 +290,5 @@ def test_the_honest_run_is_quiet(seed: int, tmp_path: Path) -> None:
 def test_the_honest_run_is_quiet_in_twenty_of_twenty_seeds(tmp_path: Path) -> None:
     for seed in range(100, 120):
         quiet(tmp_path, seed)
+    told = {"seeds": [100, 119], "quiet": 20, "audited": ["records", "whole clients", "whole clients, adaptive clip"]}
+    (CURVES / "honest_runs.json").write_text(json.dumps(told, indent=1) + "\n")

@@ -17,7 +17,7 @@ from fedray.audit.checks import adversarial, record_checks
 from fedray.audit.findings import Check
 from fedray.audit.probes import Probe
 from fedray.audit.rehearsal import subjects
-from fedray.audit.statistics import coin_check, independence_check, noise_check
+from fedray.audit.statistics import coin_check, independence_check, noise_check, secrecy_check
 from fedray.experiment.preparation import prepare
 
 
@@ -33,7 +33,7 @@ def test_a_sound_run_passes_every_check(engine: str, rate: float, clipping: str)
     settings = (f"training.engine={engine}", f"training.sampling_rate={rate}", "training.steps=3", f"privacy.clipping={clipping}")
     checks = record_checks(subjects(prepare(digits(*settings)))[0], 10)
     assert failed(checks) == [], [c.found for c in checks if not c.passed]
-    assert len(checks) == 10
+    assert len(checks) == 12
 
 
 def test_groups_with_settings_of_their_own_are_checked_apart() -> None:
@@ -45,7 +45,8 @@ def test_groups_with_settings_of_their_own_are_checked_apart() -> None:
 def test_a_replayable_source_is_named() -> None:
     subject = subjects(prepare(digits("privacy.insecure_seed=1")))[0]
     names = failed(record_checks(subject, 10))
-    assert names == ["source of noise and coins", "noise differs by client, round, attempt"]
+    replayed = ["noise differs by client, round, attempt", "coins do not follow from the run's seed"]
+    assert names == ["source of noise and coins", *replayed]
 
 
 def test_an_epsilon_beyond_the_target_is_named() -> None:
@@ -115,3 +116,15 @@ def test_batches_that_are_no_coins_are_found(sampler: Any, q: float) -> None:
     draws = np.random.default_rng(4)
     assert coin_check("coins", draws.random((256, 400)) < q, q).passed
     assert not coin_check("coins", sampler(draws, 256, 400, q), q).passed
+
+
+@pytest.mark.parametrize("q", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_coins_that_are_tossed_again_with_the_same_outcome_are_found(q: float) -> None:
+    """All of them, or one in three: of 30,000 coins, of which 30 or more come out the rarer way."""
+    draws = np.random.default_rng(5)
+    first, fresh = draws.random((30, 1000)) < q, draws.random((30, 1000)) < q
+    partly = np.where(np.arange(30)[:, None] % 3 == 0, first, fresh)
+    assert secrecy_check("coins", {"a": (first, fresh)}, q).passed
+    assert not secrecy_check("coins", {"a": (first, fresh), "b": (first, first)}, q).passed
+    assert not secrecy_check("coins", {"a": (first, partly)}, q).passed
+    assert secrecy_check("coins", {"a": (first, first)}, 1.0).passed

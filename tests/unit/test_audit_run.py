@@ -44,7 +44,7 @@ def test_a_config_is_audited_and_logged_as_a_run_of_its_own(tmp_path: Path) -> N
     assert "batches are independent coins" in out and "canary records, every update" in out and "gradient inversion" in out
     assert "membership" not in out
     kept = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert kept["faults"] == [] and len(kept["checks"]) == 10 and len(kept["attacks"]) == 3
+    assert kept["faults"] == [] and len(kept["checks"]) == 12 and len(kept["attacks"]) == 3
     assert all(row["verdict"] == "holds" for row in kept["checks"])
 
     import mlflow
@@ -87,11 +87,11 @@ def test_a_contradiction_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None
     ],
 )
 def test_whole_clients_are_audited_through_the_drivers_release(tmp_path: Path, mechanism: str) -> None:
-    """Five checks and an attack; a sound mechanism fails with probability below 1e-5."""
+    """Five checks, those of cohorts and of an adaptive clip, and an attack; a sound mechanism fails with probability below 1e-5."""
     path = write(tmp_path, *CLIENT, *mechanism.replace("} ", "}|").split("|"))
     found = [audit(Request(path, attack=kind, canaries=200)) for kind in ("checks", "canaries")]
     assert [c.name for c in found[0].checks if not c.passed] == [], [c.found for c in found[0].checks if not c.passed]
-    assert len(found[0].checks) == 5 + ("poisson" in mechanism)
+    assert len(found[0].checks) == 5 + 2 * ("poisson" in mechanism) + ("adaptive" in mechanism)
     assert [a.name for a in found[1].attacks] == ["canary clients, all releases"]
     assert not found[1].faults
 
@@ -105,7 +105,7 @@ def test_noise_at_the_clients_is_checked(tmp_path: Path) -> None:
 def test_two_units_are_both_audited(tmp_path: Path) -> None:
     joint = "privacy={regime: [record, client], noise_multiplier: 2.0, delta: 4.0e-4, joint: {noise_multiplier: 6.0, delta: 1.0e-5}}"
     found = audit(Request(write(tmp_path, joint, "algorithm.weights=uniform"), attack="checks"))
-    assert len(found.checks) == 15 and not found.faults
+    assert len(found.checks) == 17 and not found.faults
 
 
 def test_what_an_audit_cannot_do_is_said(tmp_path: Path) -> None:
