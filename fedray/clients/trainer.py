@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.rng import Keyed, torch_seed
 from fedray.spans import span
+from fedray.training.charge import Charge
 from fedray.training.choose import choose_engine
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
@@ -156,7 +158,11 @@ class Trainer:
             seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)
             fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
             job = self._job(task, fitted, lr, self._draws(task)(client.index), None if noise is None else noise())
-            return self._algorithm.local(self.engine, self.model, x, y, job)
+            if not private:
+                return self._algorithm.local(self.engine, self.model, x, y, job)
+            charge = Charge(job)
+            result = self._algorithm.local(self.engine, self.model, *charge.seal(x, y), job)
+            return replace(result, history=charge.history())
 
         whole = min(training.physical_batch, max(1, len(data.train)))
         first = max(1, min(whole >> client.halvings, self._fits or whole))

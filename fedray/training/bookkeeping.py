@@ -21,6 +21,7 @@ from fedray.errors import ConfigError
 from fedray.privacy.rules import check_layers
 from fedray.training import recurrent
 from fedray.training.chain import forward_of, layers_of, own_forward
+from fedray.training.charge import opened
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn
 from fedray.training.images import channels_last, lay_out, turned_gradients
@@ -58,7 +59,7 @@ def book(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
     @contextmanager
     def prepare(parameters: list[nn.Parameter], dp: DpStep) -> Iterator[ClippedSum]:
-        pixels = lay_out(model, x)
+        pixels = lay_out(model, opened(x))
         with _Book(model, pixels) as tape, turned_gradients(model, pixels):
             yield lambda part, targets: _clipped_sum(tape, parameters, part, targets, job.loss, dp)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.errors import ConfigError
+from fedray.training.charge import charge_of, opened
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, check_stop, mover
 
 #: Clipping aims this much below the clip norm, so that rounding in float32 cannot carry a record above it.
@@ -41,7 +42,7 @@ def train_privately(
 
     Args:
         model: trained in place.
-        x: records ``[n, *shape]``, on the model's device.
+        x: records ``[n, *shape]``, on the model's device; sealed where what was charged for them is counted (:mod:`fedray.training.charge`).
         y: targets ``[n, ...]``.
         job: with ``dp`` and ``noise``, and a training section with sampling_rate, steps, expected_batch.
         check: refuses models that the engine cannot train privately.
@@ -53,12 +54,17 @@ def train_privately(
 
     Raises:
         ConfigError: the job lacks a DP setting.
+        ClaimVoid: the job is not the one that was charged for these records.
         Stopped: the job was asked to end; its charge stands.
     """
     training, dp, noise = job.training, job.dp, job.noise
     q, steps, expected_batch = training.sampling_rate, training.steps, training.expected_batch
     if dp is None or noise is None or q is None or steps is None or expected_batch is None:
         raise ConfigError("training: record-level DP-SGD needs sampling_rate, steps, expected_batch, the DP constants and a noise source.")
+    charge = charge_of(x, y)
+    if charge is not None:
+        charge.begin(job)
+    x, y = opened(x), opened(y)
     check(model)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -77,6 +83,8 @@ def train_privately(
                     gaussian = _gaussian(noise, dp.noise_multiplier * dp.clip, p)
                     p.grad = (gaussian if sums is None else gaussian.add_(sums[i])).div_(expected_batch)
                 taken += 1
+                if charge is not None:
+                    charge.step(dp.noise_multiplier, q)
                 if job.adjust is not None:
                     job.adjust(model)
                 move()
