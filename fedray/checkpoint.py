@@ -2,30 +2,27 @@
 
 There is no generator state in a checkpoint: draws that are not for privacy are keyed by
 (seed, purpose, round, client) and need none, and state of DP noise must never be stored.
+
+The facts of a checkpoint are JSON in the header of a tensor file (:mod:`fedray.tensorfile`), under its digest.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
 from fedray.errors import FedrayError
-from fedray.parameters import Vector, fingerprint
-from fedray.storage import write_atomic
+from fedray.parameters import Vector
+from fedray.storage import damaged
+from fedray.tensorfile import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -45,55 +42,39 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Vector], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, atomically and with no copy of the tensors in memory.
-
-    Raises:
-        FedrayError: the disk is full, broken or not writable; the old content stands.
-    """
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(dict(tensors), temporary, metadata=dict(metadata))
-        except SafetensorError as error:  # the library's own word for an error of the system, whose number is at its end
-            number = re.search(r"os error (\d+)", str(error))
-            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
-
-    write_atomic(path, write)
-
-
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write ``round-000012.safetensors`` and delete all but the newest ``keep``."""
-    path = directory / f"round-{checkpoint.round:06d}.safetensors"
+    path = directory / f"{_stem(checkpoint.round)}.safetensors"
     tensors = {"weights": checkpoint.weights, **{f"server.{k}": v for k, v in checkpoint.server.items()}}
-    header = {
-        "format": _FORMAT,
-        "round": checkpoint.round,
-        "sha256": {name: fingerprint(vector) for name, vector in tensors.items()},
-        "meta": checkpoint.meta,
-    }
+    header = {"format": _FORMAT, "round": checkpoint.round, "meta": checkpoint.meta}
     write_tensors(path, tensors, {"fedray": json.dumps(header, allow_nan=False)})
     for old in _files(directory)[keep:]:
         old.unlink(missing_ok=True)
     return path
 
 
-def load_latest(directory: Path) -> Checkpoint | None:
+def load_latest(directory: Path, note: Callable[[str], None] = log.warning) -> Checkpoint | None:
     """The newest checkpoint that is whole; None if there is none at all.
 
+    Args:
+        directory: of the checkpoints.
+        note: told in a sentence of each newer one that is not.
+
     Raises:
-        FedrayError: there are checkpoints, but none can be read.
+        FedrayError: there are checkpoints, but none can be used.
     """
-    files = _files(directory)
     problems = []
-    for path in files:
+    for path in _files(directory):
         try:
-            return _load(path)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            problems.append(f"{path.name}: {error}")
-            log.warning("checkpoint %s cannot be used: %s", path, error)
+            found = _load(path)
+        except FedrayError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            note(f"{problem} The run goes on from round {found.round}, the newest checkpoint that is whole.")
+        return found
     if problems:
-        raise FedrayError(f"{directory}: no checkpoint can be read ({'; '.join(problems)}); start anew with another --output.")
+        raise FedrayError(f"{directory}: no checkpoint can be read, so the run cannot go on. {' '.join(problems)}")
     return None
 
 
@@ -102,13 +83,15 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _load(path: Path) -> Checkpoint:
-    with safe_open(path, framework="numpy") as file:
-        header = json.loads((file.metadata() or {})["fedray"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    if header["format"] != _FORMAT:
-        raise ValueError(f"format {header['format']} is not {_FORMAT}")
-    for name, vector in tensors.items():
-        if vector.dtype != np.float32 or fingerprint(vector) != header["sha256"][name]:
-            raise ValueError(f"'{name}' is damaged")
+    tensors, metadata = read_tensors(path)
+    header = json.loads(metadata.get("fedray", "{}"))
+    if header.get("format") != _FORMAT:
+        raise damaged(path, f"this version reads checkpoints of format {_FORMAT}, not {header.get('format')}")
+    if path.stem != _stem(header["round"]):
+        raise damaged(path, f"it holds round {header['round']}, so it was renamed")
     server = {name.removeprefix("server."): v for name, v in tensors.items() if name.startswith("server.")}
     return Checkpoint(header["round"], tensors["weights"], server, header["meta"])
+
+
+def _stem(round_: int) -> str:
+    return f"round-{round_:06d}"

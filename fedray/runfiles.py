@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
-
-from fedray.checkpoint import Checkpoint, save_checkpoint, write_tensors
-from fedray.errors import ConfigError, Stopped
+from fedray.checkpoint import Checkpoint, save_checkpoint
+from fedray.errors import ConfigError, FedrayError, Stopped
 from fedray.mirror import OWNER, SUMMARY, Mirror, working_directory
-from fedray.parameters import Layout, Vector, fingerprint
+from fedray.parameters import Layout, Vector
 from fedray.privacy.location import Location, ObjectPath
 from fedray.remote import Remote, StoreAway, canonical, is_remote
 from fedray.storage import append_line, write_atomic, write_json
+from fedray.tensorfile import DIGEST, read_tensors, write_tensors
 
 Row = dict[str, Any]
 
@@ -223,14 +222,23 @@ class RunFiles:
         save_checkpoint(self.checkpoints, checkpoint, keep)
 
     def save_model(self, layout: Layout, weights: Vector) -> None:
-        """Write the model's tensors by name."""
+        """Write the model's tensors by name, in the vector's order: the digest of the file's tensors is that of the vector."""
         self._check_owned()
-        header = {"format": "pt", "fedray_sha256": fingerprint(weights)}
-        write_tensors(self.model, layout.views(weights), header)
+        write_tensors(self.model, layout.views(weights), {"format": "pt"})
 
     def load_model(self) -> dict[str, Vector]:
-        """The final model's tensors by name."""
-        tensors: dict[str, Vector] = load_file(self.model)
+        """The final model's tensors by name.
+
+        Raises:
+            FedrayError: the file is damaged, or is not the model that ``summary.json`` names.
+        """
+        tensors, metadata = read_tensors(self.model)
+        named = (self.read_summary() or {}).get("model_sha256")
+        if named not in (None, metadata[DIGEST]):
+            raise FedrayError(
+                f"{self.model}: holds another model (sha256 {metadata[DIGEST][:12]}...) than summary.json names ({str(named)[:12]}...); "
+                "bring the run's own file back from a copy."
+            )
         return tensors
 
     def read_summary(self) -> dict[str, Any] | None:

@@ -62,6 +62,11 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
+def damaged(path: Path, why: str) -> FedrayError:
+    """The error of a file that is not what was written."""
+    return FedrayError(f"{path}: is damaged ({why}); bring it back from a copy.")
+
+
 def write_json(path: Path, value: Any) -> None:
     """:func:`write_atomic` of indented JSON."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False, default=str) + "\n").encode())

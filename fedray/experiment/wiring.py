@@ -161,7 +161,7 @@ class Wiring:
 
     def _checkpoint(self) -> Checkpoint | None:
         self._identity = identity(self.config, self._p.digest)
-        found = load_latest(self._files.checkpoints) if self._request.resume else None
+        found = load_latest(self._files.checkpoints, self._events.on_note) if self._request.resume else None
         if found is None:
             return None
         if found.meta.get("identity") != self._identity:

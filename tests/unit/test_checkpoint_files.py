@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedray.checkpoint import Checkpoint, load_latest, save_checkpoint, write_tensors
+from fedray.checkpoint import Checkpoint, load_latest, save_checkpoint
+from fedray.tensorfile import write_tensors
 
 WEIGHTS = np.arange(300_000, dtype=np.float32)
 
@@ -17,8 +18,9 @@ _FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from fedray.checkpoint import Checkpoint, save_checkpoint, write_tensors
+from fedray.checkpoint import Checkpoint, save_checkpoint
 from fedray.errors import FedrayError
+from fedray.tensorfile import write_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk with room for no more
 folder = Path(sys.argv[1])

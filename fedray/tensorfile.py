@@ -1,0 +1,107 @@
+"""Tensor files: the safetensors format under two digests, so that a file that was changed, cut or lengthened never passes for whole.
+
+The header's metadata holds ``fedray_sha256``, the SHA-256 of all tensors' bytes in the order in which they lie, and
+``fedray_header_sha256``, that of the header and its length, with this digest's own 64 digits as zeros. The second covers the
+first, so together they cover every bit of the file. Any program that reads safetensors reads these files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fedray.parameters import Vector
+from fedray.storage import damaged, write_atomic
+
+#: Keys of the two digests in the metadata.
+DIGEST, HEADER_DIGEST = "fedray_sha256", "fedray_header_sha256"
+
+_ZEROS = "0" * 64
+_ALIGNED = 8  # bytes; tensors that begin at a multiple of it can be mapped into memory
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Vector], metadata: Mapping[str, str]) -> None:
+    """Write a tensor file, atomically and with no copy of the tensors in memory.
+
+    Args:
+        path: of the file.
+        tensors: name to float32 values of any shape, in the order in which they are to lie.
+        metadata: texts by name; the two digests join them.
+
+    Raises:
+        FedrayError: the disk is full, broken or not writable; the old content stands.
+    """
+    parts = {name: np.ascontiguousarray(value, dtype="<f4") for name, value in tensors.items()}
+    digest, position = sha256(), 0
+    header: dict[str, Any] = {}
+    for name, part in parts.items():
+        digest.update(part.data)
+        header[name] = {"dtype": "F32", "shape": list(np.shape(tensors[name])), "data_offsets": [position, position + part.nbytes]}
+        position += part.nbytes
+    facts = {**metadata, DIGEST: digest.hexdigest()}
+    unsealed = _packed({**header, "__metadata__": {**facts, HEADER_DIGEST: _ZEROS}})
+    sealed = _packed({**header, "__metadata__": {**facts, HEADER_DIGEST: sha256(unsealed).hexdigest()}})
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(sealed)
+            for part in parts.values():
+                file.write(part.data)
+
+    write_atomic(path, write)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Vector], dict[str, str]]:
+    """The tensors and the metadata of a file that :func:`write_tensors` wrote.
+
+    Raises:
+        FedrayError: the file cannot be read, or is not to the last bit what was written.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, str(error) if type(error) is ValueError else "its header cannot be read") from error
+
+
+def _packed(header: Mapping[str, Any]) -> bytes:
+    """The header behind its length (8 bytes, little-endian), with blanks at its end so that the tensors are aligned."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read(file: BinaryIO, size: int) -> tuple[dict[str, Vector], dict[str, str]]:
+    length = file.read(8)
+    text = file.read(min(int.from_bytes(length, "little"), size))
+    try:
+        header = json.loads(text)
+    except ValueError:
+        raise ValueError("its header is cut short or changed") from None
+    metadata = header.pop("__metadata__", {})
+    if HEADER_DIGEST not in metadata:
+        raise ValueError("its header carries no digest, so this version did not write it, or it was changed")
+    seal = metadata.pop(HEADER_DIGEST)
+    if sha256((length + text).replace(seal.encode(), _ZEROS.encode())).hexdigest() != seal:
+        raise ValueError("its header is not the one that was written")
+    digest, tensors = sha256(), dict[str, Vector]()
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        values = np.empty((end - start) // 4, dtype="<f4")
+        if file.readinto(values.view(np.uint8)) != values.nbytes:  # type: ignore[attr-defined]
+            raise ValueError("it is cut short")
+        digest.update(values.data)
+        tensors[name] = values.reshape(entry["shape"])
+    if file.read(1):
+        raise ValueError("something stands behind its end")
+    if digest.hexdigest() != metadata[DIGEST]:
+        raise ValueError("its tensors are not the ones that were written")
+    return tensors, metadata
