@@ -59,7 +59,7 @@ class Holdout(Section):
 
 
 class Data(Section):
-    """Where the records come from and who holds which. Keys beside the fixed ones go to the source (label, features, ...)."""
+    """Where the records come from and who holds which. Keys beside the fixed ones go to the source (classes, label, features, ...)."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
 
@@ -278,7 +278,7 @@ class Privacy(Section):
     max_silos_per_person: int = Field(
         1, ge=1, description="In how many clients one person may have records; the figure for a person adds the largest that many."
     )
-    unprotected: list[Literal["evaluation", "class_counts", "train_metrics", "partition"]] = Field(
+    unprotected: list[Literal["evaluation", "class_counts", "train_metrics", "partition", "classes"]] = Field(
         [], description="Releases from private data that you accept without protection; each voids the claim and is written down."
     )
     insecure_seed: int | None = Field(None, description="TESTS ONLY: noise and sampling from a seed. Voids the claim.")

@@ -75,7 +75,8 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
     if image is None:
         table = Table(label=label, classes=columns.classes, silo=columns.silo, **columns.options)
         return shape_tables(train.to_pandas(), test.to_pandas() if test is not None else None, table, where)
-    unused = [name for name, value in columns.options.items() if _says_something(value)]
+    labels = columns.options.get("labels")
+    unused = [name for name, value in columns.options.items() if name != "labels" and _says_something(value)]
     if unused:
         raise DataError(f"data.{unused[0]}: is for tables, but {where} holds images in column '{image}'; leave it out.")
     groups = _values(train, columns.silo, "data.silo", where) if columns.silo is not None else None
@@ -84,7 +85,7 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
     if test is not None:
         named = f"{where} (test set)"
         own_test = (_images(test, image, named), _values(test, label, "data.label", named))
-    return build(where, x, y, test=own_test, groups=groups, classes=columns.classes)
+    return build(where, x, y, test=own_test, groups=groups, classes=columns.classes, labels=labels)
 
 
 def _says_something(value: Any) -> bool:

@@ -17,7 +17,7 @@ from fedray.components import PARTITIONERS, SOURCES, TRANSFORMS, check_arguments
 from fedray.config import Data
 from fedray.data.holdout import split
 from fedray.data.partition import Deal, check_parts, natural
-from fedray.data.records import ClientData, Features, Federation, Indices, Numbered, Records, Targets
+from fedray.data.records import ClientData, Features, Federation, Indices, Label, Numbered, Records, Targets
 from fedray.data.source import Raw, Silos, Source, gather
 from fedray.data.transforms import Apply, Floats, Transform
 from fedray.errors import DataError
@@ -61,6 +61,12 @@ def check(data: Data) -> None:
 def per_silo(data: Data) -> bool:
     """Each client has a place of its own that only it needs to read."""
     return isinstance(_source(data), Silos)
+
+
+def declared_labels(data: Data) -> Sequence[Label]:
+    """The label of each class of a source with one place a client, whose classes are declared; empty in regression, and for other sources."""
+    source = _source(data)
+    return source.class_labels if isinstance(source, Silos) else ()
 
 
 def private_statistics(data: Data) -> bool:
@@ -119,7 +125,16 @@ def load_federation(data: Data, seed: int) -> Federation:
         train = _applied(apply, train)
         held_out = _applied(apply, held_out) if held_out is not None else None
     return Federation(
-        plan.names, train, offsets, _driver_test(data, raw, plan, transform), held_out, held_out_offsets, raw.classes, raw.columns
+        plan.names,
+        train,
+        offsets,
+        _driver_test(data, raw, plan, transform),
+        held_out,
+        held_out_offsets,
+        raw.classes,
+        raw.columns,
+        raw.class_labels,
+        raw.declared,
     )
 
 
@@ -295,6 +310,8 @@ def _join(source: Silos, clients: list[ClientData]) -> Federation:
         held_out_offsets,
         source.classes,
         first.columns,
+        source.class_labels,
+        True,
     )
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Features = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+Label = str | int | float | bool
 
 
 class Numbered(Sequence[str]):
@@ -129,6 +130,8 @@ class Federation:
         client_test_offsets: int64 ``[clients + 1]``, with ``client_test``.
         classes: number of classes; None in regression.
         columns: names of the features where the source is a table.
+        class_labels: the source's own label of each class, in class order; empty in regression.
+        declared: the config, or the source as a public fact, says which classes there are; else they were found in the records.
     """
 
     names: Sequence[str]
@@ -139,6 +142,8 @@ class Federation:
     client_test_offsets: Indices | None
     classes: int | None
     columns: tuple[str, ...] = ()
+    class_labels: Sequence[Label] = ()
+    declared: bool = False
 
     def client(self, k: int) -> ClientData:
         """What client ``k`` holds, as views (no copies)."""
@@ -166,6 +171,8 @@ class Federation:
         for name in self.names:
             hasher.update(f"{len(name.encode())}:{name}".encode())
         hasher.update(f"|{self.classes}|{self.columns!r}".encode())
+        if list(self.class_labels) != list(range(self.classes or 0)):
+            hasher.update(f"|{list(self.class_labels)!r}".encode())
         parts: list[npt.NDArray[Any] | None] = [self.train.x, self.train.y, self.offsets]
         for records in (self.test, self.client_test):
             parts += [records.x, records.y] if records is not None else [None]

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedray.data.records import Features, Indices, Targets
+from fedray.data.labels import label_array, number_classes, plain_array
+from fedray.data.records import Features, Indices, Label, Targets
 from fedray.errors import DataError
 
 _BLOCK = 8192  # rows converted or checked at once: keeps scratch memory small beside the data
@@ -38,6 +39,8 @@ class Raw:
         groups: int64 ``[n]``, the natural client of each record as an index into ``group_names``; None if there are none.
         group_names: names of the natural clients.
         columns: names of the features of a table.
+        class_labels: the source's own label of each class, in class order; empty in regression.
+        declared: the classes were said beforehand, not found in the records.
     """
 
     x: RawFeatures
@@ -47,6 +50,8 @@ class Raw:
     groups: Indices | None = None
     group_names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    class_labels: Sequence[Label] = ()
+    declared: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class Silos:
         names: the clients; found without reading a record.
         load: reads one client's records, and no other's.
         classes: number of classes of the task, declared (no one reads all silos); None in regression.
+        class_labels: the source's own label of each class, in class order; empty in regression.
     """
 
     names: tuple[str, ...]
     load: Callable[[str], Raw]
     classes: int | None
+    class_labels: Sequence[Label]
 
 
 Source = Whole | Silos
@@ -124,13 +131,15 @@ def build(
     groups: npt.ArrayLike | None = None,
     group_names: Sequence[str] | None = None,
     classes: int | None = None,
+    labels: Sequence[Label] | None = None,
+    class_labels: Sequence[Label] | None = None,
     columns: tuple[str, ...] = (),
 ) -> Raw:
     """Check a source's arrays and number its classes.
 
-    Integer or text labels that are not 0..C-1 already are numbered in sorted order, over training and
-    test set together; with ``classes`` given they must be 0..classes-1 and stay as they are. Float
-    targets mean regression, unless ``classes`` is given.
+    With ``classes`` given, labels must be the integers 0..classes-1 and stay as they are; with ``labels``
+    given, a label's class is its place among them. Otherwise integer or text labels that are not 0..C-1
+    already are numbered in sorted order, over training and test set together, and float targets mean regression.
 
     Args:
         where: the source, for messages.
@@ -140,22 +149,22 @@ def build(
         groups: the natural client of each record, any values; or codes, with ``group_names``.
         group_names: names of the codes in ``groups``.
         classes: declared number of classes.
+        labels: declared labels, in class order.
+        class_labels: with ``classes``, what its labels stand for; default the numbers themselves.
         columns: names of the features of a table.
 
     Raises:
         DataError: no records, lengths or shapes that do not fit, values that are not finite, labels out of range.
     """
-    features, targets = _features(x, where), _targets(y, where)
-    _check_pair(features, targets, where)
+    features, targets = checked_pair(x, y, where, labels)
     pairs = [(features, targets)]
     if test is not None:
-        pairs.append((_features(test[0], f"{where} (test set)"), _targets(test[1], f"{where} (test set)")))
-        _check_pair(*pairs[1], f"{where} (test set)")
+        pairs.append(checked_pair(*test, f"{where} (test set)", labels))
         if pairs[1][0].shape[1:] != features.shape[1:]:
             raise DataError(
                 f"{where}: training records have shape {features.shape[1:]}, test records {pairs[1][0].shape[1:]}; they must agree."
             )
-    numbered, found = _number_classes([pair[1] for pair in pairs], classes, where)
+    numbered = number_classes([pair[1] for pair in pairs], where, classes, labels, class_labels)
     codes: Indices | None = None
     names: tuple[str, ...] = ()
     if groups is not None:
@@ -165,8 +174,8 @@ def build(
             codes, names = group_codes(groups, where)
         if len(codes) != len(features):
             raise DataError(f"{where}: {len(codes)} client keys for {len(features)} records; there must be one each.")
-    own_test = (pairs[1][0], numbered[1]) if test is not None else None
-    return Raw(features, numbered[0], found, own_test, codes, names, columns)
+    own_test = (pairs[1][0], numbered.targets[1]) if test is not None else None
+    return Raw(features, numbered.targets[0], numbered.classes, own_test, codes, names, columns, numbered.class_labels, numbered.declared)
 
 
 def gather(x: RawFeatures, index: Indices) -> Features:
@@ -182,15 +191,8 @@ def gather(x: RawFeatures, index: Indices) -> Features:
     return out
 
 
-def _array(values: npt.ArrayLike, what: str, where: str) -> npt.NDArray[Any]:
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{where}: the {what} are not one array ({error}); all records need the same shape.") from None
-
-
 def _features(values: npt.ArrayLike, where: str) -> RawFeatures:
-    array = _array(values, "features", where)
+    array = plain_array(values, "features", where)
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim == 0 or 0 in array.shape[1:]:
@@ -214,50 +216,17 @@ def _features(values: npt.ArrayLike, where: str) -> RawFeatures:
     return features
 
 
-def _targets(values: npt.ArrayLike, where: str) -> npt.NDArray[Any]:
-    array = _array(values, "labels", where)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise DataError(f"{where}: labels have shape {array.shape}; expected one label a record, [records].")
-    if array.dtype.kind in "OT":
-        try:
-            array = array.astype(str)
-        except (ValueError, TypeError):
-            raise DataError(f"{where}: labels of type {array.dtype} are neither numbers nor text.") from None
-    if array.dtype.kind not in "biufU":
-        raise DataError(f"{where}: labels are of type {array.dtype}; expected integers, text, or floats (regression).")
-    return array
+def checked_pair(
+    x: npt.ArrayLike, y: npt.ArrayLike, where: str, known: Sequence[Label] | None = None
+) -> tuple[RawFeatures, npt.NDArray[Any]]:
+    """Features and labels that belong together, checked; the labels as :func:`fedray.data.labels.label_array` gives them.
 
-
-def _check_pair(x: RawFeatures, y: npt.NDArray[Any], where: str) -> None:
-    if len(x) != len(y):
-        raise DataError(f"{where}: {len(x)} records but {len(y)} labels; there must be one each.")
-    if len(x) == 0:
+    Raises:
+        DataError: no records, not one label a record, or values that will not do.
+    """
+    features, targets = _features(x, where), label_array(y, where, known)
+    if len(features) != len(targets):
+        raise DataError(f"{where}: {len(features)} records but {len(targets)} labels; there must be one each.")
+    if len(features) == 0:
         raise DataError(f"{where}: holds no records.")
-
-
-def _number_classes(labels: list[npt.NDArray[Any]], classes: int | None, where: str) -> tuple[list[Targets], int | None]:
-    if classes is not None and classes < 2:
-        raise DataError(f"data.classes: {classes} is below 2.")
-    floats = any(y.dtype.kind == "f" for y in labels)
-    if floats:
-        if not all(y.dtype.kind in "iuf" and np.isfinite(y).all() for y in labels):
-            raise DataError(f"{where}: a label is not a finite number; clean the data.")
-        if classes is None:
-            return [y.astype(np.float32) for y in labels], None
-        if not all((y == np.floor(y)).all() for y in labels):
-            raise DataError(f"{where}: data.classes={classes} is given, but the labels are not whole numbers.")
-        labels = [y.astype(np.int64) for y in labels]
-    if len({y.dtype.kind == "U" for y in labels}) > 1:
-        raise DataError(f"{where}: labels are text in one of training and test set and numbers in the other.")
-    if classes is not None:
-        for y in labels:
-            if y.dtype.kind == "U" or y.min() < 0 or y.max() >= classes:
-                odd = y[0] if y.dtype.kind == "U" else y[(y < 0) | (y >= classes)][0]
-                raise DataError(f"{where}: found the label '{odd}', but data.classes={classes} asks for integers 0 to {classes - 1}.")
-        return [y.astype(np.int64) for y in labels], classes
-    found = np.unique(np.concatenate([np.unique(y) for y in labels]))
-    if found.dtype.kind != "U" and found[0] == 0 and found[-1] == len(found) - 1:
-        return [y.astype(np.int64) for y in labels], len(found)
-    return [np.searchsorted(found, y).astype(np.int64) for y in labels], len(found)
+    return features, targets

@@ -78,7 +78,7 @@ def csv(
     names = list(silos) if silos is not None else sorted(p.stem for p in folder.glob("*.csv"))
     if not names:
         raise DataError(f"data.source: the folder '{folder}' holds no .csv files.")
-    return Silos(check_names(names, f"csv:{where}"), lambda name: load(folder / f"{name}.csv"), table.declared_classes)
+    return Silos(check_names(names, f"csv:{where}"), lambda name: load(folder / f"{name}.csv"), table.declared_classes, table.class_labels)
 
 
 def _read(path: Path, missing: list[str], delimiter: str) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fedray.components import nearest
 from fedray.data.images import Channels, channels_first
+from fedray.data.records import Label
 from fedray.data.source import Raw, Source, Whole, build, existing
 from fedray.errors import DataError
 
@@ -23,6 +25,7 @@ def npz(
     clients: str | None = None,
     channels: Channels = "auto",
     classes: int | None = None,
+    labels: Sequence[Label] | None = None,
 ) -> Source:
     """One .npz archive of arrays; a test set and natural clients may be in it.
 
@@ -34,7 +37,8 @@ def npz(
         y_test: key of the test labels.
         clients: key of one value a training record that says whose it is, for the natural partition.
         channels: where images have their channel axis: first, last, none, or auto.
-        classes: number of classes; null = those found in the file.
+        classes: labels are the integers 0..classes-1 and stay what they are; null = those found, numbered in sorted order.
+        labels: the labels in class order, instead of classes.
 
     Raises:
         DataError: the file or a key is missing, or the arrays do not fit together.
@@ -69,7 +73,7 @@ def npz(
             if x_test in archive.files:
                 test = channels_first(read(x_test, "x_test"), channels, name), read(y_test, "y_test")
             groups = read(clients, "clients") if clients is not None else None
-        return build(name, *train, test=test, groups=groups, classes=classes)
+        return build(name, *train, test=test, groups=groups, classes=classes, labels=labels)
 
     return Whole(load)
 

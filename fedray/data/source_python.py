@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedray.components import check_arguments, import_path
-from fedray.data.records import Records
-from fedray.data.source import Raw, Silos, Source, Whole, build, check_names
+from fedray.data.labels import label_array
+from fedray.data.records import Label, Records
+from fedray.data.source import Raw, RawFeatures, Silos, Source, Whole, build, check_names, checked_pair
 from fedray.errors import DataError, FedrayError
 
+_DECLARED = ("classes", "labels")
 _SHAPES = "(x, y), (x, y, x_test, y_test), or a dict of client name to (x, y)"
 
 
@@ -25,7 +28,13 @@ def python(where: str, **arguments: Any) -> Source:
 
     A class is a source with one place a client: its instances have ``clients() -> list[str]``, which reads no
     records, ``load(client) -> (x, y)``, called only where that client lives, and ``classes`` (a number, or
-    None in regression).
+    None in regression; not needed where the config declares them).
+
+    Args:
+        where: package.module:name.
+        arguments: what the function or class takes, and ``classes`` (labels are the integers 0..classes-1 and stay what they are;
+            not given = those found, numbered in sorted order) or ``labels`` (the labels in class order), which are handed on
+            only to a function or class that takes an argument of that name.
 
     Raises:
         ConfigError: it cannot be imported, or does not take the arguments.
@@ -35,17 +44,29 @@ def python(where: str, **arguments: Any) -> Source:
     name = f"python:{where}"
     if not callable(made):
         raise DataError(f"{name}: is neither a function nor a class; it should return {_SHAPES}.")
-    checked = check_arguments(made, arguments, "data")
+    taken = inspect.signature(made).parameters
+    checked = check_arguments(made, {k: v for k, v in arguments.items() if k in taken or k not in _DECLARED}, "data")
+    declared = check_arguments(_declared, {k: v for k, v in arguments.items() if k in _DECLARED}, "data")
+    classes, labels = declared.get("classes"), declared.get("labels")
     if not inspect.isclass(made):
-        return Whole(lambda: _whole(made(**checked), name))
+        return Whole(lambda: _whole(made(**checked), name, classes, labels))
     silos: Any = made(**checked)
-    if not (callable(getattr(silos, "clients", None)) and callable(getattr(silos, "load", None)) and hasattr(silos, "classes")):
+    if not (callable(getattr(silos, "clients", None)) and callable(getattr(silos, "load", None))):
         raise DataError(f"{name}: a class needs clients(), load(client) and classes; a function returns {_SHAPES}.")
-    classes = silos.classes
-    if classes is not None and not isinstance(classes, int):
-        raise DataError(f"{name}: classes should be a whole number, or None in regression, but is {classes!r}.")
     names = check_names([str(n) for n in _call(name, silos.clients)], name)
-    return Silos(names, lambda client: _silo(_call(name, silos.load, client), name, client, classes), classes)
+    if labels is None and classes is None:
+        if not hasattr(silos, "classes"):
+            raise DataError(f"{name}: says nothing of its classes; give it the attribute classes, or set data.classes or data.labels.")
+        classes = silos.classes
+        if classes is not None and not isinstance(classes, int):
+            raise DataError(f"{name}: classes should be a whole number, or None in regression, but is {classes!r}.")
+    found = len(labels) if labels is not None else classes
+    stand_for = tuple(labels) if labels is not None else range(classes or 0)
+    return Silos(names, lambda client: _silo(_call(name, silos.load, client), name, client, classes, labels), found, stand_for)
+
+
+def _declared(classes: int | None = None, labels: Sequence[Label] | None = None) -> None:
+    """What a config may say of the classes of any source."""
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -71,39 +92,44 @@ def _what(value: Any) -> str:
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
 
 
-def _silo(value: Any, name: str, client: str, classes: int | None) -> Raw:
+def _silo(value: Any, name: str, client: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
     where = f"{name} (client {client})"
     x, y = _pair(value, where, "(x, y)")
-    if classes is None:
-        try:
-            y = np.asarray(y, dtype=np.float32)
-        except (TypeError, ValueError):
-            raise DataError(f"{where}: classes is None (regression), but a target is not a number.") from None
-    return build(where, x, y, classes=classes)
+    if classes is None and labels is None:
+        y = label_array(y, where)
+        if y.dtype.kind == "U":
+            raise DataError(f"{where}: classes is None (regression), but a target is not a number.")
+        y = y.astype(np.float32)
+    return build(where, x, y, classes=classes, labels=labels)
 
 
-def _whole(value: Any, name: str) -> Raw:
+def _whole(value: Any, name: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
     if isinstance(value, Mapping):
-        if not value:
-            raise DataError(f"{name}: gave an empty dict; it should have a (x, y) for each client.")
-        pairs = {str(client): _pair(pair, f"{name} (client {client})", "(x, y)") for client, pair in value.items()}
-        features: list[Any] = []
-        targets: list[Any] = []
-        for client, (x, y) in pairs.items():
-            checked = build(f"{name} (client {client})", x, y)
-            if features and (checked.x.shape[1:] != features[0].shape[1:] or checked.x.dtype != features[0].dtype):
-                raise DataError(
-                    f"{name}: client {client} has records of {checked.x.shape[1:]} {checked.x.dtype}, "
-                    f"others {features[0].shape[1:]} {features[0].dtype}."
-                )
-            features.append(checked.x)
-            targets.append(np.asarray(y).reshape(-1))
-        codes = np.repeat(np.arange(len(pairs)), [len(x) for x in features])
-        return build(name, np.concatenate(features), np.concatenate(targets), groups=codes, group_names=list(pairs))
+        return _mapping(value, name, classes, labels)
     if isinstance(value, tuple | list) and len(value) == 4:
-        return build(name, value[0], value[1], test=(value[2], value[3]))
+        return build(name, value[0], value[1], test=(value[2], value[3]), classes=classes, labels=labels)
     x, y = _pair(value, name, _SHAPES)
-    return build(name, x, y)
+    return build(name, x, y, classes=classes, labels=labels)
+
+
+def _mapping(value: Mapping[Any, Any], name: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
+    if not value:
+        raise DataError(f"{name}: gave an empty dict; it should have a (x, y) for each client.")
+    names = check_names([str(client) for client in value], name)
+    features: list[RawFeatures] = []
+    targets: list[npt.NDArray[Any]] = []
+    for client, pair in zip(names, value.values(), strict=True):
+        x, y = checked_pair(*_pair(pair, f"{name} (client {client})", "(x, y)"), f"{name} (client {client})", labels)
+        if features and (x.shape[1:] != features[0].shape[1:] or x.dtype != features[0].dtype):
+            raise DataError(
+                f"{name}: client {client} has records of {x.shape[1:]} {x.dtype}, others {features[0].shape[1:]} {features[0].dtype}."
+            )
+        if targets and labels is None and (y.dtype.kind in "fU" or targets[0].dtype.kind in "fU") and y.dtype.kind != targets[0].dtype.kind:
+            raise DataError(f"{name}: client {client} has labels of {y.dtype}, others of {targets[0].dtype}; make them of one type.")
+        features.append(x)
+        targets.append(y)
+    codes = np.repeat(np.arange(len(names)), [len(x) for x in features])
+    return build(name, np.concatenate(features), np.concatenate(targets), groups=codes, group_names=names, classes=classes, labels=labels)
 
 
 SOURCES = {"python": python}

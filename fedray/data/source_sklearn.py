@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fedray.components import nearest
+from fedray.data.records import Label
 from fedray.data.source import Raw, Source, Whole, build
 from fedray.errors import DataError
 
 _NAMES = ("breast_cancer", "digits", "iris", "wine")
 
 
-def sklearn(where: str, *, image: bool = False) -> Source:
+def sklearn(where: str, *, image: bool = False, classes: int | None = None, labels: Sequence[Label] | None = None) -> Source:
     """Classification sets inside scikit-learn: digits, breast_cancer, wine, iris.
 
     Source: UCI Machine Learning Repository, as shipped with scikit-learn.
@@ -19,6 +22,8 @@ def sklearn(where: str, *, image: bool = False) -> Source:
     Args:
         where: the name.
         image: digits as ``(1, 8, 8)`` instead of ``(64,)``.
+        classes: number of classes; null = those of the set.
+        labels: the labels (0, 1, ...) in another class order.
 
     The digits' grey values 0..16 are divided by 16; the other sets are left in their units.
 
@@ -38,7 +43,16 @@ def sklearn(where: str, *, image: bool = False) -> Source:
         if where == "digits":
             x = x / np.float32(16)
         columns = () if image else tuple(str(name) for name in loaded.feature_names)
-        return build(f"sklearn:{where}", x.reshape(-1, 1, 8, 8) if image else x, loaded.target, columns=columns)
+        known = classes is None and labels is None  # which classes these sets have is public
+        return build(
+            f"sklearn:{where}",
+            x.reshape(-1, 1, 8, 8) if image else x,
+            loaded.target,
+            classes=len(loaded.target_names) if known else classes,
+            labels=labels,
+            class_labels=tuple(np.asarray(loaded.target_names).tolist()) if known else None,
+            columns=columns,
+        )
 
     return Whole(load)
 

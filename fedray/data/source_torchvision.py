@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedray.components import nearest
 from fedray.data.images import Channels, channels_first
+from fedray.data.records import Label
 from fedray.data.source import Raw, Source, Whole, build
 from fedray.errors import ConfigError, DataError
 
@@ -21,6 +22,7 @@ def torchvision(
     download: bool = False,
     channels: Channels = "auto",
     classes: int | None = None,
+    labels: Sequence[Label] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Source:
     """An image set of torchvision.datasets (MNIST, CIFAR10, EMNIST, ...); needs ``pip install 'fedray[torchvision]'``.
@@ -32,7 +34,8 @@ def torchvision(
         root: folder with the files.
         download: fetch the files into ``root`` if they are not there.
         channels: where the images have their channel axis: first, last, none, or auto.
-        classes: number of classes; null = those found.
+        classes: labels are the integers 0..classes-1 and stay what they are; null = as the set itself names its classes.
+        labels: the labels in class order, instead of classes.
         options: further arguments of the class, e.g. ``{split: byclass}`` for EMNIST.
 
     Raises:
@@ -50,14 +53,31 @@ def torchvision(
         if not inspect.isclass(kind):
             names = [n for n, v in vars(datasets).items() if inspect.isclass(v)]
             raise DataError(f"data.source: torchvision has no data set '{where}'.{nearest(where, names)}")
-        parts = []
+        parts: list[tuple[Any, Any]] = []
+        own: list[str] | None = None
         for is_train in (True, False):
             opened = _open(kind, is_train, {"root": root, "download": download, **(options or {})}, name)
             x, y = _arrays(opened, name)
             parts.append((channels_first(x, channels, name), y))
-        return build(name, *parts[0], test=parts[1], classes=classes)
+            own = own or _class_names(opened)
+        if classes is not None or labels is not None:
+            own = None
+        return build(
+            name,
+            *parts[0],
+            test=parts[1],
+            classes=len(own) if own is not None else classes,
+            labels=labels,
+            class_labels=own,
+        )
 
     return Whole(load)
+
+
+def _class_names(opened: Any) -> list[str] | None:
+    """The classes as the set itself names them; None where it does not."""
+    names = getattr(opened, "classes", None)
+    return [str(name) for name in names] if isinstance(names, Sequence) and not isinstance(names, str) and len(names) > 1 else None
 
 
 def _open(kind: Any, is_train: bool, arguments: dict[str, Any], name: str) -> Any:

@@ -6,7 +6,6 @@ own file, comes out with the same features in the same order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.components import nearest
+from fedray.data.labels import label_key
+from fedray.data.records import Label
 from fedray.data.source import Raw, build
 from fedray.errors import DataError
 
@@ -48,10 +49,10 @@ class Table:
         given = [name for name, is_given in ways.items() if is_given]
         if len(given) > 1:
             raise DataError(f"data.{given[1]}: contradicts data.{given[0]}; each says how labels are read, keep one.")
-        if self.labels is not None and len({_key(v) for v in self.labels}) < max(2, len(self.labels)):
+        if self.labels is not None and len({label_key(v) for v in self.labels}) < max(2, len(self.labels)):
             raise DataError("data.labels: should list two or more different values, in class order.")
         for column, allowed in (self.categories or {}).items():
-            if len({_key(v) for v in allowed}) < max(2 if self.drop_first else 1, len(allowed)):
+            if len({label_key(v) for v in allowed}) < max(2 if self.drop_first else 1, len(allowed)):
                 raise DataError(f"data.categories.{column}: should list different values, two or more with drop_first.")
         if self.features is not None and (len(set(self.features)) < len(self.features) or not self.features):
             raise DataError("data.features: should name each column once, and at least one.")
@@ -71,6 +72,13 @@ class Table:
             return 2
         return len(self.labels) if self.labels is not None else self.classes
 
+    @property
+    def class_labels(self) -> Sequence[Label]:
+        """What the declared classes stand for; empty in regression, and where they are not declared."""
+        if self.label_threshold is not None:
+            return f"{self.label} <= {self.label_threshold:g}", f"{self.label} > {self.label_threshold:g}"
+        return tuple(self.labels) if self.labels is not None else range(self.classes or 0)
+
 
 def shape_tables(train: Any, test: Any | None, table: Table, where: str) -> Raw:
     """Pandas frames (missing cells as NaN) to records.
@@ -89,7 +97,16 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str) -> Raw:
     if test is not None:
         x_test, y_test, _, _ = _shape(test, table, f"{where} (test set)", grouped=False)
         own_test = (x_test, y_test)
-    return build(where, x, y, test=own_test, groups=groups, classes=table.declared_classes, columns=columns)
+    return build(
+        where,
+        x,
+        y,
+        test=own_test,
+        groups=groups,
+        classes=table.declared_classes,
+        class_labels=table.class_labels or None,
+        columns=columns,
+    )
 
 
 def _shape(frame: Any, table: Table, where: str, grouped: bool = True) -> tuple[npt.NDArray[np.float32], Any, Any, tuple[str, ...]]:
@@ -149,26 +166,17 @@ def _without_missing(frame: Any, used: list[str], missing_rows: MissingRows, whe
     return frame[~rows]
 
 
-def _key(value: Any) -> str | float:
-    """What cells are compared by: ``1``, ``1.0`` and ``"1"`` are the same value."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value)
-    return number if math.isfinite(number) else str(value)
-
-
 def _codes(series: Any, allowed: Sequence[Cell], name: str, path: str, where: str) -> npt.NDArray[np.int64]:
     """Position of each cell in ``allowed``."""
-    position = {_key(value): i for i, value in enumerate(allowed)}
+    position = {label_key(value): i for i, value in enumerate(allowed)}
     codes, found = series.factorize()
     table = np.empty(len(found), dtype=np.int64)
     for i, value in enumerate(found):
-        if _key(value) not in position:
+        if label_key(value) not in position:
             row = int(np.argmax(codes == i))
             listed = ", ".join(str(v) for v in allowed)
             raise DataError(f"{where}: column '{name}' has the value '{value}' in record {row + 1}, but {path} lists only {listed}.")
-        table[i] = position[_key(value)]
+        table[i] = position[label_key(value)]
     positions: npt.NDArray[np.int64] = table[codes]
     return positions
 

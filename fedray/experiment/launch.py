@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import signal
 import sys
@@ -21,6 +22,7 @@ from fedray import components
 from fedray.clients.nodes import ray_options
 from fedray.config import Config
 from fedray.configfile import resolve_config
+from fedray.data.records import Label
 from fedray.errors import ConfigError, FedrayError, first_line
 from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, find_place, joined, off_the_head
@@ -56,6 +58,12 @@ class Result:
     summary: dict[str, Any]
     output: Output
     config: Config
+
+    @property
+    def class_labels(self) -> list[Label]:
+        """The data's own label of each of the model's classes, in class order; empty in regression."""
+        with local_copy(self.output) as directory:
+            return list(json.loads(RunFiles(directory).partition.read_text())["class_labels"])
 
     def model(self) -> Any:
         """The trained ``torch.nn.Module``, in evaluation mode."""

@@ -20,8 +20,8 @@ from fedray.algorithms.build import make_algorithm, make_server, untouched
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import check_arguments, find
 from fedray.config import Config
-from fedray.data.dataset import check, client_names, load_federation, per_silo, private_statistics
-from fedray.data.records import Federation, Records
+from fedray.data.dataset import check, client_names, declared_labels, load_federation, per_silo, private_statistics
+from fedray.data.records import Federation, Label, Records
 from fedray.data.report import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.models.build import build_model
@@ -55,6 +55,7 @@ class Prepared:
     ``plans`` are those of record-level privacy, one a group; ``client_plan`` is that for whole clients (None also while the
     model is not known, where it depends on it). ``sizes``, ``model`` and ``federation`` are None where only the silos know them (a file a silo). ``digest``
     is the data's, for noticing at a resume that it changed; under privacy it leaves the driver in no other form.
+    ``class_labels`` is the source's own label of each class, in class order; empty in regression.
     """
 
     config: Config
@@ -70,6 +71,7 @@ class Prepared:
     warnings: list[str]
     digest: str = ""
     client_plan: ClientPlan | None = None
+    class_labels: Sequence[Label] = ()
 
 
 def prepare(config: Config) -> Prepared:
@@ -91,7 +93,10 @@ def prepare(config: Config) -> Prepared:
     if federation is None:
         _check_evaluation(config, None, True)
         early = plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None
-        return Prepared(config, names, groups, plans, sampler, None, None, None, None, {}, warnings, client_plan=early)
+        labels = declared_labels(config.data)
+        return Prepared(config, names, groups, plans, sampler, None, None, None, None, {}, warnings, client_plan=early, class_labels=labels)
+    rules.check_classes(config.privacy, federation.declared, federation.class_labels)
+    warnings += _said_of_labels(federation)
     sizes = federation.sizes
     check_sizes(plans, groups, names, sizes)
     _check_evaluation(config, federation.test, federation.client_test is not None)
@@ -116,7 +121,20 @@ def prepare(config: Config) -> Prepared:
         warnings,
         federation.digest,
         plan_whole_clients(config, groups, len(names), model.layout.size),
+        federation.class_labels,
     )
+
+
+def _said_of_labels(federation: Federation) -> list[str]:
+    """That labels were numbered, where that was not asked for and they are not 0..C-1 already."""
+    labels = list(federation.class_labels)
+    if federation.declared or labels == list(range(len(labels))):
+        return []
+    shown = ", ".join(f"{label!r} is class {k}" for k, label in list(enumerate(labels))[:6])
+    return [
+        f"data: the labels are numbered in sorted order: {shown}{', ...' if len(labels) > 6 else ''} (class_labels in partition.json); "
+        "declare data.classes to keep integers as they are, or data.labels for an order of your own."
+    ]
 
 
 def check_only(config: Config) -> None:

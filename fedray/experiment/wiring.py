@@ -111,7 +111,7 @@ class Wiring:
             self.tracker = tracking.result()
         write_atomic(self._files.config, masked(dump_config(config)).encode())
         shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size, "tokens": model.tokens}
-        write_json(self._files.partition, {**p.partition, "model": shape})
+        write_json(self._files.partition, {**p.partition, "model": shape, "class_labels": list(p.class_labels)})
         server = make_server(config.server)
         aggregate = make_aggregator(config.aggregation)
         if p.client_plan is not None:

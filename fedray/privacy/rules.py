@@ -25,6 +25,7 @@ _UNPROTECTED = {
     "class_counts": "the numbers of records in each class of each client are written down without noise",
     "train_metrics": "clients report their training loss without noise",
     "partition": "the numbers of records of each client are written down without noise",
+    "classes": "which labels occur in the clients' records decides the classes of the model, without noise",
 }
 
 
@@ -164,6 +165,24 @@ def _check_training(config: Config) -> None:
             "whose control variates are functions of noised steps.",
             "privacy.incompatible.record.scaffold_option_1",
         )
+
+
+def check_classes(privacy: Privacy, declared: bool, class_labels: Sequence[str | int | float | bool]) -> None:
+    """Refuse classes that were found in private records: a label that one record alone has would add an output to the model.
+
+    Labels 0 and 1 need no declaration, for two classes are the fewest that there can be.
+
+    Raises:
+        PrivacyRefusal: what to declare.
+    """
+    accepted = {"classes", "class_counts"} & set(privacy.unprotected)
+    if not privacy.regimes or declared or accepted or list(class_labels) in ([], [0, 1]):
+        return
+    raise PrivacyRefusal(
+        "data.classes: which labels occur in the clients' records is private, so under privacy the classes are declared; set data.classes=C "
+        "for the labels 0 to C-1, or data.labels to the labels in class order, or accept it with privacy.unprotected=[classes], which voids the claim.",
+        f"privacy.incompatible.{privacy.regimes[0]}.undeclared_classes",
+    )
 
 
 def _check_ledgers(config: Config) -> None:

@@ -151,6 +151,7 @@ def measure(regime: str, clients: int, rounds: int, folder: Path) -> dict[str, A
         "rounds": rounds,
         "data": {
             "source": "python:tests.benchmarks.population:population",
+            "classes": 4,
             "clients": clients,
             "partition": {"kind": "iid", "clients": clients, "records_per_client": RECORDS},
             "holdout": {"fraction": 0.0},

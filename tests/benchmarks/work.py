@@ -181,6 +181,7 @@ def config(name: str, actors: int, rounds: int, **sections: Any) -> dict[str, An
         "data": {
             "source": "python:tests.benchmarks.work:source",
             "name": name,
+            "classes": 2 if work.dataset == "none" else 10,
             "partition": {"kind": "iid", "clients": work.clients},
             "holdout": {"fraction": 0.0},
         },

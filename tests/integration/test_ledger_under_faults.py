@@ -29,7 +29,7 @@ def config(log: Path) -> dict:
         "name": "witness",
         "seed": 1,
         "rounds": ROUNDS,
-        "data": {"source": "python:witness:data", "holdout": {"fraction": 0.0}},
+        "data": {"source": "python:witness:data", "classes": 3, "holdout": {"fraction": 0.0}},
         "model": {"kind": "python:witness:model", "log": str(log)},
         "clients": {"actors": 2, "resources": {"cpu": 1.0}, "restarts": 50},
         "cohort": {"kind": "all", "retries": 5},

@@ -31,7 +31,7 @@ def run(output: Path, rounds: int, privacy: dict[str, Any], **sections: Any) -> 
     raw: dict[str, Any] = {
         "name": "noise",
         "rounds": rounds,
-        "data": {"source": "python:stillparts:data", "clients": CLIENTS, "holdout": {"fraction": 0.0}},
+        "data": {"source": "python:stillparts:data", "clients": CLIENTS, "classes": 10, "holdout": {"fraction": 0.0}},
         "model": {"kind": "softmax"},
         "clients": {"actors": 1},
         "cohort": {"kind": "all"},

@@ -22,7 +22,7 @@ CLIENTS, RECORDS = 8, 30
 def config(**sections: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "name": "rates",
-        "data": {"source": "python:stillparts:data", "clients": CLIENTS, "records": RECORDS, "holdout": {"fraction": 0.0}},
+        "data": {"source": "python:stillparts:data", "clients": CLIENTS, "records": RECORDS, "classes": 10, "holdout": {"fraction": 0.0}},
         "model": {"kind": "softmax"},
         "clients": {"actors": 1},
         "algorithm": {"kind": "fedavg", "weights": "uniform"},

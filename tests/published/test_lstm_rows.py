@@ -37,6 +37,7 @@ def train(name: str, model: dict[str, Any], engine: str, data: Path, output: Pat
         "rounds": 5,
         "data": {
             "source": f"npz:{data / 'mnist.npz'}",
+            "classes": 10,
             "partition": {"kind": "iid", "clients": 2},
             "normalize": {"kind": "constants", "mean": 0.1307, "std": 0.3081},
         },

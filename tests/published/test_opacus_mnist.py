@@ -38,6 +38,7 @@ def test_accuracy_and_epsilon(
         "rounds": epochs,
         "data": {
             "source": f"npz:{real_data / 'mnist.npz'}",
+            "classes": 10,
             "partition": {"kind": "iid", "clients": 1},
             "normalize": {"kind": "constants", "mean": 0.1307, "std": 0.3081},
         },

@@ -131,7 +131,7 @@ def test_missing_cells(tmp_path: Path) -> None:
     ):
         one(tmp_path, text)
     assert one(tmp_path, text, missing_rows="drop").train.x[:, 0].tolist() == [3, 5]
-    assert one(tmp_path, text, missing_rows="drop", missing=["", "?", -9]).train.x[:, 0].tolist() == [5]
+    assert one(tmp_path, text, classes=2, missing_rows="drop", missing=["", "?", -9]).train.x[:, 0].tolist() == [5]
     assert one(tmp_path, text, missing_rows="drop", drop=["v"]).train.x[:, 0].tolist() == [1, 2, 3, 5]
     with pytest.raises(DataError, match="every record has a missing cell"):
         one(tmp_path, "u,y\n,1\n,0\n", missing_rows="drop")
@@ -173,7 +173,7 @@ def test_missing_cells(tmp_path: Path) -> None:
         ("u,y\n1,0\n", {"categories": {"u": [1, 1.0]}}, r"data\.categories\.u: should list different values"),
         ("u,y\n1,0\n", {"features": ["u", "y"]}, r"data\.features: 'y' is the label"),
         ("u,y\n1,0\n", {"features": []}, r"data\.features: should name each column once"),
-        ("u,s,y\n1,a/b,0\n", {"silo": "s", "partition": {"kind": "natural"}}, "'a/b' cannot be a client's name"),
+        ("u,s,y\n1,a/b,0\n1,a/b,1\n", {"silo": "s", "partition": {"kind": "natural"}}, "'a/b' cannot be a client's name"),
     ],
 )
 def test_wrong_files(tmp_path: Path, text: str, arguments: dict[str, Any], message: str) -> None:

@@ -374,11 +374,11 @@ def test_python_functions(own: Any) -> None:
         ((np.array([[1.0, 1], [np.inf, 1]]), [0, 1]), "record 2 has a feature that is not finite"),
         ((np.array([[1e300, 1]]), [0]), "record 1 has a feature that is not finite"),
         ((np.array([["a"]]), [0]), "not a number type"),
-        ((np.ones((2, 2)), np.array([0.0, np.nan])), "a label is not a finite number"),
+        ((np.ones((2, 2)), np.array([0.0, np.nan])), "1 of 2 labels are missing"),
         ((np.ones((2, 2)), np.eye(2)), "one label a record"),
         ((np.ones((2, 2)), np.array([1j, 2j])), "labels are of type complex128"),
         ((np.ones((2, 2)), [0, 1], np.ones((1, 3)), [0]), "they must agree"),
-        ((np.ones((2, 2)), [0, 1], np.ones((1, 2)), ["x"]), "labels are text in one"),
+        ((np.ones((2, 2)), [0, 1], np.ones((1, 2)), ["x"]), "labels are of different types in different parts"),
     ],
 )
 def test_python_functions_that_give_something_else(own: Any, value: Any, message: str) -> None:
@@ -443,7 +443,10 @@ def test_gather_scales_images_only() -> None:
     [
         ({"source": "sklearn:digit"}, "scikit-learn has no 'digit' here; .* Did you mean 'digits'"),
         ({"source": "sklearn:iris", "image": True}, r"data\.image: iris holds no images"),
-        ({"source": "sklearn:digits", "imag": True}, r"data\.imag: unknown argument of sklearn \(it takes image\). Did you mean 'image'"),
+        (
+            {"source": "sklearn:digits", "imag": True},
+            r"data\.imag: unknown argument of sklearn \(it takes classes, image, labels\). Did you mean 'image'",
+        ),
         ({"source": "sklearn:digits", "image": "maybe"}, r"data\.image: "),
         ({"source": "skleam:digits"}, "'skleam' is not known; use one of .* Did you mean 'sklearn'"),
         ({"source": "digits"}, "should read KIND:WHERE"),

@@ -1,0 +1,196 @@
+"""Labels as a source gives them, and the classes that they are made.
+
+A label is the source's own value (``"ill"``, ``20``, ``True``); a class is its number, 0..C-1, which the model's
+outputs go by. The number of classes and their order are either declared (by the config, or as a public fact of the
+source) or found: then the labels that occur are numbered in sorted order. Either way the label of each class goes along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.data.records import Label, Targets
+from fedray.errors import DataError
+
+#: What a missing label looks like once it was turned into text.
+_MISSING_TEXT = ("", "nan", "None", "NaT", "<NA>")
+_KINDS = ((bool | np.bool_, np.bool_), (Integral, np.int64), (Real, np.float64), (str, np.str_))
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """Labels as classes.
+
+    Attributes:
+        targets: as many arrays as were given, each ``[n]`` int64 classes, or float32 in regression.
+        classes: C, or None in regression.
+        class_labels: the label of each class, in class order; empty in regression.
+        declared: the classes were said beforehand, not found in the records.
+    """
+
+    targets: list[Targets]
+    classes: int | None
+    class_labels: Sequence[Label]
+    declared: bool
+
+
+def plain_array(values: npt.ArrayLike, what: str, where: str) -> npt.NDArray[Any]:
+    """``values`` as an array.
+
+    Raises:
+        DataError: rows of different shapes, or masked entries, which a plain array would show as if they were known.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        masked = np.asarray(np.ma.getmaskarray(values), dtype=np.bool_)
+        if masked.any():
+            rows: npt.NDArray[np.bool_] = np.atleast_1d(masked.any(axis=tuple(range(1, masked.ndim))))
+            raise DataError(
+                f"{where}: the {what} of {int(rows.sum())} of {len(rows)} records are masked, the first in record {int(rows.argmax()) + 1}; "
+                "remove those records or fill them in."
+            )
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{where}: the {what} are not one array ({error}); all records need the same shape.") from None
+
+
+def label_array(values: npt.ArrayLike, where: str, known: Sequence[Label] | None = None) -> npt.NDArray[Any]:
+    """A source's labels as booleans, integers, floats or text ``[n]``, none of them missing.
+
+    Args:
+        values: ``[n]`` or ``[n, 1]``.
+        where: the source, for messages.
+        known: the declared labels; text among them is a label even if it looks like a missing one.
+
+    Raises:
+        DataError: missing or masked labels (how many, and the first), labels of several types, or of another one.
+    """
+    array = plain_array(values, "labels", where)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"{where}: labels have shape {array.shape}; expected one label a record, [records].")
+    if array.dtype.kind in "OTU":
+        array = _from_objects(array.astype(object), where, known or ())
+    if array.dtype.kind not in "biufU":
+        raise DataError(f"{where}: labels are of type {array.dtype}; expected integers, text, or floats (regression).")
+    if array.dtype.kind == "f":
+        _refuse_missing(np.isnan(array), where)
+        if not np.isfinite(array).all():
+            raise DataError(f"{where}: the label of record {int(np.isinf(array).argmax()) + 1} is not a finite number; clean the data.")
+    return array
+
+
+def _from_objects(array: npt.NDArray[Any], where: str, known: Sequence[Label]) -> npt.NDArray[Any]:
+    import pandas as pd
+
+    named = {str(value) for value in known}
+    text = [isinstance(value, str) and value.strip() in _MISSING_TEXT and value not in named for value in array]
+    _refuse_missing(np.asarray(pd.isna(array), dtype=np.bool_) | np.array(text, dtype=np.bool_), where)
+    types = {type(value) for value in array}
+    for allowed, dtype in _KINDS:
+        if all(issubclass(kind, allowed) for kind in types):
+            try:
+                return array.astype(dtype)
+            except OverflowError:
+                raise DataError(f"{where}: a label is beyond 64-bit integers; give such labels as text.") from None
+    listed = ", ".join(sorted(kind.__name__ for kind in types))
+    raise DataError(f"{where}: labels are of type {listed}; they should all be integers, all text, or all floats (regression).")
+
+
+def _refuse_missing(missing: npt.NDArray[np.bool_], where: str) -> None:
+    if missing.any():
+        raise DataError(
+            f"{where}: {int(missing.sum())} of {len(missing)} labels are missing (None, NaN, NaT, NA or empty), the first is that of record "
+            f"{int(missing.argmax()) + 1}; remove those records, or name the value in data.labels if it is a label."
+        )
+
+
+def number_classes(
+    arrays: list[npt.NDArray[Any]],
+    where: str,
+    classes: int | None = None,
+    labels: Sequence[Label] | None = None,
+    class_labels: Sequence[Label] | None = None,
+) -> Classified:
+    """Number labels.
+
+    Args:
+        arrays: of :func:`label_array`, such as those of a training and a test set.
+        where: the source, for messages.
+        classes: labels are the integers 0..classes-1 and stay what they are.
+        labels: instead, the labels in class order.
+        class_labels: with ``classes``, what its labels stand for.
+
+    Raises:
+        DataError: labels that were not declared, several types, or nothing but one class.
+    """
+    if classes is not None and classes < 2:
+        raise DataError(f"data.classes: {classes} is below 2.")
+    if (
+        labels is None
+        and len({{"U": "text", "f": "floats" if classes is None else "integers"}.get(y.dtype.kind, "integers") for y in arrays}) > 1
+    ):
+        kinds = ", ".join(sorted({str(y.dtype) for y in arrays}))
+        raise DataError(f"{where}: labels are of different types in different parts ({kinds}); make them one.")
+    if labels is not None:
+        return Classified([_positions(y, labels, where) for y in arrays], len(labels), tuple(labels), True)
+    if any(y.dtype.kind == "f" for y in arrays):
+        if classes is None:
+            return Classified([y.astype(np.float32) for y in arrays], None, (), True)
+        if not all((y == np.floor(y)).all() for y in arrays):
+            raise DataError(f"{where}: data.classes={classes} is given, but the labels are not whole numbers.")
+        arrays = [y.astype(np.int64) for y in arrays]
+    if classes is not None:
+        for y in arrays:
+            if y.dtype.kind == "U" or (len(y) and (y.min() < 0 or y.max() >= classes)):
+                odd = y[0] if y.dtype.kind == "U" else y[(y < 0) | (y >= classes)][0]
+                raise DataError(
+                    f"{where}: found the label '{odd}', but data.classes={classes} asks for integers 0 to {classes - 1}; "
+                    "list other labels in class order in data.labels instead."
+                )
+        return Classified([y.astype(np.int64) for y in arrays], classes, class_labels or range(classes), True)
+    if all(y.dtype.kind == "b" for y in arrays):  # what a boolean can be is known beforehand
+        return Classified([y.astype(np.int64) for y in arrays], 2, (False, True), True)
+    found = np.unique(np.concatenate([np.unique(y) for y in arrays]))
+    if len(found) == 1:
+        raise DataError(
+            f"{where}: every label is '{found[0]}', and one class alone cannot be learned; "
+            "declare those there may be with data.classes or data.labels."
+        )
+    if found.dtype.kind != "U" and found[0] == 0 and found[-1] == len(found) - 1:
+        return Classified([y.astype(np.int64) for y in arrays], len(found), range(len(found)), False)
+    return Classified([np.searchsorted(found, y).astype(np.int64) for y in arrays], len(found), tuple(found.tolist()), False)
+
+
+def _positions(y: npt.NDArray[Any], labels: Sequence[Label], where: str) -> npt.NDArray[np.int64]:
+    """Position of each label in ``labels``."""
+    if len({label_key(v) for v in labels}) < max(2, len(labels)):
+        raise DataError("data.labels: should list two or more different values, in class order.")
+    position = {label_key(value): i for i, value in enumerate(labels)}
+    found, codes = np.unique(y, return_inverse=True)
+    table = np.empty(len(found), dtype=np.int64)
+    for i, value in enumerate(found.tolist()):
+        if label_key(value) not in position:
+            listed = ", ".join(str(v) for v in labels)
+            raise DataError(
+                f"{where}: record {int(np.argmax(codes == i)) + 1} has the label '{value}', but data.labels lists only {listed}."
+            )
+        table[i] = position[label_key(value)]
+    positions: npt.NDArray[np.int64] = table[codes]
+    return positions
+
+
+def label_key(value: Any) -> str | float:
+    """What labels and cells are compared by: ``1``, ``1.0`` and ``"1"`` are the same value."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if np.isfinite(number) else str(value)
