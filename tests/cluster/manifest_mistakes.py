@@ -51,8 +51,20 @@ def add(document: Document) -> Callable[[list[Document]], None]:
     return lambda docs: docs.append(document)
 
 
+def by_config_map(name: str, path: str, variable: str) -> Callable[[list[Document]], None]:
+    """Take a variable out of a container's ``env`` and put it into the ConfigMap of its ``envFrom``, which KubeRay does not copy."""
+
+    def plant(docs: list[Document]) -> None:
+        container = _at(_get(docs, name), path)
+        (found,) = (v for v in container["env"] if v["name"] == variable)
+        container["env"] = [v for v in container["env"] if v is not found]
+        _get(docs, "ConfigMap/fedray-environment")["data"][variable] = found["value"]
+
+    return plant
+
+
 def _experiment(docs: list[Document]) -> dict[str, str]:
-    return next(doc["data"] for doc in docs if title(doc).startswith("ConfigMap/experiment-"))
+    return next(doc["data"] for doc in docs if title(doc).startswith("ConfigMap/digits-"))
 
 
 _HEAD = "spec.headGroupSpec.template.spec"
@@ -198,8 +210,8 @@ MISTAKES = [
     Mistake(
         "hash lost",
         "jobs/digits",
-        put("RayJob/digits", "spec.rayClusterSpec.headGroupSpec.template.spec.volumes.4.configMap.name", "experiment"),
-        "ConfigMap/experiment is neither",
+        put("RayJob/digits", "spec.rayClusterSpec.headGroupSpec.template.spec.volumes.0.configMap.name", "digits"),
+        "ConfigMap/digits is neither",
     ),
     Mistake("nothing is denied", "overlays/cpu", lose("NetworkPolicy/default-deny"), "no NetworkPolicy covers its ingress"),
     Mistake(
@@ -260,6 +272,30 @@ MISTAKES = [
         "jobs/digits",
         lambda docs: _experiment(docs).update({"config.yaml": _experiment(docs)["config.yaml"].replace("rounds:", "round:")}),
         "round: unknown key",
+    ),
+    Mistake(
+        "TLS for those who start, not for those who wait",
+        "overlays/cpu",
+        by_config_map("RayCluster/fedray", f"{_CLIENTS}.containers.0", "RAY_USE_TLS"),
+        "cpu-clients, container wait-gcs-ready: cannot talk to the head: RAY_USE_TLS is unset here and 1 there",
+    ),
+    Mistake(
+        "no home for those who wait",
+        "overlays/gpu",
+        by_config_map("RayCluster/fedray", "spec.workerGroupSpecs.2.template.spec.containers.0", "HOME"),
+        "gpu-clients, container wait-gcs-ready: HOME (/home/ray) cannot be written",
+    ),
+    Mistake(
+        "no TLS for the autoscaler",
+        "overlays/cpu",
+        drop("RayCluster/fedray", "spec.autoscalerOptions.env"),
+        "container autoscaler: cannot talk to the head",
+    ),
+    Mistake(
+        "certificates not mounted",
+        "jobs/heart",
+        drop("RayJob/heart", "spec.rayClusterSpec.workerGroupSpecs.1.template.spec.containers.0.volumeMounts.0"),
+        "container wait-gcs-ready: RAY_TLS_SERVER_CERT (/etc/fedray/tls/pod.pem) lies in no volume",
     ),
     Mistake(
         "no group for drivers", "jobs/digits", drop("RayJob/digits", "spec.rayClusterSpec.workerGroupSpecs.0"), "asks for {'driver': 0.01}"

@@ -103,6 +103,9 @@ def reference_errors(docs: list[Document]) -> list[str]:
     for doc in docs:
         known |= set(doc.get("metadata", {}).get("annotations", {}).get("fedray.io/external", "").split())
     found = []
+    for doc in docs:
+        pulled = {f"Secret/{secret['name']}" for secret in doc.get("imagePullSecrets", [])}
+        found += [f"{title(doc)}: {name} is neither defined nor declared as external." for name in sorted(pulled - known)]
     made = pods(docs)
     for pod in made:
         wanted = {f"ServiceAccount/{pod.spec.get('serviceAccountName', 'default')}", *_named(pod.spec)}

@@ -1,7 +1,7 @@
 """Kubernetes manifests as plain data: rendered, validated against schemas, and seen as the pods that they make.
 
-What KubeRay adds to a pod (labels, the autoscaler's container) is read in `ray-operator/controllers/ray/common/pod.go` of
-ray-project/kuberay v1.7.0.
+What KubeRay adds to a pod (labels, the autoscaler's container, the one in which a worker waits for the head, the token) is read in
+`ray-operator/controllers/ray/common/pod.go` of ray-project/kuberay v1.7.0.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ Document = dict[str, Any]
 K8S = ROOT / "k8s"
 KUBERNETES = "1.32"
 
+#: The name of the container in which a worker waits for the head.
+WAITS = "wait-gcs-ready"
+
 
 @cache
 def render(directory: str) -> str:
@@ -42,6 +45,17 @@ def render(directory: str) -> str:
 def documents(directory: str) -> list[Document]:
     """The objects of a kustomization, freshly parsed."""
     return list(yaml.load_all(render(directory), Loader=yaml.CSafeLoader))
+
+
+def overlay_of(job: str) -> str:
+    """The overlay that a job is made for, and that is applied before it: ``overlays/NAME``."""
+    (resource,) = yaml.safe_load((K8S / job / "kustomization.yaml").read_text())["resources"]
+    return os.path.relpath((K8S / job / resource).resolve(), K8S)
+
+
+def applied(directory: str) -> list[Document]:
+    """What is in the cluster once a kustomization is applied: for a job, its overlay's objects, too."""
+    return documents(directory) + (documents(overlay_of(directory)) if directory.startswith("jobs/") else [])
 
 
 def title(document: Document) -> str:
@@ -102,7 +116,60 @@ def _ray_pods(owner: str, cluster: str, spec: dict[str, Any]) -> Iterator[Pod]:
             # KubeRay starts it from the head's image unless told otherwise, and gives it no probes.
             added = {"name": "autoscaler", "image": pod["containers"][0]["image"], **spec.get("autoscalerOptions", {})}
             pod = {**pod, "containers": [*pod["containers"], added]}
+        elif kind == "worker":
+            pod = {**pod, "initContainers": [*pod.get("initContainers", []), _waiting(cluster, pod["containers"][0])]}
+        if spec.get("authOptions", {}).get("mode") == "token":
+            pod = _with_token(pod, spec["authOptions"]["secretName"])
         yield Pod(f"{owner} {name}", labels, pod)
+
+
+#: KubeRay's words, but for what it says while it waits.
+_WAIT = """
+SECONDS=0
+while true; do
+    if (( SECONDS <= 120 )); then
+        if ray health-check --address {address} > /dev/null 2>&1; then
+            break
+        fi
+    else
+        if ray health-check --address {address}; then
+            break
+        fi
+    fi
+    sleep 5
+done
+"""
+
+
+def _waiting(cluster: str, ray: dict[str, Any]) -> dict[str, Any]:
+    """The container in which a worker waits for the head, as ``DefaultWorkerPodTemplate`` makes it.
+
+    Of the Ray container it has image, security context, ``env`` and ``volumeMounts``; ``envFrom`` is not copied.
+    """
+    made = {
+        "name": WAITS,
+        "command": ["/bin/bash", "-c", "--"],
+        "args": [_WAIT.format(address=f"{cluster}-head-svc.fedray.svc.cluster.local:6379")],
+        "resources": {"limits": {"cpu": "200m", "memory": "256Mi"}, "requests": {"cpu": "200m", "memory": "256Mi"}},
+    }
+    return made | {key: ray[key] for key in ("image", "imagePullPolicy", "securityContext", "env", "volumeMounts") if key in ray}
+
+
+def _with_token(pod: dict[str, Any], secret: str) -> dict[str, Any]:
+    """The pod with the token where KubeRay puts it: into the Ray container, the waiting one and the autoscaler."""
+    token = [
+        {"name": "RAY_AUTH_MODE", "value": "token"},
+        {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret, "key": "auth_token"}}},
+    ]
+
+    def given(container: dict[str, Any], here: bool) -> dict[str, Any]:
+        return {**container, "env": [*container.get("env", []), *token]} if here else container
+
+    return {
+        **pod,
+        "initContainers": [given(c, c["name"] == WAITS) for c in pod.get("initContainers", [])],
+        "containers": [given(c, index == 0 or c["name"] == "autoscaler") for index, c in enumerate(pod["containers"])],
+    }
 
 
 def ray_clusters(docs: list[Document]) -> list[Document]:

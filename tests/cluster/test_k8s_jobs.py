@@ -24,7 +24,11 @@ def cluster(directory: str) -> Document:
 
 @pytest.mark.parametrize(
     ("name", "original", "changed"),
-    [("digits", "digits.yaml", {"clients", "ray"}), ("heart", "heart-private.yaml", {"name", "data", "clients", "privacy", "ray"})],
+    [
+        ("digits", "digits.yaml", {"clients", "ray"}),
+        ("digits-local", "digits.yaml", {"clients", "ray"}),
+        ("heart", "heart-private.yaml", {"name", "data", "clients", "privacy", "ray"}),
+    ],
 )
 def test_a_job_is_its_config_but_for_the_place(name: str, original: str, changed: set[str]) -> None:
     mine, theirs = config_of(*job(name)).model_dump(), load_config(ROOT / "configs" / original).model_dump()
@@ -36,7 +40,7 @@ def test_a_job_is_its_config_but_for_the_place(name: str, original: str, changed
 
 
 def test_a_job_brings_its_own_cluster_and_no_standing_one() -> None:
-    for name, overlay in (("digits", "overlays/cpu"), ("heart", "overlays/silos")):
+    for name, overlay in (("digits", "overlays/cpu"), ("digits-local", "overlays/local"), ("heart", "overlays/silos")):
         found, docs = job(name)
         assert "RayCluster/fedray" not in [title(doc) for doc in docs]
         own, standing = found["spec"]["rayClusterSpec"], cluster(overlay)["spec"]
@@ -49,6 +53,12 @@ def test_the_entry_point_survives_both_shells() -> None:
     words = shlex.split(shlex.join(shlex.split(job("digits")[0]["spec"]["entrypoint"])))
     assert words[:2] == ["bash", "-c"]
     assert words[2].startswith("python -m fedray run /etc/fedray/experiment/config.yaml --output $FEDRAY_OUTPUT/digits --resume ||")
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-local", "heart"])
+def test_a_run_that_would_end_the_same_way_is_not_tried_again(name: str) -> None:
+    """KubeRay retries whatever fails; the entry point sorts exit codes (`cluster.ended`)."""
+    assert shlex.split(job(name)[0]["spec"]["entrypoint"])[2].endswith("|| python -m cluster.ended $?")
 
 
 def test_a_stopped_job_has_time_to_write_a_checkpoint() -> None:
