@@ -6,6 +6,7 @@ There is no Kubernetes here. Each pod is a host of its own (namespaces), with fi
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import documents, title
+from manifest_gcs import environment as variables_of
+from manifests import WAITS, documents, pods, title
 from paths import ROOT
 
 from cluster import hosts as namespaces
@@ -77,9 +79,9 @@ def container(kind: str, *path: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def environment() -> dict[str, str]:
-    data = container("ConfigMap/fedray-environment", "data")
-    return {**data, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+def environment(made: dict[str, Any]) -> dict[str, str]:
+    """A container's environment, with what KubeRay puts into it and the place of this project."""
+    return {**variables_of(documents("overlays/cpu"), made), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
 
 
 def start(host: Host, command: list[str], env: dict[str, str], ca: Path | None = None, **kwargs: Any) -> subprocess.Popen[Any]:
@@ -127,10 +129,14 @@ def test_ray_pods_run_certified_and_confined(network: Hosts, authority: Path, tm
         head: [*common, "--head", "--no-monitor", "--dashboard-host=0.0.0.0", "--num-cpus=0", f"--node-ip-address={head.address}"],
         worker: [*common, f"--address={head.address}:6379", "--num-cpus=2", f"--node-ip-address={worker.address}"],
     }
+    made = {pod.labels["ray.io/group"]: pod for pod in pods(documents("overlays/cpu")) if "ray.io/group" in pod.labels}
+    specs = {head: made["headgroup"].spec, worker: made["cpu-clients"].spec}
     for host, command in commands.items():
         certify(host, authority)
+        if host is worker:
+            wait_for_the_head(host, specs[host], head.address)
         log = tmp_path / f"{host.name}.log"
-        node = start(host, command, environment() | (local if host is head else {}), stdout=log.open("wb"))
+        node = start(host, command, environment(specs[host]["containers"][0]) | (local if host is head else {}), stdout=log.open("wb"))
         url = f"http://{host.address}:{probe['port']}{probe['path']}"
         until(lambda url=url, host=host: status(host, url) == 200, node, log)
 
@@ -144,10 +150,29 @@ def test_ray_pods_run_certified_and_confined(network: Hosts, authority: Path, tm
         "    return os.getuid(), os.access('/etc', os.W_OK), os.path.exists('/etc/fedray/tls/ca.key'), ray.util.get_node_ip_address()\n"
         "print('seen', ray.get(look.remote(), timeout=120))"
     )
-    submit = ["ray", "job", "submit", "--address", f"http://{head.address}:8265", "--", "python", "-c", code]
-    submitter = start(worker, submit, environment(), stdout=subprocess.PIPE, text=True)
-    said = submitter.communicate(timeout=SECONDS)[0]
+    said = submitted(worker, specs[worker], head.address, "python", "-c", code)
     assert f"seen (1000, False, False, '{worker.address}')" in said, said
+    for exits, ended in ((2, "was stopped"), (3, "succeeded"), (1, "failed")):
+        said = submitted(worker, specs[worker], head.address, "bash", "-c", f"(exit {exits}) || python -m cluster.ended $?")
+        assert ended in said, said
+
+
+def wait_for_the_head(host: Host, spec: dict[str, Any], address: str) -> None:
+    """Run the container that KubeRay puts before a worker's; it ends when the head answers, which it would not without TLS."""
+    waits = next(c for c in spec["initContainers"] if c["name"] == WAITS)
+    script = re.sub(r"fedray-head-svc\.fedray\.svc\.cluster\.local", address, waits["args"][0])
+    done = start(host, [*waits["command"], script], environment(waits), stdout=subprocess.PIPE, text=True)
+    assert done.wait(SECONDS) == 0, done.stdout.read()
+    plain = environment(waits) | {"RAY_USE_TLS": "0"}
+    refused = start(host, ["ray", "health-check", "--address", f"{address}:6379"], plain, stdout=subprocess.DEVNULL)
+    assert refused.wait(SECONDS) != 0
+
+
+def submitted(host: Host, spec: dict[str, Any], address: str, *line: str) -> str:
+    """What is said of a job whose entry point is ``line``, to its end."""
+    submit = ["ray", "job", "submit", "--address", f"http://{address}:8265", "--", *line]
+    process = start(host, submit, environment(spec["containers"][0]), stdout=subprocess.PIPE, text=True)
+    return str(process.communicate(timeout=SECONDS)[0])
 
 
 def test_mlflow_serves_its_names_and_no_other(network: Hosts, tmp_path: Path) -> None:
