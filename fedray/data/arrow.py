@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,13 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
             f"{where}: no column is called {', '.join(_USUAL_LABELS)}; "
             f"name the label's with data.label (there are {', '.join(train.schema.names)})."
         )
+    names = _class_names(train.schema, label) if columns.classes is None else None
     if image is None:
         table = Table(label=label, classes=columns.classes, silo=columns.silo, **columns.options)
-        return shape_tables(train.to_pandas(), test.to_pandas() if test is not None else None, table, where)
+        if not table.declared and names is not None:
+            table = replace(table, classes=len(names), names=names)
+        own_frame = test.to_pandas(ignore_metadata=True) if test is not None else None
+        return shape_tables(train.to_pandas(ignore_metadata=True), own_frame, table, where, _index_columns(train.schema))
     labels = columns.options.get("labels")
     unused = [name for name, value in columns.options.items() if name != "labels" and _says_something(value)]
     if unused:
@@ -85,7 +90,78 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
     if test is not None:
         named = f"{where} (test set)"
         own_test = (_images(test, image, named), _values(test, label, "data.label", named))
-    return build(where, x, y, test=own_test, groups=groups, classes=columns.classes, labels=labels)
+    known = names if labels is None else None
+    classes = columns.classes if known is None else len(known)
+    return build(where, x, y, test=own_test, groups=groups, classes=classes, labels=labels, class_labels=known)
+
+
+def joined(tables: Sequence[Any], names: Sequence[str], where: str) -> Any:
+    """Tables as one, their columns by name, in the order of the first; numbers of several types become the widest.
+
+    Args:
+        tables: at least one.
+        names: of the tables, for messages.
+        where: the source, for messages.
+
+    Raises:
+        DataError: a column that is not in all of them, or that holds different kinds of values.
+    """
+    import pyarrow as pa
+
+    first = tables[0].schema.names
+    for table, name in zip(tables, names, strict=True):
+        different = sorted(set(table.schema.names) ^ set(first))
+        if different or len(set(table.schema.names)) < len(table.schema.names):
+            what = f"column '{different[0]}' is in one only" if different else "a column stands twice"
+            raise DataError(f"{where}: '{names[0]}' and '{name}' have different columns ({what}); write them alike.")
+    for column in first:
+        kinds = [_plain_kind(table.schema.field(column).type) for table in tables]
+        known = [kind for kind in kinds if not pa.types.is_null(kind)]
+        for kind, name in zip(kinds, names, strict=True):
+            if not (pa.types.is_null(kind) or kind == known[0] or (_is_number(kind) and _is_number(known[0]))):
+                raise DataError(
+                    f"{where}: column '{column}' holds {known[0]} in '{names[kinds.index(known[0])]}', but {kind} in '{name}'; write them alike."
+                )
+    tables = [table.select(first) for table in tables]
+    plain = [table.cast(pa.schema([(f.name, _plain_kind(f.type)) for f in table.schema])) if len(tables) > 1 else table for table in tables]
+    try:
+        whole = pa.concat_tables(plain, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{where}: its files cannot be joined ({str(error).splitlines()[0]}); write them alike.") from None
+    return whole.replace_schema_metadata(tables[0].schema.metadata)
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _plain_kind(kind: Any) -> Any:
+    """The type of the values behind a dictionary; one of the two ways in which text and bytes are stored."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _plain_kind(kind.value_type)
+    if pa.types.is_string(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary(kind) else kind
+
+
+def _index_columns(schema: Any) -> list[str]:
+    """Columns that were a pandas frame's index."""
+    return [name for name in (schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)]
+
+
+def _class_names(schema: Any, label: str) -> list[str] | None:
+    """The classes as the Hugging Face library keeps them beside a table; None where it does not."""
+    kept = (schema.metadata or {}).get(b"huggingface")
+    try:
+        feature = json.loads(kept)["info"]["features"][label] if kept else {}
+        names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return [str(name) for name in names] if names and len(names) > 1 else None
 
 
 def _says_something(value: Any) -> bool:
@@ -102,7 +178,7 @@ def _values(table: Any, name: str, path: str, where: str) -> Any:
     column = table.column(name)
     if column.null_count:
         raise DataError(f"{where}: {column.null_count} records have no '{name}' ({path}); remove them.")
-    return column.to_numpy()
+    return column.to_pandas().to_numpy()
 
 
 def _images(table: Any, name: str, where: str) -> Any:

@@ -187,7 +187,7 @@ def _refuse_tokens(data: Data, raw: Raw) -> Raw:
     if raw.x.dtype == np.int64 and data.normalize.kind != "none":
         raise DataError(
             f"data.normalize.kind: {data.normalize.kind} needs real-valued features, "
-            f"but those of {data.source} are integers (tokens); use none."
+            f"but those of {data.source} are integers, which are taken for tokens; use none, or give measurements as floats (float32)."
         )
     return raw
 

@@ -27,12 +27,19 @@ def decode_images(encoded: Sequence[bytes | None], where: str) -> npt.NDArray[np
     if not encoded:
         raise DataError(f"{where}: holds no records.")
     out: npt.NDArray[np.uint8] | None = None
-    mode = "RGB"
+    mode = ""
     for i, content in enumerate(encoded):
         if content is None:
             raise DataError(f"{where}: record {i + 1} has no image.")
         try:
             with Image.open(io.BytesIO(content)) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise DataError(
+                        f"{where}: image {i + 1} has more than 8 bits a channel (mode {image.mode}), which would be cut off; scale such "
+                        "images to 8 bits, or give them as float32 arrays by an npz: or python: source."
+                    )
+                if mode == "L" and image.mode not in ("L", "1", "LA"):
+                    raise DataError(f"{where}: image {i + 1} has colours (mode {image.mode}), the first is grey; make them one kind.")
                 if out is None:
                     mode = "L" if image.mode in ("L", "1") else "RGB"
                     out = np.empty((len(encoded), image.height, image.width, 1 if mode == "L" else 3), dtype=np.uint8)

@@ -19,7 +19,7 @@ from fedray.data.records import Label, Targets
 from fedray.errors import DataError
 
 #: What a missing label looks like once it was turned into text.
-_MISSING_TEXT = ("", "nan", "None", "NaT", "<NA>")
+_MISSING_TEXT = frozenset(("", "nan", "-nan", "NaN", "None", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL"))
 _KINDS = ((bool | np.bool_, np.bool_), (Integral, np.int64), (Real, np.float64), (str, np.str_))
 
 
@@ -108,7 +108,7 @@ def _refuse_missing(missing: npt.NDArray[np.bool_], where: str) -> None:
     if missing.any():
         raise DataError(
             f"{where}: {int(missing.sum())} of {len(missing)} labels are missing (None, NaN, NaT, NA or empty), the first is that of record "
-            f"{int(missing.argmax()) + 1}; remove those records, or name the value in data.labels if it is a label."
+            f"{int(missing.argmax()) + 1}; remove those records (of a CSV file, list the cell in data.missing), or name it in data.labels if it is a label."
         )
 
 

@@ -200,6 +200,11 @@ def _features(values: npt.ArrayLike, where: str) -> RawFeatures:
     kind = array.dtype.kind
     if array.dtype == np.uint8:
         return array
+    if kind in "iu" and array.dtype.itemsize == 2 and array.ndim > 2:
+        raise DataError(
+            f"{where}: records of shape {array.shape[1:]} and type {array.dtype} are taken for 16-bit images; "
+            "give them as floats 0..1, such as (x / 65535).astype('float32')."
+        )
     if kind in "iu":
         return array.astype(np.int64, copy=False)
     if kind not in "fb":

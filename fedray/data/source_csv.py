@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedray.data.files import csv_file, csv_files
 from fedray.data.source import Raw, Silos, Source, Whole, check_names, existing
 from fedray.data.table import Cell, MissingRows, Table, shape_tables
 from fedray.errors import DataError
@@ -75,10 +76,8 @@ def csv(
             "data: a folder of silos needs its classes declared, as no one reads all files; "
             "give one of label_threshold, labels, classes, regression."
         )
-    names = list(silos) if silos is not None else sorted(p.stem for p in folder.glob("*.csv"))
-    if not names:
-        raise DataError(f"data.source: the folder '{folder}' holds no .csv files.")
-    return Silos(check_names(names, f"csv:{where}"), lambda name: load(folder / f"{name}.csv"), table.declared_classes, table.class_labels)
+    names = list(silos) if silos is not None else sorted(file.stem for file in csv_files(folder))
+    return Silos(check_names(names, f"csv:{where}"), lambda name: load(csv_file(folder, name)), table.declared_classes, table.class_labels)
 
 
 def _read(path: Path, missing: list[str], delimiter: str) -> Any:
@@ -87,7 +86,12 @@ def _read(path: Path, missing: list[str], delimiter: str) -> Any:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(csvfile.reader(file, delimiter=delimiter), [])
-        twice = {name for name in header if header.count(name) > 1}
+        other = next((c for c in ";\t|," if c in header[0] and c != delimiter), None) if len(header) == 1 else None
+        if other is not None:
+            raise DataError(
+                f"{path}: the header is the one column '{header[0]}'; set data.delimiter={other!r} if that separates the cells."
+            )
+        twice = {name for name in header if name.strip() and header.count(name) > 1}
         if twice:
             raise DataError(f"{path}: the column '{twice.pop()}' stands twice in the header; rename one.")
         with warnings.catch_warnings():

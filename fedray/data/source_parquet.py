@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedray.data.arrow import ArrowColumns, image_column, shape_arrow
+from fedray.data.arrow import ArrowColumns, joined, shape_arrow
+from fedray.data.files import hive_keys, parquet_files
 from fedray.data.source import Raw, Source, Whole, existing
 from fedray.data.table import Cell, MissingRows, Table
 from fedray.errors import DataError
+
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 
 
 def parquet(
@@ -31,8 +35,9 @@ def parquet(
 ) -> Source:
     """Parquet: a file or a folder, with a column of encoded images or with plain columns.
 
-    In a folder, files with "train" in their name are the training set and files with "test" the test set;
-    if no name has either, all files are training data. Parts are joined in the order of their names.
+    In a folder (and the folders in it), files with the word "test" in their or their folder's name are the test set and files
+    with "train" the training set; if none has either, all files are training data. Files of a "validation" are left out then.
+    Parts are joined in the order of their names, their columns by name. Folders such as ``site=north`` give a column.
 
     Args:
         where: a file or a folder.
@@ -40,9 +45,9 @@ def parquet(
         image: the column of encoded images (binary, or a struct with bytes); null = the first such column, if any.
         test: a file with the test set, instead of the folder's.
         silo: column that names each record's client, for the natural partition.
-        classes: number of classes; null = those found.
+        classes: labels are the integers 0..classes-1 and stay what they are; null = as the file names its classes, else those found.
         label_threshold: tables: the class is 1 where the label is above this, else 0.
-        labels: tables: the label's values in class order.
+        labels: the label's values in class order.
         regression: tables: the label is a number to predict.
         features: tables: feature columns, in this order; null = all others.
         drop: tables: columns left out.
@@ -67,43 +72,36 @@ def parquet(
     Table(label=label or "label", classes=classes, silo=silo, **options)  # refuse contradictions before anything is read
 
     def load() -> Raw:
-        train_files, test_files = _files(existing(where, "data.source"))
-        if test is not None:
-            test_files = [existing(test, "data.test")]
-        name = f"parquet:{where}"
-        return shape_arrow(_read(train_files, columns, name), _read(test_files, columns, name) if test_files else None, columns, name)
+        root, name = existing(where, "data.source"), f"parquet:{where}"
+        train_files, test_files = parquet_files(root, existing(test, "data.test") if test is not None else None)
+        return shape_arrow(_read(train_files, root, name), _read(test_files, root, name) if test_files else None, columns, name)
 
     return Whole(load)
 
 
-def _files(path: Path) -> tuple[list[Path], list[Path]]:
-    if not path.is_dir():
-        return [path], []
-    files = sorted(path.rglob("*.parquet"))
-    train = [f for f in files if "train" in f.name.lower()]
-    test = [f for f in files if "test" in f.name.lower() and f not in train]
-    if not train and not test:
-        train = files
-    if not train:
-        what = "files with 'test' in their name, but none with 'train'" if test else "no .parquet files"
-        raise DataError(f"data.source: the folder '{path}' holds {what}.")
-    return train, test
-
-
-def _read(files: list[Path], columns: ArrowColumns, where: str) -> Any:
+def _read(files: list[Path], root: Path, where: str) -> Any:
+    """The files as one table: the first one's columns in its order, and those that the folders give."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        tables = [pq.read_table(file) for file in files]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{where}: cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
-    try:
-        joined = pa.concat_tables(tables)
-    except pa.ArrowException as error:
-        raise DataError(f"{where}: its files have different columns ({str(error).splitlines()[0]}).") from None
-    image_column(joined.schema, columns, where)
-    return joined
+    tables, keys = [], [hive_keys(file, root) for file in files]
+    for file, own in zip(files, keys, strict=True):
+        try:
+            tables.append(pq.ParquetFile(file).read())
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{where}: '{file}' cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
+        different = set(own) ^ set(keys[0]) or set(own) & set(tables[-1].schema.names)
+        if different:
+            raise DataError(
+                f"{where}: the column '{min(different)}', which folders give as {min(different)}=VALUE, is not given by all of them, "
+                f"or is in '{file}' besides; make it one or the other."
+            )
+    whole = [key for key in keys[0] if all(_WHOLE.fullmatch(own[key] or "0") for own in keys)]
+    for i, own in enumerate(keys):
+        for key, value in own.items():
+            cells = pa.nulls(len(tables[i])) if value is None else pa.array([int(value) if key in whole else value] * len(tables[i]))
+            tables[i] = tables[i].append_column(key, cells.cast(pa.int64() if key in whole else pa.string()))
+    return joined(tables, [str(file) for file in files], where)
 
 
 SOURCES = {"parquet": parquet}

@@ -6,8 +6,10 @@ own file, comes out with the same features in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,8 @@ from fedray.errors import DataError
 
 Cell = str | int | float
 MissingRows = Literal["drop", "refuse"]
+#: What pandas and Arrow call a column that has no name: most often row numbers that were written along.
+_NAMELESS = re.compile(r"\s*|Unnamed: \d+(\.\d+)*|__index_level_\d+__")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Table:
     categories: Mapping[str, Sequence[Cell]] | None = None
     drop_first: bool = False
     silo: str | None = None
+    names: Sequence[str] | None = None  # what the classes stand for, where the source knows
 
     def __post_init__(self) -> None:
         ways = {
@@ -77,10 +82,10 @@ class Table:
         """What the declared classes stand for; empty in regression, and where they are not declared."""
         if self.label_threshold is not None:
             return f"{self.label} <= {self.label_threshold:g}", f"{self.label} > {self.label_threshold:g}"
-        return tuple(self.labels) if self.labels is not None else range(self.classes or 0)
+        return tuple(self.labels) if self.labels is not None else self.names or range(self.classes or 0)
 
 
-def shape_tables(train: Any, test: Any | None, table: Table, where: str) -> Raw:
+def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: Collection[str] = ()) -> Raw:
     """Pandas frames (missing cells as NaN) to records.
 
     Args:
@@ -88,14 +93,16 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str) -> Raw:
         test: the source's own test frame, or None.
         table: how to read both.
         where: the source, for messages.
+        index: columns that number or name the rows, which are features only if ``data.features`` says so.
 
     Raises:
-        DataError: a column that is not there, a cell that is not a number or not an allowed value, missing cells.
+        DataError: a column that is not there or has no name, a cell that is not a number or not an allowed value, missing cells.
     """
-    x, y, groups, columns = _shape(train, table, where)
+    x, y, groups, columns = _shape(train, table, where, index)
     own_test = None
     if test is not None:
-        x_test, y_test, _, _ = _shape(test, table, f"{where} (test set)", grouped=False)
+        same = table if table.features is not None else replace(table, features=_features(train, table), drop=())
+        x_test, y_test, _, _ = _shape(test, same, f"{where} (test set)", index, grouped=False)
         own_test = (x_test, y_test)
     return build(
         where,
@@ -109,16 +116,21 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str) -> Raw:
     )
 
 
-def _shape(frame: Any, table: Table, where: str, grouped: bool = True) -> tuple[npt.NDArray[np.float32], Any, Any, tuple[str, ...]]:
+def _shape(
+    frame: Any, table: Table, where: str, index: Collection[str], grouped: bool = True
+) -> tuple[npt.NDArray[np.float32], Any, Any, tuple[str, ...]]:
     headers = [str(c) for c in frame.columns]
     frame = frame.set_axis(headers, axis=1)
+    twice = [name for name, count in Counter(headers).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: the column '{twice[0]}' is there more than once; rename one.")
     silo = [table.silo] if table.silo is not None and grouped else []
     for argument, names in (("label", [table.label]), ("silo", silo), ("drop", table.drop), ("features", table.features or ())):
         for name in names:
             _require(name, headers, f"data.{argument}", where)
-    features = (
-        list(table.features) if table.features is not None else [h for h in headers if h not in {table.label, table.silo, *table.drop}]
-    )
+    features = _features(frame, table)
+    if table.features is None:
+        _refuse_index(features, headers, index, where)
     for name in table.categories or {}:
         _require(name, features, f"data.categories.{name}", where, "feature")
     if not features:
@@ -140,9 +152,28 @@ def _shape(frame: Any, table: Table, where: str, grouped: bool = True) -> tuple[
     return np.concatenate(parts, axis=1), _labels(frame[table.label], table, where), groups, tuple(columns)
 
 
+def _features(frame: Any, table: Table) -> list[str]:
+    return list(table.features or [str(h) for h in frame.columns if str(h) not in {table.label, table.silo, *table.drop}])
+
+
 def _require(name: str, present: Sequence[str], path: str, where: str, what: str = "column") -> None:
     if name not in present:
         raise DataError(f"{where}: there is no {what} '{name}' ({path}); it has {', '.join(present)}.{nearest(name, present)}")
+
+
+def _refuse_index(features: Sequence[str], headers: Sequence[str], index: Collection[str], where: str) -> None:
+    """Row numbers are no feature: what the model learns of them says nothing of other rows."""
+    for name in features:
+        if name in index or _NAMELESS.fullmatch(name):
+            named = (
+                f"'{name}' is the index of the rows"
+                if name in index
+                else f"{headers.index(name) + 1} has no name (pandas calls it '{name}')"
+            )
+            raise DataError(
+                f"{where}: column {named}, which is most often row numbers written along; leave it out with data.drop=['{name}'], "
+                "or name the features with data.features."
+            )
 
 
 def _without_missing(frame: Any, used: list[str], missing_rows: MissingRows, where: str) -> Any:
@@ -184,8 +215,12 @@ def _codes(series: Any, allowed: Sequence[Cell], name: str, path: str, where: st
 def _numbers(series: Any, name: str, where: str, remedy: str) -> npt.NDArray[np.float64]:
     import pandas as pd
 
-    if pd.api.types.is_numeric_dtype(series):
-        return np.asarray(series.to_numpy(), dtype=np.float64)
+    kind = series.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        return _numbers(series.astype(kind.categories.dtype), name, where, remedy)
+    if kind.kind in "mMc" or isinstance(kind, pd.PeriodDtype | pd.IntervalDtype):
+        what = "complex numbers" if kind.kind == "c" else "dates, times or intervals"
+        raise DataError(f"{where}: column '{name}' holds {what} ({kind}), which are no feature; make numbers of them, or {remedy}.")
     # Text such as "nan" and "inf" counts as a number to pandas; here it is a cell that is not one.
     values = np.asarray(pd.to_numeric(series, errors="coerce"), dtype=np.float64)
     bad = ~np.isfinite(values)
@@ -209,7 +244,7 @@ def _labels(series: Any, table: Table, where: str) -> Any:
     if table.regression:
         return _numbers(series, table.label, where, "choose another label").astype(np.float32)
     if not pd.api.types.is_numeric_dtype(series):
-        return series.astype(str).to_numpy()
+        return series.to_numpy()
     values = series.to_numpy()
     if values.dtype.kind == "f":
         if not (values == np.floor(values)).all():

@@ -91,7 +91,8 @@ def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int) -
     except Exception as error:
         raise ConfigError(
             f"model.kind: '{kind}' failed on a batch of {str(records.dtype).removeprefix('torch.')} records of shape "
-            f"{tuple(records.shape[1:])} with {_first_line(error)}; choose a model for records of that shape."
+            f"{tuple(records.shape[1:])} with {_first_line(error)}; choose a model for records of that shape"
+            + (", or give measurements as floats, for integers are taken for tokens." if records.dtype == torch.int64 else ".")
         ) from error
     if not isinstance(result, Tensor):
         raise ConfigError(f"model.kind: '{kind}' returns a {type(result).__name__} from forward; it should return one tensor of outputs.")

@@ -166,7 +166,7 @@ def test_missing_cells(tmp_path: Path) -> None:
         ("u,y\n1,0,9\n", {}, "is not a regular table"),
         ("u,y\n1,0\n1,0,9\n", {}, "is not a regular table .*line 3"),
         ("u,u,y\n1,2,0\n", {}, "column 'u' stands twice"),
-        ("u;y\n1;0\n", {}, "there is no column 'y'"),
+        ("u;y\n1;0\n", {}, r"the header is the one column 'u;y'; set data\.delimiter=';'"),
         ("u,y\n1,0\n", {"delimiter": ";;"}, r"data\.delimiter"),
         ("u,y\n1,0\n", {"labels": [1, 2], "classes": 2}, r"data\.classes: contradicts data\.labels"),
         ("u,y\n1,0\n", {"labels": [1, 1]}, r"data\.labels: should list two or more different values"),

@@ -222,7 +222,7 @@ def test_parquet_errors(tmp_path: Path, pixels: np.ndarray) -> None:
     for source, arguments, message in [
         ("none", {}, "there is no file or folder"),
         ("empty", {}, "holds no .parquet files"),
-        ("only", {}, "none with 'train'"),
+        ("only", {}, "none for training"),
         ("bad.parquet", {}, "cannot be read as Parquet"),
         ("i.parquet", {"image": "imgs"}, r"no column 'imgs' \(data.image\); it has img, label. Did you mean 'img'"),
         ("i.parquet", {"image": "label"}, "not encoded images"),
