@@ -26,7 +26,8 @@ from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.data.records import positions
 from fedray.errors import BudgetReached, ClaimVoid, FedrayError, RoundFailed, Stopped
-from fedray.parameters import Layout, Vector, fingerprint
+from fedray.frozen import model_digest
+from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.chain import EVERYONE
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release
@@ -67,6 +68,7 @@ class Parts:
     rates: npt.NDArray[np.float64]
     capacity: float
     layout: Layout
+    frozen: Mapping[str, Values]
     sampler: Sampler
     pool: Pool
     books: Books
@@ -273,8 +275,7 @@ class Driver:
         eligible = self._not_exhausted(number)
         if eligible.sum() < max(1, p.config.cohort.min_clients):
             raise BudgetReached(p.privacy.sentence(p.books.lines(), int(eligible.sum()), p.config.cohort.min_clients))
-        release, seed = p.release, p.config.seed
-        drawn_from = eligible
+        release, seed, drawn_from = p.release, p.config.seed, eligible
         if release is None:
             coins = generator(seed, "cohort", number).random(len(p.names))
         else:  # who takes part is part of the mechanism, and secret
@@ -327,8 +328,7 @@ class Driver:
     # -- what is written down --------------------------------------------------------------------
 
     def _row(self, permit: Permit, log_: RoundLog, updates: int, parts: int, train_seconds: float) -> Row:
-        p = self._p
-        number = self._round
+        p, number = self._p, self._round
         homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
         if p.release is not None:  # how many actors had something to hand over depends on who took part
             parts = homes if p.config.clients.node_sums else len(p.pool.slots)
@@ -415,7 +415,7 @@ class Driver:
         if self._round == self._saved or not (force or (every and self._round % every == 0)):
             return
         meta: dict[str, Any] = {
-            "identity": p.meta.get("identity"),
+            **{key: p.meta.get(key) for key in ("identity", "frozen_sha256")},
             "ledger_heads": p.books.heads(),
             "release": None if p.release is None else p.release.state(),
             "pending": self._open[-1].row if self._open else None,
@@ -461,7 +461,7 @@ class Driver:
         last = (self._last or {}).get("metrics", {})
         return {
             "rounds": self._round,
-            "model_sha256": fingerprint(self._weights),
+            "model_sha256": model_digest(self._weights, self._p.frozen),
             "final": {k: v for k, v in last.items() if k.startswith(("eval/", "fairness/"))},
             "best": self._best,
             "performance": {

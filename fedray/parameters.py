@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Vector = npt.NDArray[np.float32]
+#: Numbers of any type and shape.
+Values = npt.NDArray[Any]
 Kind = Literal["shared", "personal", "buffer"]
 
 
@@ -43,8 +45,8 @@ class Entry:
 class Layout:
     """Names, shapes and offsets of a model's tensors, in ``state_dict`` order.
 
-    Trainable parameters are ``shared`` (or ``personal``, where they stay at the client);
-    floating-point buffers are ``buffer``. Integer buffers (BatchNorm's step counter) are not exchanged.
+    Trained parameters are ``shared`` (or ``personal``, where they stay at the client); floating-point buffers are ``buffer``. Frozen
+    parameters (:mod:`fedray.frozen`) and integer buffers (BatchNorm's step counter) are not exchanged.
     """
 
     entries: tuple[Entry, ...]
@@ -52,12 +54,14 @@ class Layout:
     @classmethod
     def of(cls, model: nn.Module, personal: tuple[str, ...] = ()) -> Layout:
         """The layout of ``model``; names that start with one of ``personal`` stay at the client."""
-        trainable = {name for name, _ in model.named_parameters()}
+        from torch import nn
+
         entries, offset = [], 0
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if not tensor.is_floating_point():
+            parameter = isinstance(tensor, nn.Parameter)
+            if not tensor.is_floating_point() or (parameter and not tensor.requires_grad):
                 continue
-            kind: Kind = "buffer" if name not in trainable else "personal" if name.startswith(personal or ("\0",)) else "shared"
+            kind: Kind = "buffer" if not parameter else "personal" if name.startswith(personal or ("\0",)) else "shared"
             entry = Entry(name, tuple(tensor.shape), offset, kind)
             entries.append(entry)
             offset += entry.size
@@ -127,6 +131,9 @@ def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:
                 tensor.copy_(torch.from_numpy(part.copy()))
 
 
-def fingerprint(vector: Vector) -> str:
-    """SHA-256 of the vector's bytes (little-endian float32), hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()
+def fingerprint(*values: Values) -> str:
+    """SHA-256 of the values' bytes (little-endian), one after the other, hexadecimal."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()

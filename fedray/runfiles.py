@@ -13,8 +13,9 @@ from typing import Any
 
 from fedray.checkpoint import Checkpoint, save_checkpoint
 from fedray.errors import ConfigError, FedrayError, Stopped
+from fedray.frozen import around
 from fedray.mirror import OWNER, SUMMARY, Mirror, working_directory
-from fedray.parameters import Layout, Vector
+from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.location import Location, ObjectPath
 from fedray.remote import Remote, StoreAway, canonical, is_remote
 from fedray.storage import append_line, write_atomic, write_json
@@ -221,12 +222,13 @@ class RunFiles:
         self._check_owned()
         save_checkpoint(self.checkpoints, checkpoint, keep)
 
-    def save_model(self, layout: Layout, weights: Vector) -> None:
-        """Write the model's tensors by name, in the vector's order: the digest of the file's tensors is that of the vector."""
+    def save_model(self, layout: Layout, weights: Vector, frozen: Mapping[str, Values] | None = None) -> None:
+        """Write the model's tensors by name, the trained ones in the vector's order: the digest of the file's tensors is that of the model."""
         self._check_owned()
-        write_tensors(self.model, layout.views(weights), {"format": "pt"})
+        before, behind = around(frozen or {})
+        write_tensors(self.model, {**before, **layout.views(weights), **behind}, {"format": "pt"})
 
-    def load_model(self) -> dict[str, Vector]:
+    def load_model(self) -> dict[str, Values]:
         """The final model's tensors by name.
 
         Raises:

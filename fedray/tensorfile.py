@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fedray.parameters import Vector
+from fedray.parameters import Values
 from fedray.storage import damaged, write_atomic
 
 #: Keys of the two digests in the metadata.
@@ -24,25 +24,42 @@ DIGEST, HEADER_DIGEST = "fedray_sha256", "fedray_header_sha256"
 
 _ZEROS = "0" * 64
 _ALIGNED = 8  # bytes; tensors that begin at a multiple of it can be mapped into memory
+#: numpy's types of numbers and the format's names of them.
+_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_TYPES = {name: np.dtype(kind).newbyteorder("<") for kind, name in _NAMES.items()}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Vector], metadata: Mapping[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Values], metadata: Mapping[str, str]) -> None:
     """Write a tensor file, atomically and with no copy of the tensors in memory.
 
     Args:
         path: of the file.
-        tensors: name to float32 values of any shape, in the order in which they are to lie.
+        tensors: name to numbers of any shape, in the order in which they are to lie: larger ones first, so that all are aligned.
         metadata: texts by name; the two digests join them.
 
     Raises:
         FedrayError: the disk is full, broken or not writable; the old content stands.
     """
-    parts = {name: np.ascontiguousarray(value, dtype="<f4") for name, value in tensors.items()}
+    parts = {name: np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")) for name, value in tensors.items()}
     digest, position = sha256(), 0
     header: dict[str, Any] = {}
     for name, part in parts.items():
         digest.update(part.data)
-        header[name] = {"dtype": "F32", "shape": list(np.shape(tensors[name])), "data_offsets": [position, position + part.nbytes]}
+        header[name] = {
+            "dtype": _NAMES[part.dtype.name],
+            "shape": list(np.shape(tensors[name])),
+            "data_offsets": [position, position + part.nbytes],
+        }
         position += part.nbytes
     facts = {**metadata, DIGEST: digest.hexdigest()}
     unsealed = _packed({**header, "__metadata__": {**facts, HEADER_DIGEST: _ZEROS}})
@@ -57,7 +74,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Vector], metadata: Mapping[s
     write_atomic(path, write)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Vector], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Values], dict[str, str]]:
     """The tensors and the metadata of a file that :func:`write_tensors` wrote.
 
     Raises:
@@ -79,7 +96,7 @@ def _packed(header: Mapping[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read(file: BinaryIO, size: int) -> tuple[dict[str, Vector], dict[str, str]]:
+def _read(file: BinaryIO, size: int) -> tuple[dict[str, Values], dict[str, str]]:
     length = file.read(8)
     text = file.read(min(int.from_bytes(length, "little"), size))
     try:
@@ -92,10 +109,11 @@ def _read(file: BinaryIO, size: int) -> tuple[dict[str, Vector], dict[str, str]]
     seal = metadata.pop(HEADER_DIGEST)
     if sha256((length + text).replace(seal.encode(), _ZEROS.encode())).hexdigest() != seal:
         raise ValueError("its header is not the one that was written")
-    digest, tensors = sha256(), dict[str, Vector]()
+    digest, tensors = sha256(), dict[str, Values]()
     for name, entry in header.items():
         start, end = entry["data_offsets"]
-        values = np.empty((end - start) // 4, dtype="<f4")
+        kind = _TYPES[entry["dtype"]]
+        values = np.empty((end - start) // kind.itemsize, dtype=kind)
         if file.readinto(values.view(np.uint8)) != values.nbytes:  # type: ignore[attr-defined]
             raise ValueError("it is cut short")
         digest.update(values.data)

@@ -74,7 +74,8 @@ def _with_dense_front(subject: Subject) -> Subject:
     """The subject itself where its model begins with a dense layer over the whole record, else with a small network that does."""
     model = build_model(subject.config.model, subject.shape, subject.outputs, subject.config.seed)
     first = next((m for m in model.modules() if any(True for _ in m.parameters(recurse=False))), None)
-    if isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.shape):
+    dense = isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.shape)
+    if dense and first is not None and all(p.requires_grad for p in first.parameters(recurse=False)):
         return subject
     return replace(subject, config=subject.config.model_copy(update={"model": Part(kind="mlp")}))
 

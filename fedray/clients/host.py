@@ -27,6 +27,7 @@ from fedray.clients.trainer import Trainer
 from fedray.data.commitment import commit_records
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation, Records
+from fedray.frozen import check_frozen
 from fedray.models.build import build_model
 from fedray.parameters import Vector, set_vector
 from fedray.privacy.account import Account, Decision, Figures, Reservation
@@ -80,7 +81,7 @@ class ClientHost:
         self._dtype = torch.int64 if self._some_records().x.dtype.kind == "i" else torch.float32
         self._loss = find_loss(spec.group.training.loss)
         if spec.outputs is not None:
-            self.configure(spec.outputs)
+            self.configure(spec.outputs, spec.frozen)
         own = self._own
         classes = counts = None
         if own is not None and own.classes is not None:
@@ -101,11 +102,17 @@ class ClientHost:
             node_id=node_of_actor(),
         )
 
-    def configure(self, outputs: int) -> None:
-        """Build the model, once it is known how many outputs the federation's model has."""
+    def configure(self, outputs: int, frozen: str | None = None) -> None:
+        """Build the model, once it is known how many outputs the federation's model has, and the digest of its frozen parameters.
+
+        Raises:
+            ConfigError: the frozen parameters are others here.
+        """
         config, spec = self._config, self._spec
         self._outputs = outputs
-        model = build_model(config.model, self._shape, outputs, config.seed, self._dtype).to(self._device)
+        model = build_model(config.model, self._shape, outputs, config.seed, self._dtype)
+        check_frozen(model, config.model.kind, frozen)
+        model = model.to(self._device)
         data = self._own if self._own is not None else self._federation
         assert data is not None
         algorithm, reserve = make_algorithm(config.algorithm), self._reserve if self._account is not None else None

@@ -29,6 +29,7 @@ class HostSpec:
         plan: constants of record-level DP, or None.
         book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
         shape, outputs: one record's shape and the model's outputs, where the driver knows them (hosted).
+        frozen: digest of the model's frozen parameters, where the driver knows it.
         threads: torch threads.
         client: the one client of a dedicated actor.
         ledger: directory of the silo's own ledger (dedicated, DP).
@@ -51,6 +52,7 @@ class HostSpec:
     job: str = ""
     provided: Mapping[str, Any] = field(default_factory=dict)
     profile: bool = False
+    frozen: str | None = None
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,12 @@ def _memory(prepared: Prepared, size: int) -> dict[str, Any]:
     data = 0 if p.federation is None else sum(int(a.nbytes) for a in (p.federation.train.x, p.federation.train.y))
     held = data if config.clients.placement == "hosted" or p.sizes is None else data * int(p.sizes.max()) // max(1, int(p.sizes.sum()))
     shared = shares_sums(size * _GRID, config.clients.node_sums, config.cohort.deadline, bool(config.privacy.regimes))
-    actor = ACTOR_MEMORY + 3 * model + state + gradients + (0 if shared else size * _GRID)
+    actor = ACTOR_MEMORY + p.model.frozen_bytes + 3 * model + state + gradients + (0 if shared else size * _GRID)
     return {
         "engine": p.model.engine,
         "parameters": size,
         "model": model,
+        "frozen": p.model.frozen_bytes,
         "optimiser": state,
         "per_record_gradients": gradients,
         "sum": size * _GRID,
@@ -90,7 +91,7 @@ def _memory(prepared: Prepared, size: int) -> dict[str, Any]:
         "data": held,
         "data_lies": "once a node, shared" if config.clients.placement == "hosted" else "at the largest client",
         "server_optimiser": server,
-        "driver": 2 * model + size * _GRID + server,
+        "driver": p.model.frozen_bytes + 2 * model + size * _GRID + server,
         "checkpoint": model + server,
     }
 

@@ -240,7 +240,7 @@ class Experiment:
 
     def _write(self, wiring: Wiring, driver: Driver, status: str, setup: float, error: str | None = None) -> dict[str, Any]:
         files, parts = self._files, wiring.parts
-        files.save_model(parts.layout, driver.weights)
+        files.save_model(parts.layout, driver.weights, parts.frozen)
         result = driver.result()
         summary: dict[str, Any] = {
             "status": status,

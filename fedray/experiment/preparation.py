@@ -24,6 +24,7 @@ from fedray.data.dataset import check, client_names, declared_labels, load_feder
 from fedray.data.records import Federation, Label, Records
 from fedray.data.report import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
+from fedray.frozen import frozen_digest, frozen_values
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector
 from fedray.privacy import rules
@@ -46,6 +47,18 @@ class Model:
     shape: tuple[int, ...]
     engine: str
     tokens: bool = False
+    frozen: str = ""  # digest of its frozen parameters
+    frozen_bytes: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """What it takes to make the model again, as JSON data."""
+        return {
+            "input_shape": list(self.shape),
+            "outputs": self.outputs,
+            "parameters": self.layout.size,
+            "tokens": self.tokens,
+            "frozen_sha256": self.frozen,
+        }
 
 
 @dataclass
@@ -186,8 +199,9 @@ def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...]
         rules.check_layers(model)  # the actors' pre-flight test goes on with Opacus' own checks
     alone = untouched(make_algorithm(config.algorithm))
     engines = [choose_engine(g.training.engine, private, model, g.training, alone)[0] for g in groups]
-    layout = Layout.of(model)
-    return Model(layout, get_vector(model, layout), outputs, shape, engines[0], tokens)
+    layout, kind = Layout.of(model), config.model.kind
+    frozen_bytes = sum(value.nbytes for value in frozen_values(model, kind).values())
+    return Model(layout, get_vector(model, layout), outputs, shape, engines[0], tokens, frozen_digest(model, kind), frozen_bytes)
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: Sequence[str], sizes: npt.NDArray[np.int64]) -> None:

@@ -30,7 +30,7 @@ from fedray.driver import Parts
 from fedray.errors import ConfigError
 from fedray.experiment.background import Background
 from fedray.experiment.events import Events
-from fedray.experiment.finished import trained_model
+from fedray.experiment.finished import check_checkpoint, frozen_of, trained_model
 from fedray.experiment.preparation import Prepared, capacity, check_sizes, identity, make_model, plan_whole_clients, shown_partition
 from fedray.experiment.request import Request
 from fedray.privacy.account import Account
@@ -110,8 +110,8 @@ class Wiring:
         finally:
             self.tracker = tracking.result()
         write_atomic(self._files.config, masked(dump_config(config)).encode())
-        shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size, "tokens": model.tokens}
-        write_json(self._files.partition, {**p.partition, "model": shape, "class_labels": list(p.class_labels)})
+        write_json(self._files.partition, {**p.partition, "model": model.facts(), "class_labels": list(p.class_labels)})
+        check_checkpoint(checkpoint, model, self._files.checkpoints)
         server = make_server(config.server)
         aggregate = make_aggregator(config.aggregation)
         if p.client_plan is not None:
@@ -124,8 +124,7 @@ class Wiring:
         if self.tracker is not None:
             callbacks.append(_Tracking(self.tracker))
         callbacks.append(Gauges(config.experiment, config.name, config.rounds))
-        meta = dict(checkpoint.meta) if checkpoint else {}
-        meta["identity"] = self._identity
+        meta = {**(checkpoint.meta if checkpoint else {}), "identity": self._identity, "frozen_sha256": model.frozen}
         self.parts = Parts(
             config=config,
             files=self._files,
@@ -134,6 +133,7 @@ class Wiring:
             rates=rates(p.groups, len(p.names)),
             capacity=capacity(config, p.sizes),
             layout=model.layout,
+            frozen=frozen_of(config, model),
             sampler=p.sampler,
             pool=pool,
             books=self._books,
@@ -169,8 +169,7 @@ class Wiring:
                 f"--resume: the config or the data differs from that of the run in {self._request.output} in something that decides the model; "
                 "undo the change, or start a new run with another --output."
             )
-        if self._p.model is not None and found.weights.shape != self._p.model.weights.shape:
-            raise ConfigError(f"--resume: the checkpoint in {self._files.checkpoints} is of another model; start a new run.")
+        check_checkpoint(found, self._p.model, self._files.checkpoints)
         return found
 
     def _open_tracking(self, checkpoint: Checkpoint | None) -> Tracker | None:
@@ -269,7 +268,7 @@ class Wiring:
         p = self._p
         if p.test is None or p.model is None:
             return None
-        return Evaluators(self.config, p.test, p.model.outputs, self._request.provided)
+        return Evaluators(self.config, p.test, p.model.outputs, p.model.frozen, self._request.provided)
 
     def _start_pool(self, places: Sequence[Place]) -> Pool:
         p, config, request = self._p, self.config, self._request
@@ -293,6 +292,7 @@ class Wiring:
                 job=self._job,
                 provided=request.provided,
                 profile=request.profile,
+                frozen=p.model.frozen if p.model is not None else None,
             )
             return start_actor(place, spec, None if dedicated else data)
 
@@ -352,7 +352,7 @@ class Wiring:
         p.client_plan = p.client_plan or plan_whole_clients(self.config, p.groups, len(p.names), p.model.layout.size)
         assert self.pool is not None
         self.pool.learn_sizes(p.sizes)
-        self.pool.broadcast("configure", p.model.outputs, timeout=self.config.clients.start_timeout)
+        self.pool.broadcast("configure", p.model.outputs, p.model.frozen, timeout=self.config.clients.start_timeout)
 
     def _preflight(self, pool: Pool) -> None:
         if self.config.privacy.record:
@@ -456,7 +456,8 @@ class Wiring:
             for line in self.parts.privacy.lines
             for unit in (line.unit,)
         ]
-        statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems)
+        model = self._p.model
+        statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems, model.frozen if model else "")
         write_json(self._files.statement, statement)
         for name, part in self._books.parts().items():
             write_json(self._files.ledger / f"{quote(name, safe='')}.part.json", part)

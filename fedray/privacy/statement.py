@@ -53,6 +53,7 @@ def privacy_statement(
     ledger_head: str | Mapping[str, str] | None,
     rounds: int,
     problems: Sequence[str] = (),
+    frozen: str = "",
 ) -> dict[str, Any]:
     """The statement as JSON data.
 
@@ -62,6 +63,7 @@ def privacy_statement(
         ledger_head: hash of the last entry of the driver's book, or name to that of each book.
         rounds: rounds that were run.
         problems: what went wrong while the run ran; voids the claim.
+        frozen: digest of the model's frozen parameters; empty where there are none.
 
     Returns:
         JSON data; ``summary`` is the part for the run's summary: of the first line, with the second's under ``joint``. The rest is the
@@ -84,6 +86,7 @@ def privacy_statement(
         "clients": [row for line in (first, *others) for row in line["clients"]],
         "reveals_cohorts": secret_cohorts([p for g in guarantees for p in g.plans]),
         "tuning": wording.tuning(config),
+        "frozen_sha256": frozen or None,
         "exposure": wording.exposure(config),
         "implementation": wording.implementation(config.privacy.record),
         "ledger": {
@@ -225,6 +228,10 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
         lines += [f"# Second guarantee: {line['guarantee']['unit']}", "", *_section(line, rows)]
     exposure, built = statement["exposure"], statement["implementation"]
     lines += ["# What it rests on", "", f"- Choice of settings: {statement['tuning']}", f"- Where the data is: {exposure['data']}."]
+    if statement["frozen_sha256"]:
+        lines.append(
+            f"- Frozen parameters: sha256 {statement['frozen_sha256']}; they were neither trained nor sent, and the records had no say in them here."
+        )
     lines += [f"- Access: {exposure['access']}.", *(f"- Side channel: {text}." for text in exposure["side_channels"])]
     lines += [f"- Code: {built['code']}.", f"- Checked: {built['checked']}.", f"- Not checked: {built['not_checked']}.", ""]
     ledger = statement["ledger"]

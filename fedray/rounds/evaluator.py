@@ -19,6 +19,7 @@ from fedray.clients.nodes import asks, ray_options
 from fedray.config import Config
 from fedray.data.records import Records
 from fedray.errors import FedrayError, cause_of, first_line
+from fedray.frozen import check_frozen
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, set_vector
 from fedray.training.evaluate import evaluate, find_metrics
@@ -28,17 +29,23 @@ from fedray.training.losses import find_loss
 class Evaluator:
     """Holds the driver's test set and a model; an actor of its own, so that evaluation overlaps training."""
 
-    def __init__(self, config: Config, test: Records, outputs: int, provided: Mapping[str, Any]) -> None:
-        self._config, self._test, self._outputs, self._provided = config, test, outputs, provided
+    def __init__(self, config: Config, test: Records, outputs: int, frozen: str, provided: Mapping[str, Any]) -> None:
+        self._config, self._test, self._outputs, self._frozen, self._provided = config, test, outputs, frozen, provided
 
     def ready(self) -> None:
-        """Build the model; called once, first."""
+        """Build the model; called once, first.
+
+        Raises:
+            ConfigError: its frozen parameters are others here.
+        """
         components.provide(self._provided)
         torch.set_num_threads(max(1, int(self._config.evaluation.resources.cpu)))
         self._device = torch.device(device_of_actor())
         shape = tuple(int(n) for n in self._test.x.shape[1:])
         dtype = torch.int64 if self._test.x.dtype.kind == "i" else torch.float32
-        self._model = build_model(self._config.model, shape, self._outputs, self._config.seed, dtype).to(self._device)
+        self._model = build_model(self._config.model, shape, self._outputs, self._config.seed, dtype)
+        check_frozen(self._model, self._config.model.kind, self._frozen)
+        self._model = self._model.to(self._device)
         self._layout = Layout.of(self._model)
         self._loss = find_loss(self._config.training.loss)
         self._metrics = find_metrics(self._config.evaluation.metrics)
@@ -93,11 +100,12 @@ class Evaluators:
         config: the run.
         test: the driver's test set.
         outputs: of the model.
+        frozen: digest of its frozen parameters.
         provided: objects that the caller of :func:`fedray.run` gave.
     """
 
-    def __init__(self, config: Config, test: Records, outputs: int, provided: Mapping[str, Any]) -> None:
-        self._config, self._arguments = config, (config, ray.put(test), outputs, provided)
+    def __init__(self, config: Config, test: Records, outputs: int, frozen: str, provided: Mapping[str, Any]) -> None:
+        self._config, self._arguments = config, (config, ray.put(test), outputs, frozen, provided)
         self.timeout = config.clients.start_timeout
         self.actor = self._start()
         self._up = self.actor.ready.remote()

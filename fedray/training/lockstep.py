@@ -98,8 +98,8 @@ def unsupported(model: nn.Module, training: Training) -> str | None:
     for n, (_, layer) in enumerate(_named(model)):
         if type(layer) is nn.Linear:
             seen += 1
-            if any(id(p) in owned or not p.requires_grad for p in layer.parameters()):
-                return "layers share a parameter, or one is not trained"
+            if any(id(p) in owned for p in layer.parameters()):
+                return "layers share a parameter"
             owned |= {id(p) for p in layer.parameters()}
         elif type(layer) is nn.Flatten:
             if n or layer.start_dim != 1 or layer.end_dim != -1:
@@ -292,21 +292,18 @@ class _Stack:
 class _Link:
     """A Linear layer of K clients, filled up to whole cache lines, and the activations after it.
 
-    ``weight`` is [K, outputs, inputs] and ``bias`` [K, 1, outputs]; what fills them up is zero and stays so.
+    ``weight`` is [K, outputs, inputs] and ``bias`` [K, 1, outputs]; what fills them up stays zero, and a frozen one stays as it is.
     """
 
     def __init__(self, layer: nn.Linear, name: str, offsets: dict[str, int], weights: Vector, clients: int, device: torch.device) -> None:
-        self.after: list[nn.Module] = []
-        self.clients = clients
+        self.after, self.clients = list[nn.Module](), clients
         self._p, self._d = layer.out_features, layer.in_features
         self.outputs, self.inputs = _whole(self._p), _whole(self._d)
-        self._at = offsets[f"{name}weight"]
-        self._bias_at = offsets[f"{name}bias"] if layer.bias is not None else None
-        start = torch.zeros((self.outputs, self.inputs))
-        start[: self._p, : self._d] = torch.from_numpy(weights[self._at : self._at + self._p * self._d].reshape(self._p, self._d).copy())
-        bias = torch.zeros(self.outputs)
-        if self._bias_at is not None:
-            bias[: self._p] = torch.from_numpy(weights[self._bias_at : self._bias_at + self._p].copy())
+        self._at, self._bias_at = offsets.get(f"{name}weight"), offsets.get(f"{name}bias")
+        start, bias = torch.zeros((self.outputs, self.inputs)), torch.zeros(self.outputs)
+        for into, own, at in ((start[: self._p, : self._d], layer.weight, self._at), (bias[: self._p], layer.bias, self._bias_at)):
+            if own is not None:
+                into.copy_(own.detach() if at is None else torch.from_numpy(weights[at : at + own.numel()].copy()).view(own.shape))
         self.weight = start.to(device).expand(clients, -1, -1).contiguous()
         self.bias = bias.to(device).expand(clients, 1, -1).contiguous()
         self._velocity: tuple[Tensor, Tensor] | None = None
@@ -335,17 +332,17 @@ class _Link:
 
     def move(self, h: Tensor, gradient: Tensor, active: int, job: LocalJob) -> None:
         """One step of SGD, as torch.optim.SGD takes it."""
-        training, turned = job.training, gradient.transpose(1, 2)
-        weight, bias = self.weight[:active], self.bias[:active]
-        moves_bias = self._bias_at is not None
+        training, turned, weight, bias = job.training, gradient.transpose(1, 2), self.weight[:active], self.bias[:active]
+        moves, moves_bias = self._at is not None, self._bias_at is not None
         if not training.momentum and not training.weight_decay:
-            weight.baddbmm_(turned, h, alpha=-job.lr)
+            if moves:
+                weight.baddbmm_(turned, h, alpha=-job.lr)
             if moves_bias:
                 bias.sub_(gradient.sum(1, keepdim=True), alpha=job.lr)
             return
         if self._velocity is None:
             self._velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        found = [(weight, torch.bmm(turned, h), self._velocity[0][:active])]
+        found = [(weight, torch.bmm(turned, h), self._velocity[0][:active])] if moves else []
         if moves_bias:
             found.append((bias, gradient.sum(1, keepdim=True), self._velocity[1][:active]))
         for values, step, velocity in found:
@@ -357,7 +354,10 @@ class _Link:
 
     def write(self, out: npt.NDArray[np.float32], rows: slice | npt.NDArray[np.int64]) -> None:
         """The weights, into rows of vectors."""
-        out[rows, self._at : self._at + self._p * self._d] = self.weight[:, : self._p, : self._d].cpu().numpy().reshape(self.clients, -1)
+        if self._at is not None:
+            out[rows, self._at : self._at + self._p * self._d] = (
+                self.weight[:, : self._p, : self._d].cpu().numpy().reshape(self.clients, -1)
+            )
         if self._bias_at is not None:
             out[rows, self._bias_at : self._bias_at + self._p] = self.bias[:, 0, : self._p].cpu().numpy()
 

@@ -1,0 +1,96 @@
+"""Frozen parameters (``requires_grad`` False): a base that stays as it is, as in fine-tuning.
+
+They are in no exchanged vector, so in no update, sum, noise or checkpoint. Every process makes them anew by the model's factory, which
+runs under the run's seed; a digest over them all says whether it made the same ones. The saved model has them beside what was trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedray.errors import ConfigError
+from fedray.parameters import Values, Vector, fingerprint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Types of numbers that frozen parameters may have: numpy's own, which a saved model can hold.
+_DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def frozen_values(model: nn.Module, kind: str = "") -> dict[str, Values]:
+    """The frozen parameters by name, in ``state_dict`` order; on the CPU they share the model's memory.
+
+    Args:
+        model: any.
+        kind: the config's name of it, for messages.
+
+    Raises:
+        ConfigError: one has a type that a saved model cannot hold.
+    """
+    from torch import nn
+
+    found: dict[str, Values] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, nn.Parameter) or tensor.requires_grad:
+            continue
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in _DTYPES:
+            raise ConfigError(
+                f"model.kind: frozen parameter {name} of '{kind}' is {dtype}, which a saved model cannot hold; make it float32 (exact for bfloat16)."
+            )
+        found[name] = tensor.detach().cpu().contiguous().numpy()
+    return found
+
+
+def frozen_digest(model: nn.Module, kind: str = "") -> str:
+    """SHA-256 over names, types, shapes and bytes of the frozen parameters, hexadecimal; empty where nothing is frozen.
+
+    Raises:
+        ConfigError: see :func:`frozen_values`.
+    """
+    values = frozen_values(model, kind)
+    digest = hashlib.sha256()
+    for name, value in values.items():
+        digest.update(f"{name} {value.dtype.name} {value.shape}\n".encode())
+        digest.update(value.astype(value.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest() if values else ""
+
+
+def around(frozen: Mapping[str, Values]) -> tuple[dict[str, Values], dict[str, Values]]:
+    """What lies before and behind the trained float32 values where all are written one after the other: larger numbers first, so that
+    each tensor is aligned.
+    """
+    ordered = dict(sorted(frozen.items(), key=lambda item: -item[1].itemsize))
+    before = {name: value for name, value in ordered.items() if value.itemsize > 4}
+    return before, {name: value for name, value in ordered.items() if value.itemsize <= 4}
+
+
+def model_digest(weights: Vector, frozen: Mapping[str, Values]) -> str:
+    """SHA-256 of all of a model's tensors' bytes as they are written: of the vector alone where nothing is frozen, hexadecimal."""
+    before, behind = around(frozen)
+    return fingerprint(*before.values(), weights, *behind.values())
+
+
+def check_frozen(model: nn.Module, kind: str, expected: str | None) -> None:
+    """See that a model's frozen parameters are those that the run began with.
+
+    Args:
+        model: made in this process.
+        kind: the config's name of it.
+        expected: their digest; None where it is not known.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    found = frozen_digest(model, kind) if expected is not None else None
+    if found != expected:
+        raise ConfigError(
+            f"model.kind: '{kind}' made other frozen parameters here (sha256 {found or 'of none'}) than where the run began "
+            f"({expected or 'none'}); a factory must make the same ones in every process: draw them from torch's, numpy's or random's "
+            "global generator, which are seeded from the run's seed, or read them from a file that is the same on every node."
+        )

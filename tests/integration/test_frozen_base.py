@@ -1,0 +1,49 @@
+"""A run over a frozen base, in real processes: exchanged, noised and checkpointed without it, saved with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedray
+from fedray.checkpoint import load_latest
+from fedray.errors import ConfigError
+from fedray.experiment.finished import trained_model
+from fedray.frozen import frozen_values
+from fedray.models.build import build_model
+from fedray.runfiles import RunFiles
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+RUN = {
+    "name": "frozen",
+    "rounds": 2,
+    "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 6}},
+    "model": {"kind": "python:frozenparts:base_and_head"},
+    "training": {"lr": 0.1, "batch_size": 16, "epochs": 1},
+    "algorithm": {"kind": "fedavg", "weights": "uniform"},
+    "privacy": {"regime": "client", "noise_multiplier": 1.0, "budget": 1000, "delta": 1e-3, "clip": 1.0},
+    "clients": {"actors": 2},
+    "tracking": {"enabled": False},
+}
+
+
+def test_a_frozen_base_stays_byte_for_byte(tmp_path: Path) -> None:
+    result = fedray.run(RUN, output=str(tmp_path / "run"))
+    files = RunFiles(tmp_path / "run")
+    checkpoint = load_latest(files.checkpoints)
+    assert checkpoint is not None and checkpoint.weights.shape == (20 * 10 + 10,)
+    built = build_model(result.config.model, (64,), 10, result.config.seed)
+    base = frozen_values(built)
+    saved = files.load_model()
+    assert set(saved) == set(built.state_dict())
+    for name, value in base.items():
+        assert saved[name].tobytes() == value.tobytes(), name
+    assert np.abs(saved["3.weight"] - built.state_dict()["3.weight"].numpy()).max() > 0
+    trained, _ = trained_model(files, result.config)
+    assert {n: v.tobytes() for n, v in frozen_values(trained).items()} == {n: v.tobytes() for n, v in base.items()}
+    assert "Frozen parameters: sha256" in (tmp_path / "run" / "privacy_statement.md").read_text()
+    with pytest.raises(ConfigError, match="made other frozen parameters here"):  # one base a process
+        fedray.run(RUN | {"model": {"kind": "python:frozenparts:by_chance"}, "rounds": 1}, output=str(tmp_path / "chance"))
