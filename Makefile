@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test proofs lint bench ui clean
+.PHONY: run test proofs processors lint bench ui clean
 
 run: $(READY)          ## train: make run [CONFIG=configs/x.yaml] [ARGS="rounds=5 --resume"]
 	$(BIN)/fedray run $(CONFIG) $(ARGS)
@@ -17,6 +17,9 @@ test: $(READY)         ## the test suite
 
 proofs: $(READY)       ## slow proofs: published figures, fault runs, memory over 300 rounds
 	$(BIN)/python -m pytest -m slow -rs --durations=0 --timeout=5400 $(ARGS)
+
+processors: $(READY)   ## the tests that compute, with the kernels of older processors
+	$(BIN)/python -m tests.processors $(ARGS)
 
 lint: $(READY)         ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

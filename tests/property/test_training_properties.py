@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import apart, gamma, steps_apart, terms_of
 from torch import nn
 from torch.nn import functional
 
@@ -47,7 +48,7 @@ def job(training: Training, seed: int) -> LocalJob:
 @given(n=st.integers(1, 40), seed=st.integers(0, 1000), lr=st.floats(0.01, 1.0), rounds=st.integers(1, 3))
 def test_fedavg_with_one_client_and_one_full_step_is_central_sgd(n: int, seed: int, lr: float, rounds: int) -> None:
     x, y = data(n, seed)
-    model, central = (build_model(Part(kind="mlp", hidden=[4]), (5,), 3, seed) for _ in range(2))
+    model, central, start = (build_model(Part(kind="mlp", hidden=[4], activation="tanh"), (5,), 3, seed) for _ in range(3))
     layout, algorithm, server = Layout.of(model), FedAvg(), ServerSGD()
     weights, state = get_vector(model, layout), server.init(layout.size)
     optimizer = torch.optim.SGD(central.parameters(), lr=lr)
@@ -58,7 +59,8 @@ def test_fedavg_with_one_client_and_one_full_step_is_central_sgd(n: int, seed: i
         optimizer.zero_grad()
         functional.cross_entropy(central(x), y).backward()
         optimizer.step()
-    np.testing.assert_allclose(weights, get_vector(central, layout), rtol=1e-4, atol=1e-5)
+    trained = get_vector(central, layout)  # the server subtracts the weights and adds them again: two more roundings a round
+    assert apart(weights, trained) <= steps_apart(start, central, terms_of(start, n), steps=3 * rounds)
 
 
 @FEW
@@ -93,7 +95,7 @@ def test_poisson_steps_sum_over_who_joined_and_divide_by_the_constant(n: int, ra
     draws = rng.generator(seed, "batches")
     joined = sum(int((draws.random(n) < rate).sum()) for _ in range(steps))
     assert (result.steps, result.examples) == (steps, joined)
-    np.testing.assert_allclose(model.weight.item(), -0.5 * joined / 3.0, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(model.weight.item(), -0.5 * joined / 3.0, rtol=gamma(n + 4 * steps), atol=0)
 
 
 @FEW

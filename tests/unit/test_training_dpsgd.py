@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from rounding import FLOAT32, apart, gamma, steps_apart, terms_of
 from scipy import stats
 from torch import Tensor, nn
 
@@ -135,8 +136,7 @@ def test_an_engine_equals_the_loop_over_records(engine: Any, clipping: Any, kind
     start = vector(model)
     result = engine(model, x, y, job(training(physical_batch=physical), Scripted(coins), clip=clip, clipping=clipping))
     moved, expected = vector(model) - start, vector(reference) - start
-    assert float(expected.norm()) > 1e-3
-    assert float((moved - expected).norm() / expected.norm()) < 1e-5
+    assert apart(moved, expected) <= steps_apart(start, reference, terms_of(model, x[0].numel() * len(x)), steps=3)
     assert result.history == [(0.0, 0.4, 3)]
 
 
@@ -286,14 +286,14 @@ def test_a_record_without_a_finite_gradient_contributes_nothing(engine: Any, kin
     bad = x.clone()
     bad[3] = value
     everyone = np.zeros((3, len(x)))
-    model, reference = make(), make()
+    start, model, reference = make(), make(), make()
     full = training(sampling_rate=1.0)
     result = engine(model, bad, y, job(full, Scripted(everyone)))
     keep = torch.arange(len(x)) != 3
     engine(reference, x[keep], y[keep], job(full, Scripted(everyone)))
     assert torch.isfinite(vector(model)).all()
     if not np.isfinite(value):
-        assert torch.allclose(vector(model), vector(reference), atol=1e-6)
+        assert apart(model, reference) <= steps_apart(start, reference, terms_of(start, x[0].numel() * len(x)), steps=3)
     else:
         assert float((vector(model) - vector(reference)).norm()) <= 3 * 0.5 * 0.3 / 12.0 * 1.5
     assert result.history == [(0.0, 1.0, 3)]
@@ -344,7 +344,9 @@ def test_what_the_algorithm_adjusts_comes_after_the_noise(engine: Any) -> None:
             p.grad += 100.0
 
     engine(model, x, y, job(training(), Scripted(coins), clip=0.1, adjust=pull))
-    assert torch.allclose(vector(model), vector(reference) - 3 * 0.5 * 100.0, atol=1e-3)
+    assert torch.allclose(
+        vector(model), vector(reference) - 3 * 0.5 * 100.0, atol=3 * 2 * FLOAT32 * 250
+    )  # each step adds and subtracts once
 
 
 @ENGINES
@@ -354,10 +356,10 @@ def test_momentum_adam_and_weight_decay_are_the_optimisers(engine: Any) -> None:
     model, reference = make(), make()
     decay = training(steps=2, weight_decay=0.1)
     engine(model, x, y, job(decay, Scripted(empty)))
-    assert torch.allclose(vector(model), vector(reference) * (1 - 0.5 * 0.1) ** 2, atol=1e-6)
+    assert torch.allclose(vector(model), vector(reference) * (1 - 0.5 * 0.1) ** 2, rtol=gamma(10), atol=0)  # five operations a step
     adam = make()
     engine(adam, x, y, job(training(steps=2, optimizer="adam", lr=0.01), Scripted(empty, np.ones), z=1.0))
-    assert torch.allclose(vector(adam), vector(reference) - 0.02, atol=1e-5)
+    assert torch.allclose(vector(adam), vector(reference) - 0.02, atol=gamma(40))  # weights of at most 1, twenty operations a step
 
 
 @ENGINES
@@ -418,8 +420,10 @@ def test_engines_agree_across_steps_with_an_optimiser_that_remembers(settings: d
         scripted = Scripted(coins, seeded.normal)
         engine(model, x, y, job(training(steps=8, physical_batch=5, **settings), scripted, z=0.5))
         ends.append(vector(model) - start)
+    # Adam moves a weight by the sign of its gradient, so one whose gradient is nearly zero may turn either way: a few of all may.
+    few = 4 / len(start) ** 0.5 * float(ends[0].norm()) if "optimizer" in settings else 0.0
     for end in ends[1:]:
-        assert float((end - ends[0]).norm() / ends[0].norm()) < 1e-4  # Adam divides by what may be nearly zero
+        assert apart(end, ends[0]) <= few + steps_apart(start, start + ends[0], terms_of(model, x[0].numel() * len(x)), steps=8)
 
 
 class Borrowed(nn.Module):

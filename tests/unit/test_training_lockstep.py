@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import apart, gamma, steps_apart, terms_of
 from torch import nn
 
 from fedray import components
@@ -32,7 +33,7 @@ from fedray.training.plain import plain
 
 MODELS = [
     Part(kind="softmax"),
-    Part(kind="mlp", hidden=[5]),
+    Part(kind="mlp", hidden=[5], activation="elu"),  # smooth, as the others: at a corner, rounding decides between two gradients
     Part(kind="mlp", hidden=[17, 3], activation="sigmoid"),
     Part(kind="mlp", hidden=[16, 32], activation="gelu"),
 ]
@@ -91,9 +92,11 @@ def test_each_client_gets_what_it_gets_alone(
     updates, results = together(everyone)
     for k in everyone:
         expected, result = alone(plain, net, layout, weights, x[starts[k] : stops[k]], y[starts[k] : stops[k]], job(k))
-        assert np.linalg.norm(updates[k] - expected) <= 1e-5 * np.linalg.norm(expected)
+        assert apart(updates[k], expected) <= steps_apart(
+            weights, weights + expected, terms_of(net, training.batch_size or 1), result.steps
+        )
         assert (results[k].steps, results[k].examples) == (result.steps, result.examples)
-        assert results[k].loss == pytest.approx(result.loss, rel=1e-4)
+        assert results[k].loss == pytest.approx(result.loss, rel=gamma(result.steps * terms_of(net, training.batch_size or 1)))
         itself, _ = alone(lockstep, net, layout, weights, x[starts[k] : stops[k]], y[starts[k] : stops[k]], job(k))
         assert itself.tobytes() == updates[k].tobytes()
     order = data.draw(st.permutations(everyone))
@@ -233,8 +236,11 @@ def test_an_actor_trains_them_together_as_it_would_one_by_one() -> None:
         assert part.clients == list(range(9))
         sums.append((part.total, [r.loss for r in reports]))
     (together, losses), (single, expected), (chosen, _) = sums
-    assert np.allclose(together.values, single.values, rtol=1e-4, atol=1e-6 * 2.0**together.bits)
-    assert losses == pytest.approx(expected, rel=1e-4)
+    net, scale = build_model(Part(kind="softmax"), (7,), 3, 0), 2.0**-single.bits
+    start, moved = len(y) * weights, single.values * scale  # each client counts as often as it has records
+    terms, steps = terms_of(net, records=4), 2 * 3
+    assert apart(together.values * scale, moved) <= steps_apart(start, start + moved, terms, steps)
+    assert losses == pytest.approx(expected, rel=gamma(steps * terms))
     assert chosen.values.tobytes() == together.values.tobytes()
 
 

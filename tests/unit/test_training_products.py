@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import gamma
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,8 +37,9 @@ def test_numbers_and_gradients_are_those_of_torch(shape: list[int], sizes: tuple
     found = linear(x, weight, b if bias else None, lambda: True)
     assert found.shape == expected.shape
     pairs = zip(torch.autograd.grad(found, leaves, back), gradients, largest_gradients, strict=True)
+    terms = max(*sizes, len(back.flatten(0, -2))) + 1
     for ours, theirs, scale in [(found, expected, largest), *pairs]:
-        assert bool(((ours - theirs).abs() <= 1e-6 * scale).all())
+        assert bool(((ours - theirs).abs() <= 2 * gamma(terms) * scale).all())
 
 
 def test_a_weight_that_nobody_asks_for_gets_no_gradient() -> None:
@@ -52,9 +54,9 @@ def test_a_weight_that_nobody_asks_for_gets_no_gradient() -> None:
 def test_the_output_may_be_changed_in_place() -> None:
     x, weight = torch.randn(4, 3, 40), torch.randn(50, 40, requires_grad=True)
     for records in (x, x[0]):
-        found = torch.autograd.grad(functional.relu(linear(records, weight, None, lambda: True), inplace=True).sum(), weight)
-        expected = torch.autograd.grad(functional.relu(functional.linear(records, weight)).sum(), weight)
-        assert relative(found[0], expected[0]) < 1e-5
+        found = torch.autograd.grad(functional.elu(linear(records, weight, None, lambda: True), inplace=True).sum(), weight)
+        expected = torch.autograd.grad(functional.elu(functional.linear(records, weight)).sum(), weight)
+        assert relative(found[0], expected[0]) < 4 * gamma(40 + 12)  # inputs forwards, rows backwards
 
 
 @pytest.mark.parametrize("weight", [torch.randn(600, 500, dtype=torch.float64), torch.randn(600, 1000)[:, ::2]])
