@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,23 +110,33 @@ def send(report: Report, pictures: Sequence[Path]) -> str:
     config, state = report.config, State.load(report.target) if report.target.is_dir() else None
     uri = resolve_uri(config.tracking, report.output.parent) if state is None else unmasked(state.tracking_uri)
 
+    own: list[str] = []  # the run that was made for this audit
+
+    def end(client: Any, status: str = "FAILED") -> None:
+        for run_id in own:
+            client.set_terminated(run_id, status)
+
     def log(client: Any) -> str:
         from mlflow.entities import Metric, RunTag
 
-        run_id = _new_run(client, report) if state is None else state.run_id
+        run_id = _new_run(client, report, own) if state is None else state.run_id
         now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, config.rounds) for k, v in figures(report).items()]
         verdict = "; ".join(report.faults) or "nothing found"
         client.log_batch(run_id, metrics=metrics, tags=[RunTag("fedray.audit", verdict[:5000])])
         return run_id
 
-    client, run_id = connect(uri, log)
+    client, run_id = connect(uri, log, end)
     with patience(UPLOAD_PATIENCE):
-        client.log_dict(run_id, report.data(publish=True), f"{_SECTION}/audit.json")
-        for picture in pictures:
-            client.log_artifact(run_id, str(picture), _SECTION)
-        if state is None:
-            client.set_terminated(run_id, "FINISHED")
+        try:
+            client.log_dict(run_id, report.data(publish=True), f"{_SECTION}/audit.json")
+            for picture in pictures:
+                client.log_artifact(run_id, str(picture), _SECTION)
+        except BaseException:
+            with suppress(Exception):
+                end(client)
+            raise
+        end(client, "FINISHED")
     return f"logged to MLflow run {run_id}"
 
 
@@ -150,13 +161,14 @@ def conclude(report: Report) -> None:
         raise FedrayError(f"{report.target}: the audit contradicts the privacy claim: {'; '.join(report.faults)}.")
 
 
-def _new_run(client: Any, report: Report) -> str:
+def _new_run(client: Any, report: Report, own: list[str]) -> str:
     from mlflow.entities import RunTag
 
     config = report.config
     known = client.get_experiment_by_name(config.experiment)
     experiment = known.experiment_id if known is not None else client.create_experiment(config.experiment)
     run = client.create_run(experiment, run_name=f"{config.name}-audit")
+    own.append(str(run.info.run_id))
     client.log_batch(run.info.run_id, tags=[RunTag("fedray.kind", "audit"), RunTag("fedray.version", __version__)])
     return str(run.info.run_id)
 

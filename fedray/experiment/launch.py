@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from fedray.configfile import resolve_config
 from fedray.data.records import Label
 from fedray.errors import ConfigError, FedrayError, first_line
 from fedray.experiment.background import Background
-from fedray.experiment.cluster import NAMESPACE, find_place, joined, off_the_head
+from fedray.experiment.cluster import NAMESPACE, Place, find_place, joined, off_the_head
 from fedray.experiment.events import LAST
 from fedray.experiment.request import Request
 from fedray.mirror import local_copy
@@ -125,7 +125,10 @@ def run(
         for callback in callbacks:
             callback(kind, value)
 
-    with joined(place, resolved.ray, lambda what: listen("joining", f"the config is in order; {what} and starting client actors ...")):
+    def joining(what: str) -> None:
+        listen("joining", f"the config is in order; {what} and starting client actors ...")
+
+    with _left_in_order(place, where, listen), joined(place, resolved.ray, joining):
         prepared = preparing.result()
         if prepared is not None:
             listen("joining", "data and model are ready; starting client actors on a local Ray ...")
@@ -135,6 +138,25 @@ def run(
             del prepared, preparing  # the driver has the model and the test records now
             summary = _follow(driver, packed, provided, resolved.ray.lost_after, listen, stop)
     return Result(summary["status"], summary, where, resolved)
+
+
+class DriverLost(FedrayError):
+    """The driver's actor is gone for good, with the run under way."""
+
+
+@contextmanager
+def _left_in_order(place: Place, output: Output, listen: Listener) -> Iterator[None]:
+    """Where the driver goes without a chance to end its MLflow run (its process died, or a second Ctrl-C), end that here."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, DriverLost) or (place.own and not isinstance(error, FedrayError)):
+            from fedray.tracking.opening import end_left
+
+            with suppress(Exception):
+                if not end_left(RunFiles.at(output).root, "FAILED" if isinstance(error, Exception) else "KILLED"):
+                    listen("note", f"MLflow still shows the run as running; fedray sync {output} ends it there.")
+        raise
 
 
 def _prepare(config: Config, request: Request) -> Prepared | None:
@@ -251,7 +273,7 @@ def _follow(
                 continue
             except ray.exceptions.RayActorError as error:
                 finished = True
-                raise FedrayError(
+                raise DriverLost(
                     f"the driver died ({first_line(error)}); `--resume --output {request.output}` continues from its last checkpoint."
                 ) from None
             heard = time.monotonic()

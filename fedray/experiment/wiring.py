@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -45,24 +46,11 @@ from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunB
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.report import Line, Privacy
-from fedray.runfiles import Row, RunFiles
+from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.tracking.gauges import Gauges
 from fedray.tracking.mlflow_tracker import Tracker, flat_params
 from fedray.tracking.store import masked, resolve_uri, sqlite_path
-
-
-class _Tracking:
-    """Hands rows to MLflow; a row is never lost, whatever the server does."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-
-    def on_row(self, row: Row) -> None:
-        self.tracker.log(row)
-
-    def on_note(self, text: str) -> None:
-        pass
 
 
 class Wiring:
@@ -91,7 +79,8 @@ class Wiring:
         run_id, start = self._files.begin()
         self._job = f"{run_id}/{start}"
         self._pinned: dict[str, str] = dict(checkpoint.meta.get("ledger_heads", {})) if checkpoint else {}
-        tracking = Background(lambda: self._open_tracking(checkpoint))
+        failed = threading.Event()
+        tracking = Background(lambda: self._open_tracking(checkpoint, lambda: failed.is_set() or self._stop.is_set()))
         try:
             self._open_record_book()
             places = self._plan_places()  # before the evaluator takes its share
@@ -107,8 +96,12 @@ class Wiring:
             self._preflight(pool)
             if evaluator is not None:
                 evaluator.wait_ready()
-        finally:
-            self.tracker = tracking.result()
+        except BaseException:
+            failed.set()  # a server that is waited for is of no use any more
+            with suppress(Exception):
+                self.tracker = tracking.result()
+            raise
+        self.tracker = tracking.result()
         write_atomic(self._files.config, masked(dump_config(config)).encode())
         write_json(self._files.partition, {**p.partition, "model": model.facts(), "class_labels": list(p.class_labels)})
         check_checkpoint(checkpoint, model, self._files.checkpoints)
@@ -122,7 +115,7 @@ class Wiring:
         self._files.rewind(checkpoint.round if checkpoint else 0)
         callbacks: list[Any] = [self._events]
         if self.tracker is not None:
-            callbacks.append(_Tracking(self.tracker))
+            callbacks.append(self.tracker)
         callbacks.append(Gauges(config.experiment, config.name, config.rounds))
         meta = {**(checkpoint.meta if checkpoint else {}), "identity": self._identity, "frozen_sha256": model.frozen}
         self.parts = Parts(
@@ -172,7 +165,7 @@ class Wiring:
         check_checkpoint(found, self._p.model, self._files.checkpoints)
         return found
 
-    def _open_tracking(self, checkpoint: Checkpoint | None) -> Tracker | None:
+    def _open_tracking(self, checkpoint: Checkpoint | None, cancelled: Callable[[], bool]) -> Tracker | None:
         config = self.config
         if not config.tracking.enabled:
             return None
@@ -204,6 +197,8 @@ class Wiring:
             headline=f"eval/{config.evaluation.metrics[0]}",
             resume=self._request.resume,
             resumed_from_round=checkpoint.round if checkpoint else None,
+            wait=config.tracking.open_timeout,
+            cancelled=cancelled,
         )
 
     def _open_record_book(self) -> None:
@@ -486,4 +481,6 @@ class Wiring:
         for account in self._accounts.values():
             account.close()
         if self.tracker is not None and self._files.owned():  # else another driver goes on with the MLflow run
-            self.tracker.close("FAILED", 10.0)
+            status = "KILLED" if self._stop.is_set() else "FAILED"
+            if not self.tracker.close(status, 10.0):
+                self._events.on_note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")

@@ -8,9 +8,6 @@ do the same later for a run whose server, or whose driver, was gone.
 
 from __future__ import annotations
 
-import fcntl
-import getpass
-import os
 import queue
 import threading
 import time
@@ -23,11 +20,11 @@ from typing import Any
 from fedray.errors import ConfigError
 from fedray.tracking.artifacts import Staged, read_json, send, stage
 from fedray.tracking.journal import STATE, Row, State, metric_name, points, read_rows
+from fedray.tracking.opening import Opening, lock, unlock
 from fedray.tracking.registry import ModelBuilder
-from fedray.tracking.store import SHIP_PATIENCE, TrackingError, artifact_root, connect, log, masked, patience, reason, unmasked
-from fedray.tracking.ui import dress_experiment
+from fedray.tracking.store import SHIP_PATIENCE, TrackingError, connect, log, masked, patience, reason, unmasked
 
-_ROWS_A_BATCH, _METRICS_A_BATCH, _PARAMS_A_BATCH = 50, 1000, 100
+_ROWS_A_BATCH, _METRICS_A_BATCH = 50, 1000
 _LONGEST_PARAM = 6000
 _FIRST_DELAY, _LONGEST_DELAY, _CLOSING_DELAY = 0.5, 30.0, 2.0
 _TICK = 0.1
@@ -38,9 +35,9 @@ STATUSES = {"completed": "FINISHED", "budget_reached": "FINISHED", "interrupted"
 class Tracker:
     """One run in MLflow. Make it with :meth:`open`."""
 
-    def __init__(self, run_dir: Path, client: Any, state: State, lock: int) -> None:
+    def __init__(self, run_dir: Path, client: Any, state: State, held: int) -> None:
         self._run = _Run(run_dir, client, state)
-        self._lock = lock
+        self._lock = held
         self._queue: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._closing, self._abandoned, self._done = threading.Event(), threading.Event(), threading.Event()
         self._failing = False
@@ -61,8 +58,12 @@ class Tracker:
         headline: str = "eval/accuracy",
         resume: bool = False,
         resumed_from_round: int | None = None,
+        wait: float = 0.0,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Tracker:
         """Make the MLflow run, or open it again; blocks for seconds, so it may run beside the start of the cluster.
+
+        Where that fails after the run was made, the run is ended in MLflow, too.
 
         Args:
             run_dir: the run's output directory.
@@ -77,32 +78,33 @@ class Tracker:
                 what ``metrics.jsonl`` holds and the store lacks. Otherwise a new run is made.
             resumed_from_round: the checkpoint's round; shown as the tag ``fedray.resumed_from_round``. Rows beyond it are
                 about to be run again and are not sent. Of a repeated round that was sent before, the first values stand.
+            wait: seconds to wait for a server that does not answer yet; said once.
+            cancelled: polled while it is waited for.
 
         Raises:
             TrackingError: the store cannot be used, or another process tracks this run.
+            Stopped: ``cancelled`` said so.
         """
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
+        held = lock(folder)
         try:
             known = State.load(folder) if resume else None
             safe_params = {metric_name(k): masked(str(v))[:_LONGEST_PARAM] for k, v in params.items()}
             safe_tags = {k: masked(str(v)) for k, v in tags.items()}
             fresh = State(masked(uri), experiment, "", "", run_name, register_as, safe_params, safe_tags)
+            if resumed_from_round is not None:
+                fresh.tags["fedray.resumed_from_round"] = str(resumed_from_round)
+            opening = Opening(folder, uri, known, fresh, headline)
 
-            def prepare(client: Any) -> State:
-                if resumed_from_round is not None:
-                    fresh.tags["fedray.resumed_from_round"] = str(resumed_from_round)
-                state = _reopen(client, known, fresh) or _create(client, uri, fresh, headline)
-                state.save(folder)
-                _log_params(client, state)
-                return state
+            def undo(client: Any) -> None:
+                opening.undo(client, "KILLED" if cancelled() else "FAILED")
 
-            client, state = connect(uri, prepare)
+            client, state = connect(uri, opening.open, undo, wait, cancelled)
         except BaseException:
-            _unlock(lock)
+            unlock(held)
             raise
-        tracker = cls(folder, client, state, lock)
+        tracker = cls(folder, client, state, held)
         if resume:
             for row in read_rows(folder):
                 if resumed_from_round is None or row["round"] <= resumed_from_round:
@@ -123,6 +125,13 @@ class Tracker:
     def log(self, row: Row) -> None:
         """Hand over a row that stands in ``metrics.jsonl``; takes microseconds, whatever the server does, and never raises."""
         self._queue.put(row)
+
+    def on_row(self, row: Row) -> None:
+        """As a callback of the driver: a row is never lost, whatever the server does."""
+        self.log(row)
+
+    def on_note(self, text: str) -> None:
+        """Notes are for people; MLflow has the faults in the run's artifacts."""
 
     def close(self, status: str, timeout: float, model: ModelBuilder | None = None, tags: Mapping[str, str] | None = None) -> bool:
         """Wait until the server has everything, send the artifacts and the model, and end the MLflow run.
@@ -170,8 +179,10 @@ class Tracker:
                 staged.remove()
         except Exception as error:
             log.error("tracking stopped (%s); `fedray sync %s` sends the run later.", reason(error), self._run.folder)
+            with suppress(Exception):
+                self._run.end(self._last[0])
         finally:
-            _unlock(self._lock)
+            unlock(self._lock)
 
     def _insist(self, action: Callable[[], object]) -> bool:
         """Repeat ``action`` until it succeeds; False where :meth:`close` gave up. An outage is told once."""
@@ -213,27 +224,24 @@ def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None
     state = State.load(folder) if folder.is_dir() else None
     if state is None:
         raise TrackingError(f"{folder / STATE}: there is none, so this is no output directory of a tracked run.")
-    lock = _lock(folder)
+    held = lock(folder)
     try:
         target = uri or unmasked(state.tracking_uri)
         fresh = State(masked(target), state.experiment, "", "", state.run_name, state.register_as, state.params, state.tags)
 
-        def prepare(client: Any) -> State:
-            opened = _reopen(client, state, fresh) or _create(client, target, fresh, "eval/accuracy")
-            opened.save(folder)
-            _log_params(client, opened)
-            return opened
-
-        client, state = connect(target, prepare)
-        run = _Run(folder, client, state)
-        before = dict(state.model)
         summary = read_json(folder / "summary.json")
         status = STATUSES.get(str(summary.get("status")), "KILLED")
+        opening = Opening(folder, target, state, fresh, "eval/accuracy")
+        client, state = connect(target, opening.open, lambda client: opening.undo(client, status))
+        run = _Run(folder, client, state)
+        before = dict(state.model)
         staged = stage(folder, state, model if status == "FINISHED" else None)
         try:
             sent = run.ship_missing()
             run.finish(staged, status)
         except Exception as error:
+            with suppress(Exception):
+                run.end(status)
             if isinstance(error, ConfigError):
                 raise
             raise TrackingError(f"tracking.uri: MLflow at {state.tracking_uri} went away ({reason(error)}); run the sync again.") from None
@@ -243,7 +251,7 @@ def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None
         registered = f", model registered as version {version} of {state.register_as}" if version and state.model != before else ""
         return f"{folder}: {sent} values sent, artifacts up to date{registered}; run {state.run_id} at {state.tracking_uri} is {status}."
     finally:
-        _unlock(lock)
+        unlock(held)
 
 
 def flat_params(section: Any, prefix: str = "") -> dict[str, str]:
@@ -293,89 +301,12 @@ class _Run:
         """Send the rest of the journal, the artifacts and the model, and end the MLflow run."""
         self.ship_missing()
         send(self.client, self.state, staged, lambda: self.state.save(self.folder))
+        self.end(status, staged.end_time)
+
+    def end(self, status: str, end_time: int | None = None) -> None:
+        """End the MLflow run, at a time in Unix milliseconds, or now."""
         with patience(SHIP_PATIENCE):
             began = self.client.get_run(self.state.run_id).info.start_time
-            self.client.set_terminated(self.state.run_id, status, end_time=staged.end_time and max(staged.end_time, began))
+            self.client.set_terminated(self.state.run_id, status, end_time=end_time and max(end_time, began))
         self.state.ended = status
         self.state.save(self.folder)
-
-
-def _reopen(client: Any, known: State | None, fresh: State) -> State | None:
-    """The run that ``known`` names, running again; None where this store does not have it."""
-    if known is None or not known.run_id:
-        return None
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(known.run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        log.warning("the MLflow run %s is gone from %s; a new one takes its place.", known.run_id, fresh.tracking_uri)
-        return None
-    if run.info.lifecycle_stage == "deleted":
-        client.restore_run(known.run_id)
-    client.update_run(known.run_id, status="RUNNING")
-    known.tracking_uri, known.register_as, known.ended = fresh.tracking_uri, fresh.register_as, None
-    known.experiment_id = run.info.experiment_id
-    # A param of MLflow cannot be changed: those of the first start stand.
-    known.params = dict(run.data.params) | {k: v for k, v in fresh.params.items() if k not in run.data.params}
-    known.tags.update(fresh.tags)
-    for key, value in fresh.tags.items():
-        if run.data.tags.get(key) != value:
-            client.set_tag(known.run_id, key, value)
-    return known
-
-
-def _create(client: Any, uri: str, fresh: State, headline: str) -> State:
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(fresh.experiment)
-    if experiment is None:
-        root = artifact_root(uri)
-        try:
-            client.create_experiment(fresh.experiment, artifact_location=root.as_uri() if root else None)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run made it just now
-                raise
-        experiment = client.get_experiment_by_name(fresh.experiment)
-    if experiment.lifecycle_stage == "deleted":
-        raise TrackingError(
-            f"experiment: '{fresh.experiment}' was deleted in MLflow; restore it (mlflow experiments restore) or choose another name."
-        )
-    fresh.experiment_id = experiment.experiment_id
-    with suppress(Exception):
-        fresh.tags.setdefault("mlflow.user", getpass.getuser())
-    fresh.tags.setdefault("mlflow.source.name", "fedray")
-    fresh.tags.setdefault("mlflow.source.type", "JOB")
-    dress_experiment(client, experiment, headline)
-    run = client.create_run(fresh.experiment_id, start_time=int(time.time() * 1000), tags=fresh.tags, run_name=fresh.run_name)
-    fresh.run_id = run.info.run_id
-    return fresh
-
-
-def _log_params(client: Any, state: State) -> None:
-    from mlflow.entities import Param
-
-    have = client.get_run(state.run_id).data.params
-    missing = [Param(k, v) for k, v in state.params.items() if k not in have]
-    for start in range(0, len(missing), _PARAMS_A_BATCH):
-        client.log_batch(state.run_id, params=missing[start : start + _PARAMS_A_BATCH])
-
-
-def _lock(folder: Path) -> int:
-    """Hold the run's tracking; the kernel lets go of it when the process dies."""
-    handle = os.open(folder / ".tracking.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise TrackingError(f"{folder}: this run is still being tracked; wait until it has ended.") from None
-    except OSError:
-        log.debug("%s cannot be locked on this file system", folder)
-    return handle
-
-
-def _unlock(handle: int) -> None:
-    with suppress(OSError):
-        os.close(handle)

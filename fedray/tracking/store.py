@@ -12,14 +12,15 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from fedray.config import Tracking
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, Stopped
 
 log = logging.getLogger("fedray.tracking")
 
@@ -27,6 +28,8 @@ log = logging.getLogger("fedray.tracking")
 OPEN_PATIENCE, SHIP_PATIENCE, UPLOAD_PATIENCE = 5, 10, 120
 #: Seconds within which a store has to be open in all; a new SQLite store makes its tables first.
 _OPEN_DEADLINE = {"server": 12.0, "sqlite": 180.0}
+
+_FIRST_DELAY, _LONGEST_DELAY, _TICK = 0.5, 4.0, 0.1
 
 _PASSWORD = re.compile(r"(?P<front>[\w+.-]+://[^/@\s:]*):(?P<secret>[^/@\s]+)@")
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc", "databricks-uc")
@@ -123,47 +126,91 @@ def patience(seconds: int) -> Iterator[None]:
                         os.environ[name] = value
 
 
-def connect(uri: str, prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
+def connect(
+    uri: str,
+    prepare: Callable[[Any], Any],
+    undo: Callable[[Any], None] = lambda client: None,
+    wait: float = 0.0,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[Any, Any]:
     """Open a store and do the first work on it, within seconds.
 
     Args:
         uri: a tracking URI.
-        prepare: called with the ``MlflowClient``; its first requests show whether the store is there.
+        prepare: called with the ``MlflowClient``; its first requests show whether the store is there. It may be called again.
+        undo: called with the client, in its own time, where ``prepare`` did not come to its end or came to it too late.
+        wait: seconds for which ``prepare`` is tried again while nothing answers; that is said once.
+        cancelled: polled meanwhile.
 
     Returns:
         The client and what ``prepare`` returned.
 
     Raises:
         TrackingError: the store is not there, does not answer in time, or is no MLflow store.
+        Stopped: ``cancelled`` said so.
     """
     _check(uri)
     outcome: dict[str, Any] = {}
+    given_up, taking = threading.Event(), threading.Lock()
 
     def work() -> None:
+        client = None
         try:
             mlflow = load_mlflow()
             _make_tables(mlflow, uri)
             with patience(OPEN_PATIENCE):
                 client = mlflow.MlflowClient(uri)
-                outcome["done"] = client, prepare(client)
+                prepared = _insist(lambda: prepare(client), uri, wait, given_up)
+            with taking:
+                if given_up.is_set():
+                    raise TimeoutError("the answer came too late")
+                outcome["done"] = client, prepared
         except BaseException as error:
+            if client is not None:
+                with suppress(Exception), patience(OPEN_PATIENCE):
+                    undo(client)
             outcome["error"] = error
 
     # A database driver may retry for minutes before it gives up; a thread of its own can be left behind.
     thread = threading.Thread(target=work, name="fedray-tracking-open", daemon=True)
     thread.start()
-    seconds = _OPEN_DEADLINE["server" if sqlite_path(uri) is None else "sqlite"]
-    thread.join(seconds)
-    error = outcome.get("error", None if "done" in outcome else TimeoutError(f"no answer within {seconds:.0f} s"))
+    seconds = wait + _OPEN_DEADLINE["server" if sqlite_path(uri) is None else "sqlite"]
+    limit = time.monotonic() + seconds
+    while thread.is_alive() and time.monotonic() < limit and not cancelled():
+        thread.join(_TICK)
+    with taking:
+        done: tuple[Any, Any] | None = outcome.get("done")
+        if done is None:
+            given_up.set()
+    if done is not None:
+        return done
+    thread.join(OPEN_PATIENCE + 1.0)  # a request that is under way ends, and what it made is undone
+    if cancelled():
+        raise Stopped(f"stopped while MLflow at {masked(uri)} was waited for.")
+    error = outcome.get("error") or TimeoutError(f"no answer within {seconds:.0f} s")
     if isinstance(error, ConfigError):
         raise error
-    if error is not None:
-        raise TrackingError(
-            f"tracking.uri: the MLflow store at {masked(uri)} cannot be used ({reason(error)}); "
-            "start the server, correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.enabled=false."
-        )
-    done: tuple[Any, Any] = outcome["done"]
-    return done
+    raise TrackingError(
+        f"tracking.uri: the MLflow store at {masked(uri)} cannot be used ({reason(error)}); "
+        "start the server, correct tracking.uri or MLFLOW_TRACKING_URI, or set tracking.enabled=false."
+    )
+
+
+def _insist(action: Callable[[], Any], uri: str, wait: float, given_up: threading.Event) -> Any:
+    """What ``action`` returns, once the server answers: it may still be starting."""
+    limit, delay, told = time.monotonic() + wait, _FIRST_DELAY, False
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            why = reason(error)
+            if why not in _NOT_YET or given_up.is_set() or time.monotonic() >= limit:
+                raise
+        if not told:
+            log.warning("MLflow at %s does not answer yet (%s); waiting up to %.0f s for it.", masked(uri), why, wait)
+            told = True
+        given_up.wait(min(delay, max(0.0, limit - time.monotonic())))
+        delay = min(2 * delay, _LONGEST_DELAY)
 
 
 def _check(uri: str) -> None:
@@ -210,6 +257,15 @@ def _make_tables(mlflow: Any, uri: str) -> None:
             os.replace(made, path)
 
 
+_STARTING = "what stands before it answers for it"
+
+#: Reasons that pass while a server starts.
+_NOT_YET = {
+    *("connection refused", "no connection in time", "no answer in time", "the connection was cut", "no connection"),
+    _STARTING,
+}
+
+
 def reason(error: BaseException) -> str:
     """Why MLflow failed, in a few words."""
     text = masked(" ".join(str(error).split()))
@@ -221,6 +277,12 @@ def reason(error: BaseException) -> str:
         ("Read timed out", "no answer in time"),
         ("ReadTimeout", "no answer in time"),
         ("CERTIFICATE_VERIFY_FAILED", "its TLS certificate is not trusted"),
+        ("error code 502", _STARTING),
+        ("error code 503", _STARTING),
+        ("error code 504", _STARTING),
+        ("too many 502", _STARTING),
+        ("too many 503", _STARTING),
+        ("too many 504", _STARTING),
         ("error code 401", "user and password were refused, 401; see MLFLOW_TRACKING_USERNAME"),
         ("error code 403", "access was refused, 403"),
         ("error code 404", "there is no MLflow at that address, 404"),

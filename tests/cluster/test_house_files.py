@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from paths import ROOT
+
+from cluster.mlflow_server import server_environment
 
 CLUSTER = ROOT / "cluster"
 COMPOSE: dict[str, Any] = yaml.safe_load((CLUSTER / "compose.yaml").read_text())
@@ -95,7 +98,9 @@ def test_a_planted_mistake_is_found(plant: Callable[[dict[str, Any]], None], fou
 
 def test_the_compose_file_is_one_by_the_specification(tmp_path: Path) -> None:
     check = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
-    subprocess.run([*check, str(CLUSTER / "compose.yaml")], check=True, capture_output=True)
+    subprocess.run(
+        [*check, str(CLUSTER / "compose.yaml"), str(CLUSTER / "mlflow.compose.yaml")], check=True, capture_output=True
+    )
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"services": {"head": {"imag": "x:1"}}}))
     assert subprocess.run([*check, str(tmp_path / "bad.yaml")], capture_output=True).returncode == 1
 
@@ -159,7 +164,7 @@ def test_the_image_runs_as_a_user_and_takes_what_the_build_context_has() -> None
     for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
         for source in line.split():
             path = ROOT / source
-            files = [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix in (".py", ".yaml") and path.name != "cluster"]
+            files = [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix == ".py" or source == "configs"]
             assert path.exists(), source
             assert all(in_the_build_context(p.relative_to(ROOT).as_posix()) for p in files), source
     pinned = (ROOT / "constraints.txt").read_text()
@@ -197,3 +202,37 @@ def test_ray_up_nodes_ask_for_a_token_and_have_pinned_images(name: str) -> None:
     assert images
     assert all(re.search(r":\d", image) for image in images)
     assert all("0.0.0.0" not in command for command in config["head_start_ray_commands"])
+
+
+# MLflow for hosts of one's own.
+
+
+def mlflow_for_hosts() -> tuple[dict[str, Any], str]:
+    """The MLflow service of compose.yaml with mlflow.compose.yaml over it, as compose merges them; and the address that hosts are given."""
+    options = yaml.safe_load((CLUSTER / "ray-up" / "on-premises.yaml").read_text())["docker"]["run_options"]
+    given = next(o for o in options if "MLFLOW_TRACKING_URI=" in o).partition("=")[2]
+    text = (CLUSTER / "mlflow.compose.yaml").read_text()
+    text = re.sub(r"\$\{FEDRAY_MLFLOW_ADDRESS(:\?[^}]*)?\}", str(urlsplit(given).hostname), text)
+    base, over = COMPOSE["services"]["mlflow"], yaml.safe_load(text)["services"]
+    assert set(over) == {"mlflow"}
+    merged = base | {"environment": base["environment"] | over["mlflow"]["environment"], "ports": base["ports"] + over["mlflow"]["ports"]}
+    return merged, given
+
+
+def test_hosts_of_ones_own_reach_an_mlflow_that_answers_them() -> None:
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    service, given = mlflow_for_hosts()
+    asked = urlsplit(given)
+    config = yaml.safe_load((CLUSTER / "ray-up" / "on-premises.yaml").read_text())
+    assert asked.hostname == config["provider"]["head_ip"]
+    assert f"{asked.netloc}:5000" in service["ports"], "published where the hosts ask"
+    variables = service["environment"] | {"POSTGRES_PASSWORD": "x"}
+    served = server_environment({k: v for k, v in variables.items() if not k.endswith("_FILE")})
+    assert (served["MLFLOW_HOST"], served["MLFLOW_PORT"]) == ("0.0.0.0", str(asked.port))
+    allowed = served["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert is_allowed_host_header(allowed, asked.netloc)
+    assert is_allowed_host_header(allowed, "127.0.0.1:5000"), "its own health check"
+    assert not is_allowed_host_header(allowed, "evil.example:5000")
+    alone = COMPOSE["services"]["mlflow"]
+    assert "MLFLOW_SERVER_ALLOWED_HOSTS" not in alone["environment"], "the compose file alone keeps to this machine"

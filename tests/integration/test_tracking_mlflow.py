@@ -22,6 +22,7 @@ from processes import wait_until
 from torch import nn
 
 from fedray.errors import ConfigError
+from fedray.experiment.background import Background
 from fedray.tracking import mlflow_tracker
 from fedray.tracking.journal import METRICS, State
 from fedray.tracking.mlflow_tracker import Tracker, sync
@@ -370,6 +371,21 @@ def shipped() -> Callable[[Run, int], None]:
         wait_until(there, f"round {number} is at the server")
 
     return wait
+
+
+@pytest.mark.slow
+def test_a_server_that_starts_late_is_waited_for(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "fedray.tracking")
+    server.kill()
+    run = Run(tmp_path / "early")
+    opening = Background(lambda: run.open(server.uri, wait=120.0))
+    wait_until(lambda: "does not answer yet (connection refused); waiting up to 120 s" in caplog.text, "the wait is told")
+    server.start()
+    tracker = opening.result()
+    run.log(tracker, 1)
+    run.end()
+    assert tracker.close("FINISHED", 60)
+    assert history(server.uri, tracker.run_id) == whole()[:1]
 
 
 def test_a_hung_server_does_not_slow_the_rounds(
