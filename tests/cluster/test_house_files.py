@@ -98,9 +98,7 @@ def test_a_planted_mistake_is_found(plant: Callable[[dict[str, Any]], None], fou
 
 def test_the_compose_file_is_one_by_the_specification(tmp_path: Path) -> None:
     check = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
-    subprocess.run(
-        [*check, str(CLUSTER / "compose.yaml"), str(CLUSTER / "mlflow.compose.yaml")], check=True, capture_output=True
-    )
+    subprocess.run([*check, str(CLUSTER / "compose.yaml"), str(CLUSTER / "mlflow.compose.yaml")], check=True, capture_output=True)
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"services": {"head": {"imag": "x:1"}}}))
     assert subprocess.run([*check, str(tmp_path / "bad.yaml")], capture_output=True).returncode == 1
 

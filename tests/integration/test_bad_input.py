@@ -118,7 +118,7 @@ def test_one_sentence_and_exit_code(case: str, folder: Path) -> None:
 
 DURING: dict[str, tuple[list[str], str, int]] = {
     "no room for the clients": (["clients.placement=dedicated"], "actors ask for 4 CPU, but the cluster has 2 free", 2),
-    "unreachable tracking server": (["tracking={uri: 'http://127.0.0.1:9', enabled: true}"], "tracking.uri", 2),
+    "unreachable tracking server": (["tracking={uri: 'http://127.0.0.1:9', enabled: true, open_timeout: 1}"], "tracking.uri", 2),
     "training diverges": (["training.lr=1e12", "cohort={kind: all}"], "That was round 2 in a row", 1),
 }
 
