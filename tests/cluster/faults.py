@@ -102,7 +102,7 @@ def strike(federation: Federation, fault: Fault) -> None:
 
 def _rejoin(federation: Federation, where: str) -> None:
     """A node that was taken for dead ends itself when it is heard again; a supervisor would start it anew, as we do."""
-    limit = time.monotonic() + 20.0
+    limit = time.monotonic() + 60.0
     while time.monotonic() < limit:
         if federation.nodes[where].process.poll() is not None:
             federation.start_site(where)

@@ -162,4 +162,4 @@ def supervised(start: Callable[[], RayNode]) -> RayNode:
 def listing(host: Host, directory: str) -> Sequence[str]:
     """What a host sees in a directory."""
     process = host.run(["ls", directory], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return process.communicate(timeout=30)[0].split()
+    return process.communicate(timeout=600)[0].split()

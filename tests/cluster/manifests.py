@@ -37,7 +37,7 @@ def render(directory: str) -> str:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("no kubectl here to render the overlays with")
-    done = subprocess.run([kubectl, "kustomize", str(K8S / directory)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([kubectl, "kustomize", str(K8S / directory)], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"k8s/{directory} does not render: {done.stderr}"
     return done.stdout
 

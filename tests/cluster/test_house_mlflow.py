@@ -107,7 +107,7 @@ def test_the_server_keeps_rows_in_postgres_and_files_in_the_store(database: tupl
         finally:
             tree = [server, *server.children(recursive=True)]
             server.terminate()
-            for process in psutil.wait_procs(tree, timeout=60)[1]:
+            for process in psutil.wait_procs(tree, timeout=600)[1]:
                 process.kill()
         keys = boto3.client("s3", endpoint_url=endpoint).list_objects_v2(Bucket="fedray")["Contents"]
         assert [k["Key"] for k in keys] == [f"mlflow/0/{run.run_id}/artifacts/note.txt"]

@@ -33,7 +33,7 @@ def test_the_environment_leads_to_the_store(monkeypatch: pytest.MonkeyPatch) -> 
                 if name.startswith("AWS_"):
                     monkeypatch.setenv(name, value.replace("http://store:9000", here))
         for _ in range(2):
-            subprocess.run([sys.executable, "-c", *job["args"]], env=os.environ, check=True, timeout=120)
+            subprocess.run([sys.executable, "-c", *job["args"]], env=os.environ, check=True, timeout=600)
         store = boto3.client("s3")
         assert store.get_bucket_versioning(Bucket="fedray")["Status"] == "Enabled"
 

@@ -24,7 +24,7 @@ def actors(title: str) -> list[psutil.Process]:
     return found
 
 
-def kill(title: str, seconds: float = 20.0) -> int:
+def kill(title: str, seconds: float = 120.0) -> int:
     """SIGKILL one process with that title, waiting for one to appear; returns its pid."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
@@ -37,7 +37,7 @@ def kill(title: str, seconds: float = 20.0) -> int:
     raise AssertionError(f"no process with title {title} within {seconds} s")
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
     """Poll until ``condition`` is true."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:

@@ -46,7 +46,7 @@ def test_one_process_may_start_several_clusters_that_only_it_reaches_whose_worke
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     base = Path(f"/tmp/fr{os.getpid()}".ljust(29, "x"))
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "TMPDIR": str(base), "RAY_ADDRESS": "nonsense"}
-    done = subprocess.run([sys.executable, "-c", TWICE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", TWICE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith(("joined", "own"))] == [
         "joined 0 True []",
@@ -70,6 +70,6 @@ print("local", find_place(RayCluster(address="auto", cpus=1)).own)
 def test_a_run_does_not_try_to_join_the_local_cluster_of_another(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", BESIDE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", BESIDE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "local True" in done.stdout

@@ -47,11 +47,11 @@ def test_a_killed_command_is_followed_by_the_next(tmp_path: Path) -> None:
         first.kill()
         first.wait()
         other = command(output, slow, "seed=99")
-        told, _ = other.communicate(timeout=120)
+        told, _ = other.communicate(timeout=600)
         assert other.returncode == 2
         assert "another config is at work there" in told
         second = command(output, slow)
-        told, _ = second.communicate(timeout=200)
+        told, _ = second.communicate(timeout=600)
     finally:
         first.kill()
     assert second.returncode == 0, told

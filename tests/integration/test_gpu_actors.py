@@ -40,7 +40,7 @@ def run(folder: Path, **sections: Any) -> tuple[dict[str, Any], list[dict[str, A
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     environment = os.environ | {"FEDRAY_TEST_NOTES": str(notes), "PYTHONPATH": paths}
     command = [sys.executable, "-m", "fedray", "run", str(config), "--output", str(folder / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["status"] == "completed"

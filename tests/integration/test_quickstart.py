@@ -24,7 +24,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
     folder = tmp_path_factory.mktemp("quickstart")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     command = [sys.executable, "-m", "fedray", "run", DIGITS, "ray.address=local", "clients.actors=2", "--profile"]
-    done = subprocess.run(command, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
+    done = subprocess.run(command, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()
     yield folder, done.stdout.decode()
 
@@ -158,7 +158,7 @@ def test_a_second_run_gets_a_directory_of_its_own_and_resume_of_a_finished_run_i
     folder, _ = quickstart
     before = json.loads((folder / "runs" / "digits" / "summary.json").read_text())
     command = [sys.executable, "-m", "fedray", "run", DIGITS, "ray.address=local", "--resume"]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()
     after = json.loads((folder / "runs" / "digits" / "summary.json").read_text())
     assert after["model_sha256"] == before["model_sha256"]
@@ -172,15 +172,17 @@ def test_ledger_commands(quickstart: tuple[Path, str]) -> None:
     folder, _ = quickstart
     command = [sys.executable, "-m", "fedray", "ledger"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    shown = subprocess.run([*command, "show", "runs/digits", "--json"], cwd=folder, env=environment, capture_output=True, timeout=60)
+    shown = subprocess.run([*command, "show", "runs/digits", "--json"], cwd=folder, env=environment, capture_output=True, timeout=600)
     assert shown.returncode == 0, shown.stderr.decode()
     assert "client-0003" in shown.stdout.decode()
-    assert subprocess.run([*command, "verify", "runs/digits"], cwd=folder, env=environment, capture_output=True, timeout=60).returncode == 0
+    assert (
+        subprocess.run([*command, "verify", "runs/digits"], cwd=folder, env=environment, capture_output=True, timeout=600).returncode == 0
+    )
     book = folder / "runs" / "digits" / "ledger" / "records.jsonl"
     text = book.read_text()
     book.write_text(text.replace('"round":3', '"round":4', 1))
     try:
-        broken = subprocess.run([*command, "verify", "runs/digits"], cwd=folder, env=environment, capture_output=True, timeout=60)
+        broken = subprocess.run([*command, "verify", "runs/digits"], cwd=folder, env=environment, capture_output=True, timeout=600)
         assert broken.returncode == 1
         assert b"records.jsonl" in broken.stderr
     finally:

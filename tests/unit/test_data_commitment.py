@@ -7,6 +7,7 @@ import hmac
 import json
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,12 +117,15 @@ def test_a_salt_is_made_once_and_kept_secret(tmp_path: Path) -> None:
         load_salt(tmp_path / "away" / "a.salt")
 
 
-def test_sixty_thousand_images_take_less_than_a_second_of_processor_time() -> None:
+def test_sixty_thousand_images_take_little_more_than_their_hash() -> None:
     x, y = np.zeros((60_000, 784), dtype=np.float32), np.zeros(60_000, dtype=np.int64)
     x[:, 0] = np.arange(60_000)
-    best = 1e9
-    for _ in range(3):
+    images = [bytes(row) for row in x]
+
+    def seconds(work: Callable[[], object]) -> float:
         start = time.process_time()
-        commit_records(x, y, SALT)
-        best = min(best, time.process_time() - start)
-    assert best < 1.0
+        work()
+        return time.process_time() - start
+
+    bare = min(seconds(lambda: [hashlib.sha256(image).digest() for image in images]) for _ in range(3))
+    assert min(seconds(lambda: commit_records(x, y, SALT)) for _ in range(3)) < 10 * bare

