@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import time
 import traceback
@@ -32,7 +33,7 @@ from fedray.rng import Keyed, torch_seed
 from fedray.spans import span
 from fedray.training.charge import Charge
 from fedray.training.choose import choose_engine
-from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, seed_torch
+from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, LossFn, NoiseSource, secretly_seed_torch, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.schedules import learning_rate
 
@@ -77,6 +78,8 @@ class Trainer:
         self._stop_round = -1
         self._lr = -1, 0.0  # a round and its learning rate
         self._host = socket.gethostname()
+        privacy = spec.config.privacy
+        self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
 
     def stop_round(self, round_: int) -> None:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
@@ -146,18 +149,23 @@ class Trainer:
 
     def _run(self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float) -> tuple[LocalResult, int | None]:
         """Train the model; what was done, and the physical batch that fitted into memory where that was less than the config's."""
-        seed, training = self._config.seed, self._spec.group.training
+        training = self._spec.group.training
         if client.steps is not None:
             training = training.model_copy(update={"steps": client.steps})
         private = self._spec.plan is not None
         noise = turn_noise(self._config.privacy.insecure_seed, task.round, client.index) if private else None
         x, y = self.tensors(data.train)
+        seed = self._seed()
+        secret = secrets.token_bytes(SECRET) if self._secret else None
 
         def local(physical_batch: int) -> LocalResult:
             set_vector(self.model, self.layout, weights)
-            seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)
+            if secret is None:
+                seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)
+            else:  # the same each time: a smaller batch after a lack of memory draws what the larger one would have
+                secretly_seed_torch(secret, self.device)
             fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
-            job = self._job(task, fitted, lr, self._draws(task)(client.index), None if noise is None else noise())
+            job = self._job(task, fitted, lr, self._draws(task, seed)(client.index), None if noise is None else noise())
             if not private:
                 return self._algorithm.local(self.engine, self.model, x, y, job)
             charge = Charge(job)
@@ -187,7 +195,7 @@ class Trainer:
         sizes = [b - a for a, b in zip(starts, stops, strict=True)]
         try:
             self._check_stop(task)
-            draws = self._draws(task)
+            draws = self._draws(task, self._seed())
             job = self._job(task, self._spec.group.training, lr, draws())
             crowd = Crowd(*self._everyone(), starts, stops, lambda k: draws(clients[k].index))
             with span("compute", "local training, many clients at once"):
@@ -239,9 +247,13 @@ class Trainer:
         if self._stop_round >= task.round:
             raise Stopped("the round ended before this client's turn.")
 
-    def _draws(self, task: RoundTask) -> Keyed:
+    def _seed(self) -> int:
+        """What a turn's draws follow from besides its noise: the config's seed, or nothing that anybody knows where privacy is claimed."""
+        return secrets.randbits(128) if self._secret else self._config.seed
+
+    def _draws(self, task: RoundTask, seed: int) -> Keyed:
         """What gives the generator for a client's batches, by its index."""
-        return Keyed(self._config.seed, "batches", task.round)
+        return Keyed(seed, "batches", task.round)
 
     def _job(self, task: RoundTask, training: Any, lr: float, draws: np.random.Generator, noise: NoiseSource | None = None) -> LocalJob:
         plan = self._spec.plan

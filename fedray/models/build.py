@@ -35,23 +35,36 @@ def build_model(part: config.Part, input_shape: tuple[int, ...], outputs: int, s
     Raises:
         ConfigError: unknown model, wrong arguments, or a model that does not fit the data.
     """
+    with _seeded(rng.torch_seed(seed, "model")):
+        model = _made(part, input_shape, outputs)
+        _check_outputs(model, part.kind, torch.zeros((2, *input_shape), dtype=dtype), outputs)
+    _check_parameters(model, part.kind)
+    return model
+
+
+def untried_model(part: config.Part, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """:func:`build_model`'s model before it has been run for the first time, wherever it does not need that to have its parameters."""
+    with _seeded(rng.torch_seed(seed, "model")):
+        model = _made(part, input_shape, outputs)
+    lazy = any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters())
+    return build_model(part, input_shape, outputs, seed, dtype) if lazy else model
+
+
+def _made(part: config.Part, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     factory = components.find(components.MODELS, part.kind)
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' is a {type(factory).__name__}; name a function or class that makes the model.")
     arguments = components.check_arguments(factory, part.arguments, "model", own=_OWN)
     offered = {"input_shape": tuple(input_shape), "outputs": outputs}
     taken = inspect.signature(factory).parameters
-    with _seeded(rng.torch_seed(seed, "model")):
-        try:
-            model = factory(**{name: value for name, value in offered.items() if name in taken}, **arguments)
-        except FedrayError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"model.kind: making '{part.kind}' failed with {_first_line(error)}.") from error
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"model.kind: '{part.kind}' made a {type(model).__name__}; it should return a torch.nn.Module.")
-        _check_outputs(model, part.kind, torch.zeros((2, *input_shape), dtype=dtype), outputs)
-    _check_parameters(model, part.kind)
+    try:
+        model = factory(**{name: value for name, value in offered.items() if name in taken}, **arguments)
+    except FedrayError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"model.kind: making '{part.kind}' failed with {_first_line(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.kind: '{part.kind}' made a {type(model).__name__}; it should return a torch.nn.Module.")
     return model
 
 

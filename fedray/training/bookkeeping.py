@@ -150,34 +150,45 @@ class _Book(Tape):
 
 
 def _clipped_sum(tape: _Book, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn, dp: DpStep) -> list[Tensor]:
-    while len(x):
-        found = _terms(tape, tape.losses(x, y, loss))
-        if not found:
-            break
-        factors, bad = clip_factors([term.norms for term in found.values()], len(parameters), dp)
-        if not bad.any():
-            with torch.no_grad():
-                sums = {p: term.weighted(f.to(p.dtype)) for (p, term), f in zip(found.items(), factors, strict=True)}
-            return [sums[p] if p in sums else torch.zeros_like(p) for p in parameters]
-        # A factor of 0 would not silence a NaN, so such records leave. The norms are taken again: with dropout,
-        # another forward pass has other gradients.
-        x, y = x[~bad], y[~bad]
-    return [torch.zeros_like(p) for p in parameters]
+    seen = _seen(tape, tape.losses(x, y, loss))
+    found = _terms(seen)
+    if not found:
+        return [torch.zeros_like(p) for p in parameters]
+    factors, bad = clip_factors([term.norms for term in found.values()], len(parameters), dp)
+    if bad.any():
+        # A factor of 0 would not silence a NaN, so such records leave the products. The batch does not go through the model again:
+        # the other records would have other dropout masks.
+        found = _terms([(layer, _silenced(inputs, bad), _silenced(gradient, bad)) for layer, inputs, gradient in seen])
+        factors, _ = clip_factors([term.norms for term in found.values()], len(parameters), dp)
+    with torch.no_grad():
+        sums = {p: term.weighted(f.to(p.dtype)) for (p, term), f in zip(found.items(), factors, strict=True)}
+    return [sums[p] if p in sums else torch.zeros_like(p) for p in parameters]
 
 
-def _terms(tape: _Book, losses: Tensor) -> dict[nn.Parameter, Term]:
-    """For each parameter that the batch used, the norms of its gradients and their weighted sum."""
+#: A layer, its input and the gradient of its output, records first.
+_Seen = tuple[nn.Module, Tensor, Tensor]
+
+
+def _seen(tape: _Book, losses: Tensor) -> list[_Seen]:
+    """What the layers that the batch used have seen; the tape forgets it."""
     if not tape.uses or not losses.requires_grad:
-        return {}
+        return []
     gradients = tape.gradients(losses, torch.ones_like(losses))
     uses, tape.uses = tape.uses, []
-    found: dict[nn.Parameter, Term] = {}
-    with torch.no_grad():
-        for use, gradient in zip(uses, gradients, strict=True):
-            if gradient is None:
-                continue
-            if gradient.dtype not in _FLOATS:
-                raise _refusal(f"a layer's gradient is {str(gradient.dtype).removeprefix('torch.')}, too coarse to clip")
-            for name, term in terms(use.layer, use.x, gradient).items():
-                found[use.layer.get_parameter(name)] = term
+    found = [(use.layer, use.x.detach(), gradient) for use, gradient in zip(uses, gradients, strict=True) if gradient is not None]
+    for _, _, gradient in found:
+        if gradient.dtype not in _FLOATS:
+            raise _refusal(f"a layer's gradient is {str(gradient.dtype).removeprefix('torch.')}, too coarse to clip")
     return found
+
+
+def _silenced(values: Tensor, bad: Tensor) -> Tensor:
+    return values.masked_fill(bad.view(-1, *[1] * (values.dim() - 1)), 0)
+
+
+def _terms(seen: Sequence[_Seen]) -> dict[nn.Parameter, Term]:
+    """For each parameter that the batch used, the norms of its gradients and their weighted sum."""
+    with torch.no_grad():
+        return {
+            layer.get_parameter(name): term for layer, inputs, gradient in seen for name, term in terms(layer, inputs, gradient).items()
+        }

@@ -60,9 +60,10 @@ def dropped(h: Tensor, p: float) -> Tensor:
     """
     gone, n = round(p * 65536), h.numel()
     dense = h.is_contiguous() or h.is_contiguous(memory_format=torch.channels_last)
-    if h.device.type != "cpu" or not dense or not 0 < gone < 65536:
+    if h.device.type != "cpu" or not dense or not h.dim() or not n or not 0 < gone < 65536:
         return functional.dropout(h, p)
-    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), 2**63 - 1).view(torch.int16)[:n]
+    records, each = len(h), n // len(h)
+    bits = torch.empty((records, -(-each // 4)), dtype=torch.int64).random_(-(2**63), 2**63 - 1).view(torch.int16)[:, :each]
     mask = (bits >= gone - 32768).to(h.dtype).mul_(65536 / (65536 - gone))
     return h * mask.as_strided(h.shape, h.stride())
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedray.errors import ConfigError
 from fedray.training.charge import charge_of, opened
+from fedray.training.compiled import as_written
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, check_stop, mover
 
 #: Clipping aims this much below the clip norm, so that rounding in float32 cannot carry a record above it.
@@ -71,7 +72,7 @@ def train_privately(
     move = mover(model, parameters, training, job.lr, x.device)
     taken = 0
     try:
-        with _full_precision(x.device), prepare(parameters, dp) as clipped_sum:
+        with as_written(), _full_precision(x.device), prepare(parameters, dp) as clipped_sum:
             for _ in range(steps):
                 check_stop(job)
                 drawn = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < q)).to(x.device)

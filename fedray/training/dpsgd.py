@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedray.errors import ConfigError
 from fedray.privacy.rules import check_model
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, row_norms, train_privately
-from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn
+from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, torch_draws
 from fedray.training.recordgrads import LAYERS, terms
 
 _PARAMETER_MARKS = ("grad_sample", "_forward_counter", "_current_grad_sample", "_norm_sample", "summed_grad")
@@ -104,7 +104,7 @@ def _sum_by_hooks(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y
     _reset(wrapper, parameters)
     record_losses(loss, wrapper(x), y).sum().backward()  # type: ignore[no-untyped-call]
     samples = [_per_record(p, "grad_sample", len(x)) for p in parameters]
-    used = [sample.flatten(1) for sample in samples if sample is not None]
+    used = [sample.reshape(len(x), -1) for sample in samples if sample is not None]
     factors, bad = clip_factors([row_norms(rows) for rows in used], len(parameters), dp)
     if bad.any():
         for rows in used:
@@ -117,22 +117,41 @@ def _sum_by_hooks(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y
 
 
 def _sum_by_ghost(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn, dp: DpStep) -> list[Tensor]:
-    while len(x):
-        _reset(wrapper, parameters)
-        try:
-            losses = record_losses(loss, wrapper(x), y)
-        except NotImplementedError as error:
-            raise ConfigError(f"training.engine: ghost cannot clip this model ({error}); use hooks.") from error
-        losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        norms = [_per_record(p, "_norm_sample", len(x)) for p in parameters]
-        factors, bad = clip_factors([n for n in norms if n is not None], len(parameters), dp)
+    draws, left_out = torch_draws(x.device), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    stand_ins: Iterator[int] = iter(())
+    while True:
+        losses, norms = _ghost_norms(wrapper, parameters, x, y, loss)
+        if not norms:
+            break
+        factors, bad = clip_factors(norms, len(parameters), dp)
         if not bad.any():
-            return _second_pass(wrapper, parameters, factors[0], losses)
-        # A factor of 0 would not silence a NaN in the second pass, so such records leave before it. The norms are
-        # taken again: with dropout, another forward pass has other gradients.
-        x, y = x[~bad], y[~bad]
+            return _second_pass(wrapper, parameters, torch.where(left_out, 0.0, factors[0]), losses)
+        # A factor of 0 would not silence a NaN in the second pass, so another record stands in for such a one. The draws are those
+        # of the first time and so are the positions: the other records keep their dropout masks.
+        if not left_out.any():
+            left_out, stand_ins = bad, iter((~bad).nonzero().flatten().tolist())
+            x, y = x.clone(), y.clone()
+        other = next(stand_ins, None)
+        if other is None:
+            break
+        x[left_out], y[left_out] = x[other].clone(), y[other].clone()
+        draws()
     _reset(wrapper, parameters)
     return [torch.zeros_like(p) for p in parameters]
+
+
+def _ghost_norms(
+    wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn
+) -> tuple[Tensor, list[Tensor]]:
+    """The records' losses, with their graph, and the norms of their gradients by each parameter that the batch used."""
+    _reset(wrapper, parameters)
+    try:
+        losses = record_losses(loss, wrapper(x), y)
+    except NotImplementedError as error:
+        raise ConfigError(f"training.engine: ghost cannot clip this model ({error}); use hooks.") from error
+    losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    norms = [_per_record(p, "_norm_sample", len(x)) for p in parameters]
+    return losses, [n for n in norms if n is not None]
 
 
 def _second_pass(wrapper: Any, parameters: Sequence[nn.Parameter], factors: Tensor, losses: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,6 +23,11 @@ from fedray.errors import Stopped
 #: no engine can couple one record's gradient to another's.
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
+
+#: Where torch keeps the words of its CPU generator's state (a Mersenne twister), and how many there are.
+_WORDS_AT, _WORDS = 24, 624
+#: Bytes of a state of torch's generators.
+SECRET = 4 * _WORDS + 8
 
 #: How a record's gradients are clipped, see :class:`DpStep`.
 Clipping = Literal["flat", "per_layer"]
@@ -141,6 +147,38 @@ def seed_torch(seed: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
+
+
+def secretly_seed_torch(secret: bytes, device: torch.device) -> None:
+    """Set torch's generators on the CPU and on ``device`` to a state that nobody can guess.
+
+    ``torch.manual_seed`` would not do: the CPU's generator keeps 32 bits of a seed, which can be tried one by one.
+
+    Args:
+        secret: :data:`SECRET` bytes of the operating system's randomness. The same bytes give the same draws.
+        device: that is trained on.
+    """
+    state = torch.Generator().get_state()  # of a generator that has drawn nothing
+    words = state.numpy()[_WORDS_AT : _WORDS_AT + 8 * _WORDS].view("<u8")
+    words[:] = np.frombuffer(secret, dtype="<u4", count=_WORDS)
+    torch.default_generator.set_state(state)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(int.from_bytes(secret[-8:], "little") >> 1)
+
+
+def torch_draws(device: torch.device) -> Callable[[], None]:
+    """What sets torch's generators back to where they are now, on the CPU and on ``device``."""
+    here = torch.default_generator.get_state()
+    if device.type == "cpu":
+        return partial(torch.default_generator.set_state, here)
+    module = torch.get_device_module(device)
+    there = module.get_rng_state(device)
+
+    def restore() -> None:
+        torch.default_generator.set_state(here)
+        module.set_rng_state(there, device)
+
+    return restore
 
 
 @contextmanager

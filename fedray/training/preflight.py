@@ -2,31 +2,34 @@
 
 It runs the run's own model, loss and engine on synthetic records, with every record drawn and no noise,
 and measures how far one record can move the sum of a step. Whatever couples records (batch
-normalisation, class-weighted means, batch statistics in a loss) moves it by more than the clip norm.
+normalisation, class-weighted means, batch statistics in a loss, values kept between calls) moves it by more than the clip norm.
+Dropout is on, and each record has the same masks in all sums, as it has in the proof: they are secret and independent of the data.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
-from fedray.errors import ClaimVoid, ConfigError, FedrayError, PrivacyRefusal
-from fedray.rng import generator
-from fedray.training.engine import Clipping, DpStep, Engine, LocalJob, LossFn, seeded_torch
+from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
+from fedray.training.compiled import as_written
+from fedray.training.engine import Clipping, Engine, LossFn
+from fedray.training.kept import OWN, kept
+from fedray.training.probe import Probe
+from fedray.training.recorddraws import patterns_of
+from fedray.training.synthetic import odd, synthetic_records, without_dropout
 
 CODE = "privacy.preflight.sensitivity"
 TOLERANCE = 1e-5
 
 #: Records of the test, and how many of them are left out in turn; fewer where a model is so large that a step takes long.
 _RECORDS, _FEW_RECORDS, _FEW_LEFT_OUT, _LARGE = 20, 4, 3, 500_000
-_HUGE = 1e4
 #: Where float64 cannot be had, the rounding of the other records' gradients hides smaller excesses.
 _FLOAT32_TOLERANCE = 1e-3
 _COUPLING = 1e-3
@@ -34,59 +37,6 @@ _WHY = (
     "so the noise would not cover it; something couples records (batch normalisation, a weighted mean or batch statistics in the loss), "
     "so make every record's loss a function of that record alone."
 )
-
-
-class _Silence:
-    """Every record's coin falls heads, and the noise is zero. For synthetic records only."""
-
-    def uniform(self, n: int) -> npt.NDArray[np.float64]:
-        return np.zeros(n)
-
-    def normal(self, n: int) -> npt.NDArray[np.float64]:
-        return np.zeros(n)
-
-
-@dataclass
-class _Probe:
-    """Runs one noiseless step on some of the synthetic records and gives the clipped sum, flat float64."""
-
-    engine: Engine
-    model: nn.Module
-    loss: LossFn
-    training: Training
-    x: Tensor
-    y: Tensor
-    clipping: Clipping
-    state: dict[str, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Dropout off, and the weights kept, because every step starts from them."""
-        _without_dropout(self.model)
-        self.state = {k: v.clone() for k, v in self.model.state_dict().items()}
-
-    def sum(self, keep: Tensor, clip: float, seed: int = 0) -> Tensor:
-        taken: list[Tensor] = []
-
-        def take(model: nn.Module) -> None:
-            taken.append(torch.cat([p.grad.detach().flatten().double() for p in model.parameters() if p.grad is not None]))
-
-        job = LocalJob(
-            training=self.training,
-            lr=1.0,
-            loss=self.loss,
-            draws=generator(0, "preflight"),
-            noise=_Silence(),
-            dp=DpStep(0.0, clip, self.clipping),
-            adjust=take,
-        )
-        self.model.load_state_dict(self.state)
-        with seeded_torch(seed, self.x.device):
-            result = self.engine(self.model, self.x[keep], self.y[keep], job)
-        if len(taken) != 1 or result.history != [(0.0, 1.0, 1)]:
-            raise ClaimVoid(
-                f"training.engine: took {len(taken)} steps and accounted for {result.history} where one noised step was asked for."
-            )
-        return taken[0]
 
 
 def sensitivity_check(
@@ -102,13 +52,15 @@ def sensitivity_check(
     vocabulary: int | None = None,
     device: torch.device | str = "cpu",
     clipping: Clipping = "flat",
+    untried: Callable[[], nn.Module] | None = None,
 ) -> float:
     """How far one record moves the clipped sum of a step, over the clip norm.
 
     Twenty records (four for models above 500,000 parameters) are drawn at random, one of them scaled by
     10,000 and one NaN. With every record in the batch and no noise, S(D) - S(D without x) must have norm at
-    most the clip norm, at the run's clip norm and at a hundredth of it (where everything is clipped); the sum
-    over all records must be the sum of each alone, also where nothing is clipped. This is measured in
+    most the clip norm, at the run's clip norm and at a hundredth of it (where everything is clipped), with the
+    same dropout masks for each record in both; the sum must be that of the records' clipped gradients as autograd has them, each
+    taken alone, also where nothing is clipped. This is measured in
     float64, so that rounding does not blur it; in float32 each record alone must keep to the clip norm.
 
     Args:
@@ -123,12 +75,14 @@ def sensitivity_check(
         vocabulary: records are token numbers below this (then none is huge or NaN).
         device: where to run.
         clipping: the run's.
+        untried: the run's model before its first call, default ``make_model``.
 
     Returns:
         The largest ratio measured; at most 1 + 1e-5 (1e-3 for a model that runs in float32 only).
 
     Raises:
-        PrivacyRefusal: one record can move the sum by more, with the measured ratio.
+        PrivacyRefusal: one record can move the sum by more, with the measured ratio; or nothing can be measured; or the model or the loss
+            keeps something between calls; or the engine's gradients are not autograd's.
         ClaimVoid: the engine did not do exactly the one step that was asked for.
         ConfigError: model or loss cannot be run on such records.
     """
@@ -137,6 +91,7 @@ def sensitivity_check(
             "sampling_rate": 1.0,
             "steps": 1,
             "expected_batch": 1.0,
+            "physical_batch": _RECORDS,
             "batch_size": None,
             "epochs": None,
             "optimizer": "sgd",
@@ -147,14 +102,24 @@ def sensitivity_check(
     )
     model = make_model().to(device)
     large = sum(p.numel() for p in model.parameters()) > _LARGE
-    x, y = _records(_FEW_RECORDS if large else _RECORDS, shape, outputs, classes, vocabulary)
-    probe = _Probe(engine, model, loss, one_step, x.to(device), y.to(device), clipping)
+    x, y = synthetic_records(_FEW_RECORDS if large else _RECORDS, shape, outputs, classes, vocabulary)
+    probe = Probe(engine, model, loss, one_step, x.to(device), y.to(device), clipping)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # many short steps: sharing them out costs more than it gains, most of all on a busy machine
+        probe.patterns = _patterns(probe)
+        _check_kept(probe, (untried or make_model)().to(device))
         alone = max(_norm(_one(probe, i, clip)) for i in range(len(x))) / clip
         exact, tolerance = _in_float64(probe, clip)
-        worst, coupling = _measure(exact, clip, _FEW_LEFT_OUT if large else len(x))
+        worst = _measure(exact, clip, _FEW_LEFT_OUT if large else len(x))
+        if not max(alone, worst):  # every sum was zero
+            raise PrivacyRefusal(
+                "model, training.loss: every gradient of the synthetic records is zero or not finite, so its sensitivity cannot be measured; "
+                "start from weights that have gradients.",
+                "privacy.preflight.nothing",
+            )
+        if alone <= 1.0 + TOLERANCE and worst <= 1.0 + tolerance:
+            _check_gradients(replace(exact, model=without_dropout(exact.model)), clip)
     except FedrayError:
         raise
     except Exception as error:
@@ -172,15 +137,45 @@ def sensitivity_check(
         raise PrivacyRefusal(
             f"model, training.loss: leaving out one record moves a step's sum by {worst:.3g} times the clip norm, {_WHY}", CODE
         )
-    if coupling > _COUPLING:
-        raise PrivacyRefusal(
-            f"model, training.loss: the gradients of records taken together differ from those taken alone by {coupling:.3g} of the largest, {_WHY}",
-            CODE,
-        )
     return max(worst, alone)
 
 
-def _in_float64(probe: _Probe, clip: float) -> tuple[_Probe, float]:
+def _patterns(probe: Probe) -> frozenset[tuple[tuple[int, ...], int, int]] | None:
+    """How the shapes of what the model draws hold records; None where it draws nothing."""
+    n = odd(len(probe.x))[0]  # of those before the odd ones
+    shapes, keys = probe.draws(n)
+    if not shapes:
+        return None
+    if set(keys) & set(probe.draws(n, seed=1)[1]):
+        raise PrivacyRefusal(
+            "model: seeds torch's generators itself, so that what it draws in training can be replayed; leave them alone.",
+            "privacy.preflight.random",
+        )
+    return patterns_of(lambda count: probe.draws(count)[0], n)
+
+
+def _check_kept(probe: Probe, model: nn.Module) -> None:
+    """Refuse what keeps something between calls: tried without the NaN first, which may hide it."""
+    n = len(probe.x)
+    plain = [i for i in range(n) if i not in odd(n)]
+    groups = [plain, plain[:2], [i for i in range(n) if i != odd(n)[1]], range(n)]
+    with as_written():
+        path = kept(model.train(), probe.loss, ((probe.x[list(group)], probe.y[list(group)]) for group in groups))
+    if path is not None:
+        raise kept_refusal(path)
+
+
+def kept_refusal(path: str) -> PrivacyRefusal:
+    """What is said where a model or a loss keeps something between calls."""
+    return PrivacyRefusal(
+        f"{'model' if path.startswith(OWN) else 'model, training.loss'}: keeps something between calls ({path} changes when a batch is "
+        "computed), which would carry one record's data to others without clip or noise; compute it anew in every call, or fix it "
+        "when the model is made.",
+        "privacy.preflight.kept",
+    )
+
+
+def _in_float64(probe: Probe, clip: float) -> tuple[Probe, float]:
     """The probe in float64 with the tolerance to hold it to; as it is, where the model or loss is tied to float32."""
     exact = replace(probe, model=copy.deepcopy(probe.model).double(), x=_double(probe.x), y=_double(probe.y))
     try:
@@ -194,39 +189,69 @@ def _double(values: Tensor) -> Tensor:
     return values.double() if values.is_floating_point() else values
 
 
-def _measure(probe: _Probe, clip: float, left_out: int) -> tuple[float, float]:
-    """The largest sensitivity over the clip norm, and the largest coupling."""
+def _measure(probe: Probe, clip: float, left_out: int) -> float:
+    """The largest sensitivity over the clip norm."""
+    n = len(probe.x)
+    everyone, plain = _groups(probe)
+    chosen = [*odd(n), *plain.tolist()][:left_out]
+    whole = probe.sum(everyone, clip)
+    if _norm(whole - probe.sum(everyone, clip)) > _COUPLING * max(_norm(whole), clip):
+        raise PrivacyRefusal(
+            "model: draws random numbers in training by other means than torch's, so its sensitivity cannot be measured; use nn.Dropout, or "
+            "torch's functions.",
+            "privacy.preflight.random",
+        )
+    first = plain[: max(1, left_out - 2)].tolist()
+    return max(
+        _sensitivity(probe, everyone, chosen, clip, whole),
+        _sensitivity(probe, everyone, chosen, clip / 100),
+        _sensitivity(probe, plain, first, clip),  # without the odd ones: a NaN that spreads to all would leave nothing to measure
+    )
+
+
+def _groups(probe: Probe) -> tuple[Tensor, Tensor]:
+    """All records, and all but the odd ones."""
     n = len(probe.x)
     everyone = torch.arange(n, device=probe.x.device)
-    odd = _odd(n)
-    plain = everyone[[i not in odd for i in range(n)]]
-    chosen = [*odd, *(i for i in range(n) if i not in odd)][:left_out]
-    whole = probe.sum(everyone, clip)
-    _check_repeatable(probe, whole, everyone, clip)
-    worst = max(_sensitivity(probe, everyone, chosen, clip, whole), _sensitivity(probe, everyone, chosen, clip / 100))
-    if worst > 1.0 + _FLOAT32_TOLERANCE:
-        return worst, 0.0
-    # Without the odd records too: a NaN that spreads to all of them would leave nothing to measure.
-    return worst, max(_coupling(probe, [everyone, plain], clip), _coupling(probe, [plain], clip * 1e6))
+    return everyone, everyone[[i not in odd(n) for i in range(n)]]
 
 
-def _sensitivity(probe: _Probe, everyone: Tensor, chosen: Sequence[int], clip: float, whole: Tensor | None = None) -> float:
+def _sensitivity(probe: Probe, everyone: Tensor, chosen: Sequence[int], clip: float, whole: Tensor | None = None) -> float:
     whole = probe.sum(everyone, clip) if whole is None else whole
     return max(_norm(whole - probe.sum(everyone[everyone != i], clip)) / clip for i in chosen)
 
 
-def _coupling(probe: _Probe, groups: Sequence[Tensor], clip: float) -> float:
-    """How much the sum over a group's records differs from the sum of each alone, relative to the largest of those."""
-    sums = [torch.zeros(()) for _ in groups]
-    largest = 0.0
-    for i in sorted({i for group in groups for i in group.tolist()}):
-        alone = _one(probe, i, clip)
-        largest = max(largest, _norm(alone))
-        sums = [total.to(alone.device) + alone if i in group else total for total, group in zip(sums, groups, strict=True)]
-    return max(_norm(probe.sum(group, clip) - total) for group, total in zip(groups, sums, strict=True)) / max(largest, 1e-30)
+def _check_gradients(probe: Probe, clip: float) -> None:
+    """Refuse an engine whose clipped sum is not that of the records' gradients, each computed by autograd from that record alone."""
+    everyone, plain = _groups(probe)
+    alone = {i: probe.gradient(everyone[i : i + 1]) for i in everyone.tolist()}
+    for group, norm in ((everyone, clip), (plain, clip), (plain, clip * 1e6)):
+        expected = torch.stack([probe.clipped(alone[i], norm) for i in group.tolist()])
+        difference = probe.sum(group, norm) - expected.sum(0)
+        largest = max(float(expected.norm(dim=1).max()), 1e-30)
+        if _norm(difference) <= _COUPLING * largest:
+            continue
+        together = torch.cat([g.flatten().double() for g in probe.gradient(plain)])
+        single = torch.stack([torch.cat([g.flatten().double() for g in alone[i]]) for i in plain.tolist()])
+        coupling = _norm(together - single.sum(0)) / max(float(single.norm(dim=1).max()), 1e-30)
+        if not coupling <= _COUPLING:  # a record alone may have no finite gradient
+            raise PrivacyRefusal(
+                f"model, training.loss: the gradients of records taken together differ from those taken alone by {coupling:.3g} of the "
+                f"largest, {_WHY}",
+                CODE,
+            )
+        sizes = [p.numel() for _, p in probe.parameters]
+        worst = int(np.argmax([_norm(part) for part in torch.split(difference, sizes)]))
+        raise PrivacyRefusal(
+            f"training.engine: its gradient of the parameter '{probe.parameters[worst][0]}' is not that of the model, by "
+            f"{_norm(difference) / largest:.3g} of the largest (the parameter may be used outside its own layer, or the layer works in a "
+            "way that the engine does not know); use another of book, hooks and ghost, or change the model so that every parameter is "
+            "used by its own layer.",
+            "privacy.preflight.gradients",
+        )
 
 
-def _one(probe: _Probe, i: int, clip: float) -> Tensor:
+def _one(probe: Probe, i: int, clip: float) -> Tensor:
     record = torch.tensor([i], device=probe.x.device)
     try:
         return probe.sum(record, clip)
@@ -235,44 +260,6 @@ def _one(probe: _Probe, i: int, clip: float) -> Tensor:
         raise PrivacyRefusal(f"model, training.loss: cannot be run on one record alone ({error}), {_WHY}", CODE) from error
 
 
-def _check_repeatable(probe: _Probe, whole: Tensor, everyone: Tensor, clip: float) -> None:
-    if _norm(whole - probe.sum(everyone, clip, seed=1)) > _COUPLING * max(_norm(whole), clip):
-        raise PrivacyRefusal(
-            "model: draws random numbers in training other than by nn.Dropout, so its sensitivity cannot be measured; use nn.Dropout.",
-            "privacy.preflight.random",
-        )
-
-
 def _norm(vector: Tensor) -> float:
     value = float(vector.norm())
     return value if np.isfinite(value) else float("inf")
-
-
-def _without_dropout(model: nn.Module) -> None:
-    """Dropout is independent for each record and so needs no test, but would hide what does."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            setattr(module, "dropout", 0.0)  # noqa: B010 - recurrent and attention layers keep their rate as a number
-
-
-def _odd(n: int) -> tuple[int, int]:
-    """Which of ``n`` records is huge and which holds a NaN."""
-    return n // 2, n - 1
-
-
-def _records(n: int, shape: tuple[int, ...], outputs: int, classes: int | None, vocabulary: int | None) -> tuple[Tensor, Tensor]:
-    draws = generator(0, "preflight")
-    if vocabulary is not None:
-        x = torch.from_numpy(draws.integers(0, vocabulary, (n, *shape)))
-    else:
-        values = draws.standard_normal((n, *shape)).astype(np.float32)
-        huge, nan = _odd(n)
-        values[huge] *= _HUGE
-        values[nan].reshape(-1)[:1] = np.nan
-        x = torch.from_numpy(values)
-    kinds = classes if classes is not None else outputs if outputs > 1 else None
-    if kinds is not None:
-        return x, torch.from_numpy(draws.integers(0, kinds, n))
-    return x, torch.from_numpy(draws.standard_normal(n).astype(np.float32))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from fedray.config import Part, Training
@@ -17,6 +20,8 @@ from fedray.training.dpsgd import ghost, hooks
 from fedray.training.engine import LocalJob, LocalResult
 from fedray.training.losses import LOSSES, cross_entropy
 from fedray.training.preflight import CODE, TOLERANCE, sensitivity_check
+from fedray.training.probe import Probe
+from fedray.training.recorddraws import patterns_of
 
 TRAINING = Training(lr=0.1, sampling_rate=0.25, steps=5, expected_batch=36.0, momentum=0.9, weight_decay=0.1)
 BOTH = pytest.mark.parametrize("engine", [book, hooks, ghost])
@@ -148,14 +153,90 @@ def test_an_engine_that_forgets_to_clip_to_charge_or_to_step_is_found() -> None:
         measure(uncharged, linear)
 
 
-class Noisy(nn.Module):
+class Drawing(nn.Module):
+    """Draws in training, in one of several ways."""
+
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.draw, self.layer, self.head = draw, nn.Linear(6, 8), nn.Linear(8, 3)
+
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.randn_like(x)
+        return self.head(self.draw(self.layer(x)))
 
 
-def test_other_randomness_than_dropout_is_refused() -> None:
-    with pytest.raises(PrivacyRefusal, match="random numbers in training"):
-        measure(hooks, lambda: nn.Sequential(nn.Linear(6, 8), Noisy(), nn.Linear(8, 3)))
+def time_major(x: Tensor) -> Tensor:
+    return nn.functional.dropout(torch.stack([x, x]), 0.5).sum(0)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda h: h + torch.randn_like(h),
+        lambda h: h * (torch.rand(len(h), 1) < 0.7),
+        lambda h: nn.functional.rrelu(h, training=True),
+        lambda h: h * torch.empty(8).bernoulli_(0.5),  # one mask for all records
+        lambda h: nn.functional.dropout1d(h[:, None], 0.3)[:, 0],
+        time_major,
+        lambda h: torch.utils.checkpoint.checkpoint(nn.functional.dropout, h, 0.5, use_reentrant=False),
+    ],
+    ids=["noise", "depth", "rrelu", "shared", "channels", "time-major", "checkpoint"],
+)
+def test_what_torch_draws_is_measured_with_each_records_draws_fixed(engine: Any, draw: Callable[[Tensor], Tensor]) -> None:
+    assert 0.99 < measure(engine, lambda: Drawing(draw)) <= 1 + TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda h: h + torch.from_numpy(np.random.normal(size=h.shape)).to(h.dtype), "other means than torch's"),
+        (lambda h: h * random.random(), "other means than torch's"),
+        (lambda h: torch.manual_seed(0) and nn.functional.dropout(h, 0.5), "can be replayed"),
+        (lambda h: h * torch.rand(h.shape, generator=torch.Generator()).to(h.dtype), "can be replayed"),
+        (lambda h: h + h[torch.randperm(len(h))], "times the clip norm"),  # mixes records
+        (lambda h: h * torch.from_numpy(np.random.default_rng(0).normal(size=h.shape)).to(h.dtype), "times the clip norm"),  # by position
+    ],
+    ids=["numpy", "python", "seeds", "generator", "mixes", "position"],
+)
+def test_other_randomness_is_refused(draw: Callable[[Tensor], Tensor], words: str) -> None:
+    with pytest.raises(PrivacyRefusal, match=words):
+        measure(book, lambda: Drawing(draw))
+
+
+@BOTH
+def test_a_record_that_is_not_finite_or_left_out_changes_nobody_elses_masks(engine: Any) -> None:
+    """With each record's masks fixed, the sum with a record of NaN is that without it, and that of the others one by one."""
+    net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
+    draws = torch.Generator().manual_seed(1)
+    x, y = torch.randn(9, 6, generator=draws), torch.arange(9) % 3
+    x[0, 2], x[4] = float("nan"), float("inf")
+    probe = Probe(engine, net, cross_entropy, TRAINING.model_copy(update={"sampling_rate": 1.0, "steps": 1, "expected_batch": 1.0}), x, y, "flat")
+    probe.patterns = patterns_of(lambda n: probe.draws(n)[0], 4)
+    everyone = torch.arange(9)
+    good = everyone[[1, 2, 3, 5, 6, 7, 8]]
+    whole = probe.sum(everyone, 1.0)
+    assert float(whole.norm()) > 0.1
+    assert torch.allclose(whole, probe.sum(good, 1.0), atol=1e-5)
+    assert torch.allclose(whole, torch.stack([probe.sum(good[i : i + 1], 1.0) for i in range(7)]).sum(0), atol=1e-5)
+    others = [probe.sum(everyone[everyone != i], 1.0) for i in range(9)]
+    assert all(float((whole - other).norm()) <= 1 + TOLERANCE for other in others)
+    assert float((probe.sum(everyone, 1.0, seed=1) - whole).norm()) > 0.1  # there are masks
+
+
+def test_sums_that_are_all_zero_are_no_test() -> None:
+    for engine in (book, hooks, ghost):
+        with pytest.raises(PrivacyRefusal, match="cannot be measured"):
+            measure(engine, lambda: Drawing(lambda h: h * float("nan")))
+
+
+def test_a_hook_that_changes_what_the_engine_sees_is_refused() -> None:
+    def doubled() -> nn.Module:
+        net = nn.Linear(6, 3)
+        net.register_forward_hook(lambda _m, _x, out: out * 2)
+        return net
+
+    with pytest.raises(PrivacyRefusal, match="parameter 'weight' is not that of the model"):
+        measure(hooks, doubled)
 
 
 def test_the_callers_random_state_and_threads_stay() -> None:

@@ -1,0 +1,57 @@
+"""Records that are nobody's, on which models and losses are tried before any private record is touched."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedray.rng import generator
+
+_HUGE = 1e4
+
+
+def odd(n: int) -> tuple[int, int]:
+    """Which of ``n`` synthetic records is huge and which holds a NaN."""
+    return n // 2, n - 1
+
+
+def synthetic_records(n: int, shape: tuple[int, ...], outputs: int, classes: int | None, vocabulary: int | None) -> tuple[Tensor, Tensor]:
+    """Records and targets that are drawn at random.
+
+    Args:
+        n: how many.
+        shape: of one record.
+        outputs: of the model, for each record.
+        classes: number of classes of the targets; None: ``outputs`` where that is above 1, else real-valued.
+        vocabulary: records are token numbers below this; else normal values, one record 10,000 times as large and one with a NaN.
+    """
+    draws = generator(0, "preflight")
+    if vocabulary is not None:
+        x = torch.from_numpy(draws.integers(0, vocabulary, (n, *shape)))
+    else:
+        values = draws.standard_normal((n, *shape)).astype(np.float32)
+        huge, nan = odd(n)
+        values[huge] *= _HUGE
+        values[nan].reshape(-1)[:1] = np.nan
+        x = torch.from_numpy(values)
+    kinds = classes if classes is not None else outputs if outputs > 1 else None
+    if kinds is not None:
+        return x, torch.from_numpy(draws.integers(0, kinds, n))
+    return x, torch.from_numpy(draws.standard_normal(n).astype(np.float32))
+
+
+def vocabulary_of(model: nn.Module) -> int | None:
+    """Number of tokens that a model knows; None where it has no embedding."""
+    sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    return min(sizes) if sizes else None
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model itself, with the rate of each dropout layer at 0."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            setattr(module, "dropout", 0.0)  # noqa: B010 - recurrent and attention layers keep their rate as a number
+    return model
