@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,17 @@ from fedray.data.commitment import commit_records
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation, Records
 from fedray.frozen import check_frozen
-from fedray.models.build import build_model
+from fedray.models.build import build_model, untried_model
 from fedray.parameters import Vector, set_vector
 from fedray.privacy.account import Account, Decision, Figures, Reservation
 from fedray.privacy.afford import Plan
 from fedray.privacy.ledger import ledger_directory
 from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.evaluate import evaluate, find_metrics
+from fedray.training.kept import fresh_models
 from fedray.training.losses import find_loss
-from fedray.training.preflight import sensitivity_check
+from fedray.training.preflight import check_turns_apart, sensitivity_check
+from fedray.training.synthetic import vocabulary_of
 
 __all__ = ["ClientHost", "HostSpec", "device_of_actor"]
 
@@ -110,33 +113,38 @@ class ClientHost:
         """
         config, spec = self._config, self._spec
         self._outputs = outputs
-        model = build_model(config.model, self._shape, outputs, config.seed, self._dtype)
+        model = self._built(build_model)
         check_frozen(model, config.model.kind, frozen)
-        model = model.to(self._device)
         data = self._own if self._own is not None else self._federation
         assert data is not None
         algorithm, reserve = make_algorithm(config.algorithm), self._reserve if self._account is not None else None
-        self._trainer = Trainer(spec, model, self._loss, algorithm, data, reserve)
+        # Nothing that one client's records leave in a model may meet another's turn, where anything is protected.
+        fresh = fresh_models(model, partial(self._built, build_model)) if config.privacy.regimes else None
+        self._trainer = Trainer(spec, model, self._loss, algorithm, data, reserve, fresh)
 
     def preflight(self) -> float:
-        """The measured sensitivity of one step over the clip norm, before any private record is touched.
+        """The measured sensitivity of one step over the clip norm, before any private record is touched; 0 where only whole clients
+        are protected, of which one's records must not reach another's turn either.
 
         Raises:
-            PrivacyRefusal: it is above one: model, loss and engine couple records.
+            PrivacyRefusal: it is above one: model, loss and engine couple records; or something is kept from turn to turn.
         """
-        config, plan = self._config, self._spec.plan
-        assert plan is not None
+        plan, vocabulary = self._spec.plan, self._vocabulary()
+        if plan is None:
+            check_turns_apart(self._built(untried_model), self._loss, self._shape, self._outputs, vocabulary)
+            return 0.0
         return sensitivity_check(
             self._trainer.engine,
-            lambda: build_model(config.model, self._shape, self._outputs, config.seed, self._dtype),
+            partial(self._built, build_model),
             self._loss,
             self._shape,
             self._outputs,
             self._spec.group.training,
             plan.clip,
             clipping=plan.clipping,
-            vocabulary=self._vocabulary(),
+            vocabulary=vocabulary,
             device=self._device,
+            untried=partial(self._built, untried_model),
         )
 
     def ping(self) -> None:
@@ -241,12 +249,13 @@ class ClientHost:
         assert self._spec.client is not None
         return self._spec.client.name
 
+    def _built(self, build: Callable[..., nn.Module]) -> nn.Module:
+        """The run's model, on the device."""
+        return build(self._config.model, self._shape, self._outputs, self._config.seed, self._dtype).to(self._device)
+
     def _vocabulary(self) -> int | None:
         """Number of tokens that the model knows, for records of tokens."""
-        if self._dtype != torch.int64:
-            return None
-        sizes = [m.num_embeddings for m in self._trainer.model.modules() if isinstance(m, nn.Embedding)]
-        return min(sizes) if sizes else None
+        return vocabulary_of(self._trainer.model) if self._dtype == torch.int64 else None
 
     def _some_records(self) -> Records:
         if self._own is not None:

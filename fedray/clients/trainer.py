@@ -54,6 +54,7 @@ class Trainer:
         algorithm: what a client does.
         data: the federation, or the one client's own records.
         reserve: asked before a client's data is used, where the silo keeps its own book.
+        fresh: makes the model for a turn; None where all turns may share one.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class Trainer:
         algorithm: Algorithm,
         data: Federation | ClientData,
         reserve: Reserve | None = None,
+        fresh: Callable[[], nn.Module] | None = None,
     ) -> None:
+        self._fresh = fresh
         self._spec, self._config, self._loss, self._algorithm, self._reserve = spec, spec.config, loss, algorithm, reserve
         self.model, self.layout, self.device = model, Layout.of(model), next(model.parameters()).device
         self._federation = data if isinstance(data, Federation) else None
@@ -159,6 +162,7 @@ class Trainer:
         secret = secrets.token_bytes(SECRET) if self._secret else None
 
         def local(physical_batch: int) -> LocalResult:
+            self.model = self.model if self._fresh is None else self._fresh()
             set_vector(self.model, self.layout, weights)
             if secret is None:
                 seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)

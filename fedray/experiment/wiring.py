@@ -350,9 +350,9 @@ class Wiring:
         self.pool.broadcast("configure", p.model.outputs, p.model.frozen, timeout=self.config.clients.start_timeout)
 
     def _preflight(self, pool: Pool) -> None:
+        found = pool.broadcast("preflight", timeout=self.config.clients.start_timeout) if self.config.privacy.regimes else {}
         if self.config.privacy.record:
-            worst = max(pool.broadcast("preflight", timeout=self.config.clients.start_timeout).values())
-            self._events.put("preflight", worst)
+            self._events.put("preflight", max(found.values()))
 
     def _make_books(self, pool: Pool) -> Books:
         config, lasting = self.config, {"records": self.config.privacy.ledger != "run"}

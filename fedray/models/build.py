@@ -42,7 +42,9 @@ def build_model(part: config.Part, input_shape: tuple[int, ...], outputs: int, s
     return model
 
 
-def untried_model(part: config.Part, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+def untried_model(
+    part: config.Part, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """:func:`build_model`'s model before it has been run for the first time, wherever it does not need that to have its parameters."""
     with _seeded(rng.torch_seed(seed, "model")):
         model = _made(part, input_shape, outputs)

@@ -140,9 +140,7 @@ def _sum_by_ghost(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y
     return [torch.zeros_like(p) for p in parameters]
 
 
-def _ghost_norms(
-    wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn
-) -> tuple[Tensor, list[Tensor]]:
+def _ghost_norms(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn) -> tuple[Tensor, list[Tensor]]:
     """The records' losses, with their graph, and the norms of their gradients by each parameter that the batch used."""
     _reset(wrapper, parameters)
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -168,15 +167,13 @@ def secretly_seed_torch(secret: bytes, device: torch.device) -> None:
 
 def torch_draws(device: torch.device) -> Callable[[], None]:
     """What sets torch's generators back to where they are now, on the CPU and on ``device``."""
-    here = torch.default_generator.get_state()
-    if device.type == "cpu":
-        return partial(torch.default_generator.set_state, here)
-    module = torch.get_device_module(device)
-    there = module.get_rng_state(device)
+    here, on_cpu = torch.default_generator.get_state(), device.type == "cpu"
+    there = None if on_cpu else torch.get_device_module(device).get_rng_state(device)
 
     def restore() -> None:
         torch.default_generator.set_state(here)
-        module.set_rng_state(there, device)
+        if not on_cpu:
+            torch.get_device_module(device).set_rng_state(there, device)
 
     return restore
 

@@ -55,7 +55,7 @@ def fresh_models(model: nn.Module, build: Callable[[], nn.Module]) -> Callable[[
         return build
 
 
-def kept(model: nn.Module, loss: LossFn, batches: Iterable[tuple[Tensor, Tensor]]) -> str | None:
+def kept(model: nn.Module, loss: LossFn, batches: Iterable[tuple[Tensor, Tensor]], own: bool = True) -> str | None:
     """Where something differs after a model and a loss have been run, as a path; None where nothing does.
 
     Attributes of the model, of its layers, classes and of the loss are compared, the variables that their functions close over, and those at
@@ -65,6 +65,7 @@ def kept(model: nn.Module, loss: LossFn, batches: Iterable[tuple[Tensor, Tensor]
         model: in training mode.
         loss: per-record loss.
         batches: (x, y) to run, forward and backward.
+        own: whether what lies in the model object counts.
     """
     before = _values(model, loss)
     for x, y in batches:
@@ -73,7 +74,9 @@ def kept(model: nn.Module, loss: LossFn, batches: Iterable[tuple[Tensor, Tensor]
             losses.sum().backward()  # type: ignore[no-untyped-call]
         model.zero_grad()
         after = _values(model, loss)
-        changed = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
+        changed = [
+            path for path in before.keys() | after.keys() if before.get(path) != after.get(path) and (own or not path.startswith(OWN))
+        ]
         if changed:
             return min(changed)
     return None

@@ -162,11 +162,34 @@ def _check_kept(probe: Probe, model: nn.Module) -> None:
     with as_written():
         path = kept(model.train(), probe.loss, ((probe.x[list(group)], probe.y[list(group)]) for group in groups))
     if path is not None:
-        raise kept_refusal(path)
+        raise _kept_refusal(path)
 
 
-def kept_refusal(path: str) -> PrivacyRefusal:
-    """What is said where a model or a loss keeps something between calls."""
+def check_turns_apart(model: nn.Module, loss: LossFn, shape: tuple[int, ...], outputs: int, vocabulary: int | None) -> None:
+    """Refuse what carries something from one client's turn to the next although each turn has a model of its own: values that a loss, a
+    class or a module keeps.
+
+    Args:
+        model: before its first call.
+        loss: per-record loss.
+        shape, outputs, vocabulary: as for :func:`sensitivity_check`.
+
+    Raises:
+        PrivacyRefusal: with where it is kept.
+    """
+    x, y = (values.to(next(model.parameters()).device) for values in synthetic_records(_FEW_RECORDS, shape, outputs, None, vocabulary))
+    try:
+        with as_written():
+            path = kept(model.train(), loss, [(x[:2], y[:2]), (x, y)], own=False)
+    except FedrayError:
+        raise
+    except Exception:  # a model need not stand random records where no record is protected
+        return
+    if path is not None:
+        raise _kept_refusal(path)
+
+
+def _kept_refusal(path: str) -> PrivacyRefusal:
     return PrivacyRefusal(
         f"{'model' if path.startswith(OWN) else 'model, training.loss'}: keeps something between calls ({path} changes when a batch is "
         "computed), which would carry one record's data to others without clip or noise; compute it anew in every call, or fix it "

@@ -23,7 +23,7 @@ Pattern = tuple[Shape, int, int]
 _KEYS = 2**62
 
 
-class RecordDraws(TorchDispatchMode):
+class RecordDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it lasts, each record of a batch is given its own draws: the same whoever else is in the batch.
 
     They follow from the state of torch's generator, which every operation that draws moves by one step, so that a forward pass
@@ -39,7 +39,7 @@ class RecordDraws(TorchDispatchMode):
     """
 
     def __init__(self, records: Sequence[int], patterns: frozenset[Pattern] = frozenset()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._records, self._patterns = list(records), patterns
         self.shapes: list[Shape] = []
         self.keys: list[int] = []
@@ -48,15 +48,15 @@ class RecordDraws(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # torch's compiler would be imported for it, a second and 50 MiB in each process; nothing here is compiled
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run one operation of torch, for each record by itself where it draws."""
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        if not given.get("dropout_p", given.get("dropout", 1.0)):  # fused attention and recurrent layers, which draw nothing without dropout
+        if not given.get(
+            "dropout_p", given.get("dropout", 1.0)
+        ):  # fused attention and recurrent layers, which draw nothing without dropout
             return func(*args, **kwargs)
         generator = given.get("generator")
         self.keys.append(int(torch.randint(_KEYS, (), generator=generator, device="cpu" if generator is None else generator.device)))

@@ -210,7 +210,9 @@ def test_a_record_that_is_not_finite_or_left_out_changes_nobody_elses_masks(engi
     draws = torch.Generator().manual_seed(1)
     x, y = torch.randn(9, 6, generator=draws), torch.arange(9) % 3
     x[0, 2], x[4] = float("nan"), float("inf")
-    probe = Probe(engine, net, cross_entropy, TRAINING.model_copy(update={"sampling_rate": 1.0, "steps": 1, "expected_batch": 1.0}), x, y, "flat")
+    probe = Probe(
+        engine, net, cross_entropy, TRAINING.model_copy(update={"sampling_rate": 1.0, "steps": 1, "expected_batch": 1.0}), x, y, "flat"
+    )
     probe.patterns = patterns_of(lambda n: probe.draws(n)[0], 4)
     everyone = torch.arange(9)
     good = everyone[[1, 2, 3, 5, 6, 7, 8]]
