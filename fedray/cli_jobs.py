@@ -68,13 +68,13 @@ def submit(
     sys.path[:0] = [str(root), *(str(p.parent) for p in packages)]  # python: parts
     from fedray.experiment import job_client, jobs
 
-    where = jobs.choose_output(resolved.name, output)
+    where, inside = jobs.choose_output(resolved.name, output), _inside(config, root)
     submission = jobs.Submission(
         name or resolved.name,
         where,
         hashlib.sha256(dump_config(resolved).encode()).hexdigest(),
-        jobs.make_entrypoint(_inside(config, root), overrides, where, profile),
-        jobs.make_runtime_env(root, packages, pip, environment, references, lambda text: click.echo(text, err=True)),
+        jobs.make_entrypoint(inside, overrides, where, profile),
+        jobs.make_runtime_env(root, packages, pip, environment, references, lambda text: click.echo(text, err=True), inside),
     )
     credentials.refuse_password(str(config), dump_config(resolved))
     _check(resolved, pip)

@@ -22,6 +22,27 @@ _SUSPECT = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
 
 
+#: What keys look like. The header of a private key counts where a line (also one of a string in JSON) ends behind it.
+_LOOKS = {
+    "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*(?:[\r\n]|\\[rn]|\Z)"
+    rb"|---- BEGIN SSH2 \w+ PRIVATE KEY ----|PuTTY-User-Key-File-\d|AGE-SECRET-KEY-1[0-9A-Z]{20}|client-key-data:\s*[A-Za-z0-9+/=]{40}",
+    "a key of AWS": rb"(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"
+    rb"|(?i:secret_?access_?key)[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",
+    "an access token": rb"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22}|glpat-[A-Za-z0-9_-]{20}|hf_[A-Za-z0-9]{30}"
+    rb"|xox[abeoprs]-[A-Za-z0-9-]{20}|AIza[A-Za-z0-9_-]{35}|pypi-AgEI[A-Za-z0-9_-]{20}"
+    rb"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10})",
+    "a password": rb"(?m:^\s*machine\s+\S+\s+login\s+\S+\s+password\s+\S)",
+}
+_KEYS = {kind: re.compile(pattern) for kind, pattern in _LOOKS.items()}
+
+
+def looks_secret(data: bytes) -> str | None:
+    """What a text or a file looks like, in words (a private key, an access token, ...); None where it is nothing of the kind."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16
+        data = data.replace(b"\0", b"")
+    return next((kind for kind, words in _KEYS.items() if words.search(data)), None)
+
+
 def load() -> None:
     """Put each referenced secret into this process' environment; does nothing where there is no reference.
 
@@ -75,15 +96,16 @@ def parse_variable(text: str) -> tuple[str, str]:
 
 
 def refuse_password(where: str, value: str) -> None:
-    """Refuse text that holds an address with a password.
+    """Refuse text that holds an address with a password, or what looks like a key.
 
     Raises:
         ConfigError: it does.
     """
-    if _PASSWORD.search(value):
+    kind = looks_secret(value.encode()) or ("an address with a password" if _PASSWORD.search(value) else None)
+    if kind is not None:
         raise ConfigError(
-            f"{where}: holds an address with a password, and what a job is given is shown to everybody on the dashboard; "
-            "take the password out and pass it by reference (--secret)."
+            f"{where}: holds {kind}, and what a job is given is shown to everybody on the dashboard; "
+            "take it out and pass it by reference (--secret)."
         )
 
 

@@ -93,6 +93,7 @@ def make_runtime_env(
     variables: Mapping[str, str],
     secrets: Mapping[str, str],
     tell: Callable[[str], None] = lambda text: None,
+    config: str | None = None,
 ) -> dict[str, Any]:
     """Ray's runtime environment of a job.
 
@@ -103,13 +104,15 @@ def make_runtime_env(
         variables: environment variables.
         secrets: name to reference.
         tell: called with what stays here for its name's sake, a sentence a directory.
+        config: a file of the working directory without which the job could not run.
 
     Raises:
         ConfigError: a directory is missing or too large, a file in it looks like a key, or a requirement holds a password.
     """
     excludes = shipment.exclusions(working_dir)
     for flag, path in [("--working-dir", working_dir), *(("--py-module", m) for m in modules)]:
-        left = shipment.check(flag, path, excludes)
+        needed = Path(config) if config is not None and flag == "--working-dir" else None
+        left = shipment.check(flag, path, excludes, needed)
         if left:
             tell(f"{flag} {path}: not shipped, for their names are those of secrets: {', '.join(left)}")
     for requirement in pip:

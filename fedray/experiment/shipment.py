@@ -7,11 +7,11 @@ whose names are those of secrets stay here, and a file that looks like a key by 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from fedray.credentials import looks_secret
 from fedray.errors import ConfigError
 
 #: What a directory may hold in all, in bytes: it lies in the memory of the cluster's head.
@@ -36,38 +36,26 @@ SECRET_NAMES = [
     *(".boto", ".s3cfg", ".passwd-s3fs", ".vault-token", ".vault_pass*", ".databrickscfg", "kaggle.json", "rclone.conf"),
 ]
 
-#: What keys look like. The header of a private key counts where a line (also one of a string in JSON) ends behind it.
-_LOOKS = {
-    "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*(?:[\r\n]|\\[rn]|\Z)"
-    rb"|---- BEGIN SSH2 \w+ PRIVATE KEY ----|PuTTY-User-Key-File-\d|AGE-SECRET-KEY-1[0-9A-Z]{20}|client-key-data:\s*[A-Za-z0-9+/=]{40}",
-    "a key of AWS": rb"(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"
-    rb"|(?i:secret_?access_?key)[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",
-    "an access token": rb"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22}|glpat-[A-Za-z0-9_-]{20}|hf_[A-Za-z0-9]{30}"
-    rb"|xox[abeoprs]-[A-Za-z0-9-]{20}|AIza[A-Za-z0-9_-]{35}|pypi-AgEI[A-Za-z0-9_-]{20}"
-    rb"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10})",
-    "a password": rb"(?m:^\s*machine\s+\S+\s+login\s+\S+\s+password\s+\S)",
-}
-_WORDS = {kind: re.compile(pattern) for kind, pattern in _LOOKS.items()}
-
 
 def exclusions(root: Path) -> list[str]:
     """Patterns of what is not shipped of a working directory: what is of no use there, the outputs of runs, and names of secrets."""
     return [*_USELESS, *_outputs(root), *(_in_any_case(name) for name in SECRET_NAMES)]
 
 
-def check(flag: str, root: Path, excludes: Sequence[str]) -> list[str]:
+def check(flag: str, root: Path, excludes: Sequence[str], needed: Path | None = None) -> list[str]:
     """Look at what Ray will pack of ``root``.
 
     Args:
         flag: the option that named the directory, for errors.
         root: the directory.
         excludes: from :func:`exclusions`.
+        needed: a file that must be among what is packed, relative to ``root``.
 
     Returns:
         What is left out for its name's sake, each directory by itself.
 
     Raises:
-        ConfigError: there is no such directory, it is too large, or a file looks like a key.
+        ConfigError: there is no such directory, it is too large, a file looks like a key, or what is needed would not be packed.
     """
     if not root.is_dir():
         raise ConfigError(f"{flag} {root}: there is no such directory.")
@@ -79,6 +67,11 @@ def check(flag: str, root: Path, excludes: Sequence[str]) -> list[str]:
         raise ConfigError(
             f"{flag} {root}: holds {whole / 2**20:.0f} MiB to ship, more than {SHIPPED >> 20} MiB (largest: {largest}); ship code "
             "and configs only: list data in a .gitignore or .rayignore there, and keep it where the nodes can read it."
+        )
+    if needed is not None and needed.as_posix() not in files:
+        raise ConfigError(
+            f"{needed}: would not be shipped: {flag} {root} leaves it out, by its name or by a .gitignore or .rayignore there; rename it, "
+            "or take it out of the list."
         )
     for name in files:
         why = _looks_secret(flag, root, name)
@@ -134,9 +127,7 @@ def _looks_secret(flag: str, root: Path, name: str) -> str | None:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{flag} {root}: {name} cannot be read ({error.strerror}); list it in a .rayignore there.") from None
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16
-        data = data.replace(b"\0", b"")
-    return next((kind for kind, words in _WORDS.items() if words.search(data)), None)
+    return looks_secret(data)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -200,6 +201,26 @@ def test_a_config_with_a_password_does_not_travel(tmp_path: Path) -> None:
     assert done.exit_code == 2, done.output
     assert "mine.yaml: holds an address with a password" in done.stderr
     assert "hunter2" not in done.output
+
+
+def test_a_config_that_would_not_be_shipped_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    config = tmp_path / "secrets" / "mine.yaml"
+    config.write_text(CONFIG.read_text())
+    arguments = ["--address", "http://127.0.0.1:1", "--output", "/o", "--working-dir", str(tmp_path)]
+    done = CliRunner().invoke(cli, ["submit", str(config), *arguments])
+    assert done.exit_code == 2, done.output
+    assert "secrets/mine.yaml: would not be shipped" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["--env=REGION=AKIA" + "IOSFODNN7ABCDEFG", "data.source=csv:/data/ghp_" + "a1B2" * 9])
+def test_a_key_on_the_command_line_does_not_travel(line: str) -> None:
+    arguments = ["--address", "http://127.0.0.1:1", "--output", "/o", "--working-dir", str(CONFIG.parent), line]
+    done = CliRunner().invoke(cli, ["submit", str(CONFIG), *arguments])
+    assert done.exit_code == 2, done.output
+    assert re.search(r"(--env REGION|data\.source): holds (a key of AWS|an access token), and what a job is given is shown", done.stderr)
+    assert "AKIA" not in done.output
+    assert "ghp_" not in done.output
 
 
 # -- following -----------------------------------------------------------------------------------

@@ -10,7 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from paths import ROOT
 
+from fedray.audit.report import Report, send
+from fedray.configfile import load_config
 from fedray.errors import ConfigError, Stopped
 from fedray.tracking import opening, store
 from fedray.tracking.journal import State
@@ -53,10 +56,10 @@ class Played:
     def _get_experiment_by_name(self, name: str) -> Any:
         return SimpleNamespace(experiment_id="1", lifecycle_stage="active", tags={})
 
-    def _create_run(self, experiment: str, start_time: int, tags: dict[str, str], run_name: str) -> Any:
+    def _create_run(self, experiment: str, run_name: str, start_time: int = 0, tags: dict[str, str] | None = None) -> Any:
         run_id = f"run{len(self.runs) + 1}"
         info = SimpleNamespace(run_id=run_id, status="RUNNING", lifecycle_stage="active", experiment_id=experiment, start_time=start_time)
-        self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}, tags=dict(tags)))
+        self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}, tags=dict(tags or {})))
         return self.runs[run_id]
 
     def _search_runs(self, experiments: list[str], text: str, max_results: int) -> list[Any]:
@@ -238,3 +241,14 @@ def test_a_store_that_is_away_is_told_of(play: Callable[[Played], Played], tmp_p
     assert not opening.end_left(tmp_path, "KILLED")
     assert "is KILLED" in sync(tmp_path)
     assert played.statuses == ["KILLED"]
+
+
+@pytest.mark.parametrize("name", ["log_batch", "log_dict"])
+def test_an_audit_s_own_run_is_ended_where_it_cannot_be_filled(name: str, play: Callable[[Played], Played], tmp_path: Path) -> None:
+    played = play(Played({name: [FORBIDDEN]}))
+    config = load_config(ROOT / "configs" / "digits.yaml", ["tracking.uri=http://mlflow:5000"])
+    with pytest.raises((ConfigError, RuntimeError), match="403"):
+        send(Report(config, tmp_path / "c.yaml", tmp_path, checks=[], attacks=[], seed=0), [])
+    assert played.statuses == ["FAILED"]
+    assert send(Report(config, tmp_path / "c.yaml", tmp_path, checks=[], attacks=[], seed=0), []) == "logged to MLflow run run2"
+    assert played.statuses == ["FAILED", "FINISHED"]
