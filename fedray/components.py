@@ -92,6 +92,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def short_name(name: str) -> str:
+    """What a part is called in figures: its own name, or the attribute's of ``python:module:attribute``."""
+    return name.rpartition(":")[2]
+
+
 def find(room: Room, name: str) -> Any:
     """The part called ``name``; ``python:module:attribute`` is imported.
 

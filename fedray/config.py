@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedray.components import short_name
+
 Open01 = Field(gt=0.0, le=1.0)
 
 
@@ -323,11 +325,17 @@ class Evaluation(Section):
 
     every: int = Field(1, ge=0, description="Every so many rounds; 0 = once, at the end.")
     metrics: list[str] = Field(
-        ["accuracy", "loss"], min_length=1, description="See `fedray list metrics`, or python:module:function(outputs, targets)."
+        ["accuracy", "loss"],
+        description="The first judges runs. See `fedray list metrics`, or python:module:function(outputs, targets); [] = no evaluation.",
     )
     federated: bool = Field(False, description="Also evaluate at the clients on their own held-out part; under DP an unprotected release.")
     batch_size: int = Field(1000, ge=1, description="Records evaluated at once.")
     resources: Resources = Field(Resources(cpu=0.0), description="What the evaluator actor asks of Ray.")
+
+    @property
+    def headline(self) -> str:
+        """The figure that runs are judged by."""
+        return f"eval/{short_name(self.metrics[0])}" if self.metrics else "eval/loss"
 
 
 class Checkpoint(Section):

@@ -34,7 +34,8 @@ from fedray.privacy.release import Release
 from fedray.rng import generator
 from fedray.rounds.books import Books, Permit
 from fedray.rounds.cohort import Population, Sampler
-from fedray.rounds.evaluator import Evaluation, Evaluators, summarize
+from fedray.rounds.evaluator import Evaluation, Evaluators
+from fedray.rounds.quality import Quality
 from fedray.rounds.report import Privacy, round_metrics
 from fedray.runfiles import Row, RunFiles
 from fedray.spans import span
@@ -113,10 +114,9 @@ class Driver:
         parts.weights, parts.server_state = np.empty(0, dtype=np.float32), {}  # they move on; nobody keeps where they began
         self._saved = parts.first_round if parts.resumed else -1
         self._open: list[_Open] = []
-        self._last: Row | None = None
-        self._best: dict[str, float] = {}
+        self._quality = Quality(parts.config.evaluation, self._note)
         for row in parts.files.rows():
-            self._remember(row)
+            self._quality.remember(row)
         counted = ("actor_deaths", "nodes_left", "driver_restarts", "client_failures", "late", "retries")
         self._faults = dict.fromkeys(counted, 0) | parts.meta.get("faults", {})
         self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **parts.meta.get("traffic", {})}
@@ -357,7 +357,7 @@ class Driver:
         if p.config.evaluation.federated:
             everyone = [ClientTask(i, name) for i, name in enumerate(p.names)]
             rows = p.pool.evaluate(everyone, weights_ref, timeout=p.config.clients.start_timeout)
-            entry.row["metrics"] |= summarize(rows, central=p.evaluator is not None)
+            entry.row["metrics"] |= self._quality.at_clients(entry.row["round"], rows, central=p.evaluator is not None)
         if p.evaluator is not None:
             entry.evaluation = p.evaluator.begin(weights_ref)
 
@@ -382,18 +382,8 @@ class Driver:
             with span("logging", "a round's line"):
                 self._write(entry.row)
 
-    def _remember(self, row: Row) -> None:
-        self._last = row
-        name = f"eval/{self._p.config.evaluation.metrics[0]}"
-        value = row["metrics"].get(name)
-        if value is not None:
-            sign = -1 if name.rsplit("/", 1)[1] in ("loss", "mae", "rmse", "mse") else 1
-            if name not in self._best or sign * value > sign * self._best[name]:
-                self._best = {name: value, "round": row["round"]}
-
     def _write(self, row: Row) -> None:
-        self._remember(row)
-        row["metrics"] = {k: float(v) for k, v in row["metrics"].items() if v is not None and np.isfinite(v)}
+        row = self._quality.finished(row)
         self._p.files.append_row(row)
         for callback in self._p.callbacks:
             callback.on_row(row)
@@ -458,12 +448,12 @@ class Driver:
         """Figures for the summary."""
         seconds, rounds = self._traffic["seconds"], max(1, self._round)
         hidden = self._p.release is not None  # how many clients took part is nobody's business
-        last = (self._last or {}).get("metrics", {})
+        last = (self._quality.last or {}).get("metrics", {})
         return {
             "rounds": self._round,
             "model_sha256": model_digest(self._weights, self._p.frozen),
             "final": {k: v for k, v in last.items() if k.startswith(("eval/", "fairness/"))},
-            "best": self._best,
+            "best": self._quality.best,
             "performance": {
                 "seconds_per_round": seconds / rounds,
                 "clients_per_second": None if hidden else self._traffic["clients"] / seconds if seconds else 0.0,

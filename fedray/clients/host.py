@@ -103,6 +103,8 @@ class ClientHost:
             tokens=self._dtype == torch.int64,
             class_counts=counts,
             node_id=node_of_actor(),
+            tested=own is not None and own.test is not None,
+            scale=1.0 if own is None else own.scale,
         )
 
     def configure(self, outputs: int, frozen: str | None = None) -> None:
@@ -213,8 +215,9 @@ class ClientHost:
             if test is None or not len(test):
                 continue
             x, y = trainer.tensors(test)
-            values = evaluate(trainer.model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device)
-            rows.append(LocalEvaluation(client.name, len(test), values))
+            failed: dict[str, str] = {}
+            values = evaluate(trainer.model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device, failed)
+            rows.append(LocalEvaluation(client.name, len(test), values, failed))
         return rows
 
     # -- the silo's own book (dedicated) ---------------------------------------------------------

@@ -169,7 +169,7 @@ def added_up(parts: Sequence[Part]) -> Part:
 class HostInfo:
     """What an actor says of itself when it is ready; ``node`` is a host's name, ``node_id`` what Ray calls the node.
 
-    The fields from ``records`` on describe the data that it loaded itself (dedicated placement).
+    The fields from ``records`` on describe the data that it loaded itself (dedicated placement); ``tested``: it holds test records.
     """
 
     node: str
@@ -183,15 +183,23 @@ class HostInfo:
     tokens: bool = False
     class_counts: list[int] | None = None
     node_id: str = ""
+    tested: bool = False
+    scale: float = 1.0
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What all silos' features must have in common."""
+        return self.shape, self.columns, self.tokens, self.scale
 
 
 @dataclass(frozen=True)
 class LocalEvaluation:
-    """Metrics of one client's held-out records."""
+    """Metrics of one client's held-out records: NaN where one is not defined for them, with why in ``failed`` where it raised an error."""
 
     name: str
     records: int
     metrics: dict[str, float]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 Message = TypeVar("Message", ClientTask, ClientReport)

@@ -43,7 +43,7 @@ def check(data: Data) -> None:
         ConfigError: unknown parts or arguments.
     """
     source = _source(data)
-    transform = _transform(data)
+    transform = transform_of(data)
     function, arguments = _partitioner(data)
     if isinstance(source, Silos):
         if function is not natural:
@@ -71,7 +71,7 @@ def declared_labels(data: Data) -> Sequence[Label]:
 
 def private_statistics(data: Data) -> bool:
     """``data.normalize`` computes statistics over a client's records, which record-level privacy does not cover."""
-    return _transform(data).private_statistics
+    return transform_of(data).private_statistics
 
 
 def client_names(data: Data, seed: int) -> Sequence[str]:
@@ -105,7 +105,7 @@ def load_federation(data: Data, seed: int) -> Federation:
     """
     check(data)
     source = _source(data)
-    transform = _transform(data)
+    transform = transform_of(data)
     if isinstance(source, Silos):
         return _join(source, [_silo_client(data, source, transform, seed, name) for name in source.names])
     raw = _refuse_tokens(data, source.load())
@@ -135,6 +135,7 @@ def load_federation(data: Data, seed: int) -> Federation:
         raw.columns,
         raw.class_labels,
         raw.declared,
+        raw.scale,
     )
 
 
@@ -148,7 +149,7 @@ def load_client(data: Data, seed: int, name: str) -> ClientData:
     """
     check(data)
     source = _source(data)
-    transform = _transform(data)
+    transform = transform_of(data)
     if isinstance(source, Silos):
         _index(source.names, name, data)
         return _silo_client(data, source, transform, seed, name)
@@ -172,7 +173,12 @@ def _partitioner(data: Data) -> tuple[Callable[..., Any], dict[str, Any]]:
     return function, check_arguments(function, data.partition.arguments, "data.partition", own=_GIVEN)
 
 
-def _transform(data: Data) -> Transform:
+def transform_of(data: Data) -> Transform:
+    """What ``data.normalize`` says.
+
+    Raises:
+        ConfigError: it is not known, or does not take the arguments.
+    """
     factory = find(TRANSFORMS, data.normalize.kind)
     made = factory(**check_arguments(factory, data.normalize.arguments, "data.normalize"))
     if not isinstance(made, Transform):
@@ -257,7 +263,9 @@ def _client(raw: Raw, transform: Transform, name: str, train: Indices, test: Ind
     own = _records(raw, train)
     held_out = _records(raw, test) if test is not None and len(test) else None
     apply = transform.fit(_floats(own.x if transform.private_statistics else own.x[:0]))
-    return ClientData(name, _applied(apply, own), _applied(apply, held_out) if held_out is not None else None, raw.classes, raw.columns)
+    return ClientData(
+        name, _applied(apply, own), _applied(apply, held_out) if held_out is not None else None, raw.classes, raw.columns, raw.scale
+    )
 
 
 def _silo_client(data: Data, source: Silos, transform: Transform, seed: int, name: str) -> ClientData:
@@ -289,6 +297,7 @@ def _join(source: Silos, clients: list[ClientData]) -> Federation:
             client.columns != first.columns
             or client.train.x.shape[1:] != first.train.x.shape[1:]
             or client.train.x.dtype != first.train.x.dtype
+            or client.scale != first.scale
         ):
             different = sorted(set(client.columns) ^ set(first.columns))
             what = f"columns {', '.join(different)} stand in one only" if different else f"{_form(first)} and {_form(client)}"
@@ -312,6 +321,7 @@ def _join(source: Silos, clients: list[ClientData]) -> Federation:
         first.columns,
         source.class_labels,
         True,
+        first.scale,
     )
 
 

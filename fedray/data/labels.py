@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.data.records import Label, Targets
+from fedray.data.rows import key as label_key
 from fedray.errors import DataError
 
 #: What a missing label looks like once it was turned into text.
@@ -185,12 +186,3 @@ def _positions(y: npt.NDArray[Any], labels: Sequence[Label], where: str) -> npt.
         table[i] = position[label_key(value)]
     positions: npt.NDArray[np.int64] = table[codes]
     return positions
-
-
-def label_key(value: Any) -> str | float:
-    """What labels and cells are compared by: ``1``, ``1.0`` and ``"1"`` are the same value."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value)
-    return number if np.isfinite(number) else str(value)

@@ -108,6 +108,7 @@ class ClientData:
         classes: number of classes of the task (not of this client); None in regression.
         columns: names of the features where the source is a table. Silos that are read apart from each
             other agree on the meaning of their features only if these are equal.
+        scale: what the user's own values were divided by (255 for the bytes of an image).
     """
 
     name: str
@@ -115,6 +116,7 @@ class ClientData:
     test: Records | None
     classes: int | None = None
     columns: tuple[str, ...] = ()
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,7 @@ class Federation:
         columns: names of the features where the source is a table.
         class_labels: the source's own label of each class, in class order; empty in regression.
         declared: the config, or the source as a public fact, says which classes there are; else they were found in the records.
+        scale: see :class:`ClientData`.
     """
 
     names: Sequence[str]
@@ -144,6 +147,7 @@ class Federation:
     columns: tuple[str, ...] = ()
     class_labels: Sequence[Label] = ()
     declared: bool = False
+    scale: float = 1.0
 
     def client(self, k: int) -> ClientData:
         """What client ``k`` holds, as views (no copies)."""
@@ -152,7 +156,7 @@ class Federation:
         if self.client_test is not None and self.client_test_offsets is not None:
             held_out = self.client_test.slice(int(self.client_test_offsets[k]), int(self.client_test_offsets[k + 1]))
             test = held_out if len(held_out) else None
-        return ClientData(self.names[k], train, test, self.classes, self.columns)
+        return ClientData(self.names[k], train, test, self.classes, self.columns, self.scale)
 
     @property
     def sizes(self) -> Indices:

@@ -41,6 +41,7 @@ class Raw:
         columns: names of the features of a table.
         class_labels: the source's own label of each class, in class order; empty in regression.
         declared: the classes were said beforehand, not found in the records.
+        divided_by: what the source has divided the user's own values by already.
     """
 
     x: RawFeatures
@@ -52,6 +53,12 @@ class Raw:
     columns: tuple[str, ...] = ()
     class_labels: Sequence[Label] = ()
     declared: bool = False
+    divided_by: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """What the user's own values are divided by, in all, until they are features."""
+        return 255.0 if self.x.dtype == np.uint8 else self.divided_by
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from fedray.data.records import Label
 from fedray.data.source import Raw, Source, Whole, build
 from fedray.errors import DataError
 
+_GREY = 16.0
 _NAMES = ("breast_cancer", "digits", "iris", "wine")
 
 
@@ -41,10 +43,10 @@ def sklearn(where: str, *, image: bool = False, classes: int | None = None, labe
         loaded = getattr(datasets, f"load_{where}")()
         x = np.asarray(loaded.data, dtype=np.float32)
         if where == "digits":
-            x = x / np.float32(16)
+            x = x / np.float32(_GREY)
         columns = () if image else tuple(str(name) for name in loaded.feature_names)
         known = classes is None and labels is None  # which classes these sets have is public
-        return build(
+        raw = build(
             f"sklearn:{where}",
             x.reshape(-1, 1, 8, 8) if image else x,
             loaded.target,
@@ -53,6 +55,7 @@ def sklearn(where: str, *, image: bool = False, classes: int | None = None, labe
             class_labels=tuple(np.asarray(loaded.target_names).tolist()) if known else None,
             columns=columns,
         )
+        return replace(raw, divided_by=_GREY) if where == "digits" else raw
 
     return Whole(load)
 

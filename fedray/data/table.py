@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.components import nearest
-from fedray.data.labels import label_key
 from fedray.data.records import Label
+from fedray.data.rows import key as label_key
 from fedray.data.source import Raw, build
 from fedray.errors import DataError
 
@@ -85,6 +85,36 @@ class Table:
         return tuple(self.labels) if self.labels is not None else self.names or range(self.classes or 0)
 
 
+@dataclass(frozen=True)
+class Column:
+    """A feature column as it stands in the table: of categories, its ``values`` and how many of the ``first`` get no feature of their own."""
+
+    name: str
+    values: tuple[Cell, ...] | None = None
+    first: int = 0
+
+
+def raw_columns(encoded: Sequence[str], arguments: Mapping[str, Any]) -> list[Column]:
+    """The table's own feature columns, in order.
+
+    Args:
+        encoded: names of the features that came of them.
+        arguments: of the source: ``categories`` and ``drop_first`` say which features came of one column.
+    """
+    categories, first = dict(arguments.get("categories") or {}), int(bool(arguments.get("drop_first")))
+    left, columns = list(encoded), []
+    while left:
+        name = next((c for c, values in categories.items() if left[: len(values) - first] == _feature_names(c, values, first)), None)
+        column = Column(left[0]) if name is None else Column(name, tuple(categories.pop(name)), first)
+        columns.append(column)
+        del left[: 1 if column.values is None else len(column.values) - first]
+    return columns
+
+
+def _feature_names(column: str, values: Sequence[Cell], first: int) -> list[str]:
+    return [f"{column}={value}" for value in values[first:]]
+
+
 def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: Collection[str] = ()) -> Raw:
     """Pandas frames (missing cells as NaN) to records.
 
@@ -144,7 +174,7 @@ def _shape(
             codes = _codes(frame[name], allowed, name, f"data.categories.{name}", where)
             first = 1 if table.drop_first else 0
             parts.append((codes[:, None] == np.arange(first, len(allowed))).astype(np.float32))
-            columns += [f"{name}={value}" for value in allowed[first:]]
+            columns += _feature_names(name, allowed, first)
         else:
             parts.append(_numbers(frame[name], name, where, "leave it out with data.drop")[:, None].astype(np.float32))
             columns.append(name)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 Apply = Callable[[Floats], Floats]
@@ -29,15 +33,18 @@ class Transform:
             its argument in place, and must treat each record by itself.
         private_statistics: ``fit`` uses the records it is given. If False it is given none, and the same
             function is applied to everybody's records.
+        in_torch: the same function of a float32 tensor ``[n, *shape]``, in operations that ``torch.export`` can trace, so that
+            the registered model takes records as they were before the transform; None where there is none.
     """
 
     fit: Callable[[Floats], Apply]
     private_statistics: bool = False
+    in_torch: Callable[[Tensor], Tensor] | None = None
 
 
 def none() -> Transform:
     """Features as they come from the source."""
-    return Transform(lambda train: lambda x: x)
+    return Transform(lambda train: lambda x: x, in_torch=lambda x: x)
 
 
 def unit_norm() -> Transform:
@@ -51,7 +58,12 @@ def unit_norm() -> Transform:
             np.divide(block, norms, out=block, where=norms > 0, casting="same_kind")
         return x
 
-    return Transform(lambda train: apply)
+    def in_torch(x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        norms = flat.double().square().sum(1, keepdim=True).sqrt()
+        return (flat / norms.where(norms > 0, norms.new_ones(()))).to(x.dtype).reshape(x.shape)
+
+    return Transform(lambda train: apply, in_torch=in_torch)
 
 
 def constants(*, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> Transform:
@@ -81,7 +93,14 @@ def constants(*, mean: float | Sequence[float] = 0.0, std: float | Sequence[floa
         np.divide(x, scale.reshape(-1, *trailing) if scale.ndim else scale, out=x)
         return x
 
-    return Transform(lambda train: apply)
+    def in_torch(x: Tensor) -> Tensor:
+        import torch
+
+        trailing = (1,) * (x.ndim - 2)
+        minus, over = (torch.from_numpy(v.reshape(-1, *trailing) if v.ndim else v) for v in (shift, scale))
+        return (x - minus) / over
+
+    return Transform(lambda train: apply, in_torch=in_torch)
 
 
 def standardize_client() -> Transform:

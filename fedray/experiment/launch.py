@@ -66,11 +66,26 @@ class Result:
             return list(json.loads(RunFiles(directory).partition.read_text())["class_labels"])
 
     def model(self) -> Any:
-        """The trained ``torch.nn.Module``, in evaluation mode."""
+        """The trained ``torch.nn.Module``, in evaluation mode. It takes records as training saw them, normalised and encoded."""
         from fedray.experiment.finished import trained_model
 
         with local_copy(self.output) as directory:
             return trained_model(RunFiles(directory), self.config)[0]
+
+    def predict(self, rows: Any) -> Any:
+        """The model's outputs, float32 ``[n, outputs]``, for rows as they were before fedray read them.
+
+        Args:
+            rows: a pandas frame with the table's columns by name, or an array ``[n, *shape]``. Where ``data.normalize`` is
+                ``standardize_client``, or the user's own without ``in_torch``, they must be normalised already.
+
+        Raises:
+            ValueError: a column is not there, a cell is not what training would have accepted, or the shape is another.
+        """
+        from fedray.experiment.served import predict
+
+        with local_copy(self.output) as directory:
+            return predict(RunFiles(directory), self.config, rows)
 
 
 def run(

@@ -32,14 +32,14 @@ from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
 from fedray.privacy.plan import RecordPlan, check_delta, plan_record
 from fedray.rounds.cohort import Sampler, make_sampler
 from fedray.training.choose import choose_engine
-from fedray.training.evaluate import find_metrics
+from fedray.training.evaluate import check_metrics, find_metrics
 from fedray.training.losses import find_loss, outputs_for
 from fedray.training.schedules import learning_rate
 
 
 @dataclass
 class Model:
-    """The global model before round 0."""
+    """The global model before round 0; ``columns`` and ``scale`` are those of the data (:class:`fedray.data.records.ClientData`)."""
 
     layout: Layout
     weights: Vector
@@ -49,6 +49,8 @@ class Model:
     tokens: bool = False
     frozen: str = ""  # digest of its frozen parameters
     frozen_bytes: int = 0
+    columns: Sequence[str] = ()
+    scale: float = 1.0
 
     def facts(self) -> dict[str, Any]:
         """What it takes to make the model again, as JSON data."""
@@ -58,6 +60,8 @@ class Model:
             "parameters": self.layout.size,
             "tokens": self.tokens,
             "frozen_sha256": self.frozen,
+            "columns": list(self.columns),
+            "scale": self.scale,
         }
 
 
@@ -104,7 +108,8 @@ def prepare(config: Config) -> Prepared:
     private = bool(config.privacy.regimes)
     plans: list[RecordPlan | None] = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     if federation is None:
-        _check_evaluation(config, None, True)
+        config, said = _evaluated(config, None, True)
+        warnings += said
         early = plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None
         labels = declared_labels(config.data)
         return Prepared(config, names, groups, plans, sampler, None, None, None, None, {}, warnings, client_plan=early, class_labels=labels)
@@ -112,9 +117,11 @@ def prepare(config: Config) -> Prepared:
     warnings += _said_of_labels(federation)
     sizes = federation.sizes
     check_sizes(plans, groups, names, sizes)
-    _check_evaluation(config, federation.test, federation.client_test is not None)
+    config, said = _evaluated(config, federation.test, federation.client_test is not None)
+    warnings += said
     tokens = federation.train.x.dtype.kind == "i"
     model = make_model(config, groups, federation.shape, federation.classes, tokens)
+    model.columns, model.scale = federation.columns, federation.scale
     shown = not private or "class_counts" in config.privacy.unprotected
     counts = class_counts(federation) if shown and federation.classes is not None else None
     partition = shown_partition(config, names, sizes, counts)
@@ -193,6 +200,7 @@ def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...]
     outputs = outputs_for(config.training.loss, classes)
     model = build_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
     private = config.privacy.record
+    check_metrics(find_metrics(config.evaluation.metrics), config.training.loss, classes, outputs)
     if config.privacy.whole_clients:
         rules.check_buffers(model)
     if private:
@@ -232,11 +240,39 @@ def check_parts(config: Config) -> None:
         check_arguments(factory, config.model.arguments, "model", own=("input_shape", "outputs"))
 
 
-def _check_evaluation(config: Config, test: Records | None, at_clients: bool) -> None:
-    if config.evaluation.federated and not at_clients:
+def _evaluated(config: Config, test: Records | None, at_clients: bool) -> tuple[Config, list[str]]:
+    """The config with the metrics that will be taken, and what to say where there are none.
+
+    Raises:
+        ConfigError: metrics are asked for and there is nothing to take them on, or nobody who would.
+    """
+    e = config.evaluation
+    if e.federated and not at_clients:
+        raise no_test_records()
+    if e.federated and not e.metrics:
+        raise ConfigError("evaluation.metrics: there are none to take at the clients; name some, or set evaluation.federated=false.")
+    if not e.metrics or test is not None or e.federated:
+        return config, []
+    if at_clients:
+        why = "only the clients hold test records, and they are not asked"
+        ways = "evaluation.federated=true" + (" with privacy.unprotected=[evaluation]" if config.privacy.regimes else "")
+        ways += "" if per_silo(config.data) else " or data.holdout.at=driver"
+    else:
+        why, ways = "no test records are held out", "data.holdout.fraction above 0"
+    # Metrics that nobody asked for may be missing where the config says so itself, or leaves no other way.
+    if "metrics" in e.model_fields_set or (at_clients and not config.privacy.regimes):
         raise ConfigError(
-            "evaluation.federated: the clients hold no test records; set data.holdout.at=clients with a fraction above 0, or federated=false."
+            f"evaluation.metrics: {why}, so no metric would ever be taken; set {ways}, or evaluation.metrics=[] to train without."
         )
+    without = config.model_copy(update={"evaluation": e.model_copy(update={"metrics": []})})
+    return without, [f"The model is not evaluated: {why} ({ways} would change that)."]
+
+
+def no_test_records() -> ConfigError:
+    """What to say where evaluation at the clients finds none."""
+    return ConfigError(
+        "evaluation.federated: the clients hold no test records; set data.holdout.at=clients with a fraction above 0, or federated=false."
+    )
 
 
 def identity(config: Config, digest: str) -> str:

@@ -31,9 +31,11 @@ from fedray.driver import Parts
 from fedray.errors import ConfigError
 from fedray.experiment.background import Background
 from fedray.experiment.events import Events
-from fedray.experiment.finished import check_checkpoint, frozen_of, trained_model
+from fedray.experiment.finished import check_checkpoint, frozen_of
 from fedray.experiment.preparation import Prepared, capacity, check_sizes, identity, make_model, plan_whole_clients, shown_partition
 from fedray.experiment.request import Request
+from fedray.experiment.served import served_model
+from fedray.experiment.silos import check_silos, class_counts, without_cuda
 from fedray.privacy.account import Account
 from fedray.privacy.afford import Plan
 from fedray.privacy.clientplan import ClientPlan, level
@@ -50,6 +52,7 @@ from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.tracking.gauges import Gauges
 from fedray.tracking.mlflow_tracker import Tracker, flat_params
+from fedray.tracking.modelfolder import Built
 from fedray.tracking.store import masked, resolve_uri, sqlite_path
 
 
@@ -88,7 +91,8 @@ class Wiring:
             self.pool = pool = self._start_pool(places)
             everyone = config.clients.placement == "dedicated"
             infos = pool.wait_ready(config.clients.start_timeout, everyone)
-            self._check_devices(infos)
+            blind = without_cuda(infos, [s.place.key for s in pool.slots if s.place.resources.gpu])
+            self._events.on_note(blind) if blind else None
             if p.model is None:
                 self._learn_from_silos(infos)
             model = p.model
@@ -194,7 +198,7 @@ class Wiring:
             experiment=config.experiment,
             run_name=config.name,
             register_as=config.tracking.register_as or config.name,
-            headline=f"eval/{config.evaluation.metrics[0]}",
+            headline=config.evaluation.headline,
             resume=self._request.resume,
             resumed_from_round=checkpoint.round if checkpoint else None,
             wait=config.tracking.open_timeout,
@@ -261,7 +265,7 @@ class Wiring:
     def _start_evaluator(self) -> Evaluators | None:
         """Beside the clients' actors. Where only the silos know the data, there is no central test set."""
         p = self._p
-        if p.test is None or p.model is None:
+        if p.test is None or p.model is None or not self.config.evaluation.metrics:
             return None
         return Evaluators(self.config, p.test, p.model.outputs, p.model.frozen, self._request.provided)
 
@@ -309,41 +313,19 @@ class Wiring:
             note=self._events.on_note,
         )
 
-    def _check_devices(self, infos: Mapping[str, HostInfo]) -> None:
-        """Say so where Ray granted a GPU that torch cannot use."""
-        assert self.pool is not None
-        blind = [
-            s.place.key for s in self.pool.slots if s.place.resources.gpu and s.place.key in infos and infos[s.place.key].device == "cpu"
-        ]
-        if blind:
-            self._events.on_note(
-                f"{len(blind)} client actors (first {blind[0]}) have a GPU from Ray, but their torch has no CUDA, so they train on the CPU; "
-                "install the torch build for the node's CUDA version."
-            )
-
     def _learn_from_silos(self, infos: Mapping[str, HostInfo]) -> None:
         """Sizes and shapes that only the silos know, and the model that follows from them."""
         p = self._p
         ordered = [infos[name] for name in p.names]
-        for name, silo in zip(p.names, ordered, strict=True):
-            if (silo.shape, silo.columns, silo.tokens) != (ordered[0].shape, ordered[0].columns, ordered[0].tokens):
-                raise ConfigError(
-                    f"data: clients {p.names[0]} and {name} have different features ({list(ordered[0].columns) or ordered[0].shape} and "
-                    f"{list(silo.columns) or silo.shape}); name them in order with data.features, and declare data.categories."
-                )
+        check_silos(self.config, p.names, ordered)
         classes = [i.classes for i in ordered if i.classes is not None]
         p.sizes = np.array([i.records for i in ordered], dtype=np.int64)
         check_sizes(p.plans, p.groups, p.names, p.sizes)
         shape = ordered[0].shape
         assert shape is not None
         p.model = make_model(self.config, p.groups, shape, max(classes) if classes else None, ordered[0].tokens)
-        counts = None
-        if classes and all(i.class_counts is not None for i in ordered):
-            counts = np.zeros((len(ordered), max(classes)), dtype=np.int64)
-            for row, info in zip(counts, ordered, strict=True):
-                known = info.class_counts or []
-                row[: len(known)] = np.array(known, dtype=np.int64)
-        p.partition = shown_partition(self.config, p.names, p.sizes, counts)
+        p.model.columns, p.model.scale = ordered[0].columns, ordered[0].scale
+        p.partition = shown_partition(self.config, p.names, p.sizes, class_counts(ordered))
         p.client_plan = p.client_plan or plan_whole_clients(self.config, p.groups, len(p.names), p.model.layout.size)
         assert self.pool is not None
         self.pool.learn_sizes(p.sizes)
@@ -411,7 +393,7 @@ class Wiring:
             "model": self.config.model.kind,
             "parameters": model.layout.size,
             "engine": model.engine,
-            "metric": f"eval/{self.config.evaluation.metrics[0]}",
+            "metric": self.config.evaluation.headline,
             "regime": "+".join(self.config.privacy.regimes) or "none",
             "unit": None if plan is None else plan.unit,
             "budget": None if plan is None else plan.budget,
@@ -470,9 +452,9 @@ class Wiring:
             return {"tracking_uri": None, "run_id": None}
         return {"tracking_uri": self.tracker.uri, "run_id": self.tracker.run_id}
 
-    def model_for_tracking(self) -> tuple[Any, Any]:
-        """The trained model and an input example of zeros (never a record)."""
-        return trained_model(self._files, self.config)
+    def model_for_tracking(self) -> Built:
+        """The trained model, an input example of zeros (never a record), and what it takes and gives."""
+        return served_model(self._files, self.config)
 
     def close(self) -> None:
         """Take everything down; the books stay."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray import components
 from fedray.clients.host import device_of_actor
-from fedray.clients.messages import LocalEvaluation
 from fedray.clients.nodes import asks, ray_options
 from fedray.config import Config
 from fedray.data.records import Records
@@ -36,7 +35,7 @@ class Evaluator:
         """Build the model; called once, first.
 
         Raises:
-            ConfigError: its frozen parameters are others here.
+            ConfigError: its frozen parameters are others here, or a metric of the user's own fails on the test set.
         """
         components.provide(self._provided)
         torch.set_num_threads(max(1, int(self._config.evaluation.resources.cpu)))
@@ -51,6 +50,8 @@ class Evaluator:
         self._metrics = find_metrics(self._config.evaluation.metrics)
         self._x, self._y = torch.from_numpy(np.array(self._test.x)), torch.from_numpy(np.array(self._test.y))
         del self._test
+        if any(name.startswith("python:") for name in self._config.evaluation.metrics):  # found out before training
+            evaluate(self._model, self._x, self._y, self._metrics, self._loss, self._config.evaluation.batch_size, self._device)
 
     def evaluate(self, weights: Vector) -> tuple[dict[str, float], float]:
         """Metrics on the test set, and the seconds that took."""
@@ -143,25 +144,3 @@ class Evaluators:
             here = ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=True)
         return ray.remote(Evaluator).options(**options).remote(*self._arguments)
-
-
-def summarize(rows: Sequence[LocalEvaluation], central: bool) -> dict[str, float]:
-    """Federated evaluation in figures.
-
-    ``fairness/M_mean|worst|p10|std`` over clients with equal weight; without a central test set also
-    ``eval/M``, the mean over records.
-    """
-    if not rows:
-        return {}
-    records = np.array([r.records for r in rows], dtype=np.float64)
-    figures = {}
-    for name in rows[0].metrics:
-        values = np.array([r.metrics[name] for r in rows])
-        lower_is_better = name in ("loss", "mae", "rmse", "mse")
-        figures[f"fairness/{name}_mean"] = float(values.mean())
-        figures[f"fairness/{name}_worst"] = float(values.max() if lower_is_better else values.min())
-        figures[f"fairness/{name}_p10"] = float(np.quantile(values, 0.9 if lower_is_better else 0.1))
-        figures[f"fairness/{name}_std"] = float(values.std())
-        if not central:
-            figures[f"eval/{name}"] = float(values @ records / records.sum())
-    return figures

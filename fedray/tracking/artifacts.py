@@ -16,7 +16,8 @@ from typing import Any
 
 from fedray.tracking.figures import draw, headline
 from fedray.tracking.journal import State, latest_rows, not_finite, points, shown_epsilon
-from fedray.tracking.registry import ModelBuilder, SavedModel, log_final_model, save_model
+from fedray.tracking.modelfolder import ModelBuilder, SavedModel, save_model
+from fedray.tracking.registry import log_final_model
 from fedray.tracking.store import UPLOAD_PATIENCE, log, masked, patience, reason
 
 _PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json")
@@ -85,7 +86,7 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
 
     def pictures() -> None:
         (files / "figures").mkdir()
-        if not draw(files / "figures", rows, client_rows(partition)):
+        if not draw(files / "figures", rows, client_rows(partition), summary.get("best")):
             (files / "figures").rmdir()
 
     for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures)):
@@ -167,7 +168,8 @@ def _tags(state: State, rows: Sequence[dict[str, Any]], summary: Mapping[str, An
 
 def _note(rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], claim: str | None) -> str:
     """The run's description: a small table."""
-    quality, best, private = headline(rows), summary.get("best") or {}, summary.get("privacy") or {}
+    best, private = summary.get("best") or {}, summary.get("privacy") or {}
+    quality = headline(rows, best)
     final = (summary.get("final") or {}).get(quality)
     lines = [
         f"**{str(summary.get('status', 'not finished')).replace('_', ' ')}** after {summary.get('rounds', len(rows))} rounds",

@@ -20,22 +20,30 @@ def series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[fl
     return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
-def headline(rows: Sequence[dict[str, Any]]) -> str | None:
-    """The metric that stands for the model's quality: accuracy, else another of ``eval/``, else its loss."""
-    keys = list(dict.fromkeys(k for r in rows for k in r["metrics"] if k.startswith("eval/")))
-    return "eval/accuracy" if "eval/accuracy" in keys else next((k for k in keys if k != "eval/loss"), keys[0] if keys else None)
+def headline(rows: Sequence[dict[str, Any]], best: Mapping[str, Any] | None = None) -> str | None:
+    """The metric that stands for the model's quality.
+
+    Args:
+        rows: one a round; metrics in them stand in the config's order, so the first of ``eval/`` is meant where ``best`` names none.
+        best: of the summary: the metric that the run was judged by, and the round.
+    """
+    named = [k for k in best or {} if k != "round"]
+    return next(iter(named), None) or next((k for r in rows for k in r["metrics"] if k.startswith("eval/")), None)
 
 
-def draw(folder: Path, rows: Sequence[dict[str, Any]], clients: Sequence[dict[str, Any]]) -> list[Path]:
+def draw(
+    folder: Path, rows: Sequence[dict[str, Any]], clients: Sequence[dict[str, Any]], best: Mapping[str, Any] | None = None
+) -> list[Path]:
     """Write those PNG files into ``folder`` that the run has data for.
 
     Args:
         folder: exists.
         rows: one a round, in order.
         clients: rows of the partition; those with ``classes`` (records of each class) make the heat map.
+        best: see :func:`headline`.
     """
     made: list[Path] = []
-    quality = headline(rows)
+    quality = headline(rows, best)
     rounds, values = series(rows, quality) if quality else ([], [])
     spent_rounds, spent = series(rows, "privacy/epsilon")
     label = (quality or "").removeprefix("eval/")

@@ -172,7 +172,7 @@ def not_finite(rows: Iterable[Row]) -> dict[str, int]:
     """Metric to the first round in which it was NaN or infinite."""
     found: dict[str, int] = {}
     for row in rows:
-        for key, value in row["metrics"].items():
-            if value is not None and number(value) is None:
-                found.setdefault(str(key), int(row["round"]))
+        odd = [k for k, v in row["metrics"].items() if v is not None and number(v) is None]
+        for key in (*odd, *(row.get("not_finite") or ())):
+            found.setdefault(str(key), int(row["round"]))
     return found

@@ -20,8 +20,8 @@ from typing import Any
 from fedray.errors import ConfigError
 from fedray.tracking.artifacts import Staged, read_json, send, stage
 from fedray.tracking.journal import STATE, Row, State, metric_name, points, read_rows
+from fedray.tracking.modelfolder import ModelBuilder
 from fedray.tracking.opening import Opening, lock, unlock
-from fedray.tracking.registry import ModelBuilder
 from fedray.tracking.store import SHIP_PATIENCE, TrackingError, connect, log, masked, patience, reason, unmasked
 
 _ROWS_A_BATCH, _METRICS_A_BATCH = 50, 1000
@@ -140,7 +140,7 @@ class Tracker:
             status: FINISHED, FAILED or KILLED.
             timeout: seconds to wait for a server that is away. While it answers, whatever is left is sent, in
                 at most ten times as long.
-            model: builds the final model; see :data:`fedray.tracking.registry.ModelBuilder`. Used where the run FINISHED.
+            model: builds the final model; see :data:`fedray.tracking.modelfolder.ModelBuilder`. Used where the run FINISHED.
             tags: set at the end, e.g. ``fedray.stop_reason``.
 
         Returns:

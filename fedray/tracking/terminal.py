@@ -162,12 +162,13 @@ class Progress:
         def get(*keys: str) -> float | None:
             return next((v for k in keys if (v := number(row["metrics"].get(k))) is not None), None)
 
+        odd = row.get("not_finite") or {}
         dropped = sum(get(f"round/clients_{why}") or 0 for why in ("failed", "late", "refused"))
         done, quality = get("round/clients_completed"), get(self._metric())
         return {
             "round": str(row["round"]),
-            self._metric().rpartition("/")[2]: "" if quality is None else f"{quality:.4f}",
-            "loss": "" if (loss := get("eval/loss", "train/loss_mean")) is None else f"{loss:.4f}",
+            self._metric().rpartition("/")[2]: odd.get(self._metric(), "") if quality is None else f"{quality:.4f}",
+            "loss": odd.get("eval/loss", "") if (loss := get("eval/loss", "train/loss_mean")) is None else f"{loss:.4f}",
             "epsilon": "" if (spent := get("privacy/epsilon")) is None else shown_epsilon(spent, 3),
             "clients": "" if done is None else f"{done:.0f}" + (f" (-{dropped:.0f})" if dropped else ""),
             "s/round": "" if (seconds := get("time/round_s")) is None else f"{seconds:.2f}",
@@ -327,7 +328,7 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rounds += f", {performance['clients_per_second']:.1f} clients/s"
     rows.append(("rounds", rounds))
     final, best = summary.get("final") or {}, summary.get("best") or {}
-    for key in sorted((k for k in final if k.startswith("eval/")), key=lambda k: (k != "eval/accuracy", k == "eval/loss", k)):
+    for key in sorted((k for k in final if k.startswith("eval/")), key=lambda k: k not in best):
         if (value := number(final[key])) is not None:
             top = number(best.get(key))
             rows.append(

@@ -100,13 +100,13 @@ def dashboard(headline: str) -> dict[str, Any]:
         "fair": "Fairness across clients",
         "compare": "Settings of the runs",
     }
-    loss = "eval/loss"
+    loss, name = "eval/loss", headline.removeprefix("eval/")
     charts = [
         _line("fedray-tradeoff", "head", [headline], against=EPSILON),
         _line("fedray-utility", "head", [headline]),
         _line("fedray-epsilon", "head", [EPSILON]),
         *([_line("fedray-loss", "head", [loss])] if headline != loss else []),
-        _line("fedray-fair", "fair", ["fairness/accuracy_worst", "fairness/accuracy_p10"]),
+        _line("fedray-fair", "fair", [f"fairness/{name}_worst", f"fairness/{name}_p10"]),
         _line("fedray-clients", "cost", ["round/clients_completed", "round/clients_failed"]),
         _line("fedray-seconds", "cost", ["time/round_s"]),
         _line("fedray-uplink", "cost", ["traffic/uplink_mb"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedray import components
-from fedray.errors import ConfigError, DataError
+from fedray.errors import ConfigError, DataError, FedrayError, first_line
 from fedray.models.build import evaluating
 from fedray.training.engine import LossFn
+from fedray.training.losses import VALUE_LOSSES
 from fedray.training.metrics import MetricFn, mean_loss
 
 
@@ -26,11 +28,40 @@ def find_metrics(names: Iterable[str]) -> dict[str, MetricFn]:
         metric = components.find(components.METRICS, name)
         if not callable(metric):
             raise ConfigError(f"evaluation.metrics: '{name}' is a {type(metric).__name__}; name a function of (outputs, targets).")
-        short = name.rpartition(":")[2]
+        short = components.short_name(name)
         if short in found:
             raise ConfigError(f"evaluation.metrics: two metrics are called '{short}'; name each once.")
         found[short] = cast(MetricFn, metric)
     return found
+
+
+def check_metrics(metrics: Mapping[str, MetricFn], loss: str, classes: int | None, outputs: int) -> None:
+    """Refuse metrics that mean nothing for the task.
+
+    Args:
+        metrics: name to metric, see :func:`find_metrics`.
+        loss: the config's ``training.loss``.
+        classes: number of classes of the data; None where the targets are real numbers.
+        outputs: of the model for a record.
+
+    Raises:
+        ConfigError: the first that does not fit, with what does.
+    """
+    for name, metric in metrics.items():
+        task, problem = getattr(metric, "task", None), ""
+        if task in ("classes", "two classes"):
+            if classes is None:
+                problem = "classes, but the data has real-valued targets; use rmse, mae, r2 or loss"
+            elif loss in VALUE_LOSSES:
+                problem = f"classes, but training.loss={loss} fits a number; use rmse, mae, r2 or loss, or train with cross_entropy"
+            elif task == "two classes" and classes != 2:
+                problem = f"two classes, but the data has {classes}; use accuracy, balanced_accuracy, f1 or loss"
+            elif outputs == 1 and classes != 2:
+                problem = f"an output a class, but the model has one output for {classes} classes; use loss"
+        elif task == "values" and (outputs != 1 or (classes is not None and loss not in VALUE_LOSSES)):
+            problem = f"regressions, but the run tells {classes or outputs} classes apart; use accuracy, balanced_accuracy, f1 or loss"
+        if problem:
+            raise ConfigError(f"evaluation.metrics: {name} is for {problem}.")
 
 
 def evaluate(
@@ -41,6 +72,7 @@ def evaluate(
     loss: LossFn,
     batch_size: int = 1000,
     device: torch.device | str = "cpu",
+    failed: dict[str, str] | None = None,
 ) -> dict[str, float]:
     """Each metric over all records, in evaluation mode and without gradients.
 
@@ -52,21 +84,35 @@ def evaluate(
         loss: the run's loss, for the metric ``loss``.
         batch_size: records on the device at once; metrics are taken over all outputs together, so it
             changes no metric by more than the rounding of the outputs.
+        failed: gets the sentence on each metric that could not be taken, whose value is then NaN; None raises the first.
 
     Raises:
         DataError: there are no records.
-        ConfigError: a metric does not suit the data, or did not return a number.
+        ConfigError: a metric does not suit the data, failed, or did not return a number.
     """
     if not len(x):
         raise DataError("evaluation: there are no records to evaluate on; hold some out with data.holdout.fraction.")
     with evaluating(model):
         outputs = torch.cat([model(batch.to(device)).cpu() for batch in torch.split(x, batch_size)])
         targets = y.cpu()
-        return {name: _number(name, outputs, targets, metric, loss) for name, metric in metrics.items()}
+        values: dict[str, float] = {}
+        for name, metric in metrics.items():
+            try:
+                values[name] = _number(name, outputs, targets, metric, loss)
+            except ConfigError as error:
+                if failed is None:
+                    raise
+                values[name], failed[name] = math.nan, str(error)
+        return values
 
 
 def _number(name: str, outputs: Tensor, targets: Tensor, metric: MetricFn, loss: LossFn) -> float:
-    value = mean_loss(outputs, targets, loss) if metric is mean_loss else metric(outputs, targets)
+    try:
+        value = mean_loss(outputs, targets, loss) if metric is mean_loss else metric(outputs, targets)
+    except FedrayError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"evaluation.metrics: '{name}' failed with {type(error).__name__}: {first_line(error).rstrip('.')}.") from error
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:

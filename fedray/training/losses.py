@@ -64,6 +64,9 @@ def mae(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.l1_loss(values, targets.to(values.dtype), reduction="none")
 
 
+#: Losses of a number that is predicted, whatever the targets are; all others tell classes apart, or are the user's own.
+VALUE_LOSSES = ("mse", "mae")
+
 LOSSES = {"cross_entropy": cross_entropy, "focal": focal, "binary_cross_entropy": binary_cross_entropy, "mse": mse, "mae": mae}
 
 

@@ -1,12 +1,15 @@
 """Metrics over a whole evaluation set: (outputs [n, ...], targets [n]), on the CPU, to one number.
 
 Classes are read off the outputs as the largest of [n, classes], or the sign of one logit ([n] or [n, 1]).
+A metric may say what it is for and which way is better, as attributes of the function: ``task`` (classes, two classes or
+values) and ``lower_is_better``; without, it is taken for any task, and more is better. NaN means: not defined for these records.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,17 +20,36 @@ from fedray.training.engine import LossFn
 #: (outputs [n, ...], targets [n]) -> float. ``mean_loss`` alone is given the run's loss as well.
 MetricFn = Callable[..., float]
 
+#: What a metric is for: any number of classes, two, or real numbers that are predicted by one output.
+Task = Literal["classes", "two classes", "values"]
 
+
+def _is(task: Task | None, lower_is_better: bool = False) -> Callable[[MetricFn], MetricFn]:
+    def mark(metric: MetricFn) -> MetricFn:
+        vars(metric).update(task=task, lower_is_better=lower_is_better)
+        return metric
+
+    return mark
+
+
+def lower_is_better(metric: MetricFn) -> bool:
+    """Whether less of it is better."""
+    return bool(getattr(metric, "lower_is_better", False))
+
+
+@_is("classes")
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Part of the records whose class is right."""
     return int((predicted(outputs) == _labels("accuracy", targets)).sum()) / len(targets)
 
 
+@_is(None, lower_is_better=True)
 def mean_loss(outputs: Tensor, targets: Tensor, loss: LossFn) -> float:
     """Mean of the run's loss over the records."""
     return float(loss(outputs, targets).double().mean())
 
 
+@_is("classes")
 def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Mean over the classes of the part of their records that are right.
 
@@ -38,6 +60,7 @@ def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
     return float((hits[present] / actual[present]).mean())
 
 
+@_is("classes")
 def f1(outputs: Tensor, targets: Tensor) -> float:
     """Macro F1: mean over the classes of the harmonic mean of precision and recall.
 
@@ -48,6 +71,7 @@ def f1(outputs: Tensor, targets: Tensor) -> float:
     return float((2 * hits[present] / (claimed + actual)[present]).mean())
 
 
+@_is("two classes")
 def auc(outputs: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve of two classes; NaN where only one is present.
 
@@ -74,16 +98,19 @@ def auc(outputs: Tensor, targets: Tensor) -> float:
     return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
+@_is("values", lower_is_better=True)
 def mae(outputs: Tensor, targets: Tensor) -> float:
     """Mean absolute error of a regression."""
     return float(_errors("mae", outputs, targets).abs().mean())
 
 
+@_is("values", lower_is_better=True)
 def rmse(outputs: Tensor, targets: Tensor) -> float:
     """Root of the mean squared error of a regression, in units of the target."""
     return math.sqrt(float(_errors("rmse", outputs, targets).square().mean()))
 
 
+@_is("values")
 def r2(outputs: Tensor, targets: Tensor) -> float:
     """Part of the targets' variance that a regression explains; NaN where they are all equal."""
     spread = float((targets.double() - targets.double().mean()).square().sum())

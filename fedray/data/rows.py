@@ -1,0 +1,106 @@
+"""Rows of a table as people have them, for a model that was trained on that table.
+
+A model in MLflow carries this file with it (``code/fedray_rows.py``), so that it predicts where fedray is not installed:
+it imports nothing of fedray.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FILE = "columns.json"
+
+
+def key(value: Any) -> str | float:
+    """What labels and cells are compared by: ``1``, ``1.0`` and ``"1"`` are the same value."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else str(value)
+
+
+def codes(values: list[Any]) -> list[float]:
+    """What stands for the values of a column of categories in the model's input: numbers stand for themselves, texts are counted from 0."""
+    keys = [key(value) for value in values]
+    return [float(k) for k in keys] if all(isinstance(k, float) for k in keys) else [float(n) for n in range(len(keys))]
+
+
+class RowEncoder:
+    """Named columns to the numbers that the model takes.
+
+    Args:
+        columns: name and, of a column of categories, its allowed ``values``.
+    """
+
+    def __init__(self, columns: Sequence[Mapping[str, Any]]) -> None:
+        self.columns = columns
+
+    def __call__(self, frame: Any) -> Any:
+        """A pandas frame, whose columns may stand in any order among others, as float32 ``[rows, columns]``.
+
+        Raises:
+            ValueError: a column is not there, or a cell is missing, not a number, or not an allowed value.
+        """
+        absent = [c["name"] for c in self.columns if c["name"] not in frame]
+        if absent:
+            raise ValueError(f"the rows lack the columns {', '.join(map(repr, absent))}.")
+        encoded = np.empty((len(frame), len(self.columns)), dtype=np.float32)
+        for n, column in enumerate(self.columns):
+            cells, values = frame[column["name"]], column.get("values")
+            encoded[:, n] = _numbers(cells, column["name"]) if values is None else _categories(cells, column["name"], values)
+        return encoded
+
+
+def _numbers(cells: Any, name: str) -> Any:
+    import pandas as pd
+
+    numbers = np.asarray(pd.to_numeric(cells, errors="coerce"), dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        row = int(np.argmin(np.isfinite(numbers)))
+        raise ValueError(f"column {name!r} has {cells.iloc[row]!r} in row {row + 1}, which is not a number; leave such rows out.")
+    return numbers
+
+
+def _categories(cells: Any, name: str, values: list[Any]) -> Any:
+    code = dict(zip(map(key, values), codes(values), strict=True))
+    positions, found = cells.factorize()
+    for n, value in enumerate(found):
+        if key(value) not in code:
+            row = int(np.argmax(positions == n))
+            raise ValueError(f"column {name!r} has {value!r} in row {row + 1}, but the model knows only {', '.join(map(str, values))}.")
+    if (positions < 0).any():
+        raise ValueError(f"column {name!r} has a missing cell in row {int(np.argmax(positions < 0)) + 1}; leave such rows out.")
+    return np.array([code[key(value)] for value in found], dtype=np.float64)[positions]
+
+
+class _Predictor:
+    """What MLflow calls: a frame in, a frame of the model's outputs with the same index out."""
+
+    def __init__(self, folder: Path) -> None:
+        import mlflow.pytorch
+
+        root = next(parent for parent in folder.parents if (parent / "MLmodel").exists())
+        self._model = mlflow.pytorch.load_model(str(root))
+        self._encode = RowEncoder(json.loads((folder / FILE).read_text(encoding="utf-8")))
+
+    def predict(self, data: Any, params: Any = None) -> Any:
+        """The outputs ``[rows, outputs]``."""
+        import pandas as pd
+        import torch
+
+        frame = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
+        with torch.no_grad():
+            outputs = self._model(torch.from_numpy(self._encode(frame))).numpy()
+        return pd.DataFrame(outputs, index=frame.index)
+
+
+def _load_pyfunc(path: str) -> _Predictor:
+    """Called by ``mlflow.pyfunc.load_model`` with the folder of the model's data."""
+    return _Predictor(Path(path).absolute())

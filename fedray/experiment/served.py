@@ -1,0 +1,151 @@
+"""The trained model as others use it: with everything inside that stood between a user's rows and the model in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedray.components import LOSSES, find
+from fedray.config import Config
+from fedray.data import rows
+from fedray.data.dataset import transform_of
+from fedray.data.table import Column, raw_columns
+from fedray.data.transforms import Transform
+from fedray.experiment.finished import trained_model
+from fedray.runfiles import RunFiles
+from fedray.tracking.modelfolder import About, Built, Table
+from fedray.training.losses import VALUE_LOSSES
+
+
+class Served(nn.Module):
+    """A trained model behind what was done to its records: categories, scale, normaliser.
+
+    Args:
+        model: as trained.
+        columns: of a table: a category that is not among its column's gives NaN, never another category's outputs.
+        scale: what raw values are divided by.
+        transform: ``data.normalize``.
+    """
+
+    def __init__(self, model: nn.Module, columns: Sequence[Column], scale: float, transform: Transform) -> None:
+        super().__init__()
+        self.model, self._scale, self._transform = model, scale, transform
+        self._columns = [(tuple(rows.codes(list(c.values))), c.first) if c.values is not None else None for c in columns]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``[n, outputs]`` of raw records ``[n, *shape]``."""
+        if any(column is not None for column in self._columns):
+            x = torch.cat([_expanded(x[:, n : n + 1], column) for n, column in enumerate(self._columns)], dim=1)
+        if self._scale != 1:
+            x = x.to(torch.float32) / self._scale
+        assert self._transform.in_torch is not None
+        outputs: Tensor = self.model(self._transform.in_torch(x))
+        return outputs
+
+
+def _expanded(cells: Tensor, column: tuple[tuple[float, ...], int] | None) -> Tensor:
+    if column is None:
+        return cells
+    values, first = column
+    one_hot = (cells == cells.new_tensor(values)).to(cells.dtype)
+    return one_hot[:, first:].where(one_hot.sum(1, keepdim=True) > 0, one_hot.new_full((), float("nan")))
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a run's files say of its data; pixels, which have a scale, are no table, even where they have names."""
+
+    columns: Sequence[str]
+    scale: float
+    class_labels: Sequence[Any]
+    shape: tuple[int, ...]
+    tokens: bool
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> _Facts:
+        model = document["model"]
+        scale = model.get("scale", 1)
+        columns = model.get("columns", []) if scale == 1 else []
+        return cls(columns, scale, document.get("class_labels", []), tuple(model["input_shape"]), model["tokens"])
+
+
+def served_model(files: RunFiles, config: Config) -> Built:
+    """The model of a finished run with an example record of zeros, and what it takes and gives."""
+    model, example = trained_model(files, config)
+    facts = _Facts.of(json.loads(files.partition.read_text()))
+    transform = transform_of(config.data)
+    gives = _gives(config.training.loss, facts.class_labels, example, model)
+    if transform.in_torch is None:
+        return Built(model, example, _as_trained(config, facts, transform, gives))
+    columns = raw_columns(facts.columns, config.data.arguments)
+    served = Served(model, columns, facts.scale, transform).eval()
+    if columns:
+        example = np.array([[(c.values and rows.codes(list(c.values))[0]) or 0.0 for c in columns]], dtype=np.float32)
+    elif facts.scale == 255:
+        example = np.zeros(example.shape, dtype=np.uint8)
+    return Built(served, example, About(_takes(config, facts, columns), gives, facts.class_labels, _table(columns)))
+
+
+def _as_trained(config: Config, facts: _Facts, transform: Transform, gives: str) -> About:
+    """Of a model that cannot take raw rows: the user has to do first what training did."""
+    kind = config.data.normalize.kind
+    how = "with each client's own mean and standard deviation" if kind == "standardize_client" else "by it"
+    why = "which no single model can hold" if transform.private_statistics else "which has no in_torch"
+    takes = f"NOT raw rows: takes features that were normalised {how} (data.normalize={kind}, {why})"
+    takes += ", after 0/1 features were made of categories" if config.data.arguments.get("categories") else ""
+    return About(takes, gives, facts.class_labels, _table([Column(name) for name in facts.columns]), raw=False)
+
+
+def _table(columns: Sequence[Column]) -> Table | None:
+    described = [{"name": c.name} if c.values is None else {"name": c.name, "values": list(c.values)} for c in columns]
+    return Table(described, rows.FILE, Path(rows.__file__), "fedray_rows") if columns else None
+
+
+def _takes(config: Config, facts: _Facts, columns: Sequence[Column]) -> str:
+    if columns:
+        return f"Takes raw rows: a table with the {len(columns)} named columns of the signature, in any order"
+    inside = [] if config.data.normalize.kind == "none" else [f"data.normalize={config.data.normalize.kind}"]
+    inside += [f"the division by {facts.scale:g}"] if facts.scale != 1 else []
+    shape = "x".join(map(str, facts.shape))
+    kind = "token ids" if facts.tokens else "bytes 0..255" if facts.scale == 255 else "numbers"
+    return f"Takes raw records: {kind} of shape {shape}" + (f" ({' and '.join(inside)} is inside)" if inside else "")
+
+
+def _gives(loss: str, labels: Sequence[Any], example: Any, model: nn.Module) -> str:
+    with torch.no_grad():
+        outputs = int(model(torch.from_numpy(np.repeat(example, 2, axis=0))).numel()) // 2
+    if loss in VALUE_LOSSES:
+        return "gives the predicted number"
+    if getattr(find(LOSSES, loss), "classes", None) == 2 and outputs == 1:
+        zero, one = [f" ({label})" for label in labels] or ["", ""]
+        return f"gives one logit: above 0 is class 1{one}, else class 0{zero}"
+    if loss.startswith("python:"):
+        return f"gives {outputs} number{'s' if outputs > 1 else ''} for a record, as the loss {loss} takes them"
+    shown = ", ".join(f"{n} = {label}" for n, label in list(enumerate(labels))[:10]) + (", ..." if len(labels) > 10 else "")
+    return f"gives a logit for each of {outputs} classes, of which the largest is the class" + (f": {shown}" if labels else "")
+
+
+def predict(files: RunFiles, config: Config, given: Any) -> Any:
+    """The model's outputs float32 ``[n, outputs]`` for raw rows: a pandas frame for a table, else an array ``[n, *shape]``.
+
+    Raises:
+        ValueError: the rows are not what the model takes.
+    """
+    built = served_model(files, config)
+    table = built.about.table
+    x = np.asarray(given) if table is None else rows.RowEncoder(table.columns)(given)
+    if table is None:
+        if x.shape[1:] != built.example.shape[1:]:
+            raise ValueError(f"records have shape {x.shape[1:]}, but the model takes {built.example.shape[1:]}.")
+        if x.dtype.kind not in ("iu" if built.example.dtype.kind in "iu" else "iuf"):
+            raise ValueError(f"records are of type {x.dtype}, but the model takes {built.example.dtype}.")
+        x = x.astype(built.example.dtype, copy=False)
+    with torch.no_grad():
+        return torch.cat([built.model(part) for part in torch.split(torch.from_numpy(x.copy()), 1000)]).numpy()

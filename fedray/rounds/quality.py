@@ -1,0 +1,107 @@
+"""How good the model is, round after round: what clients measured, the best so far, and what was not defined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedray.clients.messages import LocalEvaluation
+from fedray.config import Evaluation
+from fedray.runfiles import Row
+from fedray.training.evaluate import find_metrics
+from fedray.training.metrics import lower_is_better
+
+_NAMED = 3  # clients that a note names
+
+
+class Quality:
+    """The metrics of a run.
+
+    Args:
+        evaluation: the config's section; its first metric is the one that runs are judged by.
+        note: told once what is left out, and again where that changes.
+    """
+
+    def __init__(self, evaluation: Evaluation, note: Callable[[str], None]) -> None:
+        metrics = find_metrics(evaluation.metrics)
+        self._lower = {name for name, metric in metrics.items() if lower_is_better(metric)}
+        self._headline = evaluation.headline
+        self._note, self._told = note, dict[str, str]()
+        self.best: dict[str, float] = {}
+        self.last: Row | None = None
+
+    def remember(self, row: Row) -> None:
+        """Take a row that is complete, of this run or of the one that it continues."""
+        self.last = row
+        name = self._headline
+        value = row["metrics"].get(name)
+        if value is None:
+            return
+        sign = -1 if name.removeprefix("eval/") in self._lower else 1
+        if name not in self.best or sign * value > sign * self.best[name]:
+            self.best = {name: value, "round": row["round"]}
+
+    def finished(self, row: Row) -> Row:
+        """A row as it is written: only numbers among its metrics; the names of those that are not finite stand beside them."""
+        odd = {k: str(float(v)) for k, v in row["metrics"].items() if v is not None and not math.isfinite(v)}
+        for name, value in odd.items():
+            self._tell(name, value, f"round {row['round']}: {name} came out as {value}, so it has no value in this round.")
+        for name in set(self._told) & set(row["metrics"]) - set(odd):
+            del self._told[name]
+        row["metrics"] = {k: float(v) for k, v in row["metrics"].items() if v is not None and k not in odd}
+        if odd:
+            row["not_finite"] = odd
+        self.remember(row)
+        return row
+
+    def at_clients(self, round_: int, rows: Sequence[LocalEvaluation], central: bool) -> dict[str, float]:
+        """What the clients measured, in figures; see :func:`summarize`. Who is left out is told."""
+        for name in dict.fromkeys(name for row in rows for name in row.metrics):
+            without = [row for row in rows if not math.isfinite(row.metrics[name])]
+            who = ", ".join(row.name for row in without[:_NAMED]) + (", ..." if len(without) > _NAMED else "")
+            why = next((f": {row.failed[name]}" for row in without if name in row.failed), ".")
+            text = (
+                f"round {round_}: {name} is not defined at {len(without)} of {len(rows)} clients ({who}), which its figures leave out{why}"
+            )
+            self._tell(f"{name} at clients", who if without else "", text)
+        return summarize(rows, central, self._lower)
+
+    def _tell(self, about: str, what: str, text: str) -> None:
+        if what and self._told.get(about) != what:
+            self._note(text)
+        self._told[about] = what
+
+
+def summarize(rows: Sequence[LocalEvaluation], central: bool, lower: Collection[str] = ("loss", "mae", "rmse")) -> dict[str, float]:
+    """Federated evaluation in figures.
+
+    ``fairness/M_mean|worst|p10|std`` over clients with equal weight; without a central test set also ``eval/M``, the mean over
+    records. A client at which M is not defined (NaN) is left out of M's figures; ``fairness/M_left_out`` counts those.
+
+    Args:
+        rows: one a client.
+        central: there is a central test set.
+        lower: the metrics of which less is better.
+    """
+    figures: dict[str, float] = {}
+    for name in rows[0].metrics if rows else ():
+        values, records = (np.array(column, dtype=np.float64) for column in _columns(rows, name))
+        if len(values) < len(rows):
+            figures[f"fairness/{name}_left_out"] = float(len(rows) - len(values))
+        if not len(values):
+            continue
+        figures[f"fairness/{name}_mean"] = float(values.mean())
+        figures[f"fairness/{name}_worst"] = float(values.max() if name in lower else values.min())
+        figures[f"fairness/{name}_p10"] = float(np.quantile(values, 0.9 if name in lower else 0.1))
+        figures[f"fairness/{name}_std"] = float(values.std())
+        if not central:
+            figures[f"eval/{name}"] = float(values @ records / records.sum())
+    return figures
+
+
+def _columns(rows: Iterable[LocalEvaluation], name: str) -> tuple[Any, Any]:
+    found = [(row.metrics[name], row.records) for row in rows if math.isfinite(row.metrics[name])]
+    return [value for value, _ in found], [records for _, records in found]

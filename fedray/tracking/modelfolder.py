@@ -1,0 +1,208 @@
+"""A trained model as a folder in MLflow's format, with what it takes and gives.
+
+It is saved as a traced graph (pt2), which loads without unpickling code, and built from an example of zeros: no record of any
+client goes into it. That of a table is called with named columns, by a loader that travels in the folder as source text.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.errors import first_line
+from fedray.tracking.journal import Point
+from fedray.tracking.store import load_mlflow, log
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "model"
+_MOST_SHOWN = 4000  # characters of a tag; MLflow takes 5000
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of a table, and the code that reads its rows.
+
+    Attributes:
+        columns: JSON data, one a column: ``name``, and the ``values`` of a column of categories.
+        file: what they are called in the model's folder.
+        code: a Python file with ``_load_pyfunc``, which imports nothing of fedray.
+        module: what that file is called in the model's folder.
+    """
+
+    columns: Sequence[Mapping[str, Any]]
+    file: str
+    code: Path
+    module: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What a model takes and gives.
+
+    Attributes:
+        takes: the beginning of a sentence on its input.
+        gives: the end of that sentence.
+        class_labels: the data's label of each class; empty in regression.
+        table: None where the input is an array.
+        raw: it takes records as the user has them.
+    """
+
+    takes: str = "Takes an array as the signature says"
+    gives: str = "gives the model's outputs"
+    class_labels: Sequence[Any] = ()
+    table: Table | None = None
+    raw: bool = True
+
+    @property
+    def sentence(self) -> str:
+        """Both, in one line."""
+        return f"{self.takes}; {self.gives}."
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """JSON data for the model's metadata, beside its signature."""
+        classes = {"fedray_classes": {str(n): label for n, label in enumerate(self.class_labels)}} if self.class_labels else {}
+        return {"fedray_input": self.takes, "fedray_output": self.gives, "fedray_raw_rows": self.raw, **classes}
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The same as tags; more classes than fit one are in the metadata alone."""
+        classes = json.dumps(list(self.class_labels), ensure_ascii=False)
+        shown = {"classes": classes} if self.class_labels and len(classes) <= _MOST_SHOWN else {}
+        return {"input": self.takes[:_MOST_SHOWN], "output": self.gives[:_MOST_SHOWN], **shown}
+
+
+class Built(NamedTuple):
+    """A model with its weights loaded, an example batch [n, ...] of which only shape and dtype are used, and what it takes and gives."""
+
+    model: nn.Module
+    example: npt.NDArray[Any]
+    about: About = About()
+
+
+#: Builds the final model: a :class:`Built`, or its first two entries.
+ModelBuilder = Callable[[], "Built | tuple[nn.Module, npt.NDArray[Any]]"]
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model saved in MLflow's format.
+
+    Attributes:
+        folder: holds it; a temporary folder.
+        fields: the ``Model`` that the folder's MLmodel file was written from.
+        params: settings shown with the model.
+        tags: epsilon, delta, unit, accountant, claim, ledger_sha256, model_sha256, input, output, classes.
+        metrics: the final metrics, linked to the model.
+        sha256: identifies the weights.
+        description: of the registered version, Markdown.
+    """
+
+    folder: Path
+    fields: Any
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Sequence[Point]
+    sha256: str
+    description: str = ""
+
+
+def save_model(
+    builder: ModelBuilder,
+    run_id: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    metrics: Sequence[Point],
+    sha256: str,
+    description: str = "",
+) -> SavedModel | None:
+    """Build and save the model for :func:`fedray.tracking.registry.log_final_model`; what it takes and gives is put before ``description``.
+
+    Returns:
+        None where the model cannot be traced by ``torch.export``; the log says why.
+    """
+    load_mlflow()
+    folder = Path(tempfile.mkdtemp(prefix="fedray-model-"))
+    try:
+        built = Built(*builder())
+        fields = _save(built, folder, run_id)
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        log.warning(
+            "the model is not in MLflow, because it cannot be exported (%s); model.safetensors has its weights.", first_line(error)[:200]
+        )
+        return None
+    about = built.about
+    described = "\n\n".join(part for part in (about.sentence, description) if part)
+    return SavedModel(folder, fields, dict(params), dict(tags) | about.tags, list(metrics), sha256, described)
+
+
+def _save(built: Built, folder: Path, run_id: str) -> Any:
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import Model, infer_signature
+
+    # Two records: a batch of one would be traced as a constant.
+    example = np.zeros((2, *built.example.shape[1:]), dtype=built.example.dtype)
+    model = built.model.to("cpu").eval()
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(example)).numpy()
+    fields = Model(artifact_path=NAME, run_id=run_id, metadata=built.about.metadata)
+    needed = [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"]
+    target = folder / NAME
+    mlflow.pytorch.save_model(
+        model,
+        str(target),
+        mlflow_model=fields,
+        signature=infer_signature(example, outputs),
+        input_example=example,
+        pip_requirements=needed,
+    )
+    fields.flavors["python_function"]["config"] = {"device": "cpu"}  # a graph that was traced there runs nowhere else
+    if built.about.table is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            _name_columns(fields, built.about.table, target, Path(scratch), outputs, needed)
+    fields.save(str(target / "MLmodel"))
+    return fields
+
+
+def _name_columns(fields: Any, table: Table, target: Path, scratch: Path, outputs: Any, needed: Sequence[str]) -> None:
+    """Give a saved model that takes columns by position a caller that takes them by name, and the signature for that."""
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.models import Model, ModelSignature
+    from mlflow.models.signature import infer_signature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType, DataType
+
+    (scratch / f"{table.module}.py").write_bytes(table.code.read_bytes())
+    data = target / "data"
+    (data / table.file).write_text(json.dumps([dict(c) for c in table.columns], ensure_ascii=False), encoding="utf-8")
+    texts = [any(isinstance(v, str) for v in c.get("values") or ()) for c in table.columns]
+    # A column of whole numbers comes as int64 or float64, by what a file happens to hold; MLflow's double refuses the one, its long the other.
+    inputs = Schema([ColSpec(DataType.string if text else AnyType(), c["name"]) for c, text in zip(table.columns, texts, strict=True)])
+    row = {c["name"]: (c.get("values") or [0.0])[0] for c in table.columns}
+    named = Model(metadata=fields.metadata)
+    mlflow.pyfunc.save_model(
+        str(scratch / "named"),
+        loader_module=table.module,
+        data_path=str(data),
+        code_paths=[str(scratch / f"{table.module}.py")],
+        mlflow_model=named,
+        signature=ModelSignature(inputs=inputs, outputs=infer_signature(outputs, outputs).outputs),
+        input_example=pd.DataFrame([row, row]),
+        pip_requirements=[*needed, f"pandas=={pd.__version__}"],
+    )
+    shutil.copytree(scratch / "named", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("data", "MLmodel"))
+    fields.signature, fields.saved_input_example_info = named.signature, named.saved_input_example_info
+    fields.flavors["python_function"] = named.flavors["python_function"] | {"data": fields.flavors["pytorch"]["model_data"]}
