@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,16 @@ def round_metrics(config: Config, number: int, permit: Permit, log: RoundLog, up
     }
     losses = [(r.loss, r.records) for r in log.reports if r.loss is not None]
     if losses:
-        values, records = np.array([v for v, _ in losses]), np.array([n for _, n in losses], dtype=np.float64)
-        metrics["train/loss_mean"] = float(values @ records / records.sum())
+        metrics["train/loss_mean"] = mean_over_records(losses)
     return metrics
+
+
+def mean_over_records(values: Sequence[tuple[float, int]]) -> float:
+    """The mean of clients' (value, records), weighted by records: the same to the last bit in whatever order they arrived."""
+    records = sum(n for _, n in values)
+    if not records or not all(math.isfinite(value) for value, _ in values):
+        return math.nan
+    return math.fsum(value * n for value, n in values) / records
 
 
 @dataclass(frozen=True, eq=False)
