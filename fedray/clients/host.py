@@ -24,6 +24,7 @@ from fedray.clients.devices import device_of_actor, node_of_actor
 from fedray.clients.memory import keep_freed_memory
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask, added_up
 from fedray.clients.salts import load_salt
+from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.clients.trainer import Trainer
 from fedray.data.commitment import commit_records
 from fedray.data.dataset import load_client
@@ -50,6 +51,7 @@ class ClientHost:
     def __init__(self, spec: HostSpec, data: Federation | None = None, device: str | None = None) -> None:
         # Nothing that can fail: an exception here would reach the driver as a dead actor, without its type.
         self._spec, self._config, self._federation, self._device_name = spec, spec.config, data, device
+        self._kept: Kept = unchanged
         self._own: ClientData | None = None
         self._account: Account | None = None
         self._part: Part | None = None
@@ -62,6 +64,7 @@ class ClientHost:
 
     # -- control ---------------------------------------------------------------------------------
 
+    @speaking()
     def ready(self) -> HostInfo:
         """Load what the actor needs and say where it runs and what it loaded; called once, first.
 
@@ -74,6 +77,8 @@ class ClientHost:
         if spec.profile:
             keep_spans()
         torch.set_num_threads(spec.threads)
+        if "python:" in config.model_dump_json():
+            self._kept = Surroundings().kept
         keep_freed_memory()
         self._device = torch.device(self._device_name or device_of_actor())
         if spec.client is not None:
@@ -107,6 +112,7 @@ class ClientHost:
             scale=1.0 if own is None else own.scale,
         )
 
+    @speaking()
     def configure(self, outputs: int, frozen: str | None = None) -> None:
         """Build the model, once it is known how many outputs the federation's model has, and the digest of its frozen parameters.
 
@@ -122,8 +128,9 @@ class ClientHost:
         algorithm, reserve = make_algorithm(config.algorithm), self._reserve if self._account is not None else None
         # Nothing that one client's records leave in a model may meet another's turn, where anything is protected.
         fresh = fresh_models(model, partial(self._built, build_model)) if config.privacy.regimes else None
-        self._trainer = Trainer(spec, model, self._loss, algorithm, data, reserve, fresh)
+        self._trainer = Trainer(spec, model, self._loss, algorithm, data, reserve, fresh, self._kept)
 
+    @speaking()
     def preflight(self) -> float:
         """The measured sensitivity of one step over the clip norm, before any private record is touched; 0 where only whole clients
         are protected, of which one's records must not reach another's turn either.

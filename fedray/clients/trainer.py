@@ -23,6 +23,7 @@ from fedray.algorithms.build import Algorithm, untouched
 from fedray.clients.devices import on_device
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
+from fedray.clients.surroundings import Kept, described, told, unchanged
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
 from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blocks
@@ -55,6 +56,7 @@ class Trainer:
         data: the federation, or the one client's own records.
         reserve: asked before a client's data is used, where the silo keeps its own book.
         fresh: makes the model for a turn; None where all turns may share one.
+        kept: what training runs within, so that nothing of it is left in the process.
     """
 
     def __init__(
@@ -66,10 +68,12 @@ class Trainer:
         data: Federation | ClientData,
         reserve: Reserve | None = None,
         fresh: Callable[[], nn.Module] | None = None,
+        kept: Kept = unchanged,
     ) -> None:
         self._fresh = fresh
         self._spec, self._config, self._loss, self._algorithm, self._reserve = spec, spec.config, loss, algorithm, reserve
         self.model, self.layout, self.device = model, Layout.of(model), next(model.parameters()).device
+        self._kept = kept
         self._federation = data if isinstance(data, Federation) else None
         self._own = data if isinstance(data, ClientData) else None
         training = spec.group.training
@@ -129,7 +133,7 @@ class Trainer:
                 if isinstance(reserved, str):
                     return report("refused", error=reserved)
                 client = reserved
-            with span("compute", "local training"):
+            with self._kept(partial(self._own_seed, task, client)), span("compute", "local training"):
                 result, fitted = self._run(task, weights, client, data, lr)
             receipts = self._receipts(task, client, result)
             with _whole_or_dead(), span("aggregation", "add an update"):
@@ -141,13 +145,13 @@ class Trainer:
         except UpdateRejected as error:
             return report("rejected", error=str(error))
         except FedrayError as error:
-            return report("failed", error=str(error), traceback=traceback.format_exc())
-        except Exception as error:  # a client's fault is reported, not fatal
+            return report("failed", error=str(error), traceback=told(error))
+        except BaseException as error:  # a client's fault is reported, not fatal; also where its code asks to end the process
             if isinstance(error, getattr(torch, "AcceleratorError", ())):
                 # The device context is unusable from here on: end, so that the pool starts a fresh actor.
                 traceback.print_exc()
                 os._exit(1)
-            return report("failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            return report("failed", error=described(error), traceback=told(error))
         return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted)
 
     def _run(self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float) -> tuple[LocalResult, int | None]:
@@ -202,11 +206,11 @@ class Trainer:
             draws = self._draws(task, self._seed())
             job = self._job(task, self._spec.group.training, lr, draws())
             crowd = Crowd(*self._everyone(), starts, stops, lambda k: draws(clients[k].index))
-            with span("compute", "local training, many clients at once"):
+            with self._kept(partial(self._own_seed, task)), span("compute", "local training, many clients at once"):
                 trained, results = train_crowd(self.model, self.layout, weights, crowd, job)
         except Stopped as error:
             return [self._report(c, "late", n, 0.0, error=str(error)) for c, n in zip(clients, sizes, strict=True)]
-        except Exception:
+        except BaseException:
             return [self._turn(task, weights, client, lr, total) for client in clients]
         updates = np.subtract(trained, weights, out=trained)
         with _whole_or_dead(), span("aggregation", "add updates"):
@@ -254,6 +258,10 @@ class Trainer:
     def _seed(self) -> int:
         """What a turn's draws follow from besides its noise: the config's seed, or nothing that anybody knows where privacy is claimed."""
         return secrets.randbits(128) if self._secret else self._config.seed
+
+    def _own_seed(self, task: RoundTask, client: ClientTask | None = None) -> int:
+        """For the generators of numpy and Python, which client code may use."""
+        return torch_seed(self._seed(), "own", task.round, -1 if client is None else client.index)
 
     def _draws(self, task: RoundTask, seed: int) -> Keyed:
         """What gives the generator for a client's batches, by its index."""

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedray import components
 from fedray.clients.host import device_of_actor
 from fedray.clients.nodes import asks, ray_options
+from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.config import Config
 from fedray.data.records import Records
 from fedray.errors import FedrayError, cause_of, first_line
@@ -31,6 +32,7 @@ class Evaluator:
     def __init__(self, config: Config, test: Records, outputs: int, frozen: str, provided: Mapping[str, Any]) -> None:
         self._config, self._test, self._outputs, self._frozen, self._provided = config, test, outputs, frozen, provided
 
+    @speaking()
     def ready(self) -> None:
         """Build the model; called once, first.
 
@@ -39,6 +41,7 @@ class Evaluator:
         """
         components.provide(self._provided)
         torch.set_num_threads(max(1, int(self._config.evaluation.resources.cpu)))
+        self._kept: Kept = Surroundings().kept if "python:" in self._config.model_dump_json() else unchanged
         self._device = torch.device(device_of_actor())
         shape = tuple(int(n) for n in self._test.x.shape[1:])
         dtype = torch.int64 if self._test.x.dtype.kind == "i" else torch.float32
@@ -58,7 +61,8 @@ class Evaluator:
         began = time.perf_counter()
         set_vector(self._model, self._layout, weights)
         size = self._config.evaluation.batch_size
-        values = evaluate(self._model, self._x, self._y, self._metrics, self._loss, size, self._device)
+        with speaking(), self._kept(None):
+            values = evaluate(self._model, self._x, self._y, self._metrics, self._loss, size, self._device)
         return values, time.perf_counter() - began
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -83,7 +84,8 @@ class CheckedLoss:
         Raises:
             ConfigError: the user's function returned anything else.
         """
-        losses = self.loss(outputs, targets)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # so it is afterwards, too, whatever the function leaves
+            losses = self.loss(outputs, targets)
         if not isinstance(losses, Tensor) or losses.shape != (len(targets),):
             got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
             raise ConfigError(f"training.loss: '{self.name}' returned {got} for {len(targets)} records; return one loss for each.")
