@@ -172,8 +172,8 @@ def _histories(
         summary = _read(book, notes)
         if summary.units - {(plan.unit, plan.adjacency)}:
             raise LedgerError(
-                f"{book}: holds other charges than of {plan.unit} under {plan.adjacency} adjacency, so this run could not use it; "
-                "use another ledger directory."
+                f"{book}: holds other charges than of {plan.unit} under {plan.adjacency} adjacency, and charges of both kinds have no common "
+                "epsilon, so this run could not use it; set privacy.regime and cohort to those of the runs before."
             )
         for name in subjects:
             found[name] = (accounting.flatten(summary.charged(name)), summary.charges[name])

@@ -56,7 +56,7 @@ class Refusal:
         if self.budget is None or self.after <= self.budget:
             return (
                 f"{self.subject}: took part in {self.participations} rounds, which is privacy.max_participations; "
-                "start a new run with more of them, which takes more noise."
+                "to plan for more of them takes more noise."
             )
         noise, steps = self.fits()
         ways = [f"privacy.noise_multiplier={noise:g}"] if noise is not None else []

@@ -1,4 +1,8 @@
-"""A book as a file: one writer at a time holds its lock, and every block is on disk (fsync) before the writer goes on."""
+"""A book as a file: one writer at a time holds its lock, and every block is on disk (fsync) before the writer goes on.
+
+A book gets its name together with its first block, so a file of that name without an entry is no book that a crash left
+behind: something emptied it, and it is refused.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -53,11 +58,16 @@ class FileBook:
             _make_directory(path.parent)
         self._path = path
         self._pid = os.getpid()
-        self._descriptor = _open_locked(path, job, must_exist, wait)
+        self._unborn: Path | None = None
+        if must_exist or path.exists():
+            self._descriptor = _open_locked(path, job, wait)
+        else:
+            self._unborn = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+            self._descriptor = _open_locked(path, job, 0.0, self._unborn)
 
     def lines(self) -> Iterator[bytes]:
-        """See :func:`read_lines`."""
-        return read_lines(self._path)
+        """See :func:`read_lines`; a new book has none."""
+        return iter(()) if self._unborn is not None else read_lines(self._path)
 
     def append(self, block: bytes, at: int) -> None:
         """Write ``block`` behind the first ``at`` bytes, which are all there are; on disk when this returns.
@@ -65,14 +75,31 @@ class FileBook:
         Raises:
             LedgerError: the file is not the one that was locked, has another length, or cannot be written.
         """
-        fault = self._find_fault(at)
+        fault = None if self._unborn is not None else self._find_fault(at)
         if fault is not None:
             raise LedgerError(f"{self._path}: {fault}; nothing more can be charged through it, so nothing may be trained.")
         try:
             _write(self._descriptor, block, at)
             os.fsync(self._descriptor)
+            if self._unborn is not None:
+                self._name(self._unborn)
         except OSError as error:
             raise LedgerError(f"{self._path}: a write failed ({error}); free the disk or mend the volume, then start again.") from error
+
+    def _name(self, unborn: Path) -> None:
+        """Give a new book its name, never over one that someone else made meanwhile."""
+        try:
+            os.link(unborn, self._path)
+        except FileExistsError:
+            raise LedgerError(f"{self._path}: another run began this book a moment ago; start again, and wait for that run.") from None
+        _holder_path(unborn).replace(_holder_path(self._path))
+        self._discard(unborn)
+        sync_directory(self._path.parent)
+
+    def _discard(self, unborn: Path) -> None:
+        self._unborn = None
+        unborn.unlink(missing_ok=True)
+        _holder_path(unborn).unlink(missing_ok=True)
 
     def cut(self, tail: bytes, at: int) -> str:
         """Cut off what follows the first ``at`` bytes, keeping it in a file beside the book; returns where, in words."""
@@ -101,6 +128,8 @@ class FileBook:
         if descriptor >= 0:
             if os.getpid() == self._pid:
                 _holder_path(self._path).unlink(missing_ok=True)
+                if self._unborn is not None:
+                    self._discard(self._unborn)
             os.close(descriptor)
 
 
@@ -108,23 +137,25 @@ def _holder_path(path: Path) -> Path:
     return path.with_name(path.name + ".holder")
 
 
-def _open_locked(path: Path, job: str, must_exist: bool, wait: float) -> int:
-    exists = path.exists()
-    if must_exist and not exists:
-        raise LedgerError(f"{path}: the book is missing though it has been written before; mount its volume or bring it back.")
+def _open_locked(path: Path, job: str, wait: float, unborn: Path | None = None) -> int:
+    """The locked file of the book at ``path``, or ``unborn``, which is to become it."""
+    file = path if unborn is None else unborn
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | (0 if unborn is None else os.O_CREAT | os.O_EXCL), 0o600)
+    except FileNotFoundError:
+        missing = "the book is missing though it has been written before" if unborn is None else "its directory is missing"
+        raise LedgerError(f"{path}: {missing}; mount the volume that holds it, or bring it back.") from None
     except OSError as error:
-        raise LedgerError(
-            f"{path}: cannot be opened ({error.strerror or error}); mount the volume, or make its directory if the ledger is new."
-        ) from error
+        raise LedgerError(f"{path}: cannot be opened ({error.strerror or error}); mount the volume that holds it.") from error
     try:
         _lock(path, descriptor, wait)
-        if os.stat(path).st_ino != os.fstat(descriptor).st_ino:
+        if os.stat(file).st_ino != os.fstat(descriptor).st_ino:
             raise LedgerError(f"{path}: was replaced while it was being opened; start again.")
+        if unborn is None and not os.fstat(descriptor).st_size:
+            raise LedgerError(f"{path}: is empty, but a book begins with an entry; something emptied it, so bring the full book back.")
         os.fsync(descriptor)
         sync_directory(path.parent)
-        _holder_path(path).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "job": job}))
+        _holder_path(file).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "job": job}))
     except OSError as error:
         os.close(descriptor)
         raise LedgerError(f"{path}: cannot be locked or made durable ({error.strerror or error}); use a volume with file locks.") from error
@@ -140,7 +171,7 @@ def _make_directory(directory: Path) -> None:
         sync_directory(directory.parent)
     except OSError as error:
         raise LedgerError(
-            f"{directory}: cannot be made ({error.strerror or error}); mount the volume that holds it, or make it once by hand."
+            f"{directory}: cannot be made ({error.strerror or error}); mount the volume that holds it; the directory above it must be there."
         ) from error
 
 

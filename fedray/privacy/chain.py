@@ -1,7 +1,7 @@
 """The file format of the book of record: entries in a hash chain, and how they are read and added up.
 
 Each line is one JSON object with sorted keys and no blanks, followed by ``hash``: the SHA-256 of the object without it.
-``prev`` is the hash of the line before. Writing is :mod:`fedray.privacy.ledger`'s; where the lines lie, :mod:`fedray.privacy.store`'s.
+``prev`` is the hash of the line before, ``time`` when the line was written (UTC, to the second). Writing is :mod:`fedray.privacy.ledger`'s; where the lines lie, :mod:`fedray.privacy.store`'s.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ class Summary:
         charges: subject to number of reserve entries.
         commits: number of commit entries.
         jobs: jobs that opened the book, in order.
+        times: run to when its first and its last entry were written (UTC); entries without a time, as written before there was one, count for none.
         terms: plan's SHA-256 to the plan as written in the book.
         units: (unit, adjacency) of the charges; more than one pair cannot be added up.
         last: subject to job and plan of its last charge.
@@ -118,6 +119,7 @@ class Summary:
     charges: Counter[str] = field(default_factory=Counter)
     commits: int = 0
     jobs: list[str] = field(default_factory=list)
+    times: dict[str, tuple[str, str]] = field(default_factory=dict)
     terms: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     units: set[tuple[str, Adjacency]] = field(default_factory=set)
     last: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -165,6 +167,9 @@ class Summary:
         self.entries += 1
         self.head = Head(entry.seq, entry.sha256)
         data = entry.data
+        if "time" in data:
+            run = run_of(data["job"])
+            self.times[run] = (self.times[run][0] if run in self.times else data["time"], data["time"])
         if entry.kind == "reserve" and entry.event is not None:
             self.spent.setdefault(data["subject"], Counter())[entry.event] += 1
             self.charges[data["subject"]] += 1
@@ -271,6 +276,10 @@ def parse(path: Location, line: bytes, seq: int, prev: str) -> Entry:
     if data.get("prev") != prev:
         raise LedgerError(
             f"{where}: names {str(data.get('prev'))[:12]}... as the line before it, but that has the hash {prev[:12]}...: {_MEND}."
+        )
+    if seq == 0 and kind != "open":
+        raise LedgerError(
+            f"{where}: is a {kind} entry, but a book begins with one that says who opened it; its beginning is missing: {_MEND}."
         )
     if missing:
         raise LedgerError(f"{where}: the {kind} entry lacks {', '.join(missing)}: {_MEND}.")

@@ -13,6 +13,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -112,8 +113,6 @@ class Ledger:
         ledger = cls(path, store, job, unit, adjacency)
         try:
             ledger._load(subject, pinned)
-            if must_exist and ledger._summary.head is None:
-                raise LedgerError(f"{path}: is empty though it has been written before; bring the full book back.")
             # The random writer keeps the blocks of two writers apart even where everything else they write is the same.
             opening = {"subject": subject, "unit": unit, "adjacency": adjacency, "writer": secrets.token_hex(8)}
             ledger._append([{"kind": "open", "job": job, **opening}])
@@ -153,11 +152,13 @@ class Ledger:
         if entry.kind != "reserve":
             return
         if subject is not None and data["subject"] != subject:
-            raise LedgerError(f"{self.path}: is the book of '{data['subject']}', not of '{subject}'; give each silo a ledger of its own.")
+            raise LedgerError(
+                f"{self.path}: is the book of '{data['subject']}', not of '{subject}'; name the directory that holds the book of '{subject}'."
+            )
         if (data["unit"], data["adjacency"]) != (self._unit, self._adjacency):
             raise LedgerError(
-                f"{self.path}: charges {data['unit']} under {data['adjacency']} adjacency, not {self._unit} under {self._adjacency}; "
-                "use another ledger directory for this run."
+                f"{self.path}: charges {data['unit']} under {data['adjacency']} adjacency, not {self._unit} under {self._adjacency}, and charges "
+                "of both kinds have no common epsilon; set privacy.regime and cohort to those of the runs before."
             )
 
     def _repair(self, tail: bytes, subject: str | None) -> None:
@@ -169,6 +170,10 @@ class Ledger:
         assert self._store is not None
         digest = hashlib.sha256(tail).hexdigest()
         head = self._summary.head
+        if head is None:
+            raise LedgerError(
+                f"{self.path}: holds {len(tail)} bytes that are no entry, and nothing before them; bring the right book back."
+            )
         try:
             entry = parse(self.path, tail, self._summary.entries, head.sha256 if head else GENESIS)
         except LedgerError:
@@ -276,9 +281,10 @@ class Ledger:
         store = self._usable()
         head = self._summary.head
         seq, prev = (head.seq + 1, head.sha256) if head else (0, GENESIS)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         lines, entries = [], []
         for body in bodies:
-            data = {"v": VERSION, "seq": seq, "prev": prev, **body}
+            data = {"v": VERSION, "seq": seq, "prev": prev, "time": now, **body}
             line, entry = seal(data)
             prev = entry.sha256
             entries.append(entry)

@@ -118,7 +118,7 @@ class Privacy:
         return (
             f"the privacy budget is reached: {eligible} clients may still train, cohort.min_clients asks for {max(1, needed)}; "
             f"{worst.name} has spent epsilon {worst.epsilon:.4g} of {line.plan.budget}, and one more round would cost "
-            f"{worst.next_epsilon:.4g}. Raise privacy.budget, or start with {few}."
+            f"{worst.next_epsilon:.4g}. Raise privacy.budget, or plan with {few}."
         )
 
 

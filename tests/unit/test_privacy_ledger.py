@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def test_an_entry_has_the_written_form(tmp_path: Path) -> None:
     hashed = entry.pop("hash")
     assert len(hashed) == 64
     assert len(entry.pop("prev")) == 64
+    assert datetime.strptime(entry.pop("time"), "%Y-%m-%dT%H:%M:%SZ").year > 2000
     assert entry == {
         "v": 1,
         "seq": 1,
