@@ -23,18 +23,19 @@ from fedray.algorithms.build import make_algorithm
 from fedray.clients.devices import device_of_actor, node_of_actor
 from fedray.clients.memory import keep_freed_memory
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask, added_up
-from fedray.clients.salts import load_salt
+from fedray.clients.recognition import commit_silo
 from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.clients.trainer import Trainer
-from fedray.data.commitment import commit_records
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation, Records
 from fedray.frozen import check_frozen
 from fedray.models.build import build_model, untried_model
 from fedray.parameters import Vector, set_vector
-from fedray.privacy.account import Account, Decision, Figures, Reservation
+from fedray.privacy.account import Account, Decision, Reservation
 from fedray.privacy.afford import Plan
+from fedray.privacy.figures import Figures
 from fedray.privacy.ledger import ledger_directory
+from fedray.privacy.rules import claim
 from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.kept import fresh_models
@@ -277,7 +278,7 @@ class ClientHost:
         config, data = self._config, None
         assert self._own is not None
         if config.privacy.record:
-            data = commit_records(self._own.train.x, self._own.train.y, load_salt(ledger_directory(ledger, "."), self._name))
+            data = commit_silo(ledger_directory(ledger, "."), self._name, self._own.train)
         return Account.open_silo(
             ledger_directory(ledger, "."),
             self._name,
@@ -286,6 +287,7 @@ class ClientHost:
             pinned=self._spec.pinned,
             fewer_steps=config.privacy.fewer_steps,
             data=data,
+            void=claim(config).reasons,
         )
 
     def _part_of(self, task: RoundTask, shared: SharedAt | None) -> Part:

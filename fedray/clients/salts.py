@@ -13,6 +13,13 @@ from fedray.privacy.location import Location
 from fedray.privacy.object_client import Bucket, Taken
 
 
+def find_salt(directory: Location, book: str) -> bytes | None:
+    """The salt of a book, as :func:`load_salt`; None where there is none, as with a book without commitments."""
+    name = _name(book)
+    there = (directory / name).exists() if isinstance(directory, Path) else Bucket(directory).get(f"/{name}") is not None
+    return load_salt(directory, book) if there else None
+
+
 def load_salt(directory: Location, book: str) -> bytes:
     """The salt of a book, made where there is none.
 
@@ -24,7 +31,7 @@ def load_salt(directory: Location, book: str) -> bytes:
         DataError: the file cannot be made, or holds something else.
         LedgerError: the store is away, or the object holds something else.
     """
-    name = f"{quote(book, safe='')}.salt"
+    name = _name(book)
     if isinstance(directory, Path):
         directory.mkdir(exist_ok=True)
         return load_file(directory / name)
@@ -39,3 +46,7 @@ def load_salt(directory: Location, book: str) -> bytes:
     if salt is None or len(salt) != SALT_BYTES:
         raise LedgerError(f"{directory}/{name}: is not a salt of {SALT_BYTES} bytes; bring the right object back.")
     return salt
+
+
+def _name(book: str) -> str:
+    return f"{quote(book, safe='')}.salt"

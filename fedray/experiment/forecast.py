@@ -87,6 +87,7 @@ class Row:
         law: how often they are charged.
         spent: what their ledgers hold already.
         charges: how many charges that are.
+        limits: the file that the plan's budget comes from, where the config has none.
     """
 
     group: str
@@ -96,6 +97,7 @@ class Row:
     law: Law
     spent: Composition
     charges: int
+    limits: str | None = None
 
     def epsilon(self, charges: int, event: Event | None = None) -> float:
         """Epsilon after so many more charges (of another event than the plan's)."""
@@ -129,7 +131,10 @@ def refusal(config: Config, path: str, rows: Sequence[Row]) -> str | None:
         f"{plan.budget:g} is spent by then, and another round would bring it to {_up(row.epsilon(affordable + 1))}"
     )
     ways = _ways(config, path, [r for r, _ in short])
-    return f"{head}; " + (f"it would fit with {' or '.join(ways)}, or raise {path}.budget." if ways else f"raise {path}.budget.")
+    fit = f"it would fit with {' or '.join(ways)}" if ways else "no setting makes it fit"
+    if row.limits is not None:
+        return f"{head}; {fit}, and {row.limits} allows no more, whatever the config says."
+    return f"{head}; " + (f"{fit}, or raise {path}.budget." if ways else f"raise {path}.budget.")
 
 
 def _ways(config: Config, path: str, short: Sequence[Row]) -> list[str]:

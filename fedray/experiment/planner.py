@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -26,8 +26,12 @@ from fedray.privacy.afford import bound, plus
 from fedray.privacy.chain import EVERYONE, Summary, scan
 from fedray.privacy.clientplan import ClientPlan, level
 from fedray.privacy.ledger import Location, clients_path, ledger_directory, records_path, subject_path
+from fedray.privacy.limits import load_limits
 from fedray.privacy.plan import RecordPlan
+from fedray.privacy.rules import claim
 from fedray.privacy.store import find_books, read_lines
+
+P = TypeVar("P", RecordPlan, ClientPlan)
 
 TARGETS = (1.0, 2.0, 4.0, 8.0)
 
@@ -102,6 +106,7 @@ def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
     for group, plan in zip(p.groups, p.plans, strict=True):
         if plan is None:
             continue
+        plan, limits = _held(p, plan, group.ledger, "privacy")
         law = _law(p, group.rate, plan.max_participations)
         names = [p.names[i] for i in group.members]
         past = _histories(plan, group.ledger, names, dedicated, notes)
@@ -110,8 +115,22 @@ def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
             alike.setdefault(past.get(p.names[i], ((), 0)), []).append(i)
         for (spent, charges), members in alike.items():
             records = tuple(int(p.sizes[i]) for i in members) if shown and p.sizes is not None else None
-            found.append(Row(group.name, tuple(p.names[i] for i in members), records, plan, law, spent, charges))
+            found.append(Row(group.name, tuple(p.names[i] for i in members), records, plan, law, spent, charges, limits))
     return found
+
+
+def _held(prepared: Prepared, plan: P, ledger: str, path: str) -> tuple[P, str | None]:
+    """The plan with the limit of the ledger's folder as its budget, and the file that says so, where the config has none.
+
+    Raises:
+        PrivacyRefusal: the folder's limits do not allow this plan.
+    """
+    limits = None if ledger == "run" else load_limits(ledger_directory(ledger, "."))
+    if limits is None:
+        return plan, None
+    limits.check([plan], claim(prepared.config).reasons, path)
+    held = cast(P, limits.hold(plan))
+    return held, limits.where if held.budget != plan.budget else None
 
 
 def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list[Row]:
@@ -120,18 +139,21 @@ def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list
     ledger = p.groups[0].ledger if own is config.privacy else own.ledger
     silos = config.privacy.regimes == ("local",) and config.clients.placement == "dedicated"
     rows = []
+    path = "privacy" if own is config.privacy else "privacy.joint"
     if plan.charging.whom == "everyone":
+        plan, limits = _held(p, plan, ledger, path)
         past = _histories(plan, ledger, [EVERYONE], False, notes)
         spent, charges = past.get(EVERYONE, ((), 0))
-        return [Row("all", (EVERYONE,), None, plan, Law(config.rounds, every=plan.charging.span), spent, charges)]
+        return [Row("all", (EVERYONE,), None, plan, Law(config.rounds, every=plan.charging.span), spent, charges, limits)]
     for group in p.groups:
+        held, limits = _held(p, plan, group.ledger if silos else ledger, path)
         names = [p.names[i] for i in group.members]
         past = _histories(plan, group.ledger if silos else ledger, names, silos, notes)
         alike: dict[tuple[Composition, int], list[str]] = {}
         for name in names:
             alike.setdefault(past.get(name, ((), 0)), []).append(name)
         law = _law(p, group.rate, plan.max_participations)
-        rows += [Row(group.name, tuple(members), None, plan, law, spent, charges) for (spent, charges), members in alike.items()]
+        rows += [Row(group.name, tuple(members), None, held, law, spent, charges, limits) for (spent, charges), members in alike.items()]
     return rows
 
 

@@ -23,10 +23,9 @@ from fedray.clients.host import HostSpec
 from fedray.clients.messages import ClientTask, HostInfo
 from fedray.clients.placement import Place, asks, more_places, plan_places, start_actor
 from fedray.clients.pool import Pool
-from fedray.clients.salts import load_salt
+from fedray.clients.recognition import commit_federation
 from fedray.config import Config
 from fedray.configfile import dump_config
-from fedray.data.commitment import commit_records
 from fedray.driver import Parts
 from fedray.errors import ConfigError
 from fedray.experiment.background import Background
@@ -233,6 +232,8 @@ class Wiring:
             pinned=self._pinned.get(name),
             fewer_steps=self.config.privacy.fewer_steps and name == "records",
             data=data,
+            void=claim(self.config).reasons,
+            path="privacy.joint" if name == "clients" and self.config.privacy.joint is not None else "privacy",
         )
 
     def _commitments(self, ledger: str) -> dict[str, str]:
@@ -241,9 +242,7 @@ class Wiring:
         if federation is None:
             return {}
         directory = self._files.books if ledger == "run" else ledger_directory(ledger, self._files.root)
-        salt = load_salt(directory, "records")
-        clients = (federation.client(i).train for i in range(len(federation.names)))
-        return {name: commit_records(c.x, c.y, salt) for name, c in zip(federation.names, clients, strict=True)}
+        return commit_federation(directory, federation, ledger != "run")
 
     @property
     def _silos_charge_clients(self) -> bool:

@@ -6,7 +6,7 @@ driver's book of whole clients, in which one subject may stand for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,54 +18,15 @@ from fedray.privacy import accounting, afford
 from fedray.privacy.accounting import Composition
 from fedray.privacy.afford import Plan
 from fedray.privacy.chain import EVERYONE
+from fedray.privacy.figures import Figures, Group
 from fedray.privacy.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
+from fedray.privacy.limits import Limits, load_limits
+from fedray.privacy.refusal import Refusal, refusal
 
 #: Seconds that a silo's new actor waits for the one it replaces to let go of the book.
 TAKEOVER = 30.0
 #: Subjects up to which each one's figures are told.
 LISTED = 10_000
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a client may not train another round; ``str()`` is the sentence.
-
-    Attributes:
-        subject: the client.
-        spent: its epsilon so far.
-        after: its epsilon if it trained another round.
-        budget: the limit; None where only the number of participations is limited.
-        participations: rounds of this run it was charged for.
-        composition: what was spent, for computing what would fit.
-        plan: its plan.
-    """
-
-    subject: str
-    spent: float
-    after: float
-    budget: float | None
-    participations: int
-    composition: Composition
-    plan: Plan
-
-    def fits(self) -> tuple[float | None, int | None]:
-        """The least noise multiplier, and the most steps, with which one more round fits the budget; None where none does."""
-        return (None, None) if self.budget is None else afford.fits(self.composition, self.plan)
-
-    def __str__(self) -> str:
-        if self.budget is None or self.after <= self.budget:
-            return (
-                f"{self.subject}: took part in {self.participations} rounds, which is privacy.max_participations; "
-                "to plan for more of them takes more noise."
-            )
-        noise, steps = self.fits()
-        ways = [f"privacy.noise_multiplier={noise:g}"] if noise is not None else []
-        ways += [f"training.steps={steps}"] if steps else []
-        fit = f"it would fit with {' or '.join(ways)}" if ways else "no setting makes it fit"
-        return (
-            f"{self.subject}: has spent epsilon {self.spent:.4g} of {self.budget:g}, and another round would bring it to {self.after:.4g}; "
-            f"{fit}, or raise privacy.budget."
-        )
 
 
 @dataclass(frozen=True)
@@ -90,49 +51,6 @@ class Decision:
     reservations: dict[str, Reservation] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Figures:
-    """One client's privacy figures; a pure function of the ledger and the plan.
-
-    Attributes:
-        name: the client, or ``clients`` for all of them.
-        unit: whom the figure protects: a record, or a client.
-        charges: rounds charged in this book, by all runs.
-        run_charges: rounds charged by this run.
-        epsilon: headline (PLD upper bound) at the plan's delta, of all charges in the book.
-        epsilon_rdp: the same by RDP; infinite where RDP does not bound an event.
-        epsilon_unamplified: without the sampling of clients, against whoever knows the cohorts; None for records.
-        next_epsilon: ``epsilon`` after one more round.
-        delta: the plan's.
-        budget: limit on ``epsilon``, or None.
-        rounds_left: rounds that it can still take part in, or None without a limit.
-        exhausted: there is no next round for it.
-        composition: elementary events with counts.
-    """
-
-    name: str
-    unit: str
-    charges: int
-    run_charges: int
-    epsilon: float
-    epsilon_rdp: float
-    epsilon_unamplified: float | None
-    next_epsilon: float
-    delta: float
-    budget: float | None
-    rounds_left: int | None
-    exhausted: bool
-    composition: Composition
-
-
-@dataclass(frozen=True)
-class Group:
-    """Subjects of one account with equal figures; ``figures.name`` is one of ``names``."""
-
-    figures: Figures
-    names: Collection[str]
-
-
 @dataclass(eq=False)
 class _Alike:
     """Subjects with the same plan and the same charges (``charges``: of this run) have the same figures: compositions, not clients, cost time."""
@@ -151,16 +69,34 @@ class Account:
         plans: subject to its plan.
         fewer_steps: a subject that cannot afford a whole round is charged for the most local steps that it can.
         data: subject to the commitment to its records, for its entries.
+        limits: of the folder that the book lies in.
+        lasting: the book outlives the run, so that clients may have other names than before.
+
+    Raises:
+        LedgerError: the book was held to limits that are gone, or knows the records of a subject under another name.
     """
 
     def __init__(
-        self, ledger: Ledger, plans: Mapping[str, Plan], *, fewer_steps: bool = False, data: Mapping[str, str] | None = None
+        self,
+        ledger: Ledger,
+        plans: Mapping[str, Plan],
+        *,
+        fewer_steps: bool = False,
+        data: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        lasting: bool = True,
     ) -> None:
         self._ledger = ledger
         self._plans = dict(plans)
+        ledger.hold_to(None if limits is None else limits.terms.model_dump(exclude_defaults=True))
+        if lasting:
+            ledger.check_names(data or {})
+        self._limits = limits
+        distinct = list(dict.fromkeys(self._plans.values()))
+        self._held = {plan: plan if limits is None else limits.hold(plan) for plan in distinct}
         self._fewer_steps = fewer_steps
         self._data = dict(data or {})
-        for plan in dict.fromkeys(self._plans.values()):
+        for plan in distinct:
             ledger.describe(plan.sha256, plan.terms())
         self._of: dict[str, _Alike] = {}
         self._alike: dict[tuple[Plan, Composition, int], _Alike] = {}
@@ -182,6 +118,8 @@ class Account:
         pinned: str | None = None,
         fewer_steps: bool = False,
         data: Mapping[str, str] | None = None,
+        void: Sequence[str] = (),
+        path: str = "privacy",
     ) -> Account:
         """The driver's book in ``directory``: ``records.jsonl`` where the unit is a record, ``clients.jsonl`` where it is a client.
 
@@ -193,16 +131,20 @@ class Account:
             pinned: hash of an entry that the book must contain (an earlier ``head``).
             fewer_steps: see the class.
             data: see the class.
+            void: why the run's claim is void from the start.
+            path: the config's section that the plans follow.
 
         Raises:
             LedgerError: the book is locked, missing, broken or rolled back.
+            PrivacyRefusal: the limits of the directory do not allow these plans.
         """
+        limits = _allowed(directory, plans.values(), void, path)
         if isinstance(directory, Path) and not lasting:
             directory.mkdir(parents=True, exist_ok=True)
         plan = next(iter(plans.values()))
-        path = records_path(directory) if plan.unit == "record" else clients_path(directory)
-        ledger = Ledger.open(path, job, pinned=pinned, make_directory=True, unit=plan.unit, adjacency=plan.adjacency)
-        return cls(ledger, plans, fewer_steps=fewer_steps, data=data)
+        book = records_path(directory) if plan.unit == "record" else clients_path(directory)
+        ledger = Ledger.open(book, job, pinned=pinned, make_directory=True, unit=plan.unit, adjacency=plan.adjacency)
+        return _closing(ledger, lambda: cls(ledger, plans, fewer_steps=fewer_steps, data=data, limits=limits, lasting=lasting))
 
     @classmethod
     def open_silo(
@@ -216,13 +158,16 @@ class Account:
         wait: float = TAKEOVER,
         fewer_steps: bool = False,
         data: str | None = None,
+        void: Sequence[str] = (),
     ) -> Account:
         """A silo's own book in ``directory``; see :meth:`open_run`. Waits for a predecessor to end."""
+        limits = _allowed(directory, [plan], void)
         path = subject_path(directory, subject)
         ledger = Ledger.open(
             path, job, subject=subject, pinned=pinned, make_directory=True, wait=wait, unit=plan.unit, adjacency=plan.adjacency
         )
-        return cls(ledger, {subject: plan}, fewer_steps=fewer_steps, data={} if data is None else {subject: data})
+        own = {} if data is None else {subject: data}
+        return _closing(ledger, lambda: cls(ledger, {subject: plan}, fewer_steps=fewer_steps, data=own, limits=limits))
 
     @property
     def head(self) -> str:
@@ -242,12 +187,12 @@ class Account:
         for subject in subjects:
             alike = self._alike_of(subject)
             if alike not in found:
-                found[alike] = _refusal(subject, alike)
-            refusal = found[alike]
-            if refusal is None:
+                found[alike] = refusal(subject, alike.plan, alike.composition, alike.charges, self._limit_of(subject))
+            why = found[alike]
+            if why is None:
                 granted.append(subject)
             else:
-                refused[subject] = replace(refusal, subject=subject)
+                refused[subject] = replace(why, subject=subject)
         return Decision(granted, refused)
 
     def authorize(self, round: int, attempt: int, subjects: Sequence[str]) -> Decision:
@@ -326,6 +271,10 @@ class Account:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _limit_of(self, subject: str) -> str | None:
+        """The file that this subject's budget comes from; None where it is the config's."""
+        return self._limits.where if self._limits is not None and self._plans[subject].budget is None else None
+
     def _alike_of(self, subject: str) -> _Alike:
         if subject not in self._of:
             raise LedgerError(f"{self._ledger.path}: client '{subject}' has no plan in this run, so it cannot be charged.")
@@ -334,7 +283,7 @@ class Account:
     def _sort_in(self, subject: str, alike: _Alike | None = None) -> _Alike:
         """Put a subject with those of the same plan and charges, who are looked for where they are not given."""
         if alike is None:
-            plan, composition = self._plans[subject], accounting.flatten(self._ledger.spent(subject))
+            plan, composition = self._held[self._plans[subject]], accounting.flatten(self._ledger.spent(subject))
             charges = self._ledger.charges(subject, this_run=True)
             alike = self._alike.setdefault((plan, composition, charges), _Alike(plan, composition, charges))
         old = self._of.get(subject)
@@ -349,11 +298,11 @@ class Account:
     def _shortened(self, decision: Decision) -> dict[str, int]:
         """Move those from refused to granted who can afford some steps of a round; subject to how many."""
         steps: dict[str, int] = {}
-        for subject, refusal in list(decision.refused.items()):
-            full = refusal.plan.max_participations is not None and refusal.participations >= refusal.plan.max_participations
-            if full or refusal.budget is None:
+        for subject, why in list(decision.refused.items()):
+            full = why.plan.max_participations is not None and why.participations >= why.plan.max_participations
+            if full or why.budget is None:
                 continue
-            most = refusal.fits()[1]
+            most = why.fits()[1]
             if most:
                 steps[subject] = most
                 del decision.refused[subject]
@@ -390,10 +339,18 @@ class Account:
         )
 
 
-def _refusal(subject: str, alike: _Alike) -> Refusal | None:
-    plan, composition, done = alike.plan, alike.composition, alike.charges
-    after = afford.plus(composition, plan.event())
-    full = plan.max_participations is not None and done >= plan.max_participations
-    if not full and (plan.budget is None or afford.affordable(after, plan)):
-        return None
-    return Refusal(subject, afford.bound(composition, plan), afford.bound(after, plan), plan.budget, done, composition, plan)
+def _allowed(directory: Location, plans: Iterable[Plan], void: Sequence[str], path: str = "privacy") -> Limits | None:
+    """The directory's limits, which allow these plans."""
+    limits = load_limits(directory)
+    if limits is not None:
+        limits.check(dict.fromkeys(plans), void, path)
+    return limits
+
+
+def _closing(ledger: Ledger, made: Callable[[], Account]) -> Account:
+    """What is made of an open ledger, which is closed where that fails."""
+    try:
+        return made()
+    except BaseException:
+        ledger.close()
+        raise

@@ -110,6 +110,9 @@ class Summary:
         terms: plan's SHA-256 to the plan as written in the book.
         units: (unit, adjacency) of the charges; more than one pair cannot be added up.
         last: subject to job and plan of its last charge.
+        owner: the client whose own book this is; None: it is a driver's.
+        limits: those of the folder that the book was last held to; None: there were none.
+        records: commitment to the subjects that were charged for records under it.
     """
 
     path: Location
@@ -123,6 +126,9 @@ class Summary:
     terms: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     units: set[tuple[str, Adjacency]] = field(default_factory=set)
     last: dict[str, tuple[str, str]] = field(default_factory=dict)
+    owner: str | None = None
+    limits: Mapping[str, Any] | None = None
+    records: dict[bytes, set[str]] = field(default_factory=dict)
 
     def epsilons(self, delta: float) -> dict[str, float]:
         """Subject to its epsilon at ``delta``.
@@ -175,12 +181,18 @@ class Summary:
             self.charges[data["subject"]] += 1
             self.units.add((data["unit"], data["adjacency"]))
             self.last[data["subject"]] = (data["job"], data["plan"])
+            if "data" in data:
+                self.records.setdefault(bytes.fromhex(data["data"]), set()).add(data["subject"])
         elif entry.kind == "commit":
             self.commits += 1
-        elif entry.kind == "open" and data["job"] not in self.jobs:
-            self.jobs.append(data["job"])
+        elif entry.kind == "open":
+            self.owner = data.get("subject")
+            if data["job"] not in self.jobs:
+                self.jobs.append(data["job"])
         elif entry.kind == "note" and "terms" in data and "plan" in data:
             self.terms[data["plan"]] = data["terms"]
+        elif entry.kind == "note" and "limits" in data:
+            self.limits = data["limits"]
 
 
 def _pairs(units: Iterable[tuple[str, str]]) -> str:

@@ -275,6 +275,37 @@ class Ledger:
         if plan not in self._summary.terms:
             self.note("plan", plan=plan, terms=dict(terms))
 
+    def hold_to(self, limits: Mapping[str, Any] | None) -> None:
+        """Note the limits of the book's folder where they are others than before; None: there are none.
+
+        Raises:
+            LedgerError: the book was held to limits that are not there any more.
+        """
+        known = self._summary.limits
+        if limits is None and known is not None:
+            raise LedgerError(
+                f"{self.path}: was held to limits, but the file limits.yaml beside it is gone; nothing may be charged until it is back."
+            )
+        if limits is not None and limits != known:
+            self.note("limits", limits=dict(limits))
+
+    def check_names(self, data: Mapping[str, str]) -> None:
+        """Refuse subjects whose very records were charged under another name, whose holder is not there any more: they would begin anew.
+
+        Args:
+            data: subject to the commitment to its records.
+
+        Raises:
+            LedgerError: names both.
+        """
+        for subject, commitment in data.items():
+            known = self._summary.records.get(bytes.fromhex(commitment), {subject})
+            if subject not in known and not any(data.get(name) == commitment for name in known):  # else they are two that hold the same
+                raise LedgerError(
+                    f"{self.path}: the records of client '{subject}' were charged as those of '{min(known)}', and nothing of that would count "
+                    f"under another name; give the client the name '{min(known)}' again, so that its charges go on."
+                )
+
     def _append(self, bodies: Sequence[dict[str, Any]]) -> list[Head]:
         if not bodies:
             return []

@@ -20,8 +20,8 @@ import numpy as np
 
 from fedray.config import Config
 from fedray.privacy import accounting, wording
-from fedray.privacy.account import Figures, Group
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
+from fedray.privacy.figures import Figures, Group
 from fedray.privacy.plan import RecordPlan
 from fedray.privacy.rules import Claim, claim
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.pool import Pool
 from fedray.errors import BudgetReached
-from fedray.privacy.account import Account, Figures, Group, Reservation
+from fedray.privacy.account import Account, Reservation
 from fedray.privacy.chain import EVERYONE
+from fedray.privacy.figures import Figures, Group
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from fedray.clients.messages import RoundTask
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
-from fedray.privacy.account import Group
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
+from fedray.privacy.figures import Group
 from fedray.privacy.plan import RecordPlan
+from fedray.rounding import as_given, rounded_up
 from fedray.rounds.books import Permit
 from fedray.training.schedules import learning_rate
 
@@ -117,8 +118,8 @@ class Privacy:
         few = "more noise" if line.unit == "client" else "more noise or fewer training.steps"
         return (
             f"the privacy budget is reached: {eligible} clients may still train, cohort.min_clients asks for {max(1, needed)}; "
-            f"{worst.name} has spent epsilon {worst.epsilon:.4g} of {line.plan.budget}, and one more round would cost "
-            f"{worst.next_epsilon:.4g}. Raise privacy.budget, or plan with {few}."
+            f"{worst.name} has spent epsilon {rounded_up(worst.epsilon)} of {as_given(worst.budget)}, and one more round would bring it to "
+            f"{rounded_up(worst.next_epsilon)}. {'Raise privacy.budget, or plan' if line.plan.budget is not None else 'Plan'} with {few}."
         )
 
 
@@ -135,9 +136,10 @@ def _metrics(plan: RecordPlan | ClientPlan, groups: Sequence[Group], rounds: int
         observers = plan.observers_epsilon(rounds) if isinstance(plan, ClientPlan) else None
         if observers is not None:
             metrics["epsilon_observers"] = observers
-    if plan.budget is not None:
-        metrics["budget"] = plan.budget
-        metrics["budget_used"] = metrics["epsilon"] / plan.budget
+    budgets = [f.budget for f in figures if f.budget is not None]  # of the plan, or of the limits of the ledger's folder
+    if budgets:
+        metrics["budget"] = max(budgets)
+        metrics["budget_used"] = metrics["epsilon"] / metrics["budget"]
         metrics["rounds_left"] = float(min((f.rounds_left for f in figures if f.rounds_left is not None), default=0))
     return metrics
 

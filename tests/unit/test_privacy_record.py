@@ -18,6 +18,7 @@ from fedray.privacy.accounting import bound
 from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Unsupported
 from fedray.privacy.ledger import Charge, Ledger, records_path, verify
 from fedray.privacy.plan import RecordPlan, check_delta, check_history, plan_record
+from fedray.rounding import rounded_up
 
 
 def config(privacy: Mapping[str, Any] | None = None, **sections: Any) -> Config:
@@ -152,7 +153,8 @@ def test_a_refusal_tells_what_would_fit_and_it_does(tmp_path: Path) -> None:
     spent = dict(refusal.composition)
     assert bound({**spent, SelfComposed(5, Poisson(Fraction(1, 4), Gaussian(noise))): 1}, 1e-5) <= 9.0
     assert text.startswith(
-        f"silo: has spent epsilon {refusal.spent:.4g} of 9, and another round would bring it to {refusal.after:.4g}; it would fit with "
+        f"silo: has spent epsilon {rounded_up(refusal.spent)} of 9, and another round would bring it to {rounded_up(refusal.after)}; "
+        "it would fit with "
     )
     assert f"privacy.noise_multiplier={noise:g}" in text
     if steps:
