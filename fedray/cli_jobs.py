@@ -68,6 +68,7 @@ def submit(
     sys.path[:0] = [str(root), *(str(p.parent) for p in packages)]  # python: parts
     from fedray.experiment import job_client, jobs
 
+    jobs.refuse_passing_ledgers(resolved.model_dump())
     where, inside = jobs.choose_output(resolved.name, output), _inside(config, root)
     submission = jobs.Submission(
         name or resolved.name,

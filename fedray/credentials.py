@@ -24,7 +24,7 @@ _PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
 
 #: What keys look like. The header of a private key counts where a line (also one of a string in JSON) ends behind it.
 _LOOKS = {
-    "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*(?:[\r\n]|\\[rn]|\Z)"
+    "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*(?:[\r\n]|\\[rn]|\Z|[A-Za-z0-9+/=]{16})"
     rb"|---- BEGIN SSH2 \w+ PRIVATE KEY ----|PuTTY-User-Key-File-\d|AGE-SECRET-KEY-1[0-9A-Z]{20}|client-key-data:\s*[A-Za-z0-9+/=]{40}",
     "a key of AWS": rb"(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"
     rb"|(?i:secret_?access_?key)[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",

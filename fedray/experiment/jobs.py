@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fedray import credentials, logs
-from fedray.errors import ConfigError, FedrayError, first_line
+from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, first_line
 from fedray.experiment import shipment
 from fedray.experiment.job_client import STOP_WAIT
+from fedray.privacy.location import RELATIVE
 
 #: Keys of a job's metadata.
 NAME, OUTPUT, CONFIG = "fedray.name", "fedray.output", "fedray.config"
@@ -72,6 +73,31 @@ def choose_output(name: str, given: str | None) -> str:
             f"--output {output}: must be an absolute path on storage that all nodes share, or a URI; a job has no directory of its own."
         )
     return os.path.normpath(output)
+
+
+def refuse_passing_ledgers(settings: Any, path: str = "") -> None:
+    """Refuse a config whose ledgers a job would forget: a relative path leads into the job's own directory, which is gone when it ends.
+
+    Args:
+        settings: the config as plain data, or a part of it.
+        path: where that part stands.
+
+    Raises:
+        PrivacyRefusal: a ledger is neither the run's, nor an absolute path, nor an address.
+    """
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            where = f"{path}.{key}" if path else str(key)
+            if key == "ledger" and isinstance(value, str) and value != "run" and "://" not in value and not value.startswith("/"):
+                raise PrivacyRefusal(
+                    f"{where}: '{value}' leads into the job's own directory, which is gone when the job ends, and with it what was charged; "
+                    "give an absolute path on a durable volume of the nodes, or s3://bucket/prefix.",
+                    RELATIVE,
+                )
+            refuse_passing_ledgers(value, where)
+    elif isinstance(settings, list | tuple):
+        for index, value in enumerate(settings):
+            refuse_passing_ledgers(value, f"{path}.{index}")
 
 
 def make_entrypoint(config: str, overrides: Sequence[str], output: str, profile: bool = False) -> str:

@@ -17,8 +17,8 @@ from fedray.errors import ConfigError
 #: What a directory may hold in all, in bytes: it lies in the memory of the cluster's head.
 SHIPPED = 100 * 2**20
 
-#: Repositories, environments, caches, outputs.
-_USELESS = [".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", "/runs", "/mlruns"]
+#: Repositories, environments, caches, outputs, ledgers (a copy of one would be charged and thrown away).
+_USELESS = ["*.ledger", ".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", "/runs", "/mlruns"]
 
 #: Names that secrets go by, as patterns of a .gitignore. ``.[!p]*`` leaves Python files alone. This repository's .gitignore has them, too.
 SECRET_NAMES = [
@@ -29,11 +29,22 @@ SECRET_NAMES = [
     *("*api[-_]key", "*api[-_]key.[!p]*", "*apikey", "*apikey.[!p]*", "*private[-_]key", "*private[-_]key.[!p]*"),
     *("*accesskey.[!p]*", "*accesskeys.[!p]*", "*access[-_]key.[!p]*", "*access[-_]keys.[!p]*", "rootkey.csv"),
     *(".env", ".env.*", "*.env", ".envrc", "*.tfvars", "*.tfstate", "*.tfstate.*"),
-    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.gpg", "*.pgp", "*.agekey"),
+    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.gpg", "*.pgp", "*.agekey", "*.salt"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "ssh_host_*_key*"),
     *(".ssh", ".aws", ".azure", ".gcloud", ".kube", ".docker", ".gnupg", ".oci", "kubeconfig", "kubeconfig.*", "*.kubeconfig"),
     *(".netrc", "_netrc", ".pgpass", ".my.cnf", ".pypirc", ".npmrc", ".git-credentials", ".htpasswd", ".dockercfg", ".dockerconfigjson"),
-    *(".boto", ".s3cfg", ".passwd-s3fs", ".vault-token", ".vault_pass*", ".databrickscfg", "kaggle.json", "rclone.conf"),
+    *(
+        ".boto",
+        ".s3cfg",
+        ".passwd-s3fs",
+        ".vault-token",
+        ".vault_pass*",
+        ".databrickscfg",
+        "kaggle.json",
+        "rclone.conf",
+        ".mc",
+        ".*_history",
+    ),
 ]
 
 

@@ -7,9 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, PrivacyRefusal
 
 _SCHEME = "s3://"
+
+#: Ray's directory of unpacked working directories: jobs start there, so relative paths lead into it.
+_UNPACKED = "working_dir_files"
+
+#: The code of a refusal of a ledger that a job would forget.
+RELATIVE = "privacy.incompatible.job.ledger_relative"
 
 
 @dataclass(frozen=True, order=True)
@@ -88,8 +94,18 @@ def ledger_directory(setting: str, output: str | Path) -> Location:
 
     Raises:
         ConfigError: an address of a kind that cannot hold a ledger.
+        PrivacyRefusal: a directory that is gone when a job ends, and with it what was charged.
     """
-    return Path(output) / "ledger" if setting == "run" else location(setting)
+    if setting == "run":
+        return Path(output) / "ledger"
+    where = location(setting)
+    if isinstance(where, Path) and _UNPACKED in where.absolute().parts:
+        raise PrivacyRefusal(
+            f"privacy.ledger: {setting} would lie where Ray unpacks a job's files, and be gone with them, so that what is charged would be "
+            "forgotten; give an absolute path on a durable volume, or s3://bucket/prefix.",
+            RELATIVE,
+        )
+    return where
 
 
 def records_path(directory: str | Location) -> Location:

@@ -213,6 +213,23 @@ def test_a_config_that_would_not_be_shipped_is_refused(tmp_path: Path) -> None:
     assert "secrets/mine.yaml: would not be shipped" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("privacy.ledger=books", "privacy.ledger: 'books' leads into the job's own directory"),
+        ("privacy.ledger=./a.ledger", "privacy.ledger: './a.ledger' leads into"),
+        ("clients={placement: dedicated, groups: [{name: a, clients: [c0], ledger: mine}]}", "clients.groups.0.ledger: 'mine' leads into"),
+    ],
+)
+def test_a_ledger_that_would_be_gone_with_the_job_is_refused(override: str, said: str) -> None:
+    arguments = ["--address", "http://127.0.0.1:1", "--output", "/o", "--working-dir", str(CONFIG.parent), override]
+    done = CliRunner().invoke(cli, ["submit", str(CONFIG), *arguments])
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    for kept in ("run", "/srv/ledger", "s3://bucket/ledger", "file:///srv/ledger"):
+        jobs.refuse_passing_ledgers({"privacy": {"ledger": kept}, "clients": {"groups": [{"ledger": kept}, {"ledger": None}]}})
+
+
 @pytest.mark.parametrize("line", ["--env=REGION=AKIA" + "IOSFODNN7ABCDEFG", "data.source=csv:/data/ghp_" + "a1B2" * 9])
 def test_a_key_on_the_command_line_does_not_travel(line: str) -> None:
     arguments = ["--address", "http://127.0.0.1:1", "--output", "/o", "--working-dir", str(CONFIG.parent), line]

@@ -18,6 +18,7 @@ from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy import rules
 from fedray.privacy.account import Account
 from fedray.privacy.accounting import FINAL_INTERVAL, bound
+from fedray.privacy.location import ledger_directory
 from fedray.privacy.plan import plan_record
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 
@@ -224,3 +225,18 @@ def test_figures_in_words_are_never_below_the_figures(tmp_path: Path) -> None:
         assert float(shown) - value < 1.1e-4
     assert show("infinity") == "infinity"
     assert math.isclose(float(show(0.5)), 0.5)
+
+
+def test_a_job_may_not_keep_its_ledger_where_ray_unpacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs start in that directory, and it is gone when they end."""
+    unpacked = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    unpacked.mkdir(parents=True)
+    monkeypatch.chdir(unpacked)
+    for setting in ("books", "./heart.ledger", str(unpacked / "books")):
+        with pytest.raises(PrivacyRefusal, match=r"would lie where Ray unpacks a job's files") as refused:
+            ledger_directory(setting, ".")
+        assert refused.value.code == "privacy.incompatible.job.ledger_relative"
+    assert ledger_directory("run", tmp_path) == tmp_path / "ledger"
+    assert ledger_directory("/srv/ledger", ".") == Path("/srv/ledger")
+    monkeypatch.chdir(tmp_path)
+    assert ledger_directory("books", ".") == Path("books")

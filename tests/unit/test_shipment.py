@@ -58,6 +58,8 @@ SECRET = [
     "terraform.tfstate",
     "openai_api_key.txt",
     "me_accessKeys.csv",
+    "north/records.salt",
+    ".bash_history",
 ]
 
 #: Files that look a little like those above, and are code, configs or data.
@@ -104,6 +106,13 @@ def test_names_of_secrets_stay_here_and_everything_else_travels(tmp_path: Path) 
     assert package(root, module=True) == {f"work/{name}" for name in OTHER}
 
 
+def test_ledgers_stay_here(tmp_path: Path) -> None:
+    """A copy would be charged in the job's directory, and thrown away with it."""
+    root = tmp_path / "work"
+    fill(root, ["heart.ledger/records.jsonl", "sub/va.ledger/va.jsonl", "main.py"])
+    assert package(root) == {"main.py"}
+
+
 def test_what_stays_here_is_told(tmp_path: Path) -> None:
     fill(tmp_path, ["secrets/a", "secrets/b", ".env", "main.py"])
     (tmp_path / ".gitignore").write_text("ignored\n")
@@ -116,6 +125,7 @@ def test_what_stays_here_is_told(tmp_path: Path) -> None:
 KEYS = {
     "PEM": "-----BEGIN " + "PRIVATE KEY-----\nMIIEvgIBADANBgkqhkiG9w0B\n",
     "RSA": "-----BEGIN RSA " + "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n",
+    "on one line": "KEY=-----BEGIN " + "PRIVATE KEY-----MIIEvgIBADANBgkqhkiG9w0B",
     "EC": "-----BEGIN EC " + "PRIVATE KEY-----\r\nMHcCAQEE\r\n",
     "OpenSSH": "# work\n-----BEGIN OPENSSH " + "PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n",
     "PGP": "-----BEGIN PGP " + "PRIVATE KEY BLOCK-----\n\nlQOYBF\n",
