@@ -256,14 +256,15 @@ def report(run_dir: str, output: Path | None) -> None:
 @click.option("--uri", help="Send to another MLflow store than the run's own.")
 def sync(run_dir: str, uri: str | None) -> None:
     """Send MLflow whatever it lacks of a run (its server was away, or the driver died)."""
-    from fedray.configfile import load_config
     from fedray.experiment.served import served_model
+    from fedray.experiment.whole import check, read_config
     from fedray.runfiles import RunFiles
     from fedray.tracking.mlflow_tracker import sync as send
 
     with _opened(run_dir) as (place, named):
         files = RunFiles(place)
-        builder = (lambda: served_model(files, load_config(files.config))) if files.model.exists() and files.config.exists() else None
+        check(files)
+        builder = (lambda: served_model(files, read_config(files))) if files.model.exists() and files.config.exists() else None
         click.echo(named(send(place, model=builder, uri=uri)))
 
 

@@ -65,6 +65,8 @@ def parse_yaml(text: str, what: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{what}: not valid YAML{where}: {getattr(error, 'problem', error)}.") from None
+    except (TypeError, RecursionError):
+        raise ConfigError(f"{what}: not valid YAML: a key is no text, or lists are too deep.") from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

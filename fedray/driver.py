@@ -405,7 +405,7 @@ class Driver:
         if self._round == self._saved or not (force or (every and self._round % every == 0)):
             return
         meta: dict[str, Any] = {
-            **{key: p.meta.get(key) for key in ("identity", "frozen_sha256")},
+            **{key: p.meta.get(key) for key in ("identity", "frozen_sha256", "run", "mlflow")},
             "ledger_heads": p.books.heads(),
             "release": None if p.release is None else p.release.state(),
             "pending": self._open[-1].row if self._open else None,

@@ -6,8 +6,9 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from fedray.mirror import OWNER, SUMMARY, Mirror, working_directory
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.location import Location, ObjectPath
 from fedray.remote import Remote, StoreAway, canonical, is_remote
-from fedray.storage import append_line, write_atomic, write_json
+from fedray.storage import append_line, damaged, read_json, read_lines, reading, write_atomic, write_json
 from fedray.tensorfile import DIGEST, read_tensors, write_tensors
+from fedray.tracking.journal import journal, latest, shortcomings
 
 Row = dict[str, Any]
 
@@ -153,32 +155,64 @@ class RunFiles:
     def last_node(self) -> str:
         """Name of the host of the driver that claimed these files last."""
         try:
-            return str(json.loads((self.root / OWNER).read_text())["node"])
-        except (OSError, ValueError, KeyError):
+            return str((read_json(self.root / OWNER) or {})["node"])
+        except (FedrayError, KeyError):
             return "another node"
 
     def owned(self) -> bool:
-        """Whether no other driver has claimed the files since this one did."""
-        if self.driver is None:
-            return True
-        try:
-            return bool(json.loads((self.root / OWNER).read_text())["driver"] == self.driver)
-        except (OSError, ValueError, KeyError):
-            return False
+        """Whether no other driver has claimed the files since this one did.
+
+        Raises:
+            FedrayError: ``owner.json`` is damaged.
+        """
+        return self.driver is None or (read_json(self.root / OWNER) or {}).get("driver") == self.driver
 
     def _check_owned(self) -> None:
         if not self.owned():
             raise Stopped(f"{self.remote or self.root}: another driver has taken this run over; this one stops and leaves the files alone.")
 
-    def begin(self) -> tuple[str, int]:
-        """Count one more start of this run; returns the run's own id and the number of this start, from 1."""
+    def begin(self, known: Mapping[str, Any] | None = None) -> Started:
+        """Count one more start of this run.
+
+        Args:
+            known: the last start that the checkpoint knows of (``id``, ``starts``). It stands in for a ``run.json`` that is damaged or gone:
+                under another id the run's limits in the privacy books would begin anew.
+
+        Raises:
+            FedrayError: ``run.json`` is damaged and there is no checkpoint, or it is another run's than the checkpoint.
+        """
         path = self.root / "run.json"
-        known: dict[str, Any] = {"id": f"{self.root.name}-{secrets.token_hex(4)}", "starts": 0}
-        if path.exists():
-            known = json.loads(path.read_text())
-        known["starts"] += 1
-        write_json(path, known)
-        return str(known["id"]), int(known["starts"])
+        try:
+            found = last_start(path)
+        except FedrayError:
+            if known is None:
+                raise
+            found = None
+        if found is not None and known is not None and found.id != known["id"]:
+            raise FedrayError(f"{path}: is of the run {found.id}, but the checkpoint is of {known['id']}; bring the run's own files back.")
+        id_ = found.id if found is not None else str(known["id"]) if known is not None else f"{self.root.name}-{secrets.token_hex(4)}"
+        starts = max(0 if found is None else found.starts, 0 if known is None else int(known["starts"]))
+        now = Started(id_, starts + 1)
+        write_json(path, {**asdict(now), "sha256": now.digest})
+        return now
+
+    def mend(self, rounds: int, pending: int | None = None) -> list[str]:
+        """Keep the whole lines of the journal and of the faults file, one row a round; returns what they lack, a sentence for each kind.
+
+        Args:
+            rounds: that the checkpoint has done.
+            pending: a round whose row is not in the journal yet.
+        """
+        self._check_owned()
+        rows, faults = journal(self.root), read_lines(self.faults_file, _is_fault)
+        due = replace(rows, whole=[r for r in rows.whole if r["round"] <= rounds])
+        lacking = shortcomings(due, rounds - 1 if pending == rounds else rounds)
+        if lacking:
+            self._rewrite(self.metrics, latest(rows.whole))
+        if faults.broken or faults.torn:
+            lacking += shortcomings(replace(faults, whole=[]), 0)
+            self._rewrite(self.faults_file, faults.whole)
+        return lacking
 
     def append_row(self, row: Row) -> None:
         """Add one line to the metrics file; on disk when this returns.
@@ -202,20 +236,31 @@ class RunFiles:
         append_line(self.faults_file, json.dumps({"round": round_, "time": time.time(), "kind": kind, "what": what}))
 
     def faults(self) -> list[Row]:
-        """All that befell the run, in order: round, time (Unix seconds), kind, what."""
-        return _lines(self.faults_file)
+        """All that befell the run, in order: round, time (Unix seconds), kind, what.
+
+        Raises:
+            FedrayError: the file is damaged.
+        """
+        return read_lines(self.faults_file, _is_fault).all()
 
     def rows(self) -> list[Row]:
-        """All whole lines of the metrics file."""
-        return _lines(self.metrics)
+        """All whole lines of the metrics file.
+
+        Raises:
+            FedrayError: the file is damaged.
+        """
+        return read_lines(self.metrics).all()
 
     def rewind(self, rounds: int) -> list[Row]:
         """Cut the metrics file back to the first ``rounds`` rounds; returns the rows cut off."""
         self._check_owned()
-        rows = self.rows()
+        rows = journal(self.root).whole
         if self.metrics.exists():
-            write_atomic(self.metrics, "".join(json.dumps(r) + "\n" for r in rows if r["round"] <= rounds).encode())
+            self._rewrite(self.metrics, [r for r in rows if r["round"] <= rounds])
         return [r for r in rows if r["round"] > rounds]
+
+    def _rewrite(self, path: Path, lines: Sequence[Row]) -> None:
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
         """Write a checkpoint and delete all but the newest ``keep``."""
@@ -244,8 +289,12 @@ class RunFiles:
         return tensors
 
     def read_summary(self) -> dict[str, Any] | None:
-        """``summary.json``; None where there is none."""
-        return dict(json.loads(self.summary.read_text())) if self.summary.exists() else None
+        """``summary.json``; None where there is none.
+
+        Raises:
+            FedrayError: it is damaged.
+        """
+        return read_json(self.summary)
 
     def save_profile(self, table: str, trace: str) -> None:
         """Write where the rounds' time went, and the spans for a viewer."""
@@ -259,9 +308,42 @@ class RunFiles:
         write_json(self.summary, summary)
 
 
-def _lines(path: Path) -> list[Row]:
-    """All whole lines of a file of JSON lines; a last one that a crash cut short is left out."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+def _is_fault(found: Row) -> bool:
+    return {"round", "kind", "what"} <= set(found) and isinstance(found.get("time"), int | float)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A start of a run.
+
+    Attributes:
+        id: the run's own.
+        starts: the number of this start, from 1.
+    """
+
+    id: str
+    starts: int
+
+    @property
+    def digest(self) -> str:
+        """By which ``run.json`` is known to be what was written (SHA-256, hexadecimal)."""
+        return sha256(f"{self.id}/{self.starts}".encode()).hexdigest()
+
+
+def last_start(path: Path) -> Started | None:
+    """What ``run.json`` says; None where there is none.
+
+    Raises:
+        FedrayError: it is damaged.
+    """
+    found = read_json(path)
+    if found is None:
+        return None
+    with reading(path):
+        last = Started(str(found["id"]), int(found["starts"]))
+    if found.get("sha256", last.digest) != last.digest:
+        raise damaged(path, "it is not what was written")
+    return last
 
 
 def choose_output(name: str, given: str | None, resume: bool) -> Output:

@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Values], dict[str, str]]:
             return _read(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise damaged(path, f"cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, str(error) if type(error) is ValueError else "its header cannot be read") from error
 
 

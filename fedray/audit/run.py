@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from fedray.data.records import Federation
 from fedray.errors import ConfigError
 from fedray.experiment.finished import trained_model
 from fedray.experiment.preparation import Prepared, prepare
+from fedray.experiment.whole import check, read_config
 from fedray.models.build import build_model
 from fedray.privacy import accounting
 from fedray.privacy.clientplan import ClientPlan
@@ -75,7 +75,9 @@ def audit(request: Request) -> Report:
     files = RunFiles(request.target)
     if finished and not files.config.exists():
         raise ConfigError(f"{request.target}: is no run's output directory; give one, or a config.")
-    config = load_config(files.config if finished else request.target, request.overrides)
+    if finished:
+        check(files)
+    config = read_config(files, request.overrides) if finished else load_config(request.target, request.overrides)
     if request.attack in ("membership", "lira") and not (finished and files.model.exists()):
         raise ConfigError(f"--attack {request.attack}: needs a finished run; give its output directory instead of a config.")
     prepared, notes = prepare(config), list[str]()
@@ -177,10 +179,6 @@ def _claimed(prepared: Prepared, files: RunFiles) -> tuple[float | None, float]:
     plans = [plan for plan in prepared.plans if plan is not None]
     if not plans:
         return None, 0.0
-    rounds = (
-        int(json.loads(files.summary.read_text()).get("rounds", prepared.config.rounds))
-        if files.summary.exists()
-        else prepared.config.rounds
-    )
+    rounds = int((files.read_summary() or {}).get("rounds", prepared.config.rounds))
     figures = [accounting.bound({plan.event(): min(rounds, plan.max_participations or rounds)}, plan.delta) for plan in plans]
     return max(figures), max(plan.delta for plan in plans)

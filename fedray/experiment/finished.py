@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedray.checkpoint import Checkpoint
 from fedray.config import Config
-from fedray.errors import ConfigError
+from fedray.errors import FedrayError, first_line
 from fedray.experiment.preparation import Model
 from fedray.frozen import check_frozen, frozen_values
 from fedray.models.build import build_model
 from fedray.parameters import Values
 from fedray.runfiles import RunFiles
+from fedray.storage import read_json, reading
 
 
 def trained_model(files: RunFiles, config: Config) -> tuple[Any, Any]:
-    """Rebuild the model of a finished run from its files; with a zero input of one record."""
-    facts = json.loads(files.partition.read_text())["model"]
-    dtype = torch.int64 if facts["tokens"] else torch.float32
-    model = build_model(config.model, tuple(facts["input_shape"]), facts["outputs"], config.seed, dtype)
-    state = model.state_dict()
-    state.update({name: torch.from_numpy(value) for name, value in files.load_model().items()})
-    model.load_state_dict(state)
-    check_frozen(model, config.model.kind, facts.get("frozen_sha256"))
-    return model.eval(), np.zeros((1, *facts["input_shape"]), dtype=np.int64 if facts["tokens"] else np.float32)
-
-
-def check_checkpoint(found: Checkpoint | None, model: Model | None, where: Path | str) -> None:
-    """See that a checkpoint is of this model, where there is one and the model is known.
+    """Rebuild the model of a finished run from its files; with a zero input of one record.
 
     Raises:
-        ConfigError: it is of another.
+        FedrayError: ``partition.json`` or ``model.safetensors`` is missing, damaged, or of another model than the config's.
     """
-    if found is None or model is None:
-        return
-    if found.weights.shape != (model.layout.size,):
-        raise ConfigError(f"--resume: the checkpoint in {where} is of another model; start a new run.")
-    if found.meta.get("frozen_sha256", "") != model.frozen:
-        raise ConfigError(
-            f"--resume: the model's frozen parameters are others than those of the checkpoint in {where}; "
-            "bring back what the model's factory read, or start a new run."
-        )
+    tensors = files.load_model()
+    with reading(files.partition):
+        facts = (read_json(files.partition) or {})["model"]
+        shape, outputs, tokens = tuple(map(int, facts["input_shape"])), facts["outputs"], bool(facts["tokens"])
+    model = build_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
+    state = model.state_dict()
+    try:
+        model.load_state_dict({**state, **{name: torch.from_numpy(value) for name, value in tensors.items()}})
+    except RuntimeError as error:
+        raise FedrayError(
+            f"{files.model}: does not fit the model that config.yaml and partition.json describe ({first_line(error)}); bring the run's own files back."
+        ) from error
+    check_frozen(model, config.model.kind, facts.get("frozen_sha256"))
+    return model.eval(), np.zeros((1, *shape), dtype=np.int64 if tokens else np.float32)
 
 
 def frozen_of(config: Config, model: Model) -> Mapping[str, Values]:

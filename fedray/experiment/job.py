@@ -193,7 +193,10 @@ class Experiment:
 
     def _ended_before(self, request: Request) -> dict[str, Any] | None:
         """The summary, where this request had come to its end before the actor was restarted."""
-        found = self._files.read_summary()
+        try:
+            found = self._files.read_summary()
+        except FedrayError:  # a damaged one does not say so, and is written anew at the end
+            found = None
         return found if found is not None and found.get("request") == request.id else None
 
     def _store_note(self, text: str) -> None:

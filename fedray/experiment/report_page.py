@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,14 +17,17 @@ from typing import Any
 from fedray.configfile import load_config, parse_yaml
 from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.report_html import page
+from fedray.experiment.whole import check
 from fedray.privacy.inspect import verify_all
 from fedray.privacy.statement import show
 from fedray.runfiles import RunFiles
-from fedray.storage import write_atomic
-from fedray.tracking.artifacts import client_rows, read_json
+from fedray.storage import read_json, reading, write_atomic
+from fedray.tracking.artifacts import client_rows
 from fedray.tracking.figures import draw
 from fedray.tracking.journal import latest_rows, number
 from fedray.tracking.store import masked
+
+log = logging.getLogger(__name__)
 
 
 def write_report(run: Path, output: Path | None = None) -> tuple[Path, Path]:
@@ -38,6 +42,7 @@ def write_report(run: Path, output: Path | None = None) -> tuple[Path, Path]:
 
     Raises:
         ConfigError: ``run`` is no run's directory, or the report cannot be written.
+        FedrayError: a file of the run is damaged.
     """
     if not (run / "config.yaml").exists() and not (run / "summary.json").exists():
         raise ConfigError(f"{run}: holds neither config.yaml nor summary.json, so it is no run's directory; name one below runs/.")
@@ -45,14 +50,18 @@ def write_report(run: Path, output: Path | None = None) -> tuple[Path, Path]:
     if html.suffix not in (".html", ".htm"):
         raise ConfigError(f"--output {html}: the report is a page; name a file that ends in .html.")
     folder, markdown = html.with_name(f"{html.stem}_files"), html.with_suffix(".md")
+    lacking = check(RunFiles(run))
+    for sentence in lacking:
+        log.warning("%s", sentence)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = draw(folder, latest_rows(run), client_rows(read_json(run / "partition.json")))
-        text = "\n".join(_report(run, [p.relative_to(html.parent) for p in pictures]))
+        with reading(*(run / f"{name}.json" for name in ("summary", "partition", "privacy_statement", "audit/audit"))):
+            pictures = draw(folder, latest_rows(run), client_rows(_json(run / "partition.json")))
+            text = "\n".join(_report(run, [p.relative_to(html.parent) for p in pictures], lacking))
         if not pictures:
             folder.rmdir()
         write_atomic(markdown, text.encode())
-        name = str(read_json(run / "summary.json").get("name") or run.name)
+        name = str(_json(run / "summary.json").get("name") or run.name)
         write_atomic(html, page(f"fedray: {name}", text, lambda path: _inline(html.parent / path)).encode())
     except OSError as error:
         raise ConfigError(f"--output {html}: cannot be written ({error.strerror}); choose another file.") from None
@@ -63,12 +72,17 @@ def _inline(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _report(run: Path, pictures: Sequence[Path]) -> Iterator[str]:
-    summary, partition, statement = (read_json(run / f"{name}.json") for name in ("summary", "partition", "privacy_statement"))
+def _json(path: Path) -> dict[str, Any]:
+    """Empty where there is none."""
+    return read_json(path) or {}
+
+
+def _report(run: Path, pictures: Sequence[Path], lacking: Sequence[str]) -> Iterator[str]:
+    summary, partition, statement = (_json(run / f"{name}.json") for name in ("summary", "partition", "privacy_statement"))
     config = _config(run)
     yield from _head(run, config, summary)
     yield from _what_was_run(config, partition)
-    yield from _results(run, summary, pictures)
+    yield from _results(run, summary, pictures, lacking)
     yield from _privacy(run, statement, summary)
     yield from _audit(run, bool(statement))
     yield from _faults(run)
@@ -136,8 +150,10 @@ def _what_was_run(config: Mapping[str, Any], partition: Mapping[str, Any]) -> It
     yield from _table(("", ""), rows)
 
 
-def _results(run: Path, summary: Mapping[str, Any], pictures: Sequence[Path]) -> Iterator[str]:
+def _results(run: Path, summary: Mapping[str, Any], pictures: Sequence[Path], lacking: Sequence[str]) -> Iterator[str]:
     yield from ("## Results", "")
+    for sentence in lacking:
+        yield from (f"**{sentence}**", "")
     final, best = summary.get("final") or {}, summary.get("best") or {}
     rows = [(_metric(k), _number(v), _number(best.get(k)) if k in best else "") for k, v in final.items()]
     if rows:
@@ -153,7 +169,7 @@ def _privacy(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any]
     yield from ("## Privacy", "")
     written = run / "privacy_statement.md"
     if written.exists():
-        for line in written.read_text(encoding="utf-8").splitlines():
+        for line in written.read_text(encoding="utf-8", errors="replace").splitlines():
             yield f"##{line}" if line.startswith("#") else line
     elif summary and not (summary.get("privacy") or {}).get("epsilon"):
         yield from ("No guarantee of differential privacy is claimed for this run.", "")
@@ -178,7 +194,7 @@ def _privacy(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any]
 
 
 def _audit(run: Path, private: bool) -> Iterator[str]:
-    found = next((d for p in (run / "audit" / "audit.json", run / "audit.json") if (d := read_json(p))), None)
+    found = next((d for p in (run / "audit" / "audit.json", run / "audit.json") if (d := _json(p))), None)
     yield from ("## Audit", "")
     if found is None:
         yield from (f"Not audited; `fedray audit {run.name}` attacks the run and gives lower bounds beside epsilon.", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedray.data.table import Column, raw_columns
 from fedray.data.transforms import Transform
 from fedray.experiment.finished import trained_model
 from fedray.runfiles import RunFiles
+from fedray.storage import read_json, reading
 from fedray.tracking.modelfolder import About, Built, Table
 from fedray.training.losses import VALUE_LOSSES
 
@@ -79,7 +79,8 @@ class _Facts:
 def served_model(files: RunFiles, config: Config) -> Built:
     """The model of a finished run with an example record of zeros, and what it takes and gives."""
     model, example = trained_model(files, config)
-    facts = _Facts.of(json.loads(files.partition.read_text()))
+    with reading(files.partition):
+        facts = _Facts.of(read_json(files.partition) or {})
     transform = transform_of(config.data)
     gives = _gives(config.training.loss, facts.class_labels, example, model)
     if transform.in_torch is None:

@@ -17,7 +17,7 @@ import ray
 from fedray import __version__
 from fedray.aggregation.build import make_aggregator
 from fedray.algorithms.build import make_server
-from fedray.checkpoint import Checkpoint, load_latest
+from fedray.checkpoint import Checkpoint
 from fedray.clients.groups import group_of, rates
 from fedray.clients.host import HostSpec
 from fedray.clients.messages import ClientTask, HostInfo
@@ -27,12 +27,12 @@ from fedray.clients.recognition import commit_federation
 from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.driver import Parts
-from fedray.errors import ConfigError
 from fedray.experiment.background import Background
 from fedray.experiment.events import Events
-from fedray.experiment.finished import check_checkpoint, frozen_of
+from fedray.experiment.finished import frozen_of
 from fedray.experiment.preparation import Prepared, capacity, check_sizes, identity, make_model, plan_whole_clients, shown_partition
 from fedray.experiment.request import Request
+from fedray.experiment.resume import begin, check_model
 from fedray.experiment.served import served_model
 from fedray.experiment.silos import check_silos, class_counts, without_cuda
 from fedray.privacy.account import Account
@@ -77,10 +77,9 @@ class Wiring:
     def build(self) -> Parts:
         """Everything the loop uses. Tracking opens and actors start at the same time."""
         config, p = self.config, self._p
-        checkpoint = self._checkpoint()
-        run_id, start = self._files.begin()
-        self._job = f"{run_id}/{start}"
-        self._pinned: dict[str, str] = dict(checkpoint.meta.get("ledger_heads", {})) if checkpoint else {}
+        beginning = begin(self._files, self._request, identity(config, p.digest), p.model, self._events.on_note)
+        checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
+        self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         failed = threading.Event()
         tracking = Background(lambda: self._open_tracking(checkpoint, lambda: failed.is_set() or self._stop.is_set()))
         try:
@@ -107,20 +106,20 @@ class Wiring:
         self.tracker = tracking.result()
         write_atomic(self._files.config, masked(dump_config(config)).encode())
         write_json(self._files.partition, {**p.partition, "model": model.facts(), "class_labels": list(p.class_labels)})
-        check_checkpoint(checkpoint, model, self._files.checkpoints)
+        check_model(checkpoint, model, self._files.checkpoints)
         server = make_server(config.server)
         aggregate = make_aggregator(config.aggregation)
         if p.client_plan is not None:
             self._release = Release(p.client_plan, config.privacy.insecure_seed)
-            self._release.load((checkpoint.meta.get("release") or {}) if checkpoint else {})
+            self._release.load(meta.get("release") or {})
             self._open_client_book(p.client_plan)
         self._books = self._make_books(pool)
-        self._files.rewind(checkpoint.round if checkpoint else 0)
+        self._files.rewind(beginning.round)
         callbacks: list[Any] = [self._events]
         if self.tracker is not None:
             callbacks.append(self.tracker)
         callbacks.append(Gauges(config.experiment, config.name, config.rounds))
-        meta = {**(checkpoint.meta if checkpoint else {}), "identity": self._identity, "frozen_sha256": model.frozen}
+        meta |= {"frozen_sha256": model.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         self.parts = Parts(
             config=config,
             files=self._files,
@@ -139,7 +138,7 @@ class Wiring:
             evaluator=evaluator,
             weights=checkpoint.weights if checkpoint else model.weights,
             server_state=checkpoint.server if checkpoint else server.init(model.layout.size),
-            first_round=checkpoint.round if checkpoint else 0,
+            first_round=beginning.round,
             meta=meta,
             resumed=checkpoint is not None,
             callbacks=callbacks,
@@ -154,19 +153,6 @@ class Wiring:
         return socket.gethostname()
 
     # -- pieces ----------------------------------------------------------------------------------
-
-    def _checkpoint(self) -> Checkpoint | None:
-        self._identity = identity(self.config, self._p.digest)
-        found = load_latest(self._files.checkpoints, self._events.on_note) if self._request.resume else None
-        if found is None:
-            return None
-        if found.meta.get("identity") != self._identity:
-            raise ConfigError(
-                f"--resume: the config or the data differs from that of the run in {self._request.output} in something that decides the model; "
-                "undo the change, or start a new run with another --output."
-            )
-        check_checkpoint(found, self._p.model, self._files.checkpoints)
-        return found
 
     def _open_tracking(self, checkpoint: Checkpoint | None, cancelled: Callable[[], bool]) -> Tracker | None:
         config = self.config
@@ -200,6 +186,7 @@ class Wiring:
             headline=config.evaluation.headline,
             resume=self._request.resume,
             resumed_from_round=checkpoint.round if checkpoint else None,
+            run_id=checkpoint.meta.get("mlflow") if checkpoint else None,
             wait=config.tracking.open_timeout,
             cancelled=cancelled,
         )

@@ -102,12 +102,23 @@ class FileBook:
         _holder_path(unborn).unlink(missing_ok=True)
 
     def cut(self, tail: bytes, at: int) -> str:
-        """Cut off what follows the first ``at`` bytes, keeping it in a file beside the book; returns where, in words."""
+        """Cut off what follows the first ``at`` bytes, keeping it in a file beside the book; returns where, in words.
+
+        Raises:
+            LedgerError: the disk is full or broken; the book stays as it is.
+        """
         aside = self._path.with_name(f"{self._path.name}.torn-{hashlib.sha256(tail).hexdigest()[:16]}")
-        aside.write_bytes(tail)
-        sync_directory(self._path.parent)
-        os.ftruncate(self._descriptor, at)
-        os.fsync(self._descriptor)
+        try:
+            aside.write_bytes(tail)
+            sync_directory(self._path.parent)
+            os.ftruncate(self._descriptor, at)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise LedgerError(
+                f"{self._path}: its last line is torn, and cannot be set aside in {aside.name} ({error.strerror or error}); "
+                "free the disk or mend the volume, then start again."
+            ) from error
         return f"kept as {aside.name}"
 
     def _find_fault(self, size: int) -> str | None:
@@ -158,7 +169,9 @@ def _open_locked(path: Path, job: str, wait: float, unborn: Path | None = None) 
         _holder_path(file).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "job": job}))
     except OSError as error:
         os.close(descriptor)
-        raise LedgerError(f"{path}: cannot be locked or made durable ({error.strerror or error}); use a volume with file locks.") from error
+        raise LedgerError(
+            f"{path}: cannot be locked or made durable ({error.strerror or error}); free the disk, or use a volume with file locks."
+        ) from error
     except BaseException:
         os.close(descriptor)
         raise

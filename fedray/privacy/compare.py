@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fedray.privacy.chain import Summary, read, run_of
 from fedray.privacy.location import Location, location
 from fedray.privacy.store import find_books
 from fedray.privacy.verification import verify
+from fedray.storage import read_json, reading
 
 #: Relative difference up to which two figures are the same.
 TOLERANCE = 1e-6
@@ -67,11 +67,17 @@ def compare_run(run: Path) -> Iterator[str]:
     A directory that is no finished run, or one without privacy, has nothing to compare.
 
     Raises:
+        FedrayError: a file is damaged.
         LedgerError: the first figure that does not follow from the entries: file, what it says, what the entries say.
     """
     statement_path, summary_path = run / "privacy_statement.json", run / "summary.json"
     if not statement_path.exists() or not summary_path.exists():
         return
+    with reading(statement_path, summary_path, run / "run.json"):
+        yield from _compared(run, statement_path, summary_path)
+
+
+def _compared(run: Path, statement_path: Path, summary_path: Path) -> Iterator[str]:
     statement, private = _load(statement_path), _load(summary_path).get("privacy") or {}
     heads = statement["ledger"]["head_sha256"]
     rows = [{"unit": statement["summary"]["unit"], **row} for row in statement["clients"]]
@@ -168,10 +174,7 @@ def _run_id(run: Path) -> str | None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise LedgerError(f"{path}: cannot be read ({error}); run it again, or bring the file back.") from None
-    if not isinstance(data, dict):
-        raise LedgerError(f"{path}: is not a JSON object; bring the file back.")
-    return data
+    found = read_json(path)
+    if found is None:
+        raise LedgerError(f"{path}: is missing; bring the file back.")
+    return found

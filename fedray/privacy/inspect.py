@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from fedray.privacy.location import Location, location
 from fedray.privacy.statement import show
 from fedray.privacy.store import find_books
 from fedray.privacy.verification import verify
+from fedray.storage import read_json, reading
 
 
 def books(path: str | Location) -> list[Location]:
@@ -28,7 +28,9 @@ def books(path: str | Location) -> list[Location]:
     folder = path / "ledger" if isinstance(path, Path) and (path / "ledger").is_dir() else path
     found = find_books(folder)
     if isinstance(folder, Path) and not found:
-        found = [location(str(json.loads(part.read_bytes())["book"])) for part in sorted(folder.glob("*.part.json"))]
+        parts = sorted(folder.glob("*.part.json"))
+        with reading(*parts):
+            found = [location(str((read_json(part) or {})["book"])) for part in parts]
     if isinstance(path, Path) and not found and (path / "config.yaml").exists():
         raise LedgerError(f"{path}: this run kept no ledger of its own; name the directory that its privacy.ledger says.")
     if not found:

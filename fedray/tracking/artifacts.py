@@ -1,6 +1,6 @@
 """What a run leaves in MLflow at its end, gathered from its output directory.
 
-Gathering works on files alone and fails for nobody; sending may fail half-way and be repeated.
+Gathering works on files alone; sending may fail half-way and be repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedray.storage import read_json
 from fedray.tracking.figures import draw, headline
 from fedray.tracking.journal import State, latest_rows, not_finite, points, shown_epsilon
 from fedray.tracking.modelfolder import ModelBuilder, SavedModel, save_model
@@ -56,8 +57,12 @@ class Staged:
 
 
 def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
-    """Gather what :func:`send` sends; whatever part cannot be gathered is left out and named in the log."""
-    summary, statement, partition = (read_json(run_dir / f"{name}.json") for name in ("summary", "privacy_statement", "partition"))
+    """Gather what :func:`send` sends; whatever part cannot be gathered is left out and named in the log.
+
+    Raises:
+        FedrayError: a file of the run is damaged.
+    """
+    summary, statement, partition = (read_json(run_dir / f"{name}.json") or {} for name in ("summary", "privacy_statement", "partition"))
     rows = latest_rows(run_dir)
     files = Path(tempfile.mkdtemp(prefix="fedray-artifacts-"))
     tags = _tags(state, rows, summary, statement)
@@ -113,15 +118,6 @@ def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) ->
         client.log_batch(state.run_id, tags=[RunTag(k, v[:5000]) for k, v in staged.tags.items()])
     if staged.model is not None:
         log_final_model(client, state, staged.model, keep)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where the file is absent or broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def client_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:

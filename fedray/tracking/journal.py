@@ -11,16 +11,16 @@ has for a round stands; only what it lacks is sent.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, FedrayError
+from fedray.storage import Lines, read_json, read_lines, write_json
 
 METRICS = "metrics.jsonl"
 STATE = "tracking.json"
@@ -78,16 +78,15 @@ class State:
         """
         path = run_dir / STATE
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw})
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{path}: cannot be read ({error}); restore the file, or remove it to start a new MLflow run.") from None
+            raw = read_json(path)
+            return None if raw is None else _state(raw)
+        except (FedrayError, TypeError) as error:
+            why = str(error).removeprefix(f"{path}: ").partition(";")[0]
+            raise ConfigError(f"{path}: cannot be read ({why}); restore the file, or remove it to start a new MLflow run.") from None
 
     def save(self, run_dir: Path) -> None:
         """Replace the file in one step: a crash leaves the old one or the new one."""
-        replace_json(run_dir / STATE, asdict(self))
+        write_json(run_dir / STATE, asdict(self))
 
     def missing(self, points: Iterable[Point]) -> list[Point]:
         """Those of ``points`` that the server lacks."""
@@ -99,39 +98,67 @@ class State:
             self.shipped[p.key] = max(p.round, self.shipped.get(p.key, -1))
 
 
-def replace_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON beside ``path`` and move it there, flushed to the disk before the move."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _state(raw: Mapping[str, Any]) -> State:
+    state = State(**{f.name: raw[f.name] for f in fields(State) if f.name in raw})
+    texts = (state.tracking_uri, state.experiment, state.experiment_id, state.run_id, state.run_name)
+    tables = (state.params, state.tags, state.shipped, state.model)
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, dict) for t in tables):
+        raise TypeError("a value is of another type than was written")
+    return state
+
+
+def journal(run_dir: Path) -> Lines:
+    """``metrics.jsonl`` as it is."""
+    return read_lines(run_dir / METRICS, _is_row)
+
+
+def _is_row(found: Mapping[str, Any]) -> bool:
+    metrics = found.get("metrics")
+    return (
+        isinstance(found.get("round"), int)
+        and isinstance(metrics, dict)
+        and all(value is None or isinstance(value, int | float) for value in metrics.values())
+    )
 
 
 def read_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``, oldest first.
+    """The rows of ``metrics.jsonl``, oldest first; what is no whole row is left out (:func:`journal` tells)."""
+    yield from journal(run_dir).whole
 
-    A last line that a crash cut short is left out, as are lines that are no row.
-    """
-    try:
-        file = (run_dir / METRICS).open(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    with file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("round"), int) and isinstance(row.get("metrics"), dict):
-                yield row
+
+def shortcomings(lines: Lines, rounds: int) -> list[str]:
+    """What a journal lacks of the rows of rounds 1 to ``rounds``, or of those that it reaches: a sentence for each kind."""
+    name, numbers = lines.path, [row["round"] for row in lines.whole]
+    missing = sorted(set(range(1, max([rounds, *numbers]) + 1)) - set(numbers))
+    twice = sorted(number for number, times in Counter(numbers).items() if times > 1)
+    found = []
+    if lines.broken:
+        found.append(f"{name}: {_numbered('line', lines.broken)} cannot be read.")
+    if lines.torn:
+        found.append(f"{name}: the last line is cut short, as after a crash.")
+    if missing:
+        found.append(f"{name}: lacks the {_numbered('row', missing, 'of round')}; figures over all rounds, such as the best, leave it out.")
+    if twice:
+        found.append(f"{name}: holds {_numbered('round', twice)} more than once; the last row counts.")
+    return found
+
+
+def _numbered(what: str, numbers: Sequence[int], of: str = "") -> str:
+    """``line 3``, ``lines 3, 4 and 9``, ``rows of rounds 2 to 900 (17 in all)``."""
+    many = "s" if len(numbers) > 1 else ""
+    shown = f"{numbers[0]} to {numbers[-1]} ({len(numbers)} in all)" if len(numbers) > 5 else " and ".join(map(str, numbers))
+    return f"{what}{many} {of}{many if of else ''} {shown}".replace("  ", " ")
 
 
 def latest_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """:func:`latest` of ``metrics.jsonl``; see :func:`read_rows`."""
+    return latest(read_rows(run_dir))
+
+
+def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a round, in order: of a round that was run again after a resume, the last that was written."""
     rounds: dict[int, dict[str, Any]] = {}
-    for row in read_rows(run_dir):
+    for row in rows:
         known = rounds.get(row["round"])
         rounds[row["round"]] = row if known is None else {**row, "metrics": {**known["metrics"], **row["metrics"]}}
     return [rounds[r] for r in sorted(rounds)]

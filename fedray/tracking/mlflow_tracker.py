@@ -13,13 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedray.errors import ConfigError
-from fedray.tracking.artifacts import Staged, read_json, send, stage
-from fedray.tracking.journal import STATE, Row, State, metric_name, points, read_rows
+from fedray.storage import read_json
+from fedray.tracking.artifacts import Staged, send, stage
+from fedray.tracking.journal import STATE, Row, State, journal, metric_name, points, read_rows, shortcomings
 from fedray.tracking.modelfolder import ModelBuilder
 from fedray.tracking.opening import Opening, lock, unlock
 from fedray.tracking.store import SHIP_PATIENCE, TrackingError, connect, log, masked, patience, reason, unmasked
@@ -58,6 +60,7 @@ class Tracker:
         headline: str = "eval/accuracy",
         resume: bool = False,
         resumed_from_round: int | None = None,
+        run_id: str | None = None,
         wait: float = 0.0,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Tracker:
@@ -78,6 +81,7 @@ class Tracker:
                 what ``metrics.jsonl`` holds and the store lacks. Otherwise a new run is made.
             resumed_from_round: the checkpoint's round; shown as the tag ``fedray.resumed_from_round``. Rows beyond it are
                 about to be run again and are not sent. Of a repeated round that was sent before, the first values stand.
+            run_id: the MLflow run as the checkpoint names it; stands in for a ``tracking.json`` that is damaged.
             wait: seconds to wait for a server that does not answer yet; said once.
             cancelled: polled while it is waited for.
 
@@ -89,10 +93,10 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder)
         try:
-            known = State.load(folder) if resume else None
             safe_params = {metric_name(k): masked(str(v))[:_LONGEST_PARAM] for k, v in params.items()}
             safe_tags = {k: masked(str(v)) for k, v in tags.items()}
             fresh = State(masked(uri), experiment, "", "", run_name, register_as, safe_params, safe_tags)
+            known = _known(folder, fresh, run_id) if resume else None
             if resumed_from_round is not None:
                 fresh.tags["fedray.resumed_from_round"] = str(resumed_from_round)
             opening = Opening(folder, uri, known, fresh, headline)
@@ -229,7 +233,9 @@ def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None
         target = uri or unmasked(state.tracking_uri)
         fresh = State(masked(target), state.experiment, "", "", state.run_name, state.register_as, state.params, state.tags)
 
-        summary = read_json(folder / "summary.json")
+        lines = journal(folder)
+        lines.all()
+        summary = read_json(folder / "summary.json") or {}
         status = STATUSES.get(str(summary.get("status")), "KILLED")
         opening = Opening(folder, target, state, fresh, "eval/accuracy")
         client, state = connect(target, opening.open, lambda client: opening.undo(client, status))
@@ -249,7 +255,8 @@ def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None
             staged.remove()
         version = state.model.get("version")
         registered = f", model registered as version {version} of {state.register_as}" if version and state.model != before else ""
-        return f"{folder}: {sent} values sent, artifacts up to date{registered}; run {state.run_id} at {state.tracking_uri} is {status}."
+        told = f"{folder}: {sent} values sent, artifacts up to date{registered}; run {state.run_id} at {state.tracking_uri} is {status}."
+        return " ".join([told, *shortcomings(lines, 0)])
     finally:
         unlock(held)
 
@@ -310,3 +317,14 @@ class _Run:
             self.client.set_terminated(self.state.run_id, status, end_time=end_time and max(end_time, began))
         self.state.ended = status
         self.state.save(self.folder)
+
+
+def _known(folder: Path, fresh: State, run_id: str | None) -> State | None:
+    """The state of an earlier start. Where its file is damaged: the same MLflow run, to which everything is sent again."""
+    try:
+        return State.load(folder)
+    except ConfigError as error:
+        if run_id is None:
+            raise
+        log.warning("%s The MLflow run %s, which the checkpoint names, goes on.", error, run_id)
+        return replace(fresh, run_id=run_id, tags=dict(fresh.tags))

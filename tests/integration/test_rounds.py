@@ -199,7 +199,7 @@ class TestFaultsOfClients:
 
 
 def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
-    """A real process: SIGTERM in mid-run ends with a checkpoint and a summary; --resume ends like a run that never stopped (that its bytes are the same, test_same_bytes shows)."""
+    """A real process: SIGTERM in mid-run ends with a checkpoint and a summary; --resume ends like a run that never stopped (that its bytes are the same, test_same_bytes shows), whatever became of the run's other files meanwhile."""
     file = tmp_path / "c.json"
     file.write_text(json.dumps(config(rounds=5, model={"kind": "python:slowparts:model", "slow": 0}, ray={"address": "local", "cpus": 2})))
     command = [sys.executable, "-m", "fedray", "run", str(file)]
@@ -219,10 +219,15 @@ def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
     assert summary["status"] == "interrupted"
     assert 2 <= summary["rounds"] < 5
     assert b"Traceback" not in err
+    for name in ("run.json", "owner.json", "summary.json", "partition.json", "config.yaml", "faults.jsonl", "model.safetensors"):
+        (stopped / name).write_bytes(b'{"id": "ru')
+    rows = (stopped / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_bytes(b"".join([b"\0\n", *rows[1:], rows[0][:40]]))
     again = subprocess.run(
         [*command, "--output", str(stopped), "--resume"], env=environment, cwd=tmp_path, capture_output=True, timeout=600
     )
     assert again.returncode == 0, again.stderr.decode()
     assert json.loads((stopped / "summary.json").read_text())["status"] == "completed"
-    assert [r["round"] for r in RunFiles(stopped).rows()] == list(range(1, 6))
+    assert [r["round"] for r in RunFiles(stopped).rows()] == [2, 3, 4, 5]
+    assert b"metrics.jsonl: lacks the row of round 1;" in again.stdout
     assert b"completed" in again.stdout

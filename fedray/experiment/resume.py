@@ -1,0 +1,86 @@
+"""What a start of a run goes on from: the newest checkpoint that is whole, the journal without what is damaged, the run's own id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedray.checkpoint import Checkpoint, load_latest
+from fedray.errors import ConfigError
+from fedray.experiment.preparation import Model
+from fedray.experiment.request import Request
+from fedray.runfiles import RunFiles
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a start of a run begins.
+
+    Attributes:
+        job: the run's id and the number of this start, as the privacy books name it.
+        checkpoint: None where the run begins at its first round.
+        meta: the checkpoint's facts, and those of this start that the next checkpoints are to hold.
+    """
+
+    job: str
+    checkpoint: Checkpoint | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def round(self) -> int:
+        """Rounds that are done."""
+        return 0 if self.checkpoint is None else self.checkpoint.round
+
+
+def begin(files: RunFiles, request: Request, identity: str, model: Model | None, note: Callable[[str], None]) -> Beginning:
+    """Take a run up, or begin it. A damaged file is mended from the checkpoint, and what is lost with it is told and noted as a fault.
+
+    Args:
+        files: the run's.
+        request: what the driver is asked.
+        identity: of all that decides the model.
+        model: where it is known already.
+        note: told in sentences what is not as it was written.
+
+    Raises:
+        ConfigError: the run in ``files`` is another one.
+        FedrayError: no checkpoint is whole, or a damaged file cannot be done without.
+    """
+    checkpoint = load_latest(files.checkpoints, note) if request.resume else None
+    if checkpoint is not None:
+        _check(checkpoint, request, identity)
+    check_model(checkpoint, model, files.checkpoints)
+    found = {} if checkpoint is None else checkpoint.meta
+    result = Beginning("", checkpoint)
+    for text in files.mend(result.round, (found.get("pending") or {}).get("round")):
+        files.append_fault(result.round + 1, "files", text)
+        note(text)
+    started = files.begin(found.get("run"))
+    return Beginning(f"{started.id}/{started.starts}", checkpoint, {**found, "identity": identity, "run": asdict(started)})
+
+
+def _check(checkpoint: Checkpoint, request: Request, identity: str) -> None:
+    if checkpoint.meta.get("identity") != identity:
+        raise ConfigError(
+            f"--resume: the config or the data differs from that of the run in {request.output} in something that decides the model; "
+            "undo the change, or start a new run with another --output."
+        )
+
+
+def check_model(found: Checkpoint | None, model: Model | None, where: Path | str) -> None:
+    """See that a checkpoint is of this model, where there is one and the model is known.
+
+    Raises:
+        ConfigError: it is of another.
+    """
+    if found is None or model is None:
+        return
+    if found.weights.shape != (model.layout.size,):
+        raise ConfigError(f"--resume: the checkpoint in {where} is of another model; start a new run.")
+    if found.meta.get("frozen_sha256", "") != model.frozen:
+        raise ConfigError(
+            f"--resume: the model's frozen parameters are others than those of the checkpoint in {where}; "
+            "bring back what the model's factory read, or start a new run."
+        )
