@@ -442,3 +442,24 @@ def test_a_gradient_that_the_engine_does_not_see_is_an_error(engine: Any) -> Non
     _, x, y = records("flat")
     with pytest.raises(ConfigError, match="no gradient for each record"):
         engine(Borrowed(), x, y, job(training(sampling_rate=1.0), Csprng(), z=1.0))
+
+
+@ENGINES
+def test_what_a_loss_subtracts_is_not_rounded_by_a_factor(engine: Any) -> None:
+    """Its gradient is 1 - 0.9999, exactly; factor - factor * 0.9999 would be off by up to 6e-4 of that, either way."""
+    clips, taken = [0.3 * 1.07**-k for k in range(20)], list[float]()
+
+    def take(model: nn.Module) -> None:
+        taken.append(float(torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None]).norm()))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return 1e5 * outputs[:, 0] - 1e5 * (outputs[:, 0] * 0.9999)
+
+    x, y = torch.arange(1.0, 7.0)[None], torch.zeros(1, dtype=torch.int64)
+    full = training(sampling_rate=1.0, steps=1, lr=1.0, expected_batch=1.0)
+    for clip in clips:
+        torch.manual_seed(0)
+        everyone = Scripted(np.zeros((1, 1)))
+        engine(nn.Linear(6, 3), x, y, LocalJob(full, 1.0, loss, np.random.default_rng(0), everyone, DpStep(0.0, clip, "flat"), take))
+    assert max(t / c for t, c in zip(taken, clips, strict=True)) <= 1 + 1e-5
+    assert min(t / c for t, c in zip(taken, clips, strict=True)) > 1 - 1e-5
