@@ -21,8 +21,9 @@ from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, FedrayError
-from fedray.experiment.finished import check_checkpoint, frozen_of, trained_model
+from fedray.experiment.finished import frozen_of, trained_model
 from fedray.experiment.preparation import Model
+from fedray.experiment.resume import check_model
 from fedray.frozen import check_frozen, frozen_digest, frozen_values, model_digest
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector, set_vector
@@ -311,8 +312,8 @@ def test_a_saved_model_with_other_frozen_parameters_is_none_of_the_run(tmp_path:
 def test_a_run_goes_on_with_its_own_frozen_parameters_only() -> None:
     model = facts(config_of("base_and_head"))
     meta = {"frozen_sha256": model.frozen}
-    check_checkpoint(Checkpoint(3, model.weights, {}, meta), model, "checkpoints")
+    check_model(Checkpoint(3, model.weights, {}, meta), model, "checkpoints")
     with pytest.raises(FedrayError, match="frozen parameters are others"):
-        check_checkpoint(Checkpoint(3, model.weights, {}, {"frozen_sha256": "0" * 64}), model, "checkpoints")
+        check_model(Checkpoint(3, model.weights, {}, {"frozen_sha256": "0" * 64}), model, "checkpoints")
     with pytest.raises(FedrayError, match="of another model"):
-        check_checkpoint(Checkpoint(3, model.weights[:-1], {}, meta), model, "checkpoints")
+        check_model(Checkpoint(3, model.weights[:-1], {}, meta), model, "checkpoints")
