@@ -429,4 +429,4 @@ def test_inspection_shows_what_the_entries_say(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="records.jsonl: line"):
         list(inspect.verify_all(run))
     with pytest.raises(LedgerError, match="holds no privacy ledger"):
-        inspect.books(tmp_path / "nothing")
+        inspect.find(tmp_path / "nothing")

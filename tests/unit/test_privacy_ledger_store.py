@@ -82,7 +82,7 @@ def test_missing_books_are_not_made_up() -> None:
     with pytest.raises(LedgerError, match="missing though it has been written before"):
         Ledger.open(BOOK, "run/1", pinned="0" * 64)
     with pytest.raises(LedgerError, match="holds no privacy ledger"):
-        inspect.books(PLACE)
+        inspect.find(PLACE)
     with pytest.raises(LedgerError, match=r"store refused to .*NoSuchBucket"):
         Ledger.open(records_path("s3://another/ledgers?region=us-east-1"), "run/1")
 
@@ -92,8 +92,8 @@ def test_show_and_verify_take_addresses() -> None:
     with Ledger.open(subject_path(PLACE, "silo/1"), "run/1", subject="silo/1") as ledger:
         ledger.describe("p" * 64, {"delta": 1e-5})
         ledger.reserve([charge("silo/1", 0)])
-    assert [b.name for b in inspect.books(PLACE)] == ["records.jsonl", "silo%2F1.jsonl"]
-    assert inspect.books(str(BOOK)) == [BOOK]
+    assert [b.name for b in inspect.find(PLACE).books] == ["records.jsonl", "silo%2F1.jsonl"]
+    assert inspect.find(str(BOOK)).books == [BOOK]
     report = inspect.describe(PLACE)
     assert {c["name"]: c["participations_charged"] for book in report["books"] for c in book["clients"]} == {"a": 3, "b": 3, "silo/1": 1}
     lines = list(inspect.verify_all(PLACE))
