@@ -243,6 +243,12 @@ def check_layers(model: nn.Module) -> None:
         ConfigError: nothing in the model can be trained.
     """
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PrivacyRefusal(
+                f"model: '{name or type(model).__name__}' is compiled by TorchScript, which shows no layers to take each record's gradient of; "
+                "give the module as it was written (torch.compile may stay).",
+                "privacy.incompatible.record.script",
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) or "batchnorm" in type(module).__name__.lower():
             raise PrivacyRefusal(
                 f"model: layer '{name}' ({type(module).__name__}) normalises each record by the others of its batch, frozen or not; "
@@ -253,7 +259,21 @@ def check_layers(model: nn.Module) -> None:
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("model: has no parameter that can be trained; unfreeze some.")
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and (
+            module.max_norm is not None or module.scale_grad_by_freq or module.sparse
+        ):
+            raise PrivacyRefusal(
+                f"model: embedding '{name}' changes its weights or gradients by the batch (max_norm, scale_grad_by_freq, sparse); leave these "
+                "at their defaults.",
+                "privacy.incompatible.record.embedding",
+            )
     for name, parameter in parameters:
+        if parameter._backward_hooks:
+            raise PrivacyRefusal(
+                f"model: a hook on the gradient of parameter '{name}' sees sums over records before they are clipped; take it out.",
+                "privacy.incompatible.record.hook",
+            )
         if parameter.dtype not in (torch.float32, torch.float64):
             raise PrivacyRefusal(
                 f"model: parameter '{name}' is {str(parameter.dtype).removeprefix('torch.')}, whose rounding lets a clipped gradient "

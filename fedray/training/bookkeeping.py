@@ -85,8 +85,6 @@ def unsupported(model: nn.Module) -> str | None:
             return f"{kind} has a forward pass of its own"
         if isinstance(layer, nn.LSTM) and recurrent.unsupported(layer) is not None:
             return f"{kind} {recurrent.unsupported(layer)}"
-        if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse):
-            return f"{kind} is set to change its weights or gradients by the batch (max_norm, scale_grad_by_freq, sparse)"
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,11 @@ from fedray.privacy.rules import check_model
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, row_norms, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, torch_draws
 from fedray.training.recordgrads import LAYERS, terms
+from fedray.training.samplers import samplers
+from fedray.training.tape import Tape
 
+#: How far the records' gradients may add up to something else than the batch's, over the sum of their norms: rounding is far below.
+_DIFFERENCE = 1e-3
 _PARAMETER_MARKS = ("grad_sample", "_forward_counter", "_current_grad_sample", "_norm_sample", "summed_grad")
 _MODULE_MARKS = ("activations", "max_batch_len", "ft_compute_sample_grad", "autograd_grad_sample_hooks")
 
@@ -48,12 +52,12 @@ def hooks(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
     Source: Yousefpour et al. 2021, Opacus: User-Friendly Differential Privacy Library in PyTorch
     """
-    from opacus.grad_sample import GradSampleModule
 
     @contextmanager
     def prepare(parameters: list[nn.Parameter], dp: DpStep) -> Iterator[ClippedSum]:
-        with _wrapped(model, lambda: GradSampleModule(model, loss_reduction="sum")) as wrapper:
-            yield lambda part, targets: _sum_by_hooks(wrapper, parameters, part, targets, job.loss, dp)
+        make = _hooks_module()
+        with _wrapped(model, lambda: make(model, loss_reduction="sum")) as wrapper:
+            yield _Hooks(wrapper, parameters, job.loss, dp)
 
     return train_privately(model, x, y, job, check_model, prepare)
 
@@ -74,13 +78,22 @@ def ghost(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
                 "training.engine: ghost clips over all layers jointly only; use book or hooks with privacy.clipping=per_layer."
             )
         make = _ghost_module()
-        with _wrapped(model, lambda: make(model, loss_reduction="sum", max_grad_norm=dp.clip, use_ghost_clipping=True)) as wrapper:
-            yield lambda part, targets: _sum_by_ghost(wrapper, parameters, part, targets, job.loss, dp)
+        wrap = partial(make, model, loss_reduction="sum", max_grad_norm=dp.clip, use_ghost_clipping=True)
+        with _wrapped(model, wrap) as wrapper, _Watch(wrapper) as watch:
+            yield lambda part, targets: _sum_by_ghost(watch, parameters, part, targets, job.loss, dp)
 
     return train_privately(model, x, y, job, check_model, prepare)
 
 
 ENGINES = {"hooks": hooks, "ghost": ghost}
+
+
+@cache
+def _hooks_module() -> Any:
+    """Opacus' wrapper with the right gradients for every layer that it knows."""
+    from opacus.grad_sample import GradSampleModule as Base
+
+    return type("HooksModule", (Base,), {"GRAD_SAMPLERS": samplers(Base.GRAD_SAMPLERS)})
 
 
 @cache
@@ -101,32 +114,100 @@ def _ghost_module() -> Any:
     return type("GhostModule", (Base,), own)
 
 
-def _sum_by_hooks(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn, dp: DpStep) -> list[Tensor]:
-    _reset(wrapper, parameters)
-    record_losses(loss, wrapper(x), y).sum().backward()  # type: ignore[no-untyped-call]
-    samples = [_per_record(p, "grad_sample", len(x)) for p in parameters]
-    used = [sample.reshape(len(x), -1) for sample in samples if sample is not None]
-    factors, bad = clip_factors([row_norms(rows) for rows in used], len(parameters), dp)
-    if bad.any():
-        for rows in used:
-            rows[bad] = 0.0
-    # Not a matrix product: that may run in a lower precision than the norms did.
-    clipped = (rows.mul_(f.to(rows.dtype)[:, None]).sum(0) for rows, f in zip(used, factors, strict=True))
-    sums = [torch.zeros_like(p) if sample is None else next(clipped).view_as(p) for p, sample in zip(parameters, samples, strict=True)]
-    _reset(wrapper, parameters)
-    return sums
+class _Hooks:
+    """Clipped sums from a gradient for each record."""
+
+    def __init__(self, wrapper: Any, parameters: Sequence[nn.Parameter], loss: LossFn, dp: DpStep) -> None:
+        self._wrapper, self._parameters, self._loss, self._dp = wrapper, parameters, loss, dp
+        self._right = False  # whether a batch has shown that the records' gradients add up to the batch's
+
+    def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        parameters = self._parameters
+        _reset(self._wrapper, parameters)
+        record_losses(self._loss, self._wrapper(x), y).sum().backward()  # type: ignore[no-untyped-call]
+        samples = [_per_record(p, "grad_sample", len(x)) for p in parameters]
+        used = [sample.reshape(len(x), -1) for sample in samples if sample is not None]
+        norms = [row_norms(rows) for rows in used]
+        factors, bad = clip_factors(norms, len(parameters), self._dp)
+        if bad.any():
+            for rows in used:
+                rows[bad] = 0.0
+        elif not self._right:
+            self._check(samples)
+        # Not a matrix product: that may run in a lower precision than the norms did.
+        clipped = (rows.mul_(f.to(rows.dtype)[:, None]).sum(0) for rows, f in zip(used, factors, strict=True))
+        sums = [torch.zeros_like(p) if sample is None else next(clipped).view_as(p) for p, sample in zip(parameters, samples, strict=True)]
+        _reset(self._wrapper, parameters)
+        return sums
+
+    def _check(self, samples: Sequence[Tensor | None]) -> None:
+        """Refuse a model of which Opacus does not see all: a weight that is used by a function besides its layer, say."""
+        for p, sample in zip(self._parameters, samples, strict=True):
+            if sample is None or p.grad is None:
+                continue
+            whole = row_norms(sample.reshape(len(sample), -1)).sum()
+            if not float((sample.sum(0) - p.grad).norm()) <= _DIFFERENCE * float(whole):
+                raise ConfigError(
+                    f"training.engine: hooks has no right gradient for each record of '{_name(self._wrapper, p)}' (it is used outside its own layer, "
+                    "or its layer's output is changed by a hook); use training.engine=book, or change the model so that its own layer alone "
+                    "uses it."
+                )
+        self._right = True
 
 
-def _sum_by_ghost(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn, dp: DpStep) -> list[Tensor]:
+class _Watch(Tape):
+    """Follows a batch's way through a model and sees where a parameter is used outside its own layer, of which norms know nothing."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper = wrapper
+        super().__init__(wrapper.iterate_submodules(wrapper._module))
+        self._parameters = {id(p) for layer in self.layers for p in layer.parameters() if p.requires_grad}
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The model's outputs.
+
+        Raises:
+            ConfigError: ghost does not know a layer.
+        """
+        try:
+            return self.run(lambda: self.wrapper(x))
+        except NotImplementedError as error:
+            raise ConfigError(f"training.engine: ghost cannot clip this model ({error}); use hooks.") from error
+
+    def check(self, losses: Tensor) -> None:
+        """Look at all ways from the losses of the last outputs.
+
+        Raises:
+            ConfigError: one reaches a parameter by another way than its layer's output.
+        """
+        if not self.reaches_only_layers(losses):
+            raise ConfigError(
+                "training.engine: ghost cannot clip this model (a parameter is used outside its own layer, so it has no gradient for each "
+                "record); change the model so that every parameter is used by its own layer alone."
+            )
+        self.uses = []
+
+    def _called(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        made = output if isinstance(output, Tensor) else output[0]
+        if seen and isinstance(made, Tensor):
+            self.note(layer, seen[0], made)
+
+
+def _name(wrapper: Any, parameter: nn.Parameter) -> str:
+    return next(str(name) for name, p in wrapper._module.named_parameters() if p is parameter)
+
+
+def _sum_by_ghost(watch: _Watch, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn, dp: DpStep) -> list[Tensor]:
     draws, left_out = torch_draws(x.device), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     stand_ins: Iterator[int] = iter(())
     while True:
-        outputs, gradients, norms = _ghost_norms(wrapper, parameters, x, y, loss)
+        outputs, gradients, norms = _ghost_norms(watch, parameters, x, y, loss)
         if not norms:
             break
         factors, bad = clip_factors(norms, len(parameters), dp)
         if not bad.any():
-            return _second_pass(wrapper, parameters, torch.where(left_out, 0.0, factors[0]), outputs, gradients)
+            return _second_pass(watch.wrapper, parameters, torch.where(left_out, 0.0, factors[0]), outputs, gradients)
         # A factor of 0 would not silence a NaN in the second pass, so another record stands in for such a one. The draws are those
         # of the first time and so are the positions: the other records keep their dropout masks.
         if not left_out.any():
@@ -137,22 +218,20 @@ def _sum_by_ghost(wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y
             break
         x[left_out], y[left_out] = x[other].clone(), y[other].clone()
         draws()
-    _reset(wrapper, parameters)
+    _reset(watch.wrapper, parameters)
     return [torch.zeros_like(p) for p in parameters]
 
 
 def _ghost_norms(
-    wrapper: Any, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn
+    watch: _Watch, parameters: Sequence[nn.Parameter], x: Tensor, y: Tensor, loss: LossFn
 ) -> tuple[GradientEdge, Tensor, list[Tensor]]:
     """Where the graph of the model's outputs begins, the outputs' gradients, and the norms of the records' gradients by each parameter."""
-    _reset(wrapper, parameters)
-    try:
-        outputs = wrapper(x)
-        edge, gradients = get_gradient_edge(outputs), list[Tensor]()
-        outputs.register_hook(gradients.append)
-        losses = record_losses(loss, outputs, y)
-    except NotImplementedError as error:
-        raise ConfigError(f"training.engine: ghost cannot clip this model ({error}); use hooks.") from error
+    _reset(watch.wrapper, parameters)
+    outputs = watch.outputs(x)
+    edge, gradients = get_gradient_edge(outputs), list[Tensor]()
+    outputs.register_hook(gradients.append)  # type: ignore[no-untyped-call]
+    losses = record_losses(loss, outputs, y)
+    watch.check(losses)
     losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
     norms = [_per_record(p, "_norm_sample", len(x)) for p in parameters]
     return edge, gradients[0], [n for n in norms if n is not None]
@@ -210,6 +289,11 @@ def _reset(wrapper: Any, parameters: Sequence[nn.Parameter]) -> None:
 def _wrapped(model: nn.Module, wrap: Callable[[], Any]) -> Iterator[Any]:
     """Opacus' wrapper around the model, and afterwards no trace of it, whatever happened."""
     for module in model.modules():
+        if module._forward_hooks and any(p.requires_grad for p in module.parameters(recurse=False)):
+            raise ConfigError(
+                f"training.engine: a forward hook on {type(module).__name__} may change what Opacus sees of it; take the hook out, or put what "
+                "it does into a layer of its own."
+            )
         taken = [mark for mark in _MODULE_MARKS if mark in vars(module)]
         if taken:
             raise ConfigError(f"model: {type(module).__name__} has an attribute '{taken[0]}', which Opacus uses itself; rename it.")

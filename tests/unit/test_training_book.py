@@ -486,9 +486,6 @@ def patched() -> nn.Module:
         (Bare, r"\(Bare\)"),
         (watched, "forward pass of its own"),
         (patched, "forward pass of its own"),
-        (lambda: nn.Embedding(5, 3, max_norm=1.0), "max_norm"),
-        (lambda: nn.Embedding(5, 3, scale_grad_by_freq=True), "scale_grad_by_freq"),
-        (lambda: nn.Embedding(5, 3, sparse=True), "sparse"),
     ],
 )
 def test_layers_that_it_does_not_know_are_refused_before_any_record(make: Callable[[], nn.Module], words: str) -> None:
