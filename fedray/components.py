@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedray.errors import ConfigError, shortened
+from fedray.errors import ConfigError, raised, shortened
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,14 @@ def import_path(name: str, path: str) -> Any:
     if not module or not attribute:
         raise ConfigError(f"{path}: '{name}' should read python:package.module:name.")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{path}: cannot import '{module}' ({error}); is it on PYTHONPATH or beside the config?") from error
-    except AttributeError as error:
-        raise ConfigError(f"{path}: module '{module}' has no '{attribute}'.") from error
+    except Exception as error:
+        raise ConfigError(f"{path}: importing '{module}' failed with {raised(error)}.") from error
+    if not hasattr(imported, attribute):
+        raise ConfigError(f"{path}: module '{module}' has no '{attribute}'.{nearest(attribute, vars(imported))}")
+    return getattr(imported, attribute)
 
 
 def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], path: str, own: Iterable[str] = ()) -> dict[str, Any]:

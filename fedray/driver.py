@@ -25,7 +25,7 @@ from fedray.clients.messages import ClientTask, Part, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.data.records import positions
-from fedray.errors import BudgetReached, ClaimVoid, FedrayError, RoundFailed, Stopped
+from fedray.errors import BudgetReached, ClaimVoid, Elsewhere, FedrayError, RoundFailed, Stopped, place_in
 from fedray.frozen import model_digest
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.chain import EVERYONE
@@ -35,6 +35,7 @@ from fedray.rng import generator
 from fedray.rounds.books import Books, Permit
 from fedray.rounds.cohort import Population, Sampler
 from fedray.rounds.evaluator import Evaluation, Evaluators
+from fedray.rounds.notes import likeness, one_line_each
 from fedray.rounds.quality import Quality
 from fedray.rounds.report import Privacy, round_metrics
 from fedray.runfiles import Row, RunFiles
@@ -173,8 +174,8 @@ class Driver:
         with span("cohort", "draw and authorize"):
             cohort = self._drawn(number)
             permit = p.books.authorize(number, cohort)
-        for reason in [*permit.refused.values(), *permit.away.values()]:
-            self._note(reason)
+        for line in one_line_each([*permit.refused.items(), *permit.away.items()]):
+            self._note(line)
         task = self._task(number, permit)
         total = task.empty_sum(p.layout.size)
         parts = 0
@@ -310,12 +311,13 @@ class Driver:
                 raise FedrayError(f"every client of {MAX_FAILED_ROUNDS} rounds in a row failed; see the log for each client's error.")
         elif cohort and total.count < needed:
             bad = next((r for r in log_.reports if r.status != "done"), None)
+            came_of = Elsewhere(bad.traceback) if bad and bad.traceback and not p.privacy.lines else None
             # This sentence ends in the summary, which the tracking store gets; a client's own words may hold private values.
             why = f"; {bad.name} {bad.status}{': ' + bad.error if not p.privacy.lines else ''}" if bad else ""
             arrived = f"{total.count} updates of {len(cohort)} clients" if p.release is None else "too few updates"
             raise RoundFailed(
                 f"round {self._round + 1}: {arrived} arrived, cohort.min_clients asks for {needed}{why if p.release is None else ''}"
-            )
+            ) from came_of
         else:
             self._failed_rounds = 0
 
@@ -323,7 +325,9 @@ class Driver:
         self._failed_rounds += 1
         self._note(f"{failure} The model stays as it was.")
         if self._failed_rounds >= min(MAX_FAILED_ROUNDS, self._p.config.rounds):
-            raise RoundFailed(f"{failure} That was round {self._failed_rounds} in a row; see the log for each client's error.")
+            raise RoundFailed(
+                f"{failure} That was round {self._failed_rounds} in a row; see the log for each client's error."
+            ) from failure.__cause__
 
     # -- what is written down --------------------------------------------------------------------
 
@@ -423,21 +427,30 @@ class Driver:
         self._faults["late"] += log_.count("late")
         self._faults["nodes_left"] += len(log_.nodes_left)
         for note in log_.notes:
-            self.befallen("node" if note.startswith("node ") else "memory" if "short of memory" in note else "actor", note)
-        shown: set[str] = set()
+            self._fault("node" if note.startswith("node ") else "memory" if "short of memory" in note else "actor", note)
+        shown, about = set[str](), list[tuple[str, str]]()
         for report in log_.reports:
             if report.status in ("failed", "rejected", "lost", "late", "refused"):
                 text = f"round {self._round + 1}: client {report.name} on {report.node or 'no node'} {report.status}: {report.error}"
-                self._note(text) if self._p.release is not None else self.befallen("client", text)
-                if report.traceback and report.error not in shown:
-                    shown.add(report.error)
+                place = place_in(report.traceback)
+                text += f" ({place})" if place else ""
+                about.append((report.name, text))
+                if self._p.release is None:
+                    self._fault("client", text)
+                if report.traceback and likeness(report.name, report.error) not in shown:
+                    shown.add(likeness(report.name, report.error))
                     log.warning("client %s, round %d:\n%s", report.name, self._round + 1, report.traceback)
+        for line in one_line_each([("", note) for note in log_.notes], "actors") + one_line_each(about):
+            self._note(line)
 
     def befallen(self, kind: str, text: str) -> None:
         """A fault: a note, and a line of the run's faults for its report. ``kind``: actor, node, client, driver, store, tracking, memory."""
+        self._fault(kind, text)
+        self._note(text)
+
+    def _fault(self, kind: str, text: str) -> None:
         self._faults["driver_restarts"] += kind == "driver"
         self._p.files.append_fault(self._round + 1, kind, text)
-        self._note(text)
 
     def _note(self, text: str) -> None:
         log.info("%s", text)

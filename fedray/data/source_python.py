@@ -13,7 +13,7 @@ from fedray.components import check_arguments, import_path
 from fedray.data.labels import label_array
 from fedray.data.records import Label, Records
 from fedray.data.source import Raw, RawFeatures, Silos, Source, Whole, build, check_names, checked_pair
-from fedray.errors import DataError, FedrayError
+from fedray.errors import DataError, FedrayError, raised
 
 _DECLARED = ("classes", "labels")
 _SHAPES = "(x, y), (x, y, x_test, y_test), or a dict of client name to (x, y)"
@@ -76,8 +76,7 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any, **named: Any
     except FedrayError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise DataError(f"{name}: failed with {type(error).__name__}: {lines[0]}.") from error
+        raise DataError(f"{name}: failed with {raised(error)}.") from error
 
 
 def _pair(value: Any, where: str, expected: str) -> tuple[Any, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +106,7 @@ def prepare(config: Config) -> Prepared:
     private = bool(config.privacy.regimes)
     plans: list[RecordPlan | None] = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     if federation is None:
-        config, said = _evaluated(config, None, True)
+        config, said = _evaluated(config, None, None)
         warnings += said
         early = plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None
         labels = declared_labels(config.data)
@@ -240,19 +238,25 @@ def check_parts(config: Config) -> None:
         check_arguments(factory, config.model.arguments, "model", own=("input_shape", "outputs"))
 
 
-def _evaluated(config: Config, test: Records | None, at_clients: bool) -> tuple[Config, list[str]]:
+def _evaluated(config: Config, test: Records | None, at_clients: bool | None) -> tuple[Config, list[str]]:
     """The config with the metrics that will be taken, and what to say where there are none.
+
+    Args:
+        config: the run.
+        test: the driver's test set.
+        at_clients: the clients hold test records; None where only they know.
 
     Raises:
         ConfigError: metrics are asked for and there is nothing to take them on, or nobody who would.
     """
     e = config.evaluation
-    if e.federated and not at_clients:
+    if e.federated and at_clients is False:
         raise no_test_records()
     if e.federated and not e.metrics:
         raise ConfigError("evaluation.metrics: there are none to take at the clients; name some, or set evaluation.federated=false.")
     if not e.metrics or test is not None or e.federated:
         return config, []
+    at_clients = config.data.holdout.fraction > 0 if at_clients is None else at_clients
     if at_clients:
         why = "only the clients hold test records, and they are not asked"
         ways = "evaluation.federated=true" + (" with privacy.unprotected=[evaluation]" if config.privacy.regimes else "")
@@ -273,16 +277,3 @@ def no_test_records() -> ConfigError:
     return ConfigError(
         "evaluation.federated: the clients hold no test records; set data.holdout.at=clients with a fraction above 0, or federated=false."
     )
-
-
-def identity(config: Config, digest: str) -> str:
-    """What must not change when a run is resumed: everything that decides the model's bytes, and the data."""
-    raw: Mapping[str, Any] = json.loads(config.model_dump_json())
-    kept = {
-        k: v
-        for k, v in raw.items()
-        if k not in ("ray", "tracking", "checkpoint", "evaluation", "rounds", "clients", "cohort", "experiment", "name")
-    }
-    kept["groups"] = [{k: g[k] for k in ("clients", "rate", "training")} for g in raw["clients"]["groups"]]
-    kept["cohort"] = {k: v for k, v in raw["cohort"].items() if k not in ("deadline", "grace", "retries", "min_clients")}
-    return hashlib.sha256(json.dumps([kept, digest], sort_keys=True).encode()).hexdigest()

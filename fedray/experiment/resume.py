@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedray.checkpoint import Checkpoint, load_latest
+from fedray.config import Config
 from fedray.errors import ConfigError
+from fedray.experiment.identity import another_run
 from fedray.experiment.preparation import Model
 from fedray.experiment.request import Request
 from fedray.runfiles import RunFiles
@@ -34,7 +36,9 @@ class Beginning:
         return 0 if self.checkpoint is None else self.checkpoint.round
 
 
-def begin(files: RunFiles, request: Request, identity: str, model: Model | None, note: Callable[[str], None]) -> Beginning:
+def begin(
+    files: RunFiles, request: Request, identity: str, model: Model | None, note: Callable[[str], None], config: Config | None = None
+) -> Beginning:
     """Take a run up, or begin it. A damaged file is mended from the checkpoint, and what is lost with it is told and noted as a fault.
 
     Args:
@@ -43,14 +47,15 @@ def begin(files: RunFiles, request: Request, identity: str, model: Model | None,
         identity: of all that decides the model.
         model: where it is known already.
         note: told in sentences what is not as it was written.
+        config: of this start, to say what differs where the run in ``files`` is another one.
 
     Raises:
         ConfigError: the run in ``files`` is another one.
         FedrayError: no checkpoint is whole, or a damaged file cannot be done without.
     """
     checkpoint = load_latest(files.checkpoints, note) if request.resume else None
-    if checkpoint is not None:
-        _check(checkpoint, request, identity)
+    if checkpoint is not None and checkpoint.meta.get("identity") != identity:
+        raise another_run(files, config, request.output)
     check_model(checkpoint, model, files.checkpoints)
     found = {} if checkpoint is None else checkpoint.meta
     result = Beginning("", checkpoint)
@@ -59,14 +64,6 @@ def begin(files: RunFiles, request: Request, identity: str, model: Model | None,
         note(text)
     started = files.begin(found.get("run"))
     return Beginning(f"{started.id}/{started.starts}", checkpoint, {**found, "identity": identity, "run": asdict(started)})
-
-
-def _check(checkpoint: Checkpoint, request: Request, identity: str) -> None:
-    if checkpoint.meta.get("identity") != identity:
-        raise ConfigError(
-            f"--resume: the config or the data differs from that of the run in {request.output} in something that decides the model; "
-            "undo the change, or start a new run with another --output."
-        )
 
 
 def check_model(found: Checkpoint | None, model: Model | None, where: Path | str) -> None:

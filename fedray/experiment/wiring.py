@@ -30,7 +30,8 @@ from fedray.driver import Parts
 from fedray.experiment.background import Background
 from fedray.experiment.events import Events
 from fedray.experiment.finished import frozen_of
-from fedray.experiment.preparation import Prepared, capacity, check_sizes, identity, make_model, plan_whole_clients, shown_partition
+from fedray.experiment.identity import identity
+from fedray.experiment.preparation import Prepared, capacity, check_sizes, make_model, plan_whole_clients, shown_partition
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.served import served_model
@@ -77,7 +78,7 @@ class Wiring:
     def build(self) -> Parts:
         """Everything the loop uses. Tracking opens and actors start at the same time."""
         config, p = self.config, self._p
-        beginning = begin(self._files, self._request, identity(config, p.digest), p.model, self._events.on_note)
+        beginning = begin(self._files, self._request, identity(config, p.digest), p.model, self._events.on_note, config)
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         failed = threading.Event()

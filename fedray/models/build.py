@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray import components, config, rng
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, raised
 
 _OWN = ("input_shape", "outputs")
 
@@ -64,7 +64,7 @@ def _made(part: config.Part, input_shape: tuple[int, ...], outputs: int) -> nn.M
     except FedrayError:
         raise
     except Exception as error:
-        raise ConfigError(f"model.kind: making '{part.kind}' failed with {_first_line(error)}.") from error
+        raise ConfigError(f"model.kind: making '{part.kind}' failed with {raised(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' made a {type(model).__name__}; it should return a torch.nn.Module.")
     return model
@@ -106,7 +106,7 @@ def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int) -
     except Exception as error:
         raise ConfigError(
             f"model.kind: '{kind}' failed on a batch of {str(records.dtype).removeprefix('torch.')} records of shape "
-            f"{tuple(records.shape[1:])} with {_first_line(error)}; choose a model for records of that shape"
+            f"{tuple(records.shape[1:])} with {raised(error)}; choose a model for records of that shape"
             + (", or give measurements as floats, for integers are taken for tokens." if records.dtype == torch.int64 else ".")
         ) from error
     if not isinstance(result, Tensor):
@@ -126,8 +126,3 @@ def _check_parameters(model: nn.Module, kind: str) -> None:
             raise ConfigError(
                 f"model.kind: parameter {name} of '{kind}' is {parameter.dtype}; weights are exchanged as float32, make it so."
             )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0].rstrip('.')}" if text else type(error).__name__

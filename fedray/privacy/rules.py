@@ -76,7 +76,8 @@ def _check_none(privacy: Privacy) -> None:
     if given:
         names = ", ".join(f"privacy.{name}" for name in given)
         raise ConfigError(
-            f"{names}: given, but privacy.regime is none, so nothing is protected; set privacy.regime=record or take them out."
+            f"{names}: given, but privacy.regime is none, so nothing is protected; to train without privacy replace the whole section "
+            'with "privacy={regime: none}", or set privacy.regime=record.'
         )
 
 

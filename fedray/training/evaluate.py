@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray import components
-from fedray.errors import ConfigError, DataError, FedrayError, first_line
+from fedray.errors import ConfigError, DataError, FedrayError, raised
 from fedray.models.build import evaluating
 from fedray.training.engine import LossFn
 from fedray.training.losses import VALUE_LOSSES
@@ -112,7 +112,7 @@ def _number(name: str, outputs: Tensor, targets: Tensor, metric: MetricFn, loss:
     except FedrayError:
         raise
     except Exception as error:
-        raise ConfigError(f"evaluation.metrics: '{name}' failed with {type(error).__name__}: {first_line(error).rstrip('.')}.") from error
+        raise ConfigError(f"evaluation.metrics: '{name}' failed with {raised(error)}.") from error
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -116,7 +116,9 @@ def test_an_own_metric_that_fails_costs_that_metric_alone(own: str) -> None:
     values = evaluate(*arguments, failed=failed)
     assert math.isnan(values["broken"])
     assert values["accuracy"] == 1.0
-    assert failed == {"broken": "evaluation.metrics: 'broken' failed with ValueError: no such column."}
+    assert failed == {
+        "broken": "evaluation.metrics: 'broken' failed with ValueError: no such column (quality_parts.py, line 4, in broken)."
+    }
     with pytest.raises(ConfigError, match="'broken' failed with ValueError: no such column"):
         evaluate(*arguments)
 

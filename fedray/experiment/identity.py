@@ -1,0 +1,57 @@
+"""What must not change when a run is resumed, and what to say where it did."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedray.config import Config
+from fedray.configfile import dump_config, parse_yaml
+from fedray.errors import ConfigError, shortened
+from fedray.runfiles import RunFiles
+from fedray.tracking.store import masked
+
+#: Sections that decide nothing of the model, or of which only a part does.
+_FREE = ("ray", "tracking", "checkpoint", "evaluation", "rounds", "clients", "cohort", "experiment", "name")
+
+
+def identity(config: Config, digest: str) -> str:
+    """A hash of everything that decides the model's bytes, and the data."""
+    return hashlib.sha256(json.dumps([_deciding(json.loads(config.model_dump_json())), digest], sort_keys=True).encode()).hexdigest()
+
+
+def _deciding(raw: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in raw.items() if k not in _FREE}
+    kept["groups"] = [{k: g[k] for k in ("clients", "rate", "training")} for g in raw["clients"]["groups"]]
+    kept["cohort"] = {k: v for k, v in raw["cohort"].items() if k not in ("deadline", "grace", "retries", "min_clients")}
+    return kept
+
+
+def another_run(files: RunFiles, config: Config | None, where: object) -> ConfigError:
+    """What to say where the identity of the run in ``files`` is not that of ``config`` and its data: which keys differ, then and now."""
+    try:
+        then = dict(_flat(_deciding(parse_yaml(files.config.read_text(encoding="utf-8"), "config.yaml"))))
+        now = then if config is None else dict(_flat(_deciding(parse_yaml(masked(dump_config(config)), "config"))))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError):
+        then, now = {}, {}
+    keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    begins = f"--resume: the config or the data differs from that of the run in {where} in what decides the model: "
+    ends = "Undo the change, or start a new run with another --output."
+    if not keys:
+        return ConfigError(f"{begins}every key is as it was, so it is the data (or the run's config.yaml was changed). {ends}")
+    changes = "; ".join(f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}" for key in keys)
+    return ConfigError(f"{begins}{changes}. {ends}")
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, entry in value.items():
+            yield from _flat(entry, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _shown(value: Any) -> str:
+    return shortened(json.dumps(value, default=str))

@@ -1,0 +1,36 @@
+"""Notes of one round that say the same are one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_NAMED = 3  # besides the first
+
+
+def one_line_each(told: Iterable[tuple[str, str]], what: str = "clients") -> list[str]:
+    """Sentences, of which those that differ only in names and numbers become the first of them.
+
+    Args:
+        told: whom each is about, and the sentence.
+        what: they are.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, text in told:
+        groups.setdefault(likeness(name, text), []).append((name, text))
+    return [_line(group, what) for group in groups.values()]
+
+
+def likeness(name: str, text: str) -> str:
+    """What sentences that say the same have in common."""
+    named = text.replace(name, "#") if name else text
+    return re.sub(r"[\w./-]*\d[\w./+-]*", "#", named)
+
+
+def _line(group: list[tuple[str, str]], what: str) -> str:
+    (_, first), *others = group
+    if not others:
+        return first
+    names = ", ".join(name for name, _ in others[:_NAMED] if name) + (", ..." if len(others) > _NAMED else ".")
+    stop = "" if first.endswith((".", "!", "?")) else "."
+    return f"{first}{stop} The same holds for {len(others)} more {what}" + (f": {names}" if others[0][0] else ".")

@@ -1,0 +1,116 @@
+"""What people read first when something is not as they meant it."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from paths import ROOT
+
+from fedray import components
+from fedray.cli import cli
+from fedray.configfile import build_config, dump_config
+from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, own_place, raised
+from fedray.experiment.identity import another_run, identity
+from fedray.rounds.notes import one_line_each
+from fedray.runfiles import RunFiles
+
+RAW = {
+    "name": "r",
+    "rounds": 2,
+    "data": {"source": "sklearn:wine", "partition": {"kind": "iid", "clients": 3}},
+    "model": {"kind": "softmax"},
+    "training": {"batch_size": 8, "epochs": 1, "lr": 0.1},
+}
+
+
+def test_a_resume_with_another_config_names_what_differs(tmp_path: Path) -> None:
+    old = build_config(RAW)
+    files = RunFiles(tmp_path)
+    files.config.write_text(dump_config(old))
+    new = build_config(RAW | {"training": RAW["training"] | {"lr": 0.2}, "model": {"kind": "mlp", "hidden": [8]}, "rounds": 9})
+    assert identity(old, "") != identity(new, "")
+    said = str(another_run(files, new, "runs/r"))
+    assert "training.lr was 0.1 and is 0.2" in said
+    assert 'model.kind was "softmax" and is "mlp"' in said
+    assert "model.hidden was null and is [8]" in said
+    assert "rounds" not in said
+    assert "every key is as it was, so it is the data" in str(another_run(files, old, "runs/r"))
+    files.config.unlink()
+    assert "so it is the data (or the run's config.yaml was changed)" in str(another_run(files, new, "runs/r"))
+
+
+def test_thirty_notes_that_say_the_same_are_one_line() -> None:
+    told = [(f"client-{k:04d}", f"round 3: client client-{k:04d} on node{k} failed: ValueError: row {k} is odd") for k in range(30)]
+    told.insert(5, ("other", "round 3: client other on node1 late: too slow."))
+    first, second = one_line_each(told)
+    assert first == (
+        "round 3: client client-0000 on node0 failed: ValueError: row 0 is odd. The same holds for 29 more clients: client-0001, "
+        "client-0002, client-0003, ..."
+    )
+    assert second == "round 3: client other on node1 late: too slow."
+    assert one_line_each([]) == []
+
+
+def test_privacy_taken_off_a_private_config_says_how() -> None:
+    from fedray.configfile import load_config
+    from fedray.experiment.preparation import check_only
+
+    with pytest.raises(ConfigError, match=r'"privacy=\{regime: none\}"'):
+        check_only(load_config(ROOT / "configs" / "digits.yaml", ["privacy.regime=none"]))
+    check_only(load_config(ROOT / "configs" / "digits.yaml", ["privacy={regime: none}"]))
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "odd_parts.py").write_text("def model(input_shape, outputs):\n    raise ValueError('no such width')\n")
+    (tmp_path / "odd_module.py").write_text("import math\nmath.no_such_thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("odd_parts", "odd_module"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return "python:odd_parts:"
+
+
+def test_an_own_part_that_raises_is_named_with_its_place(own: str) -> None:
+    part = components.find(components.MODELS, own + "model")
+    try:
+        part((3,), 2)
+    except ValueError as error:
+        assert own_place(error) == "odd_parts.py, line 2, in model"
+        assert raised(error) == "ValueError: no such width (odd_parts.py, line 2, in model)"
+    with pytest.raises(ConfigError, match=r"importing 'odd_module' failed with AttributeError: .*no_such_thing.*odd_module\.py, line 2"):
+        components.find(components.MODELS, "python:odd_module:model")
+    with pytest.raises(ConfigError, match="module 'odd_parts' has no 'modle'. Did you mean 'model'"):
+        components.find(components.MODELS, own + "modle")
+
+
+def test_its_traceback_is_shown_with_debug_alone(own: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(dump_config(build_config(RAW | {"model": {"kind": own + "model"}})))
+    plain = CliRunner().invoke(cli, ["plan", "c.yaml"])
+    assert plain.exit_code == 2
+    assert "making 'python:odd_parts:model' failed with ValueError: no such width (odd_parts.py, line 2, in model)" in plain.output
+    debug = CliRunner().invoke(cli, ["--debug", "plan", "c.yaml"])
+    shown = "".join(traceback.format_exception(debug.exception))
+    assert "raise ValueError('no such width')" in shown
+
+
+def test_what_an_error_came_of_goes_along_to_other_processes() -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("inside")
+        except KeyError as error:
+            raise PrivacyRefusal("sentence.", "privacy.x") from error
+
+    with pytest.raises(PrivacyRefusal) as found:
+        fail()
+    error = found.value
+    for _ in range(2):  # through two processes
+        error = pickle.loads(pickle.dumps(error))
+    assert (str(error), error.code, type(error)) == ("[privacy.x] sentence.", "privacy.x", PrivacyRefusal)
+    assert 'raise KeyError("inside")' in "".join(traceback.format_exception(error))
+    assert pickle.loads(pickle.dumps(FedrayError("plain"))).__cause__ is None
