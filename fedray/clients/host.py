@@ -28,6 +28,7 @@ from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.clients.trainer import Trainer
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation, Records
+from fedray.data.silos import Silo
 from fedray.frozen import check_frozen
 from fedray.models.build import build_model, untried_model
 from fedray.parameters import Vector, set_vector
@@ -92,25 +93,18 @@ class ClientHost:
         if spec.outputs is not None:
             self.configure(spec.outputs, spec.frozen)
         own = self._own
-        classes = counts = None
-        if own is not None and own.classes is not None:
-            classes = own.classes
-            if not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected:
-                counts = np.bincount(own.train.y, minlength=classes).tolist()
+        counts = None
+        told = not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected
+        if own is not None and own.classes is not None and told:
+            counts = np.bincount(own.train.y, minlength=own.classes).tolist()
         return HostInfo(
             node=socket.gethostname(),
             pid=os.getpid(),
             device=str(self._device),
             threads=torch.get_num_threads(),
-            records=None if own is None else len(own.train),
-            shape=None if own is None else self._shape,
-            classes=classes,
-            columns=() if own is None else own.columns,
-            tokens=self._dtype == torch.int64,
+            silo=None if own is None else Silo.of(own),
             class_counts=counts,
             node_id=node_of_actor(),
-            tested=own is not None and own.test is not None,
-            scale=1.0 if own is None else own.scale,
         )
 
     @speaking()

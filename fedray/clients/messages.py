@@ -12,6 +12,7 @@ from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
+from fedray.data.silos import Silo
 from fedray.privacy.afford import Plan
 from fedray.privacy.mechanisms.base import ClientStep
 from fedray.privacy.plan import RecordPlan
@@ -169,27 +170,16 @@ def added_up(parts: Sequence[Part]) -> Part:
 class HostInfo:
     """What an actor says of itself when it is ready; ``node`` is a host's name, ``node_id`` what Ray calls the node.
 
-    The fields from ``records`` on describe the data that it loaded itself (dedicated placement); ``tested``: it holds test records.
+    ``silo`` and ``class_counts`` describe the data that it loaded itself (dedicated placement).
     """
 
     node: str
     pid: int
     device: str
     threads: int
-    records: int | None = None
-    shape: tuple[int, ...] | None = None
-    classes: int | None = None
-    columns: tuple[str, ...] = ()
-    tokens: bool = False
+    silo: Silo | None = None
     class_counts: list[int] | None = None
     node_id: str = ""
-    tested: bool = False
-    scale: float = 1.0
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What all silos' features must have in common."""
-        return self.shape, self.columns, self.tokens, self.scale
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.components import nearest
+from fedray.data.folds import TestFold, need_test, test_rows
 from fedray.data.images import decode_images
 from fedray.data.source import Raw, build
 from fedray.data.table import Table, shape_tables
@@ -28,6 +29,8 @@ class ArrowColumns:
         classes: declared number of classes of an image set.
         silo: column that names each record's client.
         options: the other arguments of :class:`fedray.data.table.Table`, for plain tables.
+        fold: column that says which records are the test set.
+        test_fold: its values that mean so; None: it holds "train" and "test".
     """
 
     image: str | None
@@ -35,6 +38,8 @@ class ArrowColumns:
     classes: int | None
     silo: str | None
     options: dict[str, Any]
+    fold: str | None = None
+    test_fold: TestFold | None = None
 
 
 def image_column(schema: Any, columns: ArrowColumns, where: str) -> str | None:
@@ -67,6 +72,12 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
         DataError: columns, images or labels that are not as declared.
     """
     image = image_column(train.schema, columns, where)
+    if columns.fold is not None:
+        _require(columns.fold, train.schema.names, "data.fold", where)
+        tested = test_rows(train.column(columns.fold).to_pandas().to_numpy(), columns.fold, columns.test_fold, where)
+        need_test(tested, columns.fold, where)
+        train = train.drop_columns(columns.fold)
+        train, test = train.filter(~tested), train.filter(tested)
     label = columns.label or next((name for name in _USUAL_LABELS if name in train.schema.names), None)
     if label is None:
         raise DataError(
@@ -86,13 +97,15 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
         raise DataError(f"data.{unused[0]}: is for tables, but {where} holds images in column '{image}'; leave it out.")
     groups = _values(train, columns.silo, "data.silo", where) if columns.silo is not None else None
     x, y = _images(train, image, where), _values(train, label, "data.label", where)
-    own_test = None
+    own_test = test_groups = None
     if test is not None:
         named = f"{where} (test set)"
         own_test = (_images(test, image, named), _values(test, label, "data.label", named))
+        if columns.silo is not None and columns.silo in test.schema.names:
+            test_groups = _values(test, columns.silo, "data.silo", named)
     known = names if labels is None else None
     classes = columns.classes if known is None else len(known)
-    return build(where, x, y, test=own_test, groups=groups, classes=classes, labels=labels, class_labels=known)
+    return build(where, x, y, test=own_test, groups=groups, test_groups=test_groups, classes=classes, labels=labels, class_labels=known)
 
 
 def joined(tables: Sequence[Any], names: Sequence[str], where: str) -> Any:

@@ -7,7 +7,7 @@ gets what it would have got from the whole federation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from fedray.config import Data
 from fedray.data.holdout import split
 from fedray.data.partition import Deal, check_parts, natural
 from fedray.data.records import ClientData, Features, Federation, Indices, Label, Numbered, Records, Targets
+from fedray.data.silos import Silo, check_silos, join, nothing_held_out
 from fedray.data.source import Raw, Silos, Source, gather
 from fedray.data.transforms import Apply, Floats, Transform
 from fedray.errors import DataError
@@ -27,12 +28,13 @@ _GIVEN = ("labels", "groups", "draws")
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Who gets which records of a whole source."""
+    """Who gets which records of a whole source; ``own_test``: ``client_test`` counts those of the source's test set."""
 
     names: Sequence[str]
     train: Deal
     client_test: Deal | None
     driver_test: Indices | None
+    own_test: bool = False
 
 
 def check(data: Data) -> None:
@@ -51,6 +53,8 @@ def check(data: Data) -> None:
                 f"data.partition.kind: {data.source} has one place a client, "
                 f"which cannot be dealt anew by '{data.partition.kind}'; use natural."
             )
+        if transform.private_statistics and source.test is not None:
+            raise _no_statistics(data)
     elif transform.private_statistics and data.holdout.at == "driver" and data.holdout.fraction > 0:
         raise _no_statistics(data)
     clients = arguments.get("clients")
@@ -107,13 +111,15 @@ def load_federation(data: Data, seed: int) -> Federation:
     source = _source(data)
     transform = transform_of(data)
     if isinstance(source, Silos):
-        return _join(source, [_silo_client(data, source, transform, seed, name) for name in source.names])
+        clients, test = [_silo_client(data, source, transform, seed, name) for name in source.names], silo_test(data)
+        check_silos([Silo.of(client) for client in clients], data.holdout.fraction, None if test is None else test[1])
+        return join(source, clients, None if test is None else test[0])
     raw = _refuse_tokens(data, source.load())
     plan = _plan(data, raw, seed)
     offsets, train = plan.train.offsets, _records(raw, plan.train.order)
     held_out, held_out_offsets = None, None
     if plan.client_test is not None:
-        held_out_offsets, held_out = plan.client_test.offsets, _records(raw, plan.client_test.order)
+        held_out_offsets, held_out = plan.client_test.offsets, _held_out(raw, plan, plan.client_test.order)
     if transform.private_statistics:
         for k in range(len(plan.names)):
             apply = transform.fit(_floats(train.x[offsets[k] : offsets[k + 1]]))
@@ -156,8 +162,24 @@ def load_client(data: Data, seed: int, name: str) -> ClientData:
     raw = _refuse_tokens(data, source.load())
     plan = _plan(data, raw, seed)
     k = _index(plan.names, name, data)
-    test = plan.client_test[k] if plan.client_test is not None else None
-    return _client(raw, transform, name, plan.train[k], test)
+    test = _held_out(raw, plan, plan.client_test[k]) if plan.client_test is not None else None
+    return _client(raw, transform, name, plan.train[k], test, plan.own_test)
+
+
+def silo_test(data: Data) -> tuple[Records, Silo] | None:
+    """The driver's test set of a source with one place a client, and its form; None where it has none.
+
+    Raises:
+        DataError: see :func:`load_federation`.
+    """
+    source, transform = _source(data), transform_of(data)
+    if not isinstance(source, Silos) or source.test is None:
+        return None
+    raw = _refuse_tokens(data, source.test())
+    records = _records(raw, np.arange(len(raw.y)))
+    test = _applied(transform.fit(_floats(records.x[:0])), records)
+    form = ClientData("", test, None, raw.classes, raw.columns, raw.scale)
+    return test, replace(Silo.of(form), name="the test set")
 
 
 def _source(data: Data) -> Source:
@@ -208,6 +230,7 @@ def _no_statistics(data: Data) -> DataError:
 def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
     function, arguments = _partitioner(data)
     n = len(raw.y)
+    own_test = function is natural and data.holdout.at == "clients" and raw.test is not None and raw.test_groups is not None
     pool: Indices = np.arange(n)
     driver_test: Indices | None = None
     holdout = data.holdout
@@ -215,6 +238,8 @@ def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
     if splits and holdout.at == "driver":
         kept = raw.groups if function is natural else None
         pool, driver_test = split(raw.y, holdout.fraction, holdout.stratify, rng.generator(seed, "holdout"), kept)
+        if not len(driver_test):
+            raise nothing_held_out(holdout.fraction, f"{n} records" + (" (each client keeps one)" if kept is not None else ""))
     labels, groups = raw.y[pool], raw.groups[pool] if raw.groups is not None else None
     dealt = function(labels, groups, rng.generator(seed, "partition"), **arguments)
     checked = check_parts(dealt, len(pool), "data.partition")
@@ -224,7 +249,23 @@ def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
     if splits and holdout.at == "clients":
         pairs = [_hold_out(data, raw.y, part, seed, name) for name, part in zip(names, parts, strict=True)]
         parts, client_test = Deal.of([train for train, _ in pairs]), Deal.of([test for _, test in pairs])
-    return _Plan(names, parts, client_test, driver_test)
+        if not len(client_test.order):
+            raise nothing_held_out(holdout.fraction, f"the records of each of {len(names)} clients")
+    if own_test and raw.test_groups is not None:
+        client_test = _own_tests(data, raw.test_groups, len(names))
+    return _Plan(names, parts, client_test, driver_test, own_test)
+
+
+def _own_tests(data: Data, groups: Indices, clients: int) -> Deal:
+    """The source's test records to the clients that they are of."""
+    strangers = np.flatnonzero(groups < 0)
+    if len(strangers):
+        raise DataError(
+            f"{data.source}: {len(strangers)} test records, the first is record {strangers[0] + 1}, are of clients without training records; "
+            "remove them, or set data.holdout.at=driver to evaluate on all test records together."
+        )
+    counts = np.bincount(groups, minlength=clients)
+    return Deal(np.argsort(groups, kind="stable"), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
 
 def _hold_out(data: Data, labels: Targets, part: Indices, seed: int, name: str) -> tuple[Indices, Indices]:
@@ -238,12 +279,14 @@ def _index(names: Sequence[str], name: str, data: Data) -> int:
     return names.index(name)
 
 
-def _offsets(sizes: list[int]) -> Indices:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-
 def _records(raw: Raw, index: Indices) -> Records:
     return Records(gather(raw.x, index), raw.y[index])
+
+
+def _held_out(raw: Raw, plan: _Plan, index: Indices) -> Records:
+    if plan.own_test and raw.test is not None:
+        return Records(gather(raw.test[0], index), raw.test[1][index])
+    return _records(raw, index)
 
 
 def _floats(x: Features) -> Floats:
@@ -259,25 +302,28 @@ def _apply_in_place(apply: Apply, x: Features, start: int, stop: int) -> None:
         x[start:stop] = apply(_floats(x[start:stop]))
 
 
-def _client(raw: Raw, transform: Transform, name: str, train: Indices, test: Indices | None) -> ClientData:
+def _client(raw: Raw, transform: Transform, name: str, train: Indices, test: Records | None, own_test: bool) -> ClientData:
     own = _records(raw, train)
-    held_out = _records(raw, test) if test is not None and len(test) else None
     apply = transform.fit(_floats(own.x if transform.private_statistics else own.x[:0]))
-    return ClientData(
-        name, _applied(apply, own), _applied(apply, held_out) if held_out is not None else None, raw.classes, raw.columns, raw.scale
-    )
+    held_out = _applied(apply, test) if test is not None and len(test) else None
+    return ClientData(name, _applied(apply, own), held_out, raw.classes, raw.columns, raw.scale, own_test, raw.absent)
 
 
 def _silo_client(data: Data, source: Silos, transform: Transform, seed: int, name: str) -> ClientData:
     raw = _refuse_tokens(data, source.load(name))
     train: Indices = np.arange(len(raw.y))
-    test: Indices | None = None
-    if data.holdout.fraction > 0:
-        train, test = _hold_out(data, raw.y, train, seed, name)
-    return _client(raw, transform, name, train, test)
+    test: Records | None = None
+    if raw.test is not None:
+        test = Records(gather(raw.test[0], np.arange(len(raw.test[1]))), raw.test[1])
+    elif data.holdout.fraction > 0 and source.test is None:
+        train, held_out = _hold_out(data, raw.y, train, seed, name)
+        test = _records(raw, held_out)
+    return _client(raw, transform, name, train, test, raw.test is not None)
 
 
 def _driver_test(data: Data, raw: Raw, plan: _Plan, transform: Transform) -> Records | None:
+    if plan.own_test:
+        return None
     if raw.test is not None:
         x, y = raw.test
         test = Records(gather(x, np.arange(len(y))), y)
@@ -288,42 +334,3 @@ def _driver_test(data: Data, raw: Raw, plan: _Plan, transform: Transform) -> Rec
     if transform.private_statistics:
         raise _no_statistics(data)
     return _applied(transform.fit(_floats(test.x[:0])), test)
-
-
-def _join(source: Silos, clients: list[ClientData]) -> Federation:
-    first = clients[0]
-    for client in clients[1:]:
-        if (
-            client.columns != first.columns
-            or client.train.x.shape[1:] != first.train.x.shape[1:]
-            or client.train.x.dtype != first.train.x.dtype
-            or client.scale != first.scale
-        ):
-            different = sorted(set(client.columns) ^ set(first.columns))
-            what = f"columns {', '.join(different)} stand in one only" if different else f"{_form(first)} and {_form(client)}"
-            raise DataError(
-                f"data: clients '{first.name}' and '{client.name}' have different features ({what}); name them in order with data.features."
-            )
-    train = Records(np.concatenate([c.train.x for c in clients]), np.concatenate([c.train.y for c in clients]))
-    tests = [c.test for c in clients]
-    held_out, held_out_offsets = None, None
-    if any(t is not None for t in tests):
-        held_out_offsets = _offsets([len(t) if t is not None else 0 for t in tests])
-        held_out = Records(np.concatenate([t.x for t in tests if t is not None]), np.concatenate([t.y for t in tests if t is not None]))
-    return Federation(
-        list(source.names),
-        train,
-        _offsets([len(c.train) for c in clients]),
-        None,
-        held_out,
-        held_out_offsets,
-        source.classes,
-        first.columns,
-        source.class_labels,
-        True,
-        first.scale,
-    )
-
-
-def _form(client: ClientData) -> str:
-    return f"{list(client.columns) or client.train.x.shape[1:]} {client.train.x.dtype}"

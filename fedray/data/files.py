@@ -20,8 +20,8 @@ _HIVE = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def csv_files(folder: Path) -> list[Path]:
-    """The folder's ``.csv`` files (in whatever case that is written), in order of their names.
+def csv_files(folder: Path, test: Path | None = None) -> list[Path]:
+    """The folder's ``.csv`` files (in whatever case that is written) except the test set's, in order of their names.
 
     Raises:
         DataError: there are none, or a table that would be left out, as it is compressed or separated by tabs.
@@ -31,6 +31,8 @@ def csv_files(folder: Path) -> list[Path]:
     if left_out:
         raise DataError(f"data.source: '{left_out[0]}' in the folder '{folder}' is no plain .csv file; convert it, or move it elsewhere.")
     files = [path for path in entries if path.suffix.lower() == ".csv"]
+    if test is not None and test.exists():
+        files = [path for path in files if not path.samefile(test)]
     if not files:
         raise DataError(f"data.source: the folder '{folder}' holds no .csv files.")
     return files
@@ -52,7 +54,7 @@ def csv_file(folder: Path, name: str) -> Path:
     return found[0] if found else expected
 
 
-def parquet_files(path: Path, test: Path | None = None) -> tuple[list[Path], list[Path]]:
+def parquet_files(path: Path, test: Path | None = None, together: bool = False) -> tuple[list[Path], list[Path]]:
     """Training and test files of a folder and the folders in it, each in order of their names; of a file, itself.
 
     A name that has the word "test" (or "testing") is of the test set, one with "train" ("training") of the training set; a
@@ -63,6 +65,7 @@ def parquet_files(path: Path, test: Path | None = None) -> tuple[list[Path], lis
     Args:
         path: a file or a folder.
         test: the test set's file, if it is named by the config; the folder's own test files are left out then.
+        together: all files are one table, whatever their names say.
 
     Raises:
         DataError: no files, none for training, or one that may be either.
@@ -72,7 +75,7 @@ def parquet_files(path: Path, test: Path | None = None) -> tuple[list[Path], lis
     files = [file for file in sorted(path.rglob("*")) if _PARQUET.fullmatch(file.name) and not _hidden(file, path)]
     if test is not None:
         files = [file for file in files if not file.samefile(test)]
-    folds = [_fold(file.relative_to(path)) for file in files]
+    folds = [None if together else _fold(file.relative_to(path)) for file in files]
     trained = "train" in folds
     train = [f for f, fold in zip(files, folds, strict=True) if fold == ("train" if trained else None)]
     tested = [f for f, fold in zip(files, folds, strict=True) if fold == "test"]

@@ -88,12 +88,23 @@ def label_array(values: npt.ArrayLike, where: str, known: Sequence[Label] | None
     return array
 
 
-def _from_objects(array: npt.NDArray[Any], where: str, known: Sequence[Label]) -> npt.NDArray[Any]:
+def missing_values(array: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which entries are None, NaN, NaT or NA, or empty text."""
+    if array.dtype.kind in "biu":
+        return np.zeros(array.shape, dtype=np.bool_)
     import pandas as pd
 
+    missing = np.asarray(pd.isna(array), dtype=np.bool_)
+    if array.dtype.kind in "OTU":
+        missing |= np.array([isinstance(value, str) and not value.strip() for value in array.ravel()], dtype=np.bool_).reshape(array.shape)
+    return missing
+
+
+def _from_objects(array: npt.NDArray[Any], where: str, known: Sequence[Label]) -> npt.NDArray[Any]:
     named = {str(value) for value in known}
     text = [isinstance(value, str) and value.strip() in _MISSING_TEXT and value not in named for value in array]
-    _refuse_missing(np.asarray(pd.isna(array), dtype=np.bool_) | np.array(text, dtype=np.bool_), where)
+    blank = np.array([isinstance(value, str) for value in array], dtype=np.bool_)
+    _refuse_missing((missing_values(array) & ~blank) | np.array(text, dtype=np.bool_), where)
     types = {type(value) for value in array}
     for allowed, dtype in _KINDS:
         if all(issubclass(kind, allowed) for kind in types):

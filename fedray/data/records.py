@@ -109,6 +109,8 @@ class ClientData:
         columns: names of the features where the source is a table. Silos that are read apart from each
             other agree on the meaning of their features only if these are equal.
         scale: what the user's own values were divided by (255 for the bytes of an image).
+        own_test: its test records are a test set that it came with, not held out by chance.
+        absent: columns to be left out that its table does not have.
     """
 
     name: str
@@ -117,6 +119,8 @@ class ClientData:
     classes: int | None = None
     columns: tuple[str, ...] = ()
     scale: float = 1.0
+    own_test: bool = False
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

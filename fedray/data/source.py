@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedray.data.labels import label_array, number_classes, plain_array
+from fedray.data.labels import label_array, missing_values, number_classes, plain_array
 from fedray.data.records import Features, Indices, Label, Targets
 from fedray.errors import DataError
 
@@ -42,6 +42,8 @@ class Raw:
         class_labels: the source's own label of each class, in class order; empty in regression.
         declared: the classes were said beforehand, not found in the records.
         divided_by: what the source has divided the user's own values by already.
+        test_groups: int64, the natural client of each test record, -1 for one without training records; None if that is not known.
+        absent: columns to be left out that a silo's table does not have.
     """
 
     x: RawFeatures
@@ -54,6 +56,8 @@ class Raw:
     class_labels: Sequence[Label] = ()
     declared: bool = False
     divided_by: float = 1.0
+    test_groups: Indices | None = None
+    absent: tuple[str, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -74,15 +78,17 @@ class Silos:
 
     Attributes:
         names: the clients; found without reading a record.
-        load: reads one client's records, and no other's.
+        load: reads one client's records, and no other's; a test set in what it gives is that client's.
         classes: number of classes of the task, declared (no one reads all silos); None in regression.
         class_labels: the source's own label of each class, in class order; empty in regression.
+        test: reads the driver's test set (as ``x`` and ``y`` of what it gives), which is no client's; None where there is none.
     """
 
     names: tuple[str, ...]
     load: Callable[[str], Raw]
     classes: int | None
     class_labels: Sequence[Label]
+    test: Callable[[], Raw] | None = None
 
 
 Source = Whole | Silos
@@ -118,10 +124,19 @@ def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def group_codes(values: npt.ArrayLike, where: str) -> tuple[Indices, tuple[str, ...]]:
-    """Natural clients from one value a record: codes ``[n]`` and the sorted names (whole numbers as ``7``, not ``7.0``)."""
-    array = np.asarray(values)
+    """Natural clients from one value a record: codes ``[n]`` and the sorted names (whole numbers as ``7``, not ``7.0``).
+
+    Raises:
+        DataError: not one value a record, a missing one, or one that cannot be a client's name.
+    """
+    array = plain_array(values, "clients", where)
     if array.ndim != 1:
         raise DataError(f"{where}: the client of each record should be one value a record, but has shape {array.shape}.")
+    missing = missing_values(array)
+    if missing.any():
+        raise DataError(
+            f"{where}: {int(missing.sum())} records say of no client that they are its, the first is record {int(missing.argmax()) + 1}."
+        )
     if array.dtype.kind in "OUST":
         array = array.astype(str)
     found, codes = np.unique(array, return_inverse=True)
@@ -137,6 +152,7 @@ def build(
     test: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     groups: npt.ArrayLike | None = None,
     group_names: Sequence[str] | None = None,
+    test_groups: npt.ArrayLike | None = None,
     classes: int | None = None,
     labels: Sequence[Label] | None = None,
     class_labels: Sequence[Label] | None = None,
@@ -155,6 +171,7 @@ def build(
         test: the same for the source's own test set.
         groups: the natural client of each record, any values; or codes, with ``group_names``.
         group_names: names of the codes in ``groups``.
+        test_groups: the natural client of each test record, in the same terms.
         classes: declared number of classes.
         labels: declared labels, in class order.
         class_labels: with ``classes``, what its labels stand for; default the numbers themselves.
@@ -181,8 +198,31 @@ def build(
             codes, names = group_codes(groups, where)
         if len(codes) != len(features):
             raise DataError(f"{where}: {len(codes)} client keys for {len(features)} records; there must be one each.")
+    test_codes = _test_codes(test_groups, names, group_names is not None, where) if test_groups is not None and groups is not None else None
+    if test_codes is not None and len(test_codes) != len(pairs[-1][0]):
+        raise DataError(f"{where}: {len(test_codes)} client keys for {len(pairs[-1][0])} test records; there must be one each.")
     own_test = (pairs[1][0], numbered.targets[1]) if test is not None else None
-    return Raw(features, numbered.targets[0], numbered.classes, own_test, codes, names, columns, numbered.class_labels, numbered.declared)
+    return Raw(
+        features,
+        numbered.targets[0],
+        numbered.classes,
+        own_test,
+        codes,
+        names,
+        columns,
+        numbered.class_labels,
+        numbered.declared,
+        test_groups=test_codes,
+    )
+
+
+def _test_codes(groups: npt.ArrayLike, names: tuple[str, ...], coded: bool, where: str) -> Indices:
+    """Places of the test records' clients among the training records' clients, -1 for one that is not there."""
+    if coded:
+        return np.asarray(groups, dtype=np.int64)
+    codes, found = group_codes(groups, f"{where} (test set)")
+    place = {name: k for k, name in enumerate(names)}
+    return np.array([place.get(name, -1) for name in found], dtype=np.int64)[codes]
 
 
 def gather(x: RawFeatures, index: Indices) -> Features:

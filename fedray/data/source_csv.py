@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv as csvfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedray.components import nearest
 from fedray.data.files import csv_file, csv_files
+from fedray.data.folds import TestFold, check_fold, need_test, test_rows
 from fedray.data.source import Raw, Silos, Source, Whole, check_names, existing
 from fedray.data.table import Cell, MissingRows, Table, shape_tables
 from fedray.errors import DataError
@@ -31,6 +34,9 @@ def csv(
     drop_first: bool = False,
     silo: str | None = None,
     silos: Sequence[str] | None = None,
+    test: str | None = None,
+    fold: str | None = None,
+    test_fold: TestFold | None = None,
     delimiter: str = ",",
 ) -> Source:
     """CSV with a header line: a folder with one file a silo, or one file.
@@ -46,13 +52,17 @@ def csv(
         classes: labels are the integers 0..classes-1 already.
         regression: the label is a number to predict.
         features: feature columns, in this order; null = all others.
-        drop: columns left out.
+        drop: columns left out; of a folder, some files may lack them.
         missing: cells that mean "not known".
         missing_rows: drop records with a missing cell in a column that is used, or refuse the file.
         categories: column to its allowed values, which become one 0/1 feature each.
         drop_first: leave out the first value's feature.
         silo: one file only: the column that names each record's client, for the natural partition.
         silos: a folder only: the clients' names, so that the driver need not see the folder at all.
+        test: a file with the test set, which the driver evaluates on; or of a folder, another folder with a file of the same name
+            for each client, its own test set.
+        fold: the column that says which records are the test set, each client's own.
+        test_fold: that column's values that mean the test set; null = it holds "train" and "test".
         delimiter: between cells.
 
     Raises:
@@ -62,13 +72,29 @@ def csv(
     if len(delimiter) != 1:
         raise DataError(f"data.delimiter: should be one character, but is {delimiter!r}.")
 
-    def load(path: Path) -> Raw:
-        frame = _read(existing(path, "data.source"), [str(m) for m in missing], delimiter)
-        return shape_tables(frame, None, table, str(path))
-
+    check_fold(fold, test_fold, test)
     folder = Path(where).expanduser()
+
+    def read(path: Path, argument: str) -> Any:
+        return _read(existing(path, argument), [str(m) for m in missing], delimiter)
+
+    def load(path: Path, test_file: Path | None, of_silo: bool) -> Raw:
+        train, own, tested = read(path, "data.source"), None, None
+        if test_file is not None:
+            own = read(test_file, "data.test")
+        if fold is not None:
+            if fold not in train.columns:
+                raise DataError(f"{path}: there is no column '{fold}' (data.fold).{nearest(fold, [str(c) for c in train.columns])}")
+            tested = test_rows(train[fold].to_numpy(), fold, test_fold, str(path))
+            if not of_silo:
+                need_test(tested, fold, str(path))
+            train = train.drop(columns=fold)
+            train, own = train[~tested], train[tested] if tested.any() else None
+        raw = shape_tables(train, own, table, str(path), of_silo=of_silo)
+        return replace(raw, test=(raw.x[:0], raw.y[:0])) if tested is not None and own is None else raw
+
     if silos is None and not existing(folder, "data.source").is_dir():
-        return Whole(partial(load, folder))
+        return Whole(partial(load, folder, Path(test).expanduser() if test is not None else None, False))
     if silo is not None:
         raise DataError("data.silo: names the client column of a single file; in a folder each file is a client, leave it out.")
     if not table.declared:
@@ -76,8 +102,17 @@ def csv(
             "data: a folder of silos needs its classes declared, as no one reads all files; "
             "give one of label_threshold, labels, classes, regression."
         )
-    names = list(silos) if silos is not None else sorted(file.stem for file in csv_files(folder))
-    return Silos(check_names(names, f"csv:{where}"), lambda name: load(csv_file(folder, name)), table.declared_classes, table.class_labels)
+    tests = Path(test).expanduser() if test is not None else None
+    own_tests = tests if tests is not None and (tests.is_dir() or (silos is not None and tests.suffix.lower() != ".csv")) else None
+    central = tests if own_tests is None else None
+    names = list(silos) if silos is not None else sorted(file.stem for file in csv_files(folder, central))
+    return Silos(
+        check_names(names, f"csv:{where}"),
+        lambda name: load(csv_file(folder, name), csv_file(own_tests, name) if own_tests is not None else None, True),
+        table.declared_classes,
+        table.class_labels,
+        partial(load, central, None, False) if central is not None else None,
+    )
 
 
 def _read(path: Path, missing: list[str], delimiter: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedray.components import nearest
 from fedray.data.arrow import ArrowColumns, shape_arrow
+from fedray.data.folds import TestFold, check_fold
 from fedray.data.source import Raw, Source, Whole
 from fedray.data.table import Cell, MissingRows, Table
 from fedray.errors import ConfigError, DataError
@@ -23,6 +24,8 @@ def hf(
     label: str | None = None,
     image: str | None = None,
     silo: str | None = None,
+    fold: str | None = None,
+    test_fold: TestFold | None = None,
     classes: int | None = None,
     label_threshold: float | None = None,
     labels: Sequence[Cell] | None = None,
@@ -58,14 +61,15 @@ def hf(
         "categories": categories,
         "drop_first": drop_first,
     }
-    columns = ArrowColumns(image, label, classes, silo, options)
+    check_fold(fold, test_fold, test)
+    columns = ArrowColumns(image, label, classes, silo, options, fold, test_fold)
     Table(label=label or "label", classes=classes, silo=silo, **options)  # refuse contradictions before anything is read
 
     def load() -> Raw:
         name = f"hf:{where}"
         splits = _open(where, subset, revision, name)
         wanted = [("train", train)]
-        if test is not None or "test" in splits:
+        if test is not None or ("test" in splits and fold is None):
             wanted.append(("test", test or "test"))
         tables = []
         for argument, split in wanted:

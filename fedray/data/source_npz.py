@@ -23,6 +23,7 @@ def npz(
     x_test: str = "x_test",
     y_test: str = "y_test",
     clients: str | None = None,
+    clients_test: str | None = None,
     channels: Channels = "auto",
     classes: int | None = None,
     labels: Sequence[Label] | None = None,
@@ -36,6 +37,7 @@ def npz(
         x_test: key of the test features; there is a test set if both test keys are in the file.
         y_test: key of the test labels.
         clients: key of one value a training record that says whose it is, for the natural partition.
+        clients_test: the same for the test records: with data.holdout.at=clients each client keeps its own.
         channels: where images have their channel axis: first, last, none, or auto.
         classes: labels are the integers 0..classes-1 and stay what they are; null = those found, numbered in sorted order.
         labels: the labels in class order, instead of classes.
@@ -73,7 +75,12 @@ def npz(
             if x_test in archive.files:
                 test = channels_first(read(x_test, "x_test"), channels, name), read(y_test, "y_test")
             groups = read(clients, "clients") if clients is not None else None
-        return build(name, *train, test=test, groups=groups, classes=classes, labels=labels)
+            test_groups = read(clients_test, "clients_test") if clients_test is not None else None
+        if test_groups is not None and (test is None or groups is None):
+            raise DataError(
+                f"{name}: data.clients_test goes with data.clients and a test set ('{x_test}', '{y_test}'); give all, or leave it out."
+            )
+        return build(name, *train, test=test, groups=groups, test_groups=test_groups, classes=classes, labels=labels)
 
     return Whole(load)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedray.data.arrow import ArrowColumns, joined, shape_arrow
 from fedray.data.files import hive_keys, parquet_files
+from fedray.data.folds import TestFold, check_fold
 from fedray.data.source import Raw, Source, Whole, existing
 from fedray.data.table import Cell, MissingRows, Table
 from fedray.errors import DataError
@@ -23,6 +24,8 @@ def parquet(
     image: str | None = None,
     test: str | None = None,
     silo: str | None = None,
+    fold: str | None = None,
+    test_fold: TestFold | None = None,
     classes: int | None = None,
     label_threshold: float | None = None,
     labels: Sequence[Cell] | None = None,
@@ -44,7 +47,9 @@ def parquet(
         label: the label's column; null = label, labels, target or class, whichever is there.
         image: the column of encoded images (binary, or a struct with bytes); null = the first such column, if any.
         test: a file with the test set, instead of the folder's.
-        silo: column that names each record's client, for the natural partition.
+        silo: column that names each record's client, for the natural partition; in the test set, too, with data.holdout.at=clients.
+        fold: the column that says which records are the test set, whatever files they are in.
+        test_fold: that column's values that mean the test set; null = it holds "train" and "test".
         classes: labels are the integers 0..classes-1 and stay what they are; null = as the file names its classes, else those found.
         label_threshold: tables: the class is 1 where the label is above this, else 0.
         labels: the label's values in class order.
@@ -68,12 +73,13 @@ def parquet(
         "categories": categories,
         "drop_first": drop_first,
     }
-    columns = ArrowColumns(image, label, classes, silo, options)
+    check_fold(fold, test_fold, test)
+    columns = ArrowColumns(image, label, classes, silo, options, fold, test_fold)
     Table(label=label or "label", classes=classes, silo=silo, **options)  # refuse contradictions before anything is read
 
     def load() -> Raw:
         root, name = existing(where, "data.source"), f"parquet:{where}"
-        train_files, test_files = parquet_files(root, existing(test, "data.test") if test is not None else None)
+        train_files, test_files = parquet_files(root, existing(test, "data.test") if test is not None else None, fold is not None)
         return shape_arrow(_read(train_files, root, name), _read(test_files, root, name) if test_files else None, columns, name)
 
     return Whole(load)

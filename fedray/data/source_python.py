@@ -11,23 +11,27 @@ import numpy.typing as npt
 
 from fedray.components import check_arguments, import_path
 from fedray.data.labels import label_array
-from fedray.data.records import Label, Records
+from fedray.data.records import Indices, Label, Records
 from fedray.data.source import Raw, RawFeatures, Silos, Source, Whole, build, check_names, checked_pair
 from fedray.errors import DataError, FedrayError, raised
 
 _DECLARED = ("classes", "labels")
-_SHAPES = "(x, y), (x, y, x_test, y_test), or a dict of client name to (x, y)"
+_PARTS = "(x, y) or (x, y, x_test, y_test)"
+_SHAPES = f"{_PARTS}, or a dict of client name to these"
+_TEST = "test"
 
 
 def python(where: str, **arguments: Any) -> Source:
     """Your own function or class, as python:package.module:name; other keys of the data section are its arguments.
 
-    A function returns ``(x, y)``, ``(x, y, x_test, y_test)``, or a dict of client name to ``(x, y)`` (natural
-    clients). ``x`` is ``[n, ...]`` (floats; uint8 images 0..255, which become 0..1; other integers are tokens), ``y`` is ``[n]``
+    A function returns ``(x, y)``, ``(x, y, x_test, y_test)``, or a dict of client name to these (natural clients). In such a
+    dict the entry ``"test"`` is no client but the driver's test set ``(x, y)``; clients' own test sets are evaluated on at the
+    driver, all together, or at the clients with data.holdout.at=clients. ``x`` is ``[n, ...]`` (floats; uint8 images 0..255, which become 0..1; other integers are tokens), ``y`` is ``[n]``
     integers or text (classes) or floats (regression).
 
     A class is a source with one place a client: its instances have ``clients() -> list[str]``, which reads no
-    records, ``load(client) -> (x, y)``, called only where that client lives, and ``classes`` (a number, or
+    records, ``load(client) -> (x, y)`` or ``(x, y, x_test, y_test)``, called only where that client lives, perhaps
+    ``test() -> (x, y)``, the driver's test set, and ``classes`` (a number, or
     None in regression; not needed where the config declares them).
 
     Args:
@@ -62,7 +66,13 @@ def python(where: str, **arguments: Any) -> Source:
             raise DataError(f"{name}: classes should be a whole number, or None in regression, but is {classes!r}.")
     found = len(labels) if labels is not None else classes
     stand_for = tuple(labels) if labels is not None else range(classes or 0)
-    return Silos(names, lambda client: _silo(_call(name, silos.load, client), name, client, classes, labels), found, stand_for)
+    return Silos(
+        names,
+        lambda client: _silo(_call(name, silos.load, client), f"{name} (client {client})", classes, labels),
+        found,
+        stand_for,
+        (lambda: _silo(_call(name, silos.test), f"{name} (test set)", classes, labels)) if callable(getattr(silos, "test", None)) else None,
+    )
 
 
 def _declared(classes: int | None = None, labels: Sequence[Label] | None = None) -> None:
@@ -91,15 +101,26 @@ def _what(value: Any) -> str:
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
 
 
-def _silo(value: Any, name: str, client: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
-    where = f"{name} (client {client})"
-    x, y = _pair(value, where, "(x, y)")
+def _parts(value: Any, where: str) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
+    """Training and test set of one client; the second is None for ``(x, y)``."""
+    if isinstance(value, tuple | list) and len(value) == 4:
+        return (value[0], value[1]), (value[2], value[3])
+    return _pair(value, where, _PARTS), None
+
+
+def _silo(value: Any, where: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
+    train, test = _parts(value, where)
     if classes is None and labels is None:
-        y = label_array(y, where)
-        if y.dtype.kind == "U":
-            raise DataError(f"{where}: classes is None (regression), but a target is not a number.")
-        y = y.astype(np.float32)
-    return build(where, x, y, classes=classes, labels=labels)
+        train = train[0], _numbers(train[1], where)
+        test = None if test is None else (test[0], _numbers(test[1], f"{where} (test set)"))
+    return build(where, *train, test=test, classes=classes, labels=labels)
+
+
+def _numbers(targets: Any, where: str) -> npt.NDArray[np.float32]:
+    array = label_array(targets, where)
+    if array.dtype.kind == "U":
+        raise DataError(f"{where}: classes is None (regression), but a target is not a number.")
+    return array.astype(np.float32)
 
 
 def _whole(value: Any, name: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
@@ -112,23 +133,39 @@ def _whole(value: Any, name: str, classes: int | None, labels: Sequence[Label] |
 
 
 def _mapping(value: Mapping[Any, Any], name: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
-    if not value:
-        raise DataError(f"{name}: gave an empty dict; it should have a (x, y) for each client.")
-    names = check_names([str(client) for client in value], name)
+    clients = [client for client in value if client != _TEST]
+    if not clients:
+        raise DataError(f"{name}: gave a dict without a client; it should have a (x, y) for each.")
+    names = check_names([str(client) for client in clients], name)
+    pairs = [_parts(value[client], f"{name} (client {own})") for client, own in zip(clients, names, strict=True)]
+    tested = [own for own, (_, test) in zip(names, pairs, strict=True) if test is not None]
+    if tested and (_TEST in value or len(tested) < len(names)):
+        other = f"there is '{_TEST}', too" if _TEST in value else f"client {next(own for own in names if own not in tested)} has none"
+        raise DataError(f"{name}: client {tested[0]} has a test set of its own, but {other}; give each client one, or none.")
+    wheres = [f"{name} (client {own})" for own in names]
+    train, groups = _stacked([train for train, _ in pairs], wheres, labels)
+    test, test_groups = None, None
+    if tested:
+        test, test_groups = _stacked([test for _, test in pairs if test is not None], [f"{where} (test set)" for where in wheres], labels)
+    elif _TEST in value:
+        test = _pair(value[_TEST], f"{name} ({_TEST})", "(x, y)")
+    return build(name, *train, test=test, groups=groups, group_names=names, test_groups=test_groups, classes=classes, labels=labels)
+
+
+def _stacked(pairs: Sequence[tuple[Any, Any]], wheres: Sequence[str], labels: Sequence[Label] | None) -> tuple[tuple[Any, Any], Indices]:
+    """The clients' records one after the other, and whose each is."""
     features: list[RawFeatures] = []
     targets: list[npt.NDArray[Any]] = []
-    for client, pair in zip(names, value.values(), strict=True):
-        x, y = checked_pair(*_pair(pair, f"{name} (client {client})", "(x, y)"), f"{name} (client {client})", labels)
+    for pair, where in zip(pairs, wheres, strict=True):
+        x, y = checked_pair(*pair, where, labels)
         if features and (x.shape[1:] != features[0].shape[1:] or x.dtype != features[0].dtype):
-            raise DataError(
-                f"{name}: client {client} has records of {x.shape[1:]} {x.dtype}, others {features[0].shape[1:]} {features[0].dtype}."
-            )
+            raise DataError(f"{where}: has records of {x.shape[1:]} {x.dtype}, others {features[0].shape[1:]} {features[0].dtype}.")
         if targets and labels is None and (y.dtype.kind in "fU" or targets[0].dtype.kind in "fU") and y.dtype.kind != targets[0].dtype.kind:
-            raise DataError(f"{name}: client {client} has labels of {y.dtype}, others of {targets[0].dtype}; make them of one type.")
+            raise DataError(f"{where}: has labels of {y.dtype}, others of {targets[0].dtype}; make them of one type.")
         features.append(x)
         targets.append(y)
-    codes = np.repeat(np.arange(len(names)), [len(x) for x in features])
-    return build(name, np.concatenate(features), np.concatenate(targets), groups=codes, group_names=names, classes=classes, labels=labels)
+    groups = np.repeat(np.arange(len(features)), [len(x) for x in features])
+    return (np.concatenate(features), np.concatenate(targets)), groups
 
 
 SOURCES = {"python": python}

@@ -115,7 +115,7 @@ def _feature_names(column: str, values: Sequence[Cell], first: int) -> list[str]
     return [f"{column}={value}" for value in values[first:]]
 
 
-def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: Collection[str] = ()) -> Raw:
+def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: Collection[str] = (), of_silo: bool = False) -> Raw:
     """Pandas frames (missing cells as NaN) to records.
 
     Args:
@@ -123,27 +123,34 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: 
         test: the source's own test frame, or None.
         table: how to read both.
         where: the source, for messages.
+        of_silo: the frames are one silo's; of the columns to be left out it need not have all.
         index: columns that number or name the rows, which are features only if ``data.features`` says so.
 
     Raises:
         DataError: a column that is not there or has no name, a cell that is not a number or not an allowed value, missing cells.
     """
+    headers = [str(c) for c in train.columns]
+    absent = tuple(name for name in table.drop if name not in headers) if of_silo else ()
+    table = replace(table, drop=[name for name in table.drop if name not in absent])
     x, y, groups, columns = _shape(train, table, where, index)
-    own_test = None
+    own_test = test_groups = None
     if test is not None:
         same = table if table.features is not None else replace(table, features=_features(train, table), drop=())
-        x_test, y_test, _, _ = _shape(test, same, f"{where} (test set)", index, grouped=False)
+        grouped = table.silo in [str(c) for c in test.columns]
+        x_test, y_test, test_groups, _ = _shape(test, same, f"{where} (test set)", index, grouped)
         own_test = (x_test, y_test)
-    return build(
+    made = build(
         where,
         x,
         y,
         test=own_test,
         groups=groups,
+        test_groups=test_groups,
         classes=table.declared_classes,
         class_labels=table.class_labels or None,
         columns=columns,
     )
+    return replace(made, absent=absent)
 
 
 def _shape(

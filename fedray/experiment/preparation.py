@@ -18,9 +18,10 @@ from fedray.algorithms.build import make_algorithm, make_server, untouched
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import check_arguments, find
 from fedray.config import Config
-from fedray.data.dataset import check, client_names, declared_labels, load_federation, per_silo, private_statistics
+from fedray.data.dataset import check, client_names, declared_labels, load_federation, per_silo, private_statistics, silo_test
 from fedray.data.records import Federation, Label, Records
 from fedray.data.report import class_counts, partition_report
+from fedray.data.silos import Silo
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.frozen import frozen_digest, frozen_values
 from fedray.models.build import build_model
@@ -70,7 +71,7 @@ class Prepared:
     ``plans`` are those of record-level privacy, one a group; ``client_plan`` is that for whole clients (None also while the
     model is not known, where it depends on it). ``sizes``, ``model`` and ``federation`` are None where only the silos know them (a file a silo). ``digest``
     is the data's, for noticing at a resume that it changed; under privacy it leaves the driver in no other form.
-    ``class_labels`` is the source's own label of each class, in class order; empty in regression.
+    ``test_form`` says of what form the driver's test set is, where the clients are silos. ``class_labels`` is the source's own label of each class, in class order; empty in regression.
     """
 
     config: Config
@@ -87,6 +88,7 @@ class Prepared:
     digest: str = ""
     client_plan: ClientPlan | None = None
     class_labels: Sequence[Label] = ()
+    test_form: Silo | None = None
 
 
 def prepare(config: Config) -> Prepared:
@@ -106,11 +108,26 @@ def prepare(config: Config) -> Prepared:
     private = bool(config.privacy.regimes)
     plans: list[RecordPlan | None] = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     if federation is None:
-        config, said = _evaluated(config, None, None)
+        test, form = silo_test(config.data) or (None, None)
+        config, said = _evaluated(config, test, None)
         warnings += said
         early = plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None
-        labels = declared_labels(config.data)
-        return Prepared(config, names, groups, plans, sampler, None, None, None, None, {}, warnings, client_plan=early, class_labels=labels)
+        return Prepared(
+            config,
+            names,
+            groups,
+            plans,
+            sampler,
+            None,
+            None,
+            test,
+            None,
+            {},
+            warnings,
+            client_plan=early,
+            class_labels=declared_labels(config.data),
+            test_form=form,
+        )
     rules.check_classes(config.privacy, federation.declared, federation.class_labels)
     warnings += _said_of_labels(federation)
     sizes = federation.sizes
@@ -123,6 +140,7 @@ def prepare(config: Config) -> Prepared:
     shown = not private or "class_counts" in config.privacy.unprotected
     counts = class_counts(federation) if shown and federation.classes is not None else None
     partition = shown_partition(config, names, sizes, counts)
+    warnings += said_of_one_class(counts, federation.class_labels)
     if not private:  # a digest is a function of the records: who knows all but one could test guesses of the last
         partition["digest"] = federation.digest
     return Prepared(
@@ -153,6 +171,14 @@ def _said_of_labels(federation: Federation) -> list[str]:
         f"data: the labels are numbered in sorted order: {shown}{', ...' if len(labels) > 6 else ''} (class_labels in partition.json); "
         "declare data.classes to keep integers as they are, or data.labels for an order of your own."
     ]
+
+
+def said_of_one_class(counts: npt.NDArray[np.int64] | None, class_labels: Sequence[Label]) -> list[str]:
+    """That no record has another label, where that may be told."""
+    found = [] if counts is None else np.flatnonzero(counts.sum(axis=0)).tolist()
+    if len(found) != 1:
+        return []
+    return [f"data: every training record has the label {class_labels[found[0]]!r}, so there is nothing to tell apart; check the label."]
 
 
 def check_only(config: Config) -> None:

@@ -5,41 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from fedray.clients.messages import HostInfo
-from fedray.config import Config
-from fedray.errors import ConfigError
-from fedray.experiment.preparation import no_test_records
+from fedray.data.silos import check_silos
+from fedray.experiment.preparation import (
+    Prepared,
+    check_sizes,
+    make_model,
+    no_test_records,
+    plan_whole_clients,
+    said_of_one_class,
+    shown_partition,
+)
 
 
-def check_silos(config: Config, names: Sequence[str], infos: Sequence[HostInfo]) -> None:
-    """See that what the silos hold goes together: the same features, and test records where they are evaluated on.
+def complete(p: Prepared, infos: Sequence[HostInfo]) -> None:
+    """Add to what was prepared without the silos' records what only they know, and the model that follows from it.
+
+    Args:
+        p: prepared.
+        infos: what each silo's actor says, in the clients' order.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: records that do not go together, or a model that does not go with them.
     """
-    first = infos[0]
-    for name, silo in zip(names, infos, strict=True):
-        if silo.form != first.form:
-            raise ConfigError(
-                f"data: clients {names[0]} and {name} have different features ({list(first.columns) or first.shape} and "
-                f"{list(silo.columns) or silo.shape}); name them in order with data.features, and declare data.categories."
-            )
-    if config.evaluation.federated and not any(silo.tested for silo in infos):
+    config, classes = p.config, len(p.class_labels) or None
+    silos = [info.silo for info in infos if info.silo is not None]
+    check_silos(silos, config.data.holdout.fraction, p.test_form)
+    if config.evaluation.federated and not any(silo.held_out for silo in silos):
         raise no_test_records()
-
-
-def class_counts(infos: Sequence[HostInfo]) -> npt.NDArray[np.int64] | None:
-    """Records of each class at each silo, ``[silos, classes]``; None where they do not say, or in regression."""
-    classes = [i.classes for i in infos if i.classes is not None]
-    if not classes or any(i.class_counts is None for i in infos):
-        return None
-    counts = np.zeros((len(infos), max(classes)), dtype=np.int64)
-    for row, info in zip(counts, infos, strict=True):
-        known = info.class_counts or []
-        row[: len(known)] = np.array(known, dtype=np.int64)
-    return counts
+    p.sizes = np.array([silo.records for silo in silos], dtype=np.int64)
+    check_sizes(p.plans, p.groups, p.names, p.sizes)
+    p.model = make_model(config, p.groups, silos[0].shape, classes, silos[0].tokens)
+    p.model.columns, p.model.scale = silos[0].columns, silos[0].scale
+    told = [info.class_counts for info in infos if info.class_counts is not None]
+    counts = np.array(told, dtype=np.int64) if len(told) == len(infos) else None
+    p.partition = shown_partition(config, p.names, p.sizes, counts)
+    p.warnings += said_of_one_class(counts, p.class_labels)
+    p.client_plan = p.client_plan or plan_whole_clients(config, p.groups, len(p.names), p.model.layout.size)
 
 
 def without_cuda(infos: Mapping[str, HostInfo], with_gpu: Sequence[str]) -> str:

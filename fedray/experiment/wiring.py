@@ -31,11 +31,11 @@ from fedray.experiment.background import Background
 from fedray.experiment.events import Events
 from fedray.experiment.finished import frozen_of
 from fedray.experiment.identity import identity
-from fedray.experiment.preparation import Prepared, capacity, check_sizes, make_model, plan_whole_clients, shown_partition
+from fedray.experiment.preparation import Prepared, capacity
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.served import served_model
-from fedray.experiment.silos import check_silos, class_counts, without_cuda
+from fedray.experiment.silos import complete, without_cuda
 from fedray.privacy.account import Account
 from fedray.privacy.afford import Plan
 from fedray.privacy.clientplan import ClientPlan, level
@@ -94,6 +94,7 @@ class Wiring:
             self._events.on_note(blind) if blind else None
             if p.model is None:
                 self._learn_from_silos(infos)
+                evaluator = self._start_evaluator()
             model = p.model
             assert model is not None and p.sizes is not None
             self._preflight(pool)
@@ -302,19 +303,9 @@ class Wiring:
 
     def _learn_from_silos(self, infos: Mapping[str, HostInfo]) -> None:
         """Sizes and shapes that only the silos know, and the model that follows from them."""
-        p = self._p
-        ordered = [infos[name] for name in p.names]
-        check_silos(self.config, p.names, ordered)
-        classes = [i.classes for i in ordered if i.classes is not None]
-        p.sizes = np.array([i.records for i in ordered], dtype=np.int64)
-        check_sizes(p.plans, p.groups, p.names, p.sizes)
-        shape = ordered[0].shape
-        assert shape is not None
-        p.model = make_model(self.config, p.groups, shape, max(classes) if classes else None, ordered[0].tokens)
-        p.model.columns, p.model.scale = ordered[0].columns, ordered[0].scale
-        p.partition = shown_partition(self.config, p.names, p.sizes, class_counts(ordered))
-        p.client_plan = p.client_plan or plan_whole_clients(self.config, p.groups, len(p.names), p.model.layout.size)
-        assert self.pool is not None
+        p, ordered = self._p, [infos[name] for name in self._p.names]
+        complete(p, ordered)
+        assert self.pool is not None and p.model is not None and p.sizes is not None
         self.pool.learn_sizes(p.sizes)
         self.pool.broadcast("configure", p.model.outputs, p.model.frozen, timeout=self.config.clients.start_timeout)
 

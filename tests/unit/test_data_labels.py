@@ -209,7 +209,7 @@ def test_clients_of_a_dict_have_labels_of_one_type(own: Any) -> None:
     x = np.ones((2, 2))
     for a, b in (([0, 1], ["0", "1"]), ([0, 1], [0.5, 1.0])):
         own.give = lambda a=a, b=b: {"a": (x, a), "b": (x, b)}
-        with pytest.raises(DataError, match=r"client b has labels of .* make them of one type"):
+        with pytest.raises(DataError, match=r"client b\): has labels of .* make them of one type"):
             load(partition={"kind": "natural"})
     own.give = lambda: {"a": (x, [5, 5]), "b": (x, [7, 7])}  # one class a client is no fault
     assert load(partition={"kind": "natural"}).train.y.tolist() == [0, 0, 1, 1]

@@ -1,0 +1,127 @@
+"""What silos that are read apart from each other must agree on, and how their records are joined where one process reads all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedray.components import nearest
+from fedray.data.records import ClientData, Federation, Records
+from fedray.data.source import Silos
+from fedray.errors import DataError
+
+
+@dataclass(frozen=True)
+class Silo:
+    """What others may know of one silo's records, or of the driver's test set.
+
+    Attributes:
+        name: the client's, in quotes, or what else it is.
+        records: its training records.
+        held_out: its records for evaluation.
+        own_test: those are a test set of its own, not held out by chance.
+        shape: of one record.
+        tokens: records are integers.
+        scale: what the user's own values were divided by.
+        columns: names of the features where the source is a table.
+        absent: columns to be dropped that it does not have.
+    """
+
+    name: str
+    records: int
+    held_out: int
+    own_test: bool
+    shape: tuple[int, ...]
+    tokens: bool
+    scale: float
+    columns: tuple[str, ...]
+    absent: tuple[str, ...]
+
+    @classmethod
+    def of(cls, client: ClientData) -> Silo:
+        """Of a client's records."""
+        return cls(
+            f"'{client.name}'",
+            len(client.train),
+            len(client.test) if client.test is not None else 0,
+            client.own_test,
+            tuple(client.train.x.shape[1:]),
+            client.train.x.dtype.kind == "i",
+            client.scale,
+            client.columns,
+            client.absent,
+        )
+
+
+def check_silos(silos: Sequence[Silo], fraction: float, test: Silo | None = None) -> None:
+    """Whether all silos' records are of one form, and some are there to evaluate on.
+
+    Args:
+        silos: all clients.
+        fraction: ``data.holdout.fraction``.
+        test: the driver's test set, if the source has one.
+
+    Raises:
+        DataError: the first thing that does not fit.
+    """
+    first = silos[0]
+    for silo in [*silos[1:], *([test] if test is not None else [])]:
+        if (silo.columns, silo.shape, silo.tokens, silo.scale) != (first.columns, first.shape, first.tokens, first.scale):
+            different = sorted(set(silo.columns) ^ set(first.columns))
+            what = f"columns {', '.join(different)} stand in one only" if different else f"{_form(first)} and {_form(silo)}"
+            raise DataError(
+                f"data: clients {first.name} and {silo.name} have different features ({what}); name them in order with data.features, "
+                "or leave out with data.drop what only some have."
+            )
+    for name in first.absent:
+        if all(name in silo.absent for silo in silos):
+            raise DataError(f"data.drop: no client has a column '{name}'.{nearest(name, first.columns)}")
+    odd = next((silo for silo in silos if silo.own_test != first.own_test), None)
+    if odd is not None:
+        with_test, without = (odd, first) if odd.own_test else (first, odd)
+        raise DataError(f"data: client {with_test.name} has a test set of its own, client {without.name} has none; give all one, or none.")
+    if test is None and not any(silo.held_out for silo in silos):
+        if first.own_test:
+            raise DataError("data.test_fold: no client has a record of the test fold, so nothing would be evaluated; check data.fold.")
+        if fraction > 0:
+            raise nothing_held_out(fraction, f"the records of each of {len(silos)} clients")
+
+
+def nothing_held_out(fraction: float, of: str) -> DataError:
+    """Where ``data.holdout.fraction`` rounds to no record."""
+    return DataError(
+        f"data.holdout.fraction: {fraction:g} of {of} rounds to none, so nothing would be evaluated; raise it, or set it to 0 to train on all."
+    )
+
+
+def join(source: Silos, clients: Sequence[ClientData], test: Records | None) -> Federation:
+    """All silos' records as one federation; see :func:`check_silos`."""
+    first, tests = clients[0], [c.test for c in clients]
+    held_out, held_out_offsets = None, None
+    if any(t is not None for t in tests):
+        held_out_offsets = _offsets([len(t) if t is not None else 0 for t in tests])
+        held_out = Records(np.concatenate([t.x for t in tests if t is not None]), np.concatenate([t.y for t in tests if t is not None]))
+    return Federation(
+        list(source.names),
+        Records(np.concatenate([c.train.x for c in clients]), np.concatenate([c.train.y for c in clients])),
+        _offsets([len(c.train) for c in clients]),
+        test,
+        held_out,
+        held_out_offsets,
+        source.classes,
+        first.columns,
+        source.class_labels,
+        True,
+        first.scale,
+    )
+
+
+def _offsets(sizes: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _form(silo: Silo) -> str:
+    divided = f" divided by {silo.scale:g}" if silo.scale != 1 else ""
+    return f"{list(silo.columns) or silo.shape} {'int64' if silo.tokens else 'float32'}{divided}"
