@@ -440,7 +440,7 @@ class Wiring:
             self.pool.shutdown()
         for account in self._accounts.values():
             account.close()
-        if self.tracker is not None and self._files.owned():  # else another driver goes on with the MLflow run
+        if self.tracker is not None and not self.tracker.closed and self._files.owned():  # else another driver goes on with the MLflow run
             status = "KILLED" if self._stop.is_set() else "FAILED"
             if not self.tracker.close(status, 10.0):
                 self._events.on_note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")

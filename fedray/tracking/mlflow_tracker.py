@@ -126,6 +126,11 @@ class Tracker:
         """The tracking URI, without a password."""
         return self._run.state.tracking_uri
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called, whatever came of it."""
+        return self._closing.is_set()
+
     def log(self, row: Row) -> None:
         """Hand over a row that stands in ``metrics.jsonl``; takes microseconds, whatever the server does, and never raises."""
         self._queue.put(row)
