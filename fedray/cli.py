@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from fedray import __version__, cli_jobs, credentials, logs
+from fedray import __version__, cli_jobs, cli_list, credentials, logs
 from fedray.errors import FedrayError, Stopped
 
 #: How each status of a run ends the process. 143 and 130 are the shell's own codes for the signals.
@@ -78,7 +78,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
         def listen(kind: str, value: Any) -> None:
             if kind == "joining":
                 text = f"{resolved.name}: {value}"
-                progress.joining(text) if isinstance(progress, JsonProgress) else click.echo(text, err=True)
+                progress.joining(text) if isinstance(progress, JsonProgress) else click.echo(logs.shown(text, sys.stderr), err=True)
             elif kind == "started":
                 progress.start(value)
                 for warning in value["warnings"]:
@@ -105,6 +105,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
     sys.exit(128 + (stopped_by[0] if stopped_by else 15) if code is None else code)
 
 
+cli.add_command(cli_list.list_parts)
 cli.add_command(cli_jobs.submit)
 cli.add_command(cli_jobs.jobs)
 
@@ -160,31 +161,6 @@ def show_config(config: Path | None, overrides: tuple[str, ...], schema: bool) -
         click.echo(configfile.dump_config(configfile.load_config(config, overrides)), nl=False)
     else:
         raise click.UsageError("give a CONFIG, or --schema")
-
-
-@cli.command("list")
-@click.argument("what", required=False)
-def list_parts(what: str | None) -> None:
-    """What a config can name: models, data, partitioners, algorithms, losses, ... with one line and the source each."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from fedray.components import ROOMS, listing, nearest
-    from fedray.errors import ConfigError
-
-    if what is not None and what not in ROOMS:
-        raise ConfigError(f"list: there is no '{what}'; choose from {', '.join(ROOMS)}.{nearest(what, ROOMS)}")
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    for name, room in ROOMS.items():
-        rows = listing(room) if what in (None, name) else []
-        if not rows:
-            continue
-        table = Table("name", "what it is", "source", title=f"{name}  ({room.path})", title_justify="left", box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(f"[bold]{row.name}[/bold]", escape(row.summary), f"[dim]{escape(row.source)}[/dim]")
-        console.print(table)
-        console.print()
 
 
 @cli.group()

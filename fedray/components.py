@@ -25,11 +25,14 @@ from fedray.errors import ConfigError, raised, shortened
 
 @dataclass(frozen=True)
 class Room:
-    """A kind of part: the package that holds it, the name of its tables, where configs name it."""
+    """A kind of part: the package that holds it, the name of its tables, where configs name it, and which of a part's arguments
+    the program gives itself; None where a config gives it none.
+    """
 
     package: str
     table: str
     path: str
+    own: tuple[str, ...] | None = ()
 
     def parts(self) -> dict[str, Any]:
         """Name to part, over all modules of the package."""
@@ -47,19 +50,19 @@ def _parts(package: str, table: str) -> dict[str, Any]:
     return found
 
 
-MODELS = Room("fedray.models", "MODELS", "model.kind")
-SOURCES = Room("fedray.data", "SOURCES", "data.source")
-PARTITIONERS = Room("fedray.data", "PARTITIONERS", "data.partition.kind")
+MODELS = Room("fedray.models", "MODELS", "model.kind", ("input_shape", "outputs"))
+SOURCES = Room("fedray.data", "SOURCES", "data.source", ("where",))
+PARTITIONERS = Room("fedray.data", "PARTITIONERS", "data.partition.kind", ("labels", "groups", "draws"))
 TRANSFORMS = Room("fedray.data", "TRANSFORMS", "data.normalize.kind")
 ALGORITHMS = Room("fedray.algorithms", "ALGORITHMS", "algorithm.kind")
 SERVERS = Room("fedray.algorithms", "SERVERS", "server.kind")
-AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind")
+AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind", ("total",))
 MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
-SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind")
-LOSSES = Room("fedray.training", "LOSSES", "training.loss")
-METRICS = Room("fedray.training", "METRICS", "evaluation.metrics")
-SCHEDULES = Room("fedray.training", "SCHEDULES", "training.schedule.kind")
-ENGINES = Room("fedray.training", "ENGINES", "training.engine")
+SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind", ("population", "coins"))
+LOSSES = Room("fedray.training", "LOSSES", "training.loss", None)
+METRICS = Room("fedray.training", "METRICS", "evaluation.metrics", None)
+SCHEDULES = Room("fedray.training", "SCHEDULES", "training.schedule.kind", ("round", "rounds"))
+ENGINES = Room("fedray.training", "ENGINES", "training.engine", None)
 
 _PROVIDED: dict[str, Any] = {}
 

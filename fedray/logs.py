@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 #: Environment variable that chooses the form of logs.
 FORM = "FEDRAY_LOG"
@@ -61,8 +63,21 @@ def render(line: str) -> str:
 
 
 def error(text: str) -> str:
-    """What the command says when it ends with an error: one line, structured or not."""
-    return record("ERROR", text, event="error") if structured() else text
+    """What the command says when it ends with an error: one line where a machine reads it, else as wide as the terminal."""
+    return record("ERROR", text, event="error") if structured() else shown(text, sys.stderr)
+
+
+def shown(text: str, stream: TextIO) -> str:
+    """A text for a stream: as it is, or, on a terminal, in lines that fit."""
+    return fitted(text, shutil.get_terminal_size().columns) if stream.isatty() else text
+
+
+def fitted(text: str, width: int) -> str:
+    """A text in lines of at most ``width`` characters. Words stay whole, so that paths can be copied; further lines are indented."""
+    lines = [
+        textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
+    ]
+    return "\n".join("\n".join(part) for part in lines)
 
 
 class JsonFormatter(logging.Formatter):

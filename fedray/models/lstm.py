@@ -38,6 +38,15 @@ def lstm(
     Takes records (T, features), among them images of one channel, row after row; or, with ``tokens`` (how many there are), token
     records (T,), each token as ``embedding`` values. Gives [n, outputs]. Dropout is between levels.
 
+    Args:
+        input_shape: of one record.
+        outputs: for a record.
+        hidden: units of each level.
+        levels: LSTM layers, one upon the other.
+        dropout: between levels, in [0, 1).
+        tokens: how many different tokens there are; null = records are real-valued.
+        embedding: values that stand for a token.
+
     Raises:
         ConfigError: records of another shape, or a size below 1.
 

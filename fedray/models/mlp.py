@@ -25,6 +25,13 @@ def mlp(
 
     Takes records of any shape, flattened; gives [n, outputs]. Dropout follows every hidden layer.
 
+    Args:
+        input_shape: of one record.
+        outputs: for a record.
+        hidden: units of each hidden layer, in order; null = one layer of 64.
+        activation: after every hidden layer.
+        dropout: after every hidden layer, in [0, 1).
+
     Raises:
         ConfigError: a hidden layer without units, or a dropout outside [0, 1).
     """

@@ -68,6 +68,11 @@ def resnet18_gn(input_shape: tuple[int, ...], outputs: int, groups: int = 32) ->
 
     Takes [n, channels, height, width] (or [n, height, width]); gives [n, outputs].
 
+    Args:
+        input_shape: of one record.
+        outputs: for a record.
+        groups: of channels that GroupNorm normalises together; divides 64.
+
     Raises:
         ConfigError: ``groups`` does not divide the 64 channels of the first layer.
 

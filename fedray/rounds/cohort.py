@@ -47,6 +47,12 @@ Sampler = Callable[[Population, Coins], Indices]
 def poisson(population: Population, coins: Coins, *, fraction: float, cap: int | None = None) -> Indices:
     """An independent coin for each client; the cohort's size varies and may be zero. Above ``cap`` clients, as many of them at random.
 
+    Args:
+        population: who could take part.
+        coins: one a client, uniform in [0, 1).
+        fraction: the probability of each client, in (0, 1].
+        cap: most clients of a cohort; null = no limit.
+
     Source: Mironov, Talwar, Zhang 2019, Renyi Differential Privacy of the Sampled Gaussian Mechanism
     """
     cohort = np.flatnonzero(population.eligible & (coins < fraction * population.rates))
@@ -58,6 +64,12 @@ def poisson(population: Population, coins: Coins, *, fraction: float, cap: int |
 
 def fixed(population: Population, coins: Coins, *, size: int | None = None, fraction: float | None = None) -> Indices:
     """A fixed number of clients, uniformly without replacement.
+
+    Args:
+        population: who could take part.
+        coins: one a client, uniform in [0, 1).
+        size: clients of a round; null = by ``fraction``.
+        fraction: of all clients, instead of ``size``.
 
     Source: McMahan et al. 2017, Algorithm 1 (max(C x K, 1) clients a round)
     """
@@ -71,6 +83,11 @@ def fixed(population: Population, coins: Coins, *, size: int | None = None, frac
 
 def cyclic(population: Population, coins: Coins, *, size: int) -> Indices:
     """Each client once a pass over the population, in an order that is shuffled anew for each pass; those away miss their turn.
+
+    Args:
+        population: who could take part.
+        coins: not used.
+        size: clients of a round.
 
     Source: Cho et al. 2023, On the Convergence of Federated Averaging with Cyclic Client Participation
     """

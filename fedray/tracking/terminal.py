@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedray.logs import fitted
 from fedray.tracking.journal import Row, number, shown_epsilon
 
 _SHOWN_ROUNDS = 8
@@ -68,7 +69,7 @@ class Progress:
         self._ends.append((self._began, 0.0))
         if self._closed:
             return
-        if self._console.is_terminal:
+        if _draws(self._console):
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, vertical_overflow="crop")
             self._live.start(refresh=True)
         else:
@@ -96,8 +97,9 @@ class Progress:
         """Something that a person should read: a fault, a warning."""
         if self._closed:
             return
-        if self._console.is_terminal:
-            self._console.print(Text.assemble(("! ", "bold yellow"), (text, "yellow")), soft_wrap=True)
+        if _draws(self._console):
+            shown = fitted(f"! {text}", self._console.width)
+            self._console.print(Text.assemble((shown[:2], "bold yellow"), (shown[2:], "yellow")), soft_wrap=True)
         else:
             self._say(f"note: {text}")
 
@@ -177,6 +179,7 @@ class Progress:
     # -- in a log --------------------------------------------------------------------------------
 
     def _say(self, line: str) -> None:
+        line = fitted(line, self._console.width) if self._console.is_terminal else line
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _line(self, row: Row) -> str:
@@ -277,7 +280,7 @@ def print_summary(
     title = f"{summary.get('name') or 'run'} {status.replace('_', ' ')}"
     width = max((len(label) for label, _ in figures + places), default=0)
     plain = [f"  {label:<{width}}  {place}" for label, place in places]
-    if console.is_terminal:
+    if _draws(console):
         style = _STYLES.get(status, "white")
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True, min_width=width)
@@ -359,6 +362,11 @@ def _console(stream: TextIO) -> Console:
     if stream.isatty():
         return Console(file=stream)
     return Console(file=stream, force_terminal=False, no_color=True, width=_LOG_WIDTH)
+
+
+def _draws(console: Console) -> bool:
+    """Whether the stream is a terminal that knows how to move its cursor: one with ``TERM=dumb`` gets lines, as a file does."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def _duration(seconds: float) -> str:

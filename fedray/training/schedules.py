@@ -18,20 +18,39 @@ def constant(round: int, rounds: int) -> float:
 
 
 def step(round: int, rounds: int, every: int, factor: float = 0.1) -> float:
-    """Times ``factor`` after each ``every`` rounds."""
+    """Times ``factor`` after each ``every`` rounds.
+
+    Args:
+        round: from 0.
+        rounds: planned number of rounds.
+        every: rounds after which the rate changes.
+        factor: what it is multiplied by, above 0.
+    """
     _at_least("every", every, 1)
     _positive("factor", factor)
     return factor ** (round // every)
 
 
 def exponential(round: int, rounds: int, factor: float) -> float:
-    """Times ``factor`` after each round."""
+    """Times ``factor`` after each round.
+
+    Args:
+        round: from 0.
+        rounds: planned number of rounds.
+        factor: what the rate is multiplied by, above 0.
+    """
     _positive("factor", factor)
     return factor**round
 
 
 def cosine(round: int, rounds: int, floor: float = 0.0, warmup: int = 0) -> float:
     """Half a cosine from 1 down towards ``floor``, after ``warmup`` rounds of linear rise.
+
+    Args:
+        round: from 0.
+        rounds: planned number of rounds.
+        floor: factor at the end, in [0, 1].
+        warmup: rounds of linear rise at the beginning.
 
     Source: Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts, equation 5.
     """
@@ -45,7 +64,14 @@ def cosine(round: int, rounds: int, floor: float = 0.0, warmup: int = 0) -> floa
 
 
 def linear(round: int, rounds: int, floor: float = 0.0, warmup: int = 0) -> float:
-    """A straight line from 1 down towards ``floor``, after ``warmup`` rounds of linear rise."""
+    """A straight line from 1 down towards ``floor``, after ``warmup`` rounds of linear rise.
+
+    Args:
+        round: from 0.
+        rounds: planned number of rounds.
+        floor: factor at the end, in [0, 1].
+        warmup: rounds of linear rise at the beginning.
+    """
     _at_least("warmup", warmup, 0)
     if not 0.0 <= floor <= 1.0:
         raise ConfigError(f"training.schedule.floor: {floor} is not in [0, 1].")
@@ -56,6 +82,11 @@ def linear(round: int, rounds: int, floor: float = 0.0, warmup: int = 0) -> floa
 
 def linear_warmup(round: int, rounds: int, warmup: int) -> float:
     """Linear rise over ``warmup`` rounds, then constant.
+
+    Args:
+        round: from 0.
+        rounds: planned number of rounds.
+        warmup: rounds of the rise.
 
     Source: Goyal et al. 2017, Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour, section 2.2.
     """

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from paths import ROOT
 
 from fedray import components
+from fedray.catalogue import describe
 from fedray.cli import cli
 from fedray.configfile import build_config, dump_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, own_place, raised
@@ -114,3 +115,27 @@ def test_what_an_error_came_of_goes_along_to_other_processes() -> None:
     assert (str(error), error.code, type(error)) == ("[privacy.x] sentence.", "privacy.x", PrivacyRefusal)
     assert 'raise KeyError("inside")' in "".join(traceback.format_exception(error))
     assert pickle.loads(pickle.dumps(FedrayError("plain"))).__cause__ is None
+
+
+@pytest.mark.parametrize("kind", components.ROOMS)
+def test_every_argument_of_every_part_is_listed_with_type_default_and_meaning(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    room = components.ROOMS[kind]
+    for name in room.parts():
+        arguments = describe(room, name).arguments
+        assert [a.name for a in arguments if not (a.meaning and a.type and a.default)] == []
+        shown = CliRunner().invoke(cli, ["list", kind, name])
+        assert shown.exit_code == 0, shown.output
+        assert all(f"  {a.name}: {a.type.split()[0]}" in shown.output for a in arguments)
+        assert max(map(len, shown.output.splitlines())) <= 80
+
+
+def test_one_part_in_full() -> None:
+    shown = CliRunner().invoke(cli, ["list", "models", "mlp"]).output
+    assert "  hidden: list of integer or null; default null\n      units of each hidden layer, in order; null = one layer of 64." in shown
+    assert "input_shape:" not in shown
+    assert "  alpha: number; needed\n" in CliRunner().invoke(cli, ["list", "partitioners", "dirichlet"]).output
+    assert "It takes no keys." in CliRunner().invoke(cli, ["list", "losses", "focal"]).output
+    wrong = CliRunner().invoke(cli, ["list", "models", "mpl"])
+    assert wrong.exit_code == 2
+    assert "Did you mean 'mlp'?" in wrong.output

@@ -205,3 +205,37 @@ def test_the_summary_of_a_run_without_figures() -> None:
     stream = io.StringIO()
     print_summary({"status": "failed", "error": "no client could be started."}, stream=stream)
     assert stream.getvalue().splitlines() == ["run failed", "  why     no client could be started.", "  rounds  0"]
+
+
+def dumb(width: int = 80) -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(file=stream, force_terminal=True, width=width, _environ={"TERM": "dumb"}), stream
+
+
+def test_a_dumb_terminal_gets_lines_that_fit() -> None:
+    console, stream = dumb()
+    with Progress(console=console) as progress:
+        progress.start(INFO)
+        for number in range(1, 4):
+            progress.row(row(number))
+        progress.note("client a on node b was lost: its actor died, and what it had of its update is lost with it; it is tried again.")
+        progress.note("it is in /a/" + "long/" * 30 + "path")
+    print_summary(SUMMARY, console=console)
+    text = stream.getvalue()
+    assert "\x1b" not in text
+    assert "round 2/12  accuracy 0.0200" in text
+    assert text.count("round 1/12") == 1
+    assert not any(c in text for c in "╭│─")
+    long = [line for line in text.splitlines() if len(line) > 80]
+    assert long == ["  /a/" + "long/" * 30 + "path"]
+
+
+def test_notes_on_a_terminal_break_between_words() -> None:
+    console, stream = terminal(width=80)
+    with Progress(console=console) as progress:
+        progress.note(
+            "a note of more than eighty characters, which a terminal of that width would break in the middle of a word if left alone"
+        )
+    first, second, *_ = stream.getvalue().splitlines()
+    assert first == "! a note of more than eighty characters, which a terminal of that width would"
+    assert second == "  break in the middle of a word if left alone"

@@ -1,0 +1,117 @@
+"""What a config can name, described from the parts themselves: for ``fedray list``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedray.components import Room, nearest
+from fedray.errors import ConfigError
+
+_ENDS = re.compile(r"^(Args|Attributes|Raises|Returns|Source):")
+_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One key that a part takes in its section: its type in words, its default as a config would have it, and what it means."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A part in full: where configs name it, what it is, its arguments and its source."""
+
+    path: str
+    name: str
+    text: str
+    arguments: Sequence[Argument]
+    source: str
+
+
+def describe(room: Room, name: str) -> Description:
+    """A part of a room.
+
+    Raises:
+        ConfigError: it has none of that name.
+    """
+    parts = room.parts()
+    if name not in parts:
+        raise ConfigError(f"list: there is no '{name}' for {room.path}; choose from {', '.join(sorted(parts))}.{nearest(name, parts)}")
+    part = parts[name]
+    lines = (inspect.getdoc(part) or "").splitlines()
+    end = next((n for n, line in enumerate(lines) if _ENDS.match(line)), len(lines))
+    source = ""
+    for n, line in enumerate(lines):
+        if line.startswith("Source:"):
+            rest = lines[n + 1 :]
+            more = next((k for k, text in enumerate(rest) if not text.startswith(" ")), len(rest))
+            source = " ".join([line.removeprefix("Source:").strip(), *(text.strip() for text in rest[:more])])
+    return Description(room.path, name, "\n".join(lines[:end]).strip(), _arguments(room, part), source)
+
+
+def _arguments(room: Room, part: Any) -> list[Argument]:
+    if room.own is None or not callable(part):
+        return []
+    try:
+        hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
+    except (NameError, TypeError):
+        hints = {}
+    meanings = _meanings(part)
+    borrowed = re.search(r"[Oo]ther arguments are those of the (\w+) source", inspect.getdoc(part) or "")
+    if borrowed is not None and borrowed[1] in room.parts():
+        meanings = _meanings(room.parts()[borrowed[1]]) | meanings
+    found = []
+    for name, parameter in inspect.signature(part).parameters.items():
+        if name in room.own or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = "needed" if parameter.default is parameter.empty else f"default {_default(parameter.default)}"
+        found.append(Argument(name, in_words(hints.get(name, Any)), default, meanings.get(name, "")))
+    return found
+
+
+def _meanings(part: Any) -> dict[str, str]:
+    """Argument to its entry under ``Args`` or ``Attributes`` of the docstrings of the part and of what it is derived from."""
+    found: dict[str, str] = {}
+    for owner in part.__mro__ if inspect.isclass(part) else (part,):
+        inside, name = False, ""
+        for line in inspect.cleandoc(owner.__doc__ or "").splitlines():
+            entry = re.match(r"^    (\w+): (.*)$", line)
+            if not line.startswith(" "):
+                inside = line in ("Args:", "Attributes:") or (inside and not line)
+            elif inside and entry is not None:
+                name = entry[1]
+                found.setdefault(name, entry[2])
+            elif inside and name and line.startswith("      ") and found[name] and line.strip() not in found[name]:
+                found[name] = f"{found[name]} {line.strip()}"
+    return found
+
+
+def _default(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
+
+
+def in_words(hint: Any) -> str:
+    """A type as people who write configs call it."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _NAMES:
+        return _NAMES[hint]
+    if origin is typing.Literal:
+        return " or ".join(map(str, inner))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(in_words(part) for part in inner)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"map of {in_words(inner[0])} to {in_words(inner[1])}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"list of ({in_words(inner[0])})" if typing.get_args(inner[0]) else f"list of {in_words(inner[0])}"
+    return str(getattr(hint, "__name__", hint))

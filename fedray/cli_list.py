@@ -1,0 +1,67 @@
+"""``fedray list``: what a config can name."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+
+import click
+
+from fedray import logs
+from fedray.catalogue import Description, describe
+from fedray.components import ROOMS, listing, nearest
+from fedray.errors import ConfigError
+
+_LONGEST = 100  # characters of a line of a description
+
+
+@click.command("list")
+@click.argument("what", required=False)
+@click.argument("name", required=False)
+def list_parts(what: str | None, name: str | None) -> None:
+    """What a config can name: models, data, partitioners, losses, ... with one line and the source each.
+
+    WHAT: one kind of part. NAME: one of that kind, with its arguments, their types, defaults and meaning.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if what is not None and what not in ROOMS:
+        raise ConfigError(f"list: there is no '{what}'; choose from {', '.join(ROOMS)}.{nearest(what, ROOMS)}")
+    if what is not None and name is not None:
+        click.echo("\n".join(_lines(describe(ROOMS[what], name), min(_LONGEST, shutil.get_terminal_size().columns))))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    for title, room in ROOMS.items():
+        rows = listing(room) if what in (None, title) else []
+        if not rows:
+            continue
+        table = Table("name", "what it is", "source", title=f"{title}  ({room.path})", title_justify="left", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(f"[bold]{row.name}[/bold]", escape(row.summary), f"[dim]{escape(row.source)}[/dim]")
+        console.print(table)
+        console.print()
+
+
+def _lines(part: Description, width: int) -> Iterator[str]:
+    named = f"{part.name}:..." if part.path == "data.source" else part.name
+    yield f"{part.path}: {named}"
+    yield ""
+    for paragraph in part.text.split("\n\n"):
+        yield logs.fitted(" ".join(paragraph.replace("``", "").split()), width).replace("\n  ", "\n")
+        yield ""
+    section = part.path.rpartition(".")[0]
+    if part.arguments:
+        yield f"Keys of the section {section}:"
+    else:
+        yield "It takes no keys."
+    for argument in part.arguments:
+        yield logs.fitted(f"  {argument.name}: {argument.type}; {argument.default}", width).replace("\n  ", "\n    ")
+        if argument.meaning:
+            meaning = argument.meaning.replace("``", "")
+            yield "\n".join(f"      {line.strip()}" for line in logs.fitted(meaning, width - 6).split("\n"))
+    if part.source:
+        yield ""
+        yield logs.fitted(f"Source: {part.source}", width)
