@@ -43,12 +43,12 @@ class Checkpoint:
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write ``round-000012.safetensors`` and delete all but the newest ``keep``."""
+    """Write ``round-000012.safetensors`` and delete all but the newest ``keep``, and what writers that were killed have left."""
     path = directory / f"{_stem(checkpoint.round)}.safetensors"
     tensors = {"weights": checkpoint.weights, **{f"server.{k}": v for k, v in checkpoint.server.items()}}
     header = {"format": _FORMAT, "round": checkpoint.round, "meta": checkpoint.meta}
     write_tensors(path, tensors, {"fedray": json.dumps(header, allow_nan=False)})
-    for old in _files(directory)[keep:]:
+    for old in [*_files(directory)[keep:], *directory.glob(".round-*")]:
         old.unlink(missing_ok=True)
     return path
 

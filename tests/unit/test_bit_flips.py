@@ -151,7 +151,9 @@ def test_another_runs_model_is_refused(tmp_path: Path) -> None:
     files.save_model(LAYOUT, values(0))
     write_json(files.summary, {"status": "completed", "model_sha256": fingerprint(values(0))})
     assert files.load_model()["bias"].tobytes() == values(0)[640:650].tobytes()
-    files.save_model(LAYOUT, values(1))
+    other = RunFiles(tmp_path / "other")
+    other.save_model(LAYOUT, values(1))
+    other.model.replace(files.model)
     with pytest.raises(FedrayError, match=r"model\.safetensors: holds another model"):
         files.load_model()
 
