@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 
-from fedray import __version__, cli_jobs, cli_list, credentials, logs
+from fedray import __version__, cli_jobs, cli_list, credentials, logs, outlets
 from fedray.errors import FedrayError, Stopped
 
 #: How each status of a run ends the process. 143 and 130 are the shell's own codes for the signals.
@@ -36,6 +37,9 @@ class _Command(click.Group):
             ctx.exit(error.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            click.echo(logs.error("fedray: ended by Ctrl-C."), err=True)
+            ctx.exit(128 + signal.SIGINT)
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
@@ -89,6 +93,8 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
                 progress.note(value)
             elif kind == "signal":
                 stopped_by.append(value)
+            if outlets.lost():
+                click.echo("nobody reads standard output any more; the run goes on without it", err=True)
 
         try:
             result = experiment.run(resolved, callbacks=[listen], output=output, resume=resume, profile=profile)
@@ -313,4 +319,10 @@ def _shown(path: Path | str) -> str:
 
 def main() -> None:
     """Entry point of the console script."""
-    cli(prog_name="fedray")
+    outlets.forgive()
+    try:
+        cli(prog_name="fedray")
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGINT:  # what is left to do is to end; a further Ctrl-C would only cut that short
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fedray import credentials, logs
+from fedray import credentials, logs, outlets
 from fedray.errors import ConfigError
 
 _address = click.option(
@@ -130,8 +132,9 @@ def show_logs(job: str, address: str | None, follow: bool, raw: bool) -> None:
     client, tell = _connect(address), _teller(raw)
     if follow:
         sys.exit(_follow(client, job, tell, f"--address {_dashboard(address)}"))
-    for line in client.get_job_logs(job).splitlines():
-        tell(line)
+    with suppress(_NobodyReads):
+        for line in client.get_job_logs(job).splitlines():
+            tell(line)
 
 
 @jobs.command()
@@ -189,19 +192,28 @@ def _check(config: Any, pip: tuple[str, ...]) -> None:
         click.echo(f"not checked here: {error}", err=True)  # it may be what --pip installs
 
 
+class _NobodyReads(Exception):
+    """Standard output was closed: whoever followed a log has seen enough."""
+
+
 def _teller(raw: bool) -> Callable[[str], None]:
-    return click.echo if raw else lambda line: click.echo(logs.render(line))
+    def tell(line: str) -> None:
+        click.echo(line if raw else logs.render(line))
+        if outlets.gone():
+            raise _NobodyReads
+
+    return tell
 
 
 def _follow(client: Any, job: str, tell: Callable[[str], None], again: str) -> int:
-    """Follow a job's log to its end; returns the exit code. Ctrl-C leaves the job alone."""
+    """Follow a job's log to its end; returns the exit code. Ctrl-C, or a reader that is gone, leaves the job alone."""
     from fedray.experiment.job_client import exit_code, follow
 
     try:
         ended = follow(client, job, tell)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _NobodyReads) as end:
         click.echo(f"\njob {job} goes on.\n  fedray jobs logs {job} --follow {again}\n  fedray jobs stop {job} {again}", err=True)
-        return 130
+        return 128 + (signal.SIGINT if isinstance(end, KeyboardInterrupt) else signal.SIGPIPE)
     code = exit_code(ended)
     click.echo(f"job {job} {ended.status.value.lower()}" + (f", exit code {code}" if code else ""), err=True)
     return code

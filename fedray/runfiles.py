@@ -125,6 +125,11 @@ class RunFiles:
         """The same, as spans for a trace viewer."""
         return self.root / "profile.json"
 
+    @property
+    def taken(self) -> bool:
+        """Whether a run has begun its rounds here."""
+        return self.config.exists() or any(self.checkpoints.glob("*.safetensors"))
+
     def create(self) -> None:
         """Make the directory and see that it can be written.
 
@@ -160,15 +165,17 @@ class RunFiles:
             return "another node"
 
     def owned(self) -> bool:
-        """Whether no other driver has claimed the files since this one did.
-
-        Raises:
-            FedrayError: ``owner.json`` is damaged.
-        """
-        return self.driver is None or (read_json(self.root / OWNER) or {}).get("driver") == self.driver
+        """Whether no other driver has claimed the files since this one did; a damaged ``owner.json`` names none."""
+        try:
+            self._check_owned()
+        except Stopped:
+            return False
+        except FedrayError:
+            return True
+        return True
 
     def _check_owned(self) -> None:
-        if not self.owned():
+        if self.driver is not None and (read_json(self.root / OWNER) or {}).get("driver") != self.driver:
             raise Stopped(f"{self.remote or self.root}: another driver has taken this run over; this one stops and leaves the files alone.")
 
     def begin(self, known: Mapping[str, Any] | None = None) -> Started:
@@ -229,7 +236,7 @@ class RunFiles:
 
         Args:
             round_: from 1.
-            kind: actor, node, client, driver, store, tracking or memory.
+            kind: actor, node, client, driver, store, tracking, memory or files.
             what: a sentence.
         """
         self._check_owned()
@@ -268,8 +275,12 @@ class RunFiles:
         save_checkpoint(self.checkpoints, checkpoint, keep)
 
     def save_model(self, layout: Layout, weights: Vector, frozen: Mapping[str, Values] | None = None) -> None:
-        """Write the model's tensors by name, the trained ones in the vector's order: the digest of the file's tensors is that of the model."""
+        """Write the model's tensors by name, the trained ones in the vector's order: the digest of the file's tensors is that of the model.
+
+        A summary of an earlier model goes first, so that a crash leaves none that names another model than the file.
+        """
         self._check_owned()
+        self.summary.unlink(missing_ok=True)
         before, behind = around(frozen or {})
         write_tensors(self.model, {**before, **layout.views(weights), **behind}, {"format": "pt"})
 
@@ -284,7 +295,7 @@ class RunFiles:
         if named not in (None, metadata[DIGEST]):
             raise FedrayError(
                 f"{self.model}: holds another model (sha256 {metadata[DIGEST][:12]}...) than summary.json names ({str(named)[:12]}...); "
-                "bring the run's own file back from a copy."
+                "bring the run's own files back from a copy, or continue the run with --resume, which writes them anew."
             )
         return tensors
 
@@ -346,6 +357,11 @@ def last_start(path: Path) -> Started | None:
     return last
 
 
+def refuse_taken(output: Output) -> ConfigError:
+    """The error of a new run where there is one already."""
+    return ConfigError(f"--output {output}: holds a run already; add --resume to continue it, or choose another directory.")
+
+
 def choose_output(name: str, given: str | None, resume: bool) -> Output:
     """Where a run's files go.
 
@@ -369,13 +385,13 @@ def choose_output(name: str, given: str | None, resume: bool) -> Output:
             output = Path(given.removeprefix("file://")).absolute()
             if output.exists() and not output.is_dir():
                 raise ConfigError(f"--output {given}: is a file; choose a directory.")
-            taken = (output / "config.yaml").exists()
+            taken = RunFiles(output).taken
         if taken and not resume:
-            raise ConfigError(f"--output {given}: holds a run already; add --resume to continue it, or choose another directory.")
+            raise refuse_taken(given)
         return output
     base = Path("runs").absolute()
     number, last, root = 1, None, base / name
-    while (root / "config.yaml").exists():
+    while RunFiles(root).taken:
         number, last = number + 1, root
         root = base / f"{name}-{number}"
     return last if resume and last is not None else root

@@ -23,12 +23,13 @@ from fedray.driver import Driver
 from fedray.errors import ClaimVoid, FedrayError, first_line
 from fedray.experiment.events import Batch, Events
 from fedray.experiment.headwatch import watching_head
+from fedray.experiment.occupied import PATIENCE, occupied
 from fedray.experiment.planner import shortfalls
 from fedray.experiment.preparation import Prepared, prepare
 from fedray.experiment.profile import chrome_trace, summarize, table
 from fedray.experiment.request import Request
 from fedray.experiment.wiring import Wiring
-from fedray.runfiles import RunFiles
+from fedray.runfiles import RunFiles, refuse_taken
 from fedray.spans import keep_spans, taken_spans
 from fedray.tracking.mlflow_tracker import STATUSES
 from fedray.tracking.terminal import NoteHandler
@@ -105,6 +106,7 @@ class Experiment:
         self._awaits = awaits and not ray.get_runtime_context().was_current_actor_reconstructed
         self._stop, self._taken, self._ended = threading.Event(), threading.Event(), False
         self._events = Events()
+        self._events.put("request", request.id)
         self._files = RunFiles.at(request.output)
         self._was_on = ""  # where the driver stood before it was lost
         threading.Thread(target=self._main, name="run", daemon=True).start()
@@ -163,6 +165,13 @@ class Experiment:
         components.provide(request.provided)
         request = replace(request, resume=True) if again else request
         request.check_visible()
+        with occupied(self._files, PATIENCE if request.resume else 0.0, insist=not again):
+            if self._files.remote is None and self._files.taken and not request.resume:  # by a run that has ended meanwhile
+                raise refuse_taken(request.output)
+            return self._alone(request, again)
+
+    def _alone(self, request: Request, again: bool) -> dict[str, Any]:
+        """:meth:`_run`, when no other driver is at work in the output."""
         mirror = self._files.mirror(self._store_note)
         if mirror is not None:
             mirror.pull(request.resume, STORE_PATIENCE)

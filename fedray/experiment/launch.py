@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +25,12 @@ from fedray.errors import ConfigError, FedrayError, first_line
 from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, Place, find_place, joined, off_the_head
 from fedray.experiment.events import LAST
+from fedray.experiment.occupied import PATIENCE, check_free
 from fedray.experiment.request import Request
+from fedray.experiment.signals import caught, kept_from_children
 from fedray.mirror import local_copy
 from fedray.runfiles import Output, RunFiles, choose_output
+from fedray.storage import read_json, reading
 
 if TYPE_CHECKING:
     from fedray.experiment.preparation import Prepared
@@ -63,7 +64,9 @@ class Result:
     def class_labels(self) -> list[Label]:
         """The data's own label of each of the model's classes, in class order; empty in regression."""
         with local_copy(self.output) as directory:
-            return list(json.loads(RunFiles(directory).partition.read_text())["class_labels"])
+            path = RunFiles(directory).partition
+            with reading(path):
+                return list((read_json(path) or {})["class_labels"])
 
     def model(self) -> Any:
         """The trained ``torch.nn.Module``, in evaluation mode. It takes records as training saw them, normalised and encoded."""
@@ -132,6 +135,8 @@ def run(
     place = find_place(resolved.ray)
     # torch takes long to import and Ray takes long to start, so the one goes on beside the other.
     request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided, profile=profile)
+    if place.own:
+        check_free(RunFiles.at(where), PATIENCE if resume else 0.0)
     preparing = Background(partial(_prepare, resolved, request))
     if "torch" in sys.modules or not place.own:
         preparing.result()
@@ -143,11 +148,14 @@ def run(
     def joining(what: str) -> None:
         listen("joining", f"the config is in order; {what} and starting client actors ...")
 
-    with _left_in_order(place, where, listen), joined(place, resolved.ray, joining):
+    stop: list[int] = []
+    with caught(stop, signal.SIGHUP), _left_in_order(place, where, listen), ExitStack() as held:
+        with kept_from_children(signal.SIGHUP):
+            held.enter_context(joined(place, resolved.ray, joining))
         prepared = preparing.result()
         if prepared is not None:
             listen("joining", "data and model are ready; starting client actors on a local Ray ...")
-        with _signals() as stop:
+        with caught(stop, signal.SIGTERM, signal.SIGINT):
             packed = request.packed()
             driver = _start(resolved, packed, prepared, listen)
             del prepared, preparing  # the driver has the model and the test records now
@@ -212,7 +220,7 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
         driver.give.remote(share_inputs(prepared))
         return driver
     name = driver_name(request.output)
-    _make_room(name, config, settings.lost_after, listen)
+    _make_room(request.output, config, request.resume, settings.lost_after, listen)
     options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
     if not r.custom and not r.labels and (selector := off_the_head()):
         options["label_selector"] = selector
@@ -224,9 +232,13 @@ def driver_name(output: Output) -> str:
     return f"fedray-driver-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
 
 
-def _make_room(name: str, config: Config, patience: float, listen: Listener) -> None:
+def _at_work(output: Output) -> ConfigError:
+    return ConfigError(f"--output {output}: a run is at work there already; add --resume to follow it, or choose another directory.")
+
+
+def _make_room(output: Output, config: Config, resume: bool, patience: float, listen: Listener) -> None:
     """Wait until a driver of this output that has ended, or was told to, is gone; one that is at work stays, to be followed."""
-    limit, told = time.monotonic() + patience, False
+    name, limit, told = driver_name(output), time.monotonic() + patience, False
     while True:
         try:
             driver = ray.get_actor(name, NAMESPACE)
@@ -241,6 +253,8 @@ def _make_room(name: str, config: Config, patience: float, listen: Listener) -> 
                 raise ConfigError(
                     "--output: a run with another config is at work there; stop it first (fedray jobs stop), or choose another directory."
                 )
+            if not resume:
+                raise _at_work(output)
             listen("note", "a driver is at work on this output already; following it")
             return
         if ended:
@@ -298,6 +312,11 @@ def _follow(
                 driver.provide.options(**_CONTROL).remote(provided)
             teller, position = batch.teller, batch.next
             for kind, value in batch.events:
+                if kind == "request":  # whose driver this is
+                    if value != request.id and not request.resume:
+                        finished = True
+                        raise _at_work(request.output)
+                    continue
                 if kind in LAST:
                     finished = True
                     driver.dismiss.options(**_CONTROL).remote()
@@ -312,27 +331,3 @@ def _follow(
     finally:
         if not finished and not told:  # whoever follows is no more: nobody would take the result
             driver.stop.options(**_CONTROL).remote()
-
-
-@contextmanager
-def _signals() -> Iterator[Sequence[int]]:
-    """The signals that asked for a clean stop: SIGTERM and the first Ctrl-C; the second Ctrl-C ends at once.
-
-    Installed after ``ray.init``, which installs its own handlers.
-    """
-    stop: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handler(number: int, frame: Any) -> None:
-        if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

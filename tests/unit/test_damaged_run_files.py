@@ -61,8 +61,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = RunFiles(folder)
     layout = Layout.of(nn.Linear(64, 10))
     weights = np.arange(layout.size, dtype=np.float32)
+    summary = read_json(files.summary) or {}
     files.save_model(layout, weights)
-    write_json(files.summary, {**(read_json(files.summary) or {}), "model_sha256": fingerprint(weights)})
+    write_json(files.summary, {**summary, "model_sha256": fingerprint(weights)})
     write_json(folder / "run.json", {"id": "run", "starts": 1})
     files.append_fault(2, "node", "node b was lost")
     State(f"sqlite:///{tmp_path}/mlflow.db", "e", "1", "r1", "trial", shipped={"eval/accuracy": 2}).save(folder)
@@ -97,7 +98,8 @@ def call(command: str, run: Path) -> tuple[bool, str]:
 
 def test_every_command_reads_what_is_whole(run: Path) -> None:
     for command in COMMANDS:
-        assert call(command, run)[0], command
+        done, text = call(command, run)
+        assert done, f"{command}: {text}"
 
 
 @pytest.mark.parametrize("name", READ_BY)
@@ -258,6 +260,16 @@ def test_a_run_goes_on_with_every_other_file_damaged(tmp_path: Path) -> None:
         assert [f["what"] for f in files.faults() if f["kind"] == "files"] == told
         resumed += 1
     print(f"{resumed} of 25 runs with damaged files resumed from their checkpoint")
+
+
+def test_a_damaged_owner_is_named_and_is_nobody_else(tmp_path: Path) -> None:
+    files = interrupted(tmp_path / "run").claim()
+    (files.root / "owner.json").write_bytes(b"{")
+    with pytest.raises(FedrayError, match=r"owner\.json: is damaged"):
+        files.append_row({"round": 5, "time": 0.0, "metrics": {}})
+    assert files.owned()  # so that the driver still ends its MLflow run
+    RunFiles(files.root).claim()
+    assert not files.owned()
 
 
 def test_lost_rows_are_told_when_the_run_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""An output has one driver: a lock that its process holds, and that the kernel gives back when the process ends, however it ends.
+
+The lock works between processes of one machine, and of several where their shared file system has locks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedray.errors import ConfigError
+from fedray.runfiles import RunFiles
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which a start that continues a run waits for an earlier driver that is on its way out.
+PATIENCE = 30.0
+
+_LOOK = 0.1
+
+
+@contextmanager
+def occupied(files: RunFiles, wait: float = 0.0, insist: bool = True) -> Iterator[None]:
+    """Within, no other driver works in these files.
+
+    Args:
+        files: of the output, whose directory is there.
+        wait: seconds to wait for another driver to end.
+        insist: else go on without the lock, where it stays with another process: that of a node which is out of reach.
+
+    Raises:
+        ConfigError: another driver is at work there.
+    """
+    path = _lock_path(files)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if _taken(handle, wait):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "node": socket.gethostname()}).encode(), 0)
+        elif insist:
+            raise _refusal(files, path)
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_free(files: RunFiles, wait: float = 0.0) -> None:
+    """See that no driver is at work in these files, as far as this node can tell.
+
+    Raises:
+        ConfigError: one is.
+    """
+    path = _lock_path(files)
+    if not path.exists():
+        return
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if not _taken(handle, wait):
+            raise _refusal(files, path)
+    finally:
+        os.close(handle)
+
+
+def _lock_path(files: RunFiles) -> Path:
+    """Outside the working directory of a run in a store, which is emptied when a driver begins there."""
+    return files.root / ".lock" if files.remote is None else files.root.with_name(f".{files.root.name}.lock")
+
+
+def _taken(handle: int, wait: float) -> bool:
+    limit = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= limit:
+                return False
+        except OSError as error:
+            log.debug("this file system has no locks (%s)", error)
+            return True
+        time.sleep(_LOOK)
+
+
+def _refusal(files: RunFiles, path: Path) -> ConfigError:
+    who = "another process"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text())
+        who = f"process {found['pid']} on {found['node']}"
+    return ConfigError(
+        f"--output {files.remote or files.root}: another run is at work there ({who}); wait until it has ended, or choose another directory."
+    )
