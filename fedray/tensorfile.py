@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fedray.errors import FedrayError
 from fedray.parameters import Values
 from fedray.storage import damaged, write_atomic
 
@@ -83,8 +84,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Values], dict[str, str]]:
     try:
         with path.open("rb") as file:
             return _read(file, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        raise FedrayError(f"{path}: there is no such file; bring it back from a copy.") from None
     except OSError as error:
-        raise damaged(path, f"cannot be read: {error.strerror or error}") from error
+        raise damaged(path, f"it cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, str(error) if type(error) is ValueError else "its header cannot be read") from error
 

@@ -36,11 +36,14 @@ def occupied(files: RunFiles, wait: float = 0.0, insist: bool = True) -> Iterato
         insist: else go on without the lock, where it stays with another process: that of a node which is out of reach.
 
     Raises:
-        ConfigError: another driver is at work there.
+        ConfigError: another driver is at work there, or the lock cannot be made.
     """
     path = _lock_path(files)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ConfigError(f"--output {files.root}: {path.name} cannot be written ({error.strerror}); choose another directory.") from None
     try:
         if _taken(handle, wait):
             os.ftruncate(handle, 0)
@@ -59,9 +62,10 @@ def check_free(files: RunFiles, wait: float = 0.0) -> None:
         ConfigError: one is.
     """
     path = _lock_path(files)
-    if not path.exists():
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # most often there is none; whatever else is wrong with it, the driver says
         return
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         if not _taken(handle, wait):
             raise _refusal(files, path)

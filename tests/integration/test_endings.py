@@ -51,6 +51,7 @@ def status_of(output: Path) -> str:
     return str(json.loads((output / "summary.json").read_text())["status"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_pipe_is_closed(tmp_path: Path) -> None:
     output, told = tmp_path / "run", tmp_path / "err"
     with told.open("w") as err:

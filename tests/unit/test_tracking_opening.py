@@ -252,3 +252,22 @@ def test_an_audit_s_own_run_is_ended_where_it_cannot_be_filled(name: str, play: 
     assert played.statuses == ["FAILED"]
     assert send(Report(config, tmp_path / "c.yaml", tmp_path, checks=[], attacks=[], seed=0), []) == "logged to MLflow run run2"
     assert played.statuses == ["FAILED", "FINISHED"]
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b'{"run_id": 3}', b"\xff\xfe"])
+def test_a_damaged_state_goes_on_with_the_run_that_the_checkpoint_names(
+    junk: bytes, play: Callable[[Played], Played], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    played = play(Played())
+    first = start(tmp_path)
+    first.close("KILLED", 5.0)
+    (tmp_path / "tracking.json").write_bytes(junk)
+    with pytest.raises(ConfigError, match=r"tracking\.json: cannot be read .*; restore the file"):
+        start(tmp_path, resume=True)
+    again = start(tmp_path, resume=True, run_id=first.run_id)
+    assert again.run_id == first.run_id
+    assert "which the checkpoint names, goes on" in caplog.text
+    assert played.statuses == ["RUNNING"]
+    again.close("FINISHED", 5.0)
+    restored = State.load(tmp_path)
+    assert restored is not None and restored.run_id == first.run_id
