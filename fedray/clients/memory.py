@@ -12,6 +12,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from ray.exceptions import OutOfMemoryError
 
+from fedray.errors import FedrayError
 from fedray.privacy.csprng import Csprng, InsecureSeeded
 
 T = TypeVar("T")
@@ -47,13 +48,19 @@ def killed_for_memory(error: BaseException) -> bool:
     return isinstance(error, OutOfMemoryError) or _MONITOR in str(error)
 
 
-def fitting(train: Callable[[int], T], batch: int) -> tuple[T, int]:
+def fitting(train: Callable[[int], T], batch: int, whole: str | None = None) -> tuple[T, int]:
     """Call ``train`` with a physical batch, halved until memory suffices.
+
+    Args:
+        train: trains with a physical batch.
+        batch: the first.
+        whole: why a batch must not be computed in parts, as a clause; None where it may be.
 
     Returns:
         What it returned, and the batch that fitted.
 
     Raises:
+        FedrayError: memory does not suffice, and the batch must not be computed in parts.
         Exception: as ``train`` does; for memory only where a batch of one record does not fit.
     """
     while True:
@@ -62,6 +69,11 @@ def fitting(train: Callable[[int], T], batch: int) -> tuple[T, int]:
         except Exception as error:
             if batch <= 1 or not out_of_memory(error):
                 raise
+            if whole is not None:
+                raise FedrayError(
+                    f"training.batch_size: memory does not suffice for a batch, and it cannot be computed in parts because {whole}; make it smaller, "
+                    "or give the client more memory."
+                ) from error
         # Only here, where the error and with it the failed step's tensors are gone.
         gc.collect()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -34,6 +34,7 @@ from fedray.rng import Keyed, torch_seed
 from fedray.spans import span
 from fedray.training.charge import Charge
 from fedray.training.choose import choose_engine
+from fedray.training.coupling import BatchNeeds, batch_needs
 from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, LossFn, NoiseSource, secretly_seed_torch, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.schedules import learning_rate
@@ -77,7 +78,8 @@ class Trainer:
         self._federation = data if isinstance(data, Federation) else None
         self._own = data if isinstance(data, ClientData) else None
         training = spec.group.training
-        self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, untouched(algorithm))
+        self._needs, alone = self._batch_needs(data), untouched(algorithm)
+        self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, alone, self._needs.whole)
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
         self._resident: tuple[Tensor, Tensor] | None = None
@@ -87,6 +89,13 @@ class Trainer:
         self._host = socket.gethostname()
         privacy = spec.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
+
+    def _batch_needs(self, data: Federation | ClientData) -> BatchNeeds:
+        """What a batch must be; where records are protected, the pre-flight test has seen that it may be anything."""
+        if self._spec.plan is not None:
+            return BatchNeeds()
+        x, y = data.train.x, None if self._config.privacy.regimes else data.train.y
+        return batch_needs(self.model, self._loss, tuple(x.shape[1:]), x.dtype.kind == "i", data.classes, y)
 
     def stop_round(self, round_: int) -> None:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
@@ -181,8 +190,8 @@ class Trainer:
             return replace(result, history=charge.history())
 
         whole = min(training.physical_batch, max(1, len(data.train)))
-        first = max(1, min(whole >> client.halvings, self._fits or whole))
-        result, fitted = fitting(local, first)
+        first = whole if self._needs.whole else max(1, min(whole >> client.halvings, self._fits or whole))
+        result, fitted = fitting(local, first, self._needs.whole)
         if fitted < whole:
             self._fits = fitted
         return result, (fitted if fitted < whole else None)
@@ -277,6 +286,8 @@ class Trainer:
             noise=noise,
             dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping),
             should_stop=lambda: self._stop_round >= task.round,
+            whole=self._needs.whole,
+            fewest=self._needs.fewest,
         )
 
     def _receipts(self, task: RoundTask, client: ClientTask, result: LocalResult) -> dict[str, Receipt]:

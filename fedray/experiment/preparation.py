@@ -31,6 +31,7 @@ from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
 from fedray.privacy.plan import RecordPlan, check_delta, plan_record
 from fedray.rounds.cohort import Sampler, make_sampler
 from fedray.training.choose import choose_engine
+from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
 from fedray.training.losses import find_loss, outputs_for
 from fedray.training.schedules import learning_rate
@@ -135,7 +136,7 @@ def prepare(config: Config) -> Prepared:
     config, said = _evaluated(config, federation.test, federation.client_test is not None)
     warnings += said
     tokens = federation.train.x.dtype.kind == "i"
-    model = make_model(config, groups, federation.shape, federation.classes, tokens)
+    model = make_model(config, groups, names, sizes, federation.shape, federation.classes, tokens, None if private else federation.train.y)
     model.columns, model.scale = federation.columns, federation.scale
     shown = not private or "class_counts" in config.privacy.unprotected
     counts = class_counts(federation) if shown and federation.classes is not None else None
@@ -219,8 +220,19 @@ def shown_partition(
     return partition_report(names, sizes, counts) | {"source": config.data.source}
 
 
-def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...], classes: int | None, tokens: bool) -> Model:
-    """Build the global model and check that it, the loss and the engines go together."""
+def make_model(
+    config: Config,
+    groups: list[ClientGroup],
+    names: Sequence[str],
+    sizes: npt.NDArray[np.int64],
+    shape: tuple[int, ...],
+    classes: int | None,
+    tokens: bool,
+    targets: npt.NDArray[Any] | None = None,
+) -> Model:
+    """Build the global model and check that it, the loss, the engines and the batches go together; ``targets`` are the clients', where
+    they may be looked at.
+    """
     outputs = outputs_for(config.training.loss, classes)
     model = build_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
     private = config.privacy.record
@@ -230,7 +242,12 @@ def make_model(config: Config, groups: list[ClientGroup], shape: tuple[int, ...]
     if private:
         rules.check_layers(model)  # the actors' pre-flight test goes on with Opacus' own checks
     alone = untouched(make_algorithm(config.algorithm))
-    engines = [choose_engine(g.training.engine, private, model, g.training, alone)[0] for g in groups]
+    engines = []
+    for group in groups:
+        needs = BatchNeeds() if private else batch_needs(model, find_loss(group.training.loss), shape, tokens, classes, targets)
+        members = np.asarray(group.members)
+        check_batches(needs, group.training, sizes[members], [names[i] for i in group.members])
+        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs.whole)[0])
     layout, kind = Layout.of(model), config.model.kind
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, kind).values())
     return Model(layout, get_vector(model, layout), outputs, shape, engines[0], tokens, frozen_digest(model, kind), frozen_bytes)

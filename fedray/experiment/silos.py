@@ -36,7 +36,7 @@ def complete(p: Prepared, infos: Sequence[HostInfo]) -> None:
         raise no_test_records()
     p.sizes = np.array([silo.records for silo in silos], dtype=np.int64)
     check_sizes(p.plans, p.groups, p.names, p.sizes)
-    p.model = make_model(config, p.groups, silos[0].shape, classes, silos[0].tokens)
+    p.model = make_model(config, p.groups, p.names, p.sizes, silos[0].shape, classes, silos[0].tokens)
     p.model.columns, p.model.scale = silos[0].columns, silos[0].scale
     told = [info.class_counts for info in infos if info.class_counts is not None]
     counts = np.array(told, dtype=np.int64) if len(told) == len(infos) else None

@@ -18,7 +18,7 @@ PRIVATE = tuple(name for name in ENGINES if name != "auto")
 
 
 def choose_engine(
-    name: str, private: bool, model: nn.Module, training: Training | None = None, untouched: bool = False
+    name: str, private: bool, model: nn.Module, training: Training | None = None, untouched: bool = False, whole: str | None = None
 ) -> tuple[str, Engine]:
     """The engine's name and the engine.
 
@@ -29,6 +29,7 @@ def choose_engine(
             ``lockstep`` where it can train the model and gains by it, else ``plain``.
         training: the training section.
         untouched: whether the algorithm leaves local training to the engine alone.
+        whole: why a batch's records must be computed together and with no others, as a clause (:mod:`fedray.training.coupling`).
 
     Raises:
         ConfigError: no such engine, or it does not go with the regime, the model or the algorithm.
@@ -36,7 +37,9 @@ def choose_engine(
     if name == "auto" and private:
         name = "book" if bookkeeping.unsupported(model) is None else "hooks"
     elif name == "auto":
-        together = training is not None and untouched and lockstep.unsupported(model, training) is None and lockstep.gains(model)
+        together = (
+            training is not None and untouched and whole is None and lockstep.unsupported(model, training) is None and lockstep.gains(model)
+        )
         name = "lockstep" if together else "plain"
     if private and name not in PRIVATE:
         raise ConfigError(
@@ -47,7 +50,7 @@ def choose_engine(
             f"training.engine: '{name}' is for record-level privacy, but privacy.regime is none; use auto, plain or lockstep."
         )
     if name == "lockstep" and training is not None:
-        reason = lockstep.unsupported(model, training) if untouched else "the algorithm takes part in every step"
+        reason = whole or (lockstep.unsupported(model, training) if untouched else "the algorithm takes part in every step")
         if reason is not None:
             raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use auto or plain.")
     engine = components.find(components.ENGINES, name)

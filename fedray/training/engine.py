@@ -77,6 +77,8 @@ class LocalJob:
         adjust: called after the gradients of a step are final (under DP: after the noise) and before
             the optimiser moves the model; may change ``p.grad``. For FedProx, SCAFFOLD and the like.
         should_stop: polled between steps; when true the engine raises :class:`Stopped`.
+        whole: why the records of a batch must be computed together, as a clause; None where parts of it may be.
+        fewest: records that a batch needs.
     """
 
     training: Training
@@ -87,6 +89,8 @@ class LocalJob:
     dp: DpStep | None = None
     adjust: Callable[[nn.Module], None] | None = None
     should_stop: Callable[[], bool] = _never
+    whole: str | None = None
+    fewest: int = 1
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedray import components
 from fedray.errors import ConfigError, DataError, FedrayError, raised
 from fedray.models.build import evaluating
+from fedray.training.coupling import apart_in_evaluation
 from fedray.training.engine import LossFn
 from fedray.training.losses import VALUE_LOSSES
 from fedray.training.metrics import MetricFn, mean_loss
@@ -83,7 +84,8 @@ def evaluate(
         metrics: name to metric, see :func:`find_metrics`.
         loss: the run's loss, for the metric ``loss``.
         batch_size: records on the device at once; metrics are taken over all outputs together, so it
-            changes no metric by more than the rounding of the outputs.
+            changes no metric by more than the rounding of the outputs. A model that gives a record other outputs beside others gets
+            all records at once.
         failed: gets the sentence on each metric that could not be taken, whose value is then NaN; None raises the first.
 
     Raises:
@@ -93,6 +95,8 @@ def evaluate(
     if not len(x):
         raise DataError("evaluation: there are no records to evaluate on; hold some out with data.holdout.fraction.")
     with evaluating(model):
+        if len(x) > batch_size and not apart_in_evaluation(model, x[:4].to(device)):
+            batch_size = len(x)
         outputs = torch.cat([model(batch.to(device)).cpu() for batch in torch.split(x, batch_size)])
         targets = y.cpu()
         values: dict[str, float] = {}

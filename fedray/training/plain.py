@@ -6,6 +6,7 @@ result does not depend on where in shared memory its records lie.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
+from fedray.errors import ConfigError
 from fedray.training.chain import forward_of, layers_of
 from fedray.training.direct import Direct
 from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
@@ -25,12 +27,13 @@ from fedray.training.images import channels_last, lay_out, turned_gradients
 def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     """SGD, Adam or AdamW without privacy.
 
-    With ``batch_size``: shuffled passes, a new permutation each, the last short batch kept; a step's
-    gradient is the mean over its records. With ``sampling_rate``: each record joins a step by a coin of its
+    With ``batch_size``: shuffled passes, a new permutation each, the last short batch kept, or joined to the one before where it has
+    fewer records than ``job.fewest``; a step's gradient is the mean over its records. With ``sampling_rate``: each record joins a step by a coin of its
     own; the gradient is the sum over those that did, over ``expected_batch``, and a step that nobody
     joined has gradient zero. This is DP-SGD's twin without clip and noise.
 
-    A step of more than ``physical_batch`` records accumulates its gradient over parts of that many.
+    A step of more than ``physical_batch`` records accumulates its gradient over parts of that many, unless ``job.whole`` says that
+    it must not.
     All draws come from ``job.draws``; dropout from torch's generator, which the caller seeds.
 
     Args:
@@ -40,6 +43,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
         job: what to do; ``dp`` and ``noise`` are not used.
 
     Raises:
+        ConfigError: a batch would have to be computed in parts, or has too few records.
         Stopped: ``job.should_stop`` said so between two steps.
     """
     training = job.training
@@ -55,13 +59,14 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     with Direct(model, training, job.lr, at_once, layers is not None) as direct, turned_gradients(model, pixels), halved:
         parameters = direct.others
         move = mover(model, parameters, training, job.lr, x.device)
-        for drawn in batches(len(x), training, job.draws):
+        for drawn in batches(len(x), training, job.draws, job.fewest):
             check_stop(job)
+            check_batch(len(drawn), job)
             batch = torch.from_numpy(drawn).to(x.device)
             for p in parameters:
                 p.grad = None
             size = len(batch)
-            for part in (batch,) if 0 < size <= physical else torch.split(batch, physical) if size else ():
+            for part in (batch,) if 0 < size <= physical or (size and job.whole) else torch.split(batch, physical) if size else ():
                 records = x.index_select(0, part)
                 losses = job.loss(direct.forward(forward, channels_last(records) if pixels else records), y.index_select(0, part))
                 # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
@@ -80,17 +85,37 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     return LocalResult(steps, examples, float(seen) / examples if examples else None)
 
 
-def batches(n: int, training: Training, draws: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Record indices of each step, int64."""
+def check_batch(size: int, job: LocalJob) -> None:
+    """Refuse a batch that would have to be computed in parts, or that has too few records.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if job.whole is not None and size > job.training.physical_batch + job.fewest - 1:  # records that join a batch are no reason
+        raise ConfigError(
+            f"training.physical_batch: {job.training.physical_batch} is less than a batch of {size} records, which cannot be computed in parts "
+            f"because {job.whole}; set it to {size} or more."
+        )
+    if 0 < size < job.fewest:
+        raise ConfigError(f"training: a batch of {size} record cannot be trained on, because {job.whole}; give the client more records.")
+
+
+def batches(n: int, training: Training, draws: np.random.Generator, fewest: int = 1) -> Iterator[npt.NDArray[np.int64]]:
+    """Record indices of each step, int64; where a pass would end with fewer than ``fewest``, these join the batch before."""
     if training.sampling_rate is not None:
         for _ in range(training.steps or 0):
             yield np.flatnonzero(draws.random(n) < training.sampling_rate)
         return
-    size, left = training.batch_size or n, steps_of(n, training)
-    for order in passes(n, training, draws):
-        for start in range(0, min(n, left * size), size):
-            yield order[start : start + size]
-        left -= -(-n // size)
+    ends = [*range(0, n, training.batch_size or max(n, 1)), n]
+    if len(ends) > 2 and n - ends[-2] < fewest:
+        del ends[-2]
+    a_pass = len(ends) - 1
+    left = a_pass * training.epochs if training.epochs is not None else (training.steps or 0) * (n > 0)
+    while left > 0 and n:
+        order = draws.permutation(n)
+        for start, stop in itertools.pairwise(ends[: left + 1]):
+            yield order[start:stop]
+        left -= a_pass
 
 
 def passes(n: int, training: Training, draws: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:

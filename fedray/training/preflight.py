@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
 from fedray.training.compiled import as_written
-from fedray.training.engine import Clipping, Engine, LossFn
+from fedray.training.engine import Clipping, Engine, LossFn, seeded_torch
 from fedray.training.kept import OWN, kept
 from fedray.training.probe import Probe
 from fedray.training.recorddraws import patterns_of
@@ -159,7 +159,7 @@ def _check_kept(probe: Probe, model: nn.Module) -> None:
     n = len(probe.x)
     plain = [i for i in range(n) if i not in odd(n)]
     groups = [plain, plain[:2], [i for i in range(n) if i != odd(n)[1]], range(n)]
-    with as_written():
+    with as_written(), seeded_torch(probe.first, probe.x.device):
         path = kept(model.train(), probe.loss, ((probe.x[list(group)], probe.y[list(group)]) for group in groups))
     if path is not None:
         raise _kept_refusal(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +43,8 @@ class Probe:
         x, y: the synthetic records.
         clipping: flat or per layer.
         patterns: how the shapes of what the model draws hold records; None where it draws nothing.
+        first: what the draws follow from, besides the seed of a step; another in every process, so that a run's draws share nothing
+            with those of another.
     """
 
     engine: Engine
@@ -52,6 +55,7 @@ class Probe:
     y: Tensor
     clipping: Clipping
     patterns: frozenset[Pattern] | None = frozenset()
+    first: int = field(default_factory=lambda: secrets.randbits(31))
     state: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +92,7 @@ class Probe:
         )
         self.model.load_state_dict(self.state)
         own = None if self.patterns is None else RecordDraws(keep.tolist(), self.patterns)
-        with seeded_torch(seed, self.x.device), own or nullcontext():
+        with seeded_torch(self.first + seed, self.x.device), own or nullcontext():
             result = self.engine(self.model, self.x[keep], self.y[keep], job)
         if len(taken) != 1 or result.history != [(0.0, 1.0, 1)]:
             raise ClaimVoid(
@@ -102,7 +106,7 @@ class Probe:
         self.model.train()
         own = None if self.patterns is None else RecordDraws(keep.tolist(), self.patterns)
         parameters = [p for _, p in self.parameters]
-        with as_written(), seeded_torch(0, self.x.device), own or nullcontext():
+        with as_written(), seeded_torch(self.first, self.x.device), own or nullcontext():
             total = record_losses(self.loss, self.model(self.x[keep]), self.y[keep]).sum()
             found = torch.autograd.grad([total], parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
