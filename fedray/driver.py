@@ -121,7 +121,7 @@ class Driver:
         counted = ("actor_deaths", "nodes_left", "driver_restarts", "client_failures", "late", "retries")
         self._faults = dict.fromkeys(counted, 0) | parts.meta.get("faults", {})
         self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **parts.meta.get("traffic", {})}
-        self._failed_rounds = 0
+        self._failed_rounds = self._left_out = 0
         self._shared, parts.in_store = parts.in_store, None  # the weights as an argument of calls to actors
         self._position: Callable[[str], int] | None = None
         self._ahead: tuple[int, list[ClientTask]] | None = None  # a round and its cohort, drawn during the one before
@@ -174,6 +174,7 @@ class Driver:
         with span("cohort", "draw and authorize"):
             cohort = self._drawn(number)
             permit = p.books.authorize(number, cohort)
+        self._left_out += len(permit.refused)
         for line in one_line_each([*permit.refused.items(), *permit.away.items()]):
             self._note(line)
         task = self._task(number, permit)
@@ -219,7 +220,7 @@ class Driver:
         with span("transfer", "put weights"):
             self._share()
         self._evaluate(row, self._shared)
-        row["metrics"]["time/round_s"] = time.perf_counter() - began
+        row["metrics"] |= p.privacy.durations(round=time.perf_counter() - began)
         self._traffic["seconds"] += time.perf_counter() - began
         self._save()
 
@@ -300,6 +301,7 @@ class Driver:
         elif exhausted:
             self._position = self._position or positions(p.names)
             eligible[[self._position(name) for name in exhausted]] = False
+        self._left_out = len(eligible) - int(eligible.sum())
         return eligible
 
     def _check_enough(self, cohort: Sequence[ClientTask], total: ExactSum, log_: RoundLog) -> None:
@@ -341,11 +343,15 @@ class Driver:
         self._traffic["bytes_down"] += down
         self._traffic["clients"] += updates
         metrics = round_metrics(p.config, number - 1, permit, log_, updates)
-        metrics |= {"time/train_s": train_seconds, "traffic/uplink_mb": up / 1e6, "traffic/downlink_mb": down / 1e6}
-        metrics |= p.privacy.metrics(p.books.lines(self._round if p.privacy.secret else None), self._round)
+        metrics |= {**p.privacy.durations(train=train_seconds), "traffic/uplink_mb": up / 1e6, "traffic/downlink_mb": down / 1e6}
+        metrics |= self._figures()
         if p.release is not None and p.release.plan.adaptive is not None:
             metrics["privacy/clip"] = p.release.clip
-        return {"round": number, "time": time.time(), "metrics": metrics}
+        return {"round": number, "time": p.privacy.stamp(), "metrics": metrics}
+
+    def _figures(self, final: bool = False) -> dict[str, float]:
+        p = self._p
+        return p.privacy.metrics(p.books.lines(self._round if p.privacy.secret else None), self._round, self._left_out, final)
 
     def _evaluate(self, row: Row, weights_ref: Any) -> None:
         p, every = self._p, self._p.config.evaluation.every
@@ -402,6 +408,8 @@ class Driver:
         if evaluate and self._open and self._open[-1].evaluation is None and "eval" not in str(self._open[-1].row["metrics"].keys()):
             self._share()
             self._start_evaluation(self._open[-1], self._shared)
+        if evaluate and self._open:
+            self._open[-1].row["metrics"] |= self._figures(final=True)
         self._flush(wait=True)
 
     def _save(self, force: bool = False) -> None:
@@ -467,6 +475,7 @@ class Driver:
             "model_sha256": model_digest(self._weights, self._p.frozen),
             "final": {k: v for k, v in last.items() if k.startswith(("eval/", "fairness/"))},
             "best": self._quality.best,
+            "left_out": self._left_out,
             "performance": {
                 "seconds_per_round": seconds / rounds,
                 "clients_per_second": None if hidden else self._traffic["clients"] / seconds if seconds else 0.0,

@@ -1,4 +1,4 @@
-"""Privacy figures in words: what was spent is rounded up, what is left is rounded down, exactly."""
+"""Privacy figures in words: where digits of a number are cut, what was spent is rounded up, and what is left is rounded down."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def _text(value: float | str | None, decimals: int, fixed: bool, rounding: str) 
         return "none" if value is None else value
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
-    exact = Decimal(value).quantize(Decimal(1).scaleb(-decimals), context=Context(prec=400, rounding=rounding))
+    exact = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-decimals), context=Context(prec=400, rounding=rounding))
     return format(exact if fixed else exact.normalize(), "f")

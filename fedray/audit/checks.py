@@ -25,6 +25,7 @@ from fedray.privacy import accounting
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.plan import dpsgd_terms
 from fedray.rng import generator
+from fedray.rounding import rounded_up
 from fedray.training.preflight import TOLERANCE
 
 NOISE_VALUES = 20_000
@@ -75,7 +76,7 @@ def _plan(name: str, subject: Subject) -> Check:
     plan = subject.plan
     found = accounting.bound({plan.event(): plan.participations}, plan.delta)
     limit = plan.target_epsilon
-    text = f"epsilon {found:.4f} for {plan.participations} rounds of {plan.steps} steps at noise multiplier {plan.noise_multiplier:.4g}"
+    text = f"epsilon {rounded_up(found)} for {plan.participations} rounds of {plan.steps} steps at noise multiplier {plan.noise_multiplier:.4g}"
     return Check(name, limit is None or found <= limit * (1 + 1e-9), text + ("" if limit is None else f" (target {limit:g})"))
 
 

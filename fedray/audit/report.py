@@ -15,6 +15,7 @@ from fedray.audit.findings import Attack, Check
 from fedray.audit.plots import draw
 from fedray.config import Config
 from fedray.errors import FedrayError
+from fedray.rounding import rounded_up
 from fedray.storage import write_json
 from fedray.tracking.journal import State
 from fedray.tracking.store import UPLOAD_PATIENCE, connect, patience, resolve_uri, unmasked
@@ -49,7 +50,9 @@ class Report:
         """What contradicts the privacy claim, a clause each."""
         failed = [f"the check '{c.name}' failed ({c.found.rstrip('.')})" for c in self.checks if not c.passed]
         above = [
-            f"'{a.name}' proves epsilon >= {a.lower:.4g}, above the {a.epsilon:.4g} that is claimed" for a in self.attacks if a.violated
+            f"'{a.name}' proves epsilon >= {a.lower:.4g}, above the {rounded_up(a.epsilon)} that is claimed"
+            for a in self.attacks
+            if a.violated
         ]
         return failed + above
 
@@ -75,7 +78,10 @@ class Report:
         """For a terminal."""
         rows = [("what", "lower 95 %", "estimate", "proven epsilon", "verdict")]
         rows += [(c.name, "", "", "", c.verdict) for c in self.checks]
-        rows += [(a.name, _text(a.lower), _text(a.estimate), _text(a.epsilon), a.verdict) for a in self.attacks]
+        rows += [
+            (a.name, _text(a.lower), _text(a.estimate), "-" if a.epsilon is None else rounded_up(a.epsilon, 3, fixed=True), a.verdict)
+            for a in self.attacks
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [
             "  ".join(cell.ljust(w) if i in (0, 4) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()

@@ -15,7 +15,7 @@ from fedray.privacy.chain import EVERYONE
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.events import Event
 from fedray.privacy.plan import RecordPlan
-from fedray.tracking.journal import shown_epsilon
+from fedray.rounding import rounded_up
 
 #: Chance, for any client of a row, of reaching its budget early that is not called exceeding it (cohorts by chance only).
 TOLERATED = 0.01
@@ -197,7 +197,7 @@ def figure(value: float) -> float | str:
 
 
 def _up(value: float) -> str:
-    return shown_epsilon(value, 4).rstrip("0").rstrip(".") if math.isfinite(value) else "infinity"
+    return rounded_up(value)
 
 
 def _fits(row: Row, event: Event, charges: int) -> bool:

@@ -263,7 +263,7 @@ class Experiment:
             "model_sha256": result["model_sha256"],
             "final": result["final"],
             "best": result["best"],
-            "privacy": wiring.privacy_summary(result["rounds"]),
+            "privacy": wiring.privacy_summary(result["rounds"], result["left_out"]),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],
             "engine": wiring.engine,

@@ -18,6 +18,7 @@ from fedray.errors import FedrayError
 from fedray.experiment.cluster import NAMESPACE
 from fedray.experiment.jobs import NAME, OUTPUT
 from fedray.experiment.launch import driver_name
+from fedray.rounding import rounded_up
 
 _SHOWN_ROWS = 3
 _SHOWN_FAULTS = 8
@@ -183,7 +184,7 @@ def health_text(health: Health) -> str:
     if run.rounds is not None:
         rows.append(("rounds", f"{run.rounds}" + (f" of {run.planned}" if run.planned is not None else "")))
     if run.epsilon is not None:
-        rows.append(("epsilon", f"{run.epsilon:.4g}" + (f" of {run.budget:g}" if run.budget is not None else "")))
+        rows.append(("epsilon", rounded_up(run.epsilon) + (f" of {run.budget:g}" if run.budget is not None else "")))
     rows += [("last" if i == 0 else "", line) for i, line in enumerate(run.rows)]
     if run.rounds is None:
         rows.append(("log", "says nothing of rounds yet (or is not structured: FEDRAY_LOG=json)"))

@@ -30,6 +30,7 @@ from fedray.privacy.limits import load_limits
 from fedray.privacy.plan import RecordPlan
 from fedray.privacy.rules import claim
 from fedray.privacy.store import find_books, read_lines
+from fedray.privacy.wording import persons
 
 P = TypeVar("P", RecordPlan, ClientPlan)
 
@@ -255,6 +256,7 @@ def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> d
         "rows": [_row(r) for r in rows],
         "epsilon": figure(headline),
         "epsilon_person": figure(_person(rows, headline)),
+        "persons": persons(plan.unit, plan.max_silos_per_person),
         "noise": _noise(prepared, plan),
         "levers": [{"change": name, "epsilon": figure(e)} for name, e in _levers(prepared, top)],
         "noise_for_epsilon": [{"epsilon": t, "noise_multiplier": noise_for(top, t, top.law.worst)} for t in TARGETS],

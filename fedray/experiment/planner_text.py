@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedray.experiment.forecast import label
-from fedray.tracking.journal import shown_epsilon
+from fedray.rounding import rounded_up
 
 #: Rows of clients shown one by one; more are shown in groups of clients that are charged alike.
 CLIENTS = 20
@@ -52,7 +52,7 @@ def _line(line: Mapping[str, Any], accountant: str, clients: int) -> Iterator[st
     yield ""
     yield from (f"  {text}" for text in _table(_head(line), _rows(line, clients)))
     yield ""
-    yield f"  largest epsilon {_e(line['epsilon'])}, for a person {_e(line['epsilon_person'])}" + "".join(
+    yield f"  largest epsilon {_e(line['epsilon'])}, {line['persons']} {_e(line['epsilon_person'])}" + "".join(
         f", {words} {_e(line[key])}"
         for key, words in (
             ("epsilon_unamplified", "against whoever knows the cohorts"),
@@ -174,4 +174,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _e(value: float | str, decimals: int = 4) -> str:
     """Rounded up."""
-    return value if isinstance(value, str) else shown_epsilon(value, decimals)
+    return rounded_up(value, decimals, fixed=True)

@@ -203,7 +203,7 @@ def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, 
             "use cohort.kind=poisson without a cap, or leave the rates at 1.",
             "privacy.incompatible.client.rates",
         )
-    return plan_clients(config, clients, dimension, grid_bits(float(clients)), max(g.rate for g in groups))
+    return plan_clients(config, clients, dimension, grid_bits(float(clients)), max(rates), len(rates) == 1)
 
 
 def capacity(config: Config, sizes: npt.NDArray[np.int64]) -> float:

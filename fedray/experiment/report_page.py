@@ -19,7 +19,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.report_html import page
 from fedray.experiment.whole import check
 from fedray.privacy.inspect import verify_all
-from fedray.privacy.statement import show
+from fedray.rounding import rounded_up
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading, write_atomic
 from fedray.tracking.artifacts import client_rows
@@ -117,7 +117,10 @@ def _head(run: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> I
     for line in (private, private.get("joint") or {}):
         if line.get("epsilon") is not None:
             rows.append(
-                (f"epsilon for one {line['unit']}", f"{show(line['epsilon'])} at delta {line['delta']!r}, regime {line.get('regime')}")
+                (
+                    f"epsilon for one {line['unit']}",
+                    f"{rounded_up(line['epsilon'])} at delta {line['delta']!r}, regime {line.get('regime')}",
+                )
             )
     if private.get("epsilon") is not None:
         rows.append(("claim", ": ".join(filter(None, (str(private.get("claim")), "; ".join(private.get("claim_reasons") or ()))))))
@@ -206,7 +209,14 @@ def _audit(run: Path, private: bool) -> Iterator[str]:
     attacks = found.get("attacks", [])
     told = [a for a in attacks if not private or a.get("private") is False]
     rows += [
-        (str(a["what"]), _bound(a.get("lower")), _bound(a.get("estimate")), _bound(a.get("epsilon")), str(a.get("verdict"))) for a in told
+        (
+            str(a["what"]),
+            _bound(a.get("lower")),
+            _bound(a.get("estimate")),
+            rounded_up(a["epsilon"]) if a.get("epsilon") is not None else "",
+            str(a.get("verdict")),
+        )
+        for a in told
     ]
     yield from _table(("what", "lower bound (95 %)", "estimate", "proven epsilon", "verdict"), rows)
     if len(told) < len(attacks):

@@ -399,8 +399,8 @@ class Wiring:
             }
         return tags
 
-    def privacy_summary(self, rounds: int) -> dict[str, Any]:
-        """The ``privacy`` part of the summary after ``rounds`` rounds; writes the statement beside it."""
+    def privacy_summary(self, rounds: int, left_out: int) -> dict[str, Any]:
+        """The ``privacy`` part of the summary after ``rounds`` rounds, where the budget left some clients out; writes the statement beside it."""
         config = self.config
         if not config.privacy.regimes:
             return {"unit": None, "regime": "none", "epsilon": None}
@@ -411,8 +411,8 @@ class Wiring:
             for line in self.parts.privacy.lines
             for unit in (line.unit,)
         ]
-        model = self._p.model
-        statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems, model.frozen if model else "")
+        frozen = self._p.model.frozen if self._p.model else ""
+        statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems, frozen, left_out)
         write_json(self._files.statement, statement)
         for name, part in self._books.parts().items():
             write_json(self._files.ledger / f"{quote(name, safe='')}.part.json", part)

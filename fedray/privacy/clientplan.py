@@ -23,6 +23,8 @@ from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise
 from fedray.privacy.plan import RecordPlan, rng_of, rounded_down, terms_sha256
 
+#: Of delta, what the figure for observers may leave for rounds that one client's coin decides; the first that suffices is taken.
+_SHARES = (1e-6, 1e-4, 1e-2, 0.1, 0.5)
 _DEFAULTS = {"client": "gaussian", "local": "local_gaussian", "distributed": "ddg"}
 
 
@@ -98,11 +100,33 @@ class ClientPlan:
         return self.mechanism.event(noise_multiplier or self.noise_multiplier, self.facts)
 
     def observers_epsilon(self, rounds: int) -> float | None:
-        """Epsilon after ``rounds`` rounds against those who see the models but not the cohorts; None where the charges say it already."""
+        """Epsilon after ``rounds`` rounds against those who see the models, and which rounds failed, but not the cohorts; an upper bound.
+
+        None where the charges say it already. Updates are taken to be lost by chance, not by what a client's coin is.
+        """
         if self.observers_rate is None:
             return None
+        if not rounds:
+            return 0.0
         event = Poisson(self.observers_rate, self.event())
-        return accounting.bound({event: rounds}, self.delta, self.interval, self.adjacency) if rounds else 0.0
+        decisive = self._decisive(rounds, float(self.observers_rate))
+        for share in _SHARES:
+            found = accounting.bound({event: rounds}, self.delta * (1 - share), self.interval, self.adjacency)
+            if found < math.log(1e300) and (1 + math.exp(found)) * decisive <= share * self.delta:
+                return found
+        return accounting.bound({self.event(): rounds}, self.delta, self.interval, self.adjacency)
+
+    def _decisive(self, rounds: int, rate: float) -> float:
+        """Chance that in any round a client's coin alone decides whether there are enough clients for the round to count.
+
+        Everyone sees whether a round counts. Where the others' coins suffice without the client, or do not with it, that tells nothing of
+        the client, and it is in the sum with the chance ``rate``. Where one is missing, the round counts if and only if the client takes
+        part, which then is not amplified. Were that never so, the figure would be the one of Poisson samples at delta (1 - share); by the
+        chance p that it is, probabilities differ for both of two neighbours, and so (1 + e^epsilon) p is added to delta.
+        """
+        from scipy.stats import binom
+
+        return float(min(1.0, rounds * rate * binom.pmf(self.facts.min_clients - 1, self.facts.clients - 1, rate)))
 
     @property
     def planned_epsilon(self) -> float:
@@ -113,6 +137,11 @@ class ClientPlan:
     def amplified(self) -> bool:
         """Whether the charges count on cohorts staying secret."""
         return self.charging.whom == "everyone" and self.facts.sampling in ("poisson", "fixed")
+
+    @property
+    def secret(self) -> bool:
+        """Whether a figure counts on cohorts staying secret."""
+        return self.amplified or self.observers_rate is not None
 
     def subjects(self, names: Sequence[str]) -> Sequence[str]:
         """Who is charged in the book."""
@@ -166,7 +195,7 @@ def secret_cohorts(plans: Sequence[RecordPlan | ClientPlan]) -> bool:
 
     Then figures that follow from those charges must not be published as they are.
     """
-    secret = any(p.amplified or p.observers_rate is not None for p in plans if isinstance(p, ClientPlan))
+    secret = any(p.secret for p in plans if isinstance(p, ClientPlan))
     return secret and any(isinstance(p, RecordPlan) or p.charging.whom == "participants" for p in plans)
 
 
@@ -196,7 +225,7 @@ def make_mechanism(privacy: Privacy) -> tuple[str, Mechanism]:
     return part.kind, made
 
 
-def plan_clients(config: Config, clients: int, dimension: int, grid: int, largest_rate: float = 1.0) -> ClientPlan:
+def plan_clients(config: Config, clients: int, dimension: int, grid: int, largest_rate: float = 1.0, one_rate: bool = True) -> ClientPlan:
     """The plan of a run in which whole clients are protected.
 
     Args:
@@ -205,6 +234,7 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
         dimension: values of an update; local guarantees do not depend on it.
         grid: fraction bits of the exact sum.
         largest_rate: the largest rate factor of a group of clients; everyone is charged as if it were theirs.
+        one_rate: all groups have that one; without, nothing is said of observers who do not know the cohorts.
 
     Raises:
         ConfigError: a key is missing or contradicts another.
@@ -235,7 +265,7 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
     if noise is None:
         noise = _calibrate(lambda z: mechanism.event(z, facts), participations, own.delta, own.target_epsilon or 0.0, charging, clients)
     denominator = privacy.denominator or facts.cohort
-    observers = facts.rate if charging.whom == "participants" and regime == "distributed" and facts.cap is None else None
+    secret = charging.whom == "participants" and regime == "distributed" and facts.cap is None and one_rate
     return ClientPlan(
         regime=regime,
         kind=kind,
@@ -253,7 +283,7 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
         accountant_version=accounting.accountant_version(),
         interval=accounting.INTERVAL,
         rng=rng_of(config),
-        observers_rate=observers,
+        observers_rate=facts.rate if secret else None,
     )
 
 

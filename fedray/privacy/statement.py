@@ -12,18 +12,16 @@ import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-import numpy as np
 
 from fedray.config import Config
 from fedray.privacy import accounting, wording
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
-from fedray.privacy.figures import Figures, Group
+from fedray.privacy.figures import Figures, Group, headline, median
 from fedray.privacy.plan import RecordPlan
 from fedray.privacy.rules import Claim, claim
+from fedray.rounding import as_given, rounded_up
 
 _PACKAGES = ("fedray", "opacus", "dp-accounting", "torch", "numpy", "cryptography", "ray")
 
@@ -54,6 +52,7 @@ def privacy_statement(
     rounds: int,
     problems: Sequence[str] = (),
     frozen: str = "",
+    left_out: int = 0,
 ) -> dict[str, Any]:
     """The statement as JSON data.
 
@@ -64,6 +63,7 @@ def privacy_statement(
         rounds: rounds that were run.
         problems: what went wrong while the run ran; voids the claim.
         frozen: digest of the model's frozen parameters; empty where there are none.
+        left_out: clients that were left out of rounds because their budget is used up.
 
     Returns:
         JSON data; ``summary`` is the part for the run's summary: of the first line, with the second's under ``joint``. The rest is the
@@ -72,7 +72,7 @@ def privacy_statement(
         written "infinity".
     """
     standing = claim(config, problems)
-    first, *others = [_line(config, g, rounds, standing) for g in guarantees]
+    first, *others = [_line(config, g, rounds, standing, left_out) for g in guarantees]
     summary = first["summary"] | {"claim": "valid" if standing.valid else "void", "claim_reasons": standing.reasons}
     summary["statement"] = " ".join(line["guarantee"]["statement"] for line in (first, *others))
     if isinstance(ledger_head, str):
@@ -98,33 +98,31 @@ def privacy_statement(
     }
 
 
-def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim) -> dict[str, Any]:
+def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, left_out: int) -> dict[str, Any]:
     """One guarantee, whole."""
     unit, plans = guarantee.unit, list(dict.fromkeys(guarantee.plans))
     groups = guarantee.groups if guarantee.published is None else guarantee.published
     figures, subjects = [g.figures for g in groups], [len(g.names) for g in groups]
     plan, adjacency = plans[0], plans[0].adjacency
-    headline = _headline(figures, adjacency)
+    most = headline(groups, adjacency)
     unamplified = max((f.epsilon_unamplified for f in figures if f.epsilon_unamplified is not None), default=None)
     observers = plan.observers_epsilon(rounds) if isinstance(plan, ClientPlan) else None
     delta = max(p.delta for p in plans)
-    shown = show(_figure(headline))
+    shown = rounded_up(_figure(most))
     summary: dict[str, Any] = {
         "unit": unit,
         "adjacency": adjacency,
         "regime": _regime(plan),
-        "epsilon": _figure(headline),
+        "epsilon": _figure(most),
         "epsilon_rdp": _figure(max((f.epsilon_rdp for f in figures), default=0.0)),
-        "epsilon_client_median": _figure(
-            min(headline, float(np.median(np.repeat([f.epsilon for f in figures], subjects))) if groups else 0.0)
-        ),
-        "epsilon_person": _figure(_person(plans, groups, headline)),
+        "epsilon_client_median": _figure(min(most, median(groups))),
+        "epsilon_person": _figure(_person(plans, groups, most)),
         "delta": delta,
         "budget": max((p.budget for p in plans if p.budget is not None), default=None),
         "accountant": "pld",
         "accountant_version": accounting.accountant_version(),
         "clients": plan.facts.clients if isinstance(plan, ClientPlan) else sum(subjects),
-        "clients_exhausted": sum(n for f, n in zip(figures, subjects, strict=True) if f.exhausted),
+        "clients_exhausted": left_out,
     }
     if unamplified is not None:
         summary["epsilon_unamplified"] = _figure(unamplified)
@@ -138,7 +136,7 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim) ->
             "unit": "one record of one client" if unit == "record" else "one client with all its records",
             "adjacency": wording.ADJACENCY[adjacency].format(unit=unit),
             "statement": wording.sentence(unit, shown, delta, standing),
-            "meaning": wording.meaning(unit, adjacency, headline, delta, shown),
+            "meaning": wording.meaning(unit, adjacency, most, delta, shown),
             "against": wording.against(plan),
             "trust": wording.trust(plan),
             "persons": wording.persons(unit, config.privacy.max_silos_per_person),
@@ -247,15 +245,15 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
     rows = [("Definition", guarantee["definition"]), ("Setting", guarantee["setting"])]
     rows += [("Unit", guarantee["unit"]), ("Adjacency", guarantee["adjacency"]), ("In other words", guarantee["meaning"])]
     if "epsilon_unamplified" in summary:
-        rows.append(("Epsilon, unamplified (against whoever knows the cohorts)", show(summary["epsilon_unamplified"])))
+        rows.append(("Epsilon, unamplified (against whoever knows the cohorts)", rounded_up(summary["epsilon_unamplified"])))
     if "epsilon_observers" in summary:
-        rows.append(("Epsilon, amplified (against those who see models but not cohorts)", show(summary["epsilon_observers"])))
+        rows.append(("Epsilon, amplified (against those who see models but not cohorts)", rounded_up(summary["epsilon_observers"])))
     rows += [
-        ("Epsilon (largest client)", f"{show(summary['epsilon'])}, {show(summary['epsilon_rdp'])} by RDP"),
-        ("Epsilon (median client)", show(summary["epsilon_client_median"])),
-        ("Epsilon (person)", f"{show(summary['epsilon_person'])} ({guarantee['persons']})"),
-        ("Delta", _exactly(summary["delta"])),
-        ("Budget", _exactly(summary["budget"])),
+        ("Epsilon (largest client)", f"{rounded_up(summary['epsilon'])}, {rounded_up(summary['epsilon_rdp'])} by RDP"),
+        ("Epsilon (median client)", rounded_up(summary["epsilon_client_median"])),
+        ("Epsilon (person)", f"{rounded_up(summary['epsilon_person'])} ({guarantee['persons']})"),
+        ("Delta", as_given(summary["delta"])),
+        ("Budget", as_given(summary["budget"])),
         ("Protects against", guarantee["against"]),
         ("Trust", guarantee["trust"]),
         ("Covers the release of", guarantee["released"]),
@@ -286,7 +284,7 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
         ]
     lines += ["| client | rounds charged | epsilon | budget |", "| --- | --- | --- | --- |"]
     lines += [
-        f"| {_cell(c['name'])} | {c['participations_charged']} | {show(c['epsilon'])} | {_exactly(c['budget'])} |"
+        f"| {_cell(c['name'])} | {c['participations_charged']} | {rounded_up(c['epsilon'])} | {as_given(c['budget'])} |"
         for c in ordered[:clients]
     ]
     if clients < len(ordered):
@@ -297,29 +295,18 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
 
 
 def _plan(plan: Mapping[str, Any]) -> str:
-    planned = f"epsilon {show(plan['planned_epsilon'])}"
+    planned = f"epsilon {rounded_up(plan['planned_epsilon'])}"
     if plan["unit"] == "record":
         q = plan["sampling_rate"]
         return (
-            f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} step(s) a round, noise multiplier {_exactly(plan['noise_multiplier'])}, "
-            f"clip {_exactly(plan['clip'])} ({plan['clipping']}), expected batch {_exactly(plan['expected_batch'])}, {plan['participations']} planned rounds: {planned}"
+            f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} step(s) a round, noise multiplier {as_given(plan['noise_multiplier'])}, "
+            f"clip {as_given(plan['clip'])} ({plan['clipping']}), expected batch {as_given(plan['expected_batch'])}, {plan['participations']} planned rounds: {planned}"
         )
-    clip = f"clip {_exactly(plan['clip'])}" if plan["adaptive_clip"] is None else f"clip {_exactly(plan['clip'])} at first, then adaptive"
+    clip = f"clip {as_given(plan['clip'])}" if plan["adaptive_clip"] is None else f"clip {as_given(plan['clip'])} at first, then adaptive"
     return (
-        f"- {plan['mechanism']}: {plan['clients']} clients, {plan['sampling']} cohorts of {_exactly(plan['cohort'])}, noise multiplier "
-        f"{_exactly(plan['noise_multiplier'])}, {clip}, {plan['participations']} planned charges of {plan['rounds_of_a_charge']} round(s): {planned}"
+        f"- {plan['mechanism']}: {plan['clients']} clients, {plan['sampling']} cohorts of {as_given(plan['cohort'])}, noise multiplier "
+        f"{as_given(plan['noise_multiplier'])}, {clip}, {plan['participations']} planned charges of {plan['rounds_of_a_charge']} round(s): {planned}"
     )
-
-
-def _headline(figures: Sequence[Figures], adjacency: accounting.Adjacency) -> float:
-    """The largest client's epsilon on the fine grid: clients are refined from the top until no other can exceed them."""
-    distinct = {(f.composition, f.delta): f.epsilon for f in figures}
-    best = 0.0
-    for (composition, delta), coarse in sorted(distinct.items(), key=lambda item: -item[1]):
-        if coarse <= best or math.isinf(coarse):
-            return max(best, coarse) if math.isinf(coarse) else best
-        best = max(best, min(coarse, accounting.bound(dict(composition), delta, accounting.FINAL_INTERVAL, adjacency)))
-    return best
 
 
 def _person(plans: Sequence[RecordPlan | ClientPlan], groups: Sequence[Group], headline: float) -> float:
@@ -335,21 +322,6 @@ def _person(plans: Sequence[RecordPlan | ClientPlan], groups: Sequence[Group], h
 
 def _figure(value: float) -> float | str:
     return "infinity" if math.isinf(value) else value
-
-
-def show(value: float | str | None, decimals: int = 4) -> str:
-    """A figure in words, rounded up exactly: never a digit below what was spent."""
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        return value
-    rounded = Decimal(value).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING)
-    return format(rounded.normalize(), "f")
-
-
-def _exactly(value: float | None) -> str:
-    """A setting: as it was given."""
-    return "none" if value is None else repr(int(value) if value == int(value) else value)
 
 
 def _cell(text: str) -> str:

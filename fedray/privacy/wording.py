@@ -220,6 +220,14 @@ def _client_assumptions(plan: ClientPlan, secure: bool, generator: str) -> list[
                 f"coins are {generator}; no cohort is logged or shown, but the driver and the actors know it" if secure else generator,
             )
         )
+    if plan.observers_rate is not None:
+        found.append(
+            _holds(
+                "a round fails for want of updates by its coins, or by chance, never by what one client's coin is",
+                True,
+                "the chance that one client's coin decides it is counted in the figure for observers; why clients fail is not known to it",
+            )
+        )
     if plan.charging.span > 1:
         found.append(
             _holds(
@@ -306,7 +314,7 @@ def sentence(unit: str, shown: str, delta: float, claim: Claim) -> str:
 def persons(unit: str, silos: int) -> str:
     """What the figure for a person takes for granted."""
     if unit == "client":
-        return "for persons whose records lie in one client"
+        return "for a person whose records lie in one client"
     if silos == 1:
-        return "for persons with one record in one client"
-    return f"for persons with one record in each of up to {silos} clients, by RDP added up order by order"
+        return "for a person with one record in one client"
+    return f"for a person with one record in each of up to {silos} clients, by RDP added up order by order"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from fedray.clients.messages import RoundTask
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
-from fedray.privacy.figures import Group
+from fedray.privacy.figures import Group, headline, median
 from fedray.privacy.plan import RecordPlan
 from fedray.rounding import as_given, rounded_up
 from fedray.rounds.books import Permit
@@ -102,11 +103,33 @@ class Privacy:
         """Whether the clients' own charges tell what must stay secret."""
         return secret_cohorts([plan for line in self.lines for plan in line.distinct_plans()])
 
-    def metrics(self, groups: Mapping[str, Sequence[Group]], rounds: int) -> dict[str, float]:
-        """``privacy/`` metrics of the first line, ``privacy/joint/`` of the second: the headline is the largest subject's epsilon."""
+    @property
+    def hides_cohorts(self) -> bool:
+        """Whether the guarantee counts on cohorts staying secret, with which the durations of rounds vary."""
+        return any(isinstance(line.plan, ClientPlan) and line.plan.secret for line in self.lines)
+
+    def durations(self, **seconds: float) -> dict[str, float]:
+        """``time/`` metrics of a round; none where they would tell of its cohort."""
+        return {} if self.hides_cohorts else {f"time/{name}_s": value for name, value in seconds.items()}
+
+    def stamp(self) -> float:
+        """When a round's row was made, in seconds since 1970; to the hour where its duration would tell of its cohort."""
+        now = time.time()
+        return now - now % 3600 if self.hides_cohorts else now
+
+    def metrics(self, groups: Mapping[str, Sequence[Group]], rounds: int, left_out: int, final: bool) -> dict[str, float]:
+        """``privacy/`` metrics of the first line, ``privacy/joint/`` of the second: the headline is the largest subject's epsilon.
+
+        Args:
+            groups: of each unit.
+            rounds: that were run.
+            left_out: clients left out so far because their budget is used up.
+            final: this is the run's last row: the figures are those of its summary, on the fine grid.
+        """
         metrics: dict[str, float] = {}
         for line, prefix in zip(self.lines, ("privacy", "privacy/joint"), strict=False):
-            metrics |= {f"{prefix}/{name}": value for name, value in _metrics(line.plan, groups.get(line.unit, ()), rounds).items()}
+            told = _metrics(line.plan, groups.get(line.unit, ()), rounds, final) | {"clients_exhausted": float(left_out)}
+            metrics |= {f"{prefix}/{name}": value for name, value in told.items()}
         return metrics
 
     def sentence(self, groups: Mapping[str, Sequence[Group]], eligible: int, needed: int) -> str:
@@ -123,13 +146,13 @@ class Privacy:
         )
 
 
-def _metrics(plan: RecordPlan | ClientPlan, groups: Sequence[Group], rounds: int) -> dict[str, float]:
+def _metrics(plan: RecordPlan | ClientPlan, groups: Sequence[Group], rounds: int, final: bool) -> dict[str, float]:
     figures = [g.figures for g in groups]
+    most = headline(groups, plan.adjacency) if final else max((f.epsilon for f in figures), default=0.0)
     metrics = {
-        "epsilon": max((f.epsilon for f in figures), default=0.0),
-        "epsilon_client_median": _median(groups),
+        "epsilon": most,
+        "epsilon_client_median": min(most, median(groups)),
         "epsilon_rdp": max((f.epsilon_rdp for f in figures), default=0.0),
-        "clients_exhausted": float(sum(len(g.names) for g in groups if g.figures.exhausted)),
     }
     if plan.unit == "client":
         metrics["epsilon_unamplified"] = max((f.epsilon_unamplified or 0.0 for f in figures), default=0.0)
@@ -142,16 +165,3 @@ def _metrics(plan: RecordPlan | ClientPlan, groups: Sequence[Group], rounds: int
         metrics["budget_used"] = metrics["epsilon"] / metrics["budget"]
         metrics["rounds_left"] = float(min((f.rounds_left for f in figures if f.rounds_left is not None), default=0))
     return metrics
-
-
-def _median(groups: Sequence[Group]) -> float:
-    """Over subjects, not groups."""
-    ordered = sorted((g.figures.epsilon, len(g.names)) for g in groups)
-    half, seen = sum(n for _, n in ordered) / 2, 0
-    for i, (epsilon, count) in enumerate(ordered):
-        seen += count
-        if seen > half:
-            return epsilon
-        if seen == half:
-            return (epsilon + ordered[i + 1][0]) / 2
-    return 0.0

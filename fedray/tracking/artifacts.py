@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedray.rounding import rounded_up
 from fedray.storage import read_json
 from fedray.tracking.figures import draw, headline
-from fedray.tracking.journal import State, latest_rows, not_finite, points, shown_epsilon
+from fedray.tracking.journal import State, latest_rows, not_finite, number, points
 from fedray.tracking.modelfolder import ModelBuilder, SavedModel, save_model
 from fedray.tracking.registry import log_final_model
 from fedray.tracking.store import UPLOAD_PATIENCE, log, masked, patience, reason
@@ -178,7 +179,7 @@ def _note(rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], claim: str
         lines.append(f"| {str(quality).removeprefix('eval/')} | {final:.4f}{at_best} |")
     if private.get("epsilon") is not None:
         delta, unit, accountant = (private.get(k) for k in ("delta", "unit", "accountant"))
-        lines.append(f"| epsilon | {shown_epsilon(private['epsilon'])} at delta {delta}, unit {unit}, {accountant} |")
+        lines.append(f"| epsilon | {rounded_up(private['epsilon'])} at delta {delta}, unit {unit}, {accountant} |")
         lines.append(f"| claim | {claim or 'not stated'} |")
     hashes = (("model sha256", summary.get("model_sha256")), ("ledger sha256", private.get("ledger_sha256")))
     lines += [f"| {label} | `{value}` |" for label, value in hashes if value]
@@ -230,7 +231,7 @@ def _describe(summary: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         rounds,
         tags.get("statement", ""),
         f"Claim: {tags.get('claim', 'not stated')}. Unit: one {tags.get('unit')}; regime {tags.get('regime')}; epsilon "
-        f"{shown_epsilon(tags['epsilon'])} at delta {tags.get('delta')} ({tags.get('accountant')}); ledger sha256 {tags.get('ledger_sha256')}.",
+        f"{rounded_up(_figure(tags['epsilon']))} at delta {tags.get('delta')} ({tags.get('accountant')}); ledger sha256 {tags.get('ledger_sha256')}.",
         f"The whole statement: {tags['privacy_statement']}." if "privacy_statement" in tags else "",
     ]
     return "\n\n".join(line for line in lines if line)
@@ -276,3 +277,9 @@ def _try(what: str, part: Callable[[], Any]) -> Any:
     except Exception as error:
         log.warning("MLflow does not get %s of this run in full (%s).", what, reason(error))
         return None
+
+
+def _figure(text: str) -> float | str:
+    """A tag's figure as the number that it is."""
+    found = number(text)
+    return text if found is None else found

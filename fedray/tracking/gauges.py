@@ -68,7 +68,7 @@ for _line, _unit in (("privacy", "first"), ("privacy/joint", "second")):
             "fedray_rounds_left", "Rounds that the budget still allows the client that has the fewest.", tags={"guarantee": _unit}
         ),
         f"{_line}/clients_exhausted": Exported(
-            "fedray_clients_exhausted", "Clients whose budget allows no round any more.", tags={"guarantee": _unit}
+            "fedray_clients_exhausted", "Clients left out of rounds because their budget is used up.", tags={"guarantee": _unit}
         ),
     }
 ROUND = Exported("fedray_round", "Rounds finished.")

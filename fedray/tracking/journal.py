@@ -173,12 +173,6 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def shown_epsilon(value: Any, decimals: int = 4) -> str:
-    """An epsilon in figures, rounded up: what is shown is never less than what was spent."""
-    found = number(value)
-    return str(value) if found is None else f"{math.ceil(found * 10**decimals - 1e-9) / 10**decimals:.{decimals}f}"
-
-
 def metric_name(key: str) -> str:
     """``key`` with what MLflow does not take in a name replaced by underscores, at most 250 characters."""
     return _FORBIDDEN.sub("_", key)[:250]

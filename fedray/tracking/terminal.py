@@ -21,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedray.logs import fitted
-from fedray.tracking.journal import Row, number, shown_epsilon
+from fedray.rounding import rounded_up
+from fedray.tracking.journal import Row, number
 
 _SHOWN_ROUNDS = 8
 _RATE_WINDOW = 8
@@ -171,7 +172,7 @@ class Progress:
             "round": str(row["round"]),
             self._metric().rpartition("/")[2]: odd.get(self._metric(), "") if quality is None else f"{quality:.4f}",
             "loss": odd.get("eval/loss", "") if (loss := get("eval/loss", "train/loss_mean")) is None else f"{loss:.4f}",
-            "epsilon": "" if (spent := get("privacy/epsilon")) is None else shown_epsilon(spent, 3),
+            "epsilon": "" if (spent := get("privacy/epsilon")) is None else rounded_up(spent, 3, fixed=True),
             "clients": "" if done is None else f"{done:.0f}" + (f" (-{dropped:.0f})" if dropped else ""),
             "s/round": "" if (seconds := get("time/round_s")) is None else f"{seconds:.2f}",
         }
@@ -229,9 +230,9 @@ class Progress:
             used = (spent or 0.0) / budget
             style = "green" if used < 0.75 else "yellow" if used < 1 else "red"
             bar = ProgressBar(total=budget, completed=min(spent or 0.0, budget), complete_style=style, finished_style=style)
-            grid.add_row("epsilon", bar, f"{shown_epsilon(spent or 0.0, 3)}/{budget:g}  [dim]{used:.0%} of the budget[/]")
+            grid.add_row("epsilon", bar, f"{rounded_up(spent or 0.0, 3, fixed=True)}/{budget:g}  [dim]{used:.0%} of the budget[/]")
         elif spent is not None:
-            grid.add_row("epsilon", "", f"{shown_epsilon(spent, 3)}  [dim]no budget set[/]")
+            grid.add_row("epsilon", "", f"{rounded_up(spent, 3, fixed=True)}  [dim]no budget set[/]")
         return grid
 
     def _table(self) -> Table:
@@ -341,7 +342,9 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if (spent := private.get("epsilon")) is not None:
         budget, delta = number(private.get("budget")), number(private.get("delta"))
         text = (
-            shown_epsilon(spent) + (f" of {budget:g}" if budget is not None else "") + (f" at delta {delta:g}" if delta is not None else "")
+            rounded_up(spent, fixed=True)
+            + (f" of {budget:g}" if budget is not None else "")
+            + (f" at delta {delta:g}" if delta is not None else "")
         )
         if private.get("unit"):
             text += f", for one {private['unit']}"
@@ -351,7 +354,7 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         if private.get("claim") not in (None, "valid"):
             rows.append(("claim", ": ".join(filter(None, (str(private["claim"]), "; ".join(private.get("claim_reasons") or ()))))))
         if private.get("clients_exhausted"):
-            rows.append(("exhausted", f"{private['clients_exhausted']} clients have used up their budget"))
+            rows.append(("exhausted", f"{private['clients_exhausted']} clients were left out of rounds: their budget is used up"))
     told = [f"{name.replace('_', ' ')} {count}" for name, count in faults.items() if count]
     if told:
         rows.append(("faults", ", ".join(told)))

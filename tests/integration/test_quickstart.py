@@ -136,12 +136,17 @@ def test_it_spent_what_was_planned_and_its_report_and_its_model_say_so(quickstar
     statement = json.loads((run / "privacy_statement.json").read_text())
     assert {c["epsilon"] for c in statement["clients"]} == {line["epsilon"]}
     assert summary["performance"]["bytes_down"] % plan["memory"]["model"] == 0
+    spent = summary["privacy"]["epsilon"]
+    assert RunFiles(run).rows()[-1]["metrics"]["privacy/epsilon"] == statement["summary"]["epsilon"] == spent
+    assert summary["privacy"]["clients_exhausted"] == 0
 
     client = mlflow.MlflowClient(summary["mlflow"]["tracking_uri"])
     version = client.get_model_version_by_alias("digits", "newest")
     sentence = statement["guarantee"]["statement"]
     wanted = {"statement": sentence, "claim": "valid", "unit": "record", "regime": "local-dp-sgd", "delta": "0.0004"}
     assert wanted.items() <= version.tags.items()
+    tracked = client.get_run(version.run_id)
+    assert float(version.tags["epsilon"]) == float(tracked.data.tags["privacy/epsilon"]) == tracked.data.metrics["privacy/epsilon"] == spent
     assert version.tags["ledger_sha256"] == statement["ledger"]["head_sha256"]
     assert version.tags["privacy_statement"] == f"runs:/{version.run_id}/privacy_statement.md"
     assert sentence in version.description

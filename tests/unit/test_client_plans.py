@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from fedray.config import Config
 from fedray.configfile import build_config
@@ -78,7 +79,7 @@ class TestEvents:
         assert bound({event: 1}, 1e-4) == pytest.approx(bound({Gaussian(2.0): 1}, 1e-4), rel=0.2)  # RDP beside PLD, at a fine grid
         observers = ddg.observers_epsilon(12)
         assert observers is not None
-        assert observers < bound({event: 12}, 1e-4)
+        assert observers <= bound({event: 12}, 1e-4)  # below five clients a round is seen to fail, which nothing amplifies here
         skellam = plan({"regime": "distributed", "mechanism": {"kind": "skellam"}}, cohort={**POISSON, "min_clients": 5})
         assert isinstance(skellam.event(), Skellam)
 
@@ -106,6 +107,52 @@ REFUSED = [
     ({}, {"evaluation": {"federated": True}}, "privacy.incompatible.record.federated_evaluation"),
     ({"regime": "distributed"}, {}, "privacy.incompatible.distributed.min_clients"),
 ]
+
+
+class TestObservers:
+    """Those who see the models and which rounds failed, but not the cohorts."""
+
+    @staticmethod
+    def failing(epsilon: float, clients: int, rate_: float, least: int, z: float) -> float:
+        """Delta at ``epsilon`` of one round that is seen to fail below ``least`` clients, by quadrature: the client's coin is fair or decides."""
+        x = np.linspace(-60.0, 60.0, 600_001)
+        zero, one = (np.exp(-((x - m) ** 2) / (2 * z * z)) / math.sqrt(2 * math.pi) / z for m in (0.0, 1.0))
+        others = stats.binom(clients - 1, rate_)
+        enough, decides = others.sf(least - 1), others.pmf(least - 1) * rate_
+        with_, without = enough * ((1 - rate_) * zero + rate_ * one) + decides * one, (enough + decides) * zero
+        return float(max(np.maximum(a - math.exp(epsilon) * b, 0).sum() for a, b in ((with_, without), (without, with_))) * (x[1] - x[0]))
+
+    def observed(self, least: int, delta: float = 1e-3) -> tuple[float, float, float]:
+        """The figure after one round, those of secret samples and of known ones."""
+        cohort = {"kind": "poisson", "fraction": 0.3, "min_clients": least}
+        found = plan({"regime": "distributed", "delta": delta}, cohort=cohort, clients=30)
+        event = found.event()
+        figure = found.observers_epsilon(1)
+        assert figure is not None
+        return figure, bound({Poisson(rate(0.3), event): 1}, delta), bound({event: 1}, delta)
+
+    def test_a_round_that_fails_visibly_is_counted(self) -> None:
+        """With two clients at least, one coin decides with a chance of 1.2e-4: that is part of delta, and less amplification is left."""
+        figure, secret, known = self.observed(2)
+        assert secret < figure < known
+        assert self.failing(figure, 30, 0.3, 2, 2.0) <= 1e-3
+
+    def test_where_a_coin_decides_often_nothing_is_amplified(self) -> None:
+        figure, _, known = self.observed(6)
+        assert figure == known
+        assert self.failing(figure, 30, 0.3, 6, 2.0) <= 1e-3
+
+    def test_with_many_clients_it_costs_nothing_to_speak_of(self) -> None:
+        cohort = {"kind": "poisson", "fraction": 0.3, "min_clients": 10}
+        found = plan({"regime": "distributed", "delta": 1e-4}, cohort=cohort, clients=500)
+        figure = found.observers_epsilon(12)
+        secret = bound({Poisson(rate(0.3), found.event()): 12}, 1e-4)
+        assert figure is not None
+        assert secret <= figure < 1.001 * secret < bound({found.event(): 12}, 1e-4)
+
+    def test_groups_of_different_rates_are_given_no_figure(self) -> None:
+        given = config({"regime": "distributed"}, cohort={**POISSON, "min_clients": 5})
+        assert plan_clients(given, 100, 50, GRID, 1.0, one_rate=False).observers_rate is None
 
 
 class TestRefusals:

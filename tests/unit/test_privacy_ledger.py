@@ -29,7 +29,7 @@ from fedray.privacy.ledger import (
     subject_path,
     verify,
 )
-from fedray.privacy.statement import show
+from fedray.rounding import rounded_up
 
 EVENT = SelfComposed(5, Poisson(Fraction(1, 4), Gaussian(1.3)))
 
@@ -423,7 +423,7 @@ def test_inspection_shows_what_the_entries_say(tmp_path: Path) -> None:
     assert report["epsilon"] == bound({EVENT: 2}, 1e-5)
     assert inspect.describe(run, 1e-3)["epsilon"] < report["epsilon"]
     text = inspect.table(json.loads(json.dumps(report)))
-    assert show(report["epsilon"]) in text
+    assert rounded_up(report["epsilon"]) in text
     assert "3 charges to 2 clients" in next(iter(inspect.verify_all(path)))
     path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":2'))
     with pytest.raises(LedgerError, match="records.jsonl: line"):

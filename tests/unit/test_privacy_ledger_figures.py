@@ -17,7 +17,7 @@ from fedray.privacy.accounting import FINAL_INTERVAL, bound
 from fedray.privacy.chain import VERSION, seal
 from fedray.privacy.events import Event, Gaussian, Poisson, SelfComposed
 from fedray.privacy.ledger import Charge, Ledger, clients_path, read, records_path, verify
-from fedray.privacy.statement import show
+from fedray.rounding import rounded_up
 
 Q, NOISE, DELTA = Fraction(1, 4), 1.3, 1e-5
 TERMS = {"delta": DELTA, "steps": 5, "sampling_rate": [1, 4], "noise_multiplier": NOISE, "clip": 1.0, "interval": 1e-3, "engine": "hooks"}
@@ -178,7 +178,7 @@ def test_figures_that_follow_from_the_entries_pass(tmp_path: Path, unit: str) ->
     finished(tmp_path / "run", unit=unit)
     lines = list(inspect.verify_all(tmp_path / "run"))
     assert "5 charges to 2 clients" in lines[0]
-    assert f"largest epsilon {show(bound({event(): 3}, DELTA))} at delta 1e-05" in lines[0]
+    assert f"largest epsilon {rounded_up(bound({event(): 3}, DELTA))} at delta 1e-05" in lines[0]
     assert "the figures of 2 clients follow from" in lines[1]
 
 

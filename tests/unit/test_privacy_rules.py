@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -214,17 +213,6 @@ def test_a_void_claim_stands_first_in_the_statement(tmp_path: Path) -> None:
     text = statement_markdown(statement)
     assert text.index("**The claim is void:**") < text.index("Adjacency")
     assert "a local round differed" in text
-
-
-def test_figures_in_words_are_never_below_the_figures(tmp_path: Path) -> None:
-    from fedray.privacy.statement import show
-
-    for value in (0.12341, 1.00001, 7.99999, 0.5, 3.0):
-        shown = show(value)
-        assert float(shown) >= value
-        assert float(shown) - value < 1.1e-4
-    assert show("infinity") == "infinity"
-    assert math.isclose(float(show(0.5)), 0.5)
 
 
 def test_a_job_may_not_keep_its_ledger_where_ray_unpacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from fedray.config import Tracking
 from fedray.errors import ConfigError
 from fedray.tracking.artifacts import clients_table
-from fedray.tracking.journal import METRICS, STATE, State, latest_rows, metric_name, not_finite, points, read_rows, shown_epsilon
+from fedray.tracking.journal import METRICS, STATE, State, latest_rows, metric_name, not_finite, points, read_rows
 from fedray.tracking.mlflow_tracker import flat_params
 from fedray.tracking.store import masked, reason, resolve_uri, unmasked
 from fedray.tracking.ui import dashboard, ui_command, ui_links
@@ -143,10 +143,3 @@ def test_the_clients_table_joins_partition_and_statement() -> None:
     assert columns == ["client", "records", "epsilon"]
     assert data == [["a", 5, "infinity"], ["b", 7, 1.5]]
     assert clients_table({"clients": 3}, {}) == ([], [])
-
-
-def test_epsilon_is_rounded_up() -> None:
-    assert shown_epsilon(7.99991, 3) == "8.000"
-    assert shown_epsilon(7.5, 3) == "7.500"
-    assert shown_epsilon(1.23001) == "1.2301"
-    assert shown_epsilon("infinity") == "infinity"
