@@ -82,7 +82,9 @@ class Wiring:
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         failed = threading.Event()
-        tracking = Background(lambda: self._open_tracking(checkpoint, lambda: failed.is_set() or self._stop.is_set()))
+        tracking = Background(
+            lambda: self._open_tracking(checkpoint, lambda: self._status_of_end() if failed.is_set() or self._stop.is_set() else "")
+        )
         try:
             self._open_record_book()
             places = self._plan_places()  # before the evaluator takes its share
@@ -156,7 +158,7 @@ class Wiring:
 
     # -- pieces ----------------------------------------------------------------------------------
 
-    def _open_tracking(self, checkpoint: Checkpoint | None, cancelled: Callable[[], bool]) -> Tracker | None:
+    def _open_tracking(self, checkpoint: Checkpoint | None, cancelled: Callable[[], str]) -> Tracker | None:
         config = self.config
         if not config.tracking.enabled:
             return None
@@ -441,6 +443,8 @@ class Wiring:
         for account in self._accounts.values():
             account.close()
         if self.tracker is not None and not self.tracker.closed and self._files.owned():  # else another driver goes on with the MLflow run
-            status = "KILLED" if self._stop.is_set() else "FAILED"
-            if not self.tracker.close(status, 10.0):
+            if not self.tracker.close(self._status_of_end(), 10.0):
                 self._events.on_note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")
+
+    def _status_of_end(self) -> str:
+        return "KILLED" if self._stop.is_set() else "FAILED"

@@ -62,7 +62,7 @@ class Tracker:
         resumed_from_round: int | None = None,
         run_id: str | None = None,
         wait: float = 0.0,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], str] = lambda: "",
     ) -> Tracker:
         """Make the MLflow run, or open it again; blocks for seconds, so it may run beside the start of the cluster.
 
@@ -83,7 +83,7 @@ class Tracker:
                 about to be run again and are not sent. Of a repeated round that was sent before, the first values stand.
             run_id: the MLflow run as the checkpoint names it; stands in for a ``tracking.json`` that is damaged.
             wait: seconds to wait for a server that does not answer yet; said once.
-            cancelled: polled while it is waited for.
+            cancelled: polled meanwhile: empty to go on, else the status with which a run that was made already is ended.
 
         Raises:
             TrackingError: the store cannot be used, or another process tracks this run.
@@ -102,7 +102,7 @@ class Tracker:
             opening = Opening(folder, uri, known, fresh, headline)
 
             def undo(client: Any) -> None:
-                opening.undo(client, "KILLED" if cancelled() else "FAILED")
+                opening.undo(client, cancelled() or "FAILED")
 
             client, state = connect(uri, opening.open, undo, wait, cancelled)
         except BaseException:

@@ -131,7 +131,7 @@ def connect(
     prepare: Callable[[Any], Any],
     undo: Callable[[Any], None] = lambda client: None,
     wait: float = 0.0,
-    cancelled: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], object] = lambda: False,
 ) -> tuple[Any, Any]:
     """Open a store and do the first work on it, within seconds.
 

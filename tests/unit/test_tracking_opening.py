@@ -159,7 +159,8 @@ def test_a_run_whose_making_was_not_answered_is_found_and_not_made_twice(play: C
     assert played.statuses == ["FAILED"]
 
 
-def test_who_stops_while_the_server_is_waited_for_is_obeyed(play: Callable[[Played], Played], tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
+def test_who_stops_while_the_server_is_waited_for_is_obeyed(status: str, play: Callable[[Played], Played], tmp_path: Path) -> None:
     stop = threading.Event()
     played = play(Played({"log_batch": [SLOW] * 1000}))
 
@@ -169,8 +170,8 @@ def test_who_stops_while_the_server_is_waited_for_is_obeyed(play: Callable[[Play
 
     played.before = before
     with pytest.raises(Stopped, match="while MLflow at http://mlflow:5000 was waited for"):
-        start(tmp_path, wait=600.0, cancelled=stop.is_set)
-    assert played.statuses == ["KILLED"]
+        start(tmp_path, wait=600.0, cancelled=lambda: status if stop.is_set() else "")
+    assert played.statuses == [status]
 
 
 def test_a_run_that_is_opened_too_late_is_ended(play: Callable[[Played], Played], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
