@@ -83,7 +83,7 @@ class Wiring:
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         failed = threading.Event()
         tracking = Background(
-            lambda: self._open_tracking(checkpoint, lambda: self._status_of_end() if failed.is_set() or self._stop.is_set() else "")
+            lambda: self._open_tracking(checkpoint, lambda: "KILLED" if self._stop.is_set() else "FAILED" if failed.is_set() else "")
         )
         try:
             self._open_record_book()
@@ -442,9 +442,7 @@ class Wiring:
             self.pool.shutdown()
         for account in self._accounts.values():
             account.close()
-        if self.tracker is not None and not self.tracker.closed and self._files.owned():  # else another driver goes on with the MLflow run
-            if not self.tracker.close(self._status_of_end(), 10.0):
-                self._events.on_note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")
-
-    def _status_of_end(self) -> str:
-        return "KILLED" if self._stop.is_set() else "FAILED"
+        if self.tracker is None or self.tracker.closed or not self._files.owned():  # another driver goes on with the MLflow run
+            return
+        if not self.tracker.close("KILLED" if self._stop.is_set() else "FAILED", 10.0):
+            self._events.on_note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")
