@@ -142,6 +142,22 @@ class Summary:
             raise LedgerError(f"{self.path}: holds charges of different kinds ({_pairs(self.units)}), which have no common epsilon.")
         return {subject: bound(self.charged(subject), delta, adjacency=self.adjacency) for subject in self.spent}
 
+    def refined(self, delta: float, most: int = 1) -> dict[str, float]:
+        """:meth:`epsilons` with those of the largest subjects on the fine grid: of ``most`` unlike ones, and of all that could be the largest."""
+        from fedray.privacy.accounting import FINAL_INTERVAL, bound
+
+        found, known, best = self.epsilons(delta), dict[frozenset[tuple[Event, int]], float](), 0.0
+        for subject, coarse in sorted(found.items(), key=lambda item: -item[1]):
+            spent = self.charged(subject)
+            key = frozenset(spent.items())
+            if key not in known and len(known) >= most and coarse <= best:
+                break
+            if key not in known:
+                known[key] = min(coarse, bound(spent, delta, FINAL_INTERVAL, self.adjacency)) if coarse < float("inf") else coarse
+            found[subject] = known[key]
+            best = max(best, known[key])
+        return found
+
     def charged(self, subject: str) -> Counter[Event]:
         """All that counts for a subject: its own charges and, in a book of whole clients, those of everyone at once.
 

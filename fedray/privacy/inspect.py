@@ -22,6 +22,10 @@ from fedray.rounding import as_given, rounded_down, rounded_up
 from fedray.storage import read_json, reading
 
 
+#: Clients with unlike charges whose figures are shown on the fine grid; the others' are on the coarse one, which is never below.
+_REFINED = 20
+
+
 @dataclass
 class Found:
     """What lies at a place.
@@ -138,7 +142,7 @@ def _book(summary: Summary, delta: float | None) -> dict[str, Any]:
         delta = next(iter(summary.deltas), None)
     if delta is None and summary.spent:
         raise LedgerError(f"{summary.path}: names no delta in its plans; give --delta.")
-    epsilons = {} if delta is None else summary.epsilons(delta)
+    epsilons = {} if delta is None else summary.refined(delta, _REFINED)
     head, limits = summary.head, load_limits(_folder(summary.path))
     return {
         "file": str(summary.path),
@@ -241,7 +245,7 @@ def verify_all(path: str | Location) -> Iterator[str]:
         summary = verify(book)
         assert summary.head is not None
         spent = "; ".join(
-            f"largest epsilon {rounded_up(max(summary.epsilons(d).values()))} at delta {as_given(d)}"
+            f"largest epsilon {rounded_up(max(summary.refined(d).values()))} at delta {as_given(d)}"
             for d in summary.deltas
             if summary.spent
         )

@@ -278,7 +278,8 @@ def exposure(config: Config) -> dict[str, Any]:
         ),
         "access": "whoever can run code in the cluster, or read its nodes' memory and disks, can read records; access control is the operator's",
         "side_channels": [
-            "durations of rounds, and the load and traffic of nodes, depend on the data and are not protected",
+            "durations of rounds, and the load and traffic of nodes, depend on the data and are not protected"
+            + ("; rows and MLflow are not told them where cohorts are secret" if config.privacy.whole_clients else ""),
             "which actors die, and that a client fails (named in the log), may depend on its data",
             "the ledger says who was charged in which round; it is kept by whoever runs the training"
             + ("" if not config.privacy.whole_clients else ", who must keep it to himself where cohorts are secret"),

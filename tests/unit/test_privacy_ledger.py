@@ -15,7 +15,7 @@ import pytest
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy import inspect
-from fedray.privacy.accounting import bound
+from fedray.privacy.accounting import FINAL_INTERVAL, bound
 from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Wor
 from fedray.privacy.ledger import (
     Charge,
@@ -420,7 +420,7 @@ def test_inspection_shows_what_the_entries_say(tmp_path: Path) -> None:
     report = inspect.describe(run)
     (only,) = report["books"]
     assert {c["name"]: c["participations_charged"] for c in only["clients"]} == {"a": 2, "b": 1}
-    assert report["epsilon"] == bound({EVENT: 2}, 1e-5)
+    assert report["epsilon"] == bound({EVENT: 2}, 1e-5, FINAL_INTERVAL)
     assert inspect.describe(run, 1e-3)["epsilon"] < report["epsilon"]
     text = inspect.table(json.loads(json.dumps(report)))
     assert rounded_up(report["epsilon"]) in text
