@@ -21,7 +21,6 @@ from fedray.privacy.verification import verify
 from fedray.rounding import as_given, rounded_down, rounded_up
 from fedray.storage import read_json, reading
 
-
 #: Clients with unlike charges whose figures are shown on the fine grid; the others' are on the coarse one, which is never below.
 _REFINED = 20
 
