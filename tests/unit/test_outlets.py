@@ -47,6 +47,22 @@ def test_what_nobody_reads_goes_nowhere_and_the_work_goes_on(tmp_path: Path) -> 
     assert (code, err) == (0, "the end True True False\n")
 
 
+def test_a_closed_standard_error_is_no_error_either(tmp_path: Path) -> None:
+    code = _LONG.replace("number)", "number, file=sys.stderr)")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "\nprint(outlets.gone('stderr'), flush=True)"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stderr is not None and process.stdout is not None
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.stdout.read() == "True\n"
+    assert process.wait(120) == 0
+
+
 def test_a_full_disk_is_still_an_error() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", _LONG], stdout=full, stderr=subprocess.PIPE, text=True)
