@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ METRICS = "metrics.jsonl"
 STATE = "tracking.json"
 
 Row = Mapping[str, Any]
+
+_LISTED = 5  # numbers of lines and rounds; more are counted
 
 _FORBIDDEN = re.compile(r"[^\w\-. :/]", re.ASCII)
 
@@ -116,6 +119,7 @@ def _is_row(found: Mapping[str, Any]) -> bool:
     metrics = found.get("metrics")
     return (
         isinstance(found.get("round"), int)
+        and 0 < found["round"] < 2**31
         and isinstance(metrics, dict)
         and all(value is None or isinstance(value, int | float) for value in metrics.values())
     )
@@ -128,26 +132,34 @@ def read_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 def shortcomings(lines: Lines, rounds: int) -> list[str]:
     """What a journal lacks of the rows of rounds 1 to ``rounds``, or of those that it reaches: a sentence for each kind."""
-    name, numbers = lines.path, [row["round"] for row in lines.whole]
-    missing = sorted(set(range(1, max([rounds, *numbers]) + 1)) - set(numbers))
-    twice = sorted(number for number, times in Counter(numbers).items() if times > 1)
+    name, times = lines.path, Counter(row["round"] for row in lines.whole)
+    there = sorted(times)
+    ends = [0, *there, max([rounds, *there]) + 1]
+    gaps = [range(before + 1, after) for before, after in pairwise(ends) if after - before > 1]
+    twice = [range(number, number + 1) for number in there if times[number] > 1]
     found = []
     if lines.broken:
-        found.append(f"{name}: {_numbered('line', lines.broken)} cannot be read.")
+        found.append(f"{name}: {_numbered('line', [range(n, n + 1) for n in lines.broken])} cannot be read.")
     if lines.torn:
         found.append(f"{name}: the last line is cut short, as after a crash.")
-    if missing:
-        found.append(f"{name}: lacks the {_numbered('row', missing, 'of round')}; figures over all rounds, such as the best, leave it out.")
+    if gaps:
+        found.append(
+            f"{name}: lacks what was written of {_numbered('round', gaps)}; figures over all rounds, such as the best, leave it out."
+        )
     if twice:
         found.append(f"{name}: holds {_numbered('round', twice)} more than once; the last row counts.")
     return found
 
 
-def _numbered(what: str, numbers: Sequence[int], of: str = "") -> str:
-    """``line 3``, ``lines 3, 4 and 9``, ``rows of rounds 2 to 900 (17 in all)``."""
-    many = "s" if len(numbers) > 1 else ""
-    shown = f"{numbers[0]} to {numbers[-1]} ({len(numbers)} in all)" if len(numbers) > 5 else " and ".join(map(str, numbers))
-    return f"{what}{many} {of}{many if of else ''} {shown}".replace("  ", " ")
+def _numbered(what: str, numbers: Sequence[range]) -> str:
+    """``line 3``, ``lines 3, 4 and 9``, ``rounds 2 to 900 (17 in all)``."""
+    count = sum(map(len, numbers))
+    if count == 1:
+        return f"{what} {numbers[0][0]}"
+    if count > _LISTED:
+        return f"{what}s {numbers[0][0]} to {numbers[-1][-1]} ({count} in all)"
+    *first, last = (str(number) for part in numbers for number in part)
+    return f"{what}s {', '.join(first)} and {last}"
 
 
 def latest_rows(run_dir: Path) -> list[dict[str, Any]]:

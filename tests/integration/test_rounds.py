@@ -229,5 +229,5 @@ def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr.decode()
     assert json.loads((stopped / "summary.json").read_text())["status"] == "completed"
     assert [r["round"] for r in RunFiles(stopped).rows()] == [2, 3, 4, 5]
-    assert b"metrics.jsonl: lacks the row of round 1;" in again.stdout
+    assert b"metrics.jsonl: lacks what was written of round 1;" in again.stdout
     assert b"completed" in again.stdout

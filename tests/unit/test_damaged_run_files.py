@@ -147,10 +147,11 @@ def test_random_damage_is_no_traceback(name: str, run: Path) -> None:
 def test_rows_that_are_missing_are_noticed(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     for kept, sentence in (
-        ([rows[0], rows[2]], "lacks the row of round 2;"),
-        (rows[:2], "lacks the row of round 3;"),
-        ([], "lacks the rows of rounds 1 and 2 and 3;"),
+        ([rows[0], rows[2]], "lacks what was written of round 2;"),
+        (rows[:2], "lacks what was written of round 3;"),
+        ([], "lacks what was written of rounds 1, 2 and 3;"),
         ([*rows, rows[1]], "holds round 2 more than once"),
+        ([*rows, rows[1].replace('"round": 2', '"round": 2000000000')], "rounds 4 to 1999999999 (1999999996 in all)"),
         ([*rows, rows[1][:-9]], "the last line is cut short"),
     ):
         (run / "metrics.jsonl").write_text("".join(kept))
@@ -280,12 +281,12 @@ def test_lost_rows_are_told_when_the_run_goes_on(tmp_path: Path) -> None:
     assert [text.partition(": ")[2] for text in told] == [
         "line 2 cannot be read.",
         "the last line is cut short, as after a crash.",
-        "lacks the rows of rounds 2 and 3; figures over all rounds, such as the best, leave it out.",
+        "lacks what was written of rounds 2 and 3; figures over all rounds, such as the best, leave it out.",
         "holds round 4 more than once; the last row counts.",
     ]
     assert [row["round"] for row in files.rows()] == [1, 4, 5]
     assert start(files)[2] == [
-        f"{files.metrics}: lacks the rows of rounds 2 and 3; figures over all rounds, such as the best, leave it out."
+        f"{files.metrics}: lacks what was written of rounds 2 and 3; figures over all rounds, such as the best, leave it out."
     ]
 
 
