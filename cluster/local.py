@@ -16,8 +16,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from cluster.tokens import token_file
 from fedray.errors import ConfigError, FedrayError
 
 _PR_SET_CHILD_SUBREAPER = 36
+
+#: Seconds between looks for adopted children that have ended.
+_REAP = 0.2
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def on_this_machine(wanted: Sequence[Worker], token: Path, ports: Ports, object_
                 raise ConfigError(f"{name}: port {port} is in use on 127.0.0.1, perhaps by another Ray; give another one.")
     _adopt_orphans()
     others = _children()
-    # Ray notes a cluster in its directory: one of its own keeps it from other Rays of this machine. Paths of sockets must be short.
+    # A directory for each node: Ray unpacks a job's working directory once a node, and would do so anew under the feet of a job that
+    # runs there already. All are apart from other Rays of this machine, whose cluster Ray notes there. Paths of sockets must be short.
     directory = tempfile.mkdtemp(prefix="fedray-ray-", dir="/tmp")
     # Several nodes on one address: the system chooses the ports of all workers. No draining: there is nothing to wait for.
     options = ["--min-worker-port=0", "--max-worker-port=0"]
@@ -103,7 +108,7 @@ def on_this_machine(wanted: Sequence[Worker], token: Path, ports: Ports, object_
     nodes: list[RayNode] = []
     try:
         own = _own_ports(ports)
-        extra = [*options, f"--temp-dir={directory}", f"--ray-client-server-port={_free_port()}"]
+        extra = [*options, f"--temp-dir={directory}/head", f"--ray-client-server-port={_free_port()}"]
         head = start_head(Here("head"), token, ports=own, options=extra, object_store=object_store, environment=environment)
         nodes.append(head)
         # One after the other: what is free is chosen before it is opened, and of two that start at once both may choose the same.
@@ -111,10 +116,12 @@ def on_this_machine(wanted: Sequence[Worker], token: Path, ports: Ports, object_
             nodes.append(
                 start_worker(
                     Here(f"worker {number}"), head, cpus=worker.cpus, gpus=worker.gpus, resources=worker.resources, labels=worker.labels,
-                    ports=_own_ports(ports), options=options, object_store=object_store, environment=environment,
+                    ports=_own_ports(ports), options=[*options, f"--temp-dir={directory}/w{number}"], object_store=object_store,
+                    environment=environment,
                 )
             )  # fmt: skip
-        yield nodes
+        with _reaping(others | {node.process.pid for node in nodes}):
+            yield nodes
     finally:
         for node in reversed(nodes):
             node.process.terminate()
@@ -155,7 +162,7 @@ def on_hosts(wanted: Sequence[Worker], token: Path, network: str, object_store: 
 def describe(nodes: Sequence[RayNode]) -> str:
     """Where the cluster is, and what to export to use it; the token itself is not in it."""
     head = nodes[0]
-    exports = {"RAY_API_SERVER_ADDRESS": head.dashboard, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token)}
+    exports = {"RAY_API_SERVER_ADDRESS": head.dashboard, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token), **_tls()}
     lines = [f"Ray at {head.address}: a head and {len(nodes) - 1} workers; dashboard {head.dashboard}", ""]
     if isinstance(head.host, Here):
         exports = {"RAY_ADDRESS": head.address, **exports}
@@ -173,6 +180,13 @@ def describe(nodes: Sequence[RayNode]) -> str:
     return "\n".join(lines)
 
 
+def _tls() -> dict[str, str]:
+    """The variables with which TLS is on here, and so in the cluster's nodes; a process without them cannot join it."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        return {}
+    return {name: value for name, value in sorted(os.environ.items()) if name == "RAY_USE_TLS" or name.startswith("RAY_TLS_")}
+
+
 def _adopt_orphans() -> None:
     """Become the parent of descendants whose parent ends, so that none is lost."""
     if sys.platform.startswith("linux"):
@@ -182,6 +196,25 @@ def _adopt_orphans() -> None:
 def _children() -> set[int]:
     """Our child processes; none where the system does not list them."""
     return {int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
+
+
+@contextmanager
+def _reaping(others: Set[int]) -> Iterator[None]:
+    """Wait for adopted children that end in the block, all but ``others``: Ray takes a stopped job that nobody waits for as running."""
+    done = threading.Event()
+
+    def reap() -> None:
+        while not done.wait(_REAP):
+            for pid in _children() - others:
+                os.waitpid(pid, os.WNOHANG)
+
+    thread = threading.Thread(target=reap, name="reaper", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _own_ports(ports: Ports) -> Ports:

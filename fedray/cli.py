@@ -313,7 +313,7 @@ def _shown(path: Path | str) -> str:
         return path
     try:
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, FileNotFoundError):  # it lies elsewhere, or the directory in which the command was started is gone
         return str(path)
 
 

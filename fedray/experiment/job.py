@@ -237,6 +237,10 @@ class Experiment:
                 text = f"the driver on {self._was_on} was lost, and restarted on {wiring.node}; it goes on after round {parts.first_round}."
                 driver.befallen("driver", text)
             self._events.put("started", wiring.info() | {"setup_seconds": time.monotonic() - began})
+            if parts.resumed and parts.first_round >= self._config.rounds:
+                self._events.on_note(
+                    f"the run in {request.output} is finished: its {parts.first_round} rounds were done before, and none is done again."
+                )
             setup = time.monotonic() - began
             try:
                 with watching_head(driver.befallen) if request.elastic else nullcontext():
