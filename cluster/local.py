@@ -20,7 +20,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import click
 
 from cluster import commands
 from cluster.hosts import Host, Hosts
-from cluster.ray_hosts import Ports, RayNode, start_head, start_worker, wait_joined
+from cluster.ray_hosts import NodeEnded, Ports, RayNode, start_head, start_worker, started, wait_joined
 from cluster.tokens import token_file
 from fedray.errors import ConfigError, FedrayError
 
@@ -109,17 +110,13 @@ def on_this_machine(wanted: Sequence[Worker], token: Path, ports: Ports, object_
     try:
         own = _own_ports(ports)
         extra = [*options, f"--temp-dir={directory}/head", f"--ray-client-server-port={_free_port()}"]
-        head = start_head(Here("head"), token, ports=own, options=extra, object_store=object_store, environment=environment)
+        common: dict[str, Any] = {"object_store": object_store, "environment": environment}
+        head = started(lambda: start_head(Here("head"), token, ports=own, options=extra, **common))
         nodes.append(head)
         # One after the other: what is free is chosen before it is opened, and of two that start at once both may choose the same.
         for number, worker in enumerate(wanted, 1):
-            nodes.append(
-                start_worker(
-                    Here(f"worker {number}"), head, cpus=worker.cpus, gpus=worker.gpus, resources=worker.resources, labels=worker.labels,
-                    ports=_own_ports(ports), options=[*options, f"--temp-dir={directory}/w{number}"], object_store=object_store,
-                    environment=environment,
-                )
-            )  # fmt: skip
+            own_options = [*options, f"--temp-dir={directory}/w{number}"]
+            nodes.append(started(partial(_worker, Here(f"worker {number}"), head, worker, ports=ports, options=own_options, **common)))
         with _reaping(others | {node.process.pid for node in nodes}):
             yield nodes
     finally:
@@ -145,18 +142,24 @@ def on_hosts(wanted: Sequence[Worker], token: Path, network: str, object_store: 
         FedrayError: a node does not start.
     """
     with Hosts("ray", network, uplink=True) as hosts:
-        head = start_head(hosts.add("head"), token, object_store=object_store)
-        nodes = [head]
-        for number, worker in enumerate(wanted, 1):
-            nodes.append(
-                start_worker(
-                    hosts.add(f"w{number}"), head, cpus=worker.cpus, gpus=worker.gpus, resources=worker.resources, labels=worker.labels,
-                    object_store=object_store, wait=False,
-                )
-            )  # fmt: skip
-        for node in nodes[1:]:
-            wait_joined(node)
+        place = hosts.add("head")
+        head = started(lambda: start_head(place, token, object_store=object_store))
+        starts = [
+            partial(start_worker, hosts.add(f"w{number}"), head, object_store=object_store, **asdict(worker))
+            for number, worker in enumerate(wanted, 1)
+        ]
+        nodes = [head, *(start(wait=False) for start in starts)]
+        for number, start in enumerate(starts, 1):
+            try:
+                wait_joined(nodes[number])
+            except NodeEnded:
+                nodes[number] = start()
         yield nodes
+
+
+def _worker(host: Here, head: RayNode, worker: Worker, ports: Ports, **more: Any) -> RayNode:
+    """A worker on this machine, with ports that nobody has as yet."""
+    return start_worker(host, head, ports=_own_ports(ports), **asdict(worker), **more)
 
 
 def describe(nodes: Sequence[RayNode]) -> str:

@@ -48,6 +48,10 @@ class Machine(Protocol):
         """Sockets that this thread opens in the block are opened there."""
 
 
+class NodeEnded(FedrayError):
+    """`ray start` has ended before its node was up."""
+
+
 #: On a busy machine the parts of a node start slowly; with Ray's own limits (30 s, 60 s) the node then gives up.
 _PATIENCE = {"RAY_agent_register_timeout_ms": "150000", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150"}
 
@@ -176,6 +180,18 @@ def start_worker(
     return node
 
 
+def started(start: Callable[[], RayNode]) -> RayNode:
+    """A node, started once more where `ray start` gave up: it waits 30 s for its own parts, which on a busy machine is too short.
+
+    Raises:
+        FedrayError: it did not start.
+    """
+    try:
+        return start()
+    except NodeEnded:
+        return start()
+
+
 def wait_joined(node: RayNode, seconds: float = 300.0) -> None:
     """Wait until the head knows a worker that was started with ``wait=False``.
 
@@ -235,7 +251,7 @@ def _wait(node: RayNode, ready: Callable[[], bool], what: str, seconds: float) -
     limit = time.monotonic() + seconds
     while not ready():
         if node.process.poll() is not None:
-            raise FedrayError(f"Ray on {node.host.name}: `ray start` ended with {node.process.returncode}: {_last_words(node)}")
+            raise NodeEnded(f"Ray on {node.host.name}: `ray start` ended with {node.process.returncode}: {_last_words(node)}")
         if time.monotonic() > limit:
             raise FedrayError(f"Ray on {node.host.name}: {what} within {seconds:g} s; it last said: {_last_words(node)}")
         time.sleep(0.1)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ray
@@ -52,17 +53,57 @@ def within(seconds: float, question: Callable[[], T]) -> T | None:
 
 
 def look(seconds: float = PATIENCE) -> list[Node] | None:
-    """The cluster's nodes; None where the head does not say in time."""
+    """The cluster's nodes, or where this process is in a placement group its bundles; None where the head does not say in time."""
+    group = ray.util.get_current_placement_group() if in_placement_group() else None
 
     def question() -> list[Node]:
         free = ray_state.available_resources_per_node()
-        return [
+        nodes = [
             Node(n["NodeID"], n["NodeManagerHostname"], n["Resources"], free.get(n["NodeID"], {}), n.get("Labels") or {})
             for n in ray.nodes()
             if n["Alive"]
         ]
+        return nodes if group is None else bundles(group.id.hex(), ray.util.placement_group_table(group), nodes)
 
     return within(seconds, question)
+
+
+def in_placement_group() -> bool:
+    """Whether the actors that this process starts go into the placement group in which it is itself (a Ray Tune trial's, say)."""
+    worker = ray._private.worker.global_worker
+    return bool(worker.connected and worker.should_capture_child_tasks_in_placement_group and ray.util.get_current_placement_group())
+
+
+def bundles(group: str, table: Mapping[str, Any], nodes: Sequence[Node]) -> list[Node]:
+    """The bundles of a placement group as if each were a node: there is no other room for who is in it.
+
+    Args:
+        group: its id, hexadecimal.
+        table: as Ray's ``placement_group_table`` gives it.
+        nodes: the cluster's nodes.
+    """
+    hosts = {node.id: node for node in nodes}
+    found = []
+    for index, amounts in table["bundles"].items():
+        host = hosts.get(table["bundles_to_node_id"].get(index, ""))
+        if host is not None:
+            mark = f"_group_{index}_{group}"  # Ray's names of what is free in a bundle
+            free = {name.removesuffix(mark): amount for name, amount in host.free.items() if name.endswith(mark)}
+            found.append(replace(host, name=f"{host.name}, bundle {index}", total=dict(amounts), free=free))
+    return found
+
+
+def free_resources(less: Resources | None = None) -> dict[str, float]:
+    """What is free for actors that this process starts, by Ray's names: of the cluster, or of the placement group in which it is.
+
+    ``less`` is taken away from it.
+    """
+    nodes = look() if in_placement_group() else None
+    free: Counter[str] = Counter(ray.available_resources() if nodes is None else {})
+    for node in nodes or ():
+        free.update(node.free)
+    free.subtract(asks(less) if less is not None else {})
+    return dict(free)
 
 
 def has_process(handle: Any, seconds: float = PATIENCE) -> bool | None:

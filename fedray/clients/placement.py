@@ -13,7 +13,7 @@ import ray
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
-from fedray.clients.nodes import Node, asks, ray_options, room
+from fedray.clients.nodes import Node, asks, in_placement_group, ray_options, room
 from fedray.config import Config, Resources
 from fedray.errors import ConfigError
 
@@ -126,11 +126,11 @@ def start_actor(place: Place, spec: HostSpec, data: Any) -> Any:
 
     Training is never repeated by Ray itself (``max_task_retries=0``): under DP a repeated call would be
     a second release that nobody charged. The pool replaces dead actors, so ``max_restarts`` is 0 too.
-    Hosted actors that ask for no certain node are spread over all of them.
+    Hosted actors that ask for no certain node are spread over all of them; in a placement group, where its bundles are.
     """
     r = place.resources
     options = ray_options(r) | {"max_restarts": 0, "max_task_retries": 0}
-    if place.client is None and not r.labels and not r.custom:
+    if place.client is None and not r.labels and not r.custom and not in_placement_group():
         options["scheduling_strategy"] = "SPREAD"
     return _actor_class().options(**options).remote(spec, data)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from fedray import components
-from fedray.clients.nodes import ray_options
+from fedray.clients.nodes import in_placement_group, ray_options
 from fedray.config import Config
 from fedray.configfile import resolve_config
 from fedray.data.records import Label
@@ -222,7 +222,7 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
     name = driver_name(request.output)
     _make_room(request.output, config, request.resume, settings.lost_after, listen)
     options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    if not r.custom and not r.labels and (selector := off_the_head()):
+    if not r.custom and not r.labels and not in_placement_group() and (selector := off_the_head()):
         options["label_selector"] = selector
     return actor.options(**options).remote(config, request, False)
 

@@ -7,6 +7,7 @@ a directory of its own that only its user enters and that goes with it; one that
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -19,7 +20,9 @@ from types import TracebackType
 from typing import Any
 
 from fedray.config import RayCluster
-from fedray.errors import ConfigError, FedrayError, first_line
+from fedray.errors import BudgetReached, ConfigError, FedrayError, Stopped, first_line
+
+log = logging.getLogger(__name__)
 
 #: CPUs up to which a local Ray's processes import beforehand. It starts one a CPU, and one that has then nothing to do holds 0.18 GB more.
 _FEW = 8
@@ -148,7 +151,7 @@ def _end_half_started(trace: TracebackType | None) -> None:
 def _own_directory(base: Path) -> Iterator[Path]:
     """A directory that only this user enters. It goes with the block; a lock says as long as this process lives that it is in use.
 
-    It is left for the next start where an error passes that is nobody's sentence: Ray's logs in it may say more.
+    Where the run fails it is left for the next start to remove: Ray's logs in it have the clients' and the driver's tracebacks.
     """
     try:
         base.mkdir(parents=True, exist_ok=True)
@@ -164,11 +167,13 @@ def _own_directory(base: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         unlocked.rename(directory / _LOCK)  # there only when locked
         yield directory
-    except (FedrayError, KeyboardInterrupt, SystemExit):
+        _remove(directory)
+    except (ConfigError, Stopped, BudgetReached, KeyboardInterrupt, SystemExit):
         _remove(directory)
         raise
-    else:
-        _remove(directory)
+    except Exception:
+        log.info("Ray's logs of this run stay in %s until the next local Ray starts", directory)
+        raise
     finally:
         os.close(lock)
 

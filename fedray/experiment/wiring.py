@@ -18,10 +18,12 @@ from fedray import __version__
 from fedray.aggregation.build import make_aggregator
 from fedray.algorithms.build import make_server
 from fedray.checkpoint import Checkpoint
+from fedray.clients.callers import with_room
 from fedray.clients.groups import group_of, rates
 from fedray.clients.host import HostSpec
 from fedray.clients.messages import ClientTask, HostInfo
-from fedray.clients.placement import Place, asks, more_places, plan_places, start_actor
+from fedray.clients.nodes import free_resources
+from fedray.clients.placement import Place, more_places, plan_places, start_actor
 from fedray.clients.pool import Pool
 from fedray.clients.recognition import commit_federation
 from fedray.config import Config
@@ -78,6 +80,7 @@ class Wiring:
     def build(self) -> Parts:
         """Everything the loop uses. Tracking opens and actors start at the same time."""
         config, p = self.config, self._p
+        places = self._plan_places()  # before the evaluator takes its share
         beginning = begin(self._files, self._request, identity(config, p.digest), p.model, self._events.on_note, config)
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
@@ -87,7 +90,6 @@ class Wiring:
         )
         try:
             self._open_record_book()
-            places = self._plan_places()  # before the evaluator takes its share
             evaluator = self._start_evaluator()
             self.pool = pool = self._start_pool(places)
             everyone = config.clients.placement == "dedicated"
@@ -240,13 +242,10 @@ class Wiring:
         """Whether each silo enters its own updates: nobody else need be trusted with that."""
         return self.config.privacy.regimes == ("local",) and self.config.clients.placement == "dedicated"
 
-    def _plan_places(self) -> list[Place]:
+    def _plan_places(self) -> Sequence[Place]:
         p, config = self._p, self.config
-        free = dict(ray.available_resources())
-        if p.test is not None:
-            for name, amount in asks(config.evaluation.resources).items():
-                free[name] = free.get(name, 0.0) - amount
-        return plan_places(config, p.groups, p.names, free, self._most, self._request.elastic)
+        free = free_resources(less=None if p.test is None else config.evaluation.resources)
+        return with_room(plan_places(config, p.groups, p.names, free, self._most, self._request.elastic))
 
     @property
     def _most(self) -> int:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import io
 import ssl
 import stat
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
+from paths import ROOT
 
-from cluster.local import local, workers
+import cluster.local
+from cluster.local import Here, describe, local, on_this_machine, workers
+from cluster.ray_hosts import NodeEnded, Ports, RayNode, started
 from cluster.tls import make_authority, make_host, needs_renewal, tls, tls_environment
 from cluster.tokens import bearer, token_environment, token_file
 from fedray.errors import ConfigError, FedrayError
@@ -140,3 +148,79 @@ def test_resources_that_are_no_json_object_are_refused(bad: str) -> None:
     result = CliRunner().invoke(local, ["--resources", bad])
     assert result.exit_code == 2
     assert bad in result.output
+
+
+def test_each_node_of_one_machine_has_a_directory_of_its_own_which_ray_unpacks_jobs_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+
+    def up(host: Here, *args: Any, options: list[str], **more: Any) -> Any:
+        given.extend(option.removeprefix("--temp-dir=") for option in options if option.startswith("--temp-dir="))
+        return SimpleNamespace(process=SimpleNamespace(pid=0, terminate=lambda: None, poll=lambda: 0))
+
+    for name in ("start_head", "start_worker"):
+        monkeypatch.setattr(cluster.local, name, up)
+    monkeypatch.setattr(cluster.local, "_adopt_orphans", lambda: None)
+    monkeypatch.setattr(cluster.local, "_children", set)
+    with on_this_machine(workers(12, 1, None, [], []), tmp_path / "token", Ports(1, 2), 10**8):
+        pass
+    assert len(set(given)) == 13
+    socket = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+    assert all(len(f"{directory}/{socket}") <= 103 for directory in given), "sockets' paths are limited"
+
+
+#: A parent that adopts orphans: how many of its children have ended and are not waited for.
+ADOPTS = """
+import os, subprocess, time
+from cluster.local import _adopt_orphans, _children, _reaping
+
+def ended():
+    return [pid for pid in _children() if open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z"]
+
+_adopt_orphans()
+own = subprocess.Popen(["true"])
+subprocess.run(["sh", "-c", "(sleep 0.1 &) ; (sleep 0.1 &)"], check=True)
+limit = time.monotonic() + 60
+while len(ended()) < 3 and time.monotonic() < limit:
+    time.sleep(0.01)
+print(len(ended()))
+with _reaping({own.pid}):
+    while len(ended()) > 1 and time.monotonic() < limit:
+        time.sleep(0.01)
+print(len(ended()), own.wait())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="adopting is Linux'")
+def test_adopted_children_that_end_are_waited_for_and_nodes_are_left_to_their_makers() -> None:
+    done = subprocess.run([sys.executable, "-c", ADOPTS], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("3\n1 0\n", "")
+
+
+def test_what_is_printed_to_export_includes_tls_where_it_is_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process: Any = None
+    head = RayNode(Here("head"), process, Ports(), "127.0.0.1:6379", "http://127.0.0.1:8265", tmp_path / "token", io.BytesIO())
+    wanted = tls_environment(tmp_path, "host")
+    for name in wanted:
+        monkeypatch.delenv(name, raising=False)
+    assert "TLS" not in describe([head])
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    assert {f"export {name}={value}" for name, value in wanted.items()} <= set(describe([head]).splitlines())
+
+
+def test_a_node_that_gave_up_on_a_busy_machine_is_started_once_more() -> None:
+    attempts: list[int] = []
+
+    def start(failures: int) -> Any:
+        attempts.append(failures)
+        if len(attempts) <= failures:
+            raise NodeEnded("`ray start` ended with 1")
+        return "up"
+
+    assert started(lambda: start(1)) == "up"
+    attempts.clear()
+    with pytest.raises(NodeEnded):
+        started(lambda: start(2))
+    assert len(attempts) == 2

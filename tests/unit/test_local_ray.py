@@ -14,7 +14,7 @@ from ray._private import ray_constants
 from ray._private.node import Node
 
 from fedray.config import RayCluster
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import BudgetReached, ConfigError, FedrayError, RoundFailed, Stopped
 from fedray.experiment.cluster import find_place
 from fedray.experiment.localray import local_ray, temporary_files
 
@@ -89,7 +89,7 @@ def test_one_that_never_starts_ends_in_a_sentence_that_says_what_to_do(base: Pat
     known = played(monkeypatch, Exception(SLOW), RuntimeError("the raylet died"))
     with pytest.raises(FedrayError, match=r"in two attempts \(the raylet died\).*ray.cpus=1.*ray.address"), in_ray():
         pass
-    assert (len(known.started), list(base.iterdir())) == (2, [])
+    assert (len(known.started), len(list(base.iterdir()))) == (2, 1)
 
 
 def test_what_a_second_attempt_cannot_mend_is_not_tried_again(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,16 +142,22 @@ def test_what_killed_processes_left_goes_and_what_others_use_stays(base: Path, m
     assert (other / "r" / "session_1").exists()
 
 
-def test_rays_logs_stay_until_the_next_start_where_nobody_said_what_went_wrong(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RoundFailed("every client failed; see the log.")])
+def test_rays_logs_stay_until_the_next_start_where_the_run_failed(error: Exception, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     played(monkeypatch)
-    with pytest.raises(ZeroDivisionError), in_ray():
-        raise ZeroDivisionError
+    with pytest.raises(type(error)), in_ray():
+        raise error
     assert len(list(base.glob("fedray-????/r/session_1"))) == 1
     with in_ray():
         assert len(list(base.iterdir())) == 1
     assert list(base.iterdir()) == []
-    with pytest.raises(FedrayError), in_ray():
-        raise FedrayError("every client failed.")
+
+
+@pytest.mark.parametrize("error", [ConfigError("clients: ..."), Stopped("stopped."), BudgetReached("reached."), SystemExit(143)])
+def test_nothing_stays_where_there_is_nothing_to_look_into(error: BaseException, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played(monkeypatch)
+    with pytest.raises(type(error)), in_ray():
+        raise error
     assert list(base.iterdir()) == []
 
 

@@ -1,0 +1,108 @@
+"""Jobs on a cluster of three nodes that the local command made: on one machine, and on hosts with tokens and TLS."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from paths import ROOT
+from processes import wait_until
+
+from cluster.hosts import missing
+from cluster.tls import make_authority, make_host, tls_environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+NETWORK = "10.78.79"
+
+
+@dataclass
+class Cluster:
+    """The command that runs a cluster, and what it printed to export."""
+
+    command: subprocess.Popen[str]
+    exports: dict[str, str] = field(default_factory=dict)
+
+    def fedray(self, *line: str) -> tuple[int, str]:
+        """A command of fedray with the exports: the exit code, and all that was said."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | self.exports
+        done = subprocess.run(
+            [sys.executable, "-m", "fedray", *line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        )
+        return done.returncode, done.stdout + done.stderr
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module", params=["machine", "hosts"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes of two CPUs each: processes of this machine, or hosts with addresses of their own that speak TLS."""
+    root = tmp_path_factory.mktemp("cluster")
+    environment = dict(os.environ)
+    if request.param == "machine":
+        options = ["--port", free_port(), "--dashboard-port", free_port()]
+    else:
+        why = missing()
+        if why:
+            pytest.skip(why)
+        make_authority(root / "tls")
+        make_host(root / "tls", ["cluster", *(f"{NETWORK}.{n}" for n in (1, 2, 3, 4, 254))])
+        environment |= tls_environment(root / "tls", "cluster")
+        options = ["--namespaces", "--network", f"{NETWORK}.0/24"]
+    line = [sys.executable, "-m", "cluster.local", "--nodes", "3", "--object-store", "100", "--token", str(root / "token"), *options]
+    command = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert command.stdout is not None
+    made = Cluster(command)
+    for text in iter(command.stdout.readline, ""):
+        if text.startswith("export "):
+            name, _, value = text.removeprefix("export ").strip().partition("=")
+            made.exports[name] = value
+        if "Ctrl-C" in text:
+            break
+    assert ("RAY_USE_TLS" in made.exports) == (request.param == "hosts")
+    yield made
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(timeout=120) == 0
+
+
+@pytest.mark.parametrize("name", ["digits", "heart"])
+def test_a_job_ends_with_exit_code_0_and_submitted_again_is_finished(
+    cluster: Cluster, name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    line = ["submit", f"configs/{name}.yaml", "rounds=4", "--output", str(tmp_path / "run")]
+    if name == "heart":
+        line.insert(2, f"data.source=csv:{request.getfixturevalue('real_data') / 'heart'}")
+    code, told = cluster.fedray(*line)
+    assert code == 0, told
+    assert f"{name} completed" in told
+    code, told = cluster.fedray(*line)
+    assert code == 0, told
+    assert "is finished: its 4 rounds were done before, and none is done again" in told
+
+
+def test_a_stopped_job_is_not_waited_for_after_its_end(cluster: Cluster, tmp_path: Path) -> None:
+    line = ["submit", "configs/digits.yaml", "rounds=20000", "--output", str(tmp_path / "run"), "--no-wait"]
+    code, told = cluster.fedray(*line)
+    assert code == 0, told
+    job = told.splitlines()[0]
+    rows = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 1, "two rounds", 300)
+    code, told = cluster.fedray("jobs", "stop", job)
+    assert code == 0, told
+    assert "continue after the last checkpoint" in told
+
+    def ended() -> list[int]:
+        return [p.pid for p in psutil.Process(cluster.command.pid).children() if p.status() == psutil.STATUS_ZOMBIE]
+
+    wait_until(lambda: not ended(), "nothing that has ended is left", 60)

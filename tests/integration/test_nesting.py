@@ -1,0 +1,79 @@
+"""Runs that are called from within Ray: in a Ray Tune trial, in an actor, beside a placement group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from paths import ROOT
+
+import fedray
+from fedray.errors import ConfigError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+#: Said at once; a run that waits for its actors says something else after this many seconds.
+SETTINGS = ["rounds=1", "tracking.enabled=false", "clients.start_timeout=600"]
+CONFIG = str(ROOT / "configs" / "digits.yaml")
+
+
+@pytest.fixture(scope="module")
+def two_cpus() -> Iterator[None]:
+    here = Path(__file__).parent
+    own = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}}  # for this module
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=own)
+    yield
+    ray.shutdown()
+
+
+def trained(folder: Path, name: str, lr: float = 8.0) -> dict[str, Any]:
+    result = fedray.run(CONFIG, overrides=[*SETTINGS, f"training.lr={lr}"], output=str(folder / name))
+    return {"accuracy": result.summary["final"]["eval/accuracy"], "rounds": result.summary["rounds"]}
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_an_actor_that_holds_all_cpus_is_told_at_once_and_one_that_leaves_some_trains(tmp_path: Path) -> None:
+    class Caller:
+        def train(self, name: str) -> dict[str, Any]:
+            return trained(tmp_path, name)
+
+    greedy = ray.remote(Caller).options(num_cpus=2).remote()
+    with pytest.raises(ConfigError, match=r"Ray job itself holds.*actor .*Caller holds CPU 2, of CPU 2.*num_cpus=0"):
+        ray.get(greedy.train.remote("greedy"), timeout=300)
+    ray.kill(greedy)
+    assert ray.get(ray.remote(Caller).options(num_cpus=0).remote().train.remote("modest"), timeout=600)["rounds"] == 1
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_placement_group_beside_the_run_is_named(tmp_path: Path) -> None:
+    group = ray.util.placement_group([{"CPU": 1}, {"CPU": 1}])
+    ray.get(group.ready(), timeout=60)
+    with pytest.raises(ConfigError, match="a placement group holds CPU 2, of CPU 2"):
+        trained(tmp_path, "beside")
+    ray.util.remove_placement_group(group)
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_tune_trial_trains_where_its_placement_group_has_bundles_for_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of the README; without those bundles it is told what to set."""
+    from ray import tune
+
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+
+    def trial(settings: dict[str, Any]) -> dict[str, Any]:
+        return trained(tmp_path, f"trial-{settings['lr']}", settings["lr"])
+
+    def fitted(*bundles: dict[str, float]) -> Any:
+        with_bundles = tune.with_resources(trial, tune.PlacementGroupFactory(list(bundles)))
+        space = {"lr": tune.grid_search([2.0, 8.0] if len(bundles) > 1 else [2.0])}
+        where = tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0)
+        return tune.Tuner(with_bundles, param_space=space, run_config=where).fit()
+
+    refused = fitted({"CPU": 1})
+    assert "tune.PlacementGroupFactory([{'CPU': 1}, {'CPU': 1.0}])" in str(refused.errors[0])
+    results = fitted({"CPU": 1}, {"CPU": 1})
+    assert [(r.metrics["rounds"], r.error) for r in results] == [(1, None)] * 2
