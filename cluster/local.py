@@ -2,7 +2,7 @@
 
 The nodes are processes of this machine, at its own address, or, with ``--namespaces``, separate hosts with addresses of their own
 (needs root). The cluster lives as long as the command; it asks for a token, as every cluster of fedray does. Its dashboard listens on
-127.0.0.1 alone, Ray's other ports on every interface (Ray knows no other way).
+127.0.0.1 alone, Ray's other ports on every interface (on loopback alone Ray starts no second node).
 """
 
 from __future__ import annotations
