@@ -18,6 +18,7 @@ from fedray.config import Training
 from fedray.data.records import Records
 from fedray.errors import FedrayError
 from fedray.rng import generator, torch_seed
+from fedray.training.coupling import batch_needs
 from fedray.training.engine import LocalJob, LossFn, seeded_torch
 from fedray.training.plain import plain
 
@@ -94,6 +95,12 @@ def _train(model: nn.Module, loss: LossFn, records: Records, training: Training,
     own = training.model_copy(
         update={"batch_size": batch, "steps": min(steps, MOST_STEPS), "epochs": None, "sampling_rate": None, "expected_batch": None}
     )
-    job = LocalJob(training=own, lr=own.lr, loss=loss, draws=generator(seed, "audit", "shadow"))
+    shape, tokens, classes = (
+        tuple(records.x.shape[1:]),
+        records.x.dtype.kind == "i",
+        int(records.y.max()) + 1 if records.y.dtype.kind == "i" else None,
+    )
+    needs = batch_needs(model, loss, shape, tokens, classes, records.y)
+    job = LocalJob(own, own.lr, loss, generator(seed, "audit", "shadow"), whole=needs.whole, fewest=needs.fewest)
     with seeded_torch(seed, torch.device("cpu")):
         plain(model, torch.from_numpy(records.x), torch.from_numpy(records.y), job)

@@ -135,7 +135,7 @@ class ClientHost:
         """
         plan, vocabulary = self._spec.plan, self._vocabulary()
         if plan is None:
-            check_turns_apart(self._built(untried_model), self._loss, self._shape, self._outputs, vocabulary)
+            check_turns_apart(self._built(untried_model), self._loss, self._shape, self._outputs, self._classes, vocabulary)
             return 0.0
         return sensitivity_check(
             self._trainer.engine,
@@ -145,6 +145,7 @@ class ClientHost:
             self._outputs,
             self._spec.group.training,
             plan.clip,
+            self._classes,
             clipping=plan.clipping,
             vocabulary=vocabulary,
             device=self._device,
@@ -257,6 +258,12 @@ class ClientHost:
     def _built(self, build: Callable[..., nn.Module]) -> nn.Module:
         """The run's model, on the device."""
         return build(self._config.model, self._shape, self._outputs, self._config.seed, self._dtype).to(self._device)
+
+    @property
+    def _classes(self) -> int | None:
+        """Number of classes of the targets; None where they are real numbers."""
+        data = self._own if self._own is not None else self._federation
+        return None if data is None else data.classes
 
     def _vocabulary(self) -> int | None:
         """Number of tokens that the model knows, for records of tokens."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from fedray.rng import generator
 from fedray.training.chain import observed
 from fedray.training.engine import LossFn, seeded_torch
 from fedray.training.losses import LOSSES
-from fedray.training.recorddraws import RecordDraws, patterns_of
+from fedray.training.recorddraws import Pattern, RecordDraws, Shape, patterns_of
 from fedray.training.synthetic import synthetic_records, vocabulary_of, without_dropout
 
 #: Layers that treat every record by itself, by exact type and however they are set.
@@ -67,12 +68,12 @@ def batch_needs(
         targets: the data's, [n], where they may be looked at.
     """
     needs = _of_model(model, shape, tokens)
-    if needs.whole is not None or any(loss is known for known in LOSSES.values()):
+    if needs.whole is not None:
         return needs
     some = None
     if targets is not None and len(targets):
         some = torch.from_numpy(np.array(targets[np.linspace(0, len(targets) - 1, min(len(targets), _TARGETS)).astype(np.int64)]))
-    apart = not _couples(loss, _output_shape(model, shape, tokens), classes, some)
+    apart = not couples_records(loss, output_shape(model, shape, tokens), classes, some)
     return needs if apart else BatchNeeds("training.loss gives a record another value or gradient in another batch")
 
 
@@ -165,9 +166,7 @@ def _of_model(model: nn.Module, shape: tuple[int, ...], tokens: bool) -> BatchNe
     return BatchNeeds() if _same(whole, parts) and _same(whole[:1], single) else BatchNeeds(why)
 
 
-def _outputs(
-    model: nn.Module, x: Tensor, rows: list[int], patterns: frozenset[tuple[tuple[int, ...], int, int]] = frozenset()
-) -> tuple[Tensor, list[tuple[int, ...]]]:
+def _outputs(model: nn.Module, x: Tensor, rows: list[int], patterns: frozenset[Pattern] = frozenset()) -> tuple[Tensor, list[Shape]]:
     state = {name: values.clone() for name, values in model.state_dict().items()}
     with torch.no_grad(), seeded_torch(0, x.device), RecordDraws(rows, patterns) as draws:
         outputs: Tensor = model(x[rows])
@@ -181,7 +180,8 @@ def _records(model: nn.Module, n: int, shape: tuple[int, ...], tokens: bool) -> 
     return ordinary.double() if ordinary.is_floating_point() else ordinary
 
 
-def _output_shape(model: nn.Module, shape: tuple[int, ...], tokens: bool) -> tuple[int, ...]:
+def output_shape(model: nn.Module, shape: tuple[int, ...], tokens: bool) -> tuple[int, ...]:
+    """Of a record's outputs, tried with zeros."""
     parameter = next(model.parameters())
     x = torch.zeros((2, *shape), dtype=torch.int64 if tokens else parameter.dtype, device=parameter.device)
     with evaluating(model):
@@ -191,35 +191,54 @@ def _output_shape(model: nn.Module, shape: tuple[int, ...], tokens: bool) -> tup
 # -- losses ------------------------------------------------------------------------------------------
 
 
-def _couples(loss: LossFn, shape: tuple[int, ...], classes: int | None, targets: Tensor | None) -> bool:
-    """Whether a loss gives a record another value, or another gradient, in another batch; also where it cannot be tried."""
+def couples_records(loss: LossFn, shape: tuple[int, ...], classes: int | None, targets: Tensor | None = None) -> bool:
+    """Whether a loss gives a record another value, or another gradient, in another batch; also where it cannot be tried.
+
+    Args:
+        loss: per-record loss; what it draws from torch's generators is held fixed for each record.
+        shape: of a record's outputs.
+        classes: number of classes of the targets; None where they are real numbers.
+        targets: some of the data's, where they may be looked at.
+    """
+    if any(loss is known for known in LOSSES.values()):
+        return False
     tried = False
     for outputs, wanted in _batches(shape, classes, targets):
-        whole = _called(loss, outputs, wanted)
-        if whole is None:
+        n = len(outputs)
+        if _called(loss, outputs, wanted, torch.arange(n)) is None:
             continue
         tried = True
-        n = len(outputs)
+        patterns = patterns_of(partial(_drawn, loss, outputs, wanted), n)
         order = torch.from_numpy(generator(0, "coupling", n).permutation(n))
+        whole = _called(loss, outputs, wanted, torch.arange(n), patterns)
         for rows in (order, torch.arange(n // 2), torch.arange(n // 2, n), torch.arange(1), torch.arange(n - 1, n)):
-            part = _called(loss, outputs[rows], wanted[rows])
-            if part is None or not all(_same(a[rows], b) for a, b in zip(whole, part, strict=True)):
+            part = _called(loss, outputs[rows], wanted[rows], rows, patterns)
+            if whole is None or part is None or not all(_same(a[rows], b) for a, b in zip(whole[0], part[0], strict=True)):
                 return True
     return not tried
 
 
-def _called(loss: LossFn, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The records' losses, and the gradients of their sum; None where the loss does not stand such values."""
+def _drawn(loss: LossFn, outputs: Tensor, targets: Tensor, n: int) -> list[Shape]:
+    found = _called(loss, outputs[:n], targets[:n], torch.arange(n))
+    return [] if found is None else found[1]
+
+
+#: The records' losses and the gradients of their sum, and the shapes of what was drawn.
+_Called = tuple[tuple[Tensor, Tensor], list[Shape]]
+
+
+def _called(loss: LossFn, outputs: Tensor, targets: Tensor, rows: Tensor, patterns: frozenset[Pattern] = frozenset()) -> _Called | None:
+    """None where the loss does not stand such values."""
     outputs = outputs.clone().requires_grad_()
     try:
-        with seeded_torch(0, torch.device("cpu")), torch.enable_grad():
+        with seeded_torch(0, torch.device("cpu")), RecordDraws(rows.tolist(), patterns) as draws:
             losses = loss(outputs, targets.clone())
-            (gradient,) = torch.autograd.grad([losses.sum()], [outputs], allow_unused=True) if losses.requires_grad else (None,)
+            gradient = torch.autograd.grad([losses.sum()], [outputs], allow_unused=True)[0] if losses.requires_grad else None
     except ConfigError:
         raise  # it does not give one value a record
     except Exception:  # a user's loss may raise anything
         return None
-    return losses.detach(), torch.zeros_like(outputs) if gradient is None else gradient
+    return (losses.detach(), torch.zeros_like(outputs) if gradient is None else gradient), draws.shapes
 
 
 def _batches(shape: tuple[int, ...], classes: int | None, targets: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:

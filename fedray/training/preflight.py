@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
 from fedray.training.compiled import as_written
+from fedray.training.coupling import couples_records, output_shape
 from fedray.training.engine import Clipping, Engine, LossFn, seeded_torch
 from fedray.training.kept import OWN, kept
 from fedray.training.probe import Probe
@@ -120,6 +121,9 @@ def sensitivity_check(
             )
         if alone <= 1.0 + TOLERANCE and worst <= 1.0 + tolerance:
             _check_gradients(replace(exact, model=without_dropout(exact.model)), clip)
+            kinds = classes if classes is not None else outputs if outputs > 1 else None
+            if couples_records(loss, output_shape(model, shape, vocabulary is not None), kinds):
+                raise PrivacyRefusal(f"training.loss: gives a record another value or gradient in another batch, {_WHY}", CODE)
     except FedrayError:
         raise
     except Exception as error:
@@ -165,19 +169,21 @@ def _check_kept(probe: Probe, model: nn.Module) -> None:
         raise _kept_refusal(path)
 
 
-def check_turns_apart(model: nn.Module, loss: LossFn, shape: tuple[int, ...], outputs: int, vocabulary: int | None) -> None:
+def check_turns_apart(
+    model: nn.Module, loss: LossFn, shape: tuple[int, ...], outputs: int, classes: int | None, vocabulary: int | None
+) -> None:
     """Refuse what carries something from one client's turn to the next although each turn has a model of its own: values that a loss, a
     class or a module keeps.
 
     Args:
         model: before its first call.
         loss: per-record loss.
-        shape, outputs, vocabulary: as for :func:`sensitivity_check`.
+        shape, outputs, classes, vocabulary: as for :func:`sensitivity_check`.
 
     Raises:
         PrivacyRefusal: with where it is kept.
     """
-    x, y = (values.to(next(model.parameters()).device) for values in synthetic_records(_FEW_RECORDS, shape, outputs, None, vocabulary))
+    x, y = (values.to(next(model.parameters()).device) for values in synthetic_records(_FEW_RECORDS, shape, outputs, classes, vocabulary))
     try:
         with as_written():
             path = kept(model.train(), loss, [(x[:2], y[:2]), (x, y)], own=False)

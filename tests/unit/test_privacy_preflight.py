@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_coupled_records_are_found(engine: Any, make: Callable[[], nn.Module], l
     assert caught.value.code == CODE
 
 
+def coupled_in_large_batches(outputs: Tensor, targets: Tensor) -> Tensor:
+    losses = cross_entropy(outputs, targets)
+    return losses * losses.detach().mean() if len(targets) > 25 else losses
+
+
+def test_a_loss_that_couples_records_in_other_batches_than_the_tests_is_found() -> None:
+    with pytest.raises(PrivacyRefusal, match="something couples records"):
+        measure(book, linear, coupled_in_large_batches)
+
+
 @BOTH
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(8, affine=False), nn.BatchNorm1d(8).requires_grad_(False)], ids=["affine", "frozen"])
 def test_batch_normalisation_is_refused_in_every_form(engine: Any, layer: nn.Module) -> None:
@@ -130,7 +141,7 @@ class Shared(nn.Module):
 
 
 def test_a_use_of_a_weight_that_ghost_does_not_see_is_found() -> None:
-    with pytest.raises(PrivacyRefusal, match="times the clip norm"):
+    with pytest.raises(ConfigError, match="a parameter is used outside its own layer"):
         measure(ghost, Shared)
 
 
@@ -237,8 +248,24 @@ def test_a_hook_that_changes_what_the_engine_sees_is_refused() -> None:
         net.register_forward_hook(lambda _m, _x, out: out * 2)
         return net
 
-    with pytest.raises(PrivacyRefusal, match="parameter 'weight' is not that of the model"):
+    with pytest.raises(ConfigError, match="a forward hook on Linear"):
         measure(hooks, doubled)
+
+
+def test_an_engine_whose_gradients_are_not_autograds_is_found() -> None:
+    def forgetful(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+        def adjust(net: nn.Module) -> None:
+            first = next(net.parameters())
+            assert first.grad is not None
+            assert job.adjust is not None
+            first.grad.zero_()
+            job.adjust(net)
+
+        return book(model, x, y, replace(job, adjust=adjust))
+
+    with pytest.raises(PrivacyRefusal, match=r"parameter '0\.weight' is not that of the model") as caught:
+        measure(forgetful, linear)
+    assert caught.value.code == "privacy.preflight.gradients"
 
 
 def test_the_callers_random_state_and_threads_stay() -> None:

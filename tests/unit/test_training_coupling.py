@@ -95,6 +95,8 @@ def unruly(outputs: Tensor, targets: Tensor) -> Tensor:
         (tilted, None, False),
         (lambda o, y: functional.cross_entropy(o, y, reduction="none", label_smoothing=0.1), 3, False),
         (lambda o, y: (o.flatten() - y).abs().float(), None, False),
+        (lambda o, y: (o.flatten() - y).abs() * (torch.rand(len(y)) < 0.5), None, False),  # each record has its own draw
+        (lambda o, y: (o.flatten() - y[torch.randperm(len(y))]).abs(), None, True),
     ],
 )
 def test_a_loss_that_couples_records_is_recognised(loss: LossFn, classes: int | None, coupled: bool) -> None:
