@@ -35,6 +35,11 @@ def csv_files(folder: Path, test: Path | None = None) -> list[Path]:
         files = [path for path in files if not path.samefile(test)]
     if not files:
         raise DataError(f"data.source: the folder '{folder}' holds no .csv files.")
+    if {"train", "test"} <= {path.stem.lower() for path in files}:
+        raise DataError(
+            f"data.source: each file of the folder '{folder}' is a client, but they are called train and test; "
+            "name the training file in data.source and the other in data.test, or rename the clients."
+        )
     return files
 
 

@@ -143,6 +143,8 @@ def number_classes(
     Raises:
         DataError: labels that were not declared, several types, or nothing but one class.
     """
+    if classes is not None and labels is not None:
+        raise DataError("data.labels: contradicts data.classes; each says how labels are read, keep one.")
     if classes is not None and classes < 2:
         raise DataError(f"data.classes: {classes} is below 2.")
     if (
@@ -176,9 +178,20 @@ def number_classes(
             f"{where}: every label is '{found[0]}', and one class alone cannot be learned; "
             "declare those there may be with data.classes or data.labels."
         )
+    if found.dtype.kind == "U":
+        _refuse_lookalikes(found.tolist(), where)
     if found.dtype.kind != "U" and found[0] == 0 and found[-1] == len(found) - 1:
         return Classified([y.astype(np.int64) for y in arrays], len(found), range(len(found)), False)
     return Classified([np.searchsorted(found, y).astype(np.int64) for y in arrays], len(found), tuple(found.tolist()), False)
+
+
+def _refuse_lookalikes(found: Sequence[str], where: str) -> None:
+    """Two labels that differ in spaces alone are one label, written carelessly."""
+    seen: dict[str, str] = {}
+    for label in found:
+        other = seen.setdefault(" ".join(label.split()), label)
+        if other != label:
+            raise DataError(f"{where}: the labels {other!r} and {label!r} differ in spaces only; make them one.")
 
 
 def _positions(y: npt.NDArray[Any], labels: Sequence[Label], where: str) -> npt.NDArray[np.int64]:

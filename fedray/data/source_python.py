@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedray.components import check_arguments, import_path
 from fedray.data.labels import label_array
 from fedray.data.records import Indices, Label, Records
 from fedray.data.source import Raw, RawFeatures, Silos, Source, Whole, build, check_names, checked_pair
+from fedray.data.table import frame_features
 from fedray.errors import DataError, FedrayError, raised
 
 _DECLARED = ("classes", "labels")
@@ -26,13 +28,14 @@ def python(where: str, **arguments: Any) -> Source:
 
     A function returns ``(x, y)``, ``(x, y, x_test, y_test)``, or a dict of client name to these (natural clients). In such a
     dict the entry ``"test"`` is no client but the driver's test set ``(x, y)``; clients' own test sets are evaluated on at the
-    driver, all together, or at the clients with data.holdout.at=clients. ``x`` is ``[n, ...]`` (floats; uint8 images 0..255, which become 0..1; other integers are tokens), ``y`` is ``[n]``
-    integers or text (classes) or floats (regression).
+    driver, all together, or at the clients with data.holdout.at=clients. ``x`` is ``[n, ...]`` (floats; uint8 images 0..255,
+    which become 0..1; other integers are tokens) or a pandas frame of numbers, ``y`` is ``[n]`` integers or text (classes) or
+    floats (regression).
 
     A class is a source with one place a client: its instances have ``clients() -> list[str]``, which reads no
     records, ``load(client) -> (x, y)`` or ``(x, y, x_test, y_test)``, called only where that client lives, perhaps
-    ``test() -> (x, y)``, the driver's test set, and ``classes`` (a number, or
-    None in regression; not needed where the config declares them).
+    ``test() -> (x, y)``, the driver's test set, and ``classes`` (a number, or None in regression; not needed where the config
+    declares them).
 
     Args:
         where: package.module:name.
@@ -113,7 +116,23 @@ def _silo(value: Any, where: str, classes: int | None, labels: Sequence[Label] |
     if classes is None and labels is None:
         train = train[0], _numbers(train[1], where)
         test = None if test is None else (test[0], _numbers(test[1], f"{where} (test set)"))
-    return build(where, *train, test=test, classes=classes, labels=labels)
+    return _built(where, train, test, classes=classes, labels=labels)
+
+
+def _built(where: str, train: tuple[Any, Any], test: tuple[Any, Any] | None, columns: tuple[str, ...] = (), **more: Any) -> Raw:
+    """:func:`fedray.data.source.build` of features that may be pandas frames, the test set's columns in the training set's order."""
+    x, columns = _named(train[0], columns, where)
+    if test is not None:
+        test = _named(test[0], columns, f"{where} (test set)")[0], test[1]
+    return build(where, x, train[1], test=test, columns=columns, **more)
+
+
+def _named(x: Any, columns: tuple[str, ...], where: str) -> tuple[Any, tuple[str, ...]]:
+    """The features and the names of their columns; of a pandas frame they are its own, in the order of ``columns`` if these are known."""
+    pandas = sys.modules.get("pandas")  # where it is not imported, nothing can be a frame of it
+    if pandas is None or not isinstance(x, pandas.DataFrame):
+        return x, columns
+    return frame_features(x, where, columns)
 
 
 def _numbers(targets: Any, where: str) -> npt.NDArray[np.float32]:
@@ -127,9 +146,8 @@ def _whole(value: Any, name: str, classes: int | None, labels: Sequence[Label] |
     if isinstance(value, Mapping):
         return _mapping(value, name, classes, labels)
     if isinstance(value, tuple | list) and len(value) == 4:
-        return build(name, value[0], value[1], test=(value[2], value[3]), classes=classes, labels=labels)
-    x, y = _pair(value, name, _SHAPES)
-    return build(name, x, y, classes=classes, labels=labels)
+        return _built(name, (value[0], value[1]), (value[2], value[3]), classes=classes, labels=labels)
+    return _built(name, _pair(value, name, _SHAPES), None, classes=classes, labels=labels)
 
 
 def _mapping(value: Mapping[Any, Any], name: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
@@ -143,21 +161,26 @@ def _mapping(value: Mapping[Any, Any], name: str, classes: int | None, labels: S
         other = f"there is '{_TEST}', too" if _TEST in value else f"client {next(own for own in names if own not in tested)} has none"
         raise DataError(f"{name}: client {tested[0]} has a test set of its own, but {other}; give each client one, or none.")
     wheres = [f"{name} (client {own})" for own in names]
-    train, groups = _stacked([train for train, _ in pairs], wheres, labels)
+    train, groups, columns = _stacked([train for train, _ in pairs], wheres, labels)
     test, test_groups = None, None
     if tested:
-        test, test_groups = _stacked([test for _, test in pairs if test is not None], [f"{where} (test set)" for where in wheres], labels)
+        tests = [test for _, test in pairs if test is not None]
+        test, test_groups, _ = _stacked(tests, [f"{where} (test set)" for where in wheres], labels, columns)
     elif _TEST in value:
         test = _pair(value[_TEST], f"{name} ({_TEST})", "(x, y)")
-    return build(name, *train, test=test, groups=groups, group_names=names, test_groups=test_groups, classes=classes, labels=labels)
+    more: dict[str, Any] = {"groups": groups, "group_names": names, "test_groups": test_groups, "classes": classes, "labels": labels}
+    return _built(name, train, test, columns, **more)
 
 
-def _stacked(pairs: Sequence[tuple[Any, Any]], wheres: Sequence[str], labels: Sequence[Label] | None) -> tuple[tuple[Any, Any], Indices]:
-    """The clients' records one after the other, and whose each is."""
+def _stacked(
+    pairs: Sequence[tuple[Any, Any]], wheres: Sequence[str], labels: Sequence[Label] | None, columns: tuple[str, ...] = ()
+) -> tuple[tuple[Any, Any], Indices, tuple[str, ...]]:
+    """The clients' records one after the other, whose each is, and the names of the features' columns."""
     features: list[RawFeatures] = []
     targets: list[npt.NDArray[Any]] = []
-    for pair, where in zip(pairs, wheres, strict=True):
-        x, y = checked_pair(*pair, where, labels)
+    for (features_of, labels_of), where in zip(pairs, wheres, strict=True):
+        named, columns = _named(features_of, columns, where)
+        x, y = checked_pair(named, labels_of, where, labels)
         if features and (x.shape[1:] != features[0].shape[1:] or x.dtype != features[0].dtype):
             raise DataError(f"{where}: has records of {x.shape[1:]} {x.dtype}, others {features[0].shape[1:]} {features[0].dtype}.")
         if targets and labels is None and (y.dtype.kind in "fU" or targets[0].dtype.kind in "fU") and y.dtype.kind != targets[0].dtype.kind:
@@ -165,7 +188,7 @@ def _stacked(pairs: Sequence[tuple[Any, Any]], wheres: Sequence[str], labels: Se
         features.append(x)
         targets.append(y)
     groups = np.repeat(np.arange(len(features)), [len(x) for x in features])
-    return (np.concatenate(features), np.concatenate(targets)), groups
+    return (np.concatenate(features), np.concatenate(targets)), groups, columns
 
 
 SOURCES = {"python": python}

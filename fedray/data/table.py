@@ -153,14 +153,40 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: 
     return replace(made, absent=absent)
 
 
-def _shape(
-    frame: Any, table: Table, where: str, index: Collection[str], grouped: bool = True
-) -> tuple[npt.NDArray[np.float32], Any, Any, tuple[str, ...]]:
+def frame_features(frame: Any, where: str, order: Sequence[str] = ()) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+    """A pandas frame of features, without a label, as float32 ``[n, columns]``, and the columns' names.
+
+    Args:
+        frame: the features.
+        where: the source, for messages.
+        order: names that it should have, in the order to give them in; default as they stand.
+
+    Raises:
+        DataError: columns without a name, twice there or other ones than in ``order``, and cells that are missing or no numbers.
+    """
+    frame, headers = _headed(frame, where)
+    _refuse_index(headers, headers, (), where)
+    different = sorted(set(headers) ^ set(order)) if order else []
+    if different:
+        raise DataError(f"{where}: column '{different[0]}' is in one table of features only; give all the same columns.")
+    frame = _without_missing(frame, headers, "refuse", where)
+    names = tuple(order) or tuple(headers)
+    return np.stack([_numbers(frame[name], name, where, "leave it out") for name in names], axis=1).astype(np.float32), names
+
+
+def _headed(frame: Any, where: str) -> tuple[Any, list[str]]:
+    """The frame with its columns' names as text, and these, no two alike."""
     headers = [str(c) for c in frame.columns]
-    frame = frame.set_axis(headers, axis=1)
     twice = [name for name, count in Counter(headers).items() if count > 1]
     if twice:
         raise DataError(f"{where}: the column '{twice[0]}' is there more than once; rename one.")
+    return frame.set_axis(headers, axis=1), headers
+
+
+def _shape(
+    frame: Any, table: Table, where: str, index: Collection[str], grouped: bool = True
+) -> tuple[npt.NDArray[np.float32], Any, Any, tuple[str, ...]]:
+    frame, headers = _headed(frame, where)
     silo = [table.silo] if table.silo is not None and grouped else []
     for argument, names in (("label", [table.label]), ("silo", silo), ("drop", table.drop), ("features", table.features or ())):
         for name in names:

@@ -314,3 +314,49 @@ def test_images_of_more_than_8_bits_or_of_two_kinds_are_refused() -> None:
     with pytest.raises(DataError, match="image 2 has colours .*, the first is grey"):
         decode_images([png(grey), png(colour)], "here")
     assert decode_images([png(colour), png(grey)], "here").shape == (2, 3, 4, 5)
+
+
+# ---------------------------------------------------------------- frames of a user's own
+
+
+def test_frames_of_features_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    module = types.ModuleType("my_frames")
+    monkeypatch.setitem(sys.modules, "my_frames", module)
+    frame, y = pd.DataFrame({"u": [1, 2], "v": [3, 4]}), [0, 1]  # whole numbers in a table are no tokens
+    module.give = lambda: (frame, y, frame[["v", "u"]] * 10, y)  # type: ignore[attr-defined]
+    f = load("python:my_frames:give")
+    assert (f.columns, f.train.x.tolist(), f.train.x.dtype) == (("u", "v"), [[1, 3], [2, 4]], np.float32)
+    assert f.test is not None
+    assert f.test.x.tolist() == [[10, 30], [20, 40]]
+    module.give = lambda: {"a": (frame, y), "b": (frame[["v", "u"]], y), "test": (frame[["v", "u"]], y)}  # type: ignore[attr-defined]
+    f = load("python:my_frames:give", **NATURAL)
+    assert (f.columns, f.client(1).train.x.tolist()) == (("u", "v"), [[1, 3], [2, 4]])
+    assert f.test is not None
+    assert f.test.x.tolist() == [[1, 3], [2, 4]]
+    for odd, message in (
+        (frame.rename(columns={"v": "w"}), r"client b\): column 'v' is in one table of features only"),
+        (frame.assign(v=pd.to_datetime(["2024", "2025"])), r"client b\): column 'v' holds dates"),
+        (frame.assign(v=[1.0, None]), r"client b\): 1 of 2 records have missing cells"),
+        (frame.rename(columns={"v": "Unnamed: 0"}), r"client b\): column 2 has no name"),
+    ):
+        module.give = lambda odd=odd: {"a": (frame, y), "b": (odd, y)}  # type: ignore[attr-defined]
+        with pytest.raises(DataError, match=message):
+            load("python:my_frames:give", **NATURAL)
+
+
+def test_a_folder_of_train_and_test_is_no_folder_of_silos(tmp_path: Path) -> None:
+    for name in ("train.csv", "Test.CSV"):
+        (tmp_path / name).write_text("u,y\n1,0\n")
+    with pytest.raises(
+        DataError, match=r"they are called train and test; name the training file in data\.source and the other in data\.test"
+    ):
+        load(f"csv:{tmp_path}", label="y", classes=2, **NATURAL)
+
+
+def test_labels_that_differ_in_spaces_only() -> None:
+    with pytest.raises(DataError, match="the labels ' ill' and 'ill' differ in spaces only"):
+        build("here", np.ones((3, 1)), [" ill", "ill", "well"])
+    assert build("here", np.ones((2, 1)), [" ill", "ill"], labels=["ill", " ill"]).y.tolist() == [1, 0]
