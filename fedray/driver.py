@@ -25,7 +25,7 @@ from fedray.clients.messages import ClientTask, Part, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.data.records import positions
-from fedray.errors import BudgetReached, ClaimVoid, Elsewhere, FedrayError, RoundFailed, Stopped, place_in
+from fedray.errors import BudgetReached, ClaimVoid, Elsewhere, FedrayError, RoundFailed, Stopped
 from fedray.frozen import model_digest
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.chain import EVERYONE
@@ -35,8 +35,8 @@ from fedray.rng import generator
 from fedray.rounds.books import Books, Permit
 from fedray.rounds.cohort import Population, Sampler
 from fedray.rounds.evaluator import Evaluation, Evaluators
-from fedray.rounds.notes import likeness, one_line_each
-from fedray.rounds.quality import Quality
+from fedray.rounds.notes import client_failures, one_line_each
+from fedray.rounds.quality import Quality, numbers_only
 from fedray.rounds.report import Privacy, round_metrics
 from fedray.runfiles import Row, RunFiles
 from fedray.spans import span
@@ -347,7 +347,7 @@ class Driver:
         metrics |= self._figures()
         if p.release is not None and p.release.plan.adaptive is not None:
             metrics["privacy/clip"] = p.release.clip
-        return {"round": number, "time": p.privacy.stamp(), "metrics": metrics}
+        return numbers_only({"round": number, "time": p.privacy.stamp(), "metrics": metrics})
 
     def _figures(self, final: bool = False) -> dict[str, float]:
         p = self._p
@@ -436,18 +436,11 @@ class Driver:
         self._faults["nodes_left"] += len(log_.nodes_left)
         for note in log_.notes:
             self._fault("node" if note.startswith("node ") else "memory" if "short of memory" in note else "actor", note)
-        shown, about = set[str](), list[tuple[str, str]]()
-        for report in log_.reports:
-            if report.status in ("failed", "rejected", "lost", "late", "refused"):
-                text = f"round {self._round + 1}: client {report.name} on {report.node or 'no node'} {report.status}: {report.error}"
-                place = place_in(report.traceback)
-                text += f" ({place})" if place else ""
-                about.append((report.name, text))
-                if self._p.release is None:
-                    self._fault("client", text)
-                if report.traceback and likeness(report.name, report.error) not in shown:
-                    shown.add(likeness(report.name, report.error))
-                    log.warning("client %s, round %d:\n%s", report.name, self._round + 1, report.traceback)
+        about, shown = client_failures(self._round + 1, log_.reports)
+        for _, text in about if self._p.release is None else ():
+            self._fault("client", text)
+        for text in shown:
+            log.warning("%s", text)
         for line in one_line_each([("", note) for note in log_.notes], "actors") + one_line_each(about):
             self._note(line)
 

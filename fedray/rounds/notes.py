@@ -5,7 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from fedray.clients.messages import ClientReport
+from fedray.errors import place_in
+
 _NAMED = 3  # besides the first
+
+
+def client_failures(round_: int, reports: Iterable[ClientReport]) -> tuple[list[tuple[str, str]], list[str]]:
+    """What befell clients in a round: whom, and a sentence; and the tracebacks, of which those that say the same are shown once.
+
+    Args:
+        round_: from 1.
+        reports: of all its turns.
+    """
+    told: list[tuple[str, str]] = []
+    traces: dict[str, str] = {}
+    for report in reports:
+        if report.status in ("failed", "rejected", "lost", "late", "refused"):
+            place = place_in(report.traceback)
+            where = f"client {report.name} on {report.node or 'no node'}"
+            told.append((report.name, f"round {round_}: {where} {report.status}: {report.error}" + (f" ({place})" if place else "")))
+            if report.traceback:
+                traces.setdefault(likeness(report.name, report.error), f"client {report.name}, round {round_}:\n{report.traceback}")
+    return told, list(traces.values())
 
 
 def one_line_each(told: Iterable[tuple[str, str]], what: str = "clients") -> list[str]:

@@ -45,15 +45,13 @@ class Quality:
             self.best = {name: value, "round": row["round"]}
 
     def finished(self, row: Row) -> Row:
-        """A row as it is written: only numbers among its metrics; the names of those that are not finite stand beside them."""
-        odd = {k: str(float(v)) for k, v in row["metrics"].items() if v is not None and not math.isfinite(v)}
+        """A row as it is written, see :func:`numbers_only`; what is not a number is told."""
+        row = numbers_only(row)
+        odd = row.get("not_finite", {})
         for name, value in odd.items():
             self._tell(name, value, f"round {row['round']}: {name} came out as {value}, so it has no value in this round.")
-        for name in set(self._told) & set(row["metrics"]) - set(odd):
+        for name in set(self._told) & set(row["metrics"]):
             del self._told[name]
-        row["metrics"] = {k: float(v) for k, v in row["metrics"].items() if v is not None and k not in odd}
-        if odd:
-            row["not_finite"] = odd
         self.remember(row)
         return row
 
@@ -73,6 +71,14 @@ class Quality:
         if what and self._told.get(about) != what:
             self._note(text)
         self._told[about] = what
+
+
+def numbers_only(row: Row) -> Row:
+    """A row with only numbers among its metrics, so that it is valid JSON; the others stand beside them by name, under ``not_finite``."""
+    odd = {k: str(float(v)) for k, v in row["metrics"].items() if v is not None and not math.isfinite(v)}
+    kept = {k: float(v) for k, v in row["metrics"].items() if v is not None and k not in odd}
+    odd = {**row.get("not_finite", {}), **odd}
+    return {**row, "metrics": kept} | ({"not_finite": odd} if odd else {})
 
 
 def summarize(rows: Sequence[LocalEvaluation], central: bool, lower: Collection[str] = ("loss", "mae", "rmse")) -> dict[str, float]:

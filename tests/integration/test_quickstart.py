@@ -102,6 +102,28 @@ def test_the_mlflow_run(quickstart: tuple[Path, str]) -> None:
     assert np.asarray(model.predict(np.zeros((2, 64), dtype=np.float32))).shape == (2, 10)
 
 
+def test_the_registered_model_scores_raw_test_rows_at_the_runs_accuracy_in_a_fresh_process(quickstart: tuple[Path, str]) -> None:
+    import numpy as np
+
+    from fedray.data.dataset import load_federation
+
+    folder, _ = quickstart
+    summary = json.loads((folder / "runs" / "digits" / "summary.json").read_text())
+    config = load_config(DIGITS, ["data.normalize={kind: none}"])
+    test = load_federation(config.data, config.seed).test
+    assert test is not None
+    np.savez(folder / "raw.npz", x=test.x * 16, y=test.y)  # grey values 0..16, as scikit-learn has them
+    program = (
+        "import sys, mlflow, numpy as np; mlflow.set_tracking_uri(sys.argv[1]); rows = np.load('raw.npz'); "
+        "model = mlflow.pyfunc.load_model('models:/digits@newest'); print((model.predict(rows['x']).argmax(1) == rows['y']).mean()); "
+        "assert 'fedray' not in sys.modules"
+    )
+    command = [sys.executable, "-c", program, summary["mlflow"]["tracking_uri"]]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) == summary["final"]["eval/accuracy"]
+
+
 def test_a_profile_shows_where_the_rounds_time_went(quickstart: tuple[Path, str]) -> None:
     folder, out = quickstart
     files = RunFiles(folder / "runs" / "digits")

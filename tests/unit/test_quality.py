@@ -17,7 +17,7 @@ from fedray.config import Config, Evaluation
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
 from fedray.experiment.preparation import prepare
-from fedray.rounds.quality import Quality, summarize
+from fedray.rounds.quality import Quality, numbers_only, summarize
 from fedray.training.evaluate import check_metrics, evaluate, find_metrics
 from fedray.training.losses import find_loss
 from fedray.training.metrics import lower_is_better
@@ -183,3 +183,17 @@ def test_a_config_that_holds_nothing_out_trains_without_metrics_and_says_so() ->
     prepared = prepare(config(data=data(fraction=0.0)))
     assert prepared.config.evaluation.metrics == []
     assert any("The model is not evaluated: no test records are held out" in w for w in prepared.warnings)
+
+
+def test_rows_are_numbers_before_they_are_checkpointed() -> None:
+    row = numbers_only({"round": 1, "metrics": {"train/loss_mean": NAN, "a": 1}})
+    assert row == {"round": 1, "metrics": {"a": 1.0}, "not_finite": {"train/loss_mean": "nan"}}
+    row["metrics"] |= {"eval/loss": math.inf, "eval/accuracy": 0.5}
+    found, notes = quality("accuracy")
+    assert found.finished(row) == {
+        "round": 1,
+        "metrics": {"a": 1.0, "eval/accuracy": 0.5},
+        "not_finite": {"train/loss_mean": "nan", "eval/loss": "inf"},
+    }
+    assert len(notes) == 2
+    assert found.best == {"eval/accuracy": 0.5, "round": 1}
