@@ -36,13 +36,22 @@ def another_run(files: RunFiles, config: Config | None, where: object) -> Config
         now = then if config is None else dict(_flat(_deciding(parse_yaml(masked(dump_config(config)), "config"))))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError):
         then, now = {}, {}
-    keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    changes = _changes(then, now)
     begins = f"--resume: the config or the data differs from that of the run in {where} in what decides the model: "
     ends = "Undo the change, or start a new run with another --output."
-    if not keys:
+    if not changes:
         return ConfigError(f"{begins}every key is as it was, so it is the data (or the run's config.yaml was changed). {ends}")
-    changes = "; ".join(f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}" for key in keys)
     return ConfigError(f"{begins}{changes}. {ends}")
+
+
+def differences(then: Config, now: Config) -> str:
+    """Which keys of two configs differ, then and now."""
+    return _changes(*(dict(_flat(parse_yaml(masked(dump_config(config)), "config"))) for config in (then, now)))
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}" for key in keys)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -250,8 +250,11 @@ def _make_room(output: Output, config: Config, resume: bool, patience: float, li
             running, ended = None, False  # it is being restarted, or on its way out
         if running is not None and not ended:
             if running != config:
+                from fedray.experiment.identity import differences
+
                 raise ConfigError(
-                    "--output: a run with another config is at work there; stop it first (fedray jobs stop), or choose another directory."
+                    f"--output: a run with another config is at work there ({differences(running, config)}); stop it first (fedray jobs stop), "
+                    "or choose another directory."
                 )
             if not resume:
                 raise _at_work(output)

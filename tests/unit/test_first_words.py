@@ -16,7 +16,7 @@ from fedray.catalogue import describe
 from fedray.cli import cli
 from fedray.configfile import build_config, dump_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, own_place, raised
-from fedray.experiment.identity import another_run, identity
+from fedray.experiment.identity import another_run, differences, identity
 from fedray.rounds.notes import one_line_each
 from fedray.runfiles import RunFiles
 
@@ -41,6 +41,7 @@ def test_a_resume_with_another_config_names_what_differs(tmp_path: Path) -> None
     assert "model.hidden was null and is [8]" in said
     assert "rounds" not in said
     assert "every key is as it was, so it is the data" in str(another_run(files, old, "runs/r"))
+    assert differences(old, build_config(RAW | {"rounds": 9})) == "rounds was 2 and is 9"
     files.config.unlink()
     assert "so it is the data (or the run's config.yaml was changed)" in str(another_run(files, new, "runs/r"))
 
