@@ -170,13 +170,26 @@ class Crew:
         slot.pending = slot.doing = None
         return value, None
 
-    def died(self, slot: Slot, error: BaseException, notes: RoundLog) -> None:
-        """Replace an actor; its clients must have been taken back before."""
-        slot.deaths += 1
+    def replace(self, slot: Slot, why: str, notes: RoundLog) -> None:
+        """Replace an actor that lives, but does not come back from client code: that is no fault of its place."""
         notes.deaths += 1
-        where = f" on {slot.info.node} (pid {slot.info.pid})" if slot.info else ""
+        notes.notes.append(f"{_named(slot)} is replaced: {why}")
+        ray.kill(slot.handle)
+        self._launch(slot)
+
+    def died(self, slot: Slot, error: BaseException, notes: RoundLog, counts: bool = True) -> None:
+        """Replace an actor; its clients must have been taken back before.
+
+        Args:
+            slot: the actor's.
+            error: with which it is gone.
+            notes: get told.
+            counts: whether its place may be to blame, so that after some deaths there it is given up.
+        """
+        slot.deaths += counts
+        notes.deaths += 1
         doing = f" while {slot.doing}" if slot.doing else ""
-        text = f"actor {slot.place.key}{where} died{doing}: {first_line(error)}"
+        text = f"{_named(slot)} died{doing}: {first_line(error)}"
         node = slot.node if left_with_its_node(error) else ""
         if not node:
             notes.notes.append(text)
@@ -240,6 +253,10 @@ def why_away(slot: Slot, nodes: Sequence[Node] | None) -> str:
         return "has its process, which loads programs or data"
     resources = slot.place.resources
     return f"asks for {describe(resources)}; {why_waiting(resources, nodes)}"
+
+
+def _named(slot: Slot) -> str:
+    return f"actor {slot.place.key}" + (f" on {slot.info.node} (pid {slot.info.pid})" if slot.info else "")
 
 
 def _who(slots: Sequence[Slot]) -> str:

@@ -24,6 +24,11 @@ def device_of_actor() -> str:
     return "cpu"
 
 
+def in_actor() -> bool:
+    """Whether this process is an actor's, and no command or test."""
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
 def node_of_actor() -> str:
     """What Ray calls this process' node; empty outside Ray."""
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""

@@ -20,9 +20,10 @@ from torch import nn
 from fedray import components, credentials
 from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
 from fedray.algorithms.build import make_algorithm
-from fedray.clients.devices import device_of_actor, node_of_actor
+from fedray.clients.devices import device_of_actor, in_actor, node_of_actor
 from fedray.clients.memory import keep_freed_memory
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask, added_up
+from fedray.clients.offspring import contain
 from fedray.clients.recognition import commit_silo
 from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.clients.trainer import Trainer
@@ -75,6 +76,8 @@ class ClientHost:
         """
         spec, config = self._spec, self._config
         credentials.load()
+        if in_actor():
+            contain()
         components.provide(spec.provided)
         if spec.profile:
             keep_spans()

@@ -15,6 +15,7 @@ from fedray.clients.nodes import Node, look
 from fedray.clients.placement import Place
 from fedray.clients.rounds import Round, Rules
 from fedray.clients.slots import RoundLog, Slot
+from fedray.clients.suspects import Suspects
 from fedray.clients.work import Work
 from fedray.spans import Span
 
@@ -61,7 +62,8 @@ class Pool:
     ) -> None:
         self._work = Work(sizes)
         self._work.assign(members or {p.lane: [p.client.index] for p in places if p.client is not None})
-        self._rules, self._grow = Rules(retries, grace, node_sums), grow
+        self._rules, self._grow = Rules(grace, node_sums), grow
+        self._suspects, self._unmeasured = Suspects(retries), set[int]()
         self._crew = Crew(
             places,
             start,
@@ -159,21 +161,50 @@ class Pool:
         notes.deaths, notes.notes = notes.deaths + between.deaths, notes.notes + between.notes
         notes.nodes_left |= between.nodes_left
         self._take_room()
-        yield from Round(self._crew, self._work, self._rules, task, weights, notes, deadline, authorize, part_bytes, charged).parts(cohort)
+        yield from Round(
+            self._crew, self._work, self._suspects, self._rules, task, weights, notes, deadline, authorize, part_bytes, charged
+        ).parts(self._suspects.admitted(cohort, notes))
 
     def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:
-        """Evaluate at the clients; clients whose actor is away, or too slow, are left out."""
-        work: dict[Slot, list[ClientTask]] = {}
+        """Evaluate at the clients; clients whose actor is away are left out.
+
+        Where an actor ends or does not answer, each of its clients is evaluated by itself, and whoever that happens to again is left out,
+        from then on.
+        """
+        found: list[LocalEvaluation] = []
+        work, alone = self._shared_out([c for c in cohort if c.index not in self._unmeasured], 0), list[ClientTask]()
+        while work:
+            answers = self._crew.ask("evaluate", {slot: (weights, clients) for slot, clients in work.items()}, timeout)
+            found += [row for rows in answers.values() for row in rows]
+            for slot, clients in work.items():
+                if slot in answers:
+                    continue
+                if slot.info is not None:
+                    self._crew.replace(slot, f"it did not come back from an evaluation within {timeout:g} s", self._crew.between)
+                if len(clients) > 1:
+                    alone += clients
+                elif slot.place.client is None:
+                    self._unmeasured.add(clients[0].index)
+                    self._crew.note(f"client {clients[0].name} is not evaluated any more: its evaluation ends or holds up its actor.")
+            if alone:
+                self._crew.settle(timeout)
+            work = self._shared_out(alone, 1)
+            taken = {c.index for clients in work.values() for c in clients}
+            alone = [c for c in alone if c.index not in taken]
+        return sorted(found, key=lambda r: r.name)
+
+    def _shared_out(self, clients: Sequence[ClientTask], most: int) -> dict[Slot, list[ClientTask]]:
+        """Clients for each actor that is free, at most ``most`` each, 0 for any number; some may be left over."""
         idle: dict[str, list[Slot]] = {}
         for slot in self.slots:
             if slot.idle:
                 idle.setdefault(slot.place.lane, []).append(slot)
-        for n, client in enumerate(cohort):
-            slots = idle.get(self._work.lane(client.index))
-            if slots:
+        work: dict[Slot, list[ClientTask]] = {}
+        for n, client in enumerate(clients):
+            slots = idle.get(self._work.lane(client.index), [])
+            if slots and not (most and len(work.get(slots[n % len(slots)], ())) >= most):
                 work.setdefault(slots[n % len(slots)], []).append(client)
-        answers = self._crew.ask("evaluate", {slot: (weights, clients) for slot, clients in work.items()}, timeout)
-        return sorted((row for rows in answers.values() for row in rows), key=lambda r: r.name)
+        return work
 
     def _take_room(self) -> None:
         """Add actors where the cluster has gained room for them."""

@@ -24,13 +24,17 @@ from fedray.clients.memory import killed_for_memory
 from fedray.clients.messages import ClientReport, ClientTask, Packed, Part, RoundTask, Status
 from fedray.clients.nodes import look
 from fedray.clients.parts import Kept, Parts
-from fedray.clients.slots import RoundLog, Slot
+from fedray.clients.slots import RoundLog, Slot, left_with_its_node
+from fedray.clients.suspects import Suspects
 from fedray.clients.work import Queue, Work
 from fedray.errors import Stopped
 from fedray.spans import span
 
 #: Bytes of a part above which a node's actors share a sum, or hand theirs to the driver one after the other: all at once may be more than fits.
 LARGE = 2**26
+#: Seconds, the grace among them, after which an actor that was told to stop is not expected back from a client's turn.
+_COMING_BACK = 5.0
+_WORKING = ("training", "handing over", "adding up")
 #: Seconds within which an actor says where the sum is that its node shares.
 _OFFER = 10.0
 
@@ -51,7 +55,6 @@ def shares_sums(part_bytes: int, node_sums: bool, deadline: float | None, charge
 class Rules:
     """What a round does about failures; see :class:`fedray.clients.pool.Pool`."""
 
-    retries: int
     grace: float
     node_sums: bool
 
@@ -70,6 +73,7 @@ class Round:
     Args:
         crew: the actors.
         work: who trains whom, and how long that takes.
+        suspects: clients that are trained apart.
         rules: what to do about failures.
         task: the round.
         weights: the global model, or an object reference of it.
@@ -84,6 +88,7 @@ class Round:
         self,
         crew: Crew,
         work: Work,
+        suspects: Suspects,
         rules: Rules,
         task: RoundTask,
         weights: Any,
@@ -93,6 +98,7 @@ class Round:
         part_bytes: int = 0,
         charged: bool = True,
     ) -> None:
+        suspects.begin()
         self._crew, self._work, self._rules, self._task, self._weights = crew, work, rules, task, weights
         self._notes, self._deadline, self._authorize = notes, deadline, authorize
         self._queues: dict[str, Queue] = {}
@@ -101,7 +107,7 @@ class Round:
         self._sums: dict[str, _Sum] = {}  # by node, while it may be added to
         self._into: dict[Slot, SharedAt | None] = {}  # where slots add what they train; None: to sums of their own
         self._spoilt: set[SharedAt] = set()
-        self._suspects: dict[int, int] = {}  # clients in whose turn an actor died, and how often
+        self._suspects = suspects
         self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
         self._told: float | None = None  # when actors were told that the deadline had passed
 
@@ -118,6 +124,8 @@ class Round:
         began = time.monotonic()
         while True:
             now = time.monotonic()
+            if self._told is None and self._nobody_there():
+                began = now  # who has no actor yet is not late
             if self._deadline is not None and self._told is None and now - began > self._deadline:
                 self._told = now
                 self._end([c for q in self._queues.values() for c in q.clients()], "late", "the deadline passed before its turn")
@@ -130,7 +138,7 @@ class Round:
             if self._crew.should_stop():  # asked when actors have their work: who answers may write files first
                 self._tell_stop()
                 raise Stopped("training was stopped in the middle of a round.")
-            busy = [s for s in self._crew.slots if s.held or s.doing in ("training", "handing over", "adding up")]
+            busy = [s for s in self._crew.slots if s.held or s.doing in _WORKING]
             if not busy and not self._parts and not any(self._queues.values()):
                 return
             if self._told is not None and now - self._told > self._rules.grace:
@@ -145,7 +153,13 @@ class Round:
 
     def _queue(self, clients: Sequence[ClientTask]) -> None:
         for lane, (those, seconds) in self._work.by_lane(clients).items():
-            self._queues.setdefault(lane, Queue()).put(those, seconds)
+            self._queues.setdefault(lane, Queue()).put(*self._suspects.last(those, seconds))
+
+    def _nobody_there(self) -> bool:
+        """Whether clients wait, and no actor is there that works or could."""
+        lanes = {lane for lane, queue in self._queues.items() if queue}
+        there = any(s.doing in _WORKING or (s.idle and s.place.lane in lanes) for s in self._crew.slots)
+        return bool(lanes) and not there
 
     def _hand_out(self) -> None:
         now = time.monotonic()
@@ -158,7 +172,7 @@ class Round:
             if queue and not (slot.held and queue.first.index in self._suspects):
                 before = queue.seconds
                 busy = sum(max(0.0, s.until - now) for s in self._crew.slots if s.doing == "training" and s.place.lane == slot.place.lane)
-                given = queue.take(actors[slot.place.lane], busy) if not self._suspects else [queue.pop()]
+                given = queue.take(actors[slot.place.lane], busy, self._suspects)
                 slot.until = now + before - queue.seconds
                 halvings = self._work.halvings(slot.place.lane)
                 slot.given = [c._replace(halvings=halvings) for c in given] if halvings else given
@@ -280,6 +294,8 @@ class Round:
         elif doing == "training":
             slot.given = []
             self._work.learn(value)
+            if self._suspects:
+                self._suspects.ended_well(r.index for r in value)
             done = {r.index: r for r in value if r.status == "done"}
             if self._into.get(slot) in self._spoilt:
                 self._take_back([ClientTask(r.index, r.name, r.attempt) for r in done.values()], "the sum that it was added to was lost")
@@ -326,18 +342,25 @@ class Round:
         watched = self._parts.watched()
         for slot in self._crew.pulse.silent(s for s in self._crew.slots if s.doing not in (None, "starting") or s in watched):
             self._lose_actor(slot, self._crew.unreachable())
+        self._replace_held_up()
         self._lose_parts(self._parts.overdue(), "its node is out of reach")
+
+    def _replace_held_up(self) -> None:
+        """An actor that answers, but has not come back from a turn long after it was told to stop, never will."""
+        for slot in self._crew.slots:
+            if slot.doing == "owing" and time.monotonic() > slot.due:
+                self._crew.replace(slot, "it did not come back from a client's turn after the deadline (cohort.grace)", self._notes)
 
     def _lose_actor(self, slot: Slot, error: BaseException) -> None:
         given, held, adding = slot.given, [*slot.trained(), *self._spoil(slot)], self._parts.added(slot)
         self._into.pop(slot, None)
-        self._crew.died(slot, error, self._notes)
+        suspected = len(given) == 1 and given[0].index in self._suspects and slot.place.client is None
+        self._crew.died(slot, error, self._notes, counts=not suspected)
         self._parts.send_alone(k for k in adding if k.shared is None)
         held += [client for k in adding if k.shared is not None for client in k.clients()]
-        for client in given:
-            self._suspects[client.index] = self._suspects.get(client.index, 0) + 1
         if killed_for_memory(error):
             self._work.halve(slot.place.lane, given)
+        self._suspects.actor_died(given, suspected and not killed_for_memory(error) and not left_with_its_node(error), self._task.round + 1)
         self._take_back([*given, *held], "its actor died")
 
     def _lose_parts(self, parts: Sequence[Kept], why: str) -> None:
@@ -347,10 +370,10 @@ class Round:
 
     def _take_back(self, lost: Iterable[ClientTask], why: str) -> None:
         for client in lost:
-            died = self._suspects.get(client.index, 0)
+            died = self._suspects.deaths(client.index)
             if self._told is not None:
                 self._end([client], "late", f"{why} after the deadline")
-            elif died > self._rules.retries:
+            elif died:
                 self._end([client], "lost", f"its actor died {died} times in its turn (cohort.retries)")
             elif (again := self._authorize(ClientTask(client.index, client.name, client.attempt + 1))) is None:
                 self._end([client], "refused", f"{why}, and its privacy budget does not allow another try")
@@ -359,10 +382,15 @@ class Round:
                 self._queue([again])
 
     def _leave(self, busy: Sequence[Slot]) -> None:
+        now = time.monotonic()
         for slot in busy:
+            if slot.doing == "training":
+                slot.due = now + max(0.0, _COMING_BACK - self._rules.grace)
+                self._suspects.held_up(slot.given)
             self._end(slot.given, "late", "it did not stop within cohort.grace")
             self._end(slot.trained(), "late", "its actor did not hand over in time")
             slot.given, slot.held, slot.sending, slot.doing = [], {}, None, None if slot.pending is None else "owing"
+        self._replace_held_up()
         for kept in self._parts.give_up():
             self._end(kept.clients(), "late", "its part did not arrive in time")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Slot:
         fitted: the physical batch that was last said to fit into its memory.
         deaths: actors that died here.
         abandoned: no actor is started here any more.
+        due: when it must have come back from a late client's turn (monotonic seconds).
         since, said: when its actor was asked for, and when it was last said that it waits (monotonic seconds).
         ping, silence, asked: an unanswered question whether it is there, for how many seconds that has been, and when one was last put.
     """
@@ -51,6 +53,7 @@ class Slot:
     fitted: int | None = None
     deaths: int = 0
     abandoned: bool = False
+    due: float = math.inf
     since: float = 0.0
     said: float = 0.0
     ping: Any = None
@@ -70,7 +73,7 @@ class Slot:
     def leave(self) -> None:
         """Forget the actor and its work."""
         self.handle = self.info = self.pending = self.doing = self.sending = self.ping = None
-        self.given, self.held, self.silence = [], {}, 0.0
+        self.given, self.held, self.silence, self.due = [], {}, 0.0, math.inf
 
     def trained(self) -> list[ClientTask]:
         """Whom it has trained without handing over."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.clients.messages import ClientReport, ClientTask
+from fedray.clients.suspects import Suspects
 
 #: Seconds of work for which a call of its own is worth while.
 WORTH_A_CALL = 0.03
@@ -131,17 +132,14 @@ class Queue:
         self._clients += clients
         self._ends = np.concatenate((self._ends, self._ends[-1] + np.cumsum(seconds)))
 
-    def pop(self) -> ClientTask:
-        """Take the first."""
-        return self._some(1)[0]
-
-    def take(self, actors: int, busy: float = 0.0) -> list[ClientTask]:
+    def take(self, actors: int, busy: float = 0.0, apart: Suspects | None = None) -> list[ClientTask]:
         """Take one actor's next share: most of its even share of the time that is left, all of it where the rest is worth no more than a call,
         and never less than :data:`LEAST`, if so much is left.
 
         Args:
             actors: of the lane.
             busy: seconds that they still need for what they were given, added up.
+            apart: clients that are taken by themselves; a share ends before the first of them.
         """
         self._shares += 1
         left, even = self._ends[self._next + 1 :] - self._ends[self._next], (self.seconds + busy) / actors
@@ -154,7 +152,10 @@ class Queue:
             share = max(even if even <= 2 * WORTH_A_CALL else even * _MOST, LEAST)
             most = -(-len(self._clients) // actors)
             fitting = max(1, int(np.searchsorted(left, share * (1 + 1e-9), side="right")))
-        return self._some(min(fitting, most))
+        count = min(fitting, most)
+        if apart:
+            count = next((k for k in range(1, count) if self._clients[self._next + k].index in apart), count)
+        return self._some(1 if apart and self.first.index in apart else count)
 
     def short(self, actors: int) -> bool:
         """Whether one call for each actor is enough."""

@@ -13,8 +13,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray import components
-from fedray.clients.host import device_of_actor
+from fedray.clients.devices import device_of_actor, in_actor
 from fedray.clients.nodes import asks, ray_options
+from fedray.clients.offspring import contain
 from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.config import Config
 from fedray.data.records import Records
@@ -39,6 +40,8 @@ class Evaluator:
         Raises:
             ConfigError: its frozen parameters are others here, or a metric of the user's own fails on the test set.
         """
+        if in_actor():
+            contain()
         components.provide(self._provided)
         torch.set_num_threads(max(1, int(self._config.evaluation.resources.cpu)))
         self._kept: Kept = Surroundings().kept if "python:" in self._config.model_dump_json() else unchanged
