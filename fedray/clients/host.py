@@ -7,6 +7,8 @@ memory; with dedicated placement it is one client and loads that client's data i
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +27,12 @@ from fedray.clients.memory import keep_freed_memory
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask, added_up
 from fedray.clients.offspring import contain
 from fedray.clients.recognition import commit_silo
-from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
+from fedray.clients.surroundings import Kept, Surroundings, described, speaking, told, unchanged
 from fedray.clients.trainer import Trainer
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation, Records
 from fedray.data.silos import Silo
+from fedray.errors import FedrayError
 from fedray.frozen import check_frozen
 from fedray.models.build import build_model, untried_model
 from fedray.parameters import Vector, set_vector
@@ -44,6 +47,8 @@ from fedray.training.kept import fresh_models
 from fedray.training.losses import find_loss
 from fedray.training.preflight import check_turns_apart, sensitivity_check
 from fedray.training.synthetic import vocabulary_of
+
+log = logging.getLogger(__name__)
 
 __all__ = ["ClientHost", "HostSpec", "device_of_actor"]
 
@@ -222,7 +227,14 @@ class ClientHost:
                 continue
             x, y = trainer.tensors(test)
             failed: dict[str, str] = {}
-            values = evaluate(trainer.model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device, failed)
+            try:
+                with self._kept(None):
+                    values = evaluate(trainer.model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device, failed)
+            except FedrayError:
+                raise
+            except BaseException as error:  # of the client's code or data: its own evaluation's end alone
+                log.warning("client %s could not be evaluated:\n%s", client.name, told(error))
+                values, failed = dict.fromkeys(metrics, math.nan), dict.fromkeys(metrics, described(error))
             rows.append(LocalEvaluation(client.name, len(test), values, failed))
         return rows
 

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 #: Waits until the pipe on its standard input closes, then ends the process group. In the background and an orphan, so that it is no child
@@ -21,7 +20,7 @@ _PR_SET_PDEATHSIG = 1
 _GUARDIAN = 'exec 3<&0; { read -r _ <&3; kill -s KILL -- "-$0"; } >/dev/null 2>&1 &'
 
 _parent = 0  # the process that the next fork starts from
-_pipe: IO[bytes] | None = None  # open as long as this process lives
+_pipe: int | None = None  # a file descriptor, open until the process has ended: Python would close a file of its own before that
 
 
 def contain() -> None:
@@ -47,4 +46,6 @@ def contain() -> None:
     except OSError:  # no shell, or no right to a group: children of Python's own are bound all the same
         return
     guardian.wait()
-    _pipe = guardian.stdin
+    assert guardian.stdin is not None
+    _pipe = os.dup(guardian.stdin.fileno())
+    guardian.stdin.close()

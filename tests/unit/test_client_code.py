@@ -261,3 +261,34 @@ def test_an_evaluator_that_is_told_to_end_says_so() -> None:
 
     with pytest.raises(FedrayError, match="asked to end its process: SystemExit: 4"):
         whole()
+
+
+def odd_metric(outputs: Tensor, targets: Tensor) -> float:
+    if (targets == MARK).any():
+        torch.set_default_dtype(torch.float64)
+        raise KeyboardInterrupt("in a metric")
+    return float(torch.zeros(1).dtype == torch.float32)
+
+
+def test_a_clients_evaluation_ends_by_itself() -> None:
+    x, y = np.zeros((30, 5), np.float32), np.tile([0, 1], 15)
+    y[10:20] = MARK
+    records, offsets = Records(x, y), np.array([0, 10, 20, 30])
+    federation = Federation(NAMES, records, offsets, None, records, offsets, 3)
+    config = build_config(
+        {
+            "name": "code",
+            "rounds": 1,
+            "data": {"source": "python:nowhere:data"},
+            "model": {"kind": "softmax"},
+            "training": {"lr": 0.1, "batch_size": 5, "epochs": 1},
+            "evaluation": {"metrics": [f"python:{__name__}:odd_metric"]},
+        }
+    )
+    host = ClientHost(HostSpec(config, make_groups(config, NAMES)[0], None, (5,), 3, threads=1), federation, device="cpu")
+    host.ready()
+    model = build_model(config.model, (5,), 3, 0)
+    rows = host.evaluate(get_vector(model, Layout.of(model)), [ClientTask(k, name) for k, name in enumerate(NAMES)])
+    assert [row.metrics["odd_metric"] for row in rows if row.name != "b"] == [1.0, 1.0]
+    assert np.isnan(rows[1].metrics["odd_metric"])
+    assert rows[1].failed == {"odd_metric": "KeyboardInterrupt: in a metric"}
