@@ -41,6 +41,7 @@ found.append(process.pid)
 shell = subprocess.Popen(["/bin/sh", "-c", "sleep 1000 & echo $!; wait"])
 found.append(shell.pid)
 print(*found, "end", flush=True)
+sys.stdin.readline()
 if sys.argv[1] == "exit":
     os._exit(3)
 if sys.argv[1] == "leave":
@@ -63,15 +64,22 @@ def test_nothing_outlives_its_parent_or_hides_its_end(way: str, tmp_path: Path) 
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     held, parents = os.pipe()  # as a socket to Ray, which every forked child has open, too
-    program = subprocess.Popen([sys.executable, str(script), way], stdout=subprocess.PIPE, text=True, pass_fds=[parents])
+    program = subprocess.Popen(
+        [sys.executable, str(script), way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[parents]
+    )
     os.close(parents)
-    assert program.stdout is not None
+    assert program.stdin is not None and program.stdout is not None
     words: list[str] = []
     while len(words) < 7:  # the shell's child and the grandchild tell of themselves
-        words += program.stdout.readline().split()
+        line = program.stdout.readline()
+        assert line, "the program ended"
+        words += line.split()
     children = [psutil.Process(int(word)) for word in words if word != "end" and psutil.pid_exists(int(word))]
     if way == "killed":
         program.send_signal(signal.SIGKILL)
+    else:
+        program.stdin.write("\n")
+        program.stdin.close()
     program.wait(60)
     assert os.read(held, 1) == b""  # comes back when nobody has the other end open any more
     os.close(held)
