@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -131,6 +132,17 @@ class Crew:
                 refs = {ref: s for ref, s in refs.items() if s is not slot}
                 self.died(slot, self.unreachable(), self.between)
         return answers
+
+    def who_is_at_work(self, slots: Sequence[Slot]) -> dict[Slot, Sequence[int]]:
+        """The clients whose turn it is with some actors, by what these say themselves; those that do not answer at once are left out."""
+        asked = {slot: slot.handle.at_work.options(concurrency_group="control").remote() for slot in slots}
+        answered = ray.wait(list(asked.values()), num_returns=len(asked), timeout=POLL)[0] if asked else []
+        found: dict[Slot, Sequence[int]] = {}
+        for slot, ref in asked.items():
+            with suppress(RayError):
+                if ref in answered:
+                    found[slot] = ray.get(ref)
+        return found
 
     def broadcast(self, method: str, *arguments: Any, timeout: float) -> dict[str, Any]:
         """Call a method on every actor that is up; name of the place to result. Who dies meanwhile is left out.

@@ -167,6 +167,10 @@ class ClientHost:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
         self._trainer.stop_round(round_)
 
+    def at_work(self) -> Sequence[int]:
+        """Whose turn it is; called from another thread."""
+        return self._trainer.at_work
+
     def spans(self) -> list[Span]:
         """Where its time went since this was last asked; empty where nobody wanted to know."""
         return taken_spans()

@@ -382,11 +382,12 @@ class Round:
                 self._queue([again])
 
     def _leave(self, busy: Sequence[Slot]) -> None:
-        now = time.monotonic()
+        training = [slot for slot in busy if slot.doing == "training"]
+        at_work = self._crew.who_is_at_work(training)
+        for slot in training:
+            slot.due = time.monotonic() + max(0.0, _COMING_BACK - self._rules.grace)
+            self._suspects.held_up([c for c in slot.given if c.index in at_work.get(slot, (c.index,))])
         for slot in busy:
-            if slot.doing == "training":
-                slot.due = now + max(0.0, _COMING_BACK - self._rules.grace)
-                self._suspects.held_up(slot.given)
             self._end(slot.given, "late", "it did not stop within cohort.grace")
             self._end(slot.trained(), "late", "its actor did not hand over in time")
             slot.given, slot.held, slot.sending, slot.doing = [], {}, None, None if slot.pending is None else "owing"

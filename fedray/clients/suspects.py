@@ -29,6 +29,7 @@ class Suspects:
         self._apart: set[int] = set()
         self._deaths: Counter[int] = Counter()  # of actors in whose call a client was, in this round
         self._alone: set[int] = set()  # who was the only one in such a call
+        self._held_up: Counter[int] = Counter()  # in how many calls of the run a client was the one that did not end well
         self._out: dict[int, str] = {}
 
     def __bool__(self) -> bool:
@@ -49,10 +50,10 @@ class Suspects:
         return [c for c in cohort if c.index not in self._out] if out else cohort
 
     def last(self, clients: list[ClientTask], seconds: npt.NDArray[np.float64]) -> tuple[list[ClientTask], npt.NDArray[np.float64]]:
-        """Clients that wait and the seconds of their turns, suspects behind all others."""
+        """Clients that wait and the seconds of their turns, suspects behind all others, who did it most often last."""
         if not self._apart:
             return clients, seconds
-        order = sorted(range(len(clients)), key=lambda n: clients[n].index in self._apart)
+        order = sorted(range(len(clients)), key=lambda n: (clients[n].index in self._apart, self._held_up[clients[n].index]))
         return [clients[n] for n in order], seconds[order]
 
     def actor_died(self, given: Sequence[ClientTask], to_blame: bool, round_: int) -> None:
@@ -65,9 +66,11 @@ class Suspects:
             why = f"its actor died {deaths} times in its turn in round {round_}, so it is left out for the rest of the run"
             self._out[given[0].index] = why
 
-    def held_up(self, given: Iterable[ClientTask]) -> None:
-        """An actor did not come back from these clients' turns."""
+    def held_up(self, given: Sequence[ClientTask]) -> None:
+        """An actor did not come back from the turn of one of these clients."""
         self._apart.update(client.index for client in given)
+        if len(given) == 1:
+            self._held_up[given[0].index] += 1
 
     def ended_well(self, clients: Iterable[int]) -> None:
         """These clients' turns have ended, and their actor lives."""

@@ -85,6 +85,7 @@ class Trainer:
         self._resident: tuple[Tensor, Tensor] | None = None
         self._fits: int | None = None  # the physical batch that memory sufficed for, once it did not
         self._stop_round = -1
+        self.at_work: Sequence[int] = ()  # whose turn it is; read from another thread
         self._lr = -1, 0.0  # a round and its learning rate
         self._host = socket.gethostname()
         privacy = spec.config.privacy
@@ -128,7 +129,7 @@ class Trainer:
     # -- one client ------------------------------------------------------------------------------
 
     def _turn(self, task: RoundTask, weights: Vector, client: ClientTask, lr: float, total: ExactSum) -> ClientReport:
-        began, records = time.perf_counter(), 0
+        began, records, self.at_work = time.perf_counter(), 0, (client.index,)
 
         def report(status: Any, **more: Any) -> ClientReport:
             return self._report(client, status, records, time.perf_counter() - began, **more)
@@ -208,6 +209,7 @@ class Trainer:
         """The turns of clients that are trained at once. Where that fails, each has its own turn, and fails by itself."""
         began = time.perf_counter()
         assert self._federation is not None
+        self.at_work = [client.index for client in clients]
         starts, stops = (self._federation.offsets[[c.index + k for c in clients]].tolist() for k in (0, 1))
         sizes = [b - a for a, b in zip(starts, stops, strict=True)]
         try:

@@ -24,6 +24,14 @@ def test_suspects_wait_behind_the_others_and_are_taken_alone() -> None:
     assert taken[-2:] == [[1], [4]]
 
 
+def test_who_is_known_to_hold_actors_up_goes_last() -> None:
+    suspects = Suspects(2)
+    suspects.held_up(TASKS[:4])
+    suspects.held_up([TASKS[1]])
+    clients, _ = suspects.last(list(TASKS), np.full(8, 1.0))
+    assert [c.index for c in clients] == [4, 5, 6, 7, 0, 2, 3, 1]
+
+
 def test_a_turn_that_ends_well_clears_a_client() -> None:
     suspects = Suspects(2)
     suspects.held_up(TASKS[:3])
