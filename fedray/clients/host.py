@@ -131,7 +131,8 @@ class ClientHost:
         algorithm, reserve = make_algorithm(config.algorithm), self._reserve if self._account is not None else None
         # Nothing that one client's records leave in a model may meet another's turn, where anything is protected.
         fresh = fresh_models(model, partial(self._built, build_model)) if config.privacy.regimes else None
-        self._trainer = Trainer(spec, model, self._loss, algorithm, data, reserve, fresh, self._kept)
+        with self._kept(None):  # it tries the loss
+            self._trainer = Trainer(spec, model, self._loss, algorithm, data, reserve, fresh, self._kept)
 
     @speaking()
     def preflight(self) -> float:
@@ -142,23 +143,24 @@ class ClientHost:
             PrivacyRefusal: it is above one: model, loss and engine couple records; or something is kept from turn to turn.
         """
         plan, vocabulary = self._spec.plan, self._vocabulary()
-        if plan is None:
-            check_turns_apart(self._built(untried_model), self._loss, self._shape, self._outputs, self._classes, vocabulary)
-            return 0.0
-        return sensitivity_check(
-            self._trainer.engine,
-            partial(self._built, build_model),
-            self._loss,
-            self._shape,
-            self._outputs,
-            self._spec.group.training,
-            plan.clip,
-            self._classes,
-            clipping=plan.clipping,
-            vocabulary=vocabulary,
-            device=self._device,
-            untried=partial(self._built, untried_model),
-        )
+        with self._kept(None):
+            if plan is None:
+                check_turns_apart(self._built(untried_model), self._loss, self._shape, self._outputs, self._classes, vocabulary)
+                return 0.0
+            return sensitivity_check(
+                self._trainer.engine,
+                partial(self._built, build_model),
+                self._loss,
+                self._shape,
+                self._outputs,
+                self._spec.group.training,
+                plan.clip,
+                self._classes,
+                clipping=plan.clipping,
+                vocabulary=vocabulary,
+                device=self._device,
+                untried=partial(self._built, untried_model),
+            )
 
     def ping(self) -> None:
         """Answer; called while other methods work."""

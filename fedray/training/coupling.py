@@ -236,7 +236,7 @@ def _called(loss: LossFn, outputs: Tensor, targets: Tensor, rows: Tensor, patter
             gradient = torch.autograd.grad([losses.sum()], [outputs], allow_unused=True)[0] if losses.requires_grad else None
     except ConfigError:
         raise  # it does not give one value a record
-    except Exception:  # a user's loss may raise anything
+    except BaseException:  # a user's loss may raise anything, SystemExit too
         return None
     return (losses.detach(), torch.zeros_like(outputs) if gradient is None else gradient), draws.shapes
 
