@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,12 @@ from fedray.data.source import Raw, RawFeatures, Silos, Source, Whole, build, ch
 from fedray.data.table import frame_features
 from fedray.errors import DataError, FedrayError, raised
 
-_DECLARED = ("classes", "labels")
 _PARTS = "(x, y) or (x, y, x_test, y_test)"
 _SHAPES = f"{_PARTS}, or a dict of client name to these"
 _TEST = "test"
 
 
-def python(where: str, **arguments: Any) -> Source:
+def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: Sequence[Label] | None = None, **arguments: Any) -> Source:
     """Your own function or class, as python:package.module:name; other keys of the data section are its arguments.
 
     A function returns ``(x, y)``, ``(x, y, x_test, y_test)``, or a dict of client name to these (natural clients). In such a
@@ -39,9 +38,10 @@ def python(where: str, **arguments: Any) -> Source:
 
     Args:
         where: package.module:name.
-        arguments: what the function or class takes, and ``classes`` (labels are the integers 0..classes-1 and stay what they are;
-            not given = those found, numbered in sorted order) or ``labels`` (the labels in class order), which are handed on
-            only to a function or class that takes an argument of that name.
+        classes: labels are the integers 0..classes-1 and stay what they are; null = regression (of a class); own = as the class
+            says, or of a function those found, numbered in sorted order. Given to the function or class, too, if it takes it.
+        labels: the labels in class order, instead of classes; given on in the same way.
+        arguments: what the function or class takes.
 
     Raises:
         ConfigError: it cannot be imported, or does not take the arguments.
@@ -52,34 +52,30 @@ def python(where: str, **arguments: Any) -> Source:
     if not callable(made):
         raise DataError(f"{name}: is neither a function nor a class; it should return {_SHAPES}.")
     taken = inspect.signature(made).parameters
-    checked = check_arguments(made, {k: v for k, v in arguments.items() if k in taken or k not in _DECLARED}, "data")
-    declared = check_arguments(_declared, {k: v for k, v in arguments.items() if k in _DECLARED}, "data")
-    classes, labels = declared.get("classes"), declared.get("labels")
+    given: dict[str, Any] = ({"classes": classes} if classes != "own" else {}) | ({"labels": labels} if labels is not None else {})
+    checked = check_arguments(made, {**arguments, **{k: v for k, v in given.items() if k in taken}}, "data")
+    count = None if classes == "own" else classes
     if not inspect.isclass(made):
-        return Whole(lambda: _whole(made(**checked), name, classes, labels))
+        return Whole(lambda: _whole(made(**checked), name, count, labels))
     silos: Any = made(**checked)
     if not (callable(getattr(silos, "clients", None)) and callable(getattr(silos, "load", None))):
         raise DataError(f"{name}: a class needs clients(), load(client) and classes; a function returns {_SHAPES}.")
     names = check_names([str(n) for n in _call(name, silos.clients)], name)
-    if labels is None and classes is None:
-        if not hasattr(silos, "classes"):
+    if labels is None and count is None:
+        if classes == "own" and not hasattr(silos, "classes"):
             raise DataError(f"{name}: says nothing of its classes; give it the attribute classes, or set data.classes or data.labels.")
-        classes = silos.classes
-        if classes is not None and not isinstance(classes, int):
-            raise DataError(f"{name}: classes should be a whole number, or None in regression, but is {classes!r}.")
-    found = len(labels) if labels is not None else classes
-    stand_for = tuple(labels) if labels is not None else range(classes or 0)
+        count = getattr(silos, "classes", None)
+        if count is not None and not isinstance(count, int):
+            raise DataError(f"{name}: classes should be a whole number, or None in regression, but is {count!r}.")
+    found = len(labels) if labels is not None else count
+    stand_for = tuple(labels) if labels is not None else range(count or 0)
     return Silos(
         names,
-        lambda client: _silo(_call(name, silos.load, client), f"{name} (client {client})", classes, labels),
+        lambda client: _silo(_call(name, silos.load, client), f"{name} (client {client})", count, labels),
         found,
         stand_for,
-        (lambda: _silo(_call(name, silos.test), f"{name} (test set)", classes, labels)) if callable(getattr(silos, "test", None)) else None,
+        (lambda: _silo(_call(name, silos.test), f"{name} (test set)", count, labels)) if callable(getattr(silos, "test", None)) else None,
     )
-
-
-def _declared(classes: int | None = None, labels: Sequence[Label] | None = None) -> None:
-    """What a config may say of the classes of any source."""
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
