@@ -23,6 +23,7 @@ import fedray
 from fedray import components
 from fedray.audit.report import Report
 from fedray.audit.run import Request, audit
+from fedray.clients import trainer
 from fedray.clients.messages import ClientReport
 from fedray.clients.trainer import Trainer
 from fedray.configfile import dump_config
@@ -166,15 +167,15 @@ def test_sampler_replaced_by_a_shuffle(table: Table, monkeypatch: pytest.MonkeyP
 
 
 class _Replayed:
-    """The engine's noise with coins from the generator that shuffles batches, which the run's seed decides."""
+    """The noise of a turn with coins from a generator that the run's seed decides."""
 
     secure = True
 
-    def __init__(self, noise: NoiseSource, draws: np.random.Generator) -> None:
-        self._noise, self._draws = noise, draws
+    def __init__(self, noise: NoiseSource, coins: np.random.Generator) -> None:
+        self._noise, self._coins = noise, coins
 
     def uniform(self, n: int) -> Any:
-        return self._draws.random(n)
+        return self._coins.random(n)
 
     def normal(self, n: int) -> Any:
         return self._noise.normal(n)
@@ -182,13 +183,13 @@ class _Replayed:
 
 def test_coins_from_the_seed(table: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Coins that are independent and of the right rate, but that everyone who knows the config can toss once more."""
-    real = components.ENGINES.parts()["hooks"]
+    real = trainer.turn_noise
 
-    def engine(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
-        assert job.noise is not None
-        return real(model, x, y, replace(job, noise=_Replayed(job.noise, job.draws)))
+    def turn_noise(insecure_seed: int | None, round_: int, client: int) -> Any:
+        source = real(insecure_seed, round_, client)
+        return lambda: _Replayed(source(), generator(7, "coins", round_, client))
 
-    monkeypatch.setitem(components.ENGINES.parts(), "hooks", engine)
+    monkeypatch.setattr(trainer, "turn_noise", turn_noise)
     monkeypatch.setattr(Release, "coins", lambda self, number: generator(7, "cohort", number).random(self.plan.facts.clients))
     record, client = audited(tmp_path, *RECORD), audited(tmp_path, *CLIENT, "cohort={kind: poisson, fraction: 0.5}")
     table["coins from the run's seed, records"], table["coins from the run's seed, whole clients"] = finders(record), finders(client)
