@@ -87,7 +87,7 @@ class Row:
         law: how often they are charged.
         spent: what their ledgers hold already.
         charges: how many charges that are.
-        limits: the file that the plan's budget comes from, where the config has none.
+        limits: the file whose limit the plan's budget is, so that no config can raise it; else None.
     """
 
     group: str

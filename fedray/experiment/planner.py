@@ -121,7 +121,7 @@ def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
 
 
 def _held(prepared: Prepared, plan: P, ledger: str, path: str) -> tuple[P, str | None]:
-    """The plan with the limit of the ledger's folder as its budget, and the file that says so, where the config has none.
+    """The plan, with the limit of the ledger's folder as its budget where the config has none; and that file, where its limit is the budget.
 
     Raises:
         PrivacyRefusal: the folder's limits do not allow this plan.
@@ -130,8 +130,7 @@ def _held(prepared: Prepared, plan: P, ledger: str, path: str) -> tuple[P, str |
     if limits is None:
         return plan, None
     limits.check([plan], claim(prepared.config).reasons, path)
-    held = cast(P, limits.hold(plan))
-    return held, limits.where if held.budget != plan.budget else None
+    return cast(P, limits.hold(plan)), limits.where if limits.binds(plan) else None
 
 
 def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list[Row]:

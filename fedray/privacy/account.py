@@ -272,8 +272,8 @@ class Account:
         self.close()
 
     def _limit_of(self, subject: str) -> str | None:
-        """The file that this subject's budget comes from; None where it is the config's."""
-        return self._limits.where if self._limits is not None and self._plans[subject].budget is None else None
+        """The file whose limit this subject's budget is; None where the config could raise it."""
+        return self._limits.where if self._limits is not None and self._limits.binds(self._plans[subject]) else None
 
     def _alike_of(self, subject: str) -> _Alike:
         if subject not in self._of:

@@ -101,6 +101,10 @@ class Limits:
             return plan
         return cast(Plan, replace(cast(Any, plan), budget=self.terms.epsilon))
 
+    def binds(self, plan: Plan) -> bool:
+        """Whether the budget that the plan is held to cannot be raised, because it is this limit."""
+        return self.terms.epsilon is not None and self.hold(plan).budget == self.terms.epsilon
+
 
 def load_limits(directory: str | Location) -> Limits | None:
     """The limits of a folder of books; None where it has none.

@@ -22,7 +22,7 @@ class Refusal:
         participations: rounds of this run it was charged for.
         composition: what was spent, for computing what would fit.
         plan: its plan.
-        limits: the file that sets the limit, where the config has no budget.
+        limits: the file whose limit the budget is, so that no config can raise it; else None.
     """
 
     subject: str
@@ -58,7 +58,7 @@ class Refusal:
 def refusal(subject: str, plan: Plan, composition: Composition, participations: int, limits: str | None = None) -> Refusal | None:
     """Why a subject that was charged ``composition``, and ``participations`` rounds of this run, may not train another; None where it may.
 
-    ``limits``: the file that the plan's budget comes from.
+    ``limits``: the file whose limit the plan's budget is.
     """
     after = afford.plus(composition, plan.event())
     full = plan.max_participations is not None and participations >= plan.max_participations

@@ -146,6 +146,17 @@ def test_a_run_without_a_budget_ends_at_the_limit(folder: Location) -> None:
     assert [e.data["plan"] for e in read(records_path(folder)) if e.kind == "reserve"] == [plan.sha256] * figures.charges
 
 
+def test_nobody_is_told_to_raise_a_budget_that_is_the_limit(folder: Location) -> None:
+    fix(folder, "epsilon: 4\n")
+    p = prepared(*RECORD, f"privacy.ledger={folder}", "privacy.budget=4")
+    (sentence,) = shortfalls(p)
+    with Account.open_run(folder, plans(p), "run/1", lasting=True) as account:
+        refusals = [str(r) for n in range(6) for r in account.authorize(n, 0, p.names[:1]).refused.values()]
+    assert refusals
+    for text in (sentence, *refusals):
+        assert "allows no more, whatever the config says" in text and "raise privacy.budget" not in text
+
+
 def test_limits_hold_over_all_runs(folder: Location) -> None:
     fix(folder, "epsilon: 8.0\n")
     p = prepared(*RECORD, f"privacy.ledger={folder}")
