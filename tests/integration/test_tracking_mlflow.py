@@ -128,7 +128,7 @@ def test_a_run_from_start_to_registered_model(store: str, tmp_path: Path) -> Non
     assert got.data.tags["privacy/claim"] == "void: x is set"
     assert got.data.tags["fedray.stop_reason"] == "completed"
     assert got.data.tags["fedray.extra"] == "1"
-    assert "| epsilon | 7.9000 at delta 1e-05, unit record, pld |" in got.data.tags["mlflow.note.content"]
+    assert "| epsilon | 7.9 at delta 1e-05, unit record, pld |" in got.data.tags["mlflow.note.content"]
     assert [d.dataset.name for d in got.inputs.dataset_inputs] == ["sklearn:digits"]
 
     paths = {
