@@ -111,7 +111,7 @@ def csv(
         lambda name: load(csv_file(folder, name), csv_file(own_tests, name) if own_tests is not None else None, True),
         table.declared_classes,
         table.class_labels,
-        partial(load, central, None, False) if central is not None else None,
+        partial(load, central, None, True) if central is not None else None,
     )
 
 

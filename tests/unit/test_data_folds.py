@@ -306,3 +306,43 @@ def test_clients_of_records_are_known(own: Any) -> None:
             build("here", x, y, groups=who)
     with pytest.raises(DataError, match="the clients of 1 of 3 records are masked"):
         build("here", x, y, groups=np.ma.masked_array([1, 2, 3], [False, True, False]))
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_what_the_driver_learns_of_silos_is_what_it_would_have_read(tmp_path: Path, public: bool) -> None:
+    from fedray.clients.messages import HostInfo
+    from fedray.configfile import build_config
+    from fedray.experiment.preparation import prepare
+    from fedray.experiment.silos import complete
+
+    silo_files(tmp_path, a={"ward": [1, 2, 3]})
+    pd.DataFrame({"u": [7.0], "y": [0]}).to_csv(tmp_path / "public.csv", index=False)
+    own_test = (
+        {"test": f"{tmp_path}/public.csv", "drop": ["ward", "part"]} if public else {"fold": "part", "drop": ["ward"], "silos": ["a", "b"]}
+    )
+    config = {
+        "name": "silos",
+        "rounds": 1,
+        "data": {"source": f"csv:{tmp_path}", "label": "y", "labels": [0, 1, 2], **own_test},
+        "model": {"kind": "softmax"},
+        "training": {"lr": 0.1, "batch_size": 5, "epochs": 1},
+        "evaluation": {"federated": not public},
+    }
+    together = prepare(build_config(config))
+    alone = prepare(build_config({**config, "clients": {"placement": "dedicated"}}))
+    assert (alone.federation, alone.sizes, alone.model) == (None, None, None)
+    infos = []
+    for name in alone.names:
+        client = load_client(alone.config.data, 0, name)
+        infos.append(HostInfo("here", 1, "cpu", 1, Silo.of(client), np.bincount(client.train.y, minlength=3).tolist()))
+    complete(alone, infos)
+    assert alone.model is not None and together.model is not None and alone.sizes is not None and together.sizes is not None
+    assert alone.model.facts() == together.model.facts()
+    assert alone.model.weights.tobytes() == together.model.weights.tobytes()
+    assert alone.sizes.tolist() == together.sizes.tolist() == ([3, 3] if public else [2, 2])
+    assert alone.partition == {k: v for k, v in together.partition.items() if k != "digest"}
+    assert list(alone.class_labels) == list(together.class_labels) == [0, 1, 2]
+    for prepared in (alone, together):
+        assert (prepared.test is not None) == public
+    with pytest.raises(DataError, match="have different features"):
+        complete(alone, [infos[0], HostInfo("here", 1, "cpu", 1, silo("'b'", columns=("w",)))])
