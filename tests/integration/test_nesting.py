@@ -21,8 +21,9 @@ SETTINGS = ["rounds=1", "tracking.enabled=false", "clients.start_timeout=600"]
 CONFIG = str(ROOT / "configs" / "digits.yaml")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two_cpus() -> Iterator[None]:
+    """A Ray of two CPUs for one test: what one leaves, Tune's placement groups for example, is not in the way of the next."""
     here = Path(__file__).parent
     own = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}}  # for this module
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=own)
@@ -57,23 +58,26 @@ def test_a_placement_group_beside_the_run_is_named(tmp_path: Path) -> None:
     ray.util.remove_placement_group(group)
 
 
-@pytest.mark.usefixtures("two_cpus")
-def test_a_tune_trial_trains_where_its_placement_group_has_bundles_for_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example of the README; without those bundles it is told what to set."""
+def fitted(folder: Path, rates: list[float], *bundles: dict[str, float]) -> Any:
+    """Trials of Ray Tune, each a run with its own learning rate in a placement group of those bundles."""
     from ray import tune
 
-    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
-
     def trial(settings: dict[str, Any]) -> dict[str, Any]:
-        return trained(tmp_path, f"trial-{settings['lr']}", settings["lr"])
+        return trained(folder, f"trial-{settings['lr']}", settings["lr"])
 
-    def fitted(*bundles: dict[str, float]) -> Any:
-        with_bundles = tune.with_resources(trial, tune.PlacementGroupFactory(list(bundles)))
-        space = {"lr": tune.grid_search([2.0, 8.0] if len(bundles) > 1 else [2.0])}
-        where = tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0)
-        return tune.Tuner(with_bundles, param_space=space, run_config=where).fit()
+    with_bundles = tune.with_resources(trial, tune.PlacementGroupFactory(list(bundles)))
+    where = tune.RunConfig(storage_path=str(folder / "tune"), verbose=0)
+    return tune.Tuner(with_bundles, param_space={"lr": tune.grid_search(rates)}, run_config=where).fit()
 
-    refused = fitted({"CPU": 1})
-    assert "tune.PlacementGroupFactory([{'CPU': 1}, {'CPU': 1.0}])" in str(refused.errors[0])
-    results = fitted({"CPU": 1}, {"CPU": 1})
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_tune_trial_without_bundles_for_clients_is_told_what_to_set(tmp_path: Path) -> None:
+    results = fitted(tmp_path, [2.0], {"CPU": 1})
+    assert "tune.PlacementGroupFactory([{'CPU': 1}, {'CPU': 1.0}])" in str(results.errors[0])
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_tune_trials_train_where_their_placement_group_has_bundles_for_clients(tmp_path: Path) -> None:
+    """The example of the README."""
+    results = fitted(tmp_path, [2.0, 8.0], {"CPU": 1}, {"CPU": 1})
     assert [(r.metrics["rounds"], r.error) for r in results] == [(1, None)] * 2
