@@ -39,6 +39,7 @@ def test_a_client_that_always_ends_its_process_does_so_in_one_round_only(tmp_pat
     assert rows[-1]["fairness/accuracy_mean"] >= 0
 
 
+@pytest.mark.slow
 def test_a_client_that_never_comes_back_is_late_and_its_actor_replaced(tmp_path: Path) -> None:
     rows, notes, summary = run(
         tmp_path / "run",

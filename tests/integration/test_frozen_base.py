@@ -45,5 +45,9 @@ def test_a_frozen_base_stays_byte_for_byte(tmp_path: Path) -> None:
     trained, _ = trained_model(files, result.config)
     assert {n: v.tobytes() for n, v in frozen_values(trained).items()} == {n: v.tobytes() for n, v in base.items()}
     assert "Frozen parameters: sha256" in (tmp_path / "run" / "privacy_statement.md").read_text()
-    with pytest.raises(ConfigError, match="made other frozen parameters here"):  # one base a process
+
+
+@pytest.mark.slow
+def test_another_base_in_each_process_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="made other frozen parameters here"):
         fedray.run(RUN | {"model": {"kind": "python:frozenparts:by_chance"}, "rounds": 1}, output=str(tmp_path / "chance"))

@@ -103,15 +103,6 @@ class TestFaultsOfClients:
         assert result.summary["model_sha256"] == calm.summary["model_sha256"]
 
     @pytest.mark.slow
-    def test_a_client_that_always_takes_its_actor_down_is_given_up(self, tmp_path: Path) -> None:
-        notes: list[str] = []
-        model = {"kind": "python:slowparts:model", "dies": 3}
-        result = run(tmp_path / "run", notes, rounds=1, model=model, cohort={"kind": "all", "retries": 1})
-        row = RunFiles(result.output).rows()[0]["metrics"]
-        assert row["round/clients_completed"] == 3
-        assert any("client c3" in n and "its actor died 2 times in its turn" in n for n in notes)
-
-    @pytest.mark.slow
     def test_a_silo_that_dies_between_rounds_is_replaced_and_asked_again(self, tmp_path: Path) -> None:
         killed: list[int] = []
 
