@@ -183,7 +183,7 @@ def test_the_evaluator_evaluates_on_its_device(device: str, monkeypatch: pytest.
     figures = []
     for name in ("cpu", device):
         monkeypatch.setattr(evaluator, "device_of_actor", lambda name=name: name)
-        found = evaluator.Evaluator(config, data.train, CLASSES, {})
+        found = evaluator.Evaluator(config, data.train, CLASSES, "", {})
         found.ready()
         figures.append(found.evaluate(weights)[0])
     assert {str(p.device) for p in found._model.parameters()} == {device}
