@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from fedray import __version__, cli_jobs, cli_list, credentials, logs, outlets
-from fedray.errors import FedrayError, Stopped
+from fedray.errors import FedrayError, Stopped, readable
 
 #: How each status of a run ends the process. 143 and 130 are the shell's own codes for the signals.
 EXIT = {"completed": 0, "budget_reached": 3, "failed": 1}
@@ -44,7 +44,9 @@ class _Command(click.Group):
             if ctx.params.get("debug"):
                 raise
             lines = str(error).strip().splitlines() or [""]
-            click.echo(logs.error(f"fedray: unexpected {type(error).__name__}: {lines[-1]} (fedray --debug shows where)"), err=True)
+            click.echo(
+                logs.error(f"fedray: unexpected {type(error).__name__}: {readable(lines[-1])} (fedray --debug shows where)"), err=True
+            )
             ctx.exit(1)
 
 

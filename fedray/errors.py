@@ -26,7 +26,7 @@ class FedrayError(Exception):
     exit_code = 1
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(_readable(a) if isinstance(a, str) else a for a in args))
+        super().__init__(*(readable(a) if isinstance(a, str) else a for a in args))
 
     def __reduce__(self) -> tuple[Any, ...]:
         text = "" if self.__cause__ is None else "".join(traceback.format_exception(self.__cause__))
@@ -101,7 +101,8 @@ def shortened(text: str, longest: int = _LONGEST_WORD) -> str:
     return f"{text[: longest // 2]}...({len(text):,} characters)...{text[-longest // 4 :]}"
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
+    """A text whose words and lines are short enough to be read: of longer ones the two ends."""
     if len(text) <= _LONGEST_WORD:
         return text
     words = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: shortened(word[0]), text)

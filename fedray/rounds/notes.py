@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from fedray.clients.messages import ClientReport
-from fedray.errors import place_in
+from fedray.errors import place_in, readable
 
 _NAMED = 3  # besides the first
 
@@ -24,7 +24,9 @@ def client_failures(round_: int, reports: Iterable[ClientReport]) -> tuple[list[
         if report.status in ("failed", "rejected", "lost", "late", "refused"):
             place = place_in(report.traceback)
             where = f"client {report.name} on {report.node or 'no node'}"
-            told.append((report.name, f"round {round_}: {where} {report.status}: {report.error}" + (f" ({place})" if place else "")))
+            told.append(
+                (report.name, f"round {round_}: {where} {report.status}: {readable(report.error)}" + (f" ({place})" if place else ""))
+            )
             if report.traceback:
                 traces.setdefault(likeness(report.name, report.error), f"client {report.name}, round {round_}:\n{report.traceback}")
     return told, list(traces.values())

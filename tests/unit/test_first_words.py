@@ -14,10 +14,11 @@ from paths import ROOT
 from fedray import components
 from fedray.catalogue import describe
 from fedray.cli import cli
+from fedray.clients.messages import ClientReport
 from fedray.configfile import build_config, dump_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, own_place, raised
 from fedray.experiment.identity import another_run, differences, identity
-from fedray.rounds.notes import one_line_each
+from fedray.rounds.notes import client_failures, one_line_each
 from fedray.runfiles import RunFiles
 
 RAW = {
@@ -56,6 +57,19 @@ def test_thirty_notes_that_say_the_same_are_one_line() -> None:
     )
     assert second == "round 3: client other on node1 late: too slow."
     assert one_line_each([]) == []
+
+
+def test_failed_clients_are_told_with_the_place_in_their_own_code_and_one_traceback() -> None:
+    trace = 'Traceback:\n  File "/srv/parts.py", line 7, in loss\n    raise ValueError\n  File "/x/site-packages/torch/y.py", line 9, in forward\n'
+    reports = [
+        ClientReport(k, f"c{k}", "failed", error=f"ValueError: row {k} " + "x" * 100_000, traceback=trace, node="n") for k in range(3)
+    ]
+    told, traces = client_failures(4, [*reports, ClientReport(9, "c9", "done")])
+    assert [name for name, _ in told] == ["c0", "c1", "c2"]
+    assert told[0][1].startswith("round 4: client c0 on n failed: ValueError: row 0 xxx")
+    assert told[0][1].endswith("(parts.py, line 7, in loss)")
+    assert len(told[0][1]) < 1000
+    assert traces == [f"client c0, round 4:\n{trace}"]
 
 
 def test_privacy_taken_off_a_private_config_says_how() -> None:
