@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Lines:
+class JsonLines:
     """What a file of JSON lines holds.
 
     Attributes:
@@ -131,7 +131,7 @@ class Lines:
         return self.whole
 
 
-def read_lines(path: Path, good: Callable[[dict[str, Any]], bool] = lambda line: True) -> Lines:
+def read_lines(path: Path, good: Callable[[dict[str, Any]], bool] = lambda line: True) -> JsonLines:
     """Read a file of JSON lines; one that is not there has none.
 
     Args:
@@ -144,7 +144,7 @@ def read_lines(path: Path, good: Callable[[dict[str, Any]], bool] = lambda line:
     try:
         *lines, rest = path.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return Lines(path, [], [], False)
+        return JsonLines(path, [], [], False)
     except OSError as error:
         raise damaged(path, f"it cannot be read: {error.strerror or error}") from error
     whole, broken = [], []
@@ -157,7 +157,7 @@ def read_lines(path: Path, good: Callable[[dict[str, Any]], bool] = lambda line:
             whole.append(found)
         else:
             broken.append(number)
-    return Lines(path, whole, broken, bool(rest))
+    return JsonLines(path, whole, broken, bool(rest))
 
 
 def write_json(path: Path, value: Any) -> None:

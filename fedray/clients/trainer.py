@@ -32,7 +32,7 @@ from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.rng import Keyed, torch_seed
 from fedray.spans import span
-from fedray.training.charge import Charge
+from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs
 from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, LossFn, NoiseSource, secretly_seed_torch, seed_torch
@@ -186,7 +186,7 @@ class Trainer:
             job = self._job(task, fitted, lr, self._draws(task, seed)(client.index), None if noise is None else noise())
             if not private:
                 return self._algorithm.local(self.engine, self.model, x, y, job)
-            charge = Charge(job)
+            charge = TurnCharge(job)
             result = self._algorithm.local(self.engine, self.model, *charge.seal(x, y), job)
             return replace(result, history=charge.history())
 

@@ -38,7 +38,9 @@ def another_run(files: RunFiles, config: Config | None, where: object) -> Config
         then, now = {}, {}
     changes = _changes(then, now)
     begins = f"--resume: the config or the data differs from that of the run in {where} in what decides the model: "
-    ends = "Undo the change, or start a new run with another --output."
+    ends = "Undo the change, or give what is another run another --output."
+    if config is not None and config.privacy.regimes and config.privacy.ledger == "run":
+        ends = "Undo the change. Another run keeps a ledger of its own, so first name one in privacy.ledger that all runs on these records share."
     if not changes:
         return ConfigError(f"{begins}every key is as it was, so it is the data (or the run's config.yaml was changed). {ends}")
     return ConfigError(f"{begins}{changes}. {ends}")

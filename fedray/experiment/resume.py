@@ -75,9 +75,11 @@ def check_model(found: Checkpoint | None, model: Model | None, where: Path | str
     if found is None or model is None:
         return
     if found.weights.shape != (model.layout.size,):
-        raise ConfigError(f"--resume: the checkpoint in {where} is of another model; start a new run.")
+        raise ConfigError(
+            f"--resume: the checkpoint in {where} is of another model; bring back the config and the data that it was written with."
+        )
     if found.meta.get("frozen_sha256", "") != model.frozen:
         raise ConfigError(
             f"--resume: the model's frozen parameters are others than those of the checkpoint in {where}; "
-            "bring back what the model's factory read, or start a new run."
+            "bring back what the model's factory read."
         )

@@ -20,7 +20,7 @@ from fedray.data.transforms import Transform
 from fedray.experiment.finished import trained_model
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading
-from fedray.tracking.modelfolder import About, Built, Table
+from fedray.tracking.modelfolder import About, Built, ColumnRows
 from fedray.training.losses import VALUE_LOSSES
 
 
@@ -104,9 +104,9 @@ def _as_trained(config: Config, facts: _Facts, transform: Transform, gives: str)
     return About(takes, gives, facts.class_labels, _table([Column(name) for name in facts.columns]), raw=False)
 
 
-def _table(columns: Sequence[Column]) -> Table | None:
+def _table(columns: Sequence[Column]) -> ColumnRows | None:
     described = [{"name": c.name} if c.values is None else {"name": c.name, "values": list(c.values)} for c in columns]
-    return Table(described, rows.FILE, Path(rows.__file__), "fedray_rows") if columns else None
+    return ColumnRows(described, rows.FILE, Path(rows.__file__), "fedray_rows") if columns else None
 
 
 def _takes(config: Config, facts: _Facts, columns: Sequence[Column]) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.errors import ConfigError, FedrayError
-from fedray.storage import Lines, read_json, read_lines, write_json
+from fedray.storage import JsonLines, read_json, read_lines, write_json
 
 METRICS = "metrics.jsonl"
 STATE = "tracking.json"
@@ -110,7 +110,7 @@ def _state(raw: Mapping[str, Any]) -> State:
     return state
 
 
-def journal(run_dir: Path) -> Lines:
+def journal(run_dir: Path) -> JsonLines:
     """``metrics.jsonl`` as it is."""
     return read_lines(run_dir / METRICS, _is_row)
 
@@ -130,7 +130,7 @@ def read_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
     yield from journal(run_dir).whole
 
 
-def shortcomings(lines: Lines, rounds: int) -> list[str]:
+def shortcomings(lines: JsonLines, rounds: int) -> list[str]:
     """What a journal lacks of the rows of rounds 1 to ``rounds``, or of those that it reaches: a sentence for each kind."""
     name, times = lines.path, Counter(row["round"] for row in lines.whole)
     there = sorted(times)

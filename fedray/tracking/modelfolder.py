@@ -29,7 +29,7 @@ _MOST_SHOWN = 4000  # characters of a tag; MLflow takes 5000
 
 
 @dataclass(frozen=True)
-class Table:
+class ColumnRows:
     """The columns of a table, and the code that reads its rows.
 
     Attributes:
@@ -60,7 +60,7 @@ class About:
     takes: str = "Takes an array as the signature says"
     gives: str = "gives the model's outputs"
     class_labels: Sequence[Any] = ()
-    table: Table | None = None
+    table: ColumnRows | None = None
     raw: bool = True
 
     @property
@@ -176,7 +176,7 @@ def _save(built: Built, folder: Path, run_id: str) -> Any:
     return fields
 
 
-def _name_columns(fields: Any, table: Table, target: Path, scratch: Path, outputs: Any, needed: Sequence[str]) -> None:
+def _name_columns(fields: Any, table: ColumnRows, target: Path, scratch: Path, outputs: Any, needed: Sequence[str]) -> None:
     """Give a saved model that takes columns by position a caller that takes them by name, and the signature for that."""
     import mlflow.pyfunc
     import pandas as pd

@@ -16,7 +16,7 @@ from fedray.errors import ClaimVoid
 from fedray.training.engine import LocalJob
 
 
-class Charge:
+class TurnCharge:
     """What was charged for one client's turn, and what has run on its records so far.
 
     Args:
@@ -71,11 +71,11 @@ class Charge:
 class Sealed(Tensor):
     """A tensor of a client's records that has a shape, a dtype and a device, and no values."""
 
-    charge: Charge
+    charge: TurnCharge
     _records: Tensor
 
     @staticmethod
-    def __new__(cls, values: Tensor, charge: Charge) -> Sealed:
+    def __new__(cls, values: Tensor, charge: TurnCharge) -> Sealed:
         """A tensor without memory, like ``values``."""
         made: Sealed = torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype, device=values.device)
         made._records, made.charge = values, charge
@@ -100,6 +100,6 @@ def opened(records: Tensor) -> Tensor:
     return records._records if isinstance(records, Sealed) else records
 
 
-def charge_of(*records: Tensor) -> Charge | None:
+def charge_of(*records: Tensor) -> TurnCharge | None:
     """What was charged for training on these records; None where the caller counts."""
     return next((r.charge for r in records if isinstance(r, Sealed)), None)

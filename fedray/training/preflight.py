@@ -22,7 +22,7 @@ from fedray.training.compiled import as_written
 from fedray.training.coupling import couples_records, output_shape
 from fedray.training.engine import Clipping, Engine, LossFn, seeded_torch
 from fedray.training.kept import OWN, kept
-from fedray.training.probe import Probe
+from fedray.training.probe import StepProbe
 from fedray.training.recorddraws import patterns_of
 from fedray.training.synthetic import odd, synthetic_records, without_dropout
 
@@ -104,7 +104,7 @@ def sensitivity_check(
     model = make_model().to(device)
     large = sum(p.numel() for p in model.parameters()) > _LARGE
     x, y = synthetic_records(_FEW_RECORDS if large else _RECORDS, shape, outputs, classes, vocabulary)
-    probe = Probe(engine, model, loss, one_step, x.to(device), y.to(device), clipping)
+    probe = StepProbe(engine, model, loss, one_step, x.to(device), y.to(device), clipping)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # many short steps: sharing them out costs more than it gains, most of all on a busy machine
@@ -144,7 +144,7 @@ def sensitivity_check(
     return max(worst, alone)
 
 
-def _patterns(probe: Probe) -> frozenset[tuple[tuple[int, ...], int, int]] | None:
+def _patterns(probe: StepProbe) -> frozenset[tuple[tuple[int, ...], int, int]] | None:
     """How the shapes of what the model draws hold records; None where it draws nothing."""
     n = odd(len(probe.x))[0]  # of those before the odd ones
     shapes, keys = probe.draws(n)
@@ -158,7 +158,7 @@ def _patterns(probe: Probe) -> frozenset[tuple[tuple[int, ...], int, int]] | Non
     return patterns_of(lambda count: probe.draws(count)[0], n)
 
 
-def _check_kept(probe: Probe, model: nn.Module) -> None:
+def _check_kept(probe: StepProbe, model: nn.Module) -> None:
     """Refuse what keeps something between calls: tried without the NaN first, which may hide it."""
     n = len(probe.x)
     plain = [i for i in range(n) if i not in odd(n)]
@@ -204,7 +204,7 @@ def _kept_refusal(path: str) -> PrivacyRefusal:
     )
 
 
-def _in_float64(probe: Probe, clip: float) -> tuple[Probe, float]:
+def _in_float64(probe: StepProbe, clip: float) -> tuple[StepProbe, float]:
     """The probe in float64 with the tolerance to hold it to; as it is, where the model or loss is tied to float32."""
     exact = replace(probe, model=copy.deepcopy(probe.model).double(), x=_double(probe.x), y=_double(probe.y))
     try:
@@ -218,7 +218,7 @@ def _double(values: Tensor) -> Tensor:
     return values.double() if values.is_floating_point() else values
 
 
-def _measure(probe: Probe, clip: float, left_out: int) -> float:
+def _measure(probe: StepProbe, clip: float, left_out: int) -> float:
     """The largest sensitivity over the clip norm."""
     n = len(probe.x)
     everyone, plain = _groups(probe)
@@ -238,19 +238,19 @@ def _measure(probe: Probe, clip: float, left_out: int) -> float:
     )
 
 
-def _groups(probe: Probe) -> tuple[Tensor, Tensor]:
+def _groups(probe: StepProbe) -> tuple[Tensor, Tensor]:
     """All records, and all but the odd ones."""
     n = len(probe.x)
     everyone = torch.arange(n, device=probe.x.device)
     return everyone, everyone[[i not in odd(n) for i in range(n)]]
 
 
-def _sensitivity(probe: Probe, everyone: Tensor, chosen: Sequence[int], clip: float, whole: Tensor | None = None) -> float:
+def _sensitivity(probe: StepProbe, everyone: Tensor, chosen: Sequence[int], clip: float, whole: Tensor | None = None) -> float:
     whole = probe.sum(everyone, clip) if whole is None else whole
     return max(_norm(whole - probe.sum(everyone[everyone != i], clip)) / clip for i in chosen)
 
 
-def _check_gradients(probe: Probe, clip: float) -> None:
+def _check_gradients(probe: StepProbe, clip: float) -> None:
     """Refuse an engine whose clipped sum is not that of the records' gradients, each computed by autograd from that record alone."""
     everyone, plain = _groups(probe)
     alone = {i: probe.gradient(everyone[i : i + 1]) for i in everyone.tolist()}
@@ -280,7 +280,7 @@ def _check_gradients(probe: Probe, clip: float) -> None:
         )
 
 
-def _one(probe: Probe, i: int, clip: float) -> Tensor:
+def _one(probe: StepProbe, i: int, clip: float) -> Tensor:
     record = torch.tensor([i], device=probe.x.device)
     try:
         return probe.sum(record, clip)

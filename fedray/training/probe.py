@@ -32,7 +32,7 @@ class _Silence:
 
 
 @dataclass
-class Probe:
+class StepProbe:
     """Runs a model, a loss and an engine on some of the synthetic records; every step starts from the same weights.
 
     Attributes:

@@ -131,8 +131,8 @@ def finished(folder: Path, *overrides: str) -> Path:
     files.config.write_text(dump_config(config))
     shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size, "tokens": model.tokens}
     files.partition.write_text(json.dumps({"model": shape}))
-    files.write_summary({"status": "completed", "rounds": 0})
     files.save_model(model.layout, model.weights)
+    files.write_summary({"status": "completed", "rounds": 0})
     return files.root
 
 

@@ -21,7 +21,7 @@ from fedray.training.dpsgd import ghost, hooks
 from fedray.training.engine import LocalJob, LocalResult
 from fedray.training.losses import LOSSES, cross_entropy
 from fedray.training.preflight import CODE, TOLERANCE, sensitivity_check
-from fedray.training.probe import Probe
+from fedray.training.probe import StepProbe
 from fedray.training.recorddraws import patterns_of
 
 TRAINING = Training(lr=0.1, sampling_rate=0.25, steps=5, expected_batch=36.0, momentum=0.9, weight_decay=0.1)
@@ -221,7 +221,7 @@ def test_a_record_that_is_not_finite_or_left_out_changes_nobody_elses_masks(engi
     draws = torch.Generator().manual_seed(1)
     x, y = torch.randn(9, 6, generator=draws), torch.arange(9) % 3
     x[0, 2], x[4] = float("nan"), float("inf")
-    probe = Probe(
+    probe = StepProbe(
         engine, net, cross_entropy, TRAINING.model_copy(update={"sampling_rate": 1.0, "steps": 1, "expected_batch": 1.0}), x, y, "flat"
     )
     probe.patterns = patterns_of(lambda n: probe.draws(n)[0], 4)
