@@ -7,10 +7,33 @@ from pathlib import Path
 
 import pytest
 
+_running = False  # whether the cluster of these tests is up
 
-@pytest.fixture(scope="module")
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share the cluster come first, so that it is started once."""
+    items.sort(key=lambda item: "cluster" not in getattr(item, "fixturenames", ()))
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Other tests find no Ray running."""
+    if "cluster" not in getattr(nextitem, "fixturenames", ()):
+        _stop()
+
+
+def _stop() -> None:
+    global _running
+    if _running:
+        import ray
+
+        ray.shutdown()
+        _running = False
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A local Ray with six logical CPUs, shared by the tests of a module; tests of other modules find none running."""
+    """A local Ray with six logical CPUs, shared by all tests that ask for it."""
+    global _running
     import logging
 
     import ray
@@ -29,5 +52,6 @@ def cluster() -> Iterator[None]:
         object_store_memory=300 * 2**20,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},  # for python: parts of the tests
     )
+    _running = True
     yield
-    ray.shutdown()
+    _stop()

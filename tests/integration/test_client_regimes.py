@@ -76,6 +76,7 @@ def test_a_resumed_run_begins_a_new_tree(tmp_path: Path) -> None:
     assert dict(spent) == {Tree(4.0, 4): 1, Tree(4.0, 6): 1}
 
 
+@pytest.mark.slow
 def test_two_units_have_two_books_and_two_figures(tmp_path: Path) -> None:
     joint = {"noise_multiplier": 1.0, "clip": 1.0, "delta": 1e-3}
     result = run(tmp_path / "run", {**RECORD, "regime": ["record", "client"], "joint": joint}, training=LOCAL, rounds=2)

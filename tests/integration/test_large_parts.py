@@ -74,6 +74,7 @@ def test_clients_whose_part_waits_are_trained_again_when_its_actor_dies(
     assert total.values.tobytes() == expected.values.tobytes()
 
 
+@pytest.mark.slow
 def test_everyone_ends_once_where_the_deadline_passes_while_a_part_waits(ground: Ground) -> None:
     pool = ground.pool(2, grace=0.0)
     pool.wait_ready(60.0, True)

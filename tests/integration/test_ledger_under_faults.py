@@ -50,6 +50,7 @@ def compare(output: Path, log: Path) -> tuple[dict[str, float], dict[str, float]
     return claimed, {f"silo-{k}": step_epsilon(seen[f"silo-{k}"]) for k in range(CLIENTS)}
 
 
+@pytest.mark.slow
 def test_nothing_killed_the_ledger_is_exact(tmp_path: Path) -> None:
     result = fedray.run(config(tmp_path / "log"), output=str(tmp_path / "run"))
     assert result.status == "completed"
@@ -102,7 +103,7 @@ def killed_once(directory: Path, victim: str, draw: random.Random) -> None:
         assert claimed[client] >= epsilon * (1 - 1e-9), f"{client} after killing {victim}"
 
 
-@pytest.mark.parametrize("victim", ["ClientHost", "Experiment"])
+@pytest.mark.parametrize("victim", [pytest.param("ClientHost", marks=pytest.mark.slow), "Experiment"])
 def test_killed_once(victim: str, tmp_path: Path) -> None:
     killed_once(tmp_path, victim, random.Random(victim))
 

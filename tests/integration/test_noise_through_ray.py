@@ -97,6 +97,7 @@ class TestNoiseThatReachesTheModel:
         z = (1.0**-2 - (2 * 0.6) ** -2) ** -0.5
         check_normal(moved, z * 0.5 / CLIENTS * math.sqrt(2))
 
+    @pytest.mark.slow
     def test_tree_aggregation(self, tmp_path: Path) -> None:
         privacy = {"regime": "client", "mechanism": {"kind": "tree"}, "noise_multiplier": 1.0, "clip": 1.0}
         moved = run(tmp_path / "t", 5, privacy, cohort={"kind": "cyclic", "size": 1})
@@ -110,11 +111,13 @@ class TestNoiseThatReachesTheModel:
         c /= np.linalg.norm(c, axis=0).max()
         check_normal(moved, float(np.linalg.norm(np.linalg.inv(c).sum(axis=0))) / 4)
 
+    @pytest.mark.slow
     def test_local_gaussian(self, tmp_path: Path) -> None:
         moved = run(tmp_path / "l", 2, {"regime": "local", "noise_multiplier": 3.0, "clip": 0.5})
         check_normal(moved, 3.0 * 0.5 * math.sqrt(2 / CLIENTS))
 
-    @pytest.mark.parametrize("kind", ["ddg", pytest.param("skellam", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["ddg", "skellam"])
     def test_distributed_noise_has_its_discrete_law(self, kind: str, tmp_path: Path) -> None:
         mechanism = {"kind": kind, "scale": 4.0, "bits": 16}
         privacy = {"regime": "distributed", "mechanism": mechanism, "noise_multiplier": 1.5, "clip": 0.5}

@@ -56,6 +56,7 @@ class TestFaultsOfClients:
         assert np.isfinite(result.summary["final"]["eval/loss"])
         assert result.summary["faults"]["client_failures"] == 4
 
+    @pytest.mark.slow
     def test_where_whole_clients_are_protected_a_failing_one_changes_nothing_that_is_released(self, tmp_path: Path) -> None:
         notes: list[str] = []
         sections: dict[str, Any] = {
@@ -133,6 +134,7 @@ class TestFaultsOfClients:
         result = run(tmp_path / "run", clients=clients)
         assert [r["metrics"]["round/clients_completed"] for r in RunFiles(result.output).rows()] == [4, 4]
 
+    @pytest.mark.slow
     def test_a_place_that_does_not_exist_is_named_with_what_it_asks_for(self, tmp_path: Path) -> None:
         resources = {"cpu": 0.5, "labels": {"region": "mars"}}
         with pytest.raises(FedrayError, match=r"are not up after 4 s .*first c0, which asks for .*mars.*the cluster has"):
@@ -163,7 +165,8 @@ class TestFaultsOfClients:
         assert 0 <= final["eval/accuracy"] <= 1
         assert {r["metrics"]["round/clients_sampled"] for r in rows} != {4}
 
-    @pytest.mark.parametrize("records", [pytest.param(80, marks=pytest.mark.slow), 20_000], ids=["small", "large"])  # large ones come later
+    @pytest.mark.slow
+    @pytest.mark.parametrize("records", [80, 20_000], ids=["small", "large"])  # large ones come later
     def test_python_objects_instead_of_import_paths(self, records: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         from torch import nn
 

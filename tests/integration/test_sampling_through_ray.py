@@ -56,6 +56,7 @@ class TestRates:
         assert len(rows) == rounds
         assert not any(key.startswith("round/clients") for row in rows for key in row)  # who and how many is not released
 
+    @pytest.mark.slow
     def test_poisson_batches(self, tmp_path: Path) -> None:
         log, q, steps, rounds = tmp_path / "batches", 0.1, 20, 3
         fedray.run(

@@ -92,6 +92,7 @@ def test_an_actor_that_is_lost_takes_the_sum_with_it(expected: bytes, tmp_path: 
     assert again.values.tobytes() == expected
 
 
+@pytest.mark.slow
 def test_what_is_still_being_trained_for_a_lost_sum_is_trained_again(expected: bytes, tmp_path: Path) -> None:
     hold = tmp_path / "hold"
     hold.touch()

@@ -46,6 +46,7 @@ def test_silos_alone_and_together_train_the_same_model(tmp_path: Path) -> None:
         assert [(row["client"], row["records"], len(row["classes"])) for row in partition["rows"]] == [("north", 18, 3), ("south", 18, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_silos_with_a_public_test_set_are_evaluated_at_the_driver(tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
