@@ -12,7 +12,8 @@ from fedray.errors import DataError
 
 Fold = Literal["train", "test", "other"]
 
-_FOLDS: dict[str, Fold] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_FOLDS: dict[str, Fold] = dict.fromkeys(("train", "training", "trainset", "traindata"), "train")
+_FOLDS |= dict.fromkeys(("test", "testing", "testset", "testdata"), "test")
 _FOLDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "other")
 _PARQUET = re.compile(r".*\.(parquet|parq|pq)(\.(gz|gzip|snappy|zstd|brotli|lz4))?", re.IGNORECASE)
 _LEFT_OUT = re.compile(r".*\.(tsv|csv\.(gz|bz2|xz|zip|zst))", re.IGNORECASE)

@@ -20,7 +20,9 @@ from fedray.data.rows import key as label_key
 from fedray.errors import DataError
 
 #: What a missing label looks like once it was turned into text.
-_MISSING_TEXT = frozenset(("", "nan", "-nan", "NaN", "None", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL"))
+_MISSING_TEXT = frozenset(
+    ("", "nan", "-nan", "NaN", "NAN", "-NaN", "None", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA", "null", "NULL", "Null")
+)
 _KINDS = ((bool | np.bool_, np.bool_), (Integral, np.int64), (Real, np.float64), (str, np.str_))
 
 
@@ -73,6 +75,8 @@ def label_array(values: npt.ArrayLike, where: str, known: Sequence[Label] | None
         DataError: missing or masked labels (how many, and the first), labels of several types, or of another one.
     """
     array = plain_array(values, "labels", where)
+    if array.dtype.kind == "U" and isinstance(values, list | tuple):  # NumPy made text of all that was beside text
+        array = np.asarray(values, dtype=object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -83,8 +87,10 @@ def label_array(values: npt.ArrayLike, where: str, known: Sequence[Label] | None
         raise DataError(f"{where}: labels are of type {array.dtype}; expected integers, text, or floats (regression).")
     if array.dtype.kind == "f":
         _refuse_missing(np.isnan(array), where)
-        if not np.isfinite(array).all():
-            raise DataError(f"{where}: the label of record {int(np.isinf(array).argmax()) + 1} is not a finite number; clean the data.")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(np.float32))
+        if not finite.all():
+            raise DataError(f"{where}: the label of record {int(finite.argmin()) + 1} is not a finite number of float32; clean the data.")
     return array
 
 

@@ -9,27 +9,43 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 FILE = "columns.json"
+_EXACT = 2**53  # beyond it a float is no longer one whole number
+_EXACT_FLOAT32 = 2**24
 
 
-def key(value: Any) -> str | float:
-    """What labels and cells are compared by: ``1``, ``1.0`` and ``"1"`` are the same value."""
+def key(value: Any) -> str | int | float:
+    """What labels and cells are compared by: ``1``, ``1.0`` and ``"1"`` are the same value; whole numbers of any length differ."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if not math.isfinite(number):
+            return str(value)
+    except (TypeError, ValueError, OverflowError):
         return str(value)
-    return number if math.isfinite(number) else str(value)
+    if isinstance(value, str) and abs(number) >= _EXACT:
+        try:
+            return int(value)
+        except ValueError:  # such as 1e30
+            pass
+    return number
 
 
 def codes(values: list[Any]) -> list[float]:
-    """What stands for the values of a column of categories in the model's input: numbers stand for themselves, texts are counted from 0."""
+    """What stands for the values of a column of categories in the model's input.
+
+    Numbers stand for themselves; texts, and numbers that float32 does not keep apart from others (20240101), are counted from 0.
+    """
     keys = [key(value) for value in values]
-    return [float(k) for k in keys] if all(isinstance(k, float) for k in keys) else [float(n) for n in range(len(keys))]
+    numbers = [float(k) for k in keys if not isinstance(k, str) and abs(k) < _EXACT_FLOAT32]
+    if len({np.float32(number) for number in numbers}) == len(keys):
+        return numbers
+    return [float(n) for n in range(len(keys))]
 
 
 class RowEncoder:
@@ -61,7 +77,10 @@ class RowEncoder:
 def _numbers(cells: Any, name: str) -> Any:
     import pandas as pd
 
-    numbers = np.asarray(pd.to_numeric(cells, errors="coerce"), dtype=np.float64)
+    if getattr(cells.dtype, "kind", "O") in "mM":
+        raise ValueError(f"column {name!r} holds dates or times ({cells.dtype}), but the model knows it as numbers.")
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(pd.to_numeric(cells, errors="coerce"), dtype=np.float64).astype(np.float32)
     if not np.isfinite(numbers).all():
         row = int(np.argmin(np.isfinite(numbers)))
         raise ValueError(f"column {name!r} has {cells.iloc[row]!r} in row {row + 1}, which is not a number; leave such rows out.")

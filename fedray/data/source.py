@@ -21,6 +21,8 @@ from fedray.data.labels import label_array, missing_values, number_classes, plai
 from fedray.data.records import Features, Indices, Label, Targets
 from fedray.errors import DataError
 
+#: What "no client" looks like once it was turned into text.
+_NO_CLIENT = frozenset(("nan", "NaN", "None", "NaT", "<NA>", "null", "NULL"))
 _BLOCK = 8192  # rows converted or checked at once: keeps scratch memory small beside the data
 
 #: Features as a source holds them: float32, int64 tokens, or uint8 images (0..255, made 0..1 when gathered).
@@ -117,7 +119,11 @@ def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"{where}: the client name '{twice}' stands twice; client names must differ.")
+    alike: dict[str, str] = {}
     for name in names:
+        other = alike.setdefault(" ".join(name.split()), name)
+        if other != name:
+            raise DataError(f"{where}: the client names {other!r} and {name!r} differ in spaces only; make them one.")
         if not name or len(name) > 200 or name.startswith(".") or not name.isprintable() or any(c in "/\\" for c in name):
             raise DataError(f"{where}: {name!r} cannot be a client's name (it serves as a file name); use letters, digits, '-' and '_'.")
     return tuple(names)
@@ -133,12 +139,18 @@ def group_codes(values: npt.ArrayLike, where: str) -> tuple[Indices, tuple[str, 
     if array.ndim != 1:
         raise DataError(f"{where}: the client of each record should be one value a record, but has shape {array.shape}.")
     missing = missing_values(array)
+    if array.dtype.kind in "OUT":
+        missing |= np.array([isinstance(value, str) and value in _NO_CLIENT for value in array], dtype=np.bool_)
     if missing.any():
         raise DataError(
             f"{where}: {int(missing.sum())} records say of no client that they are its, the first is record {int(missing.argmax()) + 1}."
         )
+    if array.dtype.kind == "f" and (np.abs(array) >= 2**53).any():
+        raise DataError(
+            f"{where}: the clients are numbers of more than 15 digits, kept as floats, of which several are one; make them text."
+        )
     if array.dtype.kind in "OUST":
-        array = array.astype(str)
+        array = np.array([value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in array])
     found, codes = np.unique(array, return_inverse=True)
     names = [str(int(v)) if isinstance(v, np.number) and float(v).is_integer() else str(v) for v in found]
     return codes.astype(np.int64), check_names(names, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv as csvfile
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,8 @@ from fedray.data.folds import TestFold, check_fold, need_test, test_rows
 from fedray.data.source import Raw, Silos, Source, Whole, check_names, existing
 from fedray.data.table import Cell, MissingRows, Table, shape_tables
 from fedray.errors import DataError
+
+_WHOLE = re.compile(r"-?\d{1,18}(\.0+)?")
 
 
 def csv(
@@ -76,7 +79,7 @@ def csv(
     folder = Path(where).expanduser()
 
     def read(path: Path, argument: str) -> Any:
-        return _read(existing(path, argument), [str(m) for m in missing], delimiter)
+        return _read(existing(path, argument), [str(m) for m in missing], delimiter, silo)
 
     def load(path: Path, test_file: Path | None, of_silo: bool) -> Raw:
         train, own, tested = read(path, "data.source"), None, None
@@ -115,7 +118,7 @@ def csv(
     )
 
 
-def _read(path: Path, missing: list[str], delimiter: str) -> Any:
+def _read(path: Path, missing: list[str], delimiter: str, silo: str | None) -> Any:
     import pandas as pd
 
     try:
@@ -131,8 +134,9 @@ def _read(path: Path, missing: list[str], delimiter: str) -> Any:
             raise DataError(f"{path}: the column '{twice.pop()}' stands twice in the header; rename one.")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
+            table = pd.read_csv(
                 path,
+                dtype={} if silo is None else {silo: str},  # as numbers, 01 and 1 would be one client, and so would long ones
                 sep=delimiter,
                 na_values=missing,
                 keep_default_na=False,
@@ -141,6 +145,9 @@ def _read(path: Path, missing: list[str], delimiter: str) -> Any:
                 encoding="utf-8-sig",
                 float_precision="round_trip",
             )
+            if silo in table.columns:
+                table[silo] = _client_names(table[silo], path)
+            return table
     except pd.errors.EmptyDataError:
         raise DataError(f"{path}: is empty; expected a header line and records.") from None
     except (pd.errors.ParserError, pd.errors.ParserWarning, csvfile.Error) as error:
@@ -149,6 +156,31 @@ def _read(path: Path, missing: list[str], delimiter: str) -> Any:
         raise DataError(f"{path}: is not UTF-8 text; convert it.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}).") from None
+
+
+def _client_names(cells: Any, where: Path) -> Any:
+    """A column of text, as whole numbers where all cells are: their order is that of the clients.
+
+    Raises:
+        DataError: two texts that are one number.
+    """
+    import pandas as pd
+
+    known = cells.dropna().unique().tolist()
+    if not all(_WHOLE.fullmatch(cell) for cell in known):
+        return cells
+    number = {cell: int(cell.partition(".")[0]) for cell in known}
+    first: dict[int, str] = {}
+    for cell in known:
+        if first.setdefault(number[cell], cell) != cell:
+            raise DataError(
+                f"{where}: '{first[number[cell]]}' and '{cell}' in column '{cells.name}' are one client or two; write them alike."
+            )
+    return cells if any(_padded(cell) for cell in known) else pd.array([number.get(cell, pd.NA) for cell in cells], dtype="Int64")
+
+
+def _padded(cell: str) -> bool:
+    return cell[0] == "0" and cell[1:2].isdigit()
 
 
 SOURCES = {"csv": csv}

@@ -79,14 +79,17 @@ def parquet(
 
     def load() -> Raw:
         root, name = existing(where, "data.source"), f"parquet:{where}"
+        unread = [column for column in drop if column not in (label, silo, fold)]
         train_files, test_files = parquet_files(root, existing(test, "data.test") if test is not None else None, fold is not None)
-        return shape_arrow(_read(train_files, root, name), _read(test_files, root, name) if test_files else None, columns, name)
+        return shape_arrow(
+            _read(train_files, root, name, unread), _read(test_files, root, name, unread) if test_files else None, columns, name
+        )
 
     return Whole(load)
 
 
-def _read(files: list[Path], root: Path, where: str) -> Any:
-    """The files as one table: the first one's columns in its order, and those that the folders give."""
+def _read(files: list[Path], root: Path, where: str, drop: Sequence[str]) -> Any:
+    """The files as one table: the first one's columns in its order, and those that the folders give; not all need have those to drop."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -107,6 +110,12 @@ def _read(files: list[Path], root: Path, where: str) -> Any:
         for key, value in own.items():
             cells = pa.nulls(len(tables[i])) if value is None else pa.array([int(value) if key in whole else value] * len(tables[i]))
             tables[i] = tables[i].append_column(key, cells.cast(pa.int64() if key in whole else pa.string()))
+    for name in drop:
+        held = [name in table.schema.names for table in tables]
+        if any(held):  # nobody reads it: one type for all
+            tables = [
+                (t.drop_columns(name) if has else t).append_column(name, pa.nulls(len(t))) for t, has in zip(tables, held, strict=True)
+            ]
     return joined(tables, [str(file) for file in files], where)
 
 

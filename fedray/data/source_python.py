@@ -56,8 +56,8 @@ def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: 
     checked = check_arguments(made, {**arguments, **{k: v for k, v in given.items() if k in taken}}, "data")
     count = None if classes == "own" else classes
     if not inspect.isclass(made):
-        return Whole(lambda: _whole(made(**checked), name, count, labels))
-    silos: Any = made(**checked)
+        return Whole(lambda: _whole(_call(name, made, **checked), name, count, labels))
+    silos: Any = _call(name, made, **checked)
     if not (callable(getattr(silos, "clients", None)) and callable(getattr(silos, "load", None))):
         raise DataError(f"{name}: a class needs clients(), load(client) and classes; a function returns {_SHAPES}.")
     names = check_names([str(n) for n in _call(name, silos.clients)], name)

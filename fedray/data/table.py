@@ -23,6 +23,7 @@ from fedray.errors import DataError
 
 Cell = str | int | float
 MissingRows = Literal["drop", "refuse"]
+_EXACT = 2**53  # beyond it a float is no longer one whole number
 #: What pandas and Arrow call a column that has no name: most often row numbers that were written along.
 _NAMELESS = re.compile(r"\s*|Unnamed: \d+(\.\d+)*|__index_level_\d+__")
 
@@ -315,5 +316,8 @@ def _labels(series: Any, table: Table, where: str) -> Any:
                 f"{where}: the label '{table.label}' has values that are not whole numbers; "
                 "set data.regression=true, or make classes with data.label_threshold."
             )
+        if not (np.abs(values) < _EXACT).all():
+            odd = values[~(np.abs(values) < _EXACT)][0]
+            raise DataError(f"{where}: the label '{table.label}' has the value {odd:g}, which no class number can be; clean the data.")
         return values.astype(np.int64)
     return values
