@@ -16,7 +16,7 @@ _FOLDS: dict[str, Fold] = dict.fromkeys(("train", "training", "trainset", "train
 _FOLDS |= dict.fromkeys(("test", "testing", "testset", "testdata"), "test")
 _FOLDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "other")
 _PARQUET = re.compile(r".*\.(parquet|parq|pq)(\.(gz|gzip|snappy|zstd|brotli|lz4))?", re.IGNORECASE)
-_LEFT_OUT = re.compile(r".*\.(tsv|csv\.(gz|bz2|xz|zip|zst))", re.IGNORECASE)
+_LEFT_OUT = re.compile(r".*\.(tsv|xlsx?|ods|parquet|csv\.(gz|bz2|xz|zip|zst))", re.IGNORECASE)
 _HIVE = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -25,7 +25,7 @@ def csv_files(folder: Path, test: Path | None = None) -> list[Path]:
     """The folder's ``.csv`` files (in whatever case that is written) except the test set's, in order of their names.
 
     Raises:
-        DataError: there are none, or a table that would be left out, as it is compressed or separated by tabs.
+        DataError: there are none, one whose name says that it is a test set, or a table in another form, which would be left out.
     """
     entries = sorted(path for path in folder.iterdir() if not path.is_dir())
     left_out = [path.name for path in entries if _LEFT_OUT.fullmatch(path.name)]
@@ -36,10 +36,12 @@ def csv_files(folder: Path, test: Path | None = None) -> list[Path]:
         files = [path for path in files if not path.samefile(test)]
     if not files:
         raise DataError(f"data.source: the folder '{folder}' holds no .csv files.")
-    if {"train", "test"} <= {path.stem.lower() for path in files}:
+    said = {_FOLDS.get(word): path.name for path in files for word in _words(path.stem)}
+    tested = said.get("test") if "train" in said else next((path.name for path in files if path.stem.lower() == "test"), None)
+    if tested is not None:
         raise DataError(
-            f"data.source: each file of the folder '{folder}' is a client, but they are called train and test; "
-            "name the training file in data.source and the other in data.test, or rename the clients."
+            f"data.source: each file of the folder '{folder}' is a client, but '{tested}' looks like a test set; "
+            "name it in data.test, and of a single training file that in data.source; or rename the clients, or list them in data.silos."
         )
     return files
 

@@ -50,7 +50,11 @@ def decode_images(encoded: Sequence[bytes | None], where: str) -> npt.NDArray[np
                     )
                 converted = image if image.mode == mode else image.convert(mode)
                 out[i] = np.frombuffer(converted.tobytes(), dtype=np.uint8).reshape(out.shape[1:])
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except UnidentifiedImageError:
+            raise DataError(
+                f"{where}: image {i + 1} cannot be decoded, it is in no known format; of a table with a column of bytes, name the features in data.features."
+            ) from None
+        except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{where}: image {i + 1} cannot be decoded ({error}).") from None
     assert out is not None  # `encoded` is not empty
     return np.moveaxis(out, 3, 1)

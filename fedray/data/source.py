@@ -200,6 +200,11 @@ def build(
             raise DataError(
                 f"{where}: training records have shape {features.shape[1:]}, test records {pairs[1][0].shape[1:]}; they must agree."
             )
+        if pairs[1][0].dtype != features.dtype:
+            raise DataError(
+                f"{where}: training records are {features.dtype}, test records {pairs[1][0].dtype}, which are read in different ways "
+                "(uint8 as images 0..255, other integers as tokens); make them of one type."
+            )
     numbered = number_classes([pair[1] for pair in pairs], where, classes, labels, class_labels)
     codes: Indices | None = None
     names: tuple[str, ...] = ()

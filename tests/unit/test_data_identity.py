@@ -105,6 +105,13 @@ def test_clients_of_other_kinds_have_names() -> None:
     assert group_codes(lists, "here")[1] == ("[1]", "[2]")
 
 
+@pytest.mark.parametrize(("train", "test"), [("f4", "u1"), ("u1", "f4"), ("f4", "i8")])
+def test_a_test_set_that_would_be_read_in_another_way(train: str, test: str) -> None:
+    y = np.array([0, 1])
+    with pytest.raises(DataError, match="which are read in different ways"):
+        build("here", np.zeros((2, 3), dtype=train), y, test=(np.zeros((2, 3), dtype=test), y))
+
+
 def test_parts_may_lack_columns_that_are_dropped(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "parts").mkdir()

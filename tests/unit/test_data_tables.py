@@ -172,7 +172,7 @@ def test_csv_files_in_any_case_are_silos(tmp_path: Path) -> None:
         load_client(Data.model_validate({**section, "silos": ["b", "A"]}), 0, "b")
 
 
-@pytest.mark.parametrize("name", ["b.csv.gz", "b.tsv", "B.TSV", "b.CSV.zip"])
+@pytest.mark.parametrize("name", ["b.csv.gz", "b.tsv", "B.TSV", "b.CSV.zip", "b.xlsx"])
 def test_tables_in_another_form_are_not_left_out_without_a_word(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.csv").write_text("u,y\n1,0\n")
     (tmp_path / name).write_text("u\ty\n1\t0\n")
@@ -347,13 +347,18 @@ def test_frames_of_features_keep_their_names(monkeypatch: pytest.MonkeyPatch) ->
             load("python:my_frames:give", **NATURAL)
 
 
-def test_a_folder_of_train_and_test_is_no_folder_of_silos(tmp_path: Path) -> None:
-    for name in ("train.csv", "Test.CSV"):
+@pytest.mark.parametrize(
+    ("names", "test"), [("train.csv Test.CSV", "Test.CSV"), ("u_train.csv u_test.csv", "u_test.csv"), ("u.csv test.csv", "test.csv")]
+)
+def test_a_test_set_is_no_silo(tmp_path: Path, names: str, test: str) -> None:
+    for name in names.split():
         (tmp_path / name).write_text("u,y\n1,0\n")
-    with pytest.raises(
-        DataError, match=r"they are called train and test; name the training file in data\.source and the other in data\.test"
-    ):
+    with pytest.raises(DataError, match=rf"but '{test}' looks like a test set; name it in data\.test"):
         load(f"csv:{tmp_path}", label="y", classes=2, **NATURAL)
+    listed = [name.partition(".")[0] for name in names.split()]
+    assert load(f"csv:{tmp_path}", label="y", classes=2, silos=listed, **NATURAL).names == listed
+    (tmp_path / test).rename(tmp_path / "contest.csv")
+    assert len(client_names(Data.model_validate({"source": f"csv:{tmp_path}", "label": "y", "classes": 2}), 0)) == 2
 
 
 def test_labels_that_differ_in_spaces_only() -> None:
