@@ -35,7 +35,8 @@ from fedray.storage import read_json, reading
 if TYPE_CHECKING:
     from fedray.experiment.preparation import Prepared
 
-#: How often Ray starts the driver again after its process or its node died.
+#: How often Ray starts the driver again after its process or its node died. In a placement group it does not: where the group
+#: was removed, Ray would keep the driver, and with it the output's name, as one that is being restarted, without end.
 RESTARTS = 20
 
 _POLL = 0.2  # seconds that the driver waits for something to tell
@@ -211,7 +212,8 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
 
     settings = config.ray
     r = settings.driver
-    options = ray_options(r) | {"max_restarts": RESTARTS, "max_task_retries": 0}
+    grouped = in_placement_group()
+    options = ray_options(r) | {"max_restarts": 0 if grouped else RESTARTS, "max_task_retries": 0}
     actor = ray.remote(concurrency_groups={"control": 8})(Experiment)
     if prepared is not None:
         node = ray.get_runtime_context().get_node_id()
@@ -222,7 +224,7 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
     name = driver_name(request.output)
     _make_room(request.output, config, request.resume, settings.lost_after, listen)
     options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    if not r.custom and not r.labels and not in_placement_group() and (selector := off_the_head()):
+    if not r.custom and not r.labels and not grouped and (selector := off_the_head()):
         options["label_selector"] = selector
     return actor.options(**options).remote(config, request, False)
 

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 import ray
 from paths import ROOT
+from processes import wait_until
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 import fedray
 from fedray.errors import ConfigError
+from fedray.experiment.cluster import NAMESPACE
+from fedray.experiment.launch import driver_name
+from fedray.runfiles import RunFiles
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -56,6 +61,37 @@ def test_a_placement_group_beside_the_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a placement group holds CPU 2, of CPU 2"):
         trained(tmp_path, "beside")
     ray.util.remove_placement_group(group)
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_driver_goes_with_its_placement_group_and_its_output_is_free_to_resume(tmp_path: Path) -> None:
+    """What Ray Tune does with a trial that it ends early: the trial's actor is killed, and its placement group removed."""
+    output = tmp_path / "run"
+    settings = [*SETTINGS, "checkpoint.every=1"]
+
+    class Trial:
+        def train(self) -> None:
+            fedray.run(CONFIG, overrides=[*settings, "rounds=20000"], output=str(output))
+
+    group = ray.util.placement_group([{"CPU": 1}, {"CPU": 1}])
+    inside = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True)
+    trial = ray.remote(Trial).options(num_cpus=1, scheduling_strategy=inside).remote()
+    trial.train.remote()
+    wait_until(lambda: len(RunFiles(output).rows()) >= 2, "two rounds", 300)
+    ray.kill(trial)
+    ray.util.remove_placement_group(group)
+
+    def gone() -> bool:
+        try:
+            ray.get_actor(driver_name(str(output)), NAMESPACE)
+        except ValueError:
+            return True
+        return False
+
+    wait_until(gone, "the driver is gone", 60)
+    done = len(RunFiles(output).rows())
+    result = fedray.run(CONFIG, overrides=[*settings, f"rounds={done + 1}"], output=str(output), resume=True)
+    assert (result.status, result.summary["rounds"]) == ("completed", done + 1)
 
 
 def fitted(folder: Path, rates: list[float], *bundles: dict[str, float]) -> Any:
