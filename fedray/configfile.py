@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,6 +67,8 @@ def parse_yaml(text: str, what: str) -> Any:
         raise ConfigError(f"{what}: not valid YAML{where}: {getattr(error, 'problem', error)}.") from None
     except (TypeError, RecursionError):
         raise ConfigError(f"{what}: not valid YAML: a key is no text, or lists are too deep.") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise ConfigError(f"{shortened(what)}: not valid YAML ({error}).") from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -87,19 +89,30 @@ def resolve_config(
     Raises:
         ConfigError: with every problem found, one a line; an override of what is given is one.
     """
-    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
-        raise ConfigError(f"overrides: should be a list of texts such as ['rounds=3'], but is {overrides!r}.")
+    listed = _listed(overrides)
     raw = _read(config)
-    for override in overrides:
+    for override in listed:
         _apply(raw, override)
     for path, value in (given or {}).items():
         section, _, key = path.partition(".")
-        for override in overrides:
+        for override in listed:
             name, _, text = override.partition("=")
-            if name == path or (name == section and key in (parse_yaml(text, override) or {})):
+            if name == path or (name == section and _holds(parse_yaml(text, override), key)):
                 raise ConfigError(f"{path}: the override '{override}' contradicts the argument {section}= that gives it; leave one out.")
         _set(raw, path, value)
     return build_config(raw)
+
+
+def _listed(overrides: Any) -> list[str]:
+    """Overrides as a list: an iterator has its texts only the first time."""
+    listed: list[Any] = list(overrides) if isinstance(overrides, Iterable) and not isinstance(overrides, str | Mapping) else [None]
+    if not all(isinstance(text, str) for text in listed):
+        raise ConfigError(f"overrides: should be a list of texts such as ['rounds=3'], but is {shortened(repr(overrides))}.")
+    return listed
+
+
+def _holds(value: Any, key: str) -> bool:
+    return isinstance(value, Mapping) and key in value
 
 
 def _read(config: Config | str | Path | Mapping[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def run(
             raise ConfigError(
                 f"{path.partition('.')[0]}: should be a function, but is a {type(part).__name__}; name a built-in in the config."
             )
-    if not all(map(callable, callbacks)):
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
         raise ConfigError("callbacks: should be a list of functions of (kind, value).")
     given = {path: f"python:provided:{path.partition('.')[0]}" for path, part in parts.items() if part is not None}
     resolved = resolve_config(config, overrides, given)

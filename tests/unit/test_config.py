@@ -136,6 +136,17 @@ def test_overrides_reach_whatever_the_config_is(kind, file):
     assert json.dumps(PLAIN) == before
 
 
+@pytest.mark.parametrize("overrides", [("rounds=9",), (text for text in ["rounds=9"]), map(str, ["rounds=9"])])
+def test_overrides_of_any_iterable_are_applied(overrides):
+    assert resolve_config(PLAIN, overrides).rounds == 9
+
+
+@pytest.mark.parametrize("overrides", [None, 3, {"rounds": 9}, {"rounds=9": 1}, [b"rounds=9"], ["rounds=" + "9" * 5000]])
+def test_overrides_of_another_form_are_one_sentence(overrides):
+    with pytest.raises(ConfigError, match="overrides: should be a list of texts|not valid YAML"):
+        resolve_config(PLAIN, overrides)
+
+
 def test_an_override_that_is_wrong_is_refused_for_mappings_too():
     with pytest.raises(ConfigError, match="rouns: unknown key"):
         fedray.run(PLAIN, overrides=["rouns=9"])
@@ -147,6 +158,8 @@ def test_an_override_that_is_wrong_is_refused_for_mappings_too():
     ("arguments", "expected"),
     [
         ({"overrides": "rounds=9"}, "overrides: should be a list of texts"),
+        ({"overrides": ["model=3"], "model": lambda: 1}, "model: is the value 3, not a section"),
+        ({"callbacks": print}, "callbacks: should be a list of functions"),
         ({"overrides": {"rounds": 9}, "model": 3}, "model: should be a function, but is a int"),
         ({"overrides": [3]}, "overrides: should be a list of texts"),
         ({"data": [1, 2]}, "data: should be a function, but is a list"),
