@@ -182,12 +182,21 @@ def silo_test(data: Data) -> tuple[Records, Silo] | None:
     return test, replace(Silo.of(form), name="the test set")
 
 
+def source_arguments(data: Data) -> dict[str, Any]:
+    """The source's arguments, of the types that it takes: a category ``true`` of the config is its 1.
+
+    Raises:
+        ConfigError: unknown, missing or mistyped ones.
+    """
+    factory = find(SOURCES, data.source.partition(":")[0])
+    return check_arguments(factory, data.arguments, "data", own=("where",))
+
+
 def _source(data: Data) -> Source:
     kind, separator, where = data.source.partition(":")
     if not separator or not where:
         raise DataError(f"data.source: '{data.source}' should read KIND:WHERE, such as sklearn:digits or npz:mnist.npz.")
-    factory = find(SOURCES, kind)
-    return cast(Source, factory(where, **check_arguments(factory, data.arguments, "data", own=("where",))))
+    return cast(Source, find(SOURCES, kind)(where, **source_arguments(data)))
 
 
 def _partitioner(data: Data) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedray.components import LOSSES, find
 from fedray.config import Config
 from fedray.data import rows
-from fedray.data.dataset import transform_of
+from fedray.data.dataset import source_arguments, transform_of
 from fedray.data.table import Column, raw_columns
 from fedray.data.transforms import Transform
 from fedray.experiment.finished import trained_model
@@ -85,7 +85,7 @@ def served_model(files: RunFiles, config: Config) -> Built:
     gives = _gives(config.training.loss, facts.class_labels, example, model)
     if transform.in_torch is None:
         return Built(model, example, _as_trained(config, facts, transform, gives))
-    columns = raw_columns(facts.columns, config.data.arguments)
+    columns = raw_columns(facts.columns, source_arguments(config.data))
     served = Served(model, columns, facts.scale, transform).eval()
     if columns:
         example = np.array([[(c.values and rows.codes(list(c.values))[0]) or 0.0 for c in columns]], dtype=np.float32)

@@ -253,6 +253,15 @@ def test_text_categories_are_encoded_inside_and_unknown_ones_refused(tmp_path: P
             run.result.predict(bad)
 
 
+def test_categories_that_are_booleans_are_encoded_inside(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"flag": [True, False] * 20, "y": [0, 1] * 20})
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    data = {"source": f"csv:{tmp_path / 'table.csv'}", "label": "y", "partition": {"kind": "iid", "clients": 2}}
+    run = made(tmp_path, data=data | {"categories": {"flag": [True, False]}})
+    with torch.no_grad():
+        assert run.result.predict(frame[["flag"]][:2]) == pytest.approx(run.model(torch.eye(2)).numpy(), abs=1e-5)
+
+
 def test_images_are_taken_as_bytes(tmp_path: Path) -> None:
     draws = np.random.default_rng(1)
     x, y = draws.integers(0, 256, (60, 4, 4), dtype=np.uint8), draws.integers(0, 2, 60)
