@@ -228,8 +228,8 @@ def check_buffers(model: nn.Module) -> None:
     buffers = [name for name, _ in model.named_buffers()]
     if buffers:
         raise PrivacyRefusal(
-            f"model: buffer '{buffers[0]}' is not trained by noised gradients, so private statistics could leave in it; make it a constant "
-            "(register nothing), or take GroupNorm or InstanceNorm without running statistics.",
+            f"model: buffer '{buffers[0]}' is not trained by noised gradients, so private statistics could leave in it; keep a constant as a "
+            "plain attribute (without register_buffer), and take GroupNorm or InstanceNorm without running statistics.",
             "privacy.incompatible.buffers",
         )
 
@@ -301,9 +301,18 @@ def check_model(model: nn.Module) -> None:
     if errors:
         reason = str(errors[0]).split(". ")[0].rstrip(".")
         raise PrivacyRefusal(
-            f"model: Opacus cannot take a gradient for each record of it ({reason}); use the layer it names instead.",
+            f"model: Opacus cannot take a gradient for each record of it ({reason}); {_instead(reason)}.",
             "privacy.incompatible.record.module",
         )
+
+
+def _instead(reason: str) -> str:
+    """What to use for a layer of torch that Opacus does not take."""
+    kind = next((name for name in ("LSTM", "GRU", "RNN", "MultiheadAttention") if f"nn.{name} " in reason), None)
+    if kind is None:
+        return "use a layer that it takes"
+    also = ", or training.engine=auto where the other layers are torch's own" if kind == "LSTM" else ""
+    return f"use opacus.layers.DP{kind} in its place{also}"
 
 
 def claim(config: Config, problems: Sequence[str] = ()) -> Claim:

@@ -95,8 +95,8 @@ def _check(model: nn.Module) -> None:
         raise _refusal(reason)
 
 
-def _refusal(reason: str) -> ConfigError:
-    return ConfigError(f"training.engine: book cannot clip this model ({reason}); use training.engine=hooks.")
+def _refusal(reason: str, way_out: str = "use training.engine=hooks") -> ConfigError:
+    return ConfigError(f"training.engine: book cannot clip this model ({reason}); {way_out}.")
 
 
 class _Book(Tape):
@@ -139,7 +139,10 @@ class _Book(Tape):
             if use.edge is None:
                 raise _refusal(f"layer '{name}' runs without gradients")
             if not takes(use.layer, use.x) or len(use.x) != len(x):
-                raise _refusal(f"layer '{name}' sees {tuple(use.x.shape)} and not [records, ...], so it has no gradient for each record")
+                raise _refusal(
+                    f"layer '{name}' sees {tuple(use.x.shape)} and not [records, ...], so it has no gradient for each record",
+                    "give it one row for each record (positions expanded to [records, length], say)",
+                )
             if use.changed:
                 raise _refusal(f"the input of layer '{name}' is changed in place afterwards")
         if not self.reaches_only_layers(losses):

@@ -25,7 +25,8 @@ from fedray.training.samplers import samplers
 from fedray.training.tape import Tape
 
 #: How far the records' gradients may add up to something else than the batch's, over the sum of their norms: rounding is far below.
-_DIFFERENCE = 1e-3
+#: Where a gradient is zero but for rounding (of an attention's key bias, say), over the largest sum of any parameter.
+_DIFFERENCE, _ROUNDING = 1e-3, 1e-5
 _PARAMETER_MARKS = ("grad_sample", "_forward_counter", "_current_grad_sample", "_norm_sample", "summed_grad")
 _MODULE_MARKS = ("activations", "max_batch_len", "ft_compute_sample_grad", "autograd_grad_sample_hooks")
 
@@ -142,11 +143,12 @@ class _Hooks:
 
     def _check(self, samples: Sequence[Tensor | None]) -> None:
         """Refuse a model of which Opacus does not see all: a weight that is used by a function besides its layer, say."""
-        for p, sample in zip(self._parameters, samples, strict=True):
-            if sample is None or p.grad is None:
-                continue
-            whole = row_norms(sample.reshape(len(sample), -1)).sum()
-            if not float((sample.sum(0) - p.grad).norm()) <= _DIFFERENCE * float(whole):
+        found = [
+            (p, sample, p.grad) for p, sample in zip(self._parameters, samples, strict=True) if sample is not None and p.grad is not None
+        ]
+        wholes = [float(row_norms(sample.reshape(len(sample), -1)).sum()) for _, sample, _ in found]
+        for (p, sample, gradient), whole in zip(found, wholes, strict=True):
+            if not float((sample.sum(0) - gradient).norm()) <= max(_DIFFERENCE * whole, _ROUNDING * max(wholes)):
                 raise ConfigError(
                     f"training.engine: hooks has no right gradient for each record of '{_name(self._wrapper, p)}' (it is used outside its own layer, "
                     "or its layer's output is changed by a hook); use training.engine=book, or change the model so that its own layer alone "

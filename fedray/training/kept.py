@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedray.errors import PrivacyRefusal
 from fedray.training.chain import observed
 from fedray.training.engine import LossFn
 
@@ -82,6 +83,16 @@ def kept(model: nn.Module, loss: LossFn, batches: Iterable[tuple[Tensor, Tensor]
     return None
 
 
+def kept_refusal(path: str) -> PrivacyRefusal:
+    """That a model or a loss keeps something, at a path of :func:`kept`."""
+    return PrivacyRefusal(
+        f"{'model' if path.startswith(OWN) else 'model, training.loss'}: keeps something between calls ({path} changes when a batch is "
+        "computed), which would carry one record's data to others without clip or noise; compute it anew in every call, or fix it "
+        "when the model is made.",
+        "privacy.preflight.kept",
+    )
+
+
 def _values(model: nn.Module, loss: LossFn) -> dict[str, str]:
     reader = _Reader()
     reader.read(OWN.removesuffix("."), model)
@@ -104,6 +115,10 @@ class _Reader:
         if id(value) in self._seen or len(self._seen) > _MOST:
             return
         self._seen[id(value)] = value
+        if isinstance(value, nn.Parameter):
+            self.found[f"{path}.requires_grad"] = repr(value.requires_grad)
+            for name, part in vars(value).items():
+                self.read(f"{path}.{name}", part)
         data = _data(value)
         if data is not None:
             self.found[path] = data
@@ -146,8 +161,8 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """What an object holds, with a path each."""
     if isinstance(value, nn.Module):
         for name, part in vars(value).items():
-            inner = part.items() if name in ("_parameters", "_modules") and isinstance(part, Mapping) else [(name, part)]
-            yield from ((f"{path}.{key}", held) for key, held in inner if key not in ("training", "_buffers"))
+            inner = part.items() if name in ("_parameters", "_modules", "_buffers") and isinstance(part, Mapping) else [(name, part)]
+            yield from ((f"{path}.{key}", held) for key, held in inner if key != "training")
         yield from _of_class(type(value))
     elif isinstance(value, Mapping):
         yield f"{path} (entries)", len(value)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
-from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
+from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, raised
 from fedray.training.compiled import as_written
 from fedray.training.coupling import couples_records, output_shape
 from fedray.training.engine import Clipping, Engine, LossFn, seeded_torch
-from fedray.training.kept import OWN, kept
+from fedray.training.kept import kept, kept_refusal
 from fedray.training.probe import StepProbe
 from fedray.training.recorddraws import patterns_of
 from fedray.training.synthetic import odd, synthetic_records, without_dropout
@@ -128,9 +128,13 @@ def sensitivity_check(
         raise
     except Exception as error:
         kind = "tokens" if vocabulary is not None else "numbers"
-        raise ConfigError(
-            f"model, training.loss: cannot be run on random records of shape {shape} ({kind}): {type(error).__name__}: {error}"
-        ) from error
+        if _runs(probe):
+            raise ConfigError(
+                f"training.engine: {getattr(engine, '__name__', 'it')} has no gradient for each record of this model, though the model itself "
+                f"runs ({raised(error)}); replace layers that it does not know (opacus.layers has some), and put parameters of the model's "
+                "own into a module by themselves that draws nothing."
+            ) from error
+        raise ConfigError(f"model, training.loss: cannot be run on random records of shape {shape} ({kind}): {raised(error)}.") from error
     finally:
         torch.set_num_threads(threads)
     if alone > 1.0 + TOLERANCE:
@@ -142,6 +146,15 @@ def sensitivity_check(
             f"model, training.loss: leaving out one record moves a step's sum by {worst:.3g} times the clip norm, {_WHY}", CODE
         )
     return max(worst, alone)
+
+
+def _runs(probe: StepProbe) -> bool:
+    """Whether autograd has the gradient where the engine has none."""
+    try:
+        probe.gradient(torch.arange(2, device=probe.x.device))
+    except Exception:
+        return False
+    return True
 
 
 def _patterns(probe: StepProbe) -> frozenset[tuple[tuple[int, ...], int, int]] | None:
@@ -166,7 +179,7 @@ def _check_kept(probe: StepProbe, model: nn.Module) -> None:
     with as_written(), seeded_torch(probe.first, probe.x.device):
         path = kept(model.train(), probe.loss, ((probe.x[list(group)], probe.y[list(group)]) for group in groups))
     if path is not None:
-        raise _kept_refusal(path)
+        raise kept_refusal(path)
 
 
 def check_turns_apart(
@@ -192,16 +205,7 @@ def check_turns_apart(
     except Exception:  # a model need not stand random records where no record is protected
         return
     if path is not None:
-        raise _kept_refusal(path)
-
-
-def _kept_refusal(path: str) -> PrivacyRefusal:
-    return PrivacyRefusal(
-        f"{'model' if path.startswith(OWN) else 'model, training.loss'}: keeps something between calls ({path} changes when a batch is "
-        "computed), which would carry one record's data to others without clip or noise; compute it anew in every call, or fix it "
-        "when the model is made.",
-        "privacy.preflight.kept",
-    )
+        raise kept_refusal(path)
 
 
 def _in_float64(probe: StepProbe, clip: float) -> tuple[StepProbe, float]:
@@ -226,8 +230,8 @@ def _measure(probe: StepProbe, clip: float, left_out: int) -> float:
     whole = probe.sum(everyone, clip)
     if _norm(whole - probe.sum(everyone, clip)) > _COUPLING * max(_norm(whole), clip):
         raise PrivacyRefusal(
-            "model: draws random numbers in training by other means than torch's, so its sensitivity cannot be measured; use nn.Dropout, or "
-            "torch's functions.",
+            "model, training.loss: give other gradients when the same batch is computed again, so their sensitivity cannot be measured; draw "
+            "random numbers by no other means than torch's (nn.Dropout, torch.rand), and keep nothing between calls.",
             "privacy.preflight.random",
         )
     first = plain[: max(1, left_out - 2)].tolist()

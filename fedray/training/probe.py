@@ -18,6 +18,7 @@ from fedray.rng import generator
 from fedray.training.compiled import as_written
 from fedray.training.dploop import clip_factors, record_losses
 from fedray.training.engine import Clipping, DpStep, Engine, LocalJob, LossFn, seeded_torch
+from fedray.training.kept import OWN, kept_refusal
 from fedray.training.recorddraws import Pattern, RecordDraws, Shape
 
 
@@ -90,7 +91,7 @@ class StepProbe:
             dp=DpStep(0.0, clip, self.clipping),
             adjust=take,
         )
-        self.model.load_state_dict(self.state)
+        self._from_the_start()
         own = None if self.patterns is None else RecordDraws(keep.tolist(), self.patterns)
         with seeded_torch(self.first + seed, self.x.device), own or nullcontext():
             result = self.engine(self.model, self.x[keep], self.y[keep], job)
@@ -102,7 +103,7 @@ class StepProbe:
 
     def gradient(self, keep: Tensor) -> list[Tensor]:
         """The gradient of the sum of some records' losses by each trained parameter, as autograd has it."""
-        self.model.load_state_dict(self.state)
+        self._from_the_start()
         self.model.train()
         own = None if self.patterns is None else RecordDraws(keep.tolist(), self.patterns)
         parameters = [p for _, p in self.parameters]
@@ -110,6 +111,12 @@ class StepProbe:
             total = record_losses(self.loss, self.model(self.x[keep]), self.y[keep]).sum()
             found = torch.autograd.grad([total], parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+    def _from_the_start(self) -> None:
+        """The weights as they were; a call may have left others."""
+        for name in sorted(self.model.state_dict().keys() ^ self.state.keys()):
+            raise kept_refusal(OWN + name)
+        self.model.load_state_dict(self.state)
 
     def clipped(self, gradient: list[Tensor], clip: float) -> Tensor:
         """What a record of this gradient should add to the clipped sum, flat float64."""

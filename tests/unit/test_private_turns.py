@@ -197,6 +197,9 @@ KEEPING = {
     "array": lambda m, x: m.array.__setitem__(0, x[0, 0].item()),
     "nested": lambda m, x: setattr(m.inner["part"], "last", x.detach()),
     "generator": lambda m, x: torch.rand(1, generator=m.draws),
+    "buffer": lambda m, x: m.register_buffer("mean", x.nan_to_num().mean(0)),
+    "flag": lambda m, x: m.layer.bias.requires_grad_(False),
+    "on a parameter": lambda m, x: setattr(m.layer.weight, "scale", float(x.nan_to_num().abs().max())),
     "parameter": lambda m, x: m.layer.bias.data.add_(x.nan_to_num().mean()),
     "new": lambda m, x: setattr(m, "unheard_of", x),
     "top": at_the_top,
@@ -222,15 +225,25 @@ def test_a_loss_that_keeps_something_is_found_and_what_keeps_nothing_is_not() ->
         seen.append(float(losses.detach().mean()))
         return losses
 
-    path = kept(nn.Linear(4, 3), CheckedLoss(remembering, "mine"), [(x, y)])
-    assert path is not None
-    assert not path.startswith("model.")
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            self.mean = 0.9 * self.mean + outputs.detach().mean()
+            return cross_entropy(outputs, targets) / (1 + self.mean.abs())
+
+    for loss in (remembering, Remembering()):
+        path = kept(nn.Linear(4, 3), CheckedLoss(loss, "mine"), [(x, y)], own=False)
+        assert path is not None
+        assert not path.startswith("model.")
     for net in (Keeps(lambda m, x: None), nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3)), nn.LSTM(4, 3)):
         run = (lambda out, y: out[0].sum(1)) if isinstance(net, nn.LSTM) else cross_entropy
         assert kept(net, run, [(x, y), (x[:2], y[:2])]) is None
 
 
-@pytest.mark.parametrize("how", ["number", "lazy", "top", "nested"])
+@pytest.mark.parametrize("how", ["number", "lazy", "top", "nested", "flag"])
 def test_it_is_refused_where_records_are_protected(how: str) -> None:
     components.provide({"python:provided:keeps": lambda input_shape, outputs: Keeps(KEEPING[how])})
     made, _, _ = host(RECORD, POISSON, "python:provided:keeps")
