@@ -186,7 +186,7 @@ class Trainer:
             job = self._job(task, fitted, lr, self._draws(task, seed)(client.index), None if noise is None else noise())
             if not private:
                 return self._algorithm.local(self.engine, self.model, x, y, job)
-            charge = TurnCharge(job)
+            charge = TurnCharge(job, self.model)
             result = self._algorithm.local(self.engine, self.model, *charge.seal(x, y), job)
             return replace(result, history=charge.history())
 

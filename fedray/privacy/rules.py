@@ -270,7 +270,7 @@ def check_layers(model: nn.Module) -> None:
                 "privacy.incompatible.record.embedding",
             )
     for name, parameter in parameters:
-        if parameter._backward_hooks:
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise PrivacyRefusal(
                 f"model: a hook on the gradient of parameter '{name}' sees sums over records before they are clipped; take it out.",
                 "privacy.incompatible.record.hook",

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.modules.module as modules
+from torch import Tensor, nn
 
 from fedray.errors import ClaimVoid
 from fedray.training.engine import LocalJob
@@ -21,10 +22,11 @@ class TurnCharge:
 
     Args:
         job: as the algorithm is given it.
+        model: that it trains, as the pre-flight test has seen it.
     """
 
-    def __init__(self, job: LocalJob) -> None:
-        self._job = job
+    def __init__(self, job: LocalJob, model: nn.Module) -> None:
+        self._job, self._seen_by = job, _onlookers(model)
         self._steps: dict[tuple[float, float], int] = {}
         self._void: str | None = None
 
@@ -32,8 +34,8 @@ class TurnCharge:
         """Records and targets that only an engine with privacy can read; shapes, dtypes and devices can be seen."""
         return Sealed(records, self), Sealed(targets, self)
 
-    def begin(self, job: LocalJob) -> None:
-        """An engine is about to train on the records.
+    def begin(self, job: LocalJob, model: nn.Module) -> None:
+        """An engine is about to train a model on the records.
 
         Raises:
             ClaimVoid: not as was charged.
@@ -43,6 +45,12 @@ class TurnCharge:
                 self.refuse(
                     f"it gave the engine another '{name}' than the one that was charged for; what changes local training belongs into 'adjust'"
                 )
+
+        if _onlookers(model) != self._seen_by:
+            self.refuse(
+                "it gave the engine a model with other layers or hooks than the one that was tried, which may see records before they are "
+                "clipped and noised; what changes local training belongs into 'adjust'"
+            )
 
     def step(self, noise_multiplier: float, sampling_rate: float) -> None:
         """An engine has drawn the noise of a step."""
@@ -66,6 +74,21 @@ class TurnCharge:
         if self._void is not None:
             raise ClaimVoid(self._void)
         return [(z, q, steps) for (z, q), steps in self._steps.items()]
+
+
+#: Tables of what is called at a module's forward or backward pass: of one module, and of all.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_ALL = [table for name, table in vars(modules).items() if name.startswith("_global_") and isinstance(table, dict)]
+
+
+def _onlookers(model: nn.Module) -> list[Any]:
+    """All that takes part in a model's passes: layers by name and class, their hooks, and torch's modes."""
+    found: list[Any] = [torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack(), *(list(table) for table in _OF_ALL)]
+    for name, module in model.named_modules():
+        own = vars(module)
+        hooks = [id(hook) for table in _HOOKS for hook in own[table].values()]
+        found.append((name, type(module), hooks, own.get("forward")))
+    return found
 
 
 class Sealed(Tensor):

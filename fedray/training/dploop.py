@@ -64,7 +64,7 @@ def train_privately(
         raise ConfigError("training: record-level DP-SGD needs sampling_rate, steps, expected_batch, the DP constants and a noise source.")
     charge = charge_of(x, y)
     if charge is not None:
-        charge.begin(job)
+        charge.begin(job, model)
     x, y = opened(x), opened(y)
     check(model)
     model.train()

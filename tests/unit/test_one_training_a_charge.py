@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -102,6 +103,32 @@ class OwnNoise(Own):
         return engine(model, x, y, replace(job, noise=Csprng()))
 
 
+class Hooked(Own):
+    """Looks at what the records make of the model."""
+
+    def local(self, engine: Engine, model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+        seen: list[Tensor] = []
+        model.register_forward_hook(lambda _m, _x, outputs: seen.append(outputs.detach().mean()))
+        result = engine(model, x, y, job)
+        next(model.parameters()).data += torch.stack(seen).mean()
+        return result
+
+
+class Wrapped(Own):
+    def local(self, engine: Engine, model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+        return engine(nn.Sequential(nn.Tanh(), model), x, y, job)
+
+
+class Copied(Own):
+    """A copy is the model that was tried, too."""
+
+    def local(self, engine: Engine, model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+        other = copy.deepcopy(model)
+        result = engine(other, x, y, job)
+        model.load_state_dict(other.state_dict())
+        return result
+
+
 class Adjusted(Own):
     """What may be done: look at shapes, and change what is noised already."""
 
@@ -145,7 +172,7 @@ def turn(algorithm: str, **arguments: str) -> ClientReport:
 HERE = f"python:{__name__}:"
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", *(HERE + name for name in ("Own", "Imported", "InTwoHalves", "Adjusted"))])
+@pytest.mark.parametrize("algorithm", ["fedavg", *(HERE + name for name in ("Own", "Imported", "InTwoHalves", "Copied", "Adjusted"))])
 def test_one_training_is_what_was_charged(algorithm: str) -> None:
     report = turn(algorithm)
     assert report.status == "done", report.traceback
@@ -160,6 +187,8 @@ def test_one_training_is_what_was_charged(algorithm: str) -> None:
         ("Silent", "outside of the engine"),
         ("OtherLoss", "another 'loss'"),
         ("OwnNoise", "another 'noise'"),
+        ("Hooked", "other layers or hooks"),
+        ("Wrapped", "other layers or hooks"),
     ],
 )
 def test_more_than_was_charged_voids_the_claim(algorithm: str, why: str) -> None:

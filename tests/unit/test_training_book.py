@@ -443,7 +443,8 @@ def test_uses_that_it_cannot_clip_are_refused_in_one_sentence(make: Callable[[],
     with pytest.raises(ConfigError, match=words) as caught:
         clipped_sum(make(), values(6, 5), torch.arange(6) % 3, 1.0)
     assert str(caught.value).startswith("training.engine: book cannot clip this model")
-    assert "use training.engine=hooks" in str(caught.value)
+    way_out = "one row for each record" if make is Positions else "use training.engine=hooks"  # which does not take it either
+    assert way_out in str(caught.value)
 
 
 class OwnLinear(nn.Linear):
