@@ -64,6 +64,16 @@ class RowEncoder:
         Raises:
             ValueError: a column is not there, or a cell is missing, not a number, or not an allowed value.
         """
+        import pandas as pd
+
+        if isinstance(frame, Mapping):
+            frame = pd.DataFrame(frame)
+        if not isinstance(frame, pd.DataFrame | pd.Series):
+            raise ValueError(f"the rows should be a pandas frame with named columns, but are a {type(frame).__name__}.")
+        frame = frame if isinstance(frame, pd.DataFrame) else frame.to_frame().T
+        twice = [c["name"] for c in self.columns if list(frame.columns).count(c["name"]) > 1]
+        if twice:
+            raise ValueError(f"the rows have the column {twice[0]!r} more than once.")
         absent = [c["name"] for c in self.columns if c["name"] not in frame]
         if absent:
             raise ValueError(f"the rows lack the columns {', '.join(map(repr, absent))}.")

@@ -58,6 +58,21 @@ def test_categories_that_float32_cannot_tell_apart() -> None:
     assert encoder(pd.DataFrame({"a": [7, 8], "day": [20240102, 20240101]})).tolist() == [[1.0, 7.0], [0.0, 8.0]]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "should be a pandas frame with named columns, but are a NoneType"),
+        ([[1.0]], "should be a pandas frame with named columns, but are a list"),
+        (pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]), "have the column 'a' more than once"),
+    ],
+)
+def test_rows_that_are_no_table(given: Any, message: str) -> None:
+    encoder = rows.RowEncoder([{"name": "a"}])
+    with pytest.raises(ValueError, match=message):
+        encoder(given)
+    assert encoder({"b": [3], "a": [2]}).tolist() == encoder(pd.Series({"a": 2, "b": 3})).tolist() == [[2.0]]
+
+
 @pytest.mark.parametrize("cells", [pd.Series([1e300]), pd.Series(pd.to_datetime(["2024-01-01"]))])
 def test_rows_with_what_training_would_refuse(cells: Any) -> None:
     with pytest.raises(ValueError, match="column 'a' (has|holds)"):
