@@ -5,9 +5,8 @@ clients are stacked, [K, outputs, inputs], and one call moves all of them. Clien
 short batch is filled up with records of weight 0, and a client that has taken its steps leaves.
 
 What comes out for a client is the same to the last bit whoever it was trained beside, so that results do not depend on how
-clients were handed to actors. Products of a batch give the same bits for a matrix wherever it stands in the batch, provided
-that all of them begin at the same alignment, so every axis is filled up with zeros to whole cache lines; and that one thread computes
-them, for several would share out the products of a batch, but the inside of a single one.
+clients were handed to actors (:mod:`fedray.training.batched` says how). One thread computes, for several would share out the products of
+a batch, but the inside of a single one.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.parameters import Layout, Vector, get_vector, set_vector
+from fedray.training import batched
 from fedray.training.chain import observed
 from fedray.training.engine import LocalJob, LocalResult, check_stop
 from fedray.training.losses import cross_entropy
 from fedray.training.plain import passes, steps_of
 
-#: Floats to which axes are filled up: a cache line.
-_LINE = 16
 #: Bytes of stacked weights that are trained at once: what a core's cache holds, or what fills a GPU.
 _STACK, _GPU_STACK = 2**21, 2**28
 #: Clients at once from which it pays.
 _FEWEST = 4
 
-#: Layers that treat every value by itself, by exact type: a subclass may compute something else.
-_ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.ELU, nn.SiLU, nn.LeakyReLU, nn.Softplus, nn.Identity)
+#: Layers that treat every value by itself, by exact type: a subclass may compute something else. GELU is none: the library that
+#: computes it rounds a value by the place where it lies.
+_ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.SiLU, nn.LeakyReLU, nn.Softplus, nn.Identity)
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ class _Stack:
             entered.append(h)
             left.append(z)
             passed.append(link.activate(z))
-            h = _filled(passed[-1].detach())
+            h = batched.filled(passed[-1].detach())
         losses, gradient = self._links[-1].slope(left[-1], passed[-1], targets, weight, job)
         for n in reversed(range(len(self._links))):
             link = self._links[n]
@@ -298,7 +297,7 @@ class _Link:
     def __init__(self, layer: nn.Linear, name: str, offsets: dict[str, int], weights: Vector, clients: int, device: torch.device) -> None:
         self.after, self.clients = list[nn.Module](), clients
         self._p, self._d = layer.out_features, layer.in_features
-        self.outputs, self.inputs = _whole(self._p), _whole(self._d)
+        self.outputs, self.inputs = batched.outputs(self._p), batched.whole(self._d)
         self._at, self._bias_at = offsets.get(f"{name}weight"), offsets.get(f"{name}bias")
         start, bias = torch.zeros((self.outputs, self.inputs)), torch.zeros(self.outputs)
         for into, own, at in ((start[: self._p, : self._d], layer.weight, self._at), (bias[: self._p], layer.bias, self._bias_at)):
@@ -309,7 +308,7 @@ class _Link:
         self._velocity: tuple[Tensor, Tensor] | None = None
 
     def forward(self, h: Tensor, active: int) -> Tensor:
-        return torch.baddbmm(self.bias[:active], h, self.weight[:active].transpose(1, 2))
+        return batched.baddbmm(self.bias[:active], h, self.weight[:active].transpose(1, 2))
 
     def activate(self, z: Tensor) -> Tensor:
         """[clients, batch, outputs] -> the same, without what fills it up."""
@@ -321,14 +320,14 @@ class _Link:
     def slope(self, z: Tensor, out: Tensor, targets: Tensor, weight: Tensor, job: LocalJob) -> tuple[Tensor, Tensor]:
         """The losses [clients, batch] of what this last layer gives, and the gradient of their weighted sum by ``z``."""
         if job.loss is cross_entropy and not self.after and int(targets.min()) >= 0:
-            return _cross_entropy(z.detach(), self._p, targets, weight)
-        losses = job.loss(out.flatten(0, 1), targets).view(weight.shape)
+            return batched.cross_entropy_slope(z.detach(), self._p, targets, weight)
+        losses = job.loss(*batched.with_more_records(out.flatten(0, 1), targets))[: weight.numel()].view(weight.shape)
         # A sum and not autograd's own weights: for those it imports a symbolic algebra, a second and 50 MiB.
         (gradient,) = torch.autograd.grad([(losses * weight).sum()], [z])
         return losses.detach(), gradient
 
     def backward(self, gradient: Tensor, active: int) -> Tensor:
-        return torch.bmm(gradient, self.weight[:active])
+        return batched.bmm(gradient, self.weight[:active])
 
     def move(self, h: Tensor, gradient: Tensor, active: int, job: LocalJob) -> None:
         """One step of SGD, as torch.optim.SGD takes it."""
@@ -336,13 +335,13 @@ class _Link:
         moves, moves_bias = self._at is not None, self._bias_at is not None
         if not training.momentum and not training.weight_decay:
             if moves:
-                weight.baddbmm_(turned, h, alpha=-job.lr)
+                batched.add_bmm(weight, turned, h, -job.lr)
             if moves_bias:
                 bias.sub_(gradient.sum(1, keepdim=True), alpha=job.lr)
             return
         if self._velocity is None:
             self._velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        found = [(weight, torch.bmm(turned, h), self._velocity[0][:active])] if moves else []
+        found = [(weight, batched.bmm(turned, h), self._velocity[0][:active])] if moves else []
         if moves_bias:
             found.append((bias, gradient.sum(1, keepdim=True), self._velocity[1][:active]))
         for values, step, velocity in found:
@@ -360,34 +359,6 @@ class _Link:
             )
         if self._bias_at is not None:
             out[rows, self._bias_at : self._bias_at + self._p] = self.bias[:, 0, : self._p].cpu().numpy()
-
-
-def _cross_entropy(z: Tensor, classes: int, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """:meth:`_Link.slope` in closed form, classes first: softmax over a short last axis takes four times as long.
-
-    There are whole cache lines of records too, so that no record's values are those of a vector's remainder.
-    """
-    n = weight.numel()
-    log = z.new_zeros((classes, _whole(n)))
-    log[:, :n] = z.flatten(0, 1)[:, :classes].t()
-    log = torch.log_softmax(log, 0)
-    losses = -log[:, :n].gather(0, targets[None])
-    slope = log.exp_()[:, :n]
-    slope.scatter_add_(0, targets[None], slope.new_full((1, n), -1.0))
-    slope *= weight.reshape(-1)
-    gradient = torch.zeros_like(z)
-    gradient.view(n, -1)[:, :classes] = slope.t()
-    return losses.view(weight.shape), gradient
-
-
-def _whole(size: int) -> int:
-    return -(-size // _LINE) * _LINE
-
-
-def _filled(h: Tensor) -> Tensor:
-    """The last axis filled up with zeros."""
-    missing = _whole(h.shape[-1]) - h.shape[-1]
-    return nn.functional.pad(h, (0, missing)) if missing else h.contiguous()
 
 
 def _gathered(x: Tensor, rows: Tensor, inputs: int) -> Tensor:
