@@ -78,7 +78,7 @@ def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: 
     )
 
 
-def _call(name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _call(name: str, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     """Call the user's code; what it raises becomes one sentence (the traceback is chained to it)."""
     try:
         return function(*arguments, **named)

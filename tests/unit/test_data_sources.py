@@ -16,7 +16,8 @@ from fedray.config import Data
 from fedray.data.dataset import check, load_federation
 from fedray.data.images import channels_first, decode_images
 from fedray.data.records import Federation, Records
-from fedray.data.source import Raw, build, gather
+from fedray.data.source import Raw, Whole, build, gather
+from fedray.data.source_python import python
 from fedray.errors import ConfigError, DataError
 
 pa = pytest.importorskip("pyarrow")
@@ -466,3 +467,13 @@ def test_gather_scales_images_only() -> None:
 def test_wrong_sections_are_refused_before_anything_is_read(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(Data.model_validate(section))
+
+
+def _named(name: str, function: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((6, 2), len(name) + function, np.float32), np.arange(6) % 2
+
+
+def test_a_users_function_may_call_its_arguments_what_it_likes() -> None:
+    found = python(f"{__name__}:_named", classes=2, name="four", function=3)
+    assert isinstance(found, Whole)
+    assert found.load().train.x[0].tolist() == [7.0, 7.0]
