@@ -476,4 +476,4 @@ def _named(name: str, function: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_users_function_may_call_its_arguments_what_it_likes() -> None:
     found = python(f"{__name__}:_named", classes=2, name="four", function=3)
     assert isinstance(found, Whole)
-    assert found.load().train.x[0].tolist() == [7.0, 7.0]
+    assert found.load().x[0].tolist() == [7.0, 7.0]
