@@ -69,13 +69,11 @@ def batch_needs(
         targets: the data's, [n], where they may be looked at.
     """
     needs = _of_model(model, shape, tokens)
-    if needs.whole is not None:
+    if needs.whole is not None or any(loss is known for known in LOSSES.values()):
         return needs
     some = None
     if targets is not None and len(targets):
         some = torch.from_numpy(np.array(targets[np.linspace(0, len(targets) - 1, min(len(targets), _TARGETS)).astype(np.int64)]))
-    if any(loss is known for known in LOSSES.values()):
-        return needs
     apart = not tried(partial(couples_records, loss, output_shape(model, shape, tokens), classes, some), otherwise=True)
     return needs if apart else BatchNeeds("training.loss gives a record another value or gradient in another batch")
 
