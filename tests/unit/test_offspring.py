@@ -21,13 +21,15 @@ from fedray.clients.offspring import contain
 contain()
 contain()  # once more changes nothing
 found = []
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # a line at once: others write to the same pipe
 def sleeper():
     time.sleep(1000)
 child = os.fork()
 if not child:
     grandchild = os.fork()
     if grandchild:
-        print(grandchild, flush=True)
+        say(grandchild)
     time.sleep(1000)
 found.append(child)
 daemon = os.fork()
@@ -40,7 +42,7 @@ process.start()
 found.append(process.pid)
 shell = subprocess.Popen(["/bin/sh", "-c", "sleep 1000 & echo $!; wait"])
 found.append(shell.pid)
-print(*found, "end", flush=True)
+say(*found, "end")
 sys.stdin.readline()
 if sys.argv[1] == "exit":
     os._exit(3)
