@@ -55,7 +55,7 @@ def end(code: int, environment: Mapping[str, str], stop: Callable[[str], Any], w
 
 def _stop(job: str) -> None:
     from fedray import credentials
-    from fedray.experiment.job_client import Client
+    from fedray.jobs.job_client import Client
 
     Client(_DASHBOARD, credentials.use_ray_token()).stop_job(job)
 

@@ -136,14 +136,14 @@ def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Pat
 
     resolved = load_config(config, overrides)
     sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
-    from fedray.experiment.planner import make_plan
-    from fedray.experiment.planner_text import plan_text
-    from fedray.experiment.preparation import prepare
+    from fedray.planning.planner import make_plan
+    from fedray.planning.planner_text import plan_text
+    from fedray.planning.preparation import prepare
 
     plan = make_plan(prepare(resolved), curves=as_json or plot is not None, nodes=nodes)
     click.echo(json.dumps(plan, indent=2) if as_json else plan_text(plan, clients))
     if plot is not None:
-        from fedray.tracking.figures import draw_plan
+        from fedray.tracking.charts import draw_plan
 
         if not plan["lines"]:
             raise ConfigError("--plot: this run spends no privacy, so there is nothing to draw; leave --plot out.")
@@ -182,7 +182,7 @@ def ledger() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ledger_show(path: str, delta: float | None, as_json: bool) -> None:
     """What was spent, by client, recomputed from the entries. PATH: a ledger, a directory of them, a run, or s3://bucket/prefix."""
-    from fedray.privacy.inspect import describe, table
+    from fedray.privacy.ledger.inspect import describe, table
 
     with _opened_ledger(path) as (place, named):
         report = describe(place, delta)
@@ -193,7 +193,7 @@ def ledger_show(path: str, delta: float | None, as_json: bool) -> None:
 @click.argument("path")
 def ledger_verify(path: str) -> None:
     """Check every ledger at PATH (as for show): chain, commits, receipts; of a run also that its figures follow from the entries."""
-    from fedray.privacy.inspect import verify_all
+    from fedray.privacy.ledger.inspect import verify_all
 
     with _opened_ledger(path) as (place, named):
         for line in verify_all(place):
@@ -228,7 +228,7 @@ def audit(target: str, overrides: tuple[str, ...], canaries: int, seed: int, out
 @click.option("--output", type=click.Path(path_type=Path), help="The HTML file; default RUN_DIR/report.html. The Markdown lies beside it.")
 def report(run_dir: str, output: Path | None) -> None:
     """Write a run as one page for a reviewer, HTML and Markdown: what was run, results, privacy statement, ledger, audit."""
-    from fedray.experiment.report_page import write_report
+    from fedray.reporting.report_page import write_report
 
     with _opened(run_dir) as (place, named):
         for path in write_report(place, output):
@@ -261,7 +261,7 @@ def ui(run_dir: str | None, uri: str | None, host: str, port: int) -> None:
     """Open the MLflow UI over the store that runs log to."""
     from fedray.config import Tracking
     from fedray.tracking.journal import State
-    from fedray.tracking.store import resolve_uri, unmasked
+    from fedray.tracking.mlflow_store import resolve_uri, unmasked
     from fedray.tracking.ui import ui_command, ui_links
 
     state, runs = None, Path("runs")
@@ -279,8 +279,8 @@ def ui(run_dir: str | None, uri: str | None, host: str, port: int) -> None:
 @contextmanager
 def _opened(run: str) -> Iterator[tuple[Path, Callable[[str], str]]]:
     """A run's directory, or a copy of what a store has of it; and what gives the copy's files the names that they have in the store."""
-    from fedray.mirror import local_copy
-    from fedray.remote import below, is_remote
+    from fedray.stores.mirror import local_copy
+    from fedray.stores.remote import below, is_remote
 
     with local_copy(run) as place:
         if not is_remote(run):
@@ -293,7 +293,7 @@ def _opened(run: str) -> Iterator[tuple[Path, Callable[[str], str]]]:
 @contextmanager
 def _opened_ledger(where: str) -> Iterator[tuple[str, Callable[[str], str]]]:
     """As :func:`_opened`; an address that is no run's is a ledger's."""
-    from fedray.remote import Remote, is_remote
+    from fedray.stores.remote import Remote, is_remote
 
     if is_remote(where) and Remote(where).get("config.yaml") is not None:
         with _opened(where) as (place, named):

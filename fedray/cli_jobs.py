@@ -68,7 +68,8 @@ def submit(
     root = working_dir.absolute()
     packages = [m.absolute() for m in modules]
     sys.path[:0] = [str(root), *(str(p.parent) for p in packages)]  # python: parts
-    from fedray.experiment import job_client, jobs
+    from fedray.jobs import job_client
+    from fedray.jobs import submission as jobs
 
     jobs.refuse_passing_ledgers(resolved.model_dump())
     where, inside = jobs.choose_output(resolved.name, output), _inside(config, root)
@@ -104,7 +105,7 @@ def jobs() -> None:
 def list_jobs(address: str | None) -> None:
     """All jobs of the cluster, newest first."""
     client = _connect(address)
-    from fedray.experiment.job_health import jobs_text
+    from fedray.jobs.job_health import jobs_text
 
     click.echo(jobs_text(client.list_jobs()))
 
@@ -116,7 +117,7 @@ def list_jobs(address: str | None) -> None:
 def show(job: str, address: str | None, as_json: bool) -> None:
     """A run's health: status, rounds, epsilon, faults, actors, where its output is, and what to do next."""
     client = _connect(address)
-    from fedray.experiment.job_health import examine, health_text
+    from fedray.jobs.job_health import examine, health_text
 
     health = examine(client, job)
     click.echo(json.dumps(health.data(), indent=2) if as_json else health_text(health))
@@ -143,9 +144,9 @@ def show_logs(job: str, address: str | None, follow: bool, raw: bool) -> None:
 def stop(job: str, address: str | None) -> None:
     """Stop a job after a checkpoint."""
     client = _connect(address)
-    from fedray.experiment.job_client import STOP_WAIT
-    from fedray.experiment.job_client import stop as stop_job
-    from fedray.experiment.job_health import examine
+    from fedray.jobs.job_client import STOP_WAIT
+    from fedray.jobs.job_client import stop as stop_job
+    from fedray.jobs.job_health import examine
 
     if not client.get_job_info(job).status.is_terminal():
         click.echo(f"waiting for job {job} to write its checkpoint and end (Ray kills it after {STOP_WAIT} s) ...", err=True)
@@ -157,7 +158,7 @@ def stop(job: str, address: str | None) -> None:
 
 def _connect(address: str | None) -> Any:
     token = credentials.use_ray_token()  # before anything imports Ray
-    from fedray.experiment.job_client import Client
+    from fedray.jobs.job_client import Client
 
     return Client(_dashboard(address), token)
 
@@ -182,7 +183,7 @@ def _inside(config: Path, root: Path) -> str:
 
 def _check(config: Any, pip: tuple[str, ...]) -> None:
     """Check the parts that the config names, as far as they can be imported here."""
-    from fedray.experiment.preparation import check_only
+    from fedray.planning.preparation import check_only
 
     try:
         check_only(config)
@@ -207,7 +208,7 @@ def _teller(raw: bool) -> Callable[[str], None]:
 
 def _follow(client: Any, job: str, tell: Callable[[str], None], again: str) -> int:
     """Follow a job's log to its end; returns the exit code. Ctrl-C, or a reader that is gone, leaves the job alone."""
-    from fedray.experiment.job_client import exit_code, follow
+    from fedray.jobs.job_client import exit_code, follow
 
     try:
         ended = follow(client, job, tell)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import ray
 
 from fedray.aggregation.exact import ExactSum
-from fedray.algorithms.build import Server
+from fedray.algorithms.algorithm import Server
 from fedray.checkpoint import Checkpoint
 from fedray.clients.messages import ClientTask, Part, RoundTask
 from fedray.clients.pool import Pool, RoundLog
@@ -28,7 +28,7 @@ from fedray.data.records import positions
 from fedray.errors import BudgetReached, ClaimVoid, Elsewhere, FedrayError, RoundFailed, Stopped
 from fedray.frozen import model_digest
 from fedray.parameters import Layout, Values, Vector
-from fedray.privacy.chain import EVERYONE
+from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release
 from fedray.rng import generator
@@ -37,7 +37,7 @@ from fedray.rounds.cohort import Population, Sampler
 from fedray.rounds.evaluator import Evaluation, Evaluators
 from fedray.rounds.notes import client_failures, one_line_each
 from fedray.rounds.quality import Quality, numbers_only
-from fedray.rounds.report import Privacy, round_metrics
+from fedray.rounds.round_metrics import Privacy, round_metrics
 from fedray.runfiles import Row, RunFiles
 from fedray.spans import span
 

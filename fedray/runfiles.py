@@ -15,11 +15,11 @@ from typing import Any
 from fedray.checkpoint import Checkpoint, save_checkpoint
 from fedray.errors import ConfigError, FedrayError, Stopped
 from fedray.frozen import around
-from fedray.mirror import OWNER, SUMMARY, Mirror, working_directory
 from fedray.parameters import Layout, Values, Vector
-from fedray.privacy.location import Location, ObjectPath
-from fedray.remote import Remote, StoreAway, canonical, is_remote
+from fedray.privacy.ledger.location import Location, ObjectPath
 from fedray.storage import append_line, damaged, read_json, read_lines, reading, write_atomic, write_json
+from fedray.stores.mirror import OWNER, SUMMARY, Mirror, working_directory
+from fedray.stores.remote import Remote, StoreAway, canonical, is_remote
 from fedray.tensorfile import DIGEST, read_tensors, write_tensors
 from fedray.tracking.journal import journal, latest, shortcomings
 

@@ -21,14 +21,14 @@ from torch.func import functional_call, grad, vmap
 
 from fedray.audit import bounds
 from fedray.audit.findings import ERRORS, Attack
+from fedray.audit.local_run import Rehearsal, Released
 from fedray.audit.probes import Floats, synthetic
-from fedray.audit.rehearsal import Rehearsal, Released
 from fedray.data.records import Features, Federation, Indices, Records
 from fedray.errors import FedrayError
-from fedray.experiment.preparation import Prepared
 from fedray.models.build import build_model, evaluating
 from fedray.parameters import Layout, Vector, set_vector
-from fedray.privacy import accounting
+from fedray.planning.preparation import Prepared
+from fedray.privacy.accounting import accountant
 from fedray.rng import generator
 from fedray.training.losses import find_loss
 
@@ -170,7 +170,7 @@ def _proven(prepared: Prepared, rehearsal: Rehearsal) -> float | None:
         if plan is None:
             return None
         most = max(int(rehearsal.participations[i]) for i in group.members)
-        figures.append(accounting.bound({plan.event(): most}, plan.delta) if most else 0.0)
+        figures.append(accountant.bound({plan.event(): most}, plan.delta) if most else 0.0)
     return max(figures)
 
 

@@ -21,9 +21,9 @@ from fedray.clients.messages import ClientTask
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector
-from fedray.privacy import accounting
+from fedray.privacy.accounting import accountant
 from fedray.privacy.csprng import noise_source
-from fedray.privacy.plan import dpsgd_terms
+from fedray.privacy.recordplan import dpsgd_terms
 from fedray.rng import generator
 from fedray.rounding import rounded_up
 from fedray.training.preflight import TOLERANCE
@@ -74,7 +74,7 @@ def _source(name: str, subject: Subject) -> Check:
 def _plan(name: str, subject: Subject) -> Check:
     """The plan's event, composed and bounded anew, keeps to the target."""
     plan = subject.plan
-    found = accounting.bound({plan.event(): plan.participations}, plan.delta)
+    found = accountant.bound({plan.event(): plan.participations}, plan.delta)
     limit = plan.target_epsilon
     text = f"epsilon {rounded_up(found)} for {plan.participations} rounds of {plan.steps} steps at noise multiplier {plan.noise_multiplier:.4g}"
     return Check(name, limit is None or found <= limit * (1 + 1e-9), text + ("" if limit is None else f" (target {limit:g})"))

@@ -23,7 +23,7 @@ from fedray.config import Part as Named
 from fedray.data.records import Features, Federation, Records
 from fedray.errors import FedrayError
 from fedray.parameters import Vector
-from fedray.privacy.plan import RecordPlan
+from fedray.privacy.recordplan import RecordPlan
 
 Floats = npt.NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from fedray.errors import FedrayError
 from fedray.rounding import rounded_up
 from fedray.storage import write_json
 from fedray.tracking.journal import State
-from fedray.tracking.store import UPLOAD_PATIENCE, connect, patience, resolve_uri, unmasked
+from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, connect, patience, resolve_uri, unmasked
 
 _SECTION = "audit"
 

@@ -14,8 +14,8 @@ from fedray.audit.checks import record_checks
 from fedray.audit.findings import Attack, Check
 from fedray.audit.inversion import inversion_attack
 from fedray.audit.lira import lira_attack
+from fedray.audit.local_run import subjects
 from fedray.audit.membership import Target, membership_attack, sides
-from fedray.audit.rehearsal import subjects
 from fedray.audit.releases import bit_check, client_attacks, client_release, cohort_checks, driver_release, release_checks
 from fedray.audit.report import Report
 from fedray.audit.statistics import guarded
@@ -24,13 +24,13 @@ from fedray.configfile import load_config
 from fedray.data.records import Federation
 from fedray.errors import ConfigError
 from fedray.experiment.finished import trained_model
-from fedray.experiment.preparation import Prepared, prepare
 from fedray.experiment.whole import check, read_config
 from fedray.models.build import build_model
-from fedray.privacy import accounting
+from fedray.planning.preparation import Prepared, prepare
+from fedray.privacy.accounting import accountant
 from fedray.privacy.clientplan import ClientPlan
-from fedray.privacy.inspect import verify_all
-from fedray.privacy.mechanisms.local import LocalGaussian
+from fedray.privacy.ledger.inspect import verify_all
+from fedray.privacy.mechanisms.local_noise import LocalGaussian
 from fedray.runfiles import RunFiles
 from fedray.training.losses import find_loss
 
@@ -180,5 +180,5 @@ def _claimed(prepared: Prepared, files: RunFiles) -> tuple[float | None, float]:
     if not plans:
         return None, 0.0
     rounds = int((files.read_summary() or {}).get("rounds", prepared.config.rounds))
-    figures = [accounting.bound({plan.event(): min(rounds, plan.max_participations or rounds)}, plan.delta) for plan in plans]
+    figures = [accountant.bound({plan.event(): min(rounds, plan.max_participations or rounds)}, plan.delta) for plan in plans]
     return max(figures), max(plan.delta for plan in plans)

@@ -21,7 +21,7 @@ from torch import nn
 
 from fedray import components, credentials
 from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
-from fedray.algorithms.build import make_algorithm
+from fedray.algorithms.algorithm import make_algorithm
 from fedray.clients.devices import device_of_actor, in_actor, node_of_actor
 from fedray.clients.memory import keep_freed_memory
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask, added_up
@@ -37,9 +37,9 @@ from fedray.frozen import check_frozen
 from fedray.models.build import build_model, untried_model
 from fedray.parameters import Vector, set_vector
 from fedray.privacy.account import Account, Decision, Reservation
-from fedray.privacy.afford import Plan
+from fedray.privacy.accounting.budgets import Plan
 from fedray.privacy.figures import Figures
-from fedray.privacy.ledger import ledger_directory
+from fedray.privacy.ledger.ledger import ledger_directory
 from fedray.privacy.rules import claim
 from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.evaluate import evaluate, find_metrics

@@ -13,9 +13,9 @@ from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
 from fedray.data.silos import Silo
-from fedray.privacy.afford import Plan
+from fedray.privacy.accounting.budgets import Plan
 from fedray.privacy.mechanisms.base import ClientStep
-from fedray.privacy.plan import RecordPlan
+from fedray.privacy.recordplan import RecordPlan
 
 Status = Literal["done", "failed", "rejected", "late", "lost", "refused"]
 

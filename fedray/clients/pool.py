@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedray.clients.crew import Crew
+from fedray.clients.actors import Crew
 from fedray.clients.messages import ClientTask, HostInfo, LocalEvaluation, Part, RoundTask
 from fedray.clients.nodes import Node, look
 from fedray.clients.placement import Place
@@ -84,7 +84,7 @@ class Pool:
         self._work.learn_sizes(sizes)
 
     def wait_ready(self, timeout: float, everyone: bool) -> dict[str, HostInfo]:
-        """Wait until actors are up; see :meth:`fedray.clients.crew.Crew.wait_ready`."""
+        """Wait until actors are up; see :meth:`fedray.clients.actors.Crew.wait_ready`."""
         return self._crew.wait_ready(timeout, everyone)
 
     def settle(self, timeout: float) -> None:
@@ -92,7 +92,7 @@ class Pool:
         self._crew.settle(timeout)
 
     def broadcast(self, method: str, *arguments: Any, timeout: float) -> dict[str, Any]:
-        """Call a method on every actor that is up; see :meth:`fedray.clients.crew.Crew.broadcast`."""
+        """Call a method on every actor that is up; see :meth:`fedray.clients.actors.Crew.broadcast`."""
         return self._crew.broadcast(method, *arguments, timeout=timeout)
 
     def shutdown(self) -> None:

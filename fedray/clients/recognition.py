@@ -1,7 +1,7 @@
 """Clients' commitments to their records, and whether another book of the same folder knows those records.
 
 A client that took a new name, or another placement, must not begin anew. A book's own subjects are compared where it is opened
-(:meth:`fedray.privacy.ledger.Ledger.check_names`); other books have other salts, under which the records are committed to once more.
+(:meth:`fedray.privacy.ledger.ledger.Ledger.check_names`); other books have other salts, under which the records are committed to once more.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from fedray.clients.salts import find_salt, load_salt
 from fedray.data.commitment import commit_records
 from fedray.data.records import Federation, Records, positions
 from fedray.errors import LedgerError
-from fedray.privacy.chain import Summary, scan
-from fedray.privacy.location import Location, records_path, subject_path
-from fedray.privacy.store import find_books, read_lines
+from fedray.privacy.ledger.chain import Summary, scan
+from fedray.privacy.ledger.location import Location, records_path, subject_path
+from fedray.privacy.ledger.place import find_books, read_lines
 
 
 def commit_silo(directory: Location, name: str, records: Records) -> str:

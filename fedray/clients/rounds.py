@@ -19,11 +19,11 @@ from typing import Any
 import ray
 
 from fedray.aggregation.shared import SharedAt
-from fedray.clients.crew import POLL, Crew, why_away
+from fedray.clients.actors import POLL, Crew, why_away
+from fedray.clients.inbox import Kept, Parts
 from fedray.clients.memory import killed_for_memory
 from fedray.clients.messages import ClientReport, ClientTask, Packed, Part, RoundTask, Status
 from fedray.clients.nodes import look
-from fedray.clients.parts import Kept, Parts
 from fedray.clients.slots import RoundLog, Slot, left_with_its_node
 from fedray.clients.suspects import Suspects
 from fedray.clients.work import Queue, Work

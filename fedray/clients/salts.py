@@ -9,8 +9,8 @@ from urllib.parse import quote
 from fedray.data.commitment import SALT_BYTES
 from fedray.data.commitment import load_salt as load_file
 from fedray.errors import LedgerError
-from fedray.privacy.location import Location
-from fedray.privacy.object_client import Bucket, Taken
+from fedray.privacy.ledger.location import Location
+from fedray.stores.s3 import Bucket, Taken
 
 
 def find_salt(directory: Location, book: str) -> bytes | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.aggregation.exact import BLOCK, ExactSum
-from fedray.algorithms.build import Algorithm, untouched
+from fedray.algorithms.algorithm import Algorithm, untouched
 from fedray.clients.devices import on_device
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
@@ -28,8 +28,8 @@ from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
 from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blocks
 from fedray.privacy.csprng import noise_source
-from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import Receipt, record_receipt
+from fedray.privacy.recordplan import check_history
 from fedray.rng import Keyed, torch_seed
 from fedray.spans import span
 from fedray.training.charge import TurnCharge

@@ -10,10 +10,10 @@ import torch
 
 from fedray.config import Config
 from fedray.errors import FedrayError, first_line
-from fedray.experiment.preparation import Model
 from fedray.frozen import check_frozen, frozen_values
 from fedray.models.build import build_model
 from fedray.parameters import Values
+from fedray.planning.preparation import Model
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading
 

@@ -11,7 +11,7 @@ from fedray.config import Config
 from fedray.configfile import dump_config, parse_yaml
 from fedray.errors import ConfigError, shortened
 from fedray.runfiles import RunFiles
-from fedray.tracking.store import masked
+from fedray.tracking.mlflow_store import masked
 
 #: Sections that decide nothing of the model, or of which only a part does.
 _FREE = ("ray", "tracking", "checkpoint", "evaluation", "rounds", "clients", "cohort", "experiment", "name")

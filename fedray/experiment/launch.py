@@ -24,16 +24,16 @@ from fedray.data.records import Label
 from fedray.errors import ConfigError, FedrayError, first_line
 from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, Place, find_place, joined, off_the_head
-from fedray.experiment.events import LAST
+from fedray.experiment.listener import LAST
 from fedray.experiment.occupied import PATIENCE, check_free
 from fedray.experiment.request import Request
 from fedray.experiment.signals import caught, kept_from_children
-from fedray.mirror import local_copy
 from fedray.runfiles import Output, RunFiles, choose_output
 from fedray.storage import read_json, reading
+from fedray.stores.mirror import local_copy
 
 if TYPE_CHECKING:
-    from fedray.experiment.preparation import Prepared
+    from fedray.planning.preparation import Prepared
 
 #: How often Ray starts the driver again after its process or its node died. In a placement group it does not: where the group
 #: was removed, Ray would keep the driver, and with it the output's name, as one that is being restarted, without end.
@@ -185,8 +185,8 @@ def _left_in_order(place: Place, output: Output, listen: Listener) -> Iterator[N
 
 def _prepare(config: Config, request: Request) -> Prepared | None:
     """What is known before anything starts; all of it where the run starts its own Ray, and the data can be read here. Then makes the output."""
-    from fedray.experiment.job import prepare_run
-    from fedray.experiment.preparation import check_only
+    from fedray.experiment.driver_actor import prepare_run
+    from fedray.planning.preparation import check_only
 
     if request.elastic:
         check_only(config)
@@ -208,7 +208,7 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
     Raises:
         ConfigError: another run is at work there.
     """
-    from fedray.experiment.job import Experiment, share_inputs
+    from fedray.experiment.driver_actor import Experiment, share_inputs
 
     settings = config.ray
     r = settings.driver

@@ -78,7 +78,7 @@ def local_ray(settings: RayCluster, options: Mapping[str, Any], announce: Callab
     _private_token()
     os.environ.setdefault("RAY_free_objects_batch_size", "1")  # else what a round has left is freed a second later
     if (settings.cpus or os.cpu_count() or 1) <= _FEW:  # else client actors begin to import when the driver has
-        os.environ.setdefault("RAY_preload_python_modules", "fedray.experiment.job")
+        os.environ.setdefault("RAY_preload_python_modules", "fedray.experiment.driver_actor")
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     base = temporary_files()

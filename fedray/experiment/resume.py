@@ -11,8 +11,8 @@ from fedray.checkpoint import Checkpoint, load_latest
 from fedray.config import Config
 from fedray.errors import ConfigError
 from fedray.experiment.identity import another_run
-from fedray.experiment.preparation import Model
 from fedray.experiment.request import Request
+from fedray.planning.preparation import Model
 from fedray.runfiles import RunFiles
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import ray
 
 from fedray import __version__
-from fedray.aggregation.build import make_aggregator
-from fedray.algorithms.build import make_server
+from fedray.aggregation.rule import make_aggregator
+from fedray.algorithms.algorithm import make_server
 from fedray.checkpoint import Checkpoint
 from fedray.clients.callers import with_room
 from fedray.clients.groups import group_of, rates
@@ -30,32 +30,32 @@ from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.driver import Parts
 from fedray.experiment.background import Background
-from fedray.experiment.events import Events
 from fedray.experiment.finished import frozen_of
 from fedray.experiment.identity import identity
-from fedray.experiment.preparation import Prepared, capacity
+from fedray.experiment.listener import Events
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.served import served_model
-from fedray.experiment.silos import complete, without_cuda
+from fedray.experiment.silo_facts import complete, without_cuda
+from fedray.planning.preparation import Prepared, capacity
 from fedray.privacy.account import Account
-from fedray.privacy.afford import Plan
+from fedray.privacy.accounting.budgets import Plan
 from fedray.privacy.clientplan import ClientPlan, level
-from fedray.privacy.ledger import ledger_directory
-from fedray.privacy.plan import RecordPlan
+from fedray.privacy.ledger.ledger import ledger_directory
+from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.evaluator import Evaluators
-from fedray.rounds.report import Line, Privacy
+from fedray.rounds.round_metrics import Line, Privacy
 from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.tracking.gauges import Gauges
+from fedray.tracking.mlflow_store import masked, resolve_uri, sqlite_path
 from fedray.tracking.mlflow_tracker import Tracker, flat_params
 from fedray.tracking.modelfolder import Built
-from fedray.tracking.store import masked, resolve_uri, sqlite_path
 
 
 class Wiring:

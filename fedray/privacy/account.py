@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from fedray.errors import LedgerError
-from fedray.privacy import accounting, afford
-from fedray.privacy.accounting import Composition
-from fedray.privacy.afford import Plan
-from fedray.privacy.chain import EVERYONE
+from fedray.privacy.accounting import accountant, budgets
+from fedray.privacy.accounting.accountant import Composition
+from fedray.privacy.accounting.budgets import Plan
 from fedray.privacy.figures import Figures, Group
-from fedray.privacy.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
+from fedray.privacy.ledger.chain import EVERYONE
+from fedray.privacy.ledger.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
 from fedray.privacy.limits import Limits, load_limits
 from fedray.privacy.refusal import Refusal, refusal
 
@@ -246,7 +246,7 @@ class Account:
     def rounds_left(self, subject: str) -> int | None:
         """Rounds that a subject can still take part in; None without a limit."""
         alike = self._alike_of(subject)
-        return afford.participations_left(alike.composition, alike.charges, alike.plan)
+        return budgets.participations_left(alike.composition, alike.charges, alike.plan)
 
     def part(self) -> dict[str, Any]:
         """This run's part of a book that outlives it: where the book is, its head, and the entries of this run."""
@@ -259,7 +259,7 @@ class Account:
         """Epsilon for a person with one record in each of up to ``max_silos_per_person`` of these clients."""
         plan = next(iter(self._plans.values()))
         spents = [self._ledger.spent(s) for s in self._plans]
-        return accounting.person_epsilon(spents, plan.delta, plan.max_silos_per_person, plan.adjacency)
+        return accountant.person_epsilon(spents, plan.delta, plan.max_silos_per_person, plan.adjacency)
 
     def close(self) -> None:
         """Give the book's lock back."""
@@ -283,7 +283,7 @@ class Account:
     def _sort_in(self, subject: str, alike: _Alike | None = None) -> _Alike:
         """Put a subject with those of the same plan and charges, who are looked for where they are not given."""
         if alike is None:
-            plan, composition = self._held[self._plans[subject]], accounting.flatten(self._ledger.spent(subject))
+            plan, composition = self._held[self._plans[subject]], accountant.flatten(self._ledger.spent(subject))
             charges = self._ledger.charges(subject, this_run=True)
             alike = self._alike.setdefault((plan, composition, charges), _Alike(plan, composition, charges))
         old = self._of.get(subject)
@@ -319,18 +319,18 @@ class Account:
         plan, composition, mine, subject = alike.plan, alike.composition, alike.charges, next(iter(alike.names))
         unseen = 0 if rounds is None else max(0, min(rounds, plan.max_participations or rounds) - mine)
         if unseen:
-            composition, mine = afford.plus(composition, plan.event(), unseen), mine + unseen
-        left = afford.participations_left(composition, mine, plan)
-        exhausted = left == 0 and not (self._fewer_steps and plan.budget is not None and afford.most_steps(composition, plan))
+            composition, mine = budgets.plus(composition, plan.event(), unseen), mine + unseen
+        left = budgets.participations_left(composition, mine, plan)
+        exhausted = left == 0 and not (self._fewer_steps and plan.budget is not None and budgets.most_steps(composition, plan))
         return Figures(
             name=subject,
             unit=plan.unit,
             charges=self._ledger.charges(subject) + unseen,
             run_charges=mine,
-            epsilon=afford.bound(composition, plan),
-            epsilon_rdp=afford.by_rdp(composition, plan),
-            epsilon_unamplified=afford.unamplified(composition, plan) if plan.unit == "client" else None,
-            next_epsilon=afford.bound(afford.plus(composition, plan.event()), plan),
+            epsilon=budgets.bound(composition, plan),
+            epsilon_rdp=budgets.by_rdp(composition, plan),
+            epsilon_unamplified=budgets.unamplified(composition, plan) if plan.unit == "client" else None,
+            next_epsilon=budgets.bound(budgets.plus(composition, plan.event()), plan),
             delta=plan.delta,
             budget=plan.budget,
             rounds_left=left,

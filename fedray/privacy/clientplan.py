@@ -15,13 +15,13 @@ import numpy.typing as npt
 from fedray import components
 from fedray.config import Config, Joint, Part, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
-from fedray.privacy import accounting
-from fedray.privacy.accounting import Adjacency
-from fedray.privacy.chain import EVERYONE
-from fedray.privacy.events import Event, Poisson, rate
+from fedray.privacy.accounting import accountant
+from fedray.privacy.accounting.accountant import Adjacency
+from fedray.privacy.accounting.events import Event, Poisson, rate
+from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise
-from fedray.privacy.plan import RecordPlan, rng_of, rounded_down, terms_sha256
+from fedray.privacy.recordplan import RecordPlan, rng_of, rounded_down, terms_sha256
 
 #: Of delta, what the figure for observers may leave for rounds that one client's coin decides; the first that suffices is taken.
 _SHARES = (1e-6, 1e-4, 1e-2, 0.1, 0.5)
@@ -54,7 +54,7 @@ class ClientPlan:
         delta, budget, target_epsilon: as in the config, the budget resolved.
         participations: charges that the plan counts on for one subject.
         max_participations: charges after which a subject leaves; None: no such limit.
-        accountant_version, interval, rng: see :class:`fedray.privacy.plan.RecordPlan`.
+        accountant_version, interval, rng: see :class:`fedray.privacy.recordplan.RecordPlan`.
         observers_rate: where each participation is charged as if its cohort were known, the rate of the secret Poisson cohorts; else None.
     """
 
@@ -111,10 +111,10 @@ class ClientPlan:
         event = Poisson(self.observers_rate, self.event())
         decisive = self._decisive(rounds, float(self.observers_rate))
         for share in _SHARES:
-            found = accounting.bound({event: rounds}, self.delta * (1 - share), self.interval, self.adjacency)
+            found = accountant.bound({event: rounds}, self.delta * (1 - share), self.interval, self.adjacency)
             if found < math.log(1e300) and (1 + math.exp(found)) * decisive <= share * self.delta:
                 return found
-        return accounting.bound({self.event(): rounds}, self.delta, self.interval, self.adjacency)
+        return accountant.bound({self.event(): rounds}, self.delta, self.interval, self.adjacency)
 
     def _decisive(self, rounds: int, rate: float) -> float:
         """Chance that in any round a client's coin alone decides whether there are enough clients for the round to count.
@@ -131,7 +131,7 @@ class ClientPlan:
     @property
     def planned_epsilon(self) -> float:
         """Epsilon after all planned charges of a subject that has spent nothing before."""
-        return accounting.bound({self.event(): self.participations}, self.delta, self.interval, self.adjacency)
+        return accountant.bound({self.event(): self.participations}, self.delta, self.interval, self.adjacency)
 
     @property
     def amplified(self) -> bool:
@@ -280,8 +280,8 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
         target_epsilon=own.target_epsilon,
         participations=participations,
         max_participations=own.max_participations if charging.whom == "participants" else None,
-        accountant_version=accounting.accountant_version(),
-        interval=accounting.INTERVAL,
+        accountant_version=accountant.accountant_version(),
+        interval=accountant.INTERVAL,
         rng=rng_of(config),
         observers_rate=facts.rate if secret else None,
     )
@@ -289,7 +289,7 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
 
 def _calibrate(event: Any, count: int, delta: float, target: float, charging: Charging, clients: int) -> float:
     try:
-        return accounting.calibrate(event, count, delta, target, adjacency=charging.adjacency)
+        return accountant.calibrate(event, count, delta, target, adjacency=charging.adjacency)
     except ConfigError as error:
         raise ConfigError(f"{error} Whole clients need many of them: there are {clients}.") from None
 

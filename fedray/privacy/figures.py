@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from fedray.privacy import accounting
-from fedray.privacy.accounting import Composition
+from fedray.privacy.accounting import accountant
+from fedray.privacy.accounting.accountant import Composition
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Group:
     names: Collection[str]
 
 
-def headline(groups: Sequence[Group], adjacency: accounting.Adjacency) -> float:
+def headline(groups: Sequence[Group], adjacency: accountant.Adjacency) -> float:
     """The largest subject's epsilon on the fine grid: subjects are refined from the top until no other can exceed them."""
     distinct = {(g.figures.composition, g.figures.delta): g.figures.epsilon for g in groups}
     best = 0.0
     for (composition, delta), coarse in sorted(distinct.items(), key=lambda item: -item[1]):
         if coarse <= best or math.isinf(coarse):
             return max(best, coarse) if math.isinf(coarse) else best
-        best = max(best, min(coarse, accounting.bound(dict(composition), delta, accounting.FINAL_INTERVAL, adjacency)))
+        best = max(best, min(coarse, accountant.bound(dict(composition), delta, accountant.FINAL_INTERVAL, adjacency)))
     return best
 
 

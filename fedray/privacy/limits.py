@@ -25,10 +25,10 @@ from pydantic import Field, ValidationError
 from fedray.config import Section
 from fedray.configfile import parse_yaml
 from fedray.errors import ConfigError, LedgerError, PrivacyRefusal
-from fedray.privacy.afford import Plan
-from fedray.privacy.location import Location, location
-from fedray.privacy.object_client import Bucket
+from fedray.privacy.accounting.budgets import Plan
+from fedray.privacy.ledger.location import Location, location
 from fedray.rounding import as_given
+from fedray.stores.s3 import Bucket
 
 FILE = "limits.yaml"
 

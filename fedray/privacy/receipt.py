@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedray.errors import ClaimVoid
-from fedray.privacy.plan import RecordPlan
+from fedray.privacy.recordplan import RecordPlan
 
 Receipt = dict[str, Any]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedray.privacy import afford
-from fedray.privacy.accounting import Composition
-from fedray.privacy.afford import Plan
+from fedray.privacy.accounting import budgets
+from fedray.privacy.accounting.accountant import Composition
+from fedray.privacy.accounting.budgets import Plan
 from fedray.rounding import as_given, rounded_up
 
 
@@ -36,7 +36,7 @@ class Refusal:
 
     def fits(self) -> tuple[float | None, int | None]:
         """The least noise multiplier, and the most steps, with which one more round fits the budget; None where none does."""
-        return (None, None) if self.budget is None else afford.fits(self.composition, self.plan)
+        return (None, None) if self.budget is None else budgets.fits(self.composition, self.plan)
 
     def __str__(self) -> str:
         if self.budget is None or self.after <= self.budget:
@@ -60,9 +60,9 @@ def refusal(subject: str, plan: Plan, composition: Composition, participations: 
 
     ``limits``: the file whose limit the plan's budget is.
     """
-    after = afford.plus(composition, plan.event())
+    after = budgets.plus(composition, plan.event())
     full = plan.max_participations is not None and participations >= plan.max_participations
-    if not full and (plan.budget is None or afford.affordable(after, plan)):
+    if not full and (plan.budget is None or budgets.affordable(after, plan)):
         return None
-    spent, then = afford.bound(composition, plan), afford.bound(after, plan)
+    spent, then = budgets.bound(composition, plan), budgets.bound(after, plan)
     return Refusal(subject, spent, then, plan.budget, participations, composition, plan, limits)

@@ -1,6 +1,6 @@
 """The privacy statement of a run: what is guaranteed, to whom, under which assumptions, and what is not.
 
-Its sentences are in :mod:`fedray.privacy.wording`.
+Its sentences are in :mod:`fedray.privacy.statement_text`.
 
 Sources: Ponomareva et al. 2023, How to DP-fy ML, section 5.3 (what to report); NIST SP 800-226 (2025), Guidelines for Evaluating
 Differential Privacy Guarantees
@@ -16,10 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedray.config import Config
-from fedray.privacy import accounting, wording
+from fedray.privacy import statement_text
+from fedray.privacy.accounting import accountant
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
 from fedray.privacy.figures import Figures, Group, headline, median
-from fedray.privacy.plan import RecordPlan
+from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import Claim, claim
 from fedray.rounding import as_given, rounded_up
 
@@ -85,12 +86,12 @@ def privacy_statement(
         "joint": others,
         "clients": [row for line in (first, *others) for row in line["clients"]],
         "reveals_cohorts": secret_cohorts([p for g in guarantees for p in g.plans]),
-        "tuning": wording.tuning(config),
+        "tuning": statement_text.tuning(config),
         "frozen_sha256": frozen or None,
-        "exposure": wording.exposure(config),
-        "implementation": wording.implementation(config.privacy.record),
+        "exposure": statement_text.exposure(config),
+        "implementation": statement_text.implementation(config.privacy.record),
         "ledger": {
-            "scope": wording.scope(config),
+            "scope": statement_text.scope(config),
             "kept": "a charge is durable before the data is touched and is never taken back",
             "head_sha256": dict(ledger_head) if isinstance(ledger_head, Mapping) else ledger_head,
         },
@@ -120,7 +121,7 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
         "delta": delta,
         "budget": max((p.budget for p in plans if p.budget is not None), default=None),
         "accountant": "pld",
-        "accountant_version": accounting.accountant_version(),
+        "accountant_version": accountant.accountant_version(),
         "clients": plan.facts.clients if isinstance(plan, ClientPlan) else sum(subjects),
         "clients_exhausted": left_out,
     }
@@ -132,27 +133,27 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
         "summary": summary,
         "guarantee": {
             "definition": "(epsilon, delta)-differential privacy",
-            "setting": wording.setting(plan),
+            "setting": statement_text.setting(plan),
             "unit": "one record of one client" if unit == "record" else "one client with all its records",
-            "adjacency": wording.ADJACENCY[adjacency].format(unit=unit),
-            "statement": wording.sentence(unit, shown, delta, standing),
-            "meaning": wording.meaning(unit, adjacency, most, delta, shown),
-            "against": wording.against(plan),
-            "trust": wording.trust(plan),
-            "persons": wording.persons(unit, config.privacy.max_silos_per_person),
-            "released": wording.released(plan),
-            "accesses": wording.accesses(plan),
-            "not_covered": wording.not_covered(plan, standing),
+            "adjacency": statement_text.ADJACENCY[adjacency].format(unit=unit),
+            "statement": statement_text.sentence(unit, shown, delta, standing),
+            "meaning": statement_text.meaning(unit, adjacency, most, delta, shown),
+            "against": statement_text.against(plan),
+            "trust": statement_text.trust(plan),
+            "persons": statement_text.persons(unit, config.privacy.max_silos_per_person),
+            "released": statement_text.released(plan),
+            "accesses": statement_text.accesses(plan),
+            "not_covered": statement_text.not_covered(plan, standing),
         },
         "mechanism": _record_mechanism(plans) if isinstance(plan, RecordPlan) else _client_mechanism(plan),
         "accounting": {
-            "headline": f"privacy-loss distributions, upper bound, largest client; interval {accounting.FINAL_INTERVAL:g} "
-            f"({accounting.INTERVAL:g} while the run went on and in the table below); Renyi DP where it alone bounds a mechanism",
+            "headline": f"privacy-loss distributions, upper bound, largest client; interval {accountant.FINAL_INTERVAL:g} "
+            f"({accountant.INTERVAL:g} while the run went on and in the table below); Renyi DP where it alone bounds a mechanism",
             "beside": "Renyi DP",
-            "library": accounting.accountant_version(),
+            "library": accountant.accountant_version(),
             "composition": "all charges in the ledger; charges of different plans are composed as if the plans had been fixed beforehand",
-            "assumptions": wording.assumptions(plan),
-            "rounding": wording.ROUNDING,
+            "assumptions": statement_text.assumptions(plan),
+            "rounding": statement_text.ROUNDING,
         },
         "clients": [
             {
@@ -182,7 +183,7 @@ def _record_mechanism(plans: Sequence[RecordPlan | ClientPlan]) -> dict[str, Any
     return {
         "name": "DP-SGD at each client: Poisson-sampled steps, each record's gradient clipped jointly over all trained parameters "
         "(per_layer: each parameter tensor's to clip / sqrt(their number)), Gaussian noise on the sum",
-        "sampling": wording.sampling(plans[0]),
+        "sampling": statement_text.sampling(plans[0]),
         "denominator": "the constant training.expected_batch, never the number of records drawn",
         "rng": sorted({p.rng for p in plans}),
         "client_sampling": "claims no amplification: a client's own update is visible to the server",
@@ -194,7 +195,7 @@ def _record_mechanism(plans: Sequence[RecordPlan | ClientPlan]) -> dict[str, Any
 def _client_mechanism(plan: ClientPlan) -> dict[str, Any]:
     return {
         "name": plan.mechanism.statement,
-        "sampling": wording.sampling(plan),
+        "sampling": statement_text.sampling(plan),
         "denominator": f"the constant {plan.denominator:g}, never the number of clients that answered"
         if plan.regime != "local"
         else "the number of updates, which is public",
@@ -314,10 +315,10 @@ def _person(plans: Sequence[RecordPlan | ClientPlan], groups: Sequence[Group], h
     if silos == 1 or not groups:
         return headline
     delta = min(g.figures.delta for g in groups)
-    if not all(accounting.bounded(g.figures.composition, "rdp") for g in groups):
+    if not all(accountant.bounded(g.figures.composition, "rdp") for g in groups):
         return math.inf
     spents = [dict(g.figures.composition) for g in groups for _ in range(min(len(g.names), silos))]
-    return accounting.person_epsilon(spents, delta, silos)
+    return accountant.person_epsilon(spents, delta, silos)
 
 
 def _figure(value: float) -> float | str:

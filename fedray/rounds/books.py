@@ -15,8 +15,8 @@ from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.pool import Pool
 from fedray.errors import BudgetReached
 from fedray.privacy.account import Account, Reservation
-from fedray.privacy.chain import EVERYONE
 from fedray.privacy.figures import Figures, Group
+from fedray.privacy.ledger.chain import EVERYONE
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any
 
 from fedray.rounding import rounded_up
 from fedray.storage import read_json
-from fedray.tracking.figures import draw, headline
+from fedray.tracking.charts import draw, headline
 from fedray.tracking.journal import State, latest_rows, not_finite, number, points
+from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, log, masked, patience, reason
 from fedray.tracking.modelfolder import ModelBuilder, SavedModel, save_model
 from fedray.tracking.registry import log_final_model
-from fedray.tracking.store import UPLOAD_PATIENCE, log, masked, patience, reason
 
 _PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json")
 _TABLE = "clients/clients.json"

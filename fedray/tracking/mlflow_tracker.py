@@ -22,9 +22,9 @@ from fedray.errors import ConfigError
 from fedray.storage import read_json
 from fedray.tracking.artifacts import Staged, send, stage
 from fedray.tracking.journal import STATE, Row, State, journal, metric_name, points, read_rows, shortcomings
+from fedray.tracking.mlflow_store import SHIP_PATIENCE, TrackingError, connect, log, masked, patience, reason, unmasked
 from fedray.tracking.modelfolder import ModelBuilder
 from fedray.tracking.opening import Opening, lock, unlock
-from fedray.tracking.store import SHIP_PATIENCE, TrackingError, connect, log, masked, patience, reason, unmasked
 
 _ROWS_A_BATCH, _METRICS_A_BATCH = 50, 1000
 _LONGEST_PARAM = 6000
@@ -72,7 +72,7 @@ class Tracker:
             run_dir: the run's output directory.
             params: flat, dotted config keys; see :func:`flat_params`. Logged once; longer values are cut at 6000 characters.
             tags: ``fedray.*``, ``privacy/claim`` and the like.
-            uri: from :func:`fedray.tracking.store.resolve_uri`.
+            uri: from :func:`fedray.tracking.mlflow_store.resolve_uri`.
             experiment: name of the MLflow experiment, made if absent.
             run_name: name of the run.
             register_as: name for the registered model; None = the model is logged, not registered.

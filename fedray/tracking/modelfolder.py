@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fedray.errors import first_line
 from fedray.tracking.journal import Point
-from fedray.tracking.store import load_mlflow, log
+from fedray.tracking.mlflow_store import load_mlflow, log
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.tracking.journal import State
-from fedray.tracking.store import TrackingError, artifact_root, connect, log, unmasked
+from fedray.tracking.mlflow_store import TrackingError, artifact_root, connect, log, unmasked
 from fedray.tracking.ui import dress_experiment
 
 _PARAMS_A_BATCH = 100

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fedray.tracking.journal import State
+from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, patience
 from fedray.tracking.modelfolder import NAME, SavedModel
-from fedray.tracking.store import UPLOAD_PATIENCE, patience
 
 #: Alias of the newest version (MLflow keeps ``latest`` to itself).
 ALIAS = "newest"

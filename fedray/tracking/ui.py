@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from fedray.errors import ConfigError
-from fedray.tracking.store import artifact_root, log, masked, sqlite_path
+from fedray.tracking.mlflow_store import artifact_root, log, masked, sqlite_path
 
 VIEW = "fedray"
 EPSILON = "privacy/epsilon"

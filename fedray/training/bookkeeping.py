@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from fedray.errors import ConfigError
 from fedray.privacy.rules import check_layers
 from fedray.training import recurrent
-from fedray.training.chain import forward_of, layers_of, own_forward
 from fedray.training.charge import opened
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn
-from fedray.training.images import channels_last, lay_out, turned_gradients
+from fedray.training.fast.channels_last import channels_last, lay_out, turned_gradients
+from fedray.training.fast.layer_inputs import Tape
+from fedray.training.fast.sequential import forward_of, layers_of, own_forward
 from fedray.training.recordgrads import LAYERS, Term, takes, terms
 from fedray.training.recurrent import Unrolled
-from fedray.training.tape import Tape
 
 _FLOATS = (torch.float32, torch.float64)
 

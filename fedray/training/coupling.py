@@ -22,8 +22,8 @@ from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.models.build import evaluating
 from fedray.rng import generator
-from fedray.training.chain import observed
 from fedray.training.engine import LossFn, seeded_torch
+from fedray.training.fast.sequential import observed
 from fedray.training.losses import LOSSES
 from fedray.training.recorddraws import Pattern, RecordDraws, Shape, patterns_of
 from fedray.training.synthetic import synthetic_records, vocabulary_of, without_dropout

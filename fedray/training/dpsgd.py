@@ -20,9 +20,9 @@ from fedray.errors import ConfigError
 from fedray.privacy.rules import check_model
 from fedray.training.dploop import ClippedSum, clip_factors, record_losses, row_norms, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, torch_draws
+from fedray.training.fast.layer_inputs import Tape
 from fedray.training.recordgrads import LAYERS, terms
 from fedray.training.samplers import samplers
-from fedray.training.tape import Tape
 
 #: How far the records' gradients may add up to something else than the batch's, over the sum of their norms: rounding is far below.
 #: Where a gradient is zero but for rounding (of an attention's key bias, say), over the largest sum of any parameter.

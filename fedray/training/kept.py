@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from fedray.errors import PrivacyRefusal
-from fedray.training.chain import observed
 from fedray.training.engine import LossFn
+from fedray.training.fast.sequential import observed
 
 #: Packages whose own objects keep nothing of a batch; theirs that hold others' values are read by name below.
 _OTHERS = frozenset((*sys.stdlib_module_names, "torch", "numpy", "fedray", "opacus", "ray", "mlflow"))

@@ -24,8 +24,8 @@ from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.parameters import Layout, Vector, get_vector, set_vector
 from fedray.training import batched
-from fedray.training.chain import observed
 from fedray.training.engine import LocalJob, LocalResult, check_stop
+from fedray.training.fast.sequential import observed
 from fedray.training.losses import cross_entropy
 from fedray.training.plain import passes, steps_of
 

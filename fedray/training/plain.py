@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from fedray.config import Training
 from fedray.errors import ConfigError
-from fedray.training.chain import forward_of, layers_of
-from fedray.training.direct import Direct
 from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
-from fedray.training.halved import bfloat16_convolutions
-from fedray.training.images import channels_last, lay_out, turned_gradients
+from fedray.training.fast.bfloat16 import bfloat16_convolutions
+from fedray.training.fast.channels_last import channels_last, lay_out, turned_gradients
+from fedray.training.fast.direct import Direct
+from fedray.training.fast.sequential import forward_of, layers_of
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:

@@ -20,12 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dp_accountant.pld import PLDAccountant
 from dp_accounting import NeighboringRelation
-from dp_accounting.pld import PLDAccountant
 
-from fedray.privacy import accounting, loss, renyi
-from fedray.privacy.accounting import INTERVAL, bound, flatten
-from fedray.privacy.events import Event, Gaussian, Poisson, SelfComposed, to_dp_event
+from fedray.privacy.accounting import accountant, pld
+from fedray.privacy.accounting.accountant import INTERVAL, bound, flatten, renyi
+from fedray.privacy.accounting.events import Event, Gaussian, Poisson, SelfComposed, to_dp_event
 
 ROUNDS, PHASE, AROUND, DELTA = (10, 100, 1000, 10_000), 100, 5, 1e-6
 RESULTS = Path(__file__).parent / "results"
@@ -71,9 +71,9 @@ def measure(event_of: EventOf, rounds: int) -> dict[str, Any]:
 
     A process that has just begun pays ``first_ms`` once. A new phase begins at ``rounds`` where the schedule changes.
     """
-    for kept in (accounting._epsilon, renyi.vector):
+    for kept in (accountant._epsilon, renyi.vector):
         kept.cache_clear()
-    loss._kept = loss._Kept(loss._POINTS_KEPT)
+    pld._kept = pld._Kept(pld._POINTS_KEPT)
     spent = spent_before(event_of, max(rounds - AROUND - 2, 1))
     began = time.process_time()
     bound(spent, DELTA)

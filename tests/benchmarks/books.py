@@ -20,11 +20,11 @@ from typing import Any
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.configfile import build_config
 from fedray.privacy.account import Account
-from fedray.privacy.chain import EVERYONE
 from fedray.privacy.clientplan import plan_clients
-from fedray.privacy.ledger import Charge, Ledger, clients_path
+from fedray.privacy.ledger.chain import EVERYONE
+from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path
 from fedray.rounds.books import Books, PopulationBook, RunBook
-from fedray.rounds.report import Line, Privacy
+from fedray.rounds.round_metrics import Line, Privacy
 
 CLIENTS, COHORT, LATE, ROUNDS = 1_000_000, 1000, 10_000, 12
 RESULTS = Path(__file__).parent / "results"

@@ -20,7 +20,7 @@ from paths import ROOT
 
 from cluster.hosts import Hosts, missing
 from cluster.tokens import token_file
-from fedray.privacy.verification import verify
+from fedray.privacy.ledger.verification import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -11,9 +11,9 @@ import pytest
 from manifests import Document, documents, title
 from objectstore import object_store
 
-from fedray.privacy.location import ObjectPath
-from fedray.privacy.object_client import Bucket
-from fedray.remote import Remote
+from fedray.privacy.ledger.location import ObjectPath
+from fedray.stores.remote import Remote
+from fedray.stores.s3 import Bucket
 
 pytestmark = pytest.mark.slow
 

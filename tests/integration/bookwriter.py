@@ -18,9 +18,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from fedray.privacy import object_client
-from fedray.privacy.events import Gaussian, Poisson, SelfComposed
-from fedray.privacy.ledger import Charge, Ledger
+from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed
+from fedray.privacy.ledger.ledger import Charge, Ledger
+from fedray.stores import s3 as object_client
 
 SUBJECTS = [f"silo-{k}" for k in range(12)]
 EVENT = SelfComposed(5, Poisson(Fraction(1, 4), Gaussian(1.3)))

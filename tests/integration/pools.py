@@ -25,7 +25,7 @@ from fedray.clients.placement import Place, more_places, start_actor
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.configfile import build_config
-from fedray.experiment.preparation import Prepared, prepare
+from fedray.planning.preparation import Prepared, prepare
 
 CLIENTS = 8
 

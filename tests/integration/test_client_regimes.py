@@ -10,9 +10,9 @@ import pytest
 
 import fedray
 from fedray.errors import ClaimVoid
-from fedray.privacy.accounting import bound
-from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Tree, rate
-from fedray.privacy.ledger import verify
+from fedray.privacy.accounting.accountant import bound
+from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Tree, rate
+from fedray.privacy.ledger.ledger import verify
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -14,7 +14,7 @@ import ray
 from pools import Ground, several_nodes
 from processes import wait_until
 
-from fedray.clients import crew
+from fedray.clients import actors as crew
 from fedray.errors import FedrayError
 
 pytestmark = pytest.mark.slow

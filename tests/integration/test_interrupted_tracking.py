@@ -14,7 +14,7 @@ from paths import ROOT
 from processes import wait_until
 
 from fedray.tracking.journal import State
-from fedray.tracking.store import load_mlflow
+from fedray.tracking.mlflow_store import load_mlflow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 

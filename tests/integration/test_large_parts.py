@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pools import CLIENTS, Ground
 
+from fedray.clients.inbox import Parts
 from fedray.clients.messages import ClientTask, RoundTask
-from fedray.clients.parts import Parts
 from fedray.clients.pool import Pool, RoundLog
 from fedray.clients.rounds import LARGE as BYTES
 from fedray.clients.rounds import Round

@@ -19,10 +19,10 @@ from bookwriter import EVENT, SUBJECTS, Writers, trained
 from objectstore import Wire, object_store
 
 from fedray.errors import LedgerError
-from fedray.privacy import object_client
-from fedray.privacy.accounting import bound
-from fedray.privacy.chain import Summary
-from fedray.privacy.ledger import Charge, Ledger, records_path, verify
+from fedray.privacy.accounting.accountant import bound
+from fedray.privacy.ledger.chain import Summary
+from fedray.privacy.ledger.ledger import Charge, Ledger, records_path, verify
+from fedray.stores import s3 as object_client
 
 #: A book this old is left for a new one, so that reading it does not come to take all the time.
 LIVES = 10

@@ -15,9 +15,9 @@ from witness import CLIENTS, steps_seen
 
 import fedray
 from fedray.errors import FedrayError
-from fedray.privacy import accounting
-from fedray.privacy.events import Gaussian, Poisson, rate
-from fedray.privacy.ledger import verify
+from fedray.privacy.accounting import accountant
+from fedray.privacy.accounting.events import Gaussian, Poisson, rate
+from fedray.privacy.ledger.ledger import verify
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -40,7 +40,7 @@ def config(log: Path) -> dict:
 
 
 def step_epsilon(steps: int) -> float:
-    return accounting.bound({Poisson(rate(Q), Gaussian(NOISE)): steps}, DELTA)
+    return accountant.bound({Poisson(rate(Q), Gaussian(NOISE)): steps}, DELTA)
 
 
 def compare(output: Path, log: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -13,7 +13,7 @@ import pytest
 from paths import ROOT
 
 from fedray.configfile import load_config
-from fedray.privacy.ledger import verify
+from fedray.privacy.ledger.ledger import verify
 from fedray.runfiles import RunFiles
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
@@ -147,9 +147,9 @@ def test_a_profile_shows_where_the_rounds_time_went(quickstart: tuple[Path, str]
 def test_it_spent_what_was_planned_and_its_report_and_its_model_say_so(quickstart: tuple[Path, str]) -> None:
     import mlflow
 
-    from fedray.experiment.planner import make_plan
-    from fedray.experiment.preparation import prepare
-    from fedray.experiment.report_page import write_report
+    from fedray.planning.planner import make_plan
+    from fedray.planning.preparation import prepare
+    from fedray.reporting.report_page import write_report
 
     plan = make_plan(prepare(load_config(DIGITS)), curves=False)
     run = quickstart[0] / "runs" / "digits"

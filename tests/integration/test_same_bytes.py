@@ -20,7 +20,7 @@ from fedray.aggregation.exact import ExactSum
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.configfile import load_config
-from fedray.experiment.preparation import prepare
+from fedray.planning.preparation import prepare
 from fedray.runfiles import RunFiles
 
 pytestmark = pytest.mark.usefixtures("cluster")

@@ -23,10 +23,10 @@ from test_tracking_mlflow import Server
 
 import fedray
 from fedray.cli import cli
-from fedray.mirror import local_copy, working_directory
-from fedray.remote import Remote, below, canonical
 from fedray.runfiles import RunFiles
-from fedray.tracking.store import load_mlflow
+from fedray.stores.mirror import local_copy, working_directory
+from fedray.stores.remote import Remote, below, canonical
+from fedray.tracking.mlflow_store import load_mlflow
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 

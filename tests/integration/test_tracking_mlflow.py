@@ -25,8 +25,8 @@ from fedray.errors import ConfigError
 from fedray.experiment.background import Background
 from fedray.tracking import mlflow_tracker
 from fedray.tracking.journal import METRICS, State
+from fedray.tracking.mlflow_store import TrackingError, load_mlflow
 from fedray.tracking.mlflow_tracker import Tracker, sync
-from fedray.tracking.store import TrackingError, load_mlflow
 
 ROUNDS = 20
 FAST = 2.0  # seconds that log() may take on a busy machine; a call that waited for the server would take ten and more

@@ -13,7 +13,7 @@ from scipy import stats
 from fedray import rng
 from fedray.data.holdout import split
 from fedray.data.partition import PARTITIONERS, apportion, check_parts, dirichlet, iid, natural, quantity, shards
-from fedray.data.report import label_distance
+from fedray.data.skew import label_distance
 from fedray.errors import DataError
 
 quick = settings(max_examples=40)

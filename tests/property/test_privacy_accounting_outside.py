@@ -13,8 +13,8 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedray.privacy.accounting import INTERVAL, Accountant, epsilon
-from fedray.privacy.events import Event, Gaussian, Laplace, Poisson, SelfComposed
+from fedray.privacy.accounting.accountant import INTERVAL, Accountant, epsilon
+from fedray.privacy.accounting.events import Event, Gaussian, Laplace, Poisson, SelfComposed
 
 Segment = tuple[Fraction, float, int, str]
 

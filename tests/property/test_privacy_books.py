@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 from fedray.errors import LedgerError
-from fedray.privacy import events
-from fedray.privacy.events import Composed, Event, Gaussian, Laplace, Poisson, SelfComposed, Tree, Unsupported, ZCdp
-from fedray.privacy.ledger import Charge, Ledger, Location, ObjectPath, verify
+from fedray.privacy.accounting.accountant import events
+from fedray.privacy.accounting.events import Composed, Event, Gaussian, Laplace, Poisson, SelfComposed, Tree, Unsupported, ZCdp
+from fedray.privacy.ledger.ledger import Charge, Ledger, Location, ObjectPath, verify
 
 FLOATS = st.floats(0.0, 1e6, allow_nan=False)
 RATES = st.fractions(0, 1).filter(lambda q: q > 0)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedray.privacy.account import Account
-from fedray.privacy.accounting import INTERVAL, bound, epsilon, flatten
-from fedray.privacy.chain import EVERYONE
-from fedray.privacy.events import Gaussian, Poisson, SelfComposed
-from fedray.privacy.ledger import Charge, Ledger, clients_path, verify
-from fedray.privacy.plan import SECURE_RNG, RecordPlan, check_history, plan_record
+from fedray.privacy.accounting.accountant import INTERVAL, bound, epsilon, flatten
+from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed
+from fedray.privacy.ledger.chain import EVERYONE
+from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path, verify
+from fedray.privacy.recordplan import SECURE_RNG, RecordPlan, check_history, plan_record
 
 NAMES = ("a", "b", "c")
 

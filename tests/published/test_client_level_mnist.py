@@ -14,8 +14,8 @@ from paths import ROOT
 from published import CURVES, curve
 
 import fedray
-from fedray.privacy.accounting import bound
-from fedray.privacy.events import Gaussian, Poisson, rate
+from fedray.privacy.accounting.accountant import bound
+from fedray.privacy.accounting.events import Gaussian, Poisson, rate
 
 CONFIG = ROOT / "configs" / "mnist-clients.yaml"
 NOISE = (0.5, 1.0, 2.0, 4.0)

@@ -12,8 +12,8 @@ import pytest
 from opacus.accountants import RDPAccountant
 from opacus.accountants.utils import get_noise_multiplier
 
-from fedray.privacy.accounting import bound, calibrate, epsilon
-from fedray.privacy.events import Event, Gaussian, Poisson, SelfComposed
+from fedray.privacy.accounting.accountant import bound, calibrate, epsilon
+from fedray.privacy.accounting.events import Event, Gaussian, Poisson, SelfComposed
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:opacus")
 

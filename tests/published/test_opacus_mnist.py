@@ -14,8 +14,8 @@ import pytest
 from published import curve, keep
 
 import fedray
-from fedray.privacy.accounting import FINAL_INTERVAL, epsilon
-from fedray.privacy.ledger import verify
+from fedray.privacy.accounting.accountant import FINAL_INTERVAL, epsilon
+from fedray.privacy.ledger.ledger import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 

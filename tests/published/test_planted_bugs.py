@@ -28,18 +28,18 @@ from fedray.clients.messages import ClientReport
 from fedray.clients.trainer import Trainer
 from fedray.configfile import dump_config
 from fedray.errors import ClaimVoid, LedgerError
-from fedray.experiment.preparation import prepare
-from fedray.privacy import accounting
-from fedray.privacy import plan as privacy_plan
+from fedray.planning.preparation import prepare
+from fedray.privacy import recordplan as privacy_plan
 from fedray.privacy.account import Account
+from fedray.privacy.accounting import accountant
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.csprng import Csprng
-from fedray.privacy.inspect import verify_all
+from fedray.privacy.ledger.inspect import verify_all
+from fedray.privacy.ledger.verification import verify
 from fedray.privacy.mechanisms import central
-from fedray.privacy.plan import check_history
 from fedray.privacy.receipt import record_receipt
+from fedray.privacy.recordplan import check_history
 from fedray.privacy.release import Release
-from fedray.privacy.verification import verify
 from fedray.rng import generator
 from fedray.training.engine import LocalJob, LocalResult, NoiseSource
 
@@ -239,7 +239,7 @@ def test_engine_made_anew_each_round(table: Table, tmp_path: Path) -> None:
     list(verify_all(root))
     spent, plan = result.summary["privacy"]["epsilon"], prepare(result.config).plans[0]
     assert plan is not None
-    one = accounting.bound({plan.event(): 1}, plan.delta, accounting.FINAL_INTERVAL)
+    one = accountant.bound({plan.event(): 1}, plan.delta, accountant.FINAL_INTERVAL)
     assert one < 0.7 * spent
     for path in (root / "summary.json", root / "privacy_statement.json"):
         path.write_text(json.dumps(_forgetful(json.loads(path.read_text()), spent, one)))

@@ -12,7 +12,7 @@ from rounding import gamma
 from torch import nn
 
 from fedray import rng
-from fedray.algorithms.build import make_algorithm, make_server
+from fedray.algorithms.algorithm import make_algorithm, make_server
 from fedray.algorithms.fedavg import FedAvg
 from fedray.algorithms.server import ServerSGD
 from fedray.config import Part, Training

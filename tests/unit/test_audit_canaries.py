@@ -13,10 +13,10 @@ from audited import digits
 
 from fedray.audit.canaries import Canaries, canary_attacks, make_canaries, score_attack, with_canaries
 from fedray.audit.findings import Attack
-from fedray.audit.rehearsal import Rehearsal
+from fedray.audit.local_run import Rehearsal
 from fedray.data.records import Federation, Records
 from fedray.errors import FedrayError
-from fedray.experiment.preparation import prepare
+from fedray.planning.preparation import prepare
 from fedray.rng import generator
 
 

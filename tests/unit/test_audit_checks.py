@@ -15,10 +15,10 @@ from audited import digits
 
 from fedray.audit.checks import adversarial, record_checks
 from fedray.audit.findings import Check
+from fedray.audit.local_run import subjects
 from fedray.audit.probes import Probe
-from fedray.audit.rehearsal import subjects
 from fedray.audit.statistics import coin_check, independence_check, noise_check, secrecy_check
-from fedray.experiment.preparation import prepare
+from fedray.planning.preparation import prepare
 
 
 def failed(checks: list[Check]) -> list[str]:

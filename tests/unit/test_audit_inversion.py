@@ -10,9 +10,9 @@ from audited import digits
 
 from fedray.audit.findings import Attack
 from fedray.audit.inversion import SETTINGS, inversion_attack, psnr
+from fedray.audit.local_run import subjects
 from fedray.audit.plots import draw
-from fedray.audit.rehearsal import subjects
-from fedray.experiment.preparation import prepare
+from fedray.planning.preparation import prepare
 
 
 @pytest.mark.parametrize("model", ["{kind: softmax}", "{kind: mlp, hidden: [16]}", "{kind: 'python:audited:no_bias'}"])

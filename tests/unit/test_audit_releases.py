@@ -13,8 +13,8 @@ import pytest
 
 from fedray.audit.releases import Release, client_attacks, release_checks
 from fedray.parameters import Vector
-from fedray.privacy import accounting
-from fedray.privacy.events import Gaussian
+from fedray.privacy.accounting import accountant
+from fedray.privacy.accounting.events import Gaussian
 
 D, C, Z, DENOMINATOR = 4000, 0.5, 1.5, 10.0
 
@@ -70,7 +70,7 @@ def test_noise_used_twice_is_named() -> None:
 
 
 def attack(z: float, scale: float, seed: int) -> Any:
-    epsilon = accounting.bound({Gaussian(z): 5}, 1e-5)
+    epsilon = accountant.bound({Gaussian(z): 5}, 1e-5)
     release = mechanism(seed, std=lambda cohort: z * C * scale, z=z)
     return client_attacks(release, rounds=5, canaries=400, epsilon=epsilon, delta=1e-5, seed=seed)[0]
 

@@ -17,7 +17,7 @@ from fedray.audit.run import Request, audit
 from fedray.cli import cli
 from fedray.configfile import dump_config
 from fedray.errors import ConfigError, FedrayError
-from fedray.experiment.preparation import prepare
+from fedray.planning.preparation import prepare
 from fedray.runfiles import RunFiles
 
 CLIENT = (

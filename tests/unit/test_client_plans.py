@@ -17,10 +17,10 @@ from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.privacy import rules
-from fedray.privacy.accounting import bound
+from fedray.privacy.accounting.accountant import bound
+from fedray.privacy.accounting.events import DistributedGaussian, Gaussian, Poisson, PureDp, Skellam, Tree, TruncatedPoisson, Wor, rate
 from fedray.privacy.clientplan import ClientPlan, plan_clients
 from fedray.privacy.csprng import InsecureSeeded
-from fedray.privacy.events import DistributedGaussian, Gaussian, Poisson, PureDp, Skellam, Tree, TruncatedPoisson, Wor, rate
 from fedray.privacy.mechanisms.central import Clipped
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release

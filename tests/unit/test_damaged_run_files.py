@@ -18,15 +18,15 @@ from test_report import finished
 from fedray.checkpoint import Checkpoint
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError
-from fedray.experiment import report_page
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin
 from fedray.parameters import Layout, fingerprint
+from fedray.reporting import report_page
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, write_json
 from fedray.tracking import mlflow_tracker
 from fedray.tracking.journal import State
-from fedray.tracking.store import TrackingError
+from fedray.tracking.mlflow_store import TrackingError
 
 SEED = 15
 JUNK = {
@@ -293,7 +293,7 @@ def test_lost_rows_are_told_when_the_run_goes_on(tmp_path: Path) -> None:
 _FULL = """
 import resource, signal, sys
 from fedray.errors import LedgerError
-from fedray.privacy.ledger import Ledger
+from fedray.privacy.ledger.ledger import Ledger
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))  # as a disk with room for no more
 try:

@@ -16,7 +16,7 @@ import pytest
 from fedray.config import Data
 from fedray.data.dataset import check, client_names, load_client, load_federation, per_silo, private_statistics
 from fedray.data.records import Records
-from fedray.data.report import class_counts, label_distance, partition_report
+from fedray.data.skew import class_counts, label_distance, partition_report
 from fedray.data.transforms import TRANSFORMS, Transform
 from fedray.errors import DataError
 

@@ -312,8 +312,8 @@ def test_clients_of_records_are_known(own: Any) -> None:
 def test_what_the_driver_learns_of_silos_is_what_it_would_have_read(tmp_path: Path, public: bool) -> None:
     from fedray.clients.messages import HostInfo
     from fedray.configfile import build_config
-    from fedray.experiment.preparation import prepare
-    from fedray.experiment.silos import complete
+    from fedray.experiment.silo_facts import complete
+    from fedray.planning.preparation import prepare
 
     silo_files(tmp_path, a={"ward": [1, 2, 3]})
     pd.DataFrame({"u": [7.0], "y": [0]}).to_csv(tmp_path / "public.csv", index=False)

@@ -267,7 +267,7 @@ def test_classes_are_declared_under_privacy(regime: str) -> None:
 
 def _prepared(privacy: dict[str, Any] | None = None, **data: Any) -> Any:
     from fedray.configfile import build_config
-    from fedray.experiment.preparation import prepare
+    from fedray.planning.preparation import prepare
 
     private = {"sampling_rate": 0.5, "expected_batch": 5, "steps": 1} if privacy else {"batch_size": 5, "epochs": 1}
     config = {

@@ -30,7 +30,7 @@ from fedray.data.dataset import client_names
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector
-from fedray.privacy.plan import plan_record
+from fedray.privacy.recordplan import plan_record
 from fedray.rounds import evaluator
 from fedray.training.bookkeeping import book
 from fedray.training.dpsgd import ghost, hooks

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from fedray.experiment import events
-from fedray.experiment.events import Events
+from fedray.experiment import listener as events
+from fedray.experiment.listener import Events
 
 
 def test_followers_get_everything_in_order_and_anew_from_a_new_process() -> None:

@@ -22,11 +22,11 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.finished import frozen_of, trained_model
-from fedray.experiment.preparation import Model
 from fedray.experiment.resume import check_model
 from fedray.frozen import check_frozen, frozen_digest, frozen_values, model_digest
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector, set_vector
+from fedray.planning.preparation import Model
 from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.release import Release
 from fedray.rounds.evaluator import Evaluator

@@ -17,8 +17,9 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from fedray import credentials, logs
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError
-from fedray.experiment import job_client, jobs, shipment
-from fedray.experiment.job_health import Health, health_text, jobs_text, progressed
+from fedray.jobs import job_client, shipment
+from fedray.jobs import submission as jobs
+from fedray.jobs.job_health import Health, health_text, jobs_text, progressed
 
 CONFIG = ROOT / "configs" / "digits.yaml"
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from test_privacy_ledger import EVENT, charge
 
 from fedray.cli import cli
-from fedray.privacy.accounting import FINAL_INTERVAL, bound
-from fedray.privacy.ledger import Ledger, records_path
+from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
+from fedray.privacy.ledger.ledger import Ledger, records_path
 
 PLAN = {"delta": 1e-5, "budget": 9.0, "interval": 1e-3}
 

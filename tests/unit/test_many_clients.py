@@ -14,7 +14,7 @@ from fedray.config import Cohort
 from fedray.configfile import build_config
 from fedray.data.partition import Deal, check_parts, iid
 from fedray.data.records import Numbered, positions
-from fedray.data.report import MAX_ROWS, partition_report
+from fedray.data.skew import MAX_ROWS, partition_report
 from fedray.errors import DataError
 from fedray.rounds.cohort import Population, make_sampler
 

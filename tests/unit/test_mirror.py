@@ -16,14 +16,14 @@ from click.testing import CliRunner
 from objectstore import BUCKET, Wire, object_store
 from processes import wait_until
 
-from fedray import mirror as mirrors
 from fedray.checkpoint import Checkpoint, load_latest
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError, Stopped
-from fedray.mirror import Mirror, local_copy, working_directory
-from fedray.privacy.location import ObjectPath
-from fedray.remote import Remote, StoreAway, below, canonical
+from fedray.privacy.ledger.location import ObjectPath
 from fedray.runfiles import RunFiles, choose_output
+from fedray.stores import mirror as mirrors
+from fedray.stores.mirror import Mirror, local_copy, working_directory
+from fedray.stores.remote import Remote, StoreAway, below, canonical
 
 
 class Shelf(Remote):

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from test_privacy_statement import CLIENTS, REGIMES, config
 
 from fedray.privacy.account import Account
-from fedray.privacy.accounting import FINAL_INTERVAL, bound
+from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
 from fedray.privacy.clientplan import ClientPlan, plan_clients
-from fedray.privacy.plan import plan_record
+from fedray.privacy.recordplan import plan_record
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 from fedray.rounding import as_given, rounded_down, rounded_up
-from fedray.rounds.report import Line, Privacy
+from fedray.rounds.round_metrics import Line, Privacy
 
 
 @given(st.floats(min_value=0.0, max_value=1e9, allow_nan=False), st.integers(1, 6), st.booleans())

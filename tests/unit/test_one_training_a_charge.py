@@ -20,7 +20,7 @@ from fedray.errors import ClaimVoid
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector
 from fedray.privacy.csprng import Csprng
-from fedray.privacy.plan import plan_record
+from fedray.privacy.recordplan import plan_record
 from fedray.training.bookkeeping import book
 from fedray.training.dpsgd import ghost, hooks
 from fedray.training.engine import Engine, LocalJob, LocalResult

@@ -9,7 +9,7 @@ import pytest
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
-from fedray.experiment.preparation import check_only, prepare
+from fedray.planning.preparation import check_only, prepare
 
 RAW: dict[str, Any] = {
     "name": "t",
@@ -80,8 +80,8 @@ HERE = f"python:{__name__}:"
 def test_a_rule_of_ones_own_gets_its_arguments_and_no_others() -> None:
     import numpy as np
 
-    from fedray.aggregation.build import make_aggregator
     from fedray.aggregation.exact import ExactSum
+    from fedray.aggregation.rule import make_aggregator
 
     total = ExactSum.zero(3, 1.0)
     total.add(np.array([1.0, 2.0, 4.0], dtype=np.float32), 1.0)

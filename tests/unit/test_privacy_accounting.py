@@ -11,14 +11,14 @@ from fractions import Fraction
 import dp_accounting as dp
 import numpy as np
 import pytest
-from dp_accounting.pld.pld_pmf import DensePLDPmf
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-from dp_accounting.rdp import RdpAccountant
+from dp_accountant.pld.pld_pmf import DensePLDPmf
+from dp_accountant.pld.privacy_loss_distribution import PrivacyLossDistribution
+from dp_accountant.rdp import RdpAccountant
 from scipy.stats import binom
 
 from fedray.errors import ConfigError, LedgerError
-from fedray.privacy import accounting, events, loss, renyi
-from fedray.privacy.accounting import (
+from fedray.privacy.accounting import accountant, pld
+from fedray.privacy.accounting.accountant import (
     Accountant,
     Adjacency,
     affordable,
@@ -26,11 +26,13 @@ from fedray.privacy.accounting import (
     bounded,
     calibrate,
     epsilon,
+    events,
     flatten,
     person_epsilon,
+    renyi,
     unamplified,
 )
-from fedray.privacy.events import (
+from fedray.privacy.accounting.events import (
     Composed,
     DistributedGaussian,
     Event,
@@ -262,8 +264,8 @@ def test_another_round_costs_almost_nothing_to_account_for_by_rdp() -> None:
 
 def test_a_thousand_clients_of_few_histories_cost_few_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[object] = []
-    inner = loss.epsilon
-    monkeypatch.setattr(accounting.loss, "epsilon", lambda *a: counted.append(a) or inner(*a))
+    inner = pld.epsilon
+    monkeypatch.setattr(accountant.pld, "epsilon", lambda *a: counted.append(a) or inner(*a))
     event = SelfComposed(7, Poisson(Fraction(1, 17), Gaussian(1.3)))
     figures = [epsilon({event: 1 + i % 3}, 1e-5) for i in range(1000)]
     assert len(counted) == len(set(figures)) == 3
@@ -401,7 +403,7 @@ def test_one_more_round_costs_one_self_composition_and_few_convolutions(monkeypa
     for name in ("compose", "self_compose"):
         inner = getattr(PrivacyLossDistribution, name)
         monkeypatch.setattr(PrivacyLossDistribution, name, lambda *a, f=inner, n=name, **k: counted.update([n]) or f(*a, **k))
-    monkeypatch.setattr(loss, "_kept", loss._Kept(loss._POINTS_KEPT))
+    monkeypatch.setattr(pld, "_kept", pld._Kept(pld._POINTS_KEPT))
     phases = [Poisson(Fraction(1, 31 + i), Gaussian(4.0)) for i in range(32)]
     spent, most = Counter[Event](), 0
     for phase in phases:
@@ -423,9 +425,9 @@ def test_what_is_kept_does_not_change_the_figure(monkeypatch: pytest.MonkeyPatch
             epsilon(grown, 1e-5)
         grown[event] = count
     figure = epsilon(grown, 1e-5)
-    for points in (loss._POINTS_KEPT, 0):
-        monkeypatch.setattr(loss, "_kept", loss._Kept(points))
-        accounting._epsilon.cache_clear()
+    for points in (pld._POINTS_KEPT, 0):
+        monkeypatch.setattr(pld, "_kept", pld._Kept(points))
+        accountant._epsilon.cache_clear()
         assert epsilon(spent, 1e-5) == figure
 
 
@@ -436,9 +438,9 @@ def test_what_is_kept_does_not_change_the_figure(monkeypatch: pytest.MonkeyPatch
     ids=lambda s: " ".join(map(events.canonical, s)),
 )
 def test_the_conversion_is_that_of_dp_accounting(spent: dict[Event, int]) -> None:
-    distribution = loss._composed(flatten(spent), 1e-2, "zero_out")
+    distribution = pld._composed(flatten(spent), 1e-2, "zero_out")
     for delta in (0.999, 0.3, 1e-2, 1e-6, 1e-13, 1e-16):
-        figure, theirs = loss.epsilon(flatten(spent), delta, 1e-2, "zero_out"), distribution.get_epsilon_for_delta(delta)
+        figure, theirs = pld.epsilon(flatten(spent), delta, 1e-2, "zero_out"), distribution.get_epsilon_for_delta(delta)
         if theirs == math.inf and spent == {Gaussian(0.03): 1}:  # dp-accounting divides by an underflow here
             assert 0 <= figure - dp.get_epsilon_gaussian(0.03, delta) < 1
         else:
@@ -448,13 +450,13 @@ def test_the_conversion_is_that_of_dp_accounting(spent: dict[Event, int]) -> Non
 @pytest.mark.parametrize("broken", [[0.5, math.nan], [math.nan, 0.5]])
 def test_a_broken_distribution_bounds_nothing(broken: list[float]) -> None:
     losses = DensePLDPmf(0.1, 1, np.array(broken[::-1]), 0.0, True)
-    assert loss._convert(losses, 1e-5, 0.1) > 0.1
+    assert pld._convert(losses, 1e-5, 0.1) > 0.1
 
 
 def test_distributions_are_kept_up_to_a_total_size() -> None:
-    step = loss._once(Poisson(HALF, Gaussian(90.0)), 1e-3, "zero_out")
+    step = pld._once(Poisson(HALF, Gaussian(90.0)), 1e-3, "zero_out")
     size = step._pmf_remove.size + step._pmf_add.size
-    kept = loss._Kept(3 * size - 1)
+    kept = pld._Kept(3 * size - 1)
     for name in range(4):
         kept.put((name,), step)
     assert [name for name in range(4) if kept.get((name,)) is step] == [2, 3]

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from fedray.privacy import accounting
-from fedray.privacy.accounting import bound, calibrate, epsilon, flatten
-from fedray.privacy.events import Composed, Event, Gaussian, Poisson, SelfComposed, Tree, TruncatedPoisson, Wor
+from fedray.privacy.accounting import accountant
+from fedray.privacy.accounting.accountant import bound, calibrate, epsilon, flatten
+from fedray.privacy.accounting.events import Composed, Event, Gaussian, Poisson, SelfComposed, Tree, TruncatedPoisson, Wor
 
 
 class Vector(NamedTuple):
@@ -399,4 +399,4 @@ def test_calibration_finds_the_recorded_noise(q: str, steps: int, delta: float, 
     event = SelfComposed(steps, Poisson(Fraction(q), Gaussian(found)))
     assert epsilon({event: 1}, delta) <= 2.0
     less = SelfComposed(steps, Poisson(Fraction(q), Gaussian(found * (1 - 1e-3))))
-    assert epsilon({less: 1}, delta, interval=accounting.INTERVAL) > 2.0
+    assert epsilon({less: 1}, delta, interval=accountant.INTERVAL) > 2.0

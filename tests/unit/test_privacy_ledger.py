@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from fedray.errors import ConfigError, LedgerError
-from fedray.privacy import inspect
-from fedray.privacy.accounting import FINAL_INTERVAL, bound
-from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Wor
-from fedray.privacy.ledger import (
+from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
+from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Wor
+from fedray.privacy.ledger.ledger import (
     Charge,
     Ledger,
     ObjectPath,
     clients_path,
+    inspect,
     ledger_directory,
     location,
     read,
@@ -155,8 +155,8 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_privacy_ledger import charge
-from fedray.privacy import ledger as module
-from fedray.privacy.ledger import Ledger
+from fedray.privacy.ledger import ledger as module
+from fedray.privacy.ledger.ledger import Ledger
 ledger = Ledger.open({path!r}, "run/1")
 ledger.reserve([charge("a", 0)])
 real = os.pwrite
@@ -184,7 +184,7 @@ def test_a_crash_in_the_middle_of_a_write_keeps_all_that_was_reserved(tmp_path: 
 HOLD = """
 import sys
 sys.path.insert(0, {tests!r})
-from fedray.privacy.ledger import Ledger
+from fedray.privacy.ledger.ledger import Ledger
 ledger = Ledger.open({path!r}, "the other/1")
 print("held", flush=True)
 sys.stdin.read()

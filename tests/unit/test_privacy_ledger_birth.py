@@ -12,8 +12,7 @@ import pytest
 from test_privacy_ledger import EVENT, book, charge
 
 from fedray.errors import LedgerError
-from fedray.privacy import chain
-from fedray.privacy.ledger import Ledger, read, verify
+from fedray.privacy.ledger.ledger import Ledger, chain, read, verify
 
 HARMS = {
     "nothing": b"",
@@ -48,7 +47,7 @@ def test_a_book_whose_beginning_is_gone_is_refused(tmp_path: Path) -> None:
 CRASH = """
 import os, sys
 sys.path.insert(0, {tests!r})
-from fedray.privacy.ledger import Ledger
+from fedray.privacy.ledger.ledger import Ledger
 def gone(*arguments, **more):
     os._exit(9)
 os.{call} = gone
@@ -87,7 +86,7 @@ def test_of_two_that_make_a_book_at_once_one_is_refused(tmp_path: Path, monkeypa
 def test_entries_without_a_time_still_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they were written before the time joined them: a run with times goes on behind them."""
     real, path = chain.seal, tmp_path / "x.jsonl"
-    monkeypatch.setattr("fedray.privacy.ledger.seal", lambda data: real({k: v for k, v in data.items() if k != "time"}))
+    monkeypatch.setattr("fedray.privacy.ledger.ledger.seal", lambda data: real({k: v for k, v in data.items() if k != "time"}))
     book(path)
     monkeypatch.undo()
     assert verify(path).times == {}

@@ -16,9 +16,9 @@ import pytest
 from moto import mock_aws
 
 from fedray.errors import LedgerError
-from fedray.privacy import inspect, object_client, object_lock
-from fedray.privacy.events import Gaussian
-from fedray.privacy.ledger import Charge, Ledger, read, records_path, subject_path, verify
+from fedray.privacy.accounting.events import Gaussian
+from fedray.privacy.ledger.ledger import Charge, Ledger, inspect, object_lock, read, records_path, subject_path, verify
+from fedray.stores import s3 as object_client
 
 PLACE = "s3://silo-books/ledgers?region=us-east-1"
 BOOK = records_path(PLACE)

@@ -10,12 +10,12 @@ from paths import ROOT
 
 from fedray.configfile import load_config
 from fedray.errors import LedgerError, PrivacyRefusal
-from fedray.experiment.planner import make_plan, shortfalls
-from fedray.experiment.preparation import Prepared, prepare
+from fedray.planning.planner import make_plan, shortfalls
+from fedray.planning.preparation import Prepared, prepare
 from fedray.privacy.account import Account
-from fedray.privacy.accounting import bound
-from fedray.privacy.afford import Plan
-from fedray.privacy.ledger import Location, location, read, records_path, verify
+from fedray.privacy.accounting.accountant import bound
+from fedray.privacy.accounting.budgets import Plan
+from fedray.privacy.ledger.ledger import Location, location, read, records_path, verify
 from fedray.privacy.limits import FILE, load_limits
 
 RECORD = ["data.partition={kind: iid, clients: 4}", "rounds=6", "privacy.delta=2e-4"]

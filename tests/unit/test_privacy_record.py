@@ -14,10 +14,10 @@ from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.errors import ClaimVoid, ConfigError, LedgerError, PrivacyRefusal
 from fedray.privacy.account import Account
-from fedray.privacy.accounting import bound
-from fedray.privacy.events import Gaussian, Poisson, SelfComposed, Unsupported
-from fedray.privacy.ledger import Charge, Ledger, records_path, verify
-from fedray.privacy.plan import RecordPlan, check_delta, check_history, plan_record
+from fedray.privacy.accounting.accountant import bound
+from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Unsupported
+from fedray.privacy.ledger.ledger import Charge, Ledger, records_path, verify
+from fedray.privacy.recordplan import RecordPlan, check_delta, check_history, plan_record
 from fedray.rounding import rounded_up
 
 

@@ -16,9 +16,9 @@ from fedray.configfile import build_config
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy import rules
 from fedray.privacy.account import Account
-from fedray.privacy.accounting import FINAL_INTERVAL, bound
-from fedray.privacy.location import ledger_directory
-from fedray.privacy.plan import plan_record
+from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
+from fedray.privacy.ledger.location import ledger_directory
+from fedray.privacy.recordplan import plan_record
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 
 

@@ -15,9 +15,9 @@ from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.privacy.account import Account
 from fedray.privacy.clientplan import ClientPlan, plan_clients
-from fedray.privacy.plan import plan_record
+from fedray.privacy.recordplan import plan_record
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
-from fedray.privacy.wording import meaning
+from fedray.privacy.statement_text import meaning
 from fedray.rounding import rounded_up
 
 POISSON = {"kind": "poisson", "fraction": 0.2}

@@ -23,8 +23,8 @@ from opacus.accountants.analysis.rdp import compute_rdp
 from paths import ROOT
 
 from fedray.errors import ConfigError, LedgerError
-from fedray.privacy.accounting import FINAL_INTERVAL, Accountant, affordable, bound, calibrate, epsilon, flatten, unamplified
-from fedray.privacy.events import (
+from fedray.privacy.accounting.accountant import FINAL_INTERVAL, Accountant, affordable, bound, calibrate, epsilon, flatten, unamplified
+from fedray.privacy.accounting.events import (
     Composed,
     DistributedGaussian,
     Event,

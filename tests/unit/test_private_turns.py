@@ -22,7 +22,7 @@ from fedray.errors import PrivacyRefusal
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector
 from fedray.privacy.clientplan import plan_clients
-from fedray.privacy.plan import plan_record
+from fedray.privacy.recordplan import plan_record
 from fedray.privacy.release import Release
 from fedray.training.engine import SECRET, secretly_seed_torch, torch_draws
 from fedray.training.kept import fresh_models, keeps_nothing, kept

@@ -16,7 +16,7 @@ from fedray.clients.messages import LocalEvaluation
 from fedray.config import Config, Evaluation
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
-from fedray.experiment.preparation import prepare
+from fedray.planning.preparation import prepare
 from fedray.rounds.quality import Quality, numbers_only, summarize
 from fedray.training.evaluate import check_metrics, evaluate, find_metrics
 from fedray.training.losses import find_loss

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from fedray.cli import cli
 from fedray.config import Config
 from fedray.configfile import build_config, dump_config
-from fedray.experiment.report_html import page
-from fedray.experiment.report_page import write_report
 from fedray.privacy.account import Account
-from fedray.privacy.plan import plan_record
+from fedray.privacy.recordplan import plan_record
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
+from fedray.reporting.report_html import page
+from fedray.reporting.report_page import write_report
 
 
 def config(private: bool) -> Config:

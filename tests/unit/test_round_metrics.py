@@ -17,7 +17,7 @@ from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector
 from fedray.rounds.books import Permit
-from fedray.rounds.report import mean_over_records, round_metrics
+from fedray.rounds.round_metrics import mean_over_records, round_metrics
 
 CLIENTS = 12
 

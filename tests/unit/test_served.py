@@ -28,10 +28,10 @@ from fedray.data.records import Federation
 from fedray.data.table import Column, raw_columns
 from fedray.data.transforms import TRANSFORMS, Transform, unit_norm
 from fedray.experiment.launch import Result
-from fedray.experiment.preparation import prepare
 from fedray.experiment.served import served_model
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector
+from fedray.planning.preparation import prepare
 from fedray.runfiles import RunFiles
 from fedray.tracking.modelfolder import SavedModel, save_model
 from fedray.training.evaluate import evaluate, find_metrics

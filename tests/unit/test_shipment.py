@@ -10,8 +10,8 @@ from paths import ROOT
 from ray._private.runtime_env import packaging
 
 from fedray.errors import ConfigError
-from fedray.experiment import jobs
-from fedray.experiment.shipment import SECRET_NAMES
+from fedray.jobs import submission as jobs
+from fedray.jobs.shipment import SECRET_NAMES
 
 #: Files whose names say what they hold.
 SECRET = [

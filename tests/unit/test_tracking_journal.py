@@ -10,8 +10,8 @@ from fedray.config import Tracking
 from fedray.errors import ConfigError
 from fedray.tracking.artifacts import clients_table
 from fedray.tracking.journal import METRICS, STATE, State, latest_rows, metric_name, not_finite, points, read_rows
+from fedray.tracking.mlflow_store import masked, reason, resolve_uri, unmasked
 from fedray.tracking.mlflow_tracker import flat_params
-from fedray.tracking.store import masked, reason, resolve_uri, unmasked
 from fedray.tracking.ui import dashboard, ui_command, ui_links
 
 

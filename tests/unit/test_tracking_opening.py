@@ -15,7 +15,8 @@ from paths import ROOT
 from fedray.audit.report import Report, send
 from fedray.configfile import load_config
 from fedray.errors import ConfigError, Stopped
-from fedray.tracking import opening, store
+from fedray.tracking import mlflow_store as store
+from fedray.tracking import opening
 from fedray.tracking.journal import State
 from fedray.tracking.mlflow_tracker import Tracker, sync
 

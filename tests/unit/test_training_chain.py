@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedray.training.chain import dropped, forward_of, layers_of
+from fedray.training.fast.sequential import dropped, forward_of, layers_of
 
 N = 400_000
 

@@ -16,9 +16,9 @@ from fedray.config import Part, Training
 from fedray.errors import Stopped
 from fedray.models.build import build_model
 from fedray.rng import generator
-from fedray.training.chain import forward_of, layers_of, pooled_first
 from fedray.training.engine import LocalJob
-from fedray.training.images import channels_last, lay_out
+from fedray.training.fast.channels_last import channels_last, lay_out
+from fedray.training.fast.sequential import forward_of, layers_of, pooled_first
 from fedray.training.losses import find_loss
 from fedray.training.plain import plain
 

@@ -10,7 +10,7 @@ from rounding import gamma
 from torch import Tensor
 from torch.nn import functional
 
-from fedray.training.products import linear, suits
+from fedray.training.fast.onednn_linear import linear, suits
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import ConfigError
-from fedray.privacy.events import Event, Gaussian, Poisson, Tree, TruncatedPoisson, Wor
+from fedray.privacy.accounting.events import Event, Gaussian, Poisson, Tree, TruncatedPoisson, Wor
 from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
 from fedray.privacy.mechanisms.clipping import clip_update
 from fedray.privacy.mechanisms.streams import Banded, Independent, NoiseStream, banded_event_noise

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import ConfigError
-from fedray.privacy.events import DistributedGaussian, Event, Skellam
+from fedray.privacy.accounting.events import DistributedGaussian, Event, Skellam
 from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
 from fedray.privacy.mechanisms.clipping import clip_update
 from fedray.privacy.mechanisms.discrete import Grid, decode, encode

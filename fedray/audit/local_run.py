@@ -1,0 +1,108 @@
+"""A run's rounds in this process: its client actors' objects, its algorithm, sampler and server, without Ray and without books."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.rule import make_aggregator
+from fedray.algorithms.algorithm import make_algorithm, make_server
+from fedray.audit.probes import Subject, train_one
+from fedray.clients.groups import rates
+from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.messages import ClientTask
+from fedray.data.records import Federation
+from fedray.models.build import build_model
+from fedray.parameters import Vector
+from fedray.planning.preparation import Prepared
+from fedray.rng import generator
+from fedray.rounds.cohort import Population
+from fedray.training.choose import choose_engine
+
+
+@dataclass(frozen=True)
+class Released:
+    """One client's update of a round, as the server sees it.
+
+    Attributes:
+        client: index.
+        round: from 0.
+        before: the model that the round began with, float32 ``[d]``.
+        update: float32 ``[d]``.
+    """
+
+    client: int
+    round: int
+    before: Vector
+    update: Vector
+
+
+def subjects(prepared: Prepared) -> list[Subject]:
+    """Each group of clients of a run whose records are protected."""
+    model, config = prepared.model, prepared.config
+    assert model is not None
+    built = build_model(config.model, model.shape, model.outputs, config.seed, torch.int64 if model.tokens else torch.float32)
+    found = []
+    for group, plan in zip(prepared.groups, prepared.plans, strict=True):
+        if plan is not None:
+            engine = choose_engine(group.training.engine, True, built)[0]
+            group = replace(group, training=group.training.model_copy(update={"engine": engine}))
+            found.append(Subject(config, group, plan, model.shape, model.outputs, model.tokens))
+    return found
+
+
+class Rehearsal:
+    """Trains a federation as the run would; see the module's text.
+
+    Args:
+        prepared: the run.
+        federation: whose records are trained on, instead of the run's.
+    """
+
+    def __init__(self, prepared: Prepared, federation: Federation) -> None:
+        assert prepared.model is not None
+        self._prepared, self._config, self._model = prepared, prepared.config, prepared.model
+        self._algorithm, self._server = make_algorithm(self._config.algorithm), make_server(self._config.server)
+        self._aggregate = make_aggregator(self._config.aggregation)
+        self._sizes = federation.sizes
+        self._capacity = self._algorithm.max_weight_total(self._sizes)
+        self._hosts: dict[int, ClientHost] = {}
+        for group, plan in zip(prepared.groups, prepared.plans, strict=True):
+            spec = HostSpec(self._config, group, plan, self._model.shape, self._model.outputs, threads=1)
+            host = ClientHost(spec, federation, device="cpu")
+            host.ready()
+            self._hosts |= dict.fromkeys(group.members, host)
+        self._everyone, self._rates = np.ones(len(prepared.names), dtype=np.bool_), rates(prepared.groups, len(prepared.names))
+        self.weights = self._model.weights.copy()
+        self._state = self._server.init(self._model.layout.size)
+        self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)
+
+    def run(self, rounds: int, seed: int) -> Iterator[Released]:
+        """All rounds; what each client of each round releases, as it is released.
+
+        Args:
+            rounds: how many.
+            seed: of the cohorts, which are another draw than the run's.
+
+        Raises:
+            FedrayError: a client failed.
+        """
+        for number in range(rounds):
+            population = Population(self._everyone, self._rates, number, seed)
+            cohort = self._prepared.sampler(population, generator(seed, "audit", "cohort", number).random(len(self._rates)))
+            total = ExactSum.zero(self._model.layout.size, self._capacity)
+            for i in cohort:
+                if not self._sizes[i]:
+                    continue
+                task = ClientTask(int(i), self._prepared.names[i])
+                update, _, part = train_one(self._hosts[int(i)], self.weights, task, number, self._capacity)
+                self.participations[i] += 1
+                total.merge(part.total)
+                yield Released(int(i), number, self.weights, update)
+            if total.count:
+                self.weights, self._state = self._server.step(self.weights, self._aggregate(total), self._state)

@@ -1,0 +1,309 @@
+"""One run inside its driver actor."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import queue
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from fedray import __version__, components, credentials, logs
+from fedray.config import Config
+from fedray.driver import Driver
+from fedray.errors import ClaimVoid, FedrayError, first_line
+from fedray.experiment.headwatch import watching_head
+from fedray.experiment.listener import Batch, Events
+from fedray.experiment.occupied import PATIENCE, occupied
+from fedray.experiment.profile import chrome_trace, summarize, table
+from fedray.experiment.request import Request
+from fedray.experiment.wiring import Wiring
+from fedray.planning.planner import shortfalls
+from fedray.planning.preparation import Prepared, prepare
+from fedray.runfiles import RunFiles, refuse_taken
+from fedray.spans import keep_spans, taken_spans
+from fedray.tracking.mlflow_tracker import STATUSES
+from fedray.tracking.terminal import NoteHandler
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which a driver whose run has ended waits for whoever follows it to take the result.
+LINGER = 600.0
+
+#: Seconds to wait for objects of the caller that come after the request.
+OBJECTS_PATIENCE = 60.0
+
+_GRACE = 2.0  # seconds more, for others that follow
+
+#: Seconds to wait for actors that are asked where their time went.
+PROFILE_PATIENCE = 10.0
+
+#: Seconds to wait for an output's store that is away, at the beginning and at the end.
+STORE_PATIENCE = 120.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command prepared already, so that the driver need not do it again.
+
+    Attributes:
+        prepared: the run, without its records and weights.
+        data: the reference of the records in the object store, in a list so that Ray does not fetch them.
+        weights: the same of the model's weights: a vector that lay in one object with the rest would stay in memory as long as that.
+    """
+
+    prepared: Prepared
+    data: Sequence[Any]
+    weights: list[Any]
+
+
+def prepare_run(config: Config, resume: bool) -> Prepared:
+    """:func:`prepare`, with a warning where a new run's plan does not fit its budget."""
+    prepared = prepare(config)
+    if not resume:
+        prepared.warnings += shortfalls(prepared)
+    return prepared
+
+
+def share_inputs(prepared: Prepared) -> Given:
+    """Put the records into the object store, where the actors of each node share them, and the model's weights."""
+    data, weights = [], []
+    if prepared.federation is not None and prepared.config.clients.placement == "hosted":
+        data = [ray.put(replace(prepared.federation, test=None))]
+    prepared.federation = None
+    if prepared.model is not None:
+        weights.append(ray.put(prepared.model.weights))
+        prepared.model.weights = np.empty(0, dtype=np.float32)
+    return Given(prepared, data, weights)
+
+
+class Experiment:
+    """One run, inside the driver actor.
+
+    It begins as soon as the actor starts and not when it is told to, so that it goes on by itself, from its last
+    checkpoint, where Ray starts the actor again after its process or its node died.
+
+    Args:
+        config: the run.
+        request: what is asked of it.
+        awaits: what the command has prepared will come by :meth:`give`. On a cluster that outlives the command, whose objects
+            die with it, the driver reads the data itself.
+    """
+
+    def __init__(self, config: Config, request: Request, awaits: bool) -> None:
+        self._config, self._request = config, request
+        self._given: queue.SimpleQueue[Given] = queue.SimpleQueue()
+        self._objects: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self._awaits = awaits and not ray.get_runtime_context().was_current_actor_reconstructed
+        self._stop, self._taken, self._ended = threading.Event(), threading.Event(), False
+        self._events = Events()
+        self._events.put("request", request.id)
+        self._files = RunFiles.at(request.output)
+        self._was_on = ""  # where the driver stood before it was lost
+        threading.Thread(target=self._main, name="run", daemon=True).start()
+
+    def give(self, given: Given) -> None:
+        """What the command has prepared."""
+        self._given.put(given)
+
+    def provide(self, objects: Mapping[str, Any]) -> None:
+        """The caller's objects, where they were too large to come with the request; given to each new driver process."""
+        self._objects.put(objects)
+
+    def events(self, teller: str, position: int, wait: float) -> Batch:
+        """What happened since ``position``; see :meth:`Events.since`."""
+        return self._events.since(teller, position, wait)
+
+    def stop(self) -> None:
+        """End the run after a checkpoint."""
+        self._stop.set()
+
+    def state(self) -> tuple[Config, bool]:
+        """The run's config, and whether it has ended (or is about to)."""
+        return self._config, self._ended or self._stop.is_set()
+
+    def dismiss(self) -> None:
+        """The result has been taken: the actor may go."""
+        self._taken.set()
+
+    def _main(self) -> None:
+        try:
+            summary = self._run()
+        except Exception as error:
+            if not isinstance(error, FedrayError):
+                log.exception("the run failed")
+            self._events.put("failed", _sendable(error))
+        else:
+            self._events.put("ended", summary)
+        if self._request.mark is not None:
+            self._request.mark.unlink(missing_ok=True)
+        self._ended = True
+        self._taken.wait(LINGER)
+        time.sleep(_GRACE)
+        ray.kill(ray.get_runtime_context().current_actor)  # by itself, and for good: Ray restarts an actor that merely exits
+
+    def _run(self) -> dict[str, Any]:
+        """Fetch what the output has, train, and send what has changed; returns the summary (also in ``summary.json``).
+
+        Raises:
+            FedrayError: the run failed; what could be saved is saved and the MLflow run is marked FAILED.
+        """
+        credentials.load()
+        logs.setup(self._config.name)
+        logging.getLogger("fedray.tracking").addHandler(NoteHandler(self._events.on_note))
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        request = self._with_objects()
+        components.provide(request.provided)
+        request = replace(request, resume=True) if again else request
+        request.check_visible()
+        with occupied(self._files, PATIENCE if request.resume else 0.0, insist=not again):
+            if self._files.remote is None and self._files.taken and not request.resume:  # by a run that has ended meanwhile
+                raise refuse_taken(request.output)
+            return self._alone(request, again)
+
+    def _alone(self, request: Request, again: bool) -> dict[str, Any]:
+        """:meth:`_run`, when no other driver is at work in the output."""
+        mirror = self._files.mirror(self._store_note)
+        if mirror is not None:
+            mirror.pull(request.resume, STORE_PATIENCE)
+        self._was_on = self._files.last_node() if again else ""
+        self._files = self._files.claim()
+        if mirror is None:
+            return self._ended_before(request) or self._train(request)
+        mirror.start()
+        try:
+            summary = self._ended_before(request) or self._train(request)
+        finally:
+            missing = mirror.close(STORE_PATIENCE)
+            self._sent(missing)
+        if not missing:
+            shutil.rmtree(self._files.root, ignore_errors=True)
+        return summary
+
+    def _with_objects(self) -> Request:
+        if not self._request.awaits:
+            return self._request
+        try:
+            return replace(self._request, provided=self._objects.get(timeout=OBJECTS_PATIENCE), awaits=False)
+        except queue.Empty:
+            raise FedrayError(
+                "the model or data function given to fedray.run ended with the process that gave it, so a restarted driver cannot go on; "
+                "name it in the config (python:module:attribute), and start again with --resume."
+            ) from None
+
+    def _ended_before(self, request: Request) -> dict[str, Any] | None:
+        """The summary, where this request had come to its end before the actor was restarted."""
+        try:
+            found = self._files.read_summary()
+        except FedrayError:  # a damaged one does not say so, and is written anew at the end
+            found = None
+        return found if found is not None and found.get("request") == request.id else None
+
+    def _store_note(self, text: str) -> None:
+        self._files.append_fault(len(self._files.rows()) + 1, "store", text)
+        self._events.on_note(text)
+
+    def _sent(self, missing: Sequence[str]) -> None:
+        if missing:
+            self._events.on_note(
+                f"{self._request.output}: the store was away for too long; {', '.join(missing)} are only in {self._files.root} on "
+                f"{socket.gethostname()}; start the run again there with --resume when the store is back, and they are sent."
+            )
+
+    def _train(self, request: Request) -> dict[str, Any]:
+        began = time.monotonic()
+        given = self._given.get() if self._awaits else share_inputs(prepare_run(self._config, request.resume))
+        weights = given.weights.pop() if given.weights else None
+        if given.prepared.model is not None:
+            given.prepared.model.weights = ray.get(weights)
+        wiring = Wiring(given.prepared, given.data, request, self._files, self._events, self._stop)
+        if request.profile:
+            keep_spans()
+        try:
+            parts = wiring.build()
+            parts.in_store, weights = None if parts.resumed else weights, None
+            driver = Driver(parts, self._stop)
+            wiring.tick = driver.tick
+            if self._was_on:
+                text = f"the driver on {self._was_on} was lost, and restarted on {wiring.node}; it goes on after round {parts.first_round}."
+                driver.befallen("driver", text)
+            self._events.put("started", wiring.info() | {"setup_seconds": time.monotonic() - began})
+            if parts.resumed and parts.first_round >= self._config.rounds:
+                self._events.on_note(
+                    f"the run in {request.output} is finished: its {parts.first_round} rounds were done before, and none is done again."
+                )
+            setup = time.monotonic() - began
+            try:
+                with watching_head(driver.befallen) if request.elastic else nullcontext():
+                    status = driver.run()
+            except FedrayError as error:
+                if isinstance(error, ClaimVoid):
+                    wiring.problems.append(str(error))
+                self._write(wiring, driver, "failed", setup, str(error))
+                raise
+            return self._write(wiring, driver, status, setup)
+        finally:
+            wiring.close()
+
+    def _write(self, wiring: Wiring, driver: Driver, status: str, setup: float, error: str | None = None) -> dict[str, Any]:
+        files, parts = self._files, wiring.parts
+        files.save_model(parts.layout, driver.weights, parts.frozen)
+        result = driver.result()
+        summary: dict[str, Any] = {
+            "status": status,
+            "error": error,
+            "name": parts.config.name,
+            "rounds": result["rounds"],
+            "planned_rounds": parts.config.rounds,
+            "model_sha256": result["model_sha256"],
+            "final": result["final"],
+            "best": result["best"],
+            "privacy": wiring.privacy_summary(result["rounds"], result["left_out"]),
+            "performance": {"setup_seconds": setup, **result["performance"]},
+            "faults": result["faults"],
+            "engine": wiring.engine,
+            "profile": self._profile(wiring),
+            "mlflow": wiring.tracking_summary(),
+            "fedray": __version__,
+            "request": self._request.id,
+        }
+        files.write_summary(summary)
+        if wiring.tracker is not None:
+            tags = {"fedray.stop_reason": status, "fedray.model_sha256": result["model_sha256"], **wiring.claim_tags(final=True)}
+            whole = wiring.tracker.close(STATUSES[status], parts.config.tracking.close_timeout, model=wiring.model_for_tracking, tags=tags)
+            summary["mlflow"]["complete"] = whole
+            files.write_summary(summary)
+            if not whole:
+                self._events.on_note(
+                    f"MLflow at {wiring.tracker.uri} was away for too long; nothing is lost: fedray sync {self._request.output} sends the rest."
+                )
+        return summary
+
+    def _profile(self, wiring: Wiring) -> dict[str, Any]:
+        """Write where the time went; the same for the summary. Empty there where nobody wants to know, and where it would tell how many
+        clients took part: the summary is sent to MLflow.
+        """
+        if not self._request.profile or wiring.pool is None:
+            return {}
+        driver, actors = taken_spans(), wiring.pool.spans(PROFILE_PATIENCE)
+        found = summarize(driver, actors)
+        self._files.save_profile(table(found), chrome_trace(driver, actors))
+        return found if wiring.parts.release is None else {}
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or what it says where it cannot travel."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return FedrayError(f"unexpected {type(error).__name__}: {first_line(error)} (see the driver's log)")
+    return error

@@ -1,0 +1,103 @@
+"""What a run takes besides privacy: memory, bytes moved, actors. Estimates from the config alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fedray.algorithms.algorithm import make_server
+from fedray.clients.placement import ACTOR_MEMORY, asks, plan_places
+from fedray.clients.rounds import shares_sums
+from fedray.config import Training
+from fedray.planning.preparation import Prepared
+from fedray.rounds.cohort import largest_cohort
+
+_FLOAT = 4
+_GRID = 8  # bytes of one value of an exact sum
+#: Bytes of parts that a driver adds up in a second, one core (``python -m tests.benchmarks.nodes`` measures it).
+SUM_RATE = 1e10
+
+
+def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
+    """What a run takes on a cluster of ``nodes`` nodes.
+
+    Returns:
+        ``memory`` (bytes), ``traffic`` and ``actors``; what the model's size decides is None without it. ``traffic`` is in bytes between
+        the driver's node and all nodes with client actors, each of which gets the weights once: ``parts`` sums reach the
+        driver a round, one a node with ``clients.node_sums``, else one an actor; ``sum_seconds`` is the driver's time to add them up.
+    """
+    config, p = prepared.config, prepared
+    most = largest_cohort(config.cohort, len(p.names))
+    free = {"CPU": float(config.ray.cpus or os.cpu_count() or 1), "GPU": float(config.ray.gpus or 0)}
+    places = plan_places(config, p.groups, p.names, free, most, elastic=True)
+    asked: dict[str, float] = {}
+    for place in places:
+        for name, amount in asks(place.resources).items():
+            asked[name] = asked.get(name, 0.0) + amount
+    size = None if p.model is None else p.model.layout.size
+    busy = min(len(places), most)
+    homes = min(nodes, busy)
+    parts = homes if config.clients.node_sums else busy
+    up, down = (None, None) if size is None else (parts * size * _GRID, homes * size * _FLOAT)
+    return {
+        "memory": None if size is None else _memory(prepared, size),
+        "traffic": {
+            "nodes": nodes,
+            "parts": parts,
+            "up_per_round": up,
+            "down_per_round": down,
+            "up_per_node": None if up is None else up / homes,
+            "down_per_node": None if down is None else down / homes,
+            "sum_seconds": None if up is None else up / SUM_RATE,
+            "in_all": None if up is None or down is None else (up + down) * config.rounds,
+        },
+        "actors": {
+            "placement": config.clients.placement,
+            "number": len(places),
+            "number_is": "as many as free CPUs or GPUs allow"
+            if config.clients.placement == "hosted" and config.clients.actors == "auto"
+            else "as the config says",
+            "resources": asked,
+            "largest_cohort": most,
+            "evaluator": asks(config.evaluation.resources),
+        },
+    }
+
+
+def _memory(prepared: Prepared, size: int) -> dict[str, Any]:
+    """Bytes; activations are not counted, for they depend on the model's layers."""
+    config, p = prepared.config, prepared
+    assert p.model is not None
+    model, largest = size * _FLOAT, None if p.sizes is None else int(p.sizes.max(initial=1))
+    batch = max(min(g.training.physical_batch, largest or g.training.physical_batch) for g in p.groups)
+    gradients = batch * model if p.model.engine == "hooks" else 0
+    state = max(_optimiser(g.training) for g in p.groups) * model
+    server = sum(int(v.nbytes) for v in make_server(config.server).init(size).values())
+    data = 0 if p.federation is None else sum(int(a.nbytes) for a in (p.federation.train.x, p.federation.train.y))
+    held = data if config.clients.placement == "hosted" or p.sizes is None else data * int(p.sizes.max()) // max(1, int(p.sizes.sum()))
+    shared = shares_sums(size * _GRID, config.clients.node_sums, config.cohort.deadline, bool(config.privacy.regimes))
+    actor = ACTOR_MEMORY + p.model.frozen_bytes + 3 * model + state + gradients + (0 if shared else size * _GRID)
+    return {
+        "engine": p.model.engine,
+        "parameters": size,
+        "model": model,
+        "frozen": p.model.frozen_bytes,
+        "optimiser": state,
+        "per_record_gradients": gradients,
+        "sum": size * _GRID,
+        "sum_lies": "once a node, shared" if shared else "in each actor",
+        "physical_batch": batch,
+        "actor": actor + (held if config.clients.placement == "dedicated" else 0),
+        "data": held,
+        "data_lies": "once a node, shared" if config.clients.placement == "hosted" else "at the largest client",
+        "server_optimiser": server,
+        "driver": p.model.frozen_bytes + 2 * model + size * _GRID + server,
+        "checkpoint": model + server,
+    }
+
+
+def _optimiser(training: Training) -> int:
+    """Values that the local optimiser keeps for each parameter."""
+    if training.optimizer != "sgd":
+        return 2
+    return int(training.momentum > 0)

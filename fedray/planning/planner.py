@@ -1,0 +1,393 @@
+"""What a run would cost before anything is trained: epsilon for each client, rounds that the budgets allow, and what would change that.
+
+Reads what lasting ledgers hold already, without their locks; starts no Ray and trains nothing. Every figure is the same upper
+bound that the run itself would be refused by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from fedray.errors import ConfigError, LedgerError
+from fedray.planning.footprint import footprint
+from fedray.planning.forecast import Law, Row, figure, label, noise_for, refusal
+from fedray.planning.preparation import Prepared, plan_whole_clients
+from fedray.privacy.accounting import accountant
+from fedray.privacy.accounting.accountant import Composition
+from fedray.privacy.accounting.budgets import bound, plus
+from fedray.privacy.clientplan import ClientPlan, level
+from fedray.privacy.ledger.chain import EVERYONE, Summary, scan
+from fedray.privacy.ledger.ledger import Location, clients_path, ledger_directory, records_path, subject_path
+from fedray.privacy.ledger.place import find_books, read_lines
+from fedray.privacy.limits import load_limits
+from fedray.privacy.recordplan import RecordPlan
+from fedray.privacy.rules import claim
+from fedray.privacy.statement_text import persons
+
+P = TypeVar("P", RecordPlan, ClientPlan)
+
+TARGETS = (1.0, 2.0, 4.0, 8.0)
+
+_CURVES, _POINTS = 8, 16
+
+
+def make_plan(prepared: Prepared, curves: bool = True, nodes: int = 1) -> dict[str, Any]:
+    """Everything that ``fedray plan`` says, as JSON data; an infinite figure is "infinity".
+
+    Args:
+        prepared: the run.
+        curves: with epsilon over rounds, which the table does not show.
+        nodes: how many the cluster has, for the traffic between them.
+
+    Returns:
+        ``lines`` (one a protected unit: rows of clients, levers, noise for given epsilons, curves), ``memory``, ``traffic``,
+        ``actors``, ``notes``, ``warnings``, and ``refusal``: the sentence where a budget would be exceeded, else None.
+
+    Raises:
+        LedgerError: a lasting ledger is broken, out of reach, or of another unit or adjacency.
+    """
+    config, notes = prepared.config, _notes(prepared)
+    lines = [_line(prepared, path, rows, curves) for path, rows in rows_of(prepared, notes)]
+    return {
+        "name": config.name,
+        "regimes": list(config.privacy.regimes),
+        "rounds": config.rounds,
+        "clients": len(prepared.names),
+        "cohort": config.cohort.kind,
+        "accountant": f"pld, {accountant.accountant_version()}",
+        "lines": lines,
+        **footprint(prepared, nodes),
+        "notes": notes,
+        "warnings": list(prepared.warnings),
+        "refusal": next((line["refusal"] for line in lines if line["refusal"]), None),
+    }
+
+
+def shortfalls(prepared: Prepared) -> list[str]:
+    """One sentence for each protected unit some of whose clients would reach their budget before the planned rounds.
+
+    Raises:
+        LedgerError: see :func:`make_plan`.
+    """
+    return [s for path, rows in rows_of(prepared, []) if (s := refusal(prepared.config, path, rows)) is not None]
+
+
+# -- who is charged --------------------------------------------------------------------------------
+
+
+def rows_of(prepared: Prepared, notes: list[str]) -> Iterator[tuple[str, list[Row]]]:
+    """The config path and the rows of each protected unit, records first; says in ``notes`` which books were taken as new."""
+    config = prepared.config
+    if config.privacy.record:
+        yield "privacy", _record_rows(prepared, notes)
+    plan = _client_plan(prepared)
+    if plan is not None:
+        yield ("privacy" if config.privacy.joint is None else "privacy.joint"), _client_rows(prepared, plan, notes)
+
+
+def _client_plan(prepared: Prepared) -> ClientPlan | None:
+    """Where the model is not known yet, central noise is planned all the same: its cost does not depend on it."""
+    if prepared.client_plan is None and prepared.config.privacy.whole_clients == "client":
+        return plan_whole_clients(prepared.config, prepared.groups, len(prepared.names), 0)
+    return prepared.client_plan
+
+
+def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
+    p, found = prepared, []
+    dedicated = p.config.clients.placement == "dedicated"
+    shown = p.sizes is not None and (p.config.privacy.whole_clients is None or "partition" in p.config.privacy.unprotected)
+    for group, plan in zip(p.groups, p.plans, strict=True):
+        if plan is None:
+            continue
+        plan, limits = _held(p, plan, group.ledger, "privacy")
+        law = _law(p, group.rate, plan.max_participations)
+        names = [p.names[i] for i in group.members]
+        past = _histories(plan, group.ledger, names, dedicated, notes)
+        alike: dict[tuple[Composition, int], list[int]] = {}
+        for i in group.members:
+            alike.setdefault(past.get(p.names[i], ((), 0)), []).append(i)
+        for (spent, charges), members in alike.items():
+            records = tuple(int(p.sizes[i]) for i in members) if shown and p.sizes is not None else None
+            found.append(Row(group.name, tuple(p.names[i] for i in members), records, plan, law, spent, charges, limits))
+    return found
+
+
+def _held(prepared: Prepared, plan: P, ledger: str, path: str) -> tuple[P, str | None]:
+    """The plan, with the limit of the ledger's folder as its budget where the config has none; and that file, where its limit is the budget.
+
+    Raises:
+        PrivacyRefusal: the folder's limits do not allow this plan.
+    """
+    limits = None if ledger == "run" else load_limits(ledger_directory(ledger, "."))
+    if limits is None:
+        return plan, None
+    limits.check([plan], claim(prepared.config).reasons, path)
+    return cast(P, limits.hold(plan)), limits.where if limits.binds(plan) else None
+
+
+def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list[Row]:
+    p, config = prepared, prepared.config
+    own = level(config.privacy)
+    ledger = p.groups[0].ledger if own is config.privacy else own.ledger
+    silos = config.privacy.regimes == ("local",) and config.clients.placement == "dedicated"
+    rows = []
+    path = "privacy" if own is config.privacy else "privacy.joint"
+    if plan.charging.whom == "everyone":
+        plan, limits = _held(p, plan, ledger, path)
+        past = _histories(plan, ledger, [EVERYONE], False, notes)
+        spent, charges = past.get(EVERYONE, ((), 0))
+        return [Row("all", (EVERYONE,), None, plan, Law(config.rounds, every=plan.charging.span), spent, charges, limits)]
+    for group in p.groups:
+        held, limits = _held(p, plan, group.ledger if silos else ledger, path)
+        names = [p.names[i] for i in group.members]
+        past = _histories(plan, group.ledger if silos else ledger, names, silos, notes)
+        alike: dict[tuple[Composition, int], list[str]] = {}
+        for name in names:
+            alike.setdefault(past.get(name, ((), 0)), []).append(name)
+        law = _law(p, group.rate, plan.max_participations)
+        rows += [Row(group.name, tuple(members), None, held, law, spent, charges, limits) for (spent, charges), members in alike.items()]
+    return rows
+
+
+def _law(prepared: Prepared, rate: float, most: int | None, rounds: int | None = None) -> Law:
+    """How often one client of a group takes part."""
+    cohort, clients = prepared.config.cohort, len(prepared.names)
+    rounds, arguments = prepared.config.rounds if rounds is None else rounds, cohort.arguments
+    if rate == 0:
+        return Law(rounds, 0.0, 1, most)
+    if cohort.kind == "poisson":
+        return Law(rounds, min(1.0, float(arguments.get("fraction", 1.0)) * rate), 1, most)
+    if cohort.kind == "fixed":
+        able = sum(len(g.members) for g in prepared.groups if g.rate > 0)
+        size = int(arguments.get("size") or max(round(float(arguments.get("fraction", 1.0)) * clients), 1))
+        return Law(rounds, min(1.0, size / able), 1, most)
+    if cohort.kind == "cyclic":
+        return Law(rounds, 1.0, math.ceil(clients / int(arguments["size"])), most)
+    return Law(rounds, 1.0, 1, most)  # all; of a cohort of your own nothing is known, so every round is counted
+
+
+def _histories(
+    plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str], own: bool, notes: list[str]
+) -> dict[str, tuple[Composition, int]]:
+    """What lasting books hold for each of ``names``: composition and number of charges; ``own``: each has a book of its own."""
+    if ledger == "run":
+        return {}
+    directory = ledger_directory(ledger, ".")
+    if own:
+        books = {subject_path(directory, name): [name] for name in names}
+    else:
+        books = {(records_path if plan.unit == "record" else clients_path)(directory): list(names)}
+    found: dict[str, tuple[Composition, int]] = {}
+    missing = 0
+    for book, subjects in books.items():
+        if not (book.exists() if isinstance(book, Path) else find_books(book)):
+            missing += 1
+            continue
+        summary = _read(book, notes)
+        if summary.units - {(plan.unit, plan.adjacency)}:
+            raise LedgerError(
+                f"{book}: holds other charges than of {plan.unit} under {plan.adjacency} adjacency, and charges of both kinds have no common "
+                "epsilon, so this run could not use it; set privacy.regime and cohort to those of the runs before."
+            )
+        for name in subjects:
+            found[name] = (accountant.flatten(summary.charged(name)), summary.charges[name])
+    if missing:
+        where = f"{missing} of {len(books)} books in {directory} do" if len(books) > 1 else f"{next(iter(books))} does"
+        silos = "; a silo's book on another machine cannot be seen from here" if own else ""
+        notes.append(f"{where} not exist yet: nothing is taken as spent there{silos}.")
+    return found
+
+
+def _read(book: Location, notes: list[str]) -> Summary:
+    """The chain is verified; the writer's lock is not taken."""
+    summary = Summary(book)
+    for item in scan(book, read_lines(book)):
+        if isinstance(item, bytes):
+            notes.append(f"{book}: its last line is torn; the next run repairs it, which may count one charge more than is said here.")
+            break
+        summary.take(item[0])
+    return summary
+
+
+def _notes(prepared: Prepared) -> list[str]:
+    config, notes = prepared.config, []
+    if prepared.sizes is None:
+        check = " whether delta is at most 1 / (10 x records) is checked when they start;" if config.privacy.record else ""
+        notes.append(
+            f"only the silos can read their records, so this plan works on their names alone: numbers of records are unknown;{check} "
+            "the model's size is known then, too."
+        )
+        if config.privacy.whole_clients == "distributed":
+            notes.append(
+                "distributed noise costs what the model's size makes it cost, so it can be planned only where the data is read here."
+            )
+    if config.cohort.kind not in ("poisson", "fixed", "cyclic", "all"):
+        notes.append(
+            f"cohort.kind: how often '{config.cohort.kind}' asks a client is not known, so every client is counted in every round."
+        )
+    return notes
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> dict[str, Any]:
+    """One protected unit, whole."""
+    top = max(rows, key=lambda r: r.epsilon(r.law.worst))
+    plan = top.plan
+    headline = top.epsilon(top.law.worst)
+    line: dict[str, Any] = {
+        "unit": plan.unit,
+        "regime": "record" if isinstance(plan, RecordPlan) else plan.regime,
+        "adjacency": plan.adjacency,
+        "delta": plan.delta,
+        "budget": plan.budget,
+        "target_epsilon": plan.target_epsilon,
+        "clip": plan.clip,
+        "rows": [_row(r) for r in rows],
+        "epsilon": figure(headline),
+        "epsilon_person": figure(_person(rows, headline)),
+        "persons": persons(plan.unit, plan.max_silos_per_person),
+        "noise": _noise(prepared, plan),
+        "levers": [{"change": name, "epsilon": figure(e)} for name, e in _levers(prepared, top)],
+        "noise_for_epsilon": [{"epsilon": t, "noise_multiplier": noise_for(top, t, top.law.worst)} for t in TARGETS],
+        "curves": _curves(rows) if curves else [],
+        "refusal": refusal(prepared.config, path, rows),
+    }
+    if isinstance(plan, ClientPlan):
+        total = Counter(dict(plus(top.spent, plan.event(), top.law.worst)))
+        stripped = accountant.unamplified(total)
+        observers = plan.observers_epsilon(prepared.config.rounds)
+        line["population"] = {
+            "clients": plan.facts.clients,
+            "sampling": plan.facts.sampling,
+            "cohort": plan.facts.cohort,
+            "mechanism": plan.kind,
+            "charged": plan.charging.whom,
+            "rounds_of_a_charge": plan.charging.span,
+            "denominator": plan.denominator,
+        }
+        line["epsilon_unamplified"] = figure(accountant.bound(stripped, plan.delta, plan.interval, plan.adjacency))
+        line["epsilon_observers"] = None if observers is None else figure(observers)
+    return line
+
+
+def _row(row: Row) -> dict[str, Any]:
+    plan, law, affordable = row.plan, row.law, row.affordable()
+    short = affordable is not None and law.needed(row.subjects) > affordable
+    chance = 0.0 if affordable is None else law.above(affordable)
+    verdict = "no limit" if affordable is None else "exceeds" if short else "may exceed" if chance > 1e-9 else "fits"
+    return {
+        "group": row.group,
+        "clients": row.subjects,
+        "names": list(row.names),
+        "records": None if row.records is None else list(row.records),
+        "sampling_rate": float(plan.sampling_rate) if isinstance(plan, RecordPlan) else None,
+        "steps": plan.steps if isinstance(plan, RecordPlan) else None,
+        "noise_multiplier": plan.noise_multiplier,
+        "charges_before": row.charges,
+        "epsilon_before": figure(bound(row.spent, plan)),
+        "participations": {"expected": law.expected, "worst": law.worst},
+        "epsilon_expected": figure(row.epsilon(math.ceil(law.expected - 1e-9))),
+        "epsilon": figure(row.epsilon(law.worst)),
+        "rounds_affordable": affordable,
+        "chance_exceeded": chance,
+        "exceeded_in_round": law.round_of(affordable + 1) if affordable is not None and short else None,
+        "verdict": verdict,
+    }
+
+
+def _levers(prepared: Prepared, row: Row) -> Iterator[tuple[str, float]]:
+    """Epsilon after the planned rounds, had one thing been different and the noise multiplier stayed (but where it is what differs)."""
+    noise, law, plan = row.plan.noise_multiplier, row.law, row.plan
+    made: list[tuple[str, RecordPlan | ClientPlan, Law]] = [
+        ("noise x 1.25", replace(plan, noise_multiplier=noise * 1.25), law),
+        ("noise x 0.8", replace(plan, noise_multiplier=noise * 0.8), law),
+    ]
+    factors = (("halved", Fraction(1, 2)), ("doubled", Fraction(2)))
+    if isinstance(plan, RecordPlan):
+        made += [(f"steps {w}", replace(plan, steps=int(plan.steps * f)), law) for w, f in factors if plan.steps * f >= 1]
+        rates = [(w, plan.sampling_rate * f) for w, f in factors]
+        made += [(f"sampling rate {w}", replace(plan, sampling_rate=q), law) for w, q in rates if q <= 1]
+    elif plan.amplified:
+        facts = plan.facts
+        for word, factor in factors:
+            if 1 <= facts.cohort * factor <= min(facts.clients, facts.cap or facts.clients):
+                q = None if facts.rate is None else facts.rate * factor
+                size = float(facts.cohort * factor) if facts.sampling == "poisson" else float(int(facts.cohort * factor))
+                other = replace(plan, facts=replace(facts, rate=q, cohort=size))
+                made.append((f"cohort {word}", other, law))
+    for word, factor in factors:
+        rounds, every, after = max(1, int(prepared.config.rounds * factor)), law.every, plan
+        if isinstance(plan, ClientPlan):
+            after = replace(plan, facts=replace(plan.facts, rounds=rounds))
+            every = after.charging.span if plan.charging.whom == "everyone" else every
+        made.append((f"rounds {word}", after, replace(law, rounds=rounds, every=every)))
+    for name, changed_plan, changed_law in made:
+        try:
+            if isinstance(changed_plan, ClientPlan):
+                changed_plan.mechanism.check(changed_plan.facts)
+            yield name, row.epsilon(changed_law.worst, changed_plan.event())
+        except (ConfigError, LedgerError):
+            continue  # a setting that the mechanism does not have
+
+
+def _noise(prepared: Prepared, plan: RecordPlan | ClientPlan) -> dict[str, Any]:
+    """The noise on one released mean, as the model sees it: a step's of one client, or a round's of all."""
+    size = None if prepared.model is None else prepared.model.layout.size
+    if isinstance(plan, RecordPlan):
+        std: float | None = plan.noise_multiplier * plan.clip / plan.expected_batch
+        most = plan.clip
+        what = "a step's mean gradient at one client"
+    else:
+        z = plan.noise_multiplier if plan.adaptive is None else plan.adaptive.noise_multiplier
+        std, most = z * plan.clip / plan.denominator, plan.clip * plan.facts.cohort / plan.denominator
+        what = {"tree": "a node of the tree", "banded": "a round's mean update, before correlation"}.get(plan.kind, "a round's mean update")
+        if plan.regime == "local":
+            std = None if plan.kind != "local_gaussian" else z * plan.clip / math.sqrt(plan.facts.cohort)
+            most = plan.clip
+        elif plan.regime == "distributed":  # each of the expected clients adds the share of one of min_clients
+            std = std * math.sqrt(plan.facts.cohort / max(1, plan.facts.min_clients)) if std is not None else None
+    norm = None if std is None or size is None else std * math.sqrt(size)
+    return {
+        "of": what,
+        "std_per_value": std,
+        "clip": plan.clip,
+        "values": size,
+        "norm": norm,
+        "norm_over_largest_signal": None if norm is None else norm / most,
+    }
+
+
+def _person(rows: Sequence[Row], headline: float) -> float:
+    silos = max(r.plan.max_silos_per_person for r in rows)
+    if silos == 1:
+        return headline
+    spents = [dict(plus(r.spent, r.plan.event(), r.law.worst)) for r in rows for _ in range(min(silos, r.subjects))]
+    return accountant.person_epsilon(spents, min(r.plan.delta for r in rows), silos, rows[0].plan.adjacency)
+
+
+def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Epsilon over rounds of the rows with the largest; as planned in the worst case, and as expected."""
+    found = []
+    for row in sorted(rows, key=lambda r: -r.epsilon(r.law.worst))[:_CURVES]:
+        law = row.law
+        rounds = sorted({int(r) for r in np.linspace(0, law.rounds, min(law.rounds, _POINTS) + 1)})
+        laws = [replace(law, rounds=r) for r in rounds]
+        found.append(
+            {
+                "label": label(row.names),
+                "rounds": rounds,
+                "epsilon": [figure(row.epsilon(x.worst)) for x in laws],
+                "epsilon_expected": None if law.rate in (0.0, 1.0) else [figure(row.epsilon(math.ceil(x.expected - 1e-9))) for x in laws],
+            }
+        )
+    return found

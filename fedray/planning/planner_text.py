@@ -1,0 +1,177 @@
+"""A plan as text, for people: see :mod:`fedray.planning.planner` for its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedray.planning.forecast import label
+from fedray.rounding import rounded_up
+
+#: Rows of clients shown one by one; more are shown in groups of clients that are charged alike.
+CLIENTS = 20
+
+_SAMPLING = {
+    "poisson": "Poisson cohorts of {} expected",
+    "fixed": "cohorts of {}",
+    "cyclic": "cyclic cohorts of {}",
+    "all": "all {} every round",
+}
+_NOTHING = "privacy.regime is none: nothing is protected, nothing is charged."
+
+
+def plan_text(plan: Mapping[str, Any], clients: int = CLIENTS) -> str:
+    """The plan of :func:`fedray.planning.planner.make_plan` as text, but for its refusal.
+
+    Args:
+        plan: JSON data.
+        clients: up to so many clients each get a row; more are shown in groups.
+    """
+    head = f"{plan['name']}: {plan['rounds']} rounds, {plan['clients']} clients, cohort {plan['cohort']}"
+    lines = [head, ""]
+    for line in plan["lines"]:
+        lines += [*_line(line, plan["accountant"], clients), ""]
+    if not plan["lines"]:
+        lines += [_NOTHING if not plan["regimes"] else "nothing can be planned yet, see below.", ""]
+    lines += _footprint(plan)
+    lines += [f"note: {text}" for text in (*plan["notes"], *plan["warnings"])]
+    return "\n".join(lines)
+
+
+def _line(line: Mapping[str, Any], accountant: str, clients: int) -> Iterator[str]:
+    budget = "no budget" if line["budget"] is None else f"budget {line['budget']:g}"
+    yield f"privacy of {'one record' if line['unit'] == 'record' else 'a whole client'} (regime {line['regime']}): " + ", ".join(
+        [f"{line['adjacency'].replace('_', '-')} adjacency", f"delta {line['delta']!r}", budget, f"clip {line['clip']:g}", accountant]
+    )
+    if "population" in line:
+        p = line["population"]
+        cohorts = _SAMPLING[p["sampling"]].format(format(p["cohort"], "g"))
+        charge = "one charge covers everyone" if p["charged"] == "everyone" else "who takes part is charged"
+        span = f" for {p['rounds_of_a_charge']} rounds" if p["rounds_of_a_charge"] > 1 else ""
+        yield f"  {p['clients']} clients, {cohorts}, mechanism {p['mechanism']}, {charge}{span}"
+    yield ""
+    yield from (f"  {text}" for text in _table(_head(line), _rows(line, clients)))
+    yield ""
+    yield f"  largest epsilon {_e(line['epsilon'])}, {line['persons']} {_e(line['epsilon_person'])}" + "".join(
+        f", {words} {_e(line[key])}"
+        for key, words in (
+            ("epsilon_unamplified", "against whoever knows the cohorts"),
+            ("epsilon_observers", "against observers of models"),
+        )
+        if line.get(key) not in (None, line["epsilon"])
+    )
+    yield f"  {_noise(line['noise'])}"
+    yield "  epsilon (largest client) with: " + "; ".join(f"{x['change']} -> {_e(x['epsilon'], 2)}" for x in line["levers"])
+    yield "  noise multiplier for epsilon: " + "; ".join(
+        f"{x['epsilon']:g} -> {'out of reach' if x['noise_multiplier'] is None else format(x['noise_multiplier'], 'g')}"
+        for x in line["noise_for_epsilon"]
+    )
+
+
+def _head(line: Mapping[str, Any]) -> list[str]:
+    middle = ["records", "rate x steps"] if line["unit"] == "record" else []
+    unit = "charges" if line.get("population", {}).get("rounds_of_a_charge", 1) > 1 else "rounds"
+    return ["client", *middle, "noise", "charged before", unit, "epsilon before", "after", "affordable", "verdict"]
+
+
+def _rows(line: Mapping[str, Any], clients: int) -> list[list[str]]:
+    single = sum(row["clients"] for row in line["rows"]) <= clients
+    found = []
+    for row in line["rows"]:
+        if single:
+            found += [
+                _row(line, row, label([name]), None if row["records"] is None else [row["records"][i]])
+                for i, name in enumerate(row["names"])
+            ]
+        else:
+            found.append(_row(line, row, label(row["names"]), row["records"]))
+    return found
+
+
+def _row(line: Mapping[str, Any], row: Mapping[str, Any], name: str, records: Sequence[int] | None) -> list[str]:
+    often, affordable = row["participations"], row["rounds_affordable"]
+    sure = abs(often["expected"] - often["worst"]) < 1e-9
+    known = "?" if records is None else f"{min(records)}" if min(records) == max(records) else f"{min(records)}-{max(records)}"
+    middle = [known, f"{row['sampling_rate']:g} x {row['steps']}"] if line["unit"] == "record" else []
+    after = _e(row["epsilon"], 3) if sure else f"{_e(row['epsilon_expected'], 3)} (at most {_e(row['epsilon'], 3)})"
+    verdict = row["verdict"]
+    if row["exceeded_in_round"] is not None:
+        verdict += f" in round {row['exceeded_in_round']}" if sure else f" about round {row['exceeded_in_round']}"
+    elif verdict == "may exceed":
+        verdict += f" (chance {row['chance_exceeded']:.1g})"
+    return [
+        name,
+        *middle,
+        f"{row['noise_multiplier']:g}",
+        f"{row['charges_before']}",
+        f"{often['worst']}" if sure else f"{often['expected']:.1f} (at most {often['worst']})",
+        _e(row["epsilon_before"], 3),
+        after,
+        "-" if affordable is None else f"{affordable}" if affordable < 1 << 20 else "over a million",
+        verdict,
+    ]
+
+
+def _noise(noise: Mapping[str, Any]) -> str:
+    if noise["std_per_value"] is None:
+        return "noise: of this mechanism's own kind"
+    text = f"noise on {noise['of']}: standard deviation {noise['std_per_value']:.3g} a value, clip {noise['clip']:g}"
+    ratio = noise["norm_over_largest_signal"]
+    if ratio is None:
+        return text
+    hint = "" if ratio <= 1 else " (little is learnt from one alone: larger cohorts or batches, fewer parameters or more epsilon help)"
+    return f"{text}; over {noise['values']} values its norm is {ratio:.2g} of the largest that the mean itself can have{hint}"
+
+
+def _footprint(plan: Mapping[str, Any]) -> list[str]:
+    memory, traffic, actors = plan["memory"], plan["traffic"], plan["actors"]
+    asked = ", ".join(f"{_amount(k, v)}" for k, v in actors["resources"].items()) or "nothing of Ray"
+    lines = [
+        f"actors    {actors['number']} {actors['placement']} ({actors['number_is']}), asking for {asked}; "
+        f"at most about {actors['largest_cohort']} clients a round"
+    ]
+    if memory is None:
+        return [*lines, "memory    known when the silos have told the model's shape"]
+    lines += [
+        f"memory    an actor about {_bytes(memory['actor'])}: model {_bytes(memory['model'])} ({memory['parameters']} parameters), optimiser "
+        f"{_bytes(memory['optimiser'])}, per-record gradients {_bytes(memory['per_record_gradients'])} (engine {memory['engine']}, "
+        f"{memory['physical_batch']} records at once), activations not counted; sum of updates {_bytes(memory['sum'])} {memory['sum_lies']}; "
+        f"data {_bytes(memory['data'])} {memory['data_lies']}; driver's vectors {_bytes(memory['driver'])}, a checkpoint {_bytes(memory['checkpoint'])}",
+        f"traffic   on {traffic['nodes']} node{'s' if traffic['nodes'] > 1 else ''}: a round {_bytes(traffic['up_per_round'])} up "
+        f"({_bytes(traffic['up_per_node'])} a node), {_bytes(traffic['down_per_round'])} down ({_bytes(traffic['down_per_node'])} a node); "
+        f"{_bytes(traffic['in_all'])} in all; the driver adds up {traffic['parts']} part{'s' if traffic['parts'] > 1 else ''} a round "
+        f"in {_seconds(traffic['sum_seconds'])}",
+    ]
+    return lines
+
+
+def _seconds(value: float) -> str:
+    return f"about {value:.2g} s" if value >= 0.01 else "less than 0.01 s"
+
+
+def _amount(name: str, value: float) -> str:
+    return f"{_bytes(value)} of memory" if name == "memory" else f"{value:g} {name}"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+    last = len(head) - 1
+
+    def text(row: Sequence[str]) -> str:
+        cells = [cell.ljust(w) if i in (0, last) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return [text(head), *(text(row) for row in rows)]
+
+
+def _e(value: float | str, decimals: int = 4) -> str:
+    """Rounded up."""
+    return rounded_up(value, decimals, fixed=True)

@@ -1,0 +1,1 @@
+"""What charges cost: the mechanisms as events, and epsilon of their composition."""

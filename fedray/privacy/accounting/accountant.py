@@ -1,0 +1,387 @@
+"""Epsilon of what was spent: upper bounds by RDP and by privacy-loss distributions.
+
+Adjacency is zero-out (Kairouz et al. 2021, Practical and Private (Deep) Learning without Sampling or
+Shuffling, definition 1.1: one unit's contribution is replaced by nothing, counts stay public), unless a
+function is told otherwise. Everything is memoised by composition, so that a thousand clients with a
+handful of different histories cost a handful of evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+
+from fedray.errors import ConfigError, LedgerError
+from fedray.privacy.accounting import pld, renyi
+from fedray.privacy.accounting.events import (
+    Adjacency,
+    Composed,
+    Composition,
+    DistributedGaussian,
+    Event,
+    Gaussian,
+    Laplace,
+    Poisson,
+    PureDp,
+    SelfComposed,
+    Skellam,
+    Tree,
+    TruncatedPoisson,
+    Unsupported,
+    Wor,
+    ZCdp,
+    canonical,
+)
+
+__all__ = [
+    "FINAL_INTERVAL",
+    "INTERVAL",
+    "Accountant",
+    "Adjacency",
+    "Composition",
+    "Spent",
+    "accountant_version",
+    "affordable",
+    "bound",
+    "bounded",
+    "calibrate",
+    "epsilon",
+    "flatten",
+    "person_epsilon",
+    "unamplified",
+]
+
+Accountant = Literal["pld", "rdp"]
+Spent = Mapping[Event, int]
+
+#: Grid of the privacy loss while a run goes on, and for the final report. Discretisation errs upwards.
+INTERVAL = 1e-3
+FINAL_INTERVAL = 1e-4
+
+_MARGIN = 1e-6
+_DIGITS = 5
+_LEAST, _MOST = 0.1, 1e6
+_COARSE_INTERVAL = 1e-2
+_PLD_LIMIT = 500.0
+
+
+def accountant_version() -> str:
+    """The accounting library with its version, as written beside every figure."""
+    return f"dp-accounting {version('dp-accounting')}"
+
+
+def flatten(spent: Spent) -> Composition:
+    """Compositions unrolled into elementary mechanisms with counts, sorted.
+
+    Gaussians on the same Poisson sample are joined into one (1/sigma^2 adds up); a sample at rate 1 is no sample.
+    """
+    total: Counter[Event] = Counter()
+    for event, count in spent.items():
+        if count < 0:
+            raise LedgerError(f"a count of {count} for the event {canonical(event)} is negative; a charge is never taken back.")
+        _unroll(event, count, total)
+    return tuple(sorted(((e, n) for e, n in total.items() if n), key=lambda item: canonical(item[0])))
+
+
+def _unroll(event: Event, count: int, into: Counter[Event]) -> None:
+    match event:
+        case SelfComposed(n, of):
+            _unroll(of, n * count, into)
+        case Composed(events):
+            for each in events:
+                _unroll(each, count, into)
+        case Poisson(q, of) if q == 1:
+            _unroll(of, count, into)
+        case Poisson(q, of):
+            sigma = _joint_sigma(of)
+            into[event if sigma is None else Poisson(q, Gaussian(sigma))] += count
+        case _:
+            into[event] += count
+
+
+def _joint_sigma(event: Event) -> float | None:
+    match event:
+        case Gaussian(z):
+            return z
+        case SelfComposed(n, of):
+            sigma = _joint_sigma(of)
+            return None if sigma is None else sigma / math.sqrt(n)
+        case Composed(events) if events:
+            sigmas = [_joint_sigma(e) for e in events]
+            known = [s for s in sigmas if s is not None]
+            if len(known) < len(sigmas):
+                return None
+            return 0.0 if min(known) == 0 else 1.0 / math.sqrt(math.fsum(1.0 / s**2 for s in known))
+        case _:
+            return None
+
+
+def unamplified(spent: Spent) -> Counter[Event]:
+    """What was spent against whoever knows which clients took part: the sampling of clients is stripped from every event.
+
+    Only for books whose unit is the client; the batches of a record's book stay secret from everybody.
+
+    Returns:
+        event to count; a Poisson sample becomes what was done on it, a capped one and a draw without replacement their Gaussian.
+    """
+    total: Counter[Event] = Counter()
+    for event, count in flatten(spent):
+        _strip(event, count, total)
+    return total
+
+
+def _strip(event: Event, count: int, into: Counter[Event]) -> None:
+    match event:
+        case SelfComposed(n, of):
+            _strip(of, n * count, into)
+        case Composed(events):
+            for each in events:
+                _strip(each, count, into)
+        case Poisson(_, of) | Wor(_, _, of):
+            _strip(of, count, into)
+        case TruncatedPoisson(_, _, _, z):
+            into[Gaussian(z)] += count
+        case _:
+            into[event] += count
+
+
+def epsilon(
+    spent: Spent, delta: float, accountant: Accountant = "pld", interval: float = INTERVAL, adjacency: Adjacency = "zero_out"
+) -> float:
+    """An upper bound on epsilon at ``delta`` of everything in ``spent``.
+
+    Args:
+        spent: event to how often it was charged; empty costs 0.
+        delta: above 0, below 1.
+        accountant: ``pld`` (tight) or ``rdp`` (fast, looser).
+        interval: grid of the privacy loss; PLD only. Coarser is faster and larger, never too small.
+        adjacency: ``replace_one`` doubles the sensitivity of what is noised in units of the clip norm; under RDP the noise
+            multiplier is halved for it, because dp-accounting 0.6 does not (google/differential-privacy#378).
+
+    Returns:
+        epsilon; infinite where something unbounded was released.
+
+    Raises:
+        LedgerError: the accountant does not bound one of the events under this adjacency.
+        ConfigError: no such accountant, or a delta outside (0, 1).
+    """
+    _check(delta, accountant)
+    return _epsilon(flatten(spent), delta, accountant, interval, adjacency)
+
+
+def bound(spent: Spent, delta: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> float:
+    """The headline figure: the smaller of those of the two upper bounds that are valid for ``spent``.
+
+    That is PLD's, but for events that only RDP bounds, for so many steps that the grid costs more than RDP
+    loses, and above an RDP epsilon of 500, where PLD's arrays grow large and no figure means anything. Nothing but
+    Gaussians is one Gaussian, whose exact figure needs no grid (Balle & Wang 2018, Improving the Gaussian Mechanism, theorem 8).
+
+    Raises:
+        LedgerError: neither accountant bounds all events under this adjacency.
+    """
+    _check(delta, "pld")
+    composition = flatten(spent)
+    if composition and all(isinstance(event, Gaussian) for event, _ in composition):
+        return _gaussian(composition, delta, adjacency)
+    by_rdp = math.inf
+    if bounded(composition, "rdp", adjacency):
+        by_rdp = _epsilon(composition, delta, "rdp", interval, adjacency)
+        if by_rdp > _PLD_LIMIT or not bounded(composition, "pld", adjacency):
+            return by_rdp
+    return min(by_rdp, _epsilon(composition, delta, "pld", interval, adjacency))
+
+
+def affordable(spent: Spent, delta: float, budget: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> bool:
+    """Whether :func:`bound` is at most ``budget``: the cached RDP vectors first, PLD only where they do not decide."""
+    _check(delta, "pld")
+    composition = flatten(spent)
+    if bounded(composition, "rdp", adjacency) and _epsilon(composition, delta, "rdp", interval, adjacency) <= budget:
+        return True
+    return bound(spent, delta, interval, adjacency) <= budget
+
+
+def person_epsilon(spents: Sequence[Spent], delta: float, silos: int, adjacency: Adjacency = "zero_out") -> float:
+    """Epsilon for a person with a record in each of up to ``silos`` clients.
+
+    With one silo this is the largest client's figure (parallel composition); with more, the ``silos``
+    largest Renyi divergences are added up order by order and converted.
+
+    Raises:
+        LedgerError: RDP does not bound one of the events (two silos or more).
+    """
+    if silos == 1:
+        return max((bound(spent, delta, adjacency=adjacency) for spent in spents), default=0.0)
+    if not spents:
+        return 0.0
+    distinct = Counter(flatten(spent) for spent in spents)
+    rows = [np.repeat(_divergences(c, adjacency)[None], min(n, silos), axis=0) for c, n in distinct.items()]
+    largest = np.sort(np.concatenate(rows), axis=0)[-silos:]
+    return renyi.epsilon(largest.sum(axis=0), delta)
+
+
+def calibrate(
+    event_of: Callable[[float], Event],
+    count: int,
+    delta: float,
+    target: float,
+    interval: float = INTERVAL,
+    spent: Spent | None = None,
+    adjacency: Adjacency = "zero_out",
+) -> float:
+    """The smallest noise multiplier (not below 0.1) at which ``count`` events cost at most ``target``.
+
+    Cost is by PLD, by RDP where PLD does not bound the events. The result is rounded up to five digits, and its
+    figure at the same ``interval`` that refusals use is below ``target`` by a hair, so that a planned round is
+    never refused, on any machine.
+
+    Args:
+        event_of: the event for a noise multiplier; must cost less for larger ones.
+        count: how often it is charged.
+        delta: above 0, below 1.
+        target: epsilon.
+        interval: grid of the privacy loss.
+        spent: what was spent before and counts towards the target.
+        adjacency: what a unit is compared with.
+
+    Raises:
+        LedgerError: neither accountant bounds all events under this adjacency.
+        ConfigError: no noise multiplier up to a million reaches the target.
+    """
+    _check(delta, "pld")
+    goal = target * (1.0 - _MARGIN)
+
+    def composition(z: float) -> Composition:
+        total = Counter(spent or {})
+        total[event_of(z)] += count
+        return flatten(total)
+
+    def cost(z: float, by: Accountant, grid: float) -> float:
+        return _epsilon(composition(z), delta, by, grid, adjacency)
+
+    def near(z: float) -> float:
+        return renyi.epsilon(_divergences(composition(z), adjacency, whole=True), delta)
+
+    by_rdp = bounded(composition(1.0), "rdp", adjacency)
+    by: Accountant = "rdp" if by_rdp and not bounded(composition(1.0), "pld", adjacency) else "pld"
+    if (not by_rdp or near(_LEAST) <= goal) and cost(_LEAST, by, interval) <= goal:
+        return _LEAST
+    found = 1.0
+    if not spent:  # the looser figures bring the search near, but may exceed the target by what was spent alone
+        if by_rdp:
+            found = _root(near, goal, found, 0.05)
+        found = _root(lambda z: cost(z, by, max(interval, _COARSE_INTERVAL)), goal, found, 0.01)
+    found = _round_up(_root(lambda z: cost(z, by, interval), goal, found, 1e-6))
+    while cost(found, by, interval) > goal:
+        found = _round_up(found * (1.0 + 10.0 ** (1 - _DIGITS)))
+    return found
+
+
+def _root(cost: Callable[[float], float], goal: float, start: float, tolerance: float) -> float:
+    """Where the falling ``cost`` meets ``goal``, to a factor 1 + ``tolerance``; searched from ``start`` in logarithms."""
+    from scipy.optimize import brentq
+
+    def excess(x: float) -> float:
+        value = cost(math.exp(x))
+        return math.log(min(max(value / goal, 1e-20), 1e20))
+
+    least, most = math.log(_LEAST), math.log(_MOST)
+    low = high = math.log(start)
+    step = 0.05
+    while excess(low) <= 0:
+        if low <= least:
+            return _LEAST
+        high, low, step = low, max(low - step, least), step * 2
+    while excess(high) > 0:
+        if high >= most:
+            raise ConfigError(
+                f"privacy.target_epsilon: no noise multiplier up to {_MOST:g} reaches {goal:g}; "
+                "raise the target or delta, or plan fewer steps."
+            )
+        low, high, step = high, min(high + step, most), step * 2
+    return math.exp(brentq(excess, low, high, xtol=tolerance))
+
+
+def _round_up(z: float) -> float:
+    places = _DIGITS - 1 - math.floor(math.log10(z))
+    rounded = round(z, places)
+    return rounded if rounded >= z else round(rounded + 10.0**-places, places)
+
+
+def _check(delta: float, accountant: str) -> None:
+    if accountant not in ("pld", "rdp"):
+        raise ConfigError(
+            f"accountant '{accountant}' is not offered; use pld or rdp (gdp is no bound, and prv runs out of memory on long histories)."
+        )
+    if not 0 < delta < 1:
+        raise ConfigError(f"privacy.delta: must lie between 0 and 1, but is {delta}.")
+
+
+def bounded(composition: Composition, accountant: Accountant, adjacency: Adjacency = "zero_out") -> bool:
+    """Whether ``accountant`` bounds every event of ``composition``."""
+    return all(_valid(event, accountant, adjacency) for event, _ in composition)
+
+
+def _valid(event: Event, accountant: Accountant, adjacency: Adjacency) -> bool:
+    zero_out = adjacency == "zero_out"
+    match event:
+        case Unsupported() | Gaussian():
+            return True
+        case Poisson(_, Gaussian()):
+            return zero_out or accountant == "pld"
+        case Poisson(_, Laplace()) | TruncatedPoisson():
+            return zero_out and accountant == "pld"
+        case Laplace():
+            return zero_out
+        case ZCdp() | Tree() | DistributedGaussian() | Skellam() | Poisson(_, DistributedGaussian() | Skellam()):
+            return zero_out and accountant == "rdp"
+        case Wor() | PureDp():
+            return not zero_out
+        case _:
+            return False
+
+
+def _refuse(composition: Composition, accountant: Accountant, adjacency: Adjacency) -> None:
+    for event, _ in composition:
+        if not _valid(event, accountant, adjacency):
+            other: Accountant = "rdp" if accountant == "pld" else "pld"
+            hint = f"use {other}" if _valid(event, other, adjacency) else "nor does the other, so nothing more may be charged to this book"
+            relation = adjacency.replace("_", "-")
+            raise LedgerError(
+                f"the accountant {accountant} does not bound the event {canonical(event)} under {relation} adjacency; {hint}."
+            )
+
+
+@lru_cache(maxsize=16384)
+def _epsilon(composition: Composition, delta: float, accountant: Accountant, interval: float, adjacency: Adjacency) -> float:
+    if not composition:
+        return 0.0
+    if accountant == "rdp":
+        return renyi.epsilon(_divergences(composition, adjacency), delta)
+    _refuse(composition, "pld", adjacency)
+    if any(isinstance(event, Unsupported) for event, _ in composition):
+        return math.inf
+    return pld.epsilon(composition, delta, interval, adjacency)
+
+
+@lru_cache(maxsize=16384)
+def _gaussian(composition: Composition, delta: float, adjacency: Adjacency) -> float:
+    from dp_accounting import get_epsilon_gaussian
+
+    sigma = _joint_sigma(Composed(tuple(SelfComposed(count, event) for event, count in composition)))
+    assert sigma is not None
+    if sigma == 0:
+        return math.inf
+    return float(get_epsilon_gaussian(sigma if adjacency == "zero_out" else sigma / 2, delta))
+
+
+def _divergences(composition: Composition, adjacency: Adjacency, whole: bool = False) -> renyi.Floats:
+    _refuse(composition, "rdp", adjacency)
+    if any(isinstance(event, Unsupported) for event, _ in composition):
+        return np.full(len(renyi.orders()), np.inf)
+    return renyi.divergences(composition, adjacency, whole)

@@ -1,0 +1,189 @@
+"""Renyi divergences of the ledger's events, and epsilon from them.
+
+A vector holds one bound for each of dp-accounting's default orders; vectors of independent mechanisms add up.
+An order at which a mechanism has no bound is infinite, so that no conversion uses it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.privacy.accounting.events import (
+    Adjacency,
+    Composition,
+    DistributedGaussian,
+    Event,
+    Gaussian,
+    Laplace,
+    Poisson,
+    PureDp,
+    Skellam,
+    Wor,
+    to_dp_event,
+)
+
+Floats = npt.NDArray[np.float64]
+
+_FLOOR = 1e-15
+
+
+@lru_cache(maxsize=1)
+def orders() -> Floats:
+    """The Renyi orders, float64 (156,), increasing, all above 1."""
+    from dp_accounting.rdp import RdpAccountant
+
+    return np.array(RdpAccountant().orders, dtype=np.float64)
+
+
+def divergences(composition: Composition, adjacency: Adjacency, whole: bool = False) -> Floats:
+    """The summed divergences of a composition whose events RDP bounds under ``adjacency``, float64 (orders,); ``whole``: see :func:`vector`."""
+    total: Floats = np.zeros(len(orders()))
+    for event, count in composition:
+        total += count * vector(event, adjacency, whole)
+    return total
+
+
+@lru_cache(maxsize=4096)
+def vector(event: Event, adjacency: Adjacency, whole: bool = False) -> Floats:
+    """The divergences of one elementary event, float64 (orders,), read-only; infinite where they cannot be computed.
+
+    With ``whole`` they are also infinite at fractional orders where those take long, namely by dp-accounting: a looser bound.
+    """
+    match event:
+        case Laplace(0.0):
+            found = np.full(len(orders()), np.inf)
+        case PureDp(limit):
+            found = _randomised_response(limit)
+        case DistributedGaussian() | Skellam():
+            found = _at_whole_orders(lambda order: float(_integer_noise(event, np.array([order]))[0]))
+        case Poisson(q, DistributedGaussian() | Skellam() as of):
+            every = _integer_noise(of, np.arange(2.0, orders()[-1] + 1.0))
+            found = _at_whole_orders(lambda order: poisson_bound(float(q), every[: int(order) - 1]))
+        case _:
+            found = _by_library(event, adjacency, whole)
+    # A negative or undefined divergence is a cancellation at that order, not a free release: dp-accounting would convert it to epsilon 0.
+    found[np.isnan(found) | (found < -_FLOOR)] = np.inf
+    floored: Floats = np.maximum(found, _FLOOR)
+    floored.flags.writeable = False
+    return floored
+
+
+def poisson_bound(q: float, inner: Floats) -> float:
+    """The divergence of any mechanism on a Poisson sample, at one whole order.
+
+    It is at most log(3)/(order - 1) above what is exact for the Gaussian, and never above the mechanism without sampling.
+    Source: Zhu & Wang 2019, Poisson Subsampled Renyi Differential Privacy, general upper bound; without sampling: van Erven &
+    Harremoes 2014, Renyi Divergence and Kullback-Leibler Divergence, theorem 13 (joint quasi-convexity)
+
+    Args:
+        q: the sampling rate, above 0 and below 1.
+        inner: the mechanism's divergences at the orders 2, 3, ... up to the wanted one, float64.
+    """
+    from scipy.special import gammaln, logsumexp
+
+    order = len(inner) + 1
+    k = np.arange(2, order + 1)
+    chosen = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    terms = chosen + k * math.log(q) + (order - k) * math.log1p(-q) + (k - 1) * inner + np.where(k > 2, math.log(3.0), 0.0)
+    none_or_one = (order - 1) * math.log1p(-q) + math.log1p((order - 1) * q)
+    return min(float(inner[-1]), float(logsumexp(np.append(terms, none_or_one))) / (order - 1))
+
+
+def epsilon(summed: Floats, delta: float) -> float:
+    """RDP to epsilon: min over orders a of rdp + log(1 - 1/a) - log(delta a)/(a - 1), and 0 where the KL bound gives it.
+
+    Source: Canonne, Kamath & Steinke 2020, The Discrete Gaussian for Differential Privacy, proposition 12
+    """
+    if not summed.any():
+        return 0.0
+    figures = summed + np.log1p(-1.0 / orders()) - np.log(delta * orders()) / (orders() - 1.0)
+    figures = np.where(delta**2 + np.expm1(-summed) > 0, 0.0, figures)
+    return float(max(0.0, figures.min()))
+
+
+def _randomised_response(limit: float) -> Floats:
+    """Divergences of randomised response with the odds exp(``limit``).
+
+    Source: Mironov 2017, Renyi Differential Privacy, proposition 5
+    """
+    truth, lie = -math.log1p(math.exp(-limit)), -limit - math.log1p(math.exp(-limit))
+    a = orders()
+    found: Floats = np.logaddexp(a * truth + (1 - a) * lie, a * lie + (1 - a) * truth) / (a - 1)
+    return found
+
+
+def _at_whole_orders(bound: Callable[[float], float]) -> Floats:
+    return np.array([bound(order) if order.is_integer() else math.inf for order in orders().tolist()])
+
+
+def _integer_noise(event: DistributedGaussian | Skellam, order: Floats) -> Floats:
+    """Divergences of a sum under integer noise at whole orders, float64 of the same shape.
+
+    Source: DistributedGaussian and Skellam in :mod:`fedray.privacy.accounting.events`; both as in google-research/federated's accounting
+    """
+    match event:
+        case Skellam(variance, l2, l1):
+            if variance == 0:
+                return np.full(order.shape, np.inf)
+            tail = np.minimum(((2 * order - 1) * l2**2 + 6 * l1) / (4 * variance**2), 3 * l1 / (2 * variance))
+            return order * l2**2 / (2 * variance) + tail
+        case DistributedGaussian(clients, sigma, _, _, d):
+            if sigma == 0:
+                return np.full(order.shape, np.inf)
+            j = np.arange(1, clients)
+            tau = 10.0 * float(np.exp(-2.0 * (math.pi * sigma) ** 2 * (j / (j + 1))).sum())
+            l2, l1 = (norm / (math.sqrt(clients) * sigma) for norm in (event.l2, event.l1))
+            half = order / 2
+            crossed = np.minimum(half * (l2**2 + 2 * l1 * tau + tau**2 * d), half * (l2 + math.sqrt(d) * tau) ** 2)
+            return np.minimum(half * l2**2 + tau * d, crossed)
+
+
+def _by_library(event: Event, adjacency: Adjacency, whole: bool) -> Floats:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.rdp import RdpAccountant
+
+    replace_one = adjacency == "replace_one"
+    relation = NeighboringRelation.REPLACE_ONE if replace_one else NeighboringRelation.REPLACE_SPECIAL
+    wanted = [order.is_integer() or not whole for order in orders().tolist()]
+    accountant = RdpAccountant(orders()[wanted].tolist(), neighboring_relation=relation)
+    with _quiet():
+        accountant.compose(to_dp_event(_halved(event) if replace_one else event))
+    found = np.full(len(orders()), np.inf)
+    found[wanted] = accountant.rdp
+    return found
+
+
+def _halved(event: Event) -> Event:
+    """The event with half the noise: under replace-one the sensitivity is 2C, which dp-accounting's RDP overlooks.
+
+    Source: google/differential-privacy#378
+    """
+    match event:
+        case Gaussian(z):
+            return Gaussian(z / 2)
+        case Wor(n, m, Gaussian(z)):
+            return Wor(n, m, Gaussian(z / 2))
+        case _:
+            return event
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without dp-accounting's line for each fractional order that it leaves out (such an order is infinite, so it is not used)."""
+    logger = logging.getLogger("absl")
+    logger.addFilter(_converged)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_converged)
+
+
+def _converged(record: logging.LogRecord) -> bool:
+    return "failed to converge" not in record.getMessage()

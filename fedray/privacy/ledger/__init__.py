@@ -1,0 +1,1 @@
+"""The privacy ledger: an append-only, hash-chained record of what was charged to whom."""

@@ -1,0 +1,358 @@
+"""The book of record: an append-only, hash-chained list of what was charged to whom.
+
+A ``reserve`` entry is the charge. It is durable (on disk, or acknowledged by the object store) before the data
+is touched, and nothing takes it back: not a crash, not a resume from an older checkpoint, not a failed round.
+One writer at a time holds the book's lock. Whatever does not add up (a broken chain, a missing book, a book
+that someone else changed) is a :class:`LedgerError`, and nothing may be trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, NoReturn
+
+from fedray.errors import LedgerError
+from fedray.privacy.accounting.events import Event
+from fedray.privacy.ledger.chain import (
+    GENESIS,
+    VERSION,
+    Charge,
+    Entry,
+    Head,
+    Summary,
+    is_commitment,
+    parse,
+    read,
+    reserve_entry,
+    run_of,
+    scan,
+    seal,
+)
+from fedray.privacy.ledger.location import Location, ObjectPath, clients_path, ledger_directory, location, records_path, subject_path
+from fedray.privacy.ledger.place import Store, open_store
+from fedray.privacy.ledger.verification import verify
+
+__all__ = [
+    "Charge",
+    "Entry",
+    "Head",
+    "Ledger",
+    "Location",
+    "ObjectPath",
+    "Summary",
+    "clients_path",
+    "ledger_directory",
+    "location",
+    "read",
+    "records_path",
+    "subject_path",
+    "verify",
+]
+
+
+#: Reservations of a subject that a commit may still name.
+_KEPT = 16
+
+
+class Ledger:
+    """A book opened for writing. Use :meth:`open`; close it, or use it in a ``with`` statement."""
+
+    def __init__(self, path: Location, store: Store, job: str, unit: str, adjacency: str) -> None:
+        self.path = path
+        self.job = job
+        self._run = run_of(job)
+        self._store: Store | None = store
+        self._unit, self._adjacency = unit, adjacency
+        self._pid = os.getpid()
+        self._broken: str | None = None
+        self._summary = Summary(path)
+        self._mine: Counter[str] = Counter()
+        self._last: dict[str, tuple[int, int]] = {}
+        self._reserved: dict[str, tuple[tuple[int, int], ...]] = {}
+        self._size = 0
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Location,
+        job: str,
+        *,
+        subject: str | None = None,
+        pinned: str | None = None,
+        must_exist: bool = False,
+        make_directory: bool = False,
+        wait: float = 0.0,
+        unit: str = "record",
+        adjacency: str = "zero_out",
+    ) -> Ledger:
+        """Lock, verify the whole chain, repair a line torn by a crash, and note who opened the book.
+
+        Args:
+            path: the book; made, durably, where there is none.
+            job: the run that charges; what follows its last ``/`` numbers the run's starts.
+            subject: in a silo's own book, its name; an entry of anyone else is refused.
+            pinned: hash of an entry that this book is known to have had (an earlier ``head``); it must still be there.
+            must_exist: a missing book is an error (a resumed run, a silo that has trained before).
+            make_directory: make the directory if it is missing (its parent must be there).
+            wait: seconds to wait for another writer to end.
+            unit: privacy unit of this book.
+            adjacency: adjacency of this book.
+
+        Raises:
+            LedgerError: locked, missing, broken, rolled back, or of another unit or subject.
+        """
+        path = location(path)
+        must_exist = must_exist or pinned is not None
+        store = open_store(path, job, must_exist=must_exist, make_directory=make_directory, wait=wait)
+        ledger = cls(path, store, job, unit, adjacency)
+        try:
+            ledger._load(subject, pinned)
+            # The random writer keeps the blocks of two writers apart even where everything else they write is the same.
+            opening = {"subject": subject, "unit": unit, "adjacency": adjacency, "writer": secrets.token_hex(8)}
+            ledger._append([{"kind": "open", "job": job, **opening}])
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def _load(self, subject: str | None, pinned: str | None) -> None:
+        assert self._store is not None
+        pin_seen = pinned is None
+        tail = b""
+        for item in scan(self.path, self._store.lines()):
+            if isinstance(item, bytes):
+                tail = item
+                break
+            entry, size = item
+            self._size += size
+            self._admit(entry, subject)
+            pin_seen = pin_seen or entry.sha256 == pinned
+        if not pin_seen:
+            raise LedgerError(
+                f"{self.path}: lacks the entry {str(pinned)[:12]}..., which is on record; "
+                "the book was rolled back or replaced, so bring the right one back."
+            )
+        if tail:
+            self._repair(tail, subject)
+
+    def _admit(self, entry: Entry, subject: str | None) -> None:
+        self._check_owner(entry, subject)
+        self._summary.take(entry)
+        if entry.kind == "reserve" and run_of(entry.data["job"]) == self._run:
+            self._mine[entry.data["subject"]] += 1
+
+    def _check_owner(self, entry: Entry, subject: str | None) -> None:
+        data = entry.data
+        if entry.kind != "reserve":
+            return
+        if subject is not None and data["subject"] != subject:
+            raise LedgerError(
+                f"{self.path}: is the book of '{data['subject']}', not of '{subject}'; name the directory that holds the book of '{subject}'."
+            )
+        if (data["unit"], data["adjacency"]) != (self._unit, self._adjacency):
+            raise LedgerError(
+                f"{self.path}: charges {data['unit']} under {data['adjacency']} adjacency, not {self._unit} under {self._adjacency}, and charges "
+                "of both kinds have no common epsilon; set privacy.regime and cohort to those of the runs before."
+            )
+
+    def _repair(self, tail: bytes, subject: str | None) -> None:
+        """A crash cut the last write short, so its reserve never returned and nothing was trained on it.
+
+        A tail that is a whole entry but for its line end is kept as the charge it is. Any other is cut off, kept
+        in a file beside the book, and noted with its hash.
+        """
+        assert self._store is not None
+        digest = hashlib.sha256(tail).hexdigest()
+        head = self._summary.head
+        if head is None:
+            raise LedgerError(
+                f"{self.path}: holds {len(tail)} bytes that are no entry, and nothing before them; bring the right book back."
+            )
+        try:
+            entry = parse(self.path, tail, self._summary.entries, head.sha256 if head else GENESIS)
+        except LedgerError:
+            what = f"a torn last line of {len(tail)} bytes was cut off and {self._store.cut(tail, self._size)}"
+        else:
+            self._store.append(b"\n", self._size + len(tail))
+            self._size += len(tail) + 1
+            self._admit(entry, subject)
+            what = "the last line had lost its end and was kept"
+        self._append([{"kind": "note", "job": self.job, "note": what, "torn_sha256": digest}])
+
+    @property
+    def head(self) -> Head:
+        """Number and hash of the last entry."""
+        if self._summary.head is None:
+            raise LedgerError(f"{self.path}: is empty.")
+        return self._summary.head
+
+    @property
+    def subjects(self) -> list[str]:
+        """Everyone who was ever charged in this book."""
+        return list(self._summary.spent)
+
+    def spent(self, subject: str) -> Counter[Event]:
+        """What counts for a subject, charged by all jobs: event to count (a copy); see :meth:`Summary.charged`."""
+        return self._summary.charged(subject)
+
+    def charges(self, subject: str, this_run: bool = False) -> int:
+        """How often a subject was charged: by all jobs, or by all starts of this run."""
+        return (self._mine if this_run else self._summary.charges)[subject]
+
+    def reserve(self, charges: Sequence[Charge]) -> list[Head]:
+        """Charge, durably: on return every entry is safe. One write for all of them.
+
+        Returns:
+            each charge's entry, in order. Its hash is the reservation that the receipt of what was run must name.
+
+        Raises:
+            LedgerError: a (round, attempt) that this process has reserved for the subject before, or an earlier one;
+                another unit or adjacency than the book's; a commitment that is none; or the entries could not be made
+                durable. Nothing may be trained then.
+        """
+        last: dict[str, tuple[int, int]] = {}
+        for charge in charges:
+            key = (charge.round, charge.attempt)
+            before = last.get(charge.subject, self._last.get(charge.subject))
+            if before is not None and key <= before:
+                raise LedgerError(
+                    f"{self.path}: round {charge.round}, attempt {charge.attempt} of '{charge.subject}' is asked for after "
+                    f"round {before[0]}, attempt {before[1]} was reserved; a retry needs a new attempt number and is charged anew."
+                )
+            if (charge.unit, charge.adjacency) != (self._unit, self._adjacency):
+                raise LedgerError(
+                    f"{self.path}: is a book of {self._unit} under {self._adjacency}, not of {charge.unit} under {charge.adjacency}."
+                )
+            if charge.data is not None and not is_commitment(charge.data):
+                raise LedgerError(
+                    f"{self.path}: '{charge.data}' is not a commitment to the records of '{charge.subject}' (64 digits of hex)."
+                )
+            last[charge.subject] = key
+        heads = self._append([reserve_entry(charge, self.job) for charge in charges])
+        self._last.update(last)
+        for charge in charges:
+            self._mine[charge.subject] += 1
+            self._reserved[charge.subject] = (*self._reserved.get(charge.subject, ())[1 - _KEPT :], (charge.round, charge.attempt))
+        return heads
+
+    def commit(self, round: int, attempt: int, subjects: Iterable[str] | Mapping[str, Mapping[str, Any] | None]) -> Head:
+        """Note that results left. Charges nothing and frees nothing.
+
+        Args:
+            round: of the results.
+            attempt: of that round.
+            subjects: whose they are; as a mapping, each with the receipt of what was run (JSON data, see
+                :mod:`fedray.privacy.ledger.verification`) or None.
+
+        Raises:
+            LedgerError: a subject for which this process never reserved that round and attempt, or long ago.
+        """
+        receipts = subjects if isinstance(subjects, Mapping) else dict.fromkeys(subjects)
+        key = (round, attempt)
+        for subject in receipts:
+            if key not in self._reserved.get(subject, ()):
+                raise LedgerError(f"{self.path}: round {round}, attempt {attempt} of '{subject}' is committed but was never reserved.")
+        bodies: list[dict[str, Any]] = []
+        for subject, receipt in receipts.items():
+            body: dict[str, Any] = {"kind": "commit", "job": self.job, "subject": subject, "round": round, "attempt": attempt}
+            bodies.append(body if receipt is None else {**body, "receipt": dict(receipt)})
+        self._append(bodies)
+        return self.head
+
+    def note(self, text: str, **more: Any) -> Head:
+        """Write something down for the reader of the book."""
+        self._append([{"kind": "note", "job": self.job, "note": text, **more}])
+        return self.head
+
+    def describe(self, plan: str, terms: Mapping[str, Any]) -> None:
+        """Write a plan into the book once, so that its charges can be read without the run's files."""
+        if plan not in self._summary.terms:
+            self.note("plan", plan=plan, terms=dict(terms))
+
+    def hold_to(self, limits: Mapping[str, Any] | None) -> None:
+        """Note the limits of the book's folder where they are others than before; None: there are none.
+
+        Raises:
+            LedgerError: the book was held to limits that are not there any more.
+        """
+        known = self._summary.limits
+        if limits is None and known is not None:
+            raise LedgerError(
+                f"{self.path}: was held to limits, but the file limits.yaml beside it is gone; nothing may be charged until it is back."
+            )
+        if limits is not None and limits != known:
+            self.note("limits", limits=dict(limits))
+
+    def check_names(self, data: Mapping[str, str]) -> None:
+        """Refuse subjects whose very records were charged under another name, whose holder is not there any more: they would begin anew.
+
+        Args:
+            data: subject to the commitment to its records.
+
+        Raises:
+            LedgerError: names both.
+        """
+        for subject, commitment in data.items():
+            known = self._summary.records.get(bytes.fromhex(commitment), {subject})
+            if subject not in known and not any(data.get(name) == commitment for name in known):  # else they are two that hold the same
+                raise LedgerError(
+                    f"{self.path}: the records of client '{subject}' were charged as those of '{min(known)}', and nothing of that would count "
+                    f"under another name; give the client the name '{min(known)}' again, so that its charges go on."
+                )
+
+    def _append(self, bodies: Sequence[dict[str, Any]]) -> list[Head]:
+        if not bodies:
+            return []
+        store = self._usable()
+        head = self._summary.head
+        seq, prev = (head.seq + 1, head.sha256) if head else (0, GENESIS)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        lines, entries = [], []
+        for body in bodies:
+            data = {"v": VERSION, "seq": seq, "prev": prev, "time": now, **body}
+            line, entry = seal(data)
+            prev = entry.sha256
+            entries.append(entry)
+            lines.append(line)
+            seq += 1
+        block = b"".join(lines)
+        try:
+            store.append(block, self._size)
+        except BaseException as error:
+            self._broken = f"an earlier write failed ({error})"
+            raise
+        self._size += len(block)
+        for entry in entries:
+            self._summary.take(entry)
+        return [Head(entry.seq, entry.sha256) for entry in entries]
+
+    def _usable(self) -> Store:
+        broken = self._broken
+        if self._store is None:
+            broken = "the book was closed"
+        elif os.getpid() != self._pid:
+            broken = "the book was opened by another process"
+        if broken is not None or self._store is None:
+            raise LedgerError(f"{self.path}: {broken}; nothing more can be charged through it, so nothing may be trained.")
+        return self._store
+
+    def close(self) -> None:
+        """Give the lock back. Safe to call twice."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("an open ledger belongs to one process and cannot be pickled or copied.")

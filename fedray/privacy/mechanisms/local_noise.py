@@ -1,0 +1,141 @@
+"""Noise at each client, for a driver that is not trusted.
+
+What leaves a client is private by itself: adjacency is replace-one (any two updates of the client), every
+participation is charged to that client, and no amplification by sampling is claimed. The mean over
+many such updates is post-processing, and so is any aggregation rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.privacy.accounting.events import Event, Gaussian, PureDp
+from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
+from fedray.privacy.mechanisms.clipping import clip_update
+from fedray.privacy.mechanisms.privunit import PrivUnit
+
+TRUST = "nobody but the client itself is trusted: the guarantee is against the driver, the other clients and whoever sees the models"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What the clients' halves of this module share: the whole update leaves, as floats."""
+
+    clip: float
+    weight_cap: int | None
+    integer: ClassVar[bool] = False
+
+    def size(self, dimension: int) -> int:
+        """The update."""
+        return dimension
+
+
+@dataclass(frozen=True)
+class GaussianStep(_Step):
+    """Clip the whole update and add Gaussian noise of standard deviation ``std`` to each value."""
+
+    std: float
+
+    def encode(self, update: Vector, weight: float, source: Source) -> Vector:
+        """The noised update, float32."""
+        clipped, _ = clip_update(update, self.clip)
+        return (clipped * weight + source.normal(len(update)) * self.std).astype(np.float32)
+
+    def terms(self) -> dict[str, Any]:
+        """Clip norm and noise."""
+        return {"clip": self.clip, "noise_std": self.std}
+
+
+@dataclass(frozen=True)
+class PrivUnitStep(_Step):
+    """Clip the whole update and send PrivUnit's unbiased, epsilon-private estimate of it."""
+
+    epsilon: float
+
+    def encode(self, update: Vector, weight: float, source: Source) -> Vector:
+        """The randomised update, float32."""
+        clipped, _ = clip_update(update, self.clip)
+        mechanism = _privunit(len(update), self.clip, self.epsilon)
+        encoded: Vector = mechanism.encode(clipped * np.float32(weight), source).astype(np.float32)
+        return encoded
+
+    def terms(self) -> dict[str, Any]:
+        """Clip norm and epsilon of one update."""
+        return {"clip": self.clip, "epsilon_of_one_update": self.epsilon}
+
+
+@lru_cache(maxsize=4)
+def _privunit(dimension: int, clip: float, epsilon: float) -> PrivUnit:
+    return PrivUnit(dimension, clip, epsilon)
+
+
+class Summed:
+    """The driver's half: the sum as it is."""
+
+    def release(self, values: npt.NDArray[np.int64], bits: int, std: float | Floats, source: Source) -> Floats:
+        """See :class:`fedray.privacy.mechanisms.base.DriverStep`."""
+        return np.ldexp(values.astype(np.float64), -bits)
+
+
+@dataclass(frozen=True)
+class _Local(Mechanism):
+    """What the mechanisms of this module share."""
+
+    regime: ClassVar[str] = "local"
+    trust: ClassVar[str] = TRUST
+
+    def charging(self, facts: Facts) -> Charging:
+        """Each participation, to the client that takes part."""
+        return Charging("participants", "replace_one")
+
+    def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
+        """The sum as it is."""
+        return Summed()
+
+
+@dataclass(frozen=True)
+class LocalGaussian(_Local):
+    """Gaussian noise of standard deviation z C on each client's clipped update.
+
+    Source: Dwork & Roth 2014, The Algorithmic Foundations of Differential Privacy, appendix A; Balle & Wang 2018 (its exact figure)
+
+    Unit: one client, all of it replaced (sensitivity 2C). Event: Gaussian(z) under replace-one for each participation.
+    """
+
+    statement: ClassVar[str] = "each client clips its whole update and adds Gaussian noise to it before it leaves"
+
+    def event(self, noise_multiplier: float, facts: Facts) -> Event:
+        """One participation."""
+        return Gaussian(float(noise_multiplier))
+
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
+        """Clip and noise."""
+        return GaussianStep(clip, weight_cap, noise_multiplier * clip)
+
+
+@dataclass(frozen=True)
+class PrivUnitMechanism(_Local):
+    """PrivUnit: a random vector of fixed length near the update's direction, unbiased, pure epsilon-LDP; the noise multiplier is 1 / epsilon of one update.
+
+    Source: Bhowmick, Duchi, Freudiger, Kapoor & Rogers 2018, Protection Against Reconstruction and Its Applications in Private Federated Learning, algorithm 1
+
+    Unit: one client, all of it replaced. Event: PureDp(1 / z) for each participation.
+    """
+
+    statement: ClassVar[str] = "each client clips its whole update and sends PrivUnit's randomised estimate of it"
+
+    def event(self, noise_multiplier: float, facts: Facts) -> Event:
+        """One participation."""
+        return PureDp(1.0 / noise_multiplier)
+
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
+        """Clip and randomise."""
+        return PrivUnitStep(clip, weight_cap, 1.0 / noise_multiplier)
+
+
+MECHANISMS = {"local_gaussian": LocalGaussian, "privunit": PrivUnitMechanism}

@@ -1,0 +1,235 @@
+"""Record-level DP-SGD at each client: the public constants of a run, and the noise that they need.
+
+The unit is one record of one client, adjacency is zero-out. A round of participation is ``steps``
+Poisson-sampled, clipped, noised steps. What clients send is a function of noised gradients only, so
+the guarantee holds against the server, the other clients and whoever sees the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from functools import cached_property
+from math import floor, log10
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from fedray.config import Config, Training
+from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
+from fedray.privacy.accounting import accountant
+from fedray.privacy.accounting.events import Adjacency, Event, Gaussian, Poisson, SelfComposed, rate
+
+UNIT = "record"
+ADJACENCY: accountant.Adjacency = "zero_out"
+SECURE_RNG = "aes-256-ctr keyed by the operating system"
+INSECURE_RNG = "insecure seed (tests only)"
+
+History = list[tuple[float, float, int]]
+
+
+@dataclass(frozen=True)
+class RecordPlan:
+    """Public constants of record-level DP-SGD; nothing in here depends on a client's records.
+
+    Attributes:
+        sampling_rate: probability with which a record joins a step, exact.
+        steps: noised steps in one round of participation.
+        expected_batch: constant that a step's noised sum is divided by.
+        noise_multiplier: noise standard deviation on the sum over ``clip``.
+        clip: L2 bound of one record's gradient over all trained parameters.
+        delta: of the (epsilon, delta) guarantee.
+        budget: epsilon at which a client is refused; None: there is no limit.
+        target_epsilon: what the noise multiplier was found from; None where it was given.
+        participations: rounds that the plan counts on for one client.
+        max_participations: rounds after which a client leaves; None: all rounds.
+        max_silos_per_person: in how many clients one person may have a record.
+        accountant: how refusals and the headline are computed.
+        accountant_version: the library and its version.
+        interval: grid of the privacy loss.
+        rng: where noise and sampling coins come from.
+        clipping: ``flat``: all trained parameters jointly; ``per_layer``: each parameter tensor to clip / sqrt(their number).
+    """
+
+    sampling_rate: Fraction
+    steps: int
+    expected_batch: float
+    noise_multiplier: float
+    clip: float
+    delta: float
+    budget: float | None
+    target_epsilon: float | None
+    participations: int
+    max_participations: int | None
+    max_silos_per_person: int
+    accountant: str
+    accountant_version: str
+    interval: float
+    rng: str
+    clipping: Literal["flat", "per_layer"] = "flat"
+
+    unit: ClassVar[str] = UNIT
+    adjacency: ClassVar[Adjacency] = ADJACENCY
+
+    def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event:
+        """What one round of participation costs; with another noise or fewer steps, what it would cost."""
+        return _event(self.sampling_rate, steps or self.steps, noise_multiplier or self.noise_multiplier)
+
+    def history(self, steps: int | None = None) -> History:
+        """What the engine must have counted in one round, by the event that is charged: [(noise multiplier, sampling rate, steps)]."""
+        charged = dpsgd_terms(self.event(steps=steps))
+        return [] if charged is None else [(charged.noise_multiplier, float(charged.sampling_rate), charged.steps)]
+
+    @property
+    def planned_epsilon(self) -> float:
+        """Epsilon after all planned participations of a client that has spent nothing before."""
+        return accountant.bound({self.event(): self.participations}, self.delta, self.interval)
+
+    def terms(self) -> dict[str, Any]:
+        """The plan as JSON data, as ledgers and statements show it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["sampling_rate"] = [self.sampling_rate.numerator, self.sampling_rate.denominator]
+        return {"unit": UNIT, "adjacency": ADJACENCY, "regime": "record", **values}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the plan's canonical JSON."""
+        return terms_sha256(self.terms())
+
+
+def terms_sha256(terms: Mapping[str, Any]) -> str:
+    """Hash of a plan's terms in their one JSON text."""
+    return hashlib.sha256(json.dumps(terms, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class DpSgdTerms(NamedTuple):
+    """The numbers of DP-SGD's event."""
+
+    steps: int
+    sampling_rate: Fraction
+    noise_multiplier: float
+
+
+def dpsgd_terms(event: Event | None) -> DpSgdTerms | None:
+    """How many steps an event charges, at which rate and noise; None where it is none of DP-SGD's."""
+    steps, of = (event.count, event.of) if isinstance(event, SelfComposed) else (1, event)
+    if isinstance(of, Poisson) and isinstance(of.of, Gaussian):
+        return DpSgdTerms(steps, of.q, of.of.noise_multiplier)
+    return None
+
+
+def _event(q: Fraction, steps: int, noise_multiplier: float) -> Event:
+    return SelfComposed(steps, Poisson(q, Gaussian(noise_multiplier)))
+
+
+def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
+    """The plan of a run, or of a group of clients with training settings of its own.
+
+    Args:
+        config: with ``privacy.regime: record``.
+        training: the group's training section; default the run's.
+
+    Raises:
+        ConfigError: a key is missing or contradicts another.
+        PrivacyRefusal: shuffled batches, which no accountant covers.
+    """
+    training, privacy = training or config.training, config.privacy
+    if training.sampling_rate is None and training.batch_size is not None:
+        size, epochs = training.batch_size, "" if training.epochs is None else " and epochs"
+        raise PrivacyRefusal(
+            "training.batch_size: shuffled batches are not the independent sampling that epsilon is computed for; "
+            f"replace batch_size={size}{epochs} by training.sampling_rate (about {size} over a client's records), "
+            f"training.expected_batch={size} and training.steps.",
+            "privacy.incompatible.record.shuffled_batches",
+        )
+    needed = {
+        "training.sampling_rate": training.sampling_rate,
+        "training.steps": training.steps,
+        "training.expected_batch": training.expected_batch,
+        "privacy.delta": privacy.delta,
+    }
+    missing = [key for key, value in needed.items() if value is None]
+    if missing:
+        raise ConfigError(f"privacy.regime: record needs {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}.")
+    if (privacy.target_epsilon is None) == (privacy.noise_multiplier is None):
+        given = "neither" if privacy.target_epsilon is None else "both"
+        raise ConfigError(
+            f"privacy.target_epsilon, privacy.noise_multiplier: {given} of them {'is' if given == 'neither' else 'are'} given; "
+            "give exactly one (the target finds the noise, the noise gives the epsilon)."
+        )
+    q, steps, delta = rate(training.sampling_rate or 0.0), training.steps or 0, privacy.delta or 0.0
+    participations = min(config.rounds, privacy.max_participations or config.rounds)
+    noise = privacy.noise_multiplier
+    if noise is None:
+        noise = accountant.calibrate(lambda z: _event(q, steps, z), participations, delta, privacy.target_epsilon or 0.0)
+    return RecordPlan(
+        sampling_rate=q,
+        steps=steps,
+        expected_batch=float(training.expected_batch or 0.0),
+        noise_multiplier=float(noise),
+        clip=float(privacy.clip),
+        delta=delta,
+        budget=privacy.budget if privacy.budget is not None else privacy.target_epsilon,
+        target_epsilon=privacy.target_epsilon,
+        participations=participations,
+        max_participations=privacy.max_participations,
+        max_silos_per_person=privacy.max_silos_per_person,
+        accountant="pld",
+        accountant_version=accountant.accountant_version(),
+        interval=accountant.INTERVAL,
+        rng=rng_of(config),
+        clipping=privacy.clipping,
+    )
+
+
+def rng_of(config: Config) -> str:
+    """Where noise and sampling coins come from, in words."""
+    return SECURE_RNG if config.privacy.insecure_seed is None else INSECURE_RNG
+
+
+def check_delta(plan: RecordPlan, sizes: Mapping[str, int]) -> None:
+    """Refuse a delta above 1 / (10 x records) of any client.
+
+    Args:
+        plan: the plan of these clients.
+        sizes: client to its number of training records; zero-out adjacency takes these as public.
+
+    Raises:
+        PrivacyRefusal: names the largest client and the largest legal delta.
+    """
+    if not sizes:
+        return
+    client, records = max(sizes.items(), key=lambda item: item[1])
+    if records and plan.delta * 10 * records > 1 + 1e-9:
+        legal = 1 / (10 * records)
+        raise PrivacyRefusal(
+            f"privacy.delta: {plan.delta:g} is more than 1 / (10 x {records} records) of client '{client}', so whole records might be "
+            f"given away within delta; set privacy.delta={rounded_down(legal):g} or less.",
+            "privacy.delta.too_large",
+        )
+
+
+def rounded_down(value: float) -> float:
+    """To three digits, never above ``value``."""
+    scale = 10.0 ** (2 - floor(log10(value)))
+    return floor(value * scale * (1 + 1e-12)) / scale
+
+
+def check_history(history: Sequence[Sequence[float]] | None, plan: RecordPlan, steps: int | None = None) -> None:
+    """Compare what the engine counted in one local round with what was charged for it.
+
+    Args:
+        history: [(noise multiplier, sampling rate, steps)].
+        plan: the client's plan.
+        steps: fewer than the plan's, where that is what was charged.
+
+    Raises:
+        ClaimVoid: they differ.
+    """
+    seen = [tuple(row) for row in history or []]
+    if seen != plan.history(steps):
+        raise ClaimVoid(
+            f"a local round ran {seen or 'no noised step'} as (noise multiplier, sampling rate, steps), but {plan.history(steps)} was charged; "
+            "its update must not be used."
+        )

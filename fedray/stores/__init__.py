@@ -1,0 +1,1 @@
+"""Object stores: where ledgers and the files of a run may lie."""
