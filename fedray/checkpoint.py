@@ -26,7 +26,7 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Saved:
     """The state after ``round`` rounds.
 
     Attributes:
@@ -42,7 +42,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save_checkpoint(directory: Path, checkpoint: Saved, keep: int) -> Path:
     """Write ``round-000012.safetensors`` and delete all but the newest ``keep``, and what writers that were killed have left."""
     path = directory / f"{_stem(checkpoint.round)}.safetensors"
     tensors = {"weights": checkpoint.weights, **{f"server.{k}": v for k, v in checkpoint.server.items()}}
@@ -53,7 +53,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return path
 
 
-def load_latest(directory: Path, note: Callable[[str], None] = log.warning) -> Checkpoint | None:
+def load_latest(directory: Path, note: Callable[[str], None] = log.warning) -> Saved | None:
     """The newest checkpoint that is whole; None if there is none at all.
 
     Args:
@@ -82,7 +82,7 @@ def _files(directory: Path) -> list[Path]:
     return sorted(directory.glob("round-*.safetensors"), reverse=True)
 
 
-def _load(path: Path) -> Checkpoint:
+def _load(path: Path) -> Saved:
     tensors, metadata = read_tensors(path)
     header = json.loads(metadata.get("fedray", "{}"))
     if header.get("format") != _FORMAT:
@@ -90,7 +90,7 @@ def _load(path: Path) -> Checkpoint:
     if path.stem != _stem(header["round"]):
         raise damaged(path, f"it holds round {header['round']}, so it was renamed")
     server = {name.removeprefix("server."): v for name, v in tensors.items() if name.startswith("server.")}
-    return Checkpoint(header["round"], tensors["weights"], server, header["meta"])
+    return Saved(header["round"], tensors["weights"], server, header["meta"])
 
 
 def _stem(round_: int) -> str:

@@ -214,7 +214,7 @@ def audit(target: str, overrides: tuple[str, ...], canaries: int, seed: int, out
     from fedray.audit import report, run
 
     with _opened(target) as (place, named):
-        found = run.audit(run.Request(place, overrides, attack, canaries, seed, output))
+        found = run.audit(run.AuditRequest(place, overrides, attack, canaries, seed, output))
         pictures = report.write(found)
         click.echo(json.dumps(found.data(), indent=2) if as_json else found.table())
         if found.config.tracking.enabled:

@@ -22,7 +22,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
-class Part(Section):
+class Choice(Section):
     """A named part with its own arguments beside ``kind``."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
@@ -68,11 +68,13 @@ class Data(Section):
     source: str = Field(
         description="KIND:WHERE, e.g. sklearn:digits, npz:mnist.npz, parquet:DIR, csv:DIR, hf:NAME, torchvision:MNIST, python:module:function."
     )
-    partition: Part = Field(
-        Part(kind="natural"), description="How records are dealt to clients: iid, dirichlet, shards, quantity, natural."
+    partition: Choice = Field(
+        Choice(kind="natural"), description="How records are dealt to clients: iid, dirichlet, shards, quantity, natural."
     )
     holdout: Holdout = Field(Holdout(), description="Held-out records; not used where the source brings its own test set.")
-    normalize: Part = Field(Part(kind="none"), description="What is done to every record before training; see `fedray list normalizers`.")
+    normalize: Choice = Field(
+        Choice(kind="none"), description="What is done to every record before training; see `fedray list normalizers`."
+    )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -175,7 +177,7 @@ class Training(Section):
     loss: str = Field(
         "cross_entropy", description="See `fedray list losses`, or python:module:function(outputs, targets) -> a loss for each record."
     )
-    schedule: Part = Field(Part(kind="constant"), description="Learning rate over rounds; see `fedray list schedules`.")
+    schedule: Choice = Field(Choice(kind="constant"), description="Learning rate over rounds; see `fedray list schedules`.")
     convolutions: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="What convolutions compute in; bfloat16 is faster and rounds coarsely. Engine plain; not under record-level DP.",
@@ -239,7 +241,7 @@ class Privacy(Section):
         "whole client; local: noise at each client, for an untrusted driver; distributed: integer noise at the clients, which adds up in the sum. "
         "[record, client] (or local, distributed) for both units, the second by privacy.joint.",
     )
-    mechanism: Part | None = Field(
+    mechanism: Choice | None = Field(
         None,
         description="What noises whole clients, see `fedray list mechanisms`; null = gaussian (client), local_gaussian (local), ddg (distributed).",
     )
@@ -384,13 +386,13 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="Seed of everything that is not for privacy.")
     rounds: int = Field(ge=1, description="Planned rounds.")
     data: Data
-    model: Part
+    model: Choice
     clients: Clients = Clients()
     cohort: Cohort = Cohort()
     training: Training
-    algorithm: Part = Part(kind="fedavg")
-    server: Part = Part(kind="sgd")
-    aggregation: Part = Part(kind="mean")
+    algorithm: Choice = Choice(kind="fedavg")
+    server: Choice = Choice(kind="sgd")
+    aggregation: Choice = Choice(kind="mean")
     compression: Unread = Unread()
     secure: Unread = Unread()
     privacy: Privacy = Privacy()

@@ -1,7 +1,7 @@
 """The driver: the round loop.
 
 A plain class that runs inside one Ray actor (:mod:`fedray.experiment` starts it there). It holds no
-part of the wiring: everything it uses comes in as :class:`Parts`.
+part of the wiring: everything it uses comes in as :class:`Loop`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import ray
 
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import Server
-from fedray.checkpoint import Checkpoint
-from fedray.clients.messages import ClientTask, Part, RoundTask
+from fedray.checkpoint import Saved
+from fedray.clients.messages import ClientTask, PartialSum, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.data.records import positions
@@ -32,12 +32,12 @@ from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release
 from fedray.rng import generator
-from fedray.rounds.books import Books, Permit
+from fedray.rounds.books import Authorization, Books
 from fedray.rounds.cohort import Population, Sampler
-from fedray.rounds.evaluator import Evaluation, Evaluators
+from fedray.rounds.evaluator import Evaluators, PendingEvaluation
 from fedray.rounds.notes import client_failures, one_line_each
 from fedray.rounds.quality import Quality, numbers_only
-from fedray.rounds.round_metrics import Privacy, round_metrics
+from fedray.rounds.round_metrics import Guarantees, round_metrics
 from fedray.runfiles import Row, RunFiles
 from fedray.spans import span
 
@@ -60,7 +60,7 @@ class Callback(Protocol):
 
 
 @dataclass
-class Parts:
+class Loop:
     """Everything the loop uses, wired by the composition root."""
 
     config: Config
@@ -84,7 +84,7 @@ class Parts:
     meta: dict[str, Any] = field(default_factory=dict)
     resumed: bool = False
     callbacks: list[Callback] = field(default_factory=list)
-    privacy: Privacy = field(default_factory=Privacy)
+    privacy: Guarantees = field(default_factory=Guarantees)
     in_store: Any = None  # where the weights lie already
 
     @property
@@ -98,7 +98,7 @@ class _Open:
     """A round whose line still waits for its evaluation."""
 
     row: Row
-    evaluation: Evaluation | None = None
+    evaluation: PendingEvaluation | None = None
 
 
 #: Bytes of weights up to which they travel within each call: Ray would do the same with a call's argument, but not with an object.
@@ -108,7 +108,7 @@ _SMALL = 60_000
 class Driver:
     """Runs the rounds; see :meth:`run`."""
 
-    def __init__(self, parts: Parts, stop: threading.Event) -> None:
+    def __init__(self, parts: Loop, stop: threading.Event) -> None:
         self._p, self._stop = parts, stop
         self._round = parts.first_round
         self._weights, self._state = parts.weights, parts.server_state
@@ -224,7 +224,7 @@ class Driver:
         self._traffic["seconds"] += time.perf_counter() - began
         self._save()
 
-    def _task(self, number: int, permit: Permit) -> RoundTask:
+    def _task(self, number: int, permit: Authorization) -> RoundTask:
         release = self._p.release
         if release is None:
             return RoundTask(number, self._p.capacity)
@@ -239,7 +239,7 @@ class Driver:
             granted[client.index] = again
         return again
 
-    def _check_receipts(self, part: Part, granted: Mapping[int, ClientTask], log_: RoundLog, round_task: RoundTask) -> None:
+    def _check_receipts(self, part: PartialSum, granted: Mapping[int, ClientTask], log_: RoundLog, round_task: RoundTask) -> None:
         """Fail closed: no part is added unless every client in it says that it ran what was reserved for it."""
         p = self._p
         if not p.privacy.lines:
@@ -333,7 +333,7 @@ class Driver:
 
     # -- what is written down --------------------------------------------------------------------
 
-    def _row(self, permit: Permit, log_: RoundLog, updates: int, parts: int, train_seconds: float) -> Row:
+    def _row(self, permit: Authorization, log_: RoundLog, updates: int, parts: int, train_seconds: float) -> Row:
         p, number = self._p, self._round
         homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
         if p.release is not None:  # how many actors had something to hand over depends on who took part
@@ -425,7 +425,7 @@ class Driver:
             "traffic": self._traffic,
         }
         with span("logging", "checkpoint"):
-            p.files.save_checkpoint(Checkpoint(self._round, self._weights, self._state, meta), p.config.checkpoint.keep)
+            p.files.save_checkpoint(Saved(self._round, self._weights, self._state, meta), p.config.checkpoint.keep)
         self._saved = self._round
 
     def _faults_of(self, log_: RoundLog) -> None:

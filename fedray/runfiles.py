@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedray.checkpoint import Checkpoint, save_checkpoint
+from fedray.checkpoint import Saved, save_checkpoint
 from fedray.errors import ConfigError, FedrayError, Stopped
 from fedray.frozen import around
 from fedray.parameters import Layout, Values, Vector
@@ -269,7 +269,7 @@ class RunFiles:
     def _rewrite(self, path: Path, lines: Sequence[Row]) -> None:
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
+    def save_checkpoint(self, checkpoint: Saved, keep: int) -> None:
         """Write a checkpoint and delete all but the newest ``keep``."""
         self._check_owned()
         save_checkpoint(self.checkpoints, checkpoint, keep)

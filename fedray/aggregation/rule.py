@@ -18,7 +18,7 @@ from fedray.errors import ConfigError
 Aggregator = Callable[[ExactSum], npt.NDArray[np.float32]]
 
 
-def make_aggregator(part: config.Part) -> Aggregator:
+def make_aggregator(part: config.Choice) -> Aggregator:
     """The rule of the config's ``aggregation`` section: a function of the sum and of the section's other keys.
 
     Raises:

@@ -50,7 +50,7 @@ class Server(Protocol):
         ...
 
 
-def make_algorithm(part: config.Part) -> Algorithm:
+def make_algorithm(part: config.Choice) -> Algorithm:
     """The algorithm of the config's ``algorithm`` section.
 
     Raises:
@@ -64,7 +64,7 @@ def untouched(algorithm: Algorithm) -> bool:
     return bool(getattr(algorithm, "untouched", False))
 
 
-def make_server(part: config.Part) -> Server:
+def make_server(part: config.Choice) -> Server:
     """The server optimiser of the config's ``server`` section.
 
     Raises:
@@ -73,7 +73,7 @@ def make_server(part: config.Part) -> Server:
     return cast(Server, _make(part, components.SERVERS, Server, "init and step"))
 
 
-def _make(part: config.Part, room: components.Room, protocol: Any, methods: str) -> object:
+def _make(part: config.Choice, room: components.Room, protocol: Any, methods: str) -> object:
     section = room.path.partition(".")[0]
     factory: Any = components.find(room, part.kind)
     if not callable(factory):

@@ -21,7 +21,7 @@ from fedray.audit.findings import Attack
 from fedray.audit.probes import Subject, synthetic, train_one
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
-from fedray.config import Part
+from fedray.config import Choice
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
 from fedray.parameters import Layout, Vector, get_vector
@@ -77,12 +77,12 @@ def _with_dense_front(subject: Subject) -> Subject:
     dense = isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.shape)
     if dense and first is not None and all(p.requires_grad for p in first.parameters(recurse=False)):
         return subject
-    return replace(subject, config=subject.config.model_copy(update={"model": Part(kind="mlp")}))
+    return replace(subject, config=subject.config.model_copy(update={"model": Choice(kind="mlp")}))
 
 
 def _rebuild(subject: Subject, setting: str, record: Records) -> Floats:
     """One record from the update of one step on it, float64 ``[features]``."""
-    common = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "lr": 1.0, "schedule": Part(kind="constant")}
+    common = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "lr": 1.0, "schedule": Choice(kind="constant")}
     if setting == SETTINGS[0]:
         plan = None
         how = {"engine": "plain", "batch_size": 1, "steps": 1, "epochs": None, "sampling_rate": None, "expected_batch": None}
@@ -91,7 +91,7 @@ def _rebuild(subject: Subject, setting: str, record: Records) -> Floats:
         plan = replace(subject.plan, noise_multiplier=z, sampling_rate=Fraction(1), steps=1, expected_batch=1.0)
         how = {"engine": "auto", "steps": 1, "sampling_rate": 1.0, "expected_batch": 1.0}
     group = replace(subject.group, training=subject.group.training.model_copy(update={**common, **how}))
-    config = subject.config.model_copy(update={"algorithm": Part(kind="fedavg")})
+    config = subject.config.model_copy(update={"algorithm": Choice(kind="fedavg")})
     federation = Federation(["one"], record, np.array([0, 1], dtype=np.int64), None, None, None, None)
     host = ClientHost(HostSpec(config, group, plan, subject.shape, subject.outputs, threads=1), federation, device="cpu")
     host.ready()

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost, HostSpec
-from fedray.clients.messages import ClientReport, ClientTask, Part, RoundTask
-from fedray.config import Config
-from fedray.config import Part as Named
+from fedray.clients.messages import ClientReport, ClientTask, PartialSum, RoundTask
+from fedray.config import Choice, Config
 from fedray.data.records import Features, Federation, Records
 from fedray.errors import FedrayError
 from fedray.parameters import Vector
@@ -67,7 +66,7 @@ def start_host(subject: Subject, federation: Federation) -> ClientHost:
     return host
 
 
-def train_one(host: ClientHost, weights: Vector, task: ClientTask, round_: int, capacity: float) -> tuple[Vector, ClientReport, Part]:
+def train_one(host: ClientHost, weights: Vector, task: ClientTask, round_: int, capacity: float) -> tuple[Vector, ClientReport, PartialSum]:
     """One client's turn in a round; its update alone, float32, with everything that left the actor.
 
     Raises:
@@ -115,13 +114,13 @@ class Probe:
                 "nesterov": False,
                 "weight_decay": 0.0,
                 "lr": plan.expected_batch / plan.clip,
-                "schedule": Named(kind="constant"),
+                "schedule": Choice(kind="constant"),
                 "loss": here + inner_product.__name__,
                 "sampling_rate": float(plan.sampling_rate),
                 "steps": plan.steps,
             }
         )
-        config = subject.config.model_copy(update={"model": Named(kind=here + linear.__name__), "algorithm": Named(kind="fedavg")})
+        config = subject.config.model_copy(update={"model": Choice(kind=here + linear.__name__), "algorithm": Choice(kind="fedavg")})
         group = replace(subject.group, training=training)
         names = [f"probe-{k}" for k in range(len(clients))]
         offsets = np.concatenate([[0], np.cumsum([len(c) for c in clients])]).astype(np.int64)

@@ -43,7 +43,7 @@ _HUGE = 100.0
 
 
 @dataclass(frozen=True)
-class Release:
+class AuditedRelease:
     """The driver's release of a round under client-level privacy, and what is claimed of it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Release:
         return self.noise_multiplier * (math.sqrt(max(cohort, 1)) if self.at_clients else 1.0)
 
 
-def release_checks(release: Release) -> list[Check]:
+def release_checks(release: AuditedRelease) -> list[Check]:
     """All checks of the driver's release, on synthetic updates; the dimension should be 1000 or more."""
     checks: list[tuple[str, Callable[[str], Check]]] = [
         ("noise of an empty cohort", lambda name: _noise(name, release, 0)),
@@ -85,16 +85,16 @@ def release_checks(release: Release) -> list[Check]:
     return [guarded(name, lambda check=check, name=name: check(name)) for name, check in checks]  # type: ignore[misc]
 
 
-def _noise(name: str, release: Release, cohort: int) -> Check:
+def _noise(name: str, release: AuditedRelease, cohort: int) -> Check:
     silent = [np.zeros(release.dimension, dtype=np.float32)] * cohort
     return noise_check(name, _sum(release, silent), release.std(cohort))
 
 
-def _rounds(name: str, release: Release) -> Check:
+def _rounds(name: str, release: AuditedRelease) -> Check:
     return independence_check(name, {f"round {r}": _sum(release, []) for r in range(3)})
 
 
-def _clip(name: str, release: Release) -> Check:
+def _clip(name: str, release: AuditedRelease) -> Check:
     """An update's share of the sum along its own direction is at most the clip norm, and that of a NaN nothing."""
     d = release.dimension
     draws = generator(0, "audit", "updates")
@@ -112,7 +112,7 @@ def _clip(name: str, release: Release) -> Check:
     return Check(name, worst <= allowed and finite, found if finite else "an update that is not finite is released", FALSE_ALARM)
 
 
-def _count(name: str, release: Release) -> Check:
+def _count(name: str, release: AuditedRelease) -> Check:
     """Equal updates of norm C add up to their number times C over the constant, however many there are."""
     d = release.dimension
     along = np.full(d, 1 / np.sqrt(d))
@@ -167,7 +167,7 @@ def bit_check(plan: ClientPlan, insecure_seed: int | None) -> Check:
     return noise_check("noise of the adaptive clip's bits", sums, adaptive.bit_noise)
 
 
-def client_attacks(release: Release, rounds: int, canaries: int, epsilon: float, delta: float, seed: int) -> list[Attack]:
+def client_attacks(release: AuditedRelease, rounds: int, canaries: int, epsilon: float, delta: float, seed: int) -> list[Attack]:
     """Canary clients: random directions at the clip norm, half of them members, seen in all rounds' releases at once.
 
     Args:
@@ -207,7 +207,7 @@ def client_attacks(release: Release, rounds: int, canaries: int, epsilon: float,
     return [Attack("canary clients, all releases", lower, estimate, epsilon, facts, curves, at_least=at_least)]
 
 
-def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> Release:
+def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> AuditedRelease:
     """The run's own driver half and clients' half of a round, over a synthetic dimension.
 
     Args:
@@ -238,7 +238,7 @@ def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> 
         z /= float(band_coefficients(span, plan.mechanism.band)[0])
     sampling, charging = plan.facts.sampling, plan.charging
     rate = float(plan.facts.rate) if plan.facts.rate is not None else plan.facts.cohort / plan.facts.clients if sampling == "fixed" else 1.0
-    return Release(
+    return AuditedRelease(
         round_of,
         DIMENSION,
         plan.clip,
@@ -250,7 +250,7 @@ def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> 
     )
 
 
-def client_release(plan: ClientPlan, insecure_seed: int | None) -> Release:
+def client_release(plan: ClientPlan, insecure_seed: int | None) -> AuditedRelease:
     """The clients' half of local Gaussian noise, over a synthetic dimension: what leaves them, added up."""
     facts, rounds = replace(plan.facts, dimension=DIMENSION), itertools.count()
 
@@ -262,9 +262,9 @@ def client_release(plan: ClientPlan, insecure_seed: int | None) -> Release:
             total += step.encode(update, 1.0, noise_source(insecure_seed, number, f"update-{i}"))
         return total.astype(np.float32)
 
-    return Release(round_of, DIMENSION, plan.clip, plan.noise_multiplier, 1.0, at_clients=True)
+    return AuditedRelease(round_of, DIMENSION, plan.clip, plan.noise_multiplier, 1.0, at_clients=True)
 
 
-def _sum(release: Release, updates: Sequence[Vector]) -> Floats:
+def _sum(release: AuditedRelease, updates: Sequence[Vector]) -> Floats:
     """A round's noised sum in units of the clip norm."""
     return release.round_of(updates).astype(np.float64) * (release.denominator / release.clip)

@@ -42,7 +42,7 @@ MOST_CLIENTS = 1000
 
 
 @dataclass(frozen=True)
-class Request:
+class AuditRequest:
     """What to audit, and how.
 
     Attributes:
@@ -62,7 +62,7 @@ class Request:
     output: Path | None = None
 
 
-def audit(request: Request) -> Report:
+def audit(request: AuditRequest) -> Report:
     """Run the checks and attacks that were asked for. Trains in this process; keeps no books and starts no cluster.
 
     Raises:
@@ -148,7 +148,7 @@ def _figures(files: RunFiles) -> list[Check]:
     return [guarded(name, lambda: Check(name, True, "; ".join(verify_all(files.root))))]
 
 
-def _canaries(prepared: Prepared, federation: Federation, request: Request) -> list[Attack]:
+def _canaries(prepared: Prepared, federation: Federation, request: AuditRequest) -> list[Attack]:
     found: list[Attack] = []
     config, plan = prepared.config, prepared.client_plan
     if config.privacy.record or not config.privacy.regimes:
@@ -159,7 +159,7 @@ def _canaries(prepared: Prepared, federation: Federation, request: Request) -> l
     return found
 
 
-def _on_the_model(prepared: Prepared, federation: Federation, files: RunFiles, request: Request, wanted: set[str]) -> list[Attack]:
+def _on_the_model(prepared: Prepared, federation: Federation, files: RunFiles, request: AuditRequest, wanted: set[str]) -> list[Attack]:
     config, model = prepared.config, prepared.model
     assert model is not None
     trained, _ = trained_model(files, config)

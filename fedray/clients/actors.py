@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from fedray.clients.messages import HostInfo
 from fedray.clients.nodes import Node, describe, has_process, look, total, why_waiting
 from fedray.clients.placement import Place
-from fedray.clients.slots import Pulse, RoundLog, Slot, Unreachable, left_with_its_node
+from fedray.clients.slots import Pulse, RoundLog, Silent, Slot, left_with_its_node
 from fedray.errors import FedrayError, Stopped, cause_of, first_line
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ POLL = 0.25
 FIRST_WORD, NEXT_WORD = 10.0, 30.0
 
 
-class Crew:
+class Actors:
     """Client actors, each in its slot.
 
     Args:
@@ -221,9 +221,9 @@ class Crew:
         else:
             self._launch(slot)
 
-    def unreachable(self) -> Unreachable:
+    def unreachable(self) -> Silent:
         """Why an actor that does not answer is replaced."""
-        return Unreachable(f"it did not answer for {self.pulse.limit:g} s (clients.unreachable_after)")
+        return Silent(f"it did not answer for {self.pulse.limit:g} s (clients.unreachable_after)")
 
     def _launch(self, slot: Slot) -> None:
         slot.leave()

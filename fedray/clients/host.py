@@ -24,7 +24,7 @@ from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
 from fedray.algorithms.algorithm import make_algorithm
 from fedray.clients.devices import device_of_actor, in_actor, node_of_actor
 from fedray.clients.memory import keep_freed_memory
-from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, Part, RoundTask, added_up
+from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, PartialSum, RoundTask, added_up
 from fedray.clients.offspring import contain
 from fedray.clients.recognition import commit_silo
 from fedray.clients.surroundings import Kept, Surroundings, described, speaking, told, unchanged
@@ -62,7 +62,7 @@ class ClientHost:
         self._kept: Kept = unchanged
         self._own: ClientData | None = None
         self._account: Account | None = None
-        self._part: Part | None = None
+        self._part: PartialSum | None = None
         self._asked: SharedAt | None = None  # where the part's values were to lie
         self._shared: SharedMemory | None = None
         self._reserved: dict[tuple[int, int], Reservation] = {}
@@ -186,21 +186,21 @@ class ClientHost:
         part.clients.extend(r.index for r in reports if r.status == "done")
         return Packed(reports)
 
-    def train_and_hand_over(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> tuple[list[ClientReport], Part]:
+    def train_and_hand_over(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> tuple[list[ClientReport], PartialSum]:
         """:meth:`train` the last clients of a round, then :meth:`hand_over`: one call less."""
         return self.train(task, weights, clients), self.collect(task)
 
-    def collect(self, task: RoundTask) -> Part:
+    def collect(self, task: RoundTask) -> PartialSum:
         """Hand over the part and start an empty one."""
         part, self._part, self._asked = self._part_of(task, self._asked), None, None
         return part.to_send()
 
-    def hand_over(self, task: RoundTask) -> tuple[SharedAt | None, Part]:
+    def hand_over(self, task: RoundTask) -> tuple[SharedAt | None, PartialSum]:
         """:meth:`collect`, with where its values lie in front: two objects in Ray, of which the small one travels at once."""
         part = self.collect(task)
         return part.shared, part
 
-    def merge(self, *parts: Part) -> Part | None:
+    def merge(self, *parts: PartialSum) -> PartialSum | None:
         """Add up the parts of actors on the same node, so that one leaves it; None where a sum that they share is gone."""
         try:
             return added_up(parts)
@@ -312,7 +312,7 @@ class ClientHost:
             void=claim(config).reasons,
         )
 
-    def _part_of(self, task: RoundTask, shared: SharedAt | None) -> Part:
+    def _part_of(self, task: RoundTask, shared: SharedAt | None) -> PartialSum:
         """This actor's part of a round, with values in ``shared`` memory or, where that cannot be had, in its own; any other is forgotten."""
         if self._part is None or self._part.round != task.round or self._asked != shared:
             self._part, self._asked = None, shared  # its memory goes first
@@ -322,7 +322,7 @@ class ClientHost:
                     total = SharedSum.at(shared, total)
                 except OSError:  # its keeper is gone, or it may not look into another's /proc
                     lies = None
-            self._part = Part(task.round, total, shared=lies)
+            self._part = PartialSum(task.round, total, shared=lies)
         return self._part
 
     def _reserve(self, round_: int, client: ClientTask) -> ClientTask | str:

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from fedray.aggregation.shared import SharedAt
-from fedray.clients.messages import ClientReport, ClientTask, Part, added_up
+from fedray.clients.messages import ClientReport, ClientTask, PartialSum, added_up
 from fedray.clients.slots import Slot
 from fedray.errors import cause_of, first_line
 
@@ -58,7 +58,7 @@ class Kept:
 
 
 @dataclass
-class Parts:
+class Inbox:
     """The parts of a round that have not reached the driver.
 
     Args:
@@ -134,7 +134,7 @@ class Parts:
                 self.travelling[kept.ref] = kept
         return complete
 
-    def taken(self) -> Iterator[tuple[Part | None, list[Kept], str]]:
+    def taken(self) -> Iterator[tuple[PartialSum | None, list[Kept], str]]:
         """Sums that lie in the memory of the driver's own node, and whose parts they are; None where one is gone, and why."""
         while self.lying:
             together = self.lying.pop()
@@ -143,7 +143,7 @@ class Parts:
             except (RayError, GetTimeoutError, OSError) as error:
                 yield None, together, first_line(error)
 
-    def arrived(self, ref: Any) -> tuple[Part | None, Kept, str]:
+    def arrived(self, ref: Any) -> tuple[PartialSum | None, Kept, str]:
         """Take a part that has travelled; None where it was lost on the way, and why.
 
         Raises:

@@ -122,7 +122,7 @@ class ClientReport(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialSum:
     """The sum over the clients that one actor, or the actors of one node, trained in a round, and who they are.
 
     Attributes:
@@ -137,7 +137,7 @@ class Part:
     clients: list[int] = field(default_factory=list)
     shared: SharedAt | None = None
 
-    def to_send(self) -> Part:
+    def to_send(self) -> PartialSum:
         """The part without values that lie where the receiver finds them."""
         if self.shared is None:
             return self
@@ -145,7 +145,7 @@ class Part:
         return replace(self, total=ExactSum(np.zeros(0, dtype=np.int64), t.weight, t.count, t.bits, t.capacity))
 
 
-def added_up(parts: Sequence[Part]) -> Part:
+def added_up(parts: Sequence[PartialSum]) -> PartialSum:
     """Parts of actors of this node as one.
 
     Raises:
@@ -163,7 +163,7 @@ def added_up(parts: Sequence[Part]) -> Part:
             found.weight, found.count = sum(t.weight for t in ours), sum(t.count for t in ours)
         total = found if total is None else total.joined(found)
     assert total is not None
-    return Part(parts[0].round, total, [index for part in parts for index in part.clients])
+    return PartialSum(parts[0].round, total, [index for part in parts for index in part.clients])
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedray.clients.actors import Crew
-from fedray.clients.messages import ClientTask, HostInfo, LocalEvaluation, Part, RoundTask
+from fedray.clients.actors import Actors
+from fedray.clients.messages import ClientTask, HostInfo, LocalEvaluation, PartialSum, RoundTask
 from fedray.clients.nodes import Node, look
 from fedray.clients.placement import Place
 from fedray.clients.rounds import Round, Rules
@@ -64,7 +64,7 @@ class Pool:
         self._work.assign(members or {p.lane: [p.client.index] for p in places if p.client is not None})
         self._rules, self._grow = Rules(grace, node_sums), grow
         self._suspects, self._unmeasured = Suspects(retries), set[int]()
-        self._crew = Crew(
+        self._crew = Actors(
             places,
             start,
             restarts=restarts,
@@ -84,7 +84,7 @@ class Pool:
         self._work.learn_sizes(sizes)
 
     def wait_ready(self, timeout: float, everyone: bool) -> dict[str, HostInfo]:
-        """Wait until actors are up; see :meth:`fedray.clients.actors.Crew.wait_ready`."""
+        """Wait until actors are up; see :meth:`fedray.clients.actors.Actors.wait_ready`."""
         return self._crew.wait_ready(timeout, everyone)
 
     def settle(self, timeout: float) -> None:
@@ -92,7 +92,7 @@ class Pool:
         self._crew.settle(timeout)
 
     def broadcast(self, method: str, *arguments: Any, timeout: float) -> dict[str, Any]:
-        """Call a method on every actor that is up; see :meth:`fedray.clients.actors.Crew.broadcast`."""
+        """Call a method on every actor that is up; see :meth:`fedray.clients.actors.Actors.broadcast`."""
         return self._crew.broadcast(method, *arguments, timeout=timeout)
 
     def shutdown(self) -> None:
@@ -140,7 +140,7 @@ class Pool:
         authorize: Callable[[ClientTask], ClientTask | None] = lambda client: client,
         part_bytes: int = 0,
         charged: bool = True,
-    ) -> Iterator[Part]:
+    ) -> Iterator[PartialSum]:
         """Train a cohort; yields parts as they arrive, in any order.
 
         Args:

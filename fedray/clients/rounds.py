@@ -19,10 +19,10 @@ from typing import Any
 import ray
 
 from fedray.aggregation.shared import SharedAt
-from fedray.clients.actors import POLL, Crew, why_away
-from fedray.clients.inbox import Kept, Parts
+from fedray.clients.actors import POLL, Actors, why_away
+from fedray.clients.inbox import Inbox, Kept
 from fedray.clients.memory import killed_for_memory
-from fedray.clients.messages import ClientReport, ClientTask, Packed, Part, RoundTask, Status
+from fedray.clients.messages import ClientReport, ClientTask, Packed, PartialSum, RoundTask, Status
 from fedray.clients.nodes import look
 from fedray.clients.slots import RoundLog, Slot, left_with_its_node
 from fedray.clients.suspects import Suspects
@@ -86,7 +86,7 @@ class Round:
 
     def __init__(
         self,
-        crew: Crew,
+        crew: Actors,
         work: Work,
         suspects: Suspects,
         rules: Rules,
@@ -108,10 +108,10 @@ class Round:
         self._into: dict[Slot, SharedAt | None] = {}  # where slots add what they train; None: to sums of their own
         self._spoilt: set[SharedAt] = set()
         self._suspects = suspects
-        self._parts = Parts(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
+        self._parts = Inbox(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
         self._told: float | None = None  # when actors were told that the deadline had passed
 
-    def parts(self, cohort: Sequence[ClientTask]) -> Iterator[Part]:
+    def parts(self, cohort: Sequence[ClientTask]) -> Iterator[PartialSum]:
         """Train a cohort; yields parts as they arrive, in any order.
 
         Raises:
@@ -238,7 +238,7 @@ class Round:
             if at is not None and slot.info is not None:
                 self._sums[slot.node] = _Sum(at, slot)
 
-    def _send(self) -> Iterator[Part]:
+    def _send(self) -> Iterator[PartialSum]:
         """Set off what can go to the driver; yields sums that lie in its own node's memory."""
         complete = {n: self._sums.pop(n, None) for n in self._parts.send(self._crew.slots, self._unfinished)}
         for part, kept, why in self._parts.taken():
@@ -272,7 +272,7 @@ class Round:
 
     # -- reports and parts come in ---------------------------------------------------------------
 
-    def _receive(self, seconds: float) -> Iterator[Part]:
+    def _receive(self, seconds: float) -> Iterator[PartialSum]:
         calls = {s.pending: s for s in self._crew.slots if s.pending is not None}
         refs = [*calls, *self._parts.travelling]
         with span("wait", "for actors"):
@@ -285,7 +285,7 @@ class Round:
                     yield part
                 part = None  # what has been added up makes room in the store for the next
 
-    def _settle(self, slot: Slot) -> Part | None:
+    def _settle(self, slot: Slot) -> PartialSum | None:
         """Take the result of a slot's pending call."""
         doing = slot.doing
         value, error = self._crew.result(slot)
@@ -319,7 +319,7 @@ class Round:
             return value  # type: ignore[no-any-return]
         return None
 
-    def _arrived(self, ref: Any) -> Part | None:
+    def _arrived(self, ref: Any) -> PartialSum | None:
         part, kept, why = self._parts.arrived(ref)
         if part is None:
             self._lose_parts([kept], why)

@@ -18,7 +18,7 @@ from fedray.errors import FedrayError
 Doing = Literal["starting", "training", "handing over", "adding up", "owing"]
 
 
-class Unreachable(FedrayError):
+class Silent(FedrayError):
     """An actor left calls unanswered for too long."""
 
 
@@ -126,6 +126,4 @@ class Pulse:
 
 def left_with_its_node(error: BaseException) -> bool:
     """Whether an actor's error says that its node is gone or out of reach, not the actor alone."""
-    return (
-        isinstance(error, ActorUnavailableError | NodeDiedError | Unreachable) or "node has died" in str(error) or "node was" in str(error)
-    )
+    return isinstance(error, ActorUnavailableError | NodeDiedError | Silent) or "node has died" in str(error) or "node was" in str(error)

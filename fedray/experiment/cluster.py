@@ -19,7 +19,7 @@ NAMESPACE = "fedray"
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterAddress:
     """Where a run will be: the Ray of this process, a cluster at ``address``, or (neither) a local Ray of its own."""
 
     inside: bool = False
@@ -31,7 +31,7 @@ class Place:
         return not self.inside and self.address is None
 
 
-def find_place(settings: RayCluster) -> Place:
+def find_place(settings: RayCluster) -> ClusterAddress:
     """Which Ray to use; starts and joins nothing.
 
     Raises:
@@ -40,15 +40,15 @@ def find_place(settings: RayCluster) -> Place:
     import ray
 
     if ray.is_initialized():
-        return Place(inside=True)
-    place = Place(address=choose_address(settings))
+        return ClusterAddress(inside=True)
+    place = ClusterAddress(address=choose_address(settings))
     if place.own:
         temporary_files()
     return place
 
 
 @contextmanager
-def joined(place: Place, settings: RayCluster, announce: Callable[[str], None] = lambda where: None) -> Iterator[None]:
+def joined(place: ClusterAddress, settings: RayCluster, announce: Callable[[str], None] = lambda where: None) -> Iterator[None]:
     """Be in Ray at ``place``; a local Ray ends with the block.
 
     ``announce`` is called with what is about to be done, where a cluster is joined, or a local Ray has to be started again.

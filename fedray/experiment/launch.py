@@ -23,7 +23,7 @@ from fedray.configfile import resolve_config
 from fedray.data.records import Label
 from fedray.errors import ConfigError, FedrayError, first_line
 from fedray.experiment.background import Background
-from fedray.experiment.cluster import NAMESPACE, Place, find_place, joined, off_the_head
+from fedray.experiment.cluster import NAMESPACE, ClusterAddress, find_place, joined, off_the_head
 from fedray.experiment.listener import LAST
 from fedray.experiment.occupied import PATIENCE, check_free
 from fedray.experiment.request import Request
@@ -169,7 +169,7 @@ class DriverLost(FedrayError):
 
 
 @contextmanager
-def _left_in_order(place: Place, output: Output, listen: Listener) -> Iterator[None]:
+def _left_in_order(place: ClusterAddress, output: Output, listen: Listener) -> Iterator[None]:
     """Where the driver goes without a chance to end its MLflow run (its process died, or a second Ctrl-C), end that here."""
     try:
         yield

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedray.checkpoint import Checkpoint, load_latest
+from fedray.checkpoint import Saved, load_latest
 from fedray.config import Config
 from fedray.errors import ConfigError
 from fedray.experiment.identity import another_run
@@ -27,7 +27,7 @@ class Beginning:
     """
 
     job: str
-    checkpoint: Checkpoint | None = None
+    checkpoint: Saved | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,7 +66,7 @@ def begin(
     return Beginning(f"{started.id}/{started.starts}", checkpoint, {**found, "identity": identity, "run": asdict(started)})
 
 
-def check_model(found: Checkpoint | None, model: Model | None, where: Path | str) -> None:
+def check_model(found: Saved | None, model: Model | None, where: Path | str) -> None:
     """See that a checkpoint is of this model, where there is one and the model is known.
 
     Raises:

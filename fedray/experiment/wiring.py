@@ -17,7 +17,7 @@ import ray
 from fedray import __version__
 from fedray.aggregation.rule import make_aggregator
 from fedray.algorithms.algorithm import make_server
-from fedray.checkpoint import Checkpoint
+from fedray.checkpoint import Saved
 from fedray.clients.callers import with_room
 from fedray.clients.groups import group_of, rates
 from fedray.clients.host import HostSpec
@@ -28,7 +28,7 @@ from fedray.clients.pool import Pool
 from fedray.clients.recognition import commit_federation
 from fedray.config import Config
 from fedray.configfile import dump_config
-from fedray.driver import Parts
+from fedray.driver import Loop
 from fedray.experiment.background import Background
 from fedray.experiment.finished import frozen_of
 from fedray.experiment.identity import identity
@@ -49,7 +49,7 @@ from fedray.privacy.statement import Guarantee, privacy_statement, statement_mar
 from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.evaluator import Evaluators
-from fedray.rounds.round_metrics import Line, Privacy
+from fedray.rounds.round_metrics import GuaranteePlan, Guarantees
 from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.tracking.gauges import Gauges
@@ -75,9 +75,9 @@ class Wiring:
         self._books: Books = NoBooks()
         self.problems: list[str] = []
         self._summary: dict[str, Any] = {}
-        self.parts: Parts
+        self.parts: Loop
 
-    def build(self) -> Parts:
+    def build(self) -> Loop:
         """Everything the loop uses. Tracking opens and actors start at the same time."""
         config, p = self.config, self._p
         places = self._plan_places()  # before the evaluator takes its share
@@ -126,7 +126,7 @@ class Wiring:
             callbacks.append(self.tracker)
         callbacks.append(Gauges(config.experiment, config.name, config.rounds))
         meta |= {"frozen_sha256": model.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
-        self.parts = Parts(
+        self.parts = Loop(
             config=config,
             files=self._files,
             names=p.names,
@@ -148,7 +148,7 @@ class Wiring:
             meta=meta,
             resumed=checkpoint is not None,
             callbacks=callbacks,
-            privacy=Privacy(self._lines()),
+            privacy=Guarantees(self._lines()),
         )
         model.weights = np.empty(0, dtype=np.float32)  # the driver's loop has them
         return self.parts
@@ -160,7 +160,7 @@ class Wiring:
 
     # -- pieces ----------------------------------------------------------------------------------
 
-    def _open_tracking(self, checkpoint: Checkpoint | None, cancelled: Callable[[], str]) -> Tracker | None:
+    def _open_tracking(self, checkpoint: Saved | None, cancelled: Callable[[], str]) -> Tracker | None:
         config = self.config
         if not config.tracking.enabled:
             return None
@@ -340,12 +340,12 @@ class Wiring:
         everyone = [ClientTask(i, n) for i, n in enumerate(self._p.names)]
         return SiloBooks(pool, everyone, unit, self.config.clients.start_timeout)
 
-    def _lines(self) -> list[Line]:
+    def _lines(self) -> list[GuaranteePlan]:
         p = self._p
-        lines: list[Line] = []
+        lines: list[GuaranteePlan] = []
         if self.config.privacy.record:
-            lines.append(Line("record", [plan for plan in p.plans if plan is not None], group_of(p.groups, len(p.names))))
-        return lines + ([] if p.client_plan is None else [Line("client", [p.client_plan])])
+            lines.append(GuaranteePlan("record", [plan for plan in p.plans if plan is not None], group_of(p.groups, len(p.names))))
+        return lines + ([] if p.client_plan is None else [GuaranteePlan("client", [p.client_plan])])
 
     # -- what is told ----------------------------------------------------------------------------
 

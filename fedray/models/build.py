@@ -17,7 +17,9 @@ from fedray.errors import ConfigError, FedrayError, raised
 _OWN = ("input_shape", "outputs")
 
 
-def build_model(part: config.Part, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+def build_model(
+    part: config.Choice, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """The model of the config on the CPU, in training mode as its factory left it.
 
     A factory, built in or ``python:module:attribute``, may take ``input_shape`` (one record's shape) and
@@ -43,7 +45,7 @@ def build_model(part: config.Part, input_shape: tuple[int, ...], outputs: int, s
 
 
 def untried_model(
-    part: config.Part, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    part: config.Choice, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
     """:func:`build_model`'s model before it has been run for the first time, wherever it does not need that to have its parameters."""
     with _seeded(rng.torch_seed(seed, "model")):
@@ -52,7 +54,7 @@ def untried_model(
     return build_model(part, input_shape, outputs, seed, dtype) if lazy else model
 
 
-def _made(part: config.Part, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+def _made(part: config.Choice, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     factory = components.find(components.MODELS, part.kind)
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' is a {type(factory).__name__}; name a function or class that makes the model.")

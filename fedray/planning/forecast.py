@@ -24,7 +24,7 @@ _MOST_ROUNDS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Law:
+class Participation:
     """How often a subject is charged.
 
     Attributes:
@@ -84,7 +84,7 @@ class Row:
         names: of the subjects; ``clients`` stands for all clients.
         records: training records of each, or None where they are not known or not shown.
         plan: their plan.
-        law: how often they are charged.
+        participation: how often they are charged.
         spent: what their ledgers hold already.
         charges: how many charges that are.
         limits: the file whose limit the plan's budget is, so that no config can raise it; else None.
@@ -94,7 +94,7 @@ class Row:
     names: tuple[str, ...]
     records: tuple[int, ...] | None
     plan: RecordPlan | ClientPlan
-    law: Law
+    participation: Participation
     spent: Composition
     charges: int
     limits: str | None = None
@@ -115,17 +115,17 @@ class Row:
 
 def refusal(config: Config, path: str, rows: Sequence[Row]) -> str | None:
     """Who would reach its budget before the planned rounds, when, and what would fit; None where nobody would."""
-    short = [(r, a) for r in rows if (a := r.affordable()) is not None and r.law.needed(r.subjects) > a]
+    short = [(r, a) for r in rows if (a := r.affordable()) is not None and r.participation.needed(r.subjects) > a]
     if not short:
         return None
-    row, affordable = min(short, key=lambda pair: pair[0].law.round_of(pair[1] + 1))
-    plan, when = row.plan, row.law.round_of(affordable + 1)
+    row, affordable = min(short, key=lambda pair: pair[0].participation.round_of(pair[1] + 1))
+    plan, when = row.plan, row.participation.round_of(affordable + 1)
     assert plan.budget is not None
     others = sum(r.subjects for r, _ in short) - 1
     who = (
         "all clients" if row.names == (EVERYONE,) else row.names[0] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
     )
-    about = "" if row.law.rate == 1.0 else "about "
+    about = "" if row.participation.rate == 1.0 else "about "
     head = (
         f"{who}: would reach the privacy budget in {about}round {when} of {config.rounds}: epsilon {_up(row.epsilon(affordable))} of "
         f"{plan.budget:g} is spent by then, and another round would bring it to {_up(row.epsilon(affordable + 1))}"
@@ -140,7 +140,7 @@ def refusal(config: Config, path: str, rows: Sequence[Row]) -> str | None:
 def _ways(config: Config, path: str, short: Sequence[Row]) -> list[str]:
     """Settings with which the planned rounds would fit, ready to be pasted."""
     ways: list[str] = []
-    noises = [noise_for(r, r.plan.budget or 0.0, r.law.needed(r.subjects)) for r in short]
+    noises = [noise_for(r, r.plan.budget or 0.0, r.participation.needed(r.subjects)) for r in short]
     noise = None if None in noises else max(n for n in noises if n is not None)
     plan = short[0].plan
     if noise is not None and plan.target_epsilon is None:
@@ -162,7 +162,7 @@ def _ways(config: Config, path: str, short: Sequence[Row]) -> list[str]:
 
 def _steps(row: Row) -> int:
     """Local steps a round that fit for the planned rounds; all of the plan's where they are not what is charged."""
-    charges = row.law.needed(row.subjects)
+    charges = row.participation.needed(row.subjects)
     return largest(lambda steps: _fits(row, row.plan.event(steps=steps), charges), row.plan.steps)
 
 
@@ -170,7 +170,7 @@ def _rounds(row: Row) -> int:
     """Rounds that fit as the plan's noise is."""
     affordable = row.affordable()
     assert affordable is not None
-    return largest(lambda n: replace(row.law, rounds=n).needed(row.subjects) <= affordable, row.law.rounds)
+    return largest(lambda n: replace(row.participation, rounds=n).needed(row.subjects) <= affordable, row.participation.rounds)
 
 
 def noise_for(row: Row, target: float, charges: int) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.planning.footprint import footprint
-from fedray.planning.forecast import Law, Row, figure, label, noise_for, refusal
+from fedray.planning.forecast import Participation, Row, figure, label, noise_for, refusal
 from fedray.planning.preparation import Prepared, plan_whole_clients
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.accountant import Composition
@@ -108,7 +108,7 @@ def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
         if plan is None:
             continue
         plan, limits = _held(p, plan, group.ledger, "privacy")
-        law = _law(p, group.rate, plan.max_participations)
+        participation = _participation(p, group.rate, plan.max_participations)
         names = [p.names[i] for i in group.members]
         past = _histories(plan, group.ledger, names, dedicated, notes)
         alike: dict[tuple[Composition, int], list[int]] = {}
@@ -116,7 +116,7 @@ def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
             alike.setdefault(past.get(p.names[i], ((), 0)), []).append(i)
         for (spent, charges), members in alike.items():
             records = tuple(int(p.sizes[i]) for i in members) if shown and p.sizes is not None else None
-            found.append(Row(group.name, tuple(p.names[i] for i in members), records, plan, law, spent, charges, limits))
+            found.append(Row(group.name, tuple(p.names[i] for i in members), records, plan, participation, spent, charges, limits))
     return found
 
 
@@ -144,7 +144,7 @@ def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list
         plan, limits = _held(p, plan, ledger, path)
         past = _histories(plan, ledger, [EVERYONE], False, notes)
         spent, charges = past.get(EVERYONE, ((), 0))
-        return [Row("all", (EVERYONE,), None, plan, Law(config.rounds, every=plan.charging.span), spent, charges, limits)]
+        return [Row("all", (EVERYONE,), None, plan, Participation(config.rounds, every=plan.charging.span), spent, charges, limits)]
     for group in p.groups:
         held, limits = _held(p, plan, group.ledger if silos else ledger, path)
         names = [p.names[i] for i in group.members]
@@ -152,26 +152,29 @@ def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list
         alike: dict[tuple[Composition, int], list[str]] = {}
         for name in names:
             alike.setdefault(past.get(name, ((), 0)), []).append(name)
-        law = _law(p, group.rate, plan.max_participations)
-        rows += [Row(group.name, tuple(members), None, held, law, spent, charges, limits) for (spent, charges), members in alike.items()]
+        participation = _participation(p, group.rate, plan.max_participations)
+        rows += [
+            Row(group.name, tuple(members), None, held, participation, spent, charges, limits)
+            for (spent, charges), members in alike.items()
+        ]
     return rows
 
 
-def _law(prepared: Prepared, rate: float, most: int | None, rounds: int | None = None) -> Law:
+def _participation(prepared: Prepared, rate: float, most: int | None, rounds: int | None = None) -> Participation:
     """How often one client of a group takes part."""
     cohort, clients = prepared.config.cohort, len(prepared.names)
     rounds, arguments = prepared.config.rounds if rounds is None else rounds, cohort.arguments
     if rate == 0:
-        return Law(rounds, 0.0, 1, most)
+        return Participation(rounds, 0.0, 1, most)
     if cohort.kind == "poisson":
-        return Law(rounds, min(1.0, float(arguments.get("fraction", 1.0)) * rate), 1, most)
+        return Participation(rounds, min(1.0, float(arguments.get("fraction", 1.0)) * rate), 1, most)
     if cohort.kind == "fixed":
         able = sum(len(g.members) for g in prepared.groups if g.rate > 0)
         size = int(arguments.get("size") or max(round(float(arguments.get("fraction", 1.0)) * clients), 1))
-        return Law(rounds, min(1.0, size / able), 1, most)
+        return Participation(rounds, min(1.0, size / able), 1, most)
     if cohort.kind == "cyclic":
-        return Law(rounds, 1.0, math.ceil(clients / int(arguments["size"])), most)
-    return Law(rounds, 1.0, 1, most)  # all; of a cohort of your own nothing is known, so every round is counted
+        return Participation(rounds, 1.0, math.ceil(clients / int(arguments["size"])), most)
+    return Participation(rounds, 1.0, 1, most)  # all; of a cohort of your own nothing is known, so every round is counted
 
 
 def _histories(
@@ -241,9 +244,9 @@ def _notes(prepared: Prepared) -> list[str]:
 
 def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> dict[str, Any]:
     """One protected unit, whole."""
-    top = max(rows, key=lambda r: r.epsilon(r.law.worst))
+    top = max(rows, key=lambda r: r.epsilon(r.participation.worst))
     plan = top.plan
-    headline = top.epsilon(top.law.worst)
+    headline = top.epsilon(top.participation.worst)
     line: dict[str, Any] = {
         "unit": plan.unit,
         "regime": "record" if isinstance(plan, RecordPlan) else plan.regime,
@@ -258,12 +261,12 @@ def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> d
         "persons": persons(plan.unit, plan.max_silos_per_person),
         "noise": _noise(prepared, plan),
         "levers": [{"change": name, "epsilon": figure(e)} for name, e in _levers(prepared, top)],
-        "noise_for_epsilon": [{"epsilon": t, "noise_multiplier": noise_for(top, t, top.law.worst)} for t in TARGETS],
+        "noise_for_epsilon": [{"epsilon": t, "noise_multiplier": noise_for(top, t, top.participation.worst)} for t in TARGETS],
         "curves": _curves(rows) if curves else [],
         "refusal": refusal(prepared.config, path, rows),
     }
     if isinstance(plan, ClientPlan):
-        total = Counter(dict(plus(top.spent, plan.event(), top.law.worst)))
+        total = Counter(dict(plus(top.spent, plan.event(), top.participation.worst)))
         stripped = accountant.unamplified(total)
         observers = plan.observers_epsilon(prepared.config.rounds)
         line["population"] = {
@@ -281,9 +284,9 @@ def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> d
 
 
 def _row(row: Row) -> dict[str, Any]:
-    plan, law, affordable = row.plan, row.law, row.affordable()
-    short = affordable is not None and law.needed(row.subjects) > affordable
-    chance = 0.0 if affordable is None else law.above(affordable)
+    plan, participation, affordable = row.plan, row.participation, row.affordable()
+    short = affordable is not None and participation.needed(row.subjects) > affordable
+    chance = 0.0 if affordable is None else participation.above(affordable)
     verdict = "no limit" if affordable is None else "exceeds" if short else "may exceed" if chance > 1e-9 else "fits"
     return {
         "group": row.group,
@@ -295,28 +298,28 @@ def _row(row: Row) -> dict[str, Any]:
         "noise_multiplier": plan.noise_multiplier,
         "charges_before": row.charges,
         "epsilon_before": figure(bound(row.spent, plan)),
-        "participations": {"expected": law.expected, "worst": law.worst},
-        "epsilon_expected": figure(row.epsilon(math.ceil(law.expected - 1e-9))),
-        "epsilon": figure(row.epsilon(law.worst)),
+        "participations": {"expected": participation.expected, "worst": participation.worst},
+        "epsilon_expected": figure(row.epsilon(math.ceil(participation.expected - 1e-9))),
+        "epsilon": figure(row.epsilon(participation.worst)),
         "rounds_affordable": affordable,
         "chance_exceeded": chance,
-        "exceeded_in_round": law.round_of(affordable + 1) if affordable is not None and short else None,
+        "exceeded_in_round": participation.round_of(affordable + 1) if affordable is not None and short else None,
         "verdict": verdict,
     }
 
 
 def _levers(prepared: Prepared, row: Row) -> Iterator[tuple[str, float]]:
     """Epsilon after the planned rounds, had one thing been different and the noise multiplier stayed (but where it is what differs)."""
-    noise, law, plan = row.plan.noise_multiplier, row.law, row.plan
-    made: list[tuple[str, RecordPlan | ClientPlan, Law]] = [
-        ("noise x 1.25", replace(plan, noise_multiplier=noise * 1.25), law),
-        ("noise x 0.8", replace(plan, noise_multiplier=noise * 0.8), law),
+    noise, participation, plan = row.plan.noise_multiplier, row.participation, row.plan
+    made: list[tuple[str, RecordPlan | ClientPlan, Participation]] = [
+        ("noise x 1.25", replace(plan, noise_multiplier=noise * 1.25), participation),
+        ("noise x 0.8", replace(plan, noise_multiplier=noise * 0.8), participation),
     ]
     factors = (("halved", Fraction(1, 2)), ("doubled", Fraction(2)))
     if isinstance(plan, RecordPlan):
-        made += [(f"steps {w}", replace(plan, steps=int(plan.steps * f)), law) for w, f in factors if plan.steps * f >= 1]
+        made += [(f"steps {w}", replace(plan, steps=int(plan.steps * f)), participation) for w, f in factors if plan.steps * f >= 1]
         rates = [(w, plan.sampling_rate * f) for w, f in factors]
-        made += [(f"sampling rate {w}", replace(plan, sampling_rate=q), law) for w, q in rates if q <= 1]
+        made += [(f"sampling rate {w}", replace(plan, sampling_rate=q), participation) for w, q in rates if q <= 1]
     elif plan.amplified:
         facts = plan.facts
         for word, factor in factors:
@@ -324,18 +327,18 @@ def _levers(prepared: Prepared, row: Row) -> Iterator[tuple[str, float]]:
                 q = None if facts.rate is None else facts.rate * factor
                 size = float(facts.cohort * factor) if facts.sampling == "poisson" else float(int(facts.cohort * factor))
                 other = replace(plan, facts=replace(facts, rate=q, cohort=size))
-                made.append((f"cohort {word}", other, law))
+                made.append((f"cohort {word}", other, participation))
     for word, factor in factors:
-        rounds, every, after = max(1, int(prepared.config.rounds * factor)), law.every, plan
+        rounds, every, after = max(1, int(prepared.config.rounds * factor)), participation.every, plan
         if isinstance(plan, ClientPlan):
             after = replace(plan, facts=replace(plan.facts, rounds=rounds))
             every = after.charging.span if plan.charging.whom == "everyone" else every
-        made.append((f"rounds {word}", after, replace(law, rounds=rounds, every=every)))
-    for name, changed_plan, changed_law in made:
+        made.append((f"rounds {word}", after, replace(participation, rounds=rounds, every=every)))
+    for name, changed_plan, changed_participation in made:
         try:
             if isinstance(changed_plan, ClientPlan):
                 changed_plan.mechanism.check(changed_plan.facts)
-            yield name, row.epsilon(changed_law.worst, changed_plan.event())
+            yield name, row.epsilon(changed_participation.worst, changed_plan.event())
         except (ConfigError, LedgerError):
             continue  # a setting that the mechanism does not have
 
@@ -371,23 +374,25 @@ def _person(rows: Sequence[Row], headline: float) -> float:
     silos = max(r.plan.max_silos_per_person for r in rows)
     if silos == 1:
         return headline
-    spents = [dict(plus(r.spent, r.plan.event(), r.law.worst)) for r in rows for _ in range(min(silos, r.subjects))]
+    spents = [dict(plus(r.spent, r.plan.event(), r.participation.worst)) for r in rows for _ in range(min(silos, r.subjects))]
     return accountant.person_epsilon(spents, min(r.plan.delta for r in rows), silos, rows[0].plan.adjacency)
 
 
 def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Epsilon over rounds of the rows with the largest; as planned in the worst case, and as expected."""
     found = []
-    for row in sorted(rows, key=lambda r: -r.epsilon(r.law.worst))[:_CURVES]:
-        law = row.law
-        rounds = sorted({int(r) for r in np.linspace(0, law.rounds, min(law.rounds, _POINTS) + 1)})
-        laws = [replace(law, rounds=r) for r in rounds]
+    for row in sorted(rows, key=lambda r: -r.epsilon(r.participation.worst))[:_CURVES]:
+        participation = row.participation
+        rounds = sorted({int(r) for r in np.linspace(0, participation.rounds, min(participation.rounds, _POINTS) + 1)})
+        laws = [replace(participation, rounds=r) for r in rounds]
         found.append(
             {
                 "label": label(row.names),
                 "rounds": rounds,
                 "epsilon": [figure(row.epsilon(x.worst)) for x in laws],
-                "epsilon_expected": None if law.rate in (0.0, 1.0) else [figure(row.epsilon(math.ceil(x.expected - 1e-9))) for x in laws],
+                "epsilon_expected": None
+                if participation.rate in (0.0, 1.0)
+                else [figure(row.epsilon(math.ceil(x.expected - 1e-9))) for x in laws],
             }
         )
     return found

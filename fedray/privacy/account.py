@@ -17,7 +17,7 @@ from fedray.errors import LedgerError
 from fedray.privacy.accounting import accountant, budgets
 from fedray.privacy.accounting.accountant import Composition
 from fedray.privacy.accounting.budgets import Plan
-from fedray.privacy.figures import Figures, Group
+from fedray.privacy.figures import Figures, Spent
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.ledger.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
 from fedray.privacy.limits import Limits, load_limits
@@ -223,13 +223,13 @@ class Account:
         """Note that the results of a reserved round left, with what each client says it ran."""
         self._ledger.commit(round, attempt, receipts)
 
-    def groups(self, rounds: int | None = None) -> list[Group]:
+    def groups(self, rounds: int | None = None) -> list[Spent]:
         """All subjects' figures, those with equal ones together.
 
         Args:
             rounds: figures as if everyone had taken part in each of so many rounds of this run, where who did is secret.
         """
-        return [Group(self._figures(alike, rounds), alike.names.keys()) for alike in self._alike.values()]
+        return [Spent(self._figures(alike, rounds), alike.names.keys()) for alike in self._alike.values()]
 
     def figures(self, rounds: int | None = None) -> list[Figures]:
         """Everyone's figures, in the order of the plans; of more than :data:`LISTED` those who spent most. ``rounds`` as for :meth:`groups`."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray import components
-from fedray.config import Config, Joint, Part, Privacy
+from fedray.config import Choice, Config, Joint, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.accountant import Adjacency
@@ -212,7 +212,7 @@ def make_mechanism(privacy: Privacy) -> tuple[str, Mechanism]:
     """
     regime = privacy.whole_clients
     assert regime is not None
-    part = privacy.mechanism or Part(kind=_DEFAULTS[regime])
+    part = privacy.mechanism or Choice(kind=_DEFAULTS[regime])
     factory = components.find(components.MECHANISMS, part.kind)
     made = factory(**components.check_arguments(factory, part.arguments, "privacy.mechanism"))
     if not isinstance(made, Mechanism):

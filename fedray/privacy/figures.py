@@ -46,14 +46,14 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Group:
+class Spent:
     """Subjects of one account with equal figures; ``figures.name`` is one of ``names``."""
 
     figures: Figures
     names: Collection[str]
 
 
-def headline(groups: Sequence[Group], adjacency: accountant.Adjacency) -> float:
+def headline(groups: Sequence[Spent], adjacency: accountant.Adjacency) -> float:
     """The largest subject's epsilon on the fine grid: subjects are refined from the top until no other can exceed them."""
     distinct = {(g.figures.composition, g.figures.delta): g.figures.epsilon for g in groups}
     best = 0.0
@@ -64,7 +64,7 @@ def headline(groups: Sequence[Group], adjacency: accountant.Adjacency) -> float:
     return best
 
 
-def median(groups: Sequence[Group]) -> float:
+def median(groups: Sequence[Spent]) -> float:
     """The median subject's epsilon: over subjects, not groups; 0 without any."""
     ordered = sorted((g.figures.epsilon, len(g.names)) for g in groups)
     half, seen = sum(n for _, n in ordered) / 2, 0

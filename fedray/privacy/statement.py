@@ -19,7 +19,7 @@ from fedray.config import Config
 from fedray.privacy import statement_text
 from fedray.privacy.accounting import accountant
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
-from fedray.privacy.figures import Figures, Group, headline, median
+from fedray.privacy.figures import Figures, Spent, headline, median
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import Claim, claim
 from fedray.rounding import as_given, rounded_up
@@ -41,9 +41,9 @@ class Guarantee:
 
     unit: str
     plans: Sequence[RecordPlan | ClientPlan]
-    groups: Sequence[Group]
+    groups: Sequence[Spent]
     figures: Sequence[Figures]
-    published: Sequence[Group] | None = None
+    published: Sequence[Spent] | None = None
 
 
 def privacy_statement(
@@ -310,7 +310,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
     )
 
 
-def _person(plans: Sequence[RecordPlan | ClientPlan], groups: Sequence[Group], headline: float) -> float:
+def _person(plans: Sequence[RecordPlan | ClientPlan], groups: Sequence[Spent], headline: float) -> float:
     silos = max((p.max_silos_per_person for p in plans), default=1)
     if silos == 1 or not groups:
         return headline

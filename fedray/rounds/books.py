@@ -15,12 +15,12 @@ from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.pool import Pool
 from fedray.errors import BudgetReached
 from fedray.privacy.account import Account, Reservation
-from fedray.privacy.figures import Figures, Group
+from fedray.privacy.figures import Figures, Spent
 from fedray.privacy.ledger.chain import EVERYONE
 
 
 @dataclass(frozen=True)
-class Permit:
+class Authorization:
     """Who may train in a round; who was refused by its budget, or was away, and why (one sentence each, by client name).
 
     ``begins`` is true where a charge was made in this round; false where an earlier charge covers it.
@@ -36,7 +36,7 @@ class Permit:
 class Books(Protocol):
     """What the round needs of the books."""
 
-    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
         """Reserve one round for each client; those over budget are refused."""
         ...
 
@@ -44,7 +44,7 @@ class Books(Protocol):
         """Reserve once more for a client that is tried again: new noise is a new release. None where the budget does not allow it."""
         ...
 
-    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
         """Note whose updates went into the model, with their receipts."""
         ...
 
@@ -52,7 +52,7 @@ class Books(Protocol):
         """Clients that may not take part in a round any more; ``clients`` for all of them."""
         ...
 
-    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
         """Figures by protected unit, subjects with equal ones together; empty where no privacy is claimed.
 
         With ``rounds`` as if everyone had taken part in each of so many rounds, where who did is secret.
@@ -75,22 +75,22 @@ class Books(Protocol):
 class NoBooks:
     """Runs without differential privacy."""
 
-    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
         """Everyone may train."""
-        return Permit(round_, list(cohort))
+        return Authorization(round_, list(cohort))
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
         """Always."""
         return client
 
-    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
         """Nothing to note."""
 
     def exhausted(self, round_: int) -> set[str]:
         """None."""
         return set()
 
-    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
         """None."""
         return {}
 
@@ -120,7 +120,7 @@ class RunBook:
     def __init__(self, name: str, unit: str, account: Account, lasting: bool) -> None:
         self._name, self._unit, self._account, self._lasting = name, unit, account, lasting
 
-    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
         """Reserve for all clients of one attempt with one write to disk."""
         granted: list[ClientTask] = []
         refused: dict[str, str] = {}
@@ -129,13 +129,13 @@ class RunBook:
             decision = self._account.authorize(round_, attempt, list(clients))
             granted += [_reserved(clients[name], self._unit, decision.reservations[name]) for name in decision.granted]
             refused |= {name: str(refusal) for name, refusal in decision.refused.items()}
-        return Permit(round_, granted, refused)
+        return Authorization(round_, granted, refused)
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
         """Reserve another attempt."""
         return next(iter(self.authorize(round_, [client]).cohort), None)
 
-    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
         """One commit entry a client."""
         for attempt in sorted({r.attempt for r in trained}):
             self._account.commit(permit.round, attempt, {r.name: r.receipts.get(self._unit) for r in trained if r.attempt == attempt})
@@ -144,7 +144,7 @@ class RunBook:
         """From the book."""
         return _exhausted(self._account.groups())
 
-    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
         """From the book."""
         return {self._unit: self._account.groups(rounds)}
 
@@ -174,7 +174,7 @@ class PopulationBook(RunBook):
         self._charged = 0
         self._entry = ""
 
-    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
         """Charge everyone for the rounds that begin here.
 
         Raises:
@@ -186,13 +186,13 @@ class PopulationBook(RunBook):
             for refusal in decision.refused.values():
                 raise BudgetReached(f"the privacy budget of all clients is reached: {refusal}")
             self._charged, self._entry = round_, decision.reservations[EVERYONE].id
-        return Permit(round_, [self._with_entry(c) for c in cohort], begins=begins)
+        return Authorization(round_, [self._with_entry(c) for c in cohort], begins=begins)
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
         """The sum is released once, with one noise, however often a client was asked for its part: nothing is charged."""
         return self._with_entry(client)
 
-    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
         """That a sum is released; who is in it is nobody's business."""
         self._account.commit(self._charged, 0, {EVERYONE: None})
 
@@ -213,20 +213,20 @@ class SiloBooks:
         self._known: dict[str, Figures] = {}
         self._heads: dict[str, str] = {}
 
-    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
         """Ask every silo; one whose actor is away is left out of this round.
 
         An actor found dead is replaced, and the new one asked once. If the old one had reserved before it
         died, the silo is charged twice: its ledger never says less than what may have been run.
         """
-        permit = Permit(round_, [])
+        permit = Authorization(round_, [])
         waiting = list(cohort)
         for last in (False, True):
             self._pool.settle(self._timeout)
             waiting = self._ask_for(permit, waiting, last)
         return permit
 
-    def _ask_for(self, permit: Permit, clients: Sequence[ClientTask], last: bool) -> list[ClientTask]:
+    def _ask_for(self, permit: Authorization, clients: Sequence[ClientTask], last: bool) -> list[ClientTask]:
         """Enter the answers in ``permit``; returns those whose actor was found dead (none when ``last``)."""
         there = {c.index for c in clients if self._pool.handle_of(c.index) is not None}
         answers = self._pool.ask("authorize", {c.index: (permit.round, c.attempt) for c in clients}, self._timeout)
@@ -250,7 +250,7 @@ class SiloBooks:
         """Left to the client's next actor, which reserves before it trains (see ``ClientHost.train``)."""
         return client
 
-    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
         """Tell the silos; a silo that is away keeps its reservation, which is the charge."""
         for client in trained:
             handle = self._pool.handle_of(client.index)
@@ -261,9 +261,9 @@ class SiloBooks:
         """As each silo says."""
         return {f.name for f in self._ask_figures() if f.exhausted}
 
-    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
         """One group a silo."""
-        return {self._unit: [Group(f, [f.name]) for f in self._ask_figures(rounds)]}
+        return {self._unit: [Spent(f, [f.name]) for f in self._ask_figures(rounds)]}
 
     def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
         """The latest that each silo said."""
@@ -293,18 +293,18 @@ class JointBooks:
     def __init__(self, records: Books, clients: Books) -> None:
         self._records, self._clients = records, clients
 
-    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Permit:
+    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
         """Both must allow it. A client that only its records' budget stops contributes nothing, which its other charge covers."""
         first = self._clients.authorize(round_, cohort)
         second = self._records.authorize(round_, first.cohort)
-        return Permit(round_, second.cohort, first.refused | second.refused, first.away | second.away, first.begins)
+        return Authorization(round_, second.cohort, first.refused | second.refused, first.away | second.away, first.begins)
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
         """Both must allow it."""
         again = self._clients.retry(round_, client)
         return None if again is None else self._records.retry(round_, again)
 
-    def commit(self, permit: Permit, trained: Sequence[ClientReport]) -> None:
+    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
         """In both."""
         self._clients.commit(permit, trained)
         self._records.commit(permit, trained)
@@ -313,7 +313,7 @@ class JointBooks:
         """In either."""
         return self._clients.exhausted(round_) | self._records.exhausted(round_)
 
-    def lines(self, rounds: int | None = None) -> dict[str, list[Group]]:
+    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
         """Records first."""
         return self._records.lines(rounds) | self._clients.lines(rounds)
 
@@ -330,7 +330,7 @@ class JointBooks:
         return self._records.heads() | self._clients.heads()
 
 
-def _exhausted(groups: Sequence[Group]) -> set[str]:
+def _exhausted(groups: Sequence[Spent]) -> set[str]:
     return {name for group in groups if group.figures.exhausted for name in group.names}
 
 

@@ -69,7 +69,7 @@ class Evaluator:
         return values, time.perf_counter() - began
 
 
-class Evaluation:
+class PendingEvaluation:
     """One evaluation under way."""
 
     def __init__(self, by: Evaluators, weights: Any) -> None:
@@ -118,9 +118,9 @@ class Evaluators:
         self.actor = self._start()
         self._up = self.actor.ready.remote()
 
-    def begin(self, weights: Any) -> Evaluation:
+    def begin(self, weights: Any) -> PendingEvaluation:
         """Start an evaluation of the model behind an object reference."""
-        return Evaluation(self, weights)
+        return PendingEvaluation(self, weights)
 
     def wait_ready(self) -> None:
         """Wait until the actor is up.

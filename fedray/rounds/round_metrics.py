@@ -15,14 +15,14 @@ from fedray.clients.messages import RoundTask
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.privacy.clientplan import ClientPlan, secret_cohorts
-from fedray.privacy.figures import Group, headline, median
+from fedray.privacy.figures import Spent, headline, median
 from fedray.privacy.recordplan import RecordPlan
 from fedray.rounding import as_given, rounded_up
-from fedray.rounds.books import Permit
+from fedray.rounds.books import Authorization
 from fedray.training.schedules import learning_rate
 
 
-def round_metrics(config: Config, number: int, permit: Permit, log: RoundLog, updates: int) -> dict[str, float]:
+def round_metrics(config: Config, number: int, permit: Authorization, log: RoundLog, updates: int) -> dict[str, float]:
     """``round/``, ``train/`` metrics of round ``number`` (from 0).
 
     Training loss appears only where clients send it, which under differential privacy they do not.
@@ -54,7 +54,7 @@ def mean_over_records(values: Sequence[tuple[float, int]]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
+class GuaranteePlan:
     """One guarantee of a run.
 
     Attributes:
@@ -93,10 +93,10 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Privacy:
+class Guarantees:
     """All guarantees of a run, for metrics and sentences; none where nothing is protected."""
 
-    lines: Sequence[Line] = ()
+    lines: Sequence[GuaranteePlan] = ()
 
     @property
     def secret(self) -> bool:
@@ -117,7 +117,7 @@ class Privacy:
         now = time.time()
         return now - now % 3600 if self.hides_cohorts else now
 
-    def metrics(self, groups: Mapping[str, Sequence[Group]], rounds: int, left_out: int, final: bool) -> dict[str, float]:
+    def metrics(self, groups: Mapping[str, Sequence[Spent]], rounds: int, left_out: int, final: bool) -> dict[str, float]:
         """``privacy/`` metrics of the first line, ``privacy/joint/`` of the second: the headline is the largest subject's epsilon.
 
         Args:
@@ -132,7 +132,7 @@ class Privacy:
             metrics |= {f"{prefix}/{name}": value for name, value in told.items()}
         return metrics
 
-    def sentence(self, groups: Mapping[str, Sequence[Group]], eligible: int, needed: int) -> str:
+    def sentence(self, groups: Mapping[str, Sequence[Spent]], eligible: int, needed: int) -> str:
         """Why the run ends before its planned rounds."""
         found = [(line, g.figures) for line in self.lines for g in groups.get(line.unit, ()) if g.figures.exhausted]
         if not found:
@@ -146,7 +146,7 @@ class Privacy:
         )
 
 
-def _metrics(plan: RecordPlan | ClientPlan, groups: Sequence[Group], rounds: int, final: bool) -> dict[str, float]:
+def _metrics(plan: RecordPlan | ClientPlan, groups: Sequence[Spent], rounds: int, final: bool) -> dict[str, float]:
     figures = [g.figures for g in groups]
     most = headline(groups, plan.adjacency) if final else max((f.epsilon for f in figures), default=0.0)
     metrics = {

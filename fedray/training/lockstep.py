@@ -162,7 +162,7 @@ def train_crowd(
     trained = np.empty((len(crowd.starts), layout.size), dtype=np.float32)
     results: list[LocalResult] = [LocalResult(0, 0, None)] * len(crowd.starts)
     for clients, width in _alike(crowd, training):
-        plan = _Plan.of(crowd, clients, width, training)
+        plan = _BatchPlan.of(crowd, clients, width, training)
         stack = _Stack(model, layout, weights, len(clients))
         loss = _run(stack, plan, crowd, job)
         stack.write(trained, plan.order)
@@ -178,7 +178,7 @@ def _alike(crowd: Crowd, training: Training) -> list[tuple[list[int], int]]:
     return [(np.flatnonzero(widths == width).tolist(), int(width)) for width in np.unique(widths)]
 
 
-def _run(stack: _Stack, plan: _Plan, crowd: Crowd, job: LocalJob) -> npt.NDArray[np.float64]:
+def _run(stack: _Stack, plan: _BatchPlan, crowd: Crowd, job: LocalJob) -> npt.NDArray[np.float64]:
     """All steps; the sum of each place's losses."""
     x, y = crowd.x.reshape(len(crowd.x), -1), crowd.y
     loss = np.zeros(len(plan.order))
@@ -193,7 +193,7 @@ def _run(stack: _Stack, plan: _Plan, crowd: Crowd, job: LocalJob) -> npt.NDArray
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _BatchPlan:
     """Who uses which rows in which step.
 
     Attributes:
@@ -212,7 +212,7 @@ class _Plan:
     examples: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, crowd: Crowd, clients: Sequence[int], width: int, training: Training) -> _Plan:
+    def of(cls, crowd: Crowd, clients: Sequence[int], width: int, training: Training) -> _BatchPlan:
         batch = training.batch_size or width
         begin = np.array([crowd.starts[k] for k in clients], dtype=np.int64)
         n = np.array([crowd.stops[k] for k in clients], dtype=np.int64) - begin

@@ -20,11 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dp_accountant.pld import PLDAccountant
 from dp_accounting import NeighboringRelation
+from dp_accounting.pld import PLDAccountant
 
-from fedray.privacy.accounting import accountant, pld
-from fedray.privacy.accounting.accountant import INTERVAL, bound, flatten, renyi
+from fedray.privacy.accounting import accountant, pld, renyi
+from fedray.privacy.accounting.accountant import INTERVAL, bound, flatten
 from fedray.privacy.accounting.events import Event, Gaussian, Poisson, SelfComposed, to_dp_event
 
 ROUNDS, PHASE, AROUND, DELTA = (10, 100, 1000, 10_000), 100, 5, 1e-6

@@ -24,7 +24,7 @@ from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path
 from fedray.rounds.books import Books, PopulationBook, RunBook
-from fedray.rounds.round_metrics import Line, Privacy
+from fedray.rounds.round_metrics import GuaranteePlan, Guarantees
 
 CLIENTS, COHORT, LATE, ROUNDS = 1_000_000, 1000, 10_000, 12
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +62,7 @@ def measure(cohort: dict[str, Any], rounds_before: int, directory: Path) -> dict
     books: Books = (
         PopulationBook("clients", account, True, lambda round_: True) if everyone else RunBook("clients", "client", account, True)
     )
-    privacy = Privacy([Line("client", [plan])])
+    privacy = Guarantees([GuaranteePlan("client", [plan])])
     tasks = [ClientTask(i, names[i]) for i in range(COHORT)]
     reports = [ClientReport(c.index, c.name, "done") for c in tasks]
     took: Counter[str] = Counter()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pools import CLIENTS, Ground
 
-from fedray.clients.inbox import Parts
+from fedray.clients.inbox import Inbox
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.clients.rounds import LARGE as BYTES
@@ -36,14 +36,14 @@ def pool(ground: Ground) -> Any:
 def test_one_is_on_its_way_at_a_time(ground: Ground, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ground.train(pool)[0]
     on_the_way: list[int] = []
-    send = Parts.send
+    send = Inbox.send
 
-    def watched(parts: Parts, slots: Any, *rest: Any) -> list[str]:
+    def watched(parts: Inbox, slots: Any, *rest: Any) -> list[str]:
         complete = send(parts, slots, *rest)
         on_the_way.append(len(parts.travelling) + sum(s.doing == "handing over" for s in slots))
         return complete
 
-    monkeypatch.setattr(Parts, "send", watched)
+    monkeypatch.setattr(Inbox, "send", watched)
     total, parts, _ = ground.train(pool, **LARGE)
     assert len(parts) == 2
     assert max(on_the_way) == 1

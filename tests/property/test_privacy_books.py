@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 from fedray.errors import LedgerError
-from fedray.privacy.accounting.accountant import events
+from fedray.privacy.accounting import events
 from fedray.privacy.accounting.events import Composed, Event, Gaussian, Laplace, Poisson, SelfComposed, Tree, Unsupported, ZCdp
 from fedray.privacy.ledger.ledger import Charge, Ledger, Location, ObjectPath, verify
 

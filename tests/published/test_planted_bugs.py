@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import fedray
 from fedray import components
 from fedray.audit.report import Report
-from fedray.audit.run import Request, audit
+from fedray.audit.run import AuditRequest, audit
 from fedray.clients import trainer
 from fedray.clients.messages import ClientReport
 from fedray.clients.trainer import Trainer
@@ -63,7 +63,7 @@ def audited(folder: Path, *overrides: str, attack: str = "checks", seed: int = 0
     path.write_text(dump_config(digits(*overrides)))
     found: list[Report] = []
     for kind in ("checks", "canaries") if attack == "both" else (attack,):
-        found.append(audit(Request(path, (), kind, canaries=600, seed=seed)))
+        found.append(audit(AuditRequest(path, (), kind, canaries=600, seed=seed)))
     return replace(found[0], checks=[c for r in found for c in r.checks], attacks=[a for r in found for a in r.attacks])
 
 
@@ -235,7 +235,7 @@ def test_engine_made_anew_each_round(table: Table, tmp_path: Path) -> None:
     """The accountant forgets: the figures of a finished run are those of one round, wherever they are written."""
     result = fedray.run(digits(*RECORD, "training.engine=auto", "rounds=3"), output=str(tmp_path / "run"))
     root = result.output
-    assert not finders(audit(Request(root, (), "checks")))
+    assert not finders(audit(AuditRequest(root, (), "checks")))
     list(verify_all(root))
     spent, plan = result.summary["privacy"]["epsilon"], prepare(result.config).plans[0]
     assert plan is not None
@@ -243,7 +243,7 @@ def test_engine_made_anew_each_round(table: Table, tmp_path: Path) -> None:
     assert one < 0.7 * spent
     for path in (root / "summary.json", root / "privacy_statement.json"):
         path.write_text(json.dumps(_forgetful(json.loads(path.read_text()), spent, one)))
-    found = finders(audit(Request(root, (), "checks")))
+    found = finders(audit(AuditRequest(root, (), "checks")))
     with pytest.raises(LedgerError):
         list(verify_all(root))
     table["engine made anew each round"] = ["fedray ledger verify", *found]

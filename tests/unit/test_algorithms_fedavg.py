@@ -15,7 +15,7 @@ from fedray import rng
 from fedray.algorithms.algorithm import make_algorithm, make_server
 from fedray.algorithms.fedavg import FedAvg
 from fedray.algorithms.server import ServerSGD
-from fedray.config import Part, Training
+from fedray.config import Choice, Training
 from fedray.errors import ConfigError
 from fedray.training.engine import LocalJob
 from fedray.training.losses import find_loss
@@ -80,22 +80,22 @@ def test_a_server_step_changes_none_of_its_arguments() -> None:
 
 
 def test_the_config_names_them() -> None:
-    assert make_algorithm(Part(kind="fedavg")) == FedAvg()
-    assert make_algorithm(Part(kind="fedavg", weights="uniform")) == FedAvg("uniform")
-    assert make_server(Part(kind="sgd", lr=1, momentum=0.9, nesterov=True)) == ServerSGD(1.0, 0.9, True)
+    assert make_algorithm(Choice(kind="fedavg")) == FedAvg()
+    assert make_algorithm(Choice(kind="fedavg", weights="uniform")) == FedAvg("uniform")
+    assert make_server(Choice(kind="sgd", lr=1, momentum=0.9, nesterov=True)) == ServerSGD(1.0, 0.9, True)
 
 
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (Part(kind="fedavgg"), "algorithm.kind.*Did you mean 'fedavg'"),
-        (Part(kind="fedavg", weights="sample"), "algorithm.weights.*'samples' or 'uniform'"),
-        (Part(kind="fedavg", weight="uniform"), "algorithm.weight: unknown.*Did you mean 'weights'"),
-        (Part(kind="python:os.path:sep"), "algorithm.kind.*is a str"),
-        (Part(kind="python:fedray.algorithms.server:ServerSGD"), "lacks one of weight"),
+        (Choice(kind="fedavgg"), "algorithm.kind.*Did you mean 'fedavg'"),
+        (Choice(kind="fedavg", weights="sample"), "algorithm.weights.*'samples' or 'uniform'"),
+        (Choice(kind="fedavg", weight="uniform"), "algorithm.weight: unknown.*Did you mean 'weights'"),
+        (Choice(kind="python:os.path:sep"), "algorithm.kind.*is a str"),
+        (Choice(kind="python:fedray.algorithms.server:ServerSGD"), "lacks one of weight"),
     ],
 )
-def test_wrong_algorithms_are_refused(part: Part, words: str) -> None:
+def test_wrong_algorithms_are_refused(part: Choice, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_algorithm(part)
 
@@ -112,7 +112,7 @@ def test_wrong_algorithms_are_refused(part: Part, words: str) -> None:
 )
 def test_wrong_servers_are_refused(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        make_server(Part(kind="sgd", **arguments))
+        make_server(Choice(kind="sgd", **arguments))
 
 
 def test_users_algorithm_and_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +128,8 @@ def test_users_algorithm_and_server(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_algorithms_for_test", raising=False)
-    assert make_algorithm(Part(kind="python:my_algorithms_for_test:Root")).weight(9) == 3.0
-    weights, _ = make_server(Part(kind="python:my_algorithms_for_test:server", lr=2)).step(
+    assert make_algorithm(Choice(kind="python:my_algorithms_for_test:Root")).weight(9) == 3.0
+    weights, _ = make_server(Choice(kind="python:my_algorithms_for_test:server", lr=2)).step(
         np.zeros(1, np.float32), np.ones(1, np.float32), {}
     )
     assert weights[0] == 2.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedray.audit.releases import Release, client_attacks, release_checks
+from fedray.audit.releases import AuditedRelease, client_attacks, release_checks
 from fedray.parameters import Vector
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Gaussian
@@ -25,7 +25,7 @@ def mechanism(
     std: Callable[[int], float] = lambda cohort: Z * C,
     denominator: Callable[[int], float] = lambda cohort: DENOMINATOR,
     z: float = Z,
-) -> Release:
+) -> AuditedRelease:
     """A Gaussian release, sound unless told otherwise."""
     draws = np.random.default_rng(seed)
 
@@ -38,10 +38,10 @@ def mechanism(
         noised = total + draws.standard_normal(D) * std(len(updates))
         return (noised / denominator(len(updates))).astype(np.float32)
 
-    return Release(round_of, D, C, z, DENOMINATOR)
+    return AuditedRelease(round_of, D, C, z, DENOMINATOR)
 
 
-def failed(release: Release) -> list[str]:
+def failed(release: AuditedRelease) -> list[str]:
     return [c.name for c in release_checks(release) if not c.passed]
 
 
@@ -65,7 +65,7 @@ def test_what_is_wrong_is_named() -> None:
 
 def test_noise_used_twice_is_named() -> None:
     kept = np.random.default_rng(1).standard_normal(D) * Z * C / DENOMINATOR
-    repeated = Release(lambda updates: kept.astype(np.float32), D, C, Z, DENOMINATOR)
+    repeated = AuditedRelease(lambda updates: kept.astype(np.float32), D, C, Z, DENOMINATOR)
     assert "noise differs by round" in failed(repeated)
 
 

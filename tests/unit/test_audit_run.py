@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from fedray.audit.findings import Attack, Check
 from fedray.audit.report import Report, conclude, figures
-from fedray.audit.run import Request, audit
+from fedray.audit.run import AuditRequest, audit
 from fedray.cli import cli
 from fedray.configfile import dump_config
 from fedray.errors import ConfigError, FedrayError
@@ -89,7 +89,7 @@ def test_a_contradiction_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None
 def test_whole_clients_are_audited_through_the_drivers_release(tmp_path: Path, mechanism: str) -> None:
     """Five checks, those of cohorts and of an adaptive clip, and an attack; a sound mechanism fails with probability below 1e-5."""
     path = write(tmp_path, *CLIENT, *mechanism.replace("} ", "}|").split("|"))
-    found = [audit(Request(path, attack=kind, canaries=200)) for kind in ("checks", "canaries")]
+    found = [audit(AuditRequest(path, attack=kind, canaries=200)) for kind in ("checks", "canaries")]
     assert [c.name for c in found[0].checks if not c.passed] == [], [c.found for c in found[0].checks if not c.passed]
     assert len(found[0].checks) == 5 + 2 * ("poisson" in mechanism) + ("adaptive" in mechanism)
     assert [a.name for a in found[1].attacks] == ["canary clients, all releases"]
@@ -98,13 +98,13 @@ def test_whole_clients_are_audited_through_the_drivers_release(tmp_path: Path, m
 
 def test_noise_at_the_clients_is_checked(tmp_path: Path) -> None:
     local = "privacy={regime: local, noise_multiplier: 20.0, delta: 1.0e-5, clip: 0.5}"
-    found = audit(Request(write(tmp_path, local, "algorithm.weights=uniform"), attack="checks"))
+    found = audit(AuditRequest(write(tmp_path, local, "algorithm.weights=uniform"), attack="checks"))
     assert len(found.checks) == 5 and not found.faults
 
 
 def test_two_units_are_both_audited(tmp_path: Path) -> None:
     joint = "privacy={regime: [record, client], noise_multiplier: 2.0, delta: 4.0e-4, joint: {noise_multiplier: 6.0, delta: 1.0e-5}}"
-    found = audit(Request(write(tmp_path, joint, "algorithm.weights=uniform"), attack="checks"))
+    found = audit(AuditRequest(write(tmp_path, joint, "algorithm.weights=uniform"), attack="checks"))
     assert len(found.checks) == 17 and not found.faults
 
 
@@ -112,13 +112,13 @@ def test_what_an_audit_cannot_do_is_said(tmp_path: Path) -> None:
     path = write(tmp_path)
     for attack, words in (("membership", "needs a finished run"), ("lira", "needs a finished run"), ("guess", "choose from")):
         with pytest.raises(ConfigError, match=words):
-            audit(Request(path, attack=attack))
+            audit(AuditRequest(path, attack=attack))
     with pytest.raises(ConfigError, match="no run's output directory"):
-        audit(Request(tmp_path / ".."))
+        audit(AuditRequest(tmp_path / ".."))
     open_ = write(tmp_path, "privacy={regime: none}")
-    assert audit(Request(open_, attack="checks")).notes
+    assert audit(AuditRequest(open_, attack="checks")).notes
     with pytest.raises(ConfigError, match="--attack inversion"):
-        audit(Request(open_, attack="inversion"))
+        audit(AuditRequest(open_, attack="inversion"))
 
 
 def finished(folder: Path, *overrides: str) -> Path:
@@ -145,7 +145,7 @@ def test_a_run_that_has_learnt_nothing_gives_nothing_away(tmp_path: Path) -> Non
     assert (row["epsilon"], row["lower"], row["verdict"]) == (0.0, 0.0, "consistent")
     assert abs(row["auc"] - 0.5) < 0.1
     assert (root / "audit" / "membership_by_loss_roc.png").exists()
-    found = audit(Request(finished(tmp_path, "privacy={regime: none}", "rounds=1"), attack="lira"))
+    found = audit(AuditRequest(finished(tmp_path, "privacy={regime: none}", "rounds=1"), attack="lira"))
     assert found.attacks[0].epsilon is None and found.attacks[0].facts["shadows"] == 16
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from fedray.checkpoint import Checkpoint, load_latest, save_checkpoint
+from fedray.checkpoint import Saved, load_latest, save_checkpoint
 from fedray.errors import FedrayError
 from fedray.parameters import Entry, Layout, fingerprint
 from fedray.runfiles import RunFiles
@@ -36,7 +36,7 @@ def values(seed: int, size: int = LAYOUT.size) -> np.ndarray:
 
 def checkpoint(folder: Path, round_: int = 12, seed: int = 0) -> Path:
     state = {"momentum": values(seed + 1), "second": values(seed + 2)}
-    return save_checkpoint(folder, Checkpoint(round_, values(seed), state, META), keep=2)
+    return save_checkpoint(folder, Saved(round_, values(seed), state, META), keep=2)
 
 
 def header_bits(data: bytes) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedray.checkpoint import Checkpoint, load_latest, save_checkpoint
+from fedray.checkpoint import Saved, load_latest, save_checkpoint
 from fedray.tensorfile import write_tensors
 
 WEIGHTS = np.arange(300_000, dtype=np.float32)
@@ -18,13 +18,13 @@ _FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from fedray.checkpoint import Checkpoint, save_checkpoint
+from fedray.checkpoint import Saved, save_checkpoint
 from fedray.errors import FedrayError
 from fedray.tensorfile import write_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk with room for no more
 folder = Path(sys.argv[1])
-for write in (lambda: save_checkpoint(folder, Checkpoint(2, np.ones(300_000, np.float32)), 2),
+for write in (lambda: save_checkpoint(folder, Saved(2, np.ones(300_000, np.float32)), 2),
               lambda: write_tensors(folder / "model.safetensors", {"w": np.ones(300_000, np.float32)}, {})):
     try:
         write()
@@ -36,7 +36,7 @@ for write in (lambda: save_checkpoint(folder, Checkpoint(2, np.ones(300_000, np.
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     view = WEIGHTS.view()
     view.flags.writeable = False  # as weights in the object store
-    save_checkpoint(tmp_path, Checkpoint(3, view, {"momentum": -WEIGHTS}, {"a": 1}), keep=2)
+    save_checkpoint(tmp_path, Saved(3, view, {"momentum": -WEIGHTS}, {"a": 1}), keep=2)
     found = load_latest(tmp_path)
     assert found is not None
     assert (found.round, found.meta) == (3, {"a": 1})
@@ -45,7 +45,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_is_told_and_the_old_files_stand(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, Checkpoint(1, WEIGHTS), keep=2)
+    save_checkpoint(tmp_path, Saved(1, WEIGHTS), keep=2)
     write_tensors(tmp_path / "model.safetensors", {"w": WEIGHTS}, {})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     done = subprocess.run([sys.executable, "-c", _FULL, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -56,10 +56,10 @@ def test_a_disk_that_is_full_is_told_and_the_old_files_stand(tmp_path: Path) -> 
 
 
 def test_writing_takes_no_copy(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, Checkpoint(0, WEIGHTS), keep=2)  # imports are done
+    save_checkpoint(tmp_path, Saved(0, WEIGHTS), keep=2)  # imports are done
     tracemalloc.start()
     try:
-        save_checkpoint(tmp_path, Checkpoint(1, WEIGHTS), keep=2)
+        save_checkpoint(tmp_path, Saved(1, WEIGHTS), keep=2)
         assert tracemalloc.get_traced_memory()[1] < WEIGHTS.nbytes / 10
     finally:
         tracemalloc.stop()

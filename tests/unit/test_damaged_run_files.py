@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from test_report import finished
 
-from fedray.checkpoint import Checkpoint
+from fedray.checkpoint import Saved
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.request import Request
@@ -179,7 +179,7 @@ def interrupted(root: Path, rounds: int = 4) -> RunFiles:
     began = begin(files, Request(root, "q"), "identity", None, print)
     for number in range(1, rounds + 1):
         row = {"round": number, "time": 1.7e9, "metrics": {"eval/accuracy": 0.1 * number}}
-        files.save_checkpoint(Checkpoint(number, np.full(8, number, np.float32), {}, {**began.meta, "pending": row}), keep=2)
+        files.save_checkpoint(Saved(number, np.full(8, number, np.float32), {}, {**began.meta, "pending": row}), keep=2)
         if number < rounds:
             files.append_row(row)
     files.append_fault(2, "node", "node b was lost")
@@ -222,7 +222,7 @@ def test_another_runs_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FedrayError, match=r"run\.json: is of the run other-.*, but the checkpoint is of run-"):
         start(files)
     foreign = begin(RunFiles(tmp_path / "third"), Request(tmp_path / "third", "q"), "another identity", None, print)
-    RunFiles(tmp_path / "third").save_checkpoint(Checkpoint(9, np.ones(8, np.float32), {}, foreign.meta), keep=2)
+    RunFiles(tmp_path / "third").save_checkpoint(Saved(9, np.ones(8, np.float32), {}, foreign.meta), keep=2)
     (tmp_path / "third/checkpoints/round-000009.safetensors").rename(files.checkpoints / "round-000009.safetensors")
     with pytest.raises(ConfigError, match="config or the data differs"):
         start(files)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedray.checkpoint import Checkpoint
+from fedray.checkpoint import Saved
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask, RoundTask
@@ -312,8 +312,8 @@ def test_a_saved_model_with_other_frozen_parameters_is_none_of_the_run(tmp_path:
 def test_a_run_goes_on_with_its_own_frozen_parameters_only() -> None:
     model = facts(config_of("base_and_head"))
     meta = {"frozen_sha256": model.frozen}
-    check_model(Checkpoint(3, model.weights, {}, meta), model, "checkpoints")
+    check_model(Saved(3, model.weights, {}, meta), model, "checkpoints")
     with pytest.raises(FedrayError, match="frozen parameters are others"):
-        check_model(Checkpoint(3, model.weights, {}, {"frozen_sha256": "0" * 64}), model, "checkpoints")
+        check_model(Saved(3, model.weights, {}, {"frozen_sha256": "0" * 64}), model, "checkpoints")
     with pytest.raises(FedrayError, match="of another model"):
-        check_model(Checkpoint(3, model.weights[:-1], {}, meta), model, "checkpoints")
+        check_model(Saved(3, model.weights[:-1], {}, meta), model, "checkpoints")

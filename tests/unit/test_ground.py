@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedray import rng
-from fedray.checkpoint import Checkpoint, load_latest, save_checkpoint
+from fedray.checkpoint import Saved, load_latest, save_checkpoint
 from fedray.errors import ConfigError, FedrayError
 from fedray.parameters import Layout, fingerprint, get_vector, set_vector
 from fedray.runfiles import RunFiles, choose_output
@@ -92,7 +92,7 @@ def test_generators_that_are_set_anew_draw_uniformly():
 def test_checkpoints_keep_the_newest_and_survive_a_damaged_one(tmp_path):
     weights = np.arange(5, dtype=np.float32)
     for r in range(1, 5):
-        save_checkpoint(tmp_path, Checkpoint(r, weights * r, {"momentum": weights}, {"best": {"a": 1.0}}), keep=2)
+        save_checkpoint(tmp_path, Saved(r, weights * r, {"momentum": weights}, {"best": {"a": 1.0}}), keep=2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["round-000003.safetensors", "round-000004.safetensors"]
     newest = load_latest(tmp_path)
     assert newest is not None
@@ -142,7 +142,7 @@ def fill(root: Path, parameters: int) -> str:
     files, done = RunFiles(root), 0
     with pytest.raises(FedrayError) as error:
         for r in range(1, 1000):
-            files.save_checkpoint(Checkpoint(r, np.zeros(parameters, dtype=np.float32)), keep=1000)
+            files.save_checkpoint(Saved(r, np.zeros(parameters, dtype=np.float32)), keep=1000)
             files.append_row({"round": r, "metrics": {"x" * 9000: 0.0}})
             done = r
     newest = load_latest(files.checkpoints)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from fedray.checkpoint import Checkpoint
+from fedray.checkpoint import Saved
 from fedray.experiment.request import Request
 from fedray.experiment.resume import Beginning, begin
 from fedray.parameters import Entry, Layout, fingerprint
@@ -43,7 +43,7 @@ def drive(root: Path, ready: int) -> NoReturn:
             files.append_row(pending)
         round_ += 1
         pending = {"round": round_, "time": float(round_), "metrics": {"eval/accuracy": 1 / round_}}
-        files.save_checkpoint(Checkpoint(round_, weights(round_), {}, {**began.meta, "pending": pending}), keep=2)
+        files.save_checkpoint(Saved(round_, weights(round_), {}, {**began.meta, "pending": pending}), keep=2)
         if round_ % 3 == 0:
             files.append_fault(round_, "node", "a node was lost")
             files.save_model(LAYOUT, weights(round_))

@@ -14,7 +14,7 @@ from scipy import linalg, special, stats
 
 from fedray.errors import ClaimVoid
 from fedray.privacy.csprng import Csprng, InsecureSeeded
-from fedray.privacy.mechanisms.streams import Banded, Independent, Tree, band_coefficients, banded_event_noise, max_column_norm
+from fedray.privacy.mechanisms.streams import Banded, Independent, TreeNoise, band_coefficients, banded_event_noise, max_column_norm
 
 ALPHA = 1e-6
 
@@ -67,7 +67,7 @@ def band_matrix(steps: int, band: int) -> np.ndarray:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 13, 64])
 def test_tree_noise_adds_up_to_the_nodes_of_each_prefix(steps) -> None:
-    rows = matrix_of(Tree(steps, steps), steps)
+    rows = matrix_of(TreeNoise(steps, steps), steps)
     assert np.array_equal(np.cumsum(rows, axis=0), tree_prefixes(steps))
     # The nodes that a prefix sums tile the prefix.
     assert np.array_equal(tree_prefixes(steps) @ tree_nodes(steps), np.tri(steps))
@@ -93,7 +93,7 @@ def test_one_band_is_independent_noise() -> None:
     assert np.array_equal(Independent(3).next(Given(draws)), draws[0])
 
 
-@pytest.mark.parametrize("make", [lambda size, steps: Tree(size, steps), lambda size, steps: Banded(size, steps, 3)])
+@pytest.mark.parametrize("make", [lambda size, steps: TreeNoise(size, steps), lambda size, steps: Banded(size, steps, 3)])
 def test_the_covariance_of_what_comes_out_is_that_of_its_matrix(make) -> None:
     steps, size = 7, 60_000
     rows = matrix_of(make(steps, steps), steps)
@@ -146,7 +146,7 @@ def test_prefix_sums_carry_less_noise_than_independent_noise_of_the_same_charge(
 
     independent = rmse(np.eye(steps))
     # One participation: the tree's event costs as much as a Gaussian of z / sqrt(levels).
-    tree = rmse(matrix_of(Tree(steps, steps), steps)) * math.sqrt(math.ceil(math.log2(steps + 1)))
+    tree = rmse(matrix_of(TreeNoise(steps, steps), steps)) * math.sqrt(math.ceil(math.log2(steps + 1)))
     full = rmse(matrix_of(Banded(steps, steps, steps), steps))
     assert full < tree < independent
     assert full < independent / 3
@@ -154,7 +154,7 @@ def test_prefix_sums_carry_less_noise_than_independent_noise_of_the_same_charge(
     assert rmse(matrix_of(Banded(steps, steps, 16), steps)) < independent / 1.7
 
 
-@pytest.mark.parametrize("make", [lambda: Tree(2, 3), lambda: Banded(2, 3, 2)])
+@pytest.mark.parametrize("make", [lambda: TreeNoise(2, 3), lambda: Banded(2, 3, 2)])
 def test_a_stream_ends_with_its_rounds(make) -> None:
     stream, source = make(), Csprng()
     for _ in range(3):
@@ -163,7 +163,7 @@ def test_a_stream_ends_with_its_rounds(make) -> None:
         stream.next(source)
 
 
-@pytest.mark.parametrize("make", [lambda: Independent(3), lambda: Tree(3, 9), lambda: Banded(3, 9, 4)])
+@pytest.mark.parametrize("make", [lambda: Independent(3), lambda: TreeNoise(3, 9), lambda: Banded(3, 9, 4)])
 def test_what_the_caller_does_to_the_noise_does_not_reach_the_stream(make) -> None:
     spoiled, clean = make(), make()
     first, second = InsecureSeeded(1, 0, "driver"), InsecureSeeded(1, 0, "driver")

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from objectstore import BUCKET, Wire, object_store
 from processes import wait_until
 
-from fedray.checkpoint import Checkpoint, load_latest
+from fedray.checkpoint import Saved, load_latest
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError, Stopped
 from fedray.privacy.ledger.location import ObjectPath
@@ -62,7 +62,7 @@ def train(files: RunFiles, first: int, last: int) -> None:
     for r in range(first, last + 1):
         if r > 1:
             files.append_row({"round": r - 1, "time": 0.0, "metrics": {}})
-        files.save_checkpoint(Checkpoint(r, np.full(3, r, dtype=np.float32)), keep=2)
+        files.save_checkpoint(Saved(r, np.full(3, r, dtype=np.float32)), keep=2)
 
 
 def end(files: RunFiles, last: int) -> None:
@@ -220,7 +220,7 @@ def test_a_driver_that_was_replaced_stops_and_overwrites_nothing(tmp_path: Path)
     wait_until(lambda: not cut_off.owned(), "the first driver sees that another owns its run")
     for write in (
         lambda: cut_off.append_row({"round": 7}),
-        lambda: cut_off.save_checkpoint(Checkpoint(8, np.zeros(3, dtype=np.float32)), 2),
+        lambda: cut_off.save_checkpoint(Saved(8, np.zeros(3, dtype=np.float32)), 2),
         lambda: cut_off.write_summary({}),
         lambda: cut_off.rewind(1),
     ):

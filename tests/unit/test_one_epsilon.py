@@ -18,7 +18,7 @@ from fedray.privacy.clientplan import ClientPlan, plan_clients
 from fedray.privacy.recordplan import plan_record
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 from fedray.rounding import as_given, rounded_down, rounded_up
-from fedray.rounds.round_metrics import Line, Privacy
+from fedray.rounds.round_metrics import GuaranteePlan, Guarantees
 
 
 @given(st.floats(min_value=0.0, max_value=1e9, allow_nan=False), st.integers(1, 6), st.booleans())
@@ -55,8 +55,8 @@ def test_the_last_row_says_what_the_summary_says(name: str, tmp_path: Path) -> N
                 account.authorize(number, 0, subjects[: 7 + number])
             groups[plan.unit] = account.groups()
             guarantees.append(Guarantee(plan.unit, [plan], account.groups(), account.figures()))
-        lines.append(Line(plan.unit, [plan]))
-    privacy = Privacy(lines)
+        lines.append(GuaranteePlan(plan.unit, [plan]))
+    privacy = Guarantees(lines)
     last, before = privacy.metrics(groups, 4, 0, final=True), privacy.metrics(groups, 4, 0, final=False)
     statement = privacy_statement(given_, guarantees, None, 4)
     for prefix, summary in (("privacy", statement["summary"]), ("privacy/joint", statement["summary"].get("joint"))):
@@ -88,9 +88,9 @@ def test_who_had_all_planned_rounds_is_not_exhausted(tmp_path: Path) -> None:
 def test_durations_are_not_told_where_cohorts_are_secret(name: str) -> None:
     """Neither as metrics nor by the times of rows, which go to MLflow: those are told to the hour."""
     given_ = config(name)
-    lines = [Line("record", [plan_record(given_)])] if given_.privacy.record else []
-    lines += [Line("client", [plan_clients(given_, len(CLIENTS), 64, 30)])] if given_.privacy.whole_clients else []
-    privacy, secret = Privacy(lines), name in ("client-poisson", "client-fixed", "distributed", "joint")
+    lines = [GuaranteePlan("record", [plan_record(given_)])] if given_.privacy.record else []
+    lines += [GuaranteePlan("client", [plan_clients(given_, len(CLIENTS), 64, 30)])] if given_.privacy.whole_clients else []
+    privacy, secret = Guarantees(lines), name in ("client-poisson", "client-fixed", "distributed", "joint")
     assert privacy.hides_cohorts is secret
     assert privacy.durations(round=2.0, train=1.0) == ({} if secret else {"time/round_s": 2.0, "time/train_s": 1.0})
     now = privacy.stamp()
@@ -99,4 +99,4 @@ def test_durations_are_not_told_where_cohorts_are_secret(name: str) -> None:
 
 
 def test_a_run_without_privacy_tells_its_durations() -> None:
-    assert Privacy().durations(round=2.0) == {"time/round_s": 2.0}
+    assert Guarantees().durations(round=2.0) == {"time/round_s": 2.0}

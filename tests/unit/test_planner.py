@@ -13,7 +13,7 @@ from paths import ROOT
 
 from fedray.configfile import load_config
 from fedray.errors import LedgerError
-from fedray.planning.forecast import Law
+from fedray.planning.forecast import Participation
 from fedray.planning.planner import make_plan, shortfalls
 from fedray.planning.planner_text import plan_text
 from fedray.planning.preparation import Prepared, prepare
@@ -135,15 +135,15 @@ def test_a_book_of_another_unit_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("law", "expected", "worst"),
     [
-        (Law(10), 10, 10),
-        (Law(10, most=4), 4, 4),
-        (Law(10, every=4), 3, 3),
-        (Law(10, 0.3), 3, 10),
-        (Law(10, 0.0), 0, 0),
-        (Law(2, 0.5, most=1), 0.75, 1),
+        (Participation(10), 10, 10),
+        (Participation(10, most=4), 4, 4),
+        (Participation(10, every=4), 3, 3),
+        (Participation(10, 0.3), 3, 10),
+        (Participation(10, 0.0), 0, 0),
+        (Participation(2, 0.5, most=1), 0.75, 1),
     ],
 )
-def test_how_often_a_client_is_charged(law: Law, expected: float, worst: int) -> None:
+def test_how_often_a_client_is_charged(law: Participation, expected: float, worst: int) -> None:
     assert law.expected == pytest.approx(expected)
     assert law.worst == worst
     assert law.above(worst) == 0.0
@@ -151,7 +151,7 @@ def test_how_often_a_client_is_charged(law: Law, expected: float, worst: int) ->
 
 
 def test_needed_charges_are_those_that_chance_all_but_never_exceeds() -> None:
-    law = Law(1000, 0.01)
+    law = Participation(1000, 0.01)
     needed = law.needed(100)
     assert 10 < needed < 40
     assert law.above(needed) * 100 <= 0.01 < law.above(needed - 1) * 100

@@ -17,7 +17,7 @@ from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.nodes import Node, matches, room, start_options, suits, why_waiting, within
 from fedray.clients.placement import Place, more_places, plan_places
 from fedray.clients.rounds import LARGE, shares_sums
-from fedray.clients.slots import Unreachable, left_with_its_node
+from fedray.clients.slots import Silent, left_with_its_node
 from fedray.clients.work import Queue, Work
 from fedray.config import Resources
 from fedray.configfile import build_config
@@ -144,7 +144,7 @@ def test_questions_to_the_head_are_bounded() -> None:
 
 def test_errors_that_take_the_node_with_them() -> None:
     assert left_with_its_node(ActorUnavailableError("x", None))
-    assert left_with_its_node(Unreachable("did not answer"))
+    assert left_with_its_node(Silent("did not answer"))
     assert not left_with_its_node(ActorDiedError())
     assert killed_for_memory(OutOfMemoryError("1 worker(s) were killed due to the node running low on memory."))
     assert not killed_for_memory(ActorDiedError())

@@ -11,13 +11,13 @@ from fractions import Fraction
 import dp_accounting as dp
 import numpy as np
 import pytest
-from dp_accountant.pld.pld_pmf import DensePLDPmf
-from dp_accountant.pld.privacy_loss_distribution import PrivacyLossDistribution
-from dp_accountant.rdp import RdpAccountant
+from dp_accounting.pld.pld_pmf import DensePLDPmf
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+from dp_accounting.rdp import RdpAccountant
 from scipy.stats import binom
 
 from fedray.errors import ConfigError, LedgerError
-from fedray.privacy.accounting import accountant, pld
+from fedray.privacy.accounting import accountant, events, pld, renyi
 from fedray.privacy.accounting.accountant import (
     Accountant,
     Adjacency,
@@ -26,10 +26,8 @@ from fedray.privacy.accounting.accountant import (
     bounded,
     calibrate,
     epsilon,
-    events,
     flatten,
     person_epsilon,
-    renyi,
     unamplified,
 )
 from fedray.privacy.accounting.events import (

@@ -16,14 +16,13 @@ import pytest
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Wor
+from fedray.privacy.ledger import inspect, location
 from fedray.privacy.ledger.ledger import (
     Charge,
     Ledger,
     ObjectPath,
     clients_path,
-    inspect,
     ledger_directory,
-    location,
     read,
     records_path,
     subject_path,

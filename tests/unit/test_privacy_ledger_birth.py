@@ -12,7 +12,8 @@ import pytest
 from test_privacy_ledger import EVENT, book, charge
 
 from fedray.errors import LedgerError
-from fedray.privacy.ledger.ledger import Ledger, chain, read, verify
+from fedray.privacy.ledger import chain
+from fedray.privacy.ledger.ledger import Ledger, read, verify
 
 HARMS = {
     "nothing": b"",

@@ -17,7 +17,8 @@ from moto import mock_aws
 
 from fedray.errors import LedgerError
 from fedray.privacy.accounting.events import Gaussian
-from fedray.privacy.ledger.ledger import Charge, Ledger, inspect, object_lock, read, records_path, subject_path, verify
+from fedray.privacy.ledger import inspect, object_lock
+from fedray.privacy.ledger.ledger import Charge, Ledger, read, records_path, subject_path, verify
 from fedray.stores import s3 as object_client
 
 PLACE = "s3://silo-books/ledgers?region=us-east-1"

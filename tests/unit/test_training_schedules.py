@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fedray.components import SCHEDULES
-from fedray.config import Part, Training
+from fedray.config import Choice, Training
 from fedray.errors import ConfigError
 from fedray.training.schedules import learning_rate
 
 
 def rates(rounds: int, /, lr: float = 1.0, **section: object) -> list[float]:
-    training = Training(lr=lr, batch_size=1, epochs=1, schedule=Part(**section))
+    training = Training(lr=lr, batch_size=1, epochs=1, schedule=Choice(**section))
     return [learning_rate(training, r, rounds) for r in range(rounds)]
 
 
@@ -54,7 +54,7 @@ def test_warmup_rises_to_the_full_rate() -> None:
 @pytest.mark.parametrize("kind", sorted(SCHEDULES.parts()))
 def test_every_schedule_stays_within_the_rate_and_ends_where_it_should_beyond_the_plan(kind: str) -> None:
     needed = {"step": {"every": 2}, "exponential": {"factor": 0.9}, "linear_warmup": {"warmup": 2}}.get(kind, {})
-    training = Training(lr=0.7, batch_size=1, epochs=1, schedule=Part(kind=kind, **needed))
+    training = Training(lr=0.7, batch_size=1, epochs=1, schedule=Choice(kind=kind, **needed))
     for r in range(15):
         assert 0.0 <= learning_rate(training, r, 10) <= 0.7 + 1e-12
 

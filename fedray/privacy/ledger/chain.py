@@ -71,7 +71,7 @@ class Charge:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One verified line.
 
     Attributes:
@@ -184,7 +184,7 @@ class Summary:
         """Of the plans, smallest first."""
         return sorted({float(terms["delta"]) for terms in self.terms.values() if terms.get("delta") is not None})
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: LedgerEntry) -> None:
         """Add a verified entry."""
         self.entries += 1
         self.head = Head(entry.seq, entry.sha256)
@@ -215,7 +215,7 @@ def _pairs(units: Iterable[tuple[str, str]]) -> str:
     return "; ".join(f"{unit} under {adjacency}" for unit, adjacency in sorted(units))
 
 
-def read(path: str | Location) -> Iterator[Entry]:
+def read(path: str | Location) -> Iterator[LedgerEntry]:
     """The entries of a book, verified one after the other, without the writer's lock.
 
     Raises:
@@ -234,12 +234,12 @@ def _dump(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def seal(data: Mapping[str, Any]) -> tuple[bytes, Entry]:
+def seal(data: Mapping[str, Any]) -> tuple[bytes, LedgerEntry]:
     """The line of an entry, with its hash and its end, and the entry itself."""
     body = _dump(data).encode()
     digest = hashlib.sha256(body).hexdigest()
     event = from_canonical(_dump(data["event"])) if "event" in data else None
-    return body[:-1] + b',"hash":"' + digest.encode() + b'"}\n', Entry(data["seq"], data["kind"], data, digest, event)
+    return body[:-1] + b',"hash":"' + digest.encode() + b'"}\n', LedgerEntry(data["seq"], data["kind"], data, digest, event)
 
 
 def reserve_entry(charge: Charge, job: str) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def is_commitment(data: Any) -> bool:
     return isinstance(data, str) and len(data) == 64 and set(data) <= _HEX
 
 
-def scan(path: Location, lines: Iterable[bytes]) -> Iterator[tuple[Entry, int] | bytes]:
+def scan(path: Location, lines: Iterable[bytes]) -> Iterator[tuple[LedgerEntry, int] | bytes]:
     """Verified entries with their sizes in bytes; a last line without an end comes as bytes."""
     prev = GENESIS
     for seq, line in enumerate(lines):
@@ -276,7 +276,7 @@ def scan(path: Location, lines: Iterable[bytes]) -> Iterator[tuple[Entry, int] |
         yield entry, len(line)
 
 
-def parse(path: Location, line: bytes, seq: int, prev: str) -> Entry:
+def parse(path: Location, line: bytes, seq: int, prev: str) -> LedgerEntry:
     """Verify one line (without its end) that should be number ``seq`` and follow the hash ``prev``.
 
     Raises:
@@ -319,4 +319,4 @@ def parse(path: Location, line: bytes, seq: int, prev: str) -> Entry:
         event = from_canonical(_dump(data["event"])) if kind == "reserve" else None
     except LedgerError as error:
         raise LedgerError(f"{where}: {error}") from None
-    return Entry(seq, kind, data, digest, event)
+    return LedgerEntry(seq, kind, data, digest, event)

@@ -23,8 +23,8 @@ from fedray.privacy.ledger.chain import (
     GENESIS,
     VERSION,
     Charge,
-    Entry,
     Head,
+    LedgerEntry,
     Summary,
     is_commitment,
     parse,
@@ -40,9 +40,9 @@ from fedray.privacy.ledger.verification import verify
 
 __all__ = [
     "Charge",
-    "Entry",
     "Head",
     "Ledger",
+    "LedgerEntry",
     "Location",
     "ObjectPath",
     "Summary",
@@ -141,13 +141,13 @@ class Ledger:
         if tail:
             self._repair(tail, subject)
 
-    def _admit(self, entry: Entry, subject: str | None) -> None:
+    def _admit(self, entry: LedgerEntry, subject: str | None) -> None:
         self._check_owner(entry, subject)
         self._summary.take(entry)
         if entry.kind == "reserve" and run_of(entry.data["job"]) == self._run:
             self._mine[entry.data["subject"]] += 1
 
-    def _check_owner(self, entry: Entry, subject: str | None) -> None:
+    def _check_owner(self, entry: LedgerEntry, subject: str | None) -> None:
         data = entry.data
         if entry.kind != "reserve":
             return

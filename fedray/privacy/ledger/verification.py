@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedray.errors import LedgerError
-from fedray.privacy.ledger.chain import Entry, Summary, read
+from fedray.privacy.ledger.chain import LedgerEntry, Summary, read
 from fedray.privacy.ledger.location import Location, location
 from fedray.privacy.recordplan import DpSgdTerms, dpsgd_terms
 
@@ -36,7 +36,7 @@ def verify(path: str | Location, head: str | None = None) -> Summary:
     path = location(path)
     summary = Summary(path)
     found = head is None
-    reserved: dict[tuple[str, str, int, int], Entry] = {}
+    reserved: dict[tuple[str, str, int, int], LedgerEntry] = {}
     terms: dict[str, Mapping[str, Any]] = {}
     job, entries = "", 0
     for entry in read(path):
@@ -68,7 +68,7 @@ def _key(data: Mapping[str, Any]) -> tuple[str, str, int, int]:
     return data["job"], data["subject"], data["round"], data["attempt"]
 
 
-def _check_commit(path: Location, commit: Entry, reserve: Entry | None, terms: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_commit(path: Location, commit: LedgerEntry, reserve: LedgerEntry | None, terms: Mapping[str, Mapping[str, Any]]) -> None:
     data = commit.data
     where = f"{path}: line {commit.seq + 1}: round {data['round']}, attempt {data['attempt']} of '{data['subject']}'"
     if reserve is None:
@@ -87,7 +87,7 @@ def _check_commit(path: Location, commit: Entry, reserve: Entry | None, terms: M
         )
 
 
-def _fault(receipt: Any, reserve: Entry, terms: Mapping[str, Any] | None) -> str | None:
+def _fault(receipt: Any, reserve: LedgerEntry, terms: Mapping[str, Any] | None) -> str | None:
     """The first difference between a receipt and what was reserved, in words."""
     if not isinstance(receipt, dict):
         return f"its receipt is {receipt!r} instead of an object"

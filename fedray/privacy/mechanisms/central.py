@@ -19,8 +19,7 @@ from fedray.errors import ConfigError
 from fedray.privacy.accounting.events import Event, Gaussian, Poisson, Tree, TruncatedPoisson, Wor
 from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
 from fedray.privacy.mechanisms.clipping import clip_update
-from fedray.privacy.mechanisms.streams import Banded, Independent, NoiseStream, banded_event_noise
-from fedray.privacy.mechanisms.streams import Tree as TreeStream
+from fedray.privacy.mechanisms.streams import Banded, Independent, NoiseStream, TreeNoise, banded_event_noise
 
 TRUST = "the driver and the actors are trusted; the guarantee is against everyone who sees the models and the released metrics"
 
@@ -166,7 +165,7 @@ class TreeAggregation(_Central):
         return self.restart_every or facts.rounds
 
     def _stream(self, facts: Facts, size: int) -> NoiseStream:
-        return TreeStream(size, self._span(facts))
+        return TreeNoise(size, self._span(facts))
 
 
 @dataclass(frozen=True)

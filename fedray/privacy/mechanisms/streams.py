@@ -42,7 +42,7 @@ class Independent:
         return source.normal(self._size)
 
 
-class Tree:
+class TreeNoise:
     """Differences of the noise of binary-tree aggregation: all noise up to round t adds up to the tree's noise of prefix t.
 
     Every node is a standard normal vector, and prefix t sums the nodes of t's binary digits: at most log2(steps) + 1 of
