@@ -16,7 +16,7 @@ import pytest
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Wor
-from fedray.privacy.ledger import inspect, location
+from fedray.privacy.ledger import inspect
 from fedray.privacy.ledger.ledger import (
     Charge,
     Ledger,
@@ -28,6 +28,7 @@ from fedray.privacy.ledger.ledger import (
     subject_path,
     verify,
 )
+from fedray.privacy.ledger.location import location
 from fedray.rounding import rounded_up
 
 EVENT = SelfComposed(5, Poisson(Fraction(1, 4), Gaussian(1.3)))

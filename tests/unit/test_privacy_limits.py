@@ -15,8 +15,8 @@ from fedray.planning.preparation import Prepared, prepare
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import bound
 from fedray.privacy.accounting.budgets import Plan
-from fedray.privacy.ledger import location
 from fedray.privacy.ledger.ledger import Location, read, records_path, verify
+from fedray.privacy.ledger.location import location
 from fedray.privacy.limits import FILE, load_limits
 
 RECORD = ["data.partition={kind: iid, clients: 4}", "rounds=6", "privacy.delta=2e-4"]
