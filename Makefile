@@ -1,11 +1,12 @@
 # One command sets up and runs the main job, another sets up and passes the tests.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= configs/digits.yaml
+BASE   ?= HEAD
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test proofs processors lint bench ui clean
+.PHONY: run test proofs processors golden lint bench ui clean
 
 run: $(READY)          ## train: make run [CONFIG=configs/x.yaml] [ARGS="rounds=5 --resume"]
 	$(BIN)/fedray run $(CONFIG) $(ARGS)
@@ -20,6 +21,9 @@ proofs: $(READY)       ## slow proofs: published figures, fault runs, memory ove
 
 processors: $(READY)   ## the tests that compute, with the kernels of older processors
 	$(BIN)/python -m tests.processors $(ARGS)
+
+golden: $(READY)       ## ten runs at a revision and here, compared byte by byte: make golden BASE=main [ARGS="w3 client --expect w3"]
+	$(BIN)/python -m tests.golden $(BASE) $(ARGS)
 
 lint: $(READY)         ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""Golden runs: what a change of the code does to models, ledgers and rows."""
