@@ -25,7 +25,7 @@ from fedray.audit.local_run import Rehearsal, Released
 from fedray.audit.probes import Floats, synthetic
 from fedray.data.records import Features, Federation, Indices, Records
 from fedray.errors import FedrayError
-from fedray.models.build import build_model, evaluating
+from fedray.models.build import evaluating
 from fedray.parameters import Layout, Vector, set_vector
 from fedray.planning.preparation import Prepared
 from fedray.privacy.accounting import accountant
@@ -118,13 +118,13 @@ def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed:
         raise FedrayError(f"--canaries {count}: too few to bound anything; give 8 or more.")
     model = prepared.model
     assert model is not None
-    canaries = make_canaries(federation, model.outputs, count, generator(seed, "audit", "canaries"))
+    canaries = make_canaries(federation, model.facts.outputs, count, generator(seed, "audit", "canaries"))
     plans = [plan for plan in prepared.plans if plan is not None]
-    rehearsal = Rehearsal(prepared, with_canaries(federation, canaries, zeroed=bool(plans) and not model.tokens))
+    rehearsal = Rehearsal(prepared, with_canaries(federation, canaries, zeroed=bool(plans) and not model.facts.tokens))
     rounds = prepared.config.rounds
     scorer = _Scorer(prepared, federation, canaries)
     scored = int(np.minimum(federation.sizes, _OWN).sum()) + 2 * count
-    every = max(1, math.ceil(rounds * scored * model.layout.size / _IN_ALL))
+    every = max(1, math.ceil(rounds * scored * model.facts.layout.size / _IN_ALL))
     for released in rehearsal.run(rounds, seed):
         if released.round % every == 0:
             scorer.see(released)
@@ -180,9 +180,8 @@ class _Scorer:
     def __init__(self, prepared: Prepared, federation: Federation, canaries: Canaries) -> None:
         model, config = prepared.model, prepared.config
         assert model is not None
-        dtype = torch.int64 if model.tokens else torch.float32
-        self._model = build_model(config.model, model.shape, model.outputs, config.seed, dtype)
-        self._layout: Layout = model.layout
+        self._model = model.facts.build()
+        self._layout: Layout = model.facts.layout
         self._loss = find_loss(config.training.loss)
         self._own, self._canaries = federation, canaries
         self._clips = {i: plan.clip for g, plan in zip(prepared.groups, prepared.plans, strict=True) if plan is not None for i in g.members}

@@ -12,15 +12,13 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedray.audit.findings import Check
 from fedray.audit.probes import Floats, Probe, Subject, start_host, synthetic, train_one
 from fedray.audit.statistics import coin_check, guarded, independence_check, largest, noise_check, secrecy_check
 from fedray.clients.messages import ClientTask
 from fedray.data.records import Federation, Records
-from fedray.models.build import build_model
-from fedray.parameters import Layout, get_vector
+from fedray.parameters import get_vector
 from fedray.privacy.accounting import accountant
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.recordplan import dpsgd_terms
@@ -82,7 +80,6 @@ def _plan(name: str, subject: Subject) -> Check:
 
 def _sensitivity(name: str, subject: Subject) -> Check:
     host = start_host(subject, _federation(subject, None, 4, 0))
-    host.configure(subject.outputs)
     return Check(name, True, f"one record moves a step by {host.preflight():.6f} clip norms")
 
 
@@ -183,8 +180,7 @@ def _telemetry(name: str, subject: Subject, classes: int | None) -> Check:
     """Two clients that differ in every record send the same but for their updates."""
     one_step = subject.group.training.model_copy(update={"steps": 1})
     short = replace(subject, group=replace(subject.group, training=one_step), plan=replace(subject.plan, steps=1))
-    model = build_model(subject.config.model, subject.shape, subject.outputs, subject.config.seed, _dtype(subject))
-    weights = get_vector(model, Layout.of(model))
+    weights = get_vector(subject.model.build(), subject.model.layout)
     sent = []
     for seed in (1, 2):
         federation = _federation(subject, classes, 12, seed)
@@ -202,12 +198,10 @@ def _telemetry(name: str, subject: Subject, classes: int | None) -> Check:
 
 
 def _federation(subject: Subject, classes: int | None, n: int, seed: int) -> Federation:
-    records: Records = synthetic(subject.shape, subject.outputs, subject.tokens, n, classes, generator(seed, "audit", "records"))
+    records: Records = synthetic(
+        subject.model.shape, subject.model.outputs, subject.model.tokens, n, classes, generator(seed, "audit", "records")
+    )
     return Federation(["probe"], records, np.array([0, n], dtype=np.int64), None, None, None, classes)
-
-
-def _dtype(subject: Subject) -> torch.dtype:
-    return torch.int64 if subject.tokens else torch.float32
 
 
 def _norm(values: Floats) -> float:

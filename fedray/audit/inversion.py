@@ -14,7 +14,6 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from fedray.audit.findings import Attack
@@ -23,7 +22,7 @@ from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
 from fedray.config import Choice
 from fedray.data.records import Federation, Records
-from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, Vector, get_vector
 from fedray.rng import generator
 
@@ -48,7 +47,7 @@ def inversion_attack(subject: Subject, records: Records | None, classes: int | N
     """
     draws = generator(seed, "audit", "inversion")
     if records is None or not len(records):
-        records = synthetic(subject.shape, subject.outputs, False, RECORDS, classes, draws)
+        records = synthetic(subject.model.shape, subject.model.outputs, False, RECORDS, classes, draws)
     chosen = draws.permutation(len(records))[:RECORDS]
     x, y = records.x[chosen].astype(np.float32), records.y[chosen]
     subject = _with_dense_front(subject)
@@ -72,12 +71,14 @@ def psnr(original: Floats, rebuilt: Floats) -> float:
 
 def _with_dense_front(subject: Subject) -> Subject:
     """The subject itself where its model begins with a dense layer over the whole record, else with a small network that does."""
-    model = build_model(subject.config.model, subject.shape, subject.outputs, subject.config.seed)
+    model = subject.model.build()
     first = next((m for m in model.modules() if any(True for _ in m.parameters(recurse=False))), None)
-    dense = isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.shape)
+    dense = isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.model.shape)
     if dense and first is not None and all(p.requires_grad for p in first.parameters(recurse=False)):
         return subject
-    return replace(subject, config=subject.config.model_copy(update={"model": Choice(kind="mlp")}))
+    choice = Choice(kind="mlp")
+    _, facts = first_model(choice, subject.model.shape, subject.model.outputs, subject.config.seed)
+    return replace(subject, config=subject.config.model_copy(update={"model": choice}), model=facts)
 
 
 def _rebuild(subject: Subject, setting: str, record: Records) -> Floats:
@@ -93,11 +94,10 @@ def _rebuild(subject: Subject, setting: str, record: Records) -> Floats:
     group = replace(subject.group, training=subject.group.training.model_copy(update={**common, **how}))
     config = subject.config.model_copy(update={"algorithm": Choice(kind="fedavg")})
     federation = Federation(["one"], record, np.array([0, 1], dtype=np.int64), None, None, None, None)
-    host = ClientHost(HostSpec(config, group, plan, subject.shape, subject.outputs, threads=1), federation, device="cpu")
+    host = ClientHost(HostSpec(config, group, plan, subject.model, threads=1), federation, device="cpu")
     host.ready()
-    model = build_model(config.model, subject.shape, subject.outputs, config.seed, torch.float32)
-    layout = Layout.of(model)
-    update, _, _ = train_one(host, get_vector(model, layout), ClientTask(0, "one"), 0, 1.0)
+    layout = subject.model.layout
+    update, _, _ = train_one(host, get_vector(subject.model.build(), layout), ClientTask(0, "one"), 0, 1.0)
     return _divide(layout, update)
 
 

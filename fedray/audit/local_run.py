@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import make_aggregator
@@ -17,7 +16,6 @@ from fedray.clients.groups import rates
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
 from fedray.data.records import Federation
-from fedray.models.build import build_model
 from fedray.parameters import Vector
 from fedray.planning.preparation import Prepared
 from fedray.rng import generator
@@ -46,13 +44,13 @@ def subjects(prepared: Prepared) -> list[Subject]:
     """Each group of clients of a run whose records are protected."""
     model, config = prepared.model, prepared.config
     assert model is not None
-    built = build_model(config.model, model.shape, model.outputs, config.seed, torch.int64 if model.tokens else torch.float32)
+    built = model.facts.build()
     found = []
     for group, plan in zip(prepared.groups, prepared.plans, strict=True):
         if plan is not None:
             engine = choose_engine(group.training.engine, True, built)[0]
             group = replace(group, training=group.training.model_copy(update={"engine": engine}))
-            found.append(Subject(config, group, plan, model.shape, model.outputs, model.tokens))
+            found.append(Subject(config, group, plan, model.facts))
     return found
 
 
@@ -73,13 +71,13 @@ class Rehearsal:
         self._capacity = self._algorithm.max_weight_total(self._sizes)
         self._hosts: dict[int, ClientHost] = {}
         for group, plan in zip(prepared.groups, prepared.plans, strict=True):
-            spec = HostSpec(self._config, group, plan, self._model.shape, self._model.outputs, threads=1)
+            spec = HostSpec(self._config, group, plan, self._model.facts, threads=1)
             host = ClientHost(spec, federation, device="cpu")
             host.ready()
             self._hosts |= dict.fromkeys(group.members, host)
         self._everyone, self._rates = np.ones(len(prepared.names), dtype=np.bool_), rates(prepared.groups, len(prepared.names))
         self.weights = self._model.weights.copy()
-        self._state = self._server.init(self._model.layout.size)
+        self._state = self._server.init(self._model.facts.layout.size)
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)
 
     def run(self, rounds: int, seed: int) -> Iterator[Released]:
@@ -95,7 +93,7 @@ class Rehearsal:
         for number in range(rounds):
             population = Population(self._everyone, self._rates, number, seed)
             cohort = self._prepared.sampler(population, generator(seed, "audit", "cohort", number).random(len(self._rates)))
-            total = ExactSum.zero(self._model.layout.size, self._capacity)
+            total = ExactSum.zero(self._model.facts.layout.size, self._capacity)
             for i in cohort:
                 if not self._sizes[i]:
                     continue

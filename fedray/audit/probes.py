@@ -21,6 +21,7 @@ from fedray.clients.messages import ClientReport, ClientTask, PartialSum, RoundT
 from fedray.config import Choice, Config
 from fedray.data.records import Features, Federation, Records
 from fedray.errors import FedrayError
+from fedray.models.facts import ModelFacts, first_model
 from fedray.parameters import Vector
 from fedray.privacy.recordplan import RecordPlan
 
@@ -47,20 +48,18 @@ class Subject:
         config: the run.
         group: the clients, with their training settings; ``training.engine`` names the engine, not ``auto``.
         plan: their constants of record-level DP.
-        shape, outputs, tokens: the run's records and model.
+        model: the run's, without weights.
     """
 
     config: Config
     group: ClientGroup
     plan: RecordPlan
-    shape: tuple[int, ...]
-    outputs: int
-    tokens: bool = False
+    model: ModelFacts
 
 
 def start_host(subject: Subject, federation: Federation) -> ClientHost:
     """A hosted client actor's object in this process, ready to train; it keeps no books."""
-    spec = HostSpec(subject.config, subject.group, subject.plan, subject.shape, subject.outputs, threads=1)
+    spec = HostSpec(subject.config, subject.group, subject.plan, subject.model, threads=1)
     host = ClientHost(spec, federation, device="cpu")
     host.ready()
     return host
@@ -128,7 +127,8 @@ class Probe:
         federation = Federation(names, Records(x, np.ones(len(x), dtype=np.float32)), offsets, None, None, None, None)
         self._tasks = [ClientTask(k, name) for k, name in enumerate(names)]
         self._capacity = float(max(1, len(x)))
-        self._host = start_host(replace(subject, config=config, group=group, plan=plan, shape=(self.dimension,), outputs=1), federation)
+        _, model = first_model(config.model, (self.dimension,), 1, config.seed)
+        self._host = start_host(replace(subject, config=config, group=group, plan=plan, model=model), federation)
 
     def sum(self, client: int = 0, round_: int = 0, attempt: int = 0) -> Floats:
         """What one round of a client adds up to, over the clip norm: clipped gradients of all steps, and their noise."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from fedray.audit.canaries import canary_attacks
 from fedray.audit.checks import record_checks
 from fedray.audit.findings import Attack, Check
@@ -25,7 +23,6 @@ from fedray.data.records import Federation
 from fedray.errors import ConfigError
 from fedray.experiment.finished import trained_model
 from fedray.experiment.whole import check, read_config
-from fedray.models.build import build_model
 from fedray.planning.preparation import Prepared, prepare
 from fedray.privacy.accounting import accountant
 from fedray.privacy.clientplan import ClientPlan
@@ -101,7 +98,7 @@ def audit(request: AuditRequest) -> Report:
     if finished and files.model.exists() and wanted & {"membership", "lira"}:
         attacks += _on_the_model(prepared, federation, files, request, wanted)
     if "inversion" in wanted:
-        if any(plan is not None for plan in prepared.plans) and not prepared.model.tokens:
+        if any(plan is not None for plan in prepared.plans) and not prepared.model.facts.tokens:
             attacks.append(inversion_attack(subjects(prepared)[0], prepared.test, federation.classes, request.seed))
         elif request.attack == "inversion":
             raise ConfigError(
@@ -166,11 +163,9 @@ def _on_the_model(prepared: Prepared, federation: Federation, files: RunFiles, r
     members, others = sides(federation, request.seed)
     epsilon, delta = _claimed(prepared, files)
     target = Target(trained, find_loss(config.training.loss), members, others, epsilon, delta)
-    dtype = torch.int64 if model.tokens else torch.float32
     found = [membership_attack(target)] if "membership" in wanted else []
     if "lira" in wanted:
-        make = lambda: build_model(config.model, model.shape, model.outputs, config.seed, dtype)  # noqa: E731
-        found.append(lira_attack(target, make, config.training, config.rounds, request.seed))
+        found.append(lira_attack(target, model.facts.build, config.training, config.rounds, request.seed))
     return found
 
 

@@ -11,8 +11,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +29,10 @@ from fedray.clients.recognition import commit_silo
 from fedray.clients.surroundings import Kept, Surroundings, described, speaking, told, unchanged
 from fedray.clients.trainer import Trainer
 from fedray.data.dataset import load_client
-from fedray.data.records import ClientData, Federation, Records
+from fedray.data.records import ClientData, Federation
 from fedray.data.silos import Silo
 from fedray.errors import FedrayError
-from fedray.frozen import check_frozen
-from fedray.models.build import build_model, untried_model
+from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector, set_vector
 from fedray.privacy.account import Account, Decision, Reservation
 from fedray.privacy.accounting.budgets import Plan
@@ -95,11 +93,9 @@ class ClientHost:
             self._own = load_client(config.data, config.seed, spec.client.name)
         if spec.ledger is not None and spec.book is not None:
             self._account = self._open_book(spec.ledger, spec.book)
-        self._shape = tuple(int(n) for n in spec.shape or self._some_records().x.shape[1:])
-        self._dtype = torch.int64 if self._some_records().x.dtype.kind == "i" else torch.float32
         self._loss = find_loss(spec.group.training.loss)
-        if spec.outputs is not None:
-            self.configure(spec.outputs, spec.frozen)
+        if spec.model is not None:
+            self.configure(spec.model)
         own = self._own
         counts = None
         told = not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected
@@ -116,21 +112,20 @@ class ClientHost:
         )
 
     @speaking()
-    def configure(self, outputs: int, frozen: str | None = None) -> None:
-        """Build the model, once it is known how many outputs the federation's model has, and the digest of its frozen parameters.
+    def configure(self, facts: ModelFacts) -> None:
+        """Build the run's model, once it is known.
 
         Raises:
             ConfigError: the frozen parameters are others here.
         """
         config, spec = self._config, self._spec
-        self._outputs = outputs
-        model = self._built(build_model)
-        check_frozen(model, config.model.kind, frozen)
+        self._facts = facts
+        model = self._built()
         data = self._own if self._own is not None else self._federation
         assert data is not None
         algorithm, reserve = make_algorithm(config.algorithm), self._reserve if self._account is not None else None
         # Nothing that one client's records leave in a model may meet another's turn, where anything is protected.
-        fresh = fresh_models(model, partial(self._built, build_model)) if config.privacy.regimes else None
+        fresh = fresh_models(model, self._built) if config.privacy.regimes else None
         with self._kept(None):  # it tries the loss
             self._trainer = Trainer(spec, model, self._loss, algorithm, data, reserve, fresh, self._kept)
 
@@ -145,21 +140,21 @@ class ClientHost:
         plan, vocabulary = self._spec.plan, self._vocabulary()
         with self._kept(None):
             if plan is None:
-                check_turns_apart(self._built(untried_model), self._loss, self._shape, self._outputs, self._classes, vocabulary)
+                check_turns_apart(self._untried(), self._loss, self._facts.shape, self._facts.outputs, self._classes, vocabulary)
                 return 0.0
             return sensitivity_check(
                 self._trainer.engine,
-                partial(self._built, build_model),
+                self._built,
                 self._loss,
-                self._shape,
-                self._outputs,
+                self._facts.shape,
+                self._facts.outputs,
                 self._spec.group.training,
                 plan.clip,
                 self._classes,
                 clipping=plan.clipping,
                 vocabulary=vocabulary,
                 device=self._device,
-                untried=partial(self._built, untried_model),
+                untried=self._untried,
             )
 
     def ping(self) -> None:
@@ -276,9 +271,13 @@ class ClientHost:
         assert self._spec.client is not None
         return self._spec.client.name
 
-    def _built(self, build: Callable[..., nn.Module]) -> nn.Module:
+    def _built(self) -> nn.Module:
         """The run's model, on the device."""
-        return build(self._config.model, self._shape, self._outputs, self._config.seed, self._dtype).to(self._device)
+        return self._facts.build().to(self._device)
+
+    def _untried(self) -> nn.Module:
+        """The run's model before it has been run for the first time, on the device."""
+        return self._facts.untried().to(self._device)
 
     @property
     def _classes(self) -> int | None:
@@ -288,13 +287,7 @@ class ClientHost:
 
     def _vocabulary(self) -> int | None:
         """Number of tokens that the model knows, for records of tokens."""
-        return vocabulary_of(self._trainer.model) if self._dtype == torch.int64 else None
-
-    def _some_records(self) -> Records:
-        if self._own is not None:
-            return self._own.train
-        assert self._federation is not None
-        return self._federation.train
+        return vocabulary_of(self._trainer.model) if self._facts.tokens else None
 
     def _open_book(self, ledger: str, plan: Plan) -> Account:
         config, data = self._config, None

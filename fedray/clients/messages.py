@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from fedray.data.silos import Silo
 from fedray.privacy.accounting.budgets import Plan
 from fedray.privacy.mechanisms.base import ClientStep
 from fedray.privacy.recordplan import RecordPlan
+
+if TYPE_CHECKING:
+    from fedray.models.facts import ModelFacts
 
 Status = Literal["done", "failed", "rejected", "late", "lost", "refused"]
 
@@ -29,8 +32,7 @@ class HostSpec:
         group: the clients' group (resources, training overrides).
         plan: constants of record-level DP, or None.
         book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
-        shape, outputs: one record's shape and the model's outputs, where the driver knows them (hosted).
-        frozen: digest of the model's frozen parameters, where the driver knows it.
+        model: the run's, without weights, where the driver knows it before the actor starts (hosted).
         threads: torch threads.
         client: the one client of a dedicated actor.
         ledger: directory of the silo's own ledger (dedicated, DP).
@@ -43,8 +45,7 @@ class HostSpec:
     config: Config
     group: ClientGroup
     plan: RecordPlan | None
-    shape: tuple[int, ...] | None
-    outputs: int | None
+    model: ModelFacts | None
     threads: int
     client: ClientTask | None = None
     book: Plan | None = None
@@ -53,7 +54,6 @@ class HostSpec:
     job: str = ""
     provided: Mapping[str, Any] = field(default_factory=dict)
     profile: bool = False
-    frozen: str | None = None
 
 
 @dataclass(frozen=True)

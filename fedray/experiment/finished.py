@@ -12,8 +12,8 @@ from fedray.config import Config
 from fedray.errors import FedrayError, first_line
 from fedray.frozen import check_frozen, frozen_values
 from fedray.models.build import build_model
+from fedray.models.facts import ModelFacts
 from fedray.parameters import Values
-from fedray.planning.preparation import Model
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading
 
@@ -40,14 +40,12 @@ def trained_model(files: RunFiles, config: Config) -> tuple[Any, Any]:
     return model.eval(), np.zeros((1, *shape), dtype=np.int64 if tokens else np.float32)
 
 
-def frozen_of(config: Config, model: Model) -> Mapping[str, Values]:
+def frozen_of(facts: ModelFacts) -> Mapping[str, Values]:
     """The frozen parameters by name, made in this process.
 
     Raises:
-        ConfigError: they are others than those that ``model`` was made with.
+        ConfigError: they are others than those that the run began with.
     """
-    if not model.frozen:
+    if not facts.frozen:
         return {}
-    built = build_model(config.model, model.shape, model.outputs, config.seed, torch.int64 if model.tokens else torch.float32)
-    check_frozen(built, config.model.kind, model.frozen)
-    return frozen_values(built)
+    return frozen_values(facts.build())

@@ -74,11 +74,11 @@ def check_model(found: Saved | None, model: Model | None, where: Path | str) -> 
     """
     if found is None or model is None:
         return
-    if found.weights.shape != (model.layout.size,):
+    if found.weights.shape != (model.facts.layout.size,):
         raise ConfigError(
             f"--resume: the checkpoint in {where} is of another model; bring back the config and the data that it was written with."
         )
-    if found.meta.get("frozen_sha256", "") != model.frozen:
+    if found.meta.get("frozen_sha256", "") != model.facts.frozen:
         raise ConfigError(
             f"--resume: the model's frozen parameters are others than those of the checkpoint in {where}; "
             "bring back what the model's factory read."

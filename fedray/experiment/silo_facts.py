@@ -42,7 +42,7 @@ def complete(p: Prepared, infos: Sequence[HostInfo]) -> None:
     counts = np.array(told, dtype=np.int64) if len(told) == len(infos) else None
     p.partition = shown_partition(config, p.names, p.sizes, counts)
     p.warnings += said_of_one_class(counts, p.class_labels)
-    p.client_plan = p.client_plan or plan_whole_clients(config, p.groups, len(p.names), p.model.layout.size)
+    p.client_plan = p.client_plan or plan_whole_clients(config, p.groups, len(p.names), p.model.facts.layout.size)
 
 
 def without_cuda(infos: Mapping[str, HostInfo], with_gpu: Sequence[str]) -> str:

@@ -111,7 +111,7 @@ class Wiring:
             raise
         self.tracker = tracking.result()
         write_atomic(self._files.config, masked(dump_config(config)).encode())
-        write_json(self._files.partition, {**p.partition, "model": model.facts(), "class_labels": list(p.class_labels)})
+        write_json(self._files.partition, {**p.partition, "model": model.document(), "class_labels": list(p.class_labels)})
         check_model(checkpoint, model, self._files.checkpoints)
         server = make_server(config.server)
         aggregate = make_aggregator(config.aggregation)
@@ -125,7 +125,7 @@ class Wiring:
         if self.tracker is not None:
             callbacks.append(self.tracker)
         callbacks.append(Gauges(config.experiment, config.name, config.rounds))
-        meta |= {"frozen_sha256": model.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
+        meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         self.parts = Loop(
             config=config,
             files=self._files,
@@ -133,8 +133,8 @@ class Wiring:
             sizes=p.sizes,
             rates=rates(p.groups, len(p.names)),
             capacity=capacity(config, p.sizes),
-            layout=model.layout,
-            frozen=frozen_of(config, model),
+            layout=model.facts.layout,
+            frozen=frozen_of(model.facts),
             sampler=p.sampler,
             pool=pool,
             books=self._books,
@@ -143,7 +143,7 @@ class Wiring:
             release=self._release,
             evaluator=evaluator,
             weights=checkpoint.weights if checkpoint else model.weights,
-            server_state=checkpoint.server if checkpoint else server.init(model.layout.size),
+            server_state=checkpoint.server if checkpoint else server.init(model.facts.layout.size),
             first_round=beginning.round,
             meta=meta,
             resumed=checkpoint is not None,
@@ -256,7 +256,7 @@ class Wiring:
         p = self._p
         if p.test is None or p.model is None or not self.config.evaluation.metrics:
             return None
-        return Evaluators(self.config, p.test, p.model.outputs, p.model.frozen, self._request.provided)
+        return Evaluators(self.config, p.test, p.model.facts, self._request.provided)
 
     def _start_pool(self, places: Sequence[Place]) -> Pool:
         p, config, request = self._p, self.config, self._request
@@ -270,8 +270,7 @@ class Wiring:
                 config=config,
                 group=group,
                 plan=p.plans[place.group],
-                shape=p.model.shape if p.model is not None else None,
-                outputs=p.model.outputs if p.model is not None else None,
+                model=None if p.model is None else p.model.facts,
                 threads=max(1, int(place.resources.cpu)),
                 client=place.client,
                 book=book if dedicated else None,
@@ -280,7 +279,6 @@ class Wiring:
                 job=self._job,
                 provided=request.provided,
                 profile=request.profile,
-                frozen=p.model.frozen if p.model is not None else None,
             )
             return start_actor(place, spec, None if dedicated else data)
 
@@ -308,7 +306,7 @@ class Wiring:
         complete(p, ordered)
         assert self.pool is not None and p.model is not None and p.sizes is not None
         self.pool.learn_sizes(p.sizes)
-        self.pool.broadcast("configure", p.model.outputs, p.model.frozen, timeout=self.config.clients.start_timeout)
+        self.pool.broadcast("configure", p.model.facts, timeout=self.config.clients.start_timeout)
 
     def _preflight(self, pool: Pool) -> None:
         found = pool.broadcast("preflight", timeout=self.config.clients.start_timeout) if self.config.privacy.regimes else {}
@@ -370,7 +368,7 @@ class Wiring:
             "actors": len(self.pool.slots),
             "placement": self.config.clients.placement,
             "model": self.config.model.kind,
-            "parameters": model.layout.size,
+            "parameters": model.facts.layout.size,
             "engine": model.engine,
             "metric": self.config.evaluation.headline,
             "regime": "+".join(self.config.privacy.regimes) or "none",
@@ -412,7 +410,7 @@ class Wiring:
             for line in self.parts.privacy.lines
             for unit in (line.unit,)
         ]
-        frozen = self._p.model.frozen if self._p.model else ""
+        frozen = self._p.model.facts.frozen if self._p.model else ""
         statement = privacy_statement(config, lines, self._ledger_head(), rounds, self.problems, frozen, left_out)
         write_json(self._files.statement, statement)
         for name, part in self._books.parts().items():

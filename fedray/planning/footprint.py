@@ -34,7 +34,7 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
     for place in places:
         for name, amount in asks(place.resources).items():
             asked[name] = asked.get(name, 0.0) + amount
-    size = None if p.model is None else p.model.layout.size
+    size = None if p.model is None else p.model.facts.layout.size
     busy = min(len(places), most)
     homes = min(nodes, busy)
     parts = homes if config.clients.node_sums else busy

@@ -345,7 +345,7 @@ def _levers(prepared: Prepared, row: Row) -> Iterator[tuple[str, float]]:
 
 def _noise(prepared: Prepared, plan: RecordPlan | ClientPlan) -> dict[str, Any]:
     """The noise on one released mean, as the model sees it: a step's of one client, or a round's of all."""
-    size = None if prepared.model is None else prepared.model.layout.size
+    size = None if prepared.model is None else prepared.model.facts.layout.size
     if isinstance(plan, RecordPlan):
         std: float | None = plan.noise_multiplier * plan.clip / plan.expected_batch
         most = plan.clip

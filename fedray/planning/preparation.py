@@ -23,9 +23,9 @@ from fedray.data.records import Federation, Label, Records
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
-from fedray.frozen import frozen_digest, frozen_values
-from fedray.models.build import build_model
-from fedray.parameters import Layout, Vector, get_vector
+from fedray.frozen import frozen_values
+from fedray.models.facts import ModelFacts, first_model
+from fedray.parameters import Vector, get_vector
 from fedray.privacy import rules
 from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
@@ -41,25 +41,22 @@ from fedray.training.schedules import learning_rate
 class Model:
     """The global model before round 0; ``columns`` and ``scale`` are those of the data (:class:`fedray.data.records.ClientData`)."""
 
-    layout: Layout
+    facts: ModelFacts
     weights: Vector
-    outputs: int
-    shape: tuple[int, ...]
     engine: str
-    tokens: bool = False
-    frozen: str = ""  # digest of its frozen parameters
     frozen_bytes: int = 0
     columns: Sequence[str] = ()
     scale: float = 1.0
 
-    def facts(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """What it takes to make the model again, as JSON data."""
+        facts = self.facts
         return {
-            "input_shape": list(self.shape),
-            "outputs": self.outputs,
-            "parameters": self.layout.size,
-            "tokens": self.tokens,
-            "frozen_sha256": self.frozen,
+            "input_shape": list(facts.shape),
+            "outputs": facts.outputs,
+            "parameters": facts.layout.size,
+            "tokens": facts.tokens,
+            "frozen_sha256": facts.frozen,
             "columns": list(self.columns),
             "scale": self.scale,
         }
@@ -157,7 +154,7 @@ def prepare(config: Config) -> Prepared:
         partition,
         warnings,
         federation.digest,
-        plan_whole_clients(config, groups, len(names), model.layout.size),
+        plan_whole_clients(config, groups, len(names), model.facts.layout.size),
         federation.class_labels,
     )
 
@@ -234,7 +231,7 @@ def make_model(
     they may be looked at.
     """
     outputs = outputs_for(config.training.loss, classes)
-    model = build_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
+    model, facts = first_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
     private = config.privacy.record
     check_metrics(find_metrics(config.evaluation.metrics), config.training.loss, classes, outputs)
     if config.privacy.whole_clients:
@@ -248,9 +245,8 @@ def make_model(
         members = np.asarray(group.members)
         check_batches(needs, group.training, sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs.whole)[0])
-    layout, kind = Layout.of(model), config.model.kind
-    frozen_bytes = sum(value.nbytes for value in frozen_values(model, kind).values())
-    return Model(layout, get_vector(model, layout), outputs, shape, engines[0], tokens, frozen_digest(model, kind), frozen_bytes)
+    frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
+    return Model(facts, get_vector(model, facts.layout), engines[0], frozen_bytes)
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: Sequence[str], sizes: npt.NDArray[np.int64]) -> None:

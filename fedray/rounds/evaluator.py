@@ -20,9 +20,8 @@ from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.config import Config
 from fedray.data.records import Records
 from fedray.errors import FedrayError, cause_of, first_line
-from fedray.frozen import check_frozen
-from fedray.models.build import build_model
-from fedray.parameters import Layout, Vector, set_vector
+from fedray.models.facts import ModelFacts
+from fedray.parameters import Vector, set_vector
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import find_loss
 
@@ -30,8 +29,8 @@ from fedray.training.losses import find_loss
 class Evaluator:
     """Holds the driver's test set and a model; an actor of its own, so that evaluation overlaps training."""
 
-    def __init__(self, config: Config, test: Records, outputs: int, frozen: str, provided: Mapping[str, Any]) -> None:
-        self._config, self._test, self._outputs, self._frozen, self._provided = config, test, outputs, frozen, provided
+    def __init__(self, config: Config, test: Records, model: ModelFacts, provided: Mapping[str, Any]) -> None:
+        self._config, self._test, self._facts, self._provided = config, test, model, provided
 
     @speaking()
     def ready(self) -> None:
@@ -46,12 +45,7 @@ class Evaluator:
         torch.set_num_threads(max(1, int(self._config.evaluation.resources.cpu)))
         self._kept: Kept = Surroundings().kept if "python:" in self._config.model_dump_json() else unchanged
         self._device = torch.device(device_of_actor())
-        shape = tuple(int(n) for n in self._test.x.shape[1:])
-        dtype = torch.int64 if self._test.x.dtype.kind == "i" else torch.float32
-        self._model = build_model(self._config.model, shape, self._outputs, self._config.seed, dtype)
-        check_frozen(self._model, self._config.model.kind, self._frozen)
-        self._model = self._model.to(self._device)
-        self._layout = Layout.of(self._model)
+        self._model, self._layout = self._facts.build().to(self._device), self._facts.layout
         self._loss = find_loss(self._config.training.loss)
         self._metrics = find_metrics(self._config.evaluation.metrics)
         self._x, self._y = torch.from_numpy(np.array(self._test.x)), torch.from_numpy(np.array(self._test.y))
@@ -107,13 +101,12 @@ class Evaluators:
     Args:
         config: the run.
         test: the driver's test set.
-        outputs: of the model.
-        frozen: digest of its frozen parameters.
+        model: without weights.
         provided: objects that the caller of :func:`fedray.run` gave.
     """
 
-    def __init__(self, config: Config, test: Records, outputs: int, frozen: str, provided: Mapping[str, Any]) -> None:
-        self._config, self._arguments = config, (config, ray.put(test), outputs, frozen, provided)
+    def __init__(self, config: Config, test: Records, model: ModelFacts, provided: Mapping[str, Any]) -> None:
+        self._config, self._arguments = config, (config, ray.put(test), model, provided)
         self.timeout = config.clients.start_timeout
         self.actor = self._start()
         self._up = self.actor.ready.remote()

@@ -75,7 +75,7 @@ class Ground:
 
     def pool(self, places: int | Sequence[Place], **settings: Any) -> Pool:
         group = self.prepared.groups[0]
-        spec = HostSpec(self.config, group, None, self.model.shape, self.model.outputs, threads=1)
+        spec = HostSpec(self.config, group, None, self.model.facts, threads=1)
         given: dict[str, Any] = {"restarts": 9, "retries": 2, "grace": 5.0, "members": {group.name: range(CLIENTS)}} | settings
         return Pool(
             self.places(places) if isinstance(places, int) else places,
@@ -90,7 +90,7 @@ class Ground:
 
     def train(self, pool: Pool, number: int = 0, **settings: Any) -> tuple[ExactSum, list[list[int]], RoundLog]:
         """A round over all clients: the sum, the clients of each part that arrived, and what befell."""
-        total, parts, log = ExactSum.zero(self.model.layout.size, 1e4), [], RoundLog()
+        total, parts, log = ExactSum.zero(self.model.facts.layout.size, 1e4), [], RoundLog()
         cohort = [ClientTask(i, name) for i, name in enumerate(self.prepared.names)]
         for part in pool.train(cohort, RoundTask(number, 1e4), self.weights, log, **settings):
             assert set(part.clients) <= {r.index for r in log.reports if r.status == "done"}

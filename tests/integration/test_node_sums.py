@@ -114,7 +114,7 @@ def test_a_sum_that_a_node_shares_is_sent_once_and_lost_with_its_own_actors_only
         return Ground(clients=RESOURCES, model={"kind": "python:sharedparts:model", **model})
 
     calm = ground(opened=str(tmp_path))
-    sharing = {"charged": False, "part_bytes": 8 * calm.model.layout.size}
+    sharing = {"charged": False, "part_bytes": 8 * calm.model.facts.layout.size}
     pool = calm.pool(4)
     try:
         pool.wait_ready(90, everyone=True)

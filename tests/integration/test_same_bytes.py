@@ -116,7 +116,7 @@ def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
     assert prepared.federation is not None
     model, federation = prepared.model, ray.put(prepared.federation)
     group = prepared.groups[0]
-    spec = HostSpec(config, group, None, model.shape, model.outputs, threads=1)
+    spec = HostSpec(config, group, None, model.facts, threads=1)
     places = [Place(f"p{i}", group.name, 0, Resources(cpu=0.5)) for i in range(2)]
     settings: Any = {"members": {group.name: range(4)}, "restarts": 0, "retries": 0, "grace": 1.0}
     pool = Pool(places, lambda place: start_actor(place, spec, federation), np.ones(4, np.int64), **settings)
@@ -127,7 +127,7 @@ def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
             sizes = np.arange(1, 5, dtype=np.int64) * 1000
             shuffle.shuffle(sizes)
             pool.learn_sizes(sizes)
-            total, notes = ExactSum.zero(model.layout.size, 1e4), RoundLog()
+            total, notes = ExactSum.zero(model.facts.layout.size, 1e4), RoundLog()
             for part in pool.train([ClientTask(i, n) for i, n in enumerate(prepared.names)], RoundTask(0, 1e4), weights, notes):
                 total.merge(part.total)
             assert total.count == 4

@@ -27,7 +27,7 @@ class Runs(Ground):
         super().__init__(model={"kind": "python:sharedparts:model", **model}, **sections)
 
     def train(self, pool: Any, number: int = 0, **settings: Any) -> tuple[ExactSum, list[list[int]], RoundLog]:
-        size = 8 * self.model.layout.size  # what the driver would say, but for the threshold
+        size = 8 * self.model.facts.layout.size  # what the driver would say, but for the threshold
         if "charged" in settings:
             settings = settings | {"part_bytes": size}
         return super().train(pool, number, **settings)
@@ -101,7 +101,7 @@ def test_what_is_still_being_trained_for_a_lost_sum_is_trained_again(expected: b
     pool, found = ground.pool(ACTORS), list[Any]()
     pool.wait_ready(60.0, True)
     seen, log = list[int](), RoundLog()
-    total = ExactSum.zero(ground.model.layout.size, 1e4)
+    total = ExactSum.zero(ground.model.facts.layout.size, 1e4)
 
     def train() -> None:
         cohort = [ClientTask(i, name) for i, name in enumerate(ground.prepared.names)]

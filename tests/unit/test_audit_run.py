@@ -129,9 +129,8 @@ def finished(folder: Path, *overrides: str) -> Path:
     files = RunFiles(folder / "run")
     files.create()
     files.config.write_text(dump_config(config))
-    shape = {"input_shape": list(model.shape), "outputs": model.outputs, "parameters": model.layout.size, "tokens": model.tokens}
-    files.partition.write_text(json.dumps({"model": shape}))
-    files.save_model(model.layout, model.weights)
+    files.partition.write_text(json.dumps({"model": model.document()}))
+    files.save_model(model.facts.layout, model.weights)
     files.write_summary({"status": "completed", "rounds": 0})
     return files.root
 

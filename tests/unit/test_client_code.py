@@ -27,6 +27,7 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import FedrayError
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, Vector, get_vector
 from fedray.rounds.evaluator import Evaluator
 
@@ -160,7 +161,11 @@ def train(
         }
     )
     if host is None:
-        host = ClientHost(HostSpec(config, make_groups(config, NAMES)[0], None, (5,), 3, threads=1), federation, device="cpu")
+        host = ClientHost(
+            HostSpec(config, make_groups(config, NAMES)[0], None, first_model(config.model, (5,), 3, config.seed)[1], threads=1),
+            federation,
+            device="cpu",
+        )
         host.ready()
     model = build_model(config.model, (5,), 3, 0)
     task = RoundTask(0, 60.0)
@@ -252,7 +257,9 @@ def test_an_evaluator_that_is_told_to_end_says_so() -> None:
             "evaluation": {"metrics": [f"python:{__name__}:leaving"]},
         }
     )
-    evaluator = Evaluator(config, Records(np.zeros((4, 5), np.float32), np.arange(4) % 3), 3, "", {})
+    evaluator = Evaluator(
+        config, Records(np.zeros((4, 5), np.float32), np.arange(4) % 3), first_model(config.model, (5,), 3, config.seed)[1], {}
+    )
     model = build_model(config.model, (5,), 3, 0)
 
     def whole() -> None:
@@ -285,7 +292,11 @@ def test_a_clients_evaluation_ends_by_itself() -> None:
             "evaluation": {"metrics": [f"python:{__name__}:odd_metric"]},
         }
     )
-    host = ClientHost(HostSpec(config, make_groups(config, NAMES)[0], None, (5,), 3, threads=1), federation, device="cpu")
+    host = ClientHost(
+        HostSpec(config, make_groups(config, NAMES)[0], None, first_model(config.model, (5,), 3, config.seed)[1], threads=1),
+        federation,
+        device="cpu",
+    )
     host.ready()
     model = build_model(config.model, (5,), 3, 0)
     rows = host.evaluate(get_vector(model, Layout.of(model)), [ClientTask(k, name) for k, name in enumerate(NAMES)])

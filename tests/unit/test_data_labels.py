@@ -291,5 +291,5 @@ def test_numbering_is_said_at_the_start(own: Any) -> None:
     private = {"regime": "record", "noise_multiplier": 1.0, "delta": 1e-3}
     with pytest.raises(PrivacyRefusal, match=r"data\.classes=C"):
         _prepared(private)
-    assert _prepared(private, classes=40).model.outputs == 40
+    assert _prepared(private, classes=40).model.facts.outputs == 40
     assert list(_prepared({**private, "unprotected": ["classes"]}).class_labels) == [10, 20, 30]

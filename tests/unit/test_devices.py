@@ -29,6 +29,7 @@ from fedray.configfile import build_config
 from fedray.data.dataset import client_names
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, Vector, get_vector
 from fedray.privacy.recordplan import plan_record
 from fedray.rounds import evaluator
@@ -92,8 +93,9 @@ def host_on(device: str, config: Config, data: Federation | None, client: Client
     names = data.names if data is not None else [client.name if client else ""]
     group = make_groups(config, names)[0]
     plan = plan_record(config, group.training) if config.privacy.regime == "record" else None
-    known = (data.shape, CLASSES) if data is not None else (None, 10)
-    host = ClientHost(HostSpec(config, group, plan, *known, threads=1, client=client), data, device)
+    shape, outputs = (data.shape, CLASSES) if data is not None else ((64,), 10)
+    facts = first_model(config.model, shape, outputs, config.seed)[1]
+    host = ClientHost(HostSpec(config, group, plan, facts, threads=1, client=client), data, device)
     assert host.ready().device == device
     return host
 
@@ -183,7 +185,7 @@ def test_the_evaluator_evaluates_on_its_device(device: str, monkeypatch: pytest.
     figures = []
     for name in ("cpu", device):
         monkeypatch.setattr(evaluator, "device_of_actor", lambda name=name: name)
-        found = evaluator.Evaluator(config, data.train, CLASSES, "", {})
+        found = evaluator.Evaluator(config, data.train, first_model(config.model, data.shape, CLASSES, config.seed)[1], {})
         found.ready()
         figures.append(found.evaluate(weights)[0])
     assert {str(p.device) for p in found._model.parameters()} == {device}

@@ -25,6 +25,7 @@ from fedray.experiment.finished import frozen_of, trained_model
 from fedray.experiment.resume import check_model
 from fedray.frozen import check_frozen, frozen_digest, frozen_values, model_digest
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector, set_vector
 from fedray.planning.preparation import Model
 from fedray.privacy.clientplan import plan_clients
@@ -119,10 +120,9 @@ def config_of(kind: str, **privacy: Any) -> Config:
     )
 
 
-def facts(config: Config) -> Model:
-    model = build_model(config.model, (WIDTH,), CLASSES, config.seed)
-    layout = Layout.of(model)
-    return Model(layout, get_vector(model, layout), CLASSES, (WIDTH,), "plain", frozen=frozen_digest(model))
+def made(config: Config) -> Model:
+    model, facts = first_model(config.model, (WIDTH,), CLASSES, config.seed)
+    return Model(facts, get_vector(model, facts.layout), "plain")
 
 
 # -- what is exchanged ---------------------------------------------------------------------------------------------------
@@ -186,11 +186,11 @@ def test_crowds_train_the_head_alone(momentum: float) -> None:
     x, y = records(60)
     federation = Federation(["a", "b", "c"], Records(x, y), np.array([0, 20, 40, 60]), None, None, None, CLASSES)
     group = make_groups(config, federation.names)[0]
-    model = facts(config)
+    model = made(config)
     totals = []
     for engine in ("lockstep", "plain"):
         own = group.training.model_copy(update={"engine": engine})
-        spec = HostSpec(config, type(group)(**{**vars(group), "training": own}), None, (WIDTH,), CLASSES, 1, frozen=model.frozen)
+        spec = HostSpec(config, type(group)(**{**vars(group), "training": own}), None, model.facts, 1)
         host = ClientHost(spec, federation, device="cpu")
         host.ready()
         before = frozen_bytes(host._trainer.model)
@@ -208,11 +208,11 @@ def test_a_client_under_privacy_sends_noise_for_trained_parameters_only() -> Non
     x, y = records(80)
     names = [f"c{k}" for k in range(4)]
     federation = Federation(names, Records(x, y), np.arange(5) * 20, None, None, None, CLASSES)
-    model = facts(config)
-    release = Release(plan_clients(config, 4, model.layout.size, 40), 1)
+    model = made(config)
+    release = Release(plan_clients(config, 4, model.facts.layout.size, 40), 1)
     release.begin(0)
     task = RoundTask(0, 4.0, release.client_step(0), release.plan.sha256)
-    host = ClientHost(HostSpec(config, make_groups(config, names)[0], None, (WIDTH,), CLASSES, 1, frozen=model.frozen), federation, "cpu")
+    host = ClientHost(HostSpec(config, make_groups(config, names)[0], None, model.facts, 1), federation, "cpu")
     host.ready()
     reports = host.train(task, model.weights, [ClientTask(k, name) for k, name in enumerate(names)])
     assert {r.status for r in reports} == {"done"}
@@ -252,16 +252,16 @@ def test_a_digest_covers_names_types_shapes_and_bytes() -> None:
 
 def test_other_frozen_parameters_in_another_process_are_refused() -> None:
     config = config_of("by_chance")
-    model = facts(config)
+    model = made(config)
     x, y = records()
     federation = Federation(["a"], Records(x, y), np.array([0, len(x)]), None, None, None, CLASSES)
-    host = ClientHost(HostSpec(config, make_groups(config, ["a"])[0], None, (WIDTH,), CLASSES, 1, frozen=model.frozen), federation, "cpu")
+    host = ClientHost(HostSpec(config, make_groups(config, ["a"])[0], None, model.facts, 1), federation, "cpu")
     with pytest.raises(ConfigError, match="made other frozen parameters here .* must make the same ones in every process"):
         host.ready()
     with pytest.raises(ConfigError, match="other frozen parameters"):
-        Evaluator(config, Records(x, y), CLASSES, model.frozen, {}).ready()
+        Evaluator(config, Records(x, y), model.facts, {}).ready()
     with pytest.raises(ConfigError, match="other frozen parameters"):
-        frozen_of(config, model)
+        frozen_of(model.facts)
 
 
 def test_a_type_that_cannot_be_saved_is_refused_with_the_way_out() -> None:
@@ -280,7 +280,7 @@ def saved(tmp_path: Path, kind: str) -> tuple[Config, RunFiles, nn.Module]:
     weights = get_vector(model, layout) + 1
     set_vector(model, layout, weights)
     files = RunFiles(tmp_path)
-    frozen = frozen_of(config, facts(config))
+    frozen = frozen_of(made(config).facts)
     files.save_model(layout, weights, frozen)
     write_json(files.summary, {"model_sha256": model_digest(weights, frozen)})
     shape = {"input_shape": [WIDTH], "outputs": CLASSES, "tokens": False, "frozen_sha256": frozen_digest(model)}
@@ -310,8 +310,8 @@ def test_a_saved_model_with_other_frozen_parameters_is_none_of_the_run(tmp_path:
 
 
 def test_a_run_goes_on_with_its_own_frozen_parameters_only() -> None:
-    model = facts(config_of("base_and_head"))
-    meta = {"frozen_sha256": model.frozen}
+    model = made(config_of("base_and_head"))
+    meta = {"frozen_sha256": model.facts.frozen}
     check_model(Saved(3, model.weights, {}, meta), model, "checkpoints")
     with pytest.raises(FedrayError, match="frozen parameters are others"):
         check_model(Saved(3, model.weights, {}, {"frozen_sha256": "0" * 64}), model, "checkpoints")

@@ -18,6 +18,7 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ClaimVoid
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector
 from fedray.privacy.csprng import Csprng
 from fedray.privacy.recordplan import plan_record
@@ -162,7 +163,11 @@ def turn(algorithm: str, **arguments: str) -> ClientReport:
         }
     )
     group = make_groups(config, ["a"])[0]
-    host = ClientHost(HostSpec(config, group, plan_record(config, group.training), (6,), 3, threads=1), federation, device="cpu")
+    host = ClientHost(
+        HostSpec(config, group, plan_record(config, group.training), first_model(config.model, (6,), 3, config.seed)[1], threads=1),
+        federation,
+        device="cpu",
+    )
     host.ready()
     model = build_model(config.model, (6,), 3, 0)
     (report,) = host.train(RoundTask(0, 40.0), get_vector(model, Layout.of(model)), [ClientTask(0, "a")])

@@ -20,6 +20,7 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import PrivacyRefusal
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector
 from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.recordplan import plan_record
@@ -90,7 +91,7 @@ def host(privacy: dict[str, Any], training: dict[str, Any], model: str = "python
         release = Release(plan_clients(config, 10, layout.size, 40), config.privacy.insecure_seed)
         release.begin(0)
         task = RoundTask(0, 10.0, release.client_step(0), release.plan.sha256)
-    made = ClientHost(HostSpec(config, group, plan, (4,), 3, threads=1), federation, "cpu")
+    made = ClientHost(HostSpec(config, group, plan, first_model(config.model, (4,), 3, config.seed)[1], threads=1), federation, "cpu")
     made.ready()
     return made, task, get_vector(net, layout)
 

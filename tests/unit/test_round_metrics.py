@@ -15,6 +15,7 @@ from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector
 from fedray.rounds.books import Authorization
 from fedray.rounds.round_metrics import mean_over_records, round_metrics
@@ -66,7 +67,11 @@ def test_a_clients_loss_has_the_same_bits_whoever_it_is_trained_beside(engine: s
     weights = get_vector(model, Layout.of(model))
     seen: list[dict[str, float | None]] = []
     for share in (1, 2, 5, CLIENTS):  # clients that an actor is given at once
-        host = ClientHost(HostSpec(config, make_groups(config, names)[0], None, (7,), 3, threads=1), federation, device="cpu")
+        host = ClientHost(
+            HostSpec(config, make_groups(config, names)[0], None, first_model(config.model, (7,), 3, config.seed)[1], threads=1),
+            federation,
+            device="cpu",
+        )
         host.ready()
         order = draws.permutation(CLIENTS)
         losses: dict[str, float | None] = {}

@@ -29,7 +29,6 @@ from fedray.data.table import Column, raw_columns
 from fedray.data.transforms import TRANSFORMS, Transform, unit_norm
 from fedray.experiment.launch import Result
 from fedray.experiment.served import served_model
-from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector
 from fedray.planning.preparation import prepare
 from fedray.runfiles import RunFiles
@@ -55,10 +54,9 @@ class Run:
         self.folder, self.config = folder, config
         prepared = prepare(config)
         assert prepared.federation is not None and prepared.model is not None
-        self.federation, facts = prepared.federation, prepared.model
+        self.federation, made = prepared.federation, prepared.model
         train = self.federation.train
-        dtype = torch.int64 if facts.tokens else torch.float32
-        self.model = build_model(config.model, facts.shape, facts.outputs, 0, dtype)
+        self.model = made.facts.build()
         x, y, self.loss = torch.from_numpy(train.x), torch.from_numpy(train.y), find_loss(config.training.loss)
         optimizer = torch.optim.Adam(self.model.parameters(), 0.05)
         for _ in range(60):
@@ -69,7 +67,7 @@ class Run:
         self.files = RunFiles(folder / "run")
         self.files.root.mkdir()
         self.files.save_model(layout, get_vector(self.model, layout))
-        self.files.partition.write_text(json.dumps({"model": facts.facts(), "class_labels": list(prepared.class_labels)}))
+        self.files.partition.write_text(json.dumps({"model": made.document(), "class_labels": list(prepared.class_labels)}))
 
     def saved(self) -> SavedModel:
         saved = save_model(lambda: served_model(self.files, self.config), "0" * 32, {}, {}, [], "ab", "More.")

@@ -20,6 +20,7 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, FedrayError
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector
 from fedray.rng import generator
 from fedray.training.choose import choose_engine
@@ -269,7 +270,11 @@ def trained(model: Any, loss: LossFn, training: dict[str, Any], y: Any, classes:
     )
     data = Federation(names, Records(x, y), np.arange(clients + 1, dtype=np.int64) * each, None, None, None, classes)
     outputs = classes or 1
-    made = ClientHost(HostSpec(config, make_groups(config, names)[0], None, (6,), outputs, threads=1), data, "cpu")
+    made = ClientHost(
+        HostSpec(config, make_groups(config, names)[0], None, first_model(config.model, (6,), outputs, config.seed)[1], threads=1),
+        data,
+        "cpu",
+    )
     made.ready()
     net = build_model(config.model, (6,), outputs, config.seed)
     reports = made.train(RoundTask(0, 1e4), get_vector(net, Layout.of(net)), [ClientTask(k, n) for k, n in enumerate(names)])

@@ -23,6 +23,7 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, Stopped
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, Vector, get_vector, set_vector
 from fedray.rng import generator
 from fedray.training.choose import choose_engine
@@ -238,7 +239,11 @@ def host(engine: str, x: Any, y: Any, clients: int, **sections: Any) -> tuple[Cl
     )
     offsets = np.arange(clients + 1, dtype=np.int64) * (len(y) // clients)
     data = Federation([f"c{k}" for k in range(clients)], Records(x, y), offsets, None, None, None, 3)
-    made = ClientHost(HostSpec(config, make_groups(config, data.names)[0], None, data.shape, 3, threads=1), data, "cpu")
+    made = ClientHost(
+        HostSpec(config, make_groups(config, data.names)[0], None, first_model(config.model, data.shape, 3, config.seed)[1], threads=1),
+        data,
+        "cpu",
+    )
     made.ready()
     net = build_model(config.model, data.shape, 3, config.seed)
     return made, get_vector(net, Layout.of(net)), data

@@ -14,6 +14,7 @@ from fedray.clients.messages import ClientTask, RoundTask
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
+from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector
 from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.release import Release
@@ -45,7 +46,9 @@ def part_of(client: int, privacy: dict[str, Any]) -> tuple[np.ndarray, Release]:
     release = Release(plan_clients(config, CLIENTS, layout.size, GRID), 1)
     release.begin(0)
     task = RoundTask(0, 1.0, release.client_step(0), release.plan.sha256)
-    host = ClientHost(HostSpec(config, make_groups(config, names)[0], None, (100,), 10, threads=1), federation)
+    host = ClientHost(
+        HostSpec(config, make_groups(config, names)[0], None, first_model(config.model, (100,), 10, config.seed)[1], threads=1), federation
+    )
     host.ready()
     (report,) = host.train(task, get_vector(model, layout), [ClientTask(client, names[client])])
     assert report.status == "done", report.error

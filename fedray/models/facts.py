@@ -1,0 +1,63 @@
+"""What every process needs to know to make a run's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedray.config import Choice
+from fedray.frozen import check_frozen, frozen_digest
+from fedray.models.build import build_model, untried_model
+from fedray.parameters import Layout
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A run's model without its weights.
+
+    Attributes:
+        choice: the config's ``model`` section.
+        seed: the run's seed.
+        shape: of one record.
+        outputs: number of outputs for a record.
+        dtype: of the records, float32 or int64 (tokens).
+        layout: what is exchanged of it.
+        frozen: digest of its frozen parameters; empty where nothing is frozen.
+    """
+
+    choice: Choice
+    seed: int
+    shape: tuple[int, ...]
+    outputs: int
+    dtype: torch.dtype
+    layout: Layout
+    frozen: str = ""
+
+    @property
+    def tokens(self) -> bool:
+        """Records are token numbers."""
+        return self.dtype == torch.int64
+
+    def build(self) -> nn.Module:
+        """The model as the run began with it, on the CPU; see :func:`fedray.models.build.build_model`.
+
+        Raises:
+            ConfigError: its frozen parameters are others in this process.
+        """
+        model = build_model(self.choice, self.shape, self.outputs, self.seed, self.dtype)
+        check_frozen(model, self.choice.kind, self.frozen)
+        return model
+
+    def untried(self) -> nn.Module:
+        """The model before it has been run for the first time, wherever it does not need that to have its parameters."""
+        return untried_model(self.choice, self.shape, self.outputs, self.seed, self.dtype)
+
+
+def first_model(
+    choice: Choice, shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, ModelFacts]:
+    """A run's model, and what other processes need to know to make it; arguments and errors as for ``build_model``."""
+    model = build_model(choice, shape, outputs, seed, dtype)
+    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, Layout.of(model), frozen_digest(model, choice.kind))
