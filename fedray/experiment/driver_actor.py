@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ import ray
 
 from fedray import __version__, components, credentials, logs
 from fedray.config import Config
-from fedray.driver import Driver
+from fedray.driver import Driver, Loop
 from fedray.errors import ClaimVoid, FedrayError, first_line
+from fedray.experiment.description import claim_tags, started, write_statement
 from fedray.experiment.headwatch import watching_head
 from fedray.experiment.listener import Batch, Events
 from fedray.experiment.occupied import PATIENCE, occupied
 from fedray.experiment.profile import chrome_trace, summarize, table
 from fedray.experiment.request import Request
+from fedray.experiment.served import served_model
 from fedray.experiment.wiring import Wiring
 from fedray.planning.planner import shortfalls
 from fedray.planning.preparation import Prepared, prepare
@@ -69,9 +72,7 @@ class Given:
 def prepare_run(config: Config, resume: bool) -> Prepared:
     """:func:`prepare`, with a warning where a new run's plan does not fit its budget."""
     prepared = prepare(config)
-    if not resume:
-        prepared.warnings += shortfalls(prepared)
-    return prepared
+    return prepared if resume else replace(prepared, warnings=[*prepared.warnings, *shortfalls(prepared)])
 
 
 def share_inputs(prepared: Prepared) -> Given:
@@ -79,11 +80,10 @@ def share_inputs(prepared: Prepared) -> Given:
     data, weights = [], []
     if prepared.federation is not None and prepared.config.clients.placement == "hosted":
         data = [ray.put(replace(prepared.federation, test=None))]
-    prepared.federation = None
     if prepared.model is not None:
         weights.append(ray.put(prepared.model.weights))
         prepared.model.weights = np.empty(0, dtype=np.float32)
-    return Given(prepared, data, weights)
+    return Given(replace(prepared, federation=None), data, weights)
 
 
 class Experiment:
@@ -234,9 +234,11 @@ class Experiment:
             driver = Driver(parts, self._stop)
             wiring.tick = driver.tick
             if self._was_on:
-                text = f"the driver on {self._was_on} was lost, and restarted on {wiring.node}; it goes on after round {parts.first_round}."
+                text = f"the driver on {self._was_on} was lost, and restarted on {socket.gethostname()}; it goes on after round {parts.first_round}."
                 driver.befallen("driver", text)
-            self._events.put("started", wiring.info() | {"setup_seconds": time.monotonic() - began})
+            self._events.put(
+                "started", started(wiring.prepared, parts, request.output, wiring.run_id) | {"setup_seconds": time.monotonic() - began}
+            )
             if parts.resumed and parts.first_round >= self._config.rounds:
                 self._events.on_note(
                     f"the run in {request.output} is finished: its {parts.first_round} rounds were done before, and none is done again."
@@ -246,58 +248,65 @@ class Experiment:
                 with watching_head(driver.befallen) if request.elastic else nullcontext():
                     status = driver.run()
             except FedrayError as error:
-                if isinstance(error, ClaimVoid):
-                    wiring.problems.append(str(error))
-                self._write(wiring, driver, "failed", setup, str(error))
+                self._write(wiring, parts, driver, "failed", setup, error)
                 raise
-            return self._write(wiring, driver, status, setup)
+            return self._write(wiring, parts, driver, status, setup)
         finally:
             wiring.close()
 
-    def _write(self, wiring: Wiring, driver: Driver, status: str, setup: float, error: str | None = None) -> dict[str, Any]:
-        files, parts = self._files, wiring.parts
+    def _write(
+        self, wiring: Wiring, parts: Loop, driver: Driver, status: str, setup: float, error: FedrayError | None = None
+    ) -> dict[str, Any]:
+        """Write the model, the privacy statement and ``summary.json``, and end the MLflow run; returns the summary."""
+        files, prepared, tracker = self._files, wiring.prepared, wiring.tracker
+        problems = [str(error)] if isinstance(error, ClaimVoid) else []
         files.save_model(parts.layout, driver.weights, parts.frozen)
         result = driver.result()
         summary: dict[str, Any] = {
             "status": status,
-            "error": error,
+            "error": None if error is None else str(error),
             "name": parts.config.name,
             "rounds": result["rounds"],
             "planned_rounds": parts.config.rounds,
             "model_sha256": result["model_sha256"],
             "final": result["final"],
             "best": result["best"],
-            "privacy": wiring.privacy_summary(result["rounds"], result["left_out"]),
+            "privacy": write_statement(prepared, parts, wiring.own_book, result["rounds"], result["left_out"], problems),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],
-            "engine": wiring.engine,
-            "profile": self._profile(wiring),
-            "mlflow": wiring.tracking_summary(),
+            "engine": None if prepared.model is None else prepared.model.engine,
+            "profile": self._profile(parts),
+            "mlflow": {"tracking_uri": getattr(tracker, "uri", None), "run_id": getattr(tracker, "run_id", None)},
             "fedray": __version__,
             "request": self._request.id,
         }
         files.write_summary(summary)
-        if wiring.tracker is not None:
-            tags = {"fedray.stop_reason": status, "fedray.model_sha256": result["model_sha256"], **wiring.claim_tags(final=True)}
-            whole = wiring.tracker.close(STATUSES[status], parts.config.tracking.close_timeout, model=wiring.model_for_tracking, tags=tags)
-            summary["mlflow"]["complete"] = whole
+        if tracker is not None:
+            tags = {"fedray.stop_reason": status, "fedray.model_sha256": result["model_sha256"]}
+            tags |= claim_tags(prepared, problems, summary["privacy"])
+            build = partial(served_model, files, parts.config)
+            complete = tracker.close(STATUSES[status], parts.config.tracking.close_timeout, model=build, tags=tags)
+            summary["mlflow"]["complete"] = complete
             files.write_summary(summary)
-            if not whole:
+            if not complete:
                 self._events.on_note(
-                    f"MLflow at {wiring.tracker.uri} was away for too long; nothing is lost: fedray sync {self._request.output} sends the rest."
+                    f"MLflow at {tracker.uri} was away for too long; nothing is lost: fedray sync {self._request.output} sends the rest."
                 )
         return summary
 
-    def _profile(self, wiring: Wiring) -> dict[str, Any]:
-        """Write where the time went; the same for the summary. Empty there where nobody wants to know, and where it would tell how many
-        clients took part: the summary is sent to MLflow.
+    def _profile(self, loop: Loop) -> dict[str, Any]:
+        """Write where the rounds' time went, if the request asks for it.
+
+        Returns:
+            The same for the summary; empty if the request does not ask for it, or if durations would tell how many clients took part:
+            the summary is sent to MLflow.
         """
-        if not self._request.profile or wiring.pool is None:
+        if not self._request.profile:
             return {}
-        driver, actors = taken_spans(), wiring.pool.spans(PROFILE_PATIENCE)
+        driver, actors = taken_spans(), loop.pool.spans(PROFILE_PATIENCE)
         found = summarize(driver, actors)
         self._files.save_profile(table(found), chrome_trace(driver, actors))
-        return found if wiring.parts.release is None else {}
+        return found if loop.release is None else {}
 
 
 def _sendable(error: Exception) -> Exception:

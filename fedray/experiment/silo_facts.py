@@ -1,4 +1,4 @@
-"""What the silos' own actors say of data that nobody else reads."""
+"""Uses what the silos' own actors report about records that only they can read."""
 
 from __future__ import annotations
 
@@ -8,45 +8,39 @@ import numpy as np
 
 from fedray.clients.messages import HostInfo
 from fedray.data.silos import check_silos
-from fedray.planning.preparation import (
-    Prepared,
-    check_sizes,
-    make_model,
-    no_test_records,
-    plan_whole_clients,
-    said_of_one_class,
-    shown_partition,
-)
+from fedray.planning.preparation import Prepared, RecordFacts, no_test_records, with_records
 
 
-def complete(p: Prepared, infos: Sequence[HostInfo]) -> None:
-    """Add to what was prepared without the silos' records what only they know, and the model that follows from it.
+def complete(prepared: Prepared, infos: Sequence[HostInfo]) -> Prepared:
+    """Add what only the silos know, and the model that follows from it, to a run that was prepared without their records.
 
     Args:
-        p: prepared.
-        infos: what each silo's actor says, in the clients' order.
+        prepared: the run.
+        infos: the report of each silo's actor, in the clients' order.
 
     Raises:
-        ConfigError: records that do not go together, or a model that does not go with them.
+        ConfigError: the model does not go with the records, or nobody holds test records for federated evaluation.
+        DataError: the silos' records do not go together.
     """
-    config, classes = p.config, len(p.class_labels) or None
+    config = prepared.config
     silos = [info.silo for info in infos if info.silo is not None]
-    check_silos(silos, config.data.holdout.fraction, p.test_form)
+    check_silos(silos, config.data.holdout.fraction, prepared.test_form)
     if config.evaluation.federated and not any(silo.held_out for silo in silos):
         raise no_test_records()
-    p.sizes = np.array([silo.records for silo in silos], dtype=np.int64)
-    check_sizes(p.plans, p.groups, p.names, p.sizes)
-    p.model = make_model(config, p.groups, p.names, p.sizes, silos[0].shape, classes, silos[0].tokens)
-    p.model.columns, p.model.scale = silos[0].columns, silos[0].scale
-    told = [info.class_counts for info in infos if info.class_counts is not None]
-    counts = np.array(told, dtype=np.int64) if len(told) == len(infos) else None
-    p.partition = shown_partition(config, p.names, p.sizes, counts)
-    p.warnings += said_of_one_class(counts, p.class_labels)
-    p.client_plan = p.client_plan or plan_whole_clients(config, p.groups, len(p.names), p.model.facts.layout.size)
+    first, sizes = silos[0], np.array([silo.records for silo in silos], dtype=np.int64)
+    reported = [info.class_counts for info in infos if info.class_counts is not None]
+    counts = np.array(reported, dtype=np.int64) if len(reported) == len(infos) else None
+    classes = len(prepared.class_labels) or None
+    return with_records(prepared, RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, counts))
 
 
 def without_cuda(infos: Mapping[str, HostInfo], with_gpu: Sequence[str]) -> str:
-    """What to say where Ray granted a GPU that torch cannot use; ``with_gpu``: the actors that have one. Empty where all is well."""
+    """Return a warning if torch cannot use a GPU that Ray granted; empty if it can.
+
+    Args:
+        infos: each actor's report, by the actor's key.
+        with_gpu: keys of the actors that were granted a GPU.
+    """
     blind = [key for key in with_gpu if key in infos and infos[key].device == "cpu"]
     if not blind:
         return ""

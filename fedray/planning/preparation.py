@@ -1,10 +1,10 @@
-"""What can be known before any work: parts, data, model, privacy plan. Nothing here touches Ray."""
+"""Prepares a run: checks its parts, loads its data, builds its model and plans its privacy. Nothing here uses Ray."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,15 @@ from fedray.training.schedules import learning_rate
 
 @dataclass
 class Model:
-    """The global model before round 0; ``columns`` and ``scale`` are those of the data (:class:`fedray.data.records.ClientData`)."""
+    """The global model before the first round.
+
+    Attributes:
+        facts: how every process builds the model.
+        weights: float32 ``[facts.layout.size]``.
+        engine: the local engine; that of the first group if groups have engines of their own.
+        frozen_bytes: size of its frozen parameters.
+        columns, scale: see :class:`fedray.data.records.ClientData`.
+    """
 
     facts: ModelFacts
     weights: Vector
@@ -49,7 +57,7 @@ class Model:
     scale: float = 1.0
 
     def document(self) -> dict[str, Any]:
-        """What it takes to make the model again, as JSON data."""
+        """What is needed to build the model again, as JSON data."""
         facts = self.facts
         return {
             "input_shape": list(facts.shape),
@@ -62,14 +70,55 @@ class Model:
         }
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class RecordFacts:
+    """What the model and the checks need to know about all clients' records.
+
+    Attributes:
+        sizes: number of training records of each client, int64 ``[clients]``.
+        shape: shape of one record.
+        classes: number of classes; None in regression.
+        tokens: whether records are integers.
+        columns, scale: see :class:`fedray.data.records.ClientData`.
+        class_counts: records of each class at each client, int64 ``[clients, classes]``, where they may be shown.
+        targets: all clients' targets, where the driver may look at them.
+    """
+
+    sizes: npt.NDArray[np.int64]
+    shape: tuple[int, ...]
+    classes: int | None
+    tokens: bool
+    columns: Sequence[str]
+    scale: float
+    class_counts: npt.NDArray[np.int64] | None = None
+    targets: npt.NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A run that is ready to be wired.
 
-    ``plans`` are those of record-level privacy, one a group; ``client_plan`` is that for whole clients (None also while the
-    model is not known, where it depends on it). ``sizes``, ``model`` and ``federation`` are None where only the silos know them (a file a silo). ``digest``
-    is the data's, for noticing at a resume that it changed; under privacy it leaves the driver in no other form.
-    ``test_form`` says of what form the driver's test set is, where the clients are silos. ``class_labels`` is the source's own label of each class, in class order; empty in regression.
+    ``sizes`` and ``model`` are None, and ``partition`` is empty, until the silos' actors have told what they hold, in runs where only
+    silos can read their records; :func:`with_records` adds them.
+
+    Attributes:
+        config: the run's, with the metrics that will be taken.
+        names: the clients' names.
+        groups: the groups of clients.
+        plans: plan of record-level privacy of each group; None for all groups where records are not protected.
+        sampler: draws cohorts.
+        warnings: sentences for the user.
+        federation: all records; None where the driver has none.
+        test: the driver's test set, or None.
+        digest: SHA-256 of the federation, by which a resumed run notices changed data; empty where only the silos know it. Under
+            privacy it leaves the driver in no other form.
+        class_labels: the source's own label of each class, in class order; empty in regression.
+        test_form: form of the driver's test set in runs whose silos read their own records.
+        sizes: number of training records of each client, int64 ``[clients]``.
+        model: the global model.
+        partition: the partition report, as JSON data.
+        client_plan: plan of privacy for whole clients; None where they are not protected, or where it depends on a model that is not
+            known yet.
     """
 
     config: Config
@@ -77,90 +126,100 @@ class Prepared:
     groups: list[ClientGroup]
     plans: list[RecordPlan | None]
     sampler: Sampler
-    sizes: npt.NDArray[np.int64] | None
-    federation: Federation | None
-    test: Records | None
-    model: Model | None
-    partition: dict[str, Any]
-    warnings: list[str]
+    warnings: Sequence[str]
+    federation: Federation | None = None
+    test: Records | None = None
     digest: str = ""
-    client_plan: ClientPlan | None = None
     class_labels: Sequence[Label] = ()
     test_form: Silo | None = None
+    sizes: npt.NDArray[np.int64] | None = None
+    model: Model | None = None
+    partition: Mapping[str, Any] = field(default_factory=dict)
+    client_plan: ClientPlan | None = None
 
 
 def prepare(config: Config) -> Prepared:
-    """Check everything, load what the driver may see, build the model, find the noise.
+    """Check everything, load the data that the driver may see, build the model and find the noise.
 
     Raises:
         ConfigError: the first thing that is wrong, as one sentence.
+        DataError: the data cannot be read, or does not go with the config.
     """
     check_parts(config)
     check(config.data)
     warnings = rules.check(config, private_statistics(config.data))
     silos = per_silo(config.data) and config.clients.placement == "dedicated"
     federation = None if silos else load_federation(config.data, config.seed)
-    names = federation.names if federation is not None else client_names(config.data, config.seed)
+    names = client_names(config.data, config.seed) if federation is None else federation.names
     groups = make_groups(config, names)
-    sampler = make_sampler(config.cohort, len(names))
-    private = bool(config.privacy.regimes)
-    plans: list[RecordPlan | None] = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
+    plans = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
+    prepared = Prepared(config, names, groups, plans, make_sampler(config.cohort, len(names)), warnings)
     if federation is None:
         test, form = silo_test(config.data) or (None, None)
-        config, said = _evaluated(config, test, None)
-        warnings += said
-        early = plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None
-        return Prepared(
-            config,
-            names,
-            groups,
-            plans,
-            sampler,
-            None,
-            None,
-            test,
-            None,
-            {},
-            warnings,
-            client_plan=early,
+        config, notes = _evaluated(config, test, None)
+        return replace(
+            prepared,
+            config=config,
+            warnings=[*warnings, *notes],
+            test=test,
             class_labels=declared_labels(config.data),
             test_form=form,
+            client_plan=plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None,
         )
     rules.check_classes(config.privacy, federation.declared, federation.class_labels)
-    warnings += _said_of_labels(federation)
-    sizes = federation.sizes
-    check_sizes(plans, groups, names, sizes)
-    config, said = _evaluated(config, federation.test, federation.client_test is not None)
-    warnings += said
-    tokens = federation.train.x.dtype.kind == "i"
-    model = make_model(config, groups, names, sizes, federation.shape, federation.classes, tokens, None if private else federation.train.y)
-    model.columns, model.scale = federation.columns, federation.scale
-    shown = not private or "class_counts" in config.privacy.unprotected
-    counts = class_counts(federation) if shown and federation.classes is not None else None
-    partition = shown_partition(config, names, sizes, counts)
-    warnings += said_of_one_class(counts, federation.class_labels)
-    if not private:  # a digest is a function of the records: who knows all but one could test guesses of the last
-        partition["digest"] = federation.digest
-    return Prepared(
-        config,
-        names,
-        groups,
-        plans,
-        sampler,
-        sizes,
-        federation,
-        federation.test,
-        model,
-        partition,
-        warnings,
-        federation.digest,
-        plan_whole_clients(config, groups, len(names), model.facts.layout.size),
-        federation.class_labels,
+    config, notes = _evaluated(config, federation.test, federation.client_test is not None)
+    private, classes = bool(config.privacy.regimes), federation.classes
+    prepared = replace(
+        prepared,
+        config=config,
+        warnings=[*warnings, *_said_of_labels(federation), *notes],
+        federation=federation,
+        test=federation.test,
+        digest=federation.digest,
+        class_labels=federation.class_labels,
+    )
+    show_counts = classes is not None and (not private or "class_counts" in config.privacy.unprotected)
+    facts = RecordFacts(
+        federation.sizes,
+        federation.shape,
+        classes,
+        federation.train.x.dtype.kind == "i",
+        federation.columns,
+        federation.scale,
+        class_counts(federation) if show_counts else None,
+        None if private else federation.train.y,
+    )
+    return with_records(prepared, facts)
+
+
+def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
+    """Add what follows from the clients' records: their sizes, the model, the partition report, the plan for whole clients.
+
+    Raises:
+        ConfigError: the config does not go with these records.
+    """
+    config, names, groups = prepared.config, prepared.names, prepared.groups
+    check_sizes(prepared.plans, groups, names, facts.sizes)
+    model = make_model(config, groups, names, facts)
+    if config.privacy.whole_clients and "partition" not in config.privacy.unprotected:
+        partition: dict[str, Any] = {"clients": len(names)}
+    else:
+        partition = partition_report(names, facts.sizes, facts.class_counts)
+    partition["source"] = config.data.source
+    if prepared.digest and not config.privacy.regimes:  # with the digest, an adversary who knows all records but one could test guesses
+        partition["digest"] = prepared.digest
+    return replace(
+        prepared,
+        warnings=[*prepared.warnings, *_said_of_one_class(facts.class_counts, prepared.class_labels)],
+        sizes=facts.sizes,
+        model=model,
+        partition=partition,
+        client_plan=prepared.client_plan or plan_whole_clients(config, groups, len(names), model.facts.layout.size),
     )
 
 
 def _said_of_labels(federation: Federation) -> list[str]:
-    """That labels were numbered, where that was not asked for and they are not 0..C-1 already."""
+    """Return a warning if labels were numbered without being declared and are not 0..C-1 already."""
     labels = list(federation.class_labels)
     if federation.declared or labels == list(range(len(labels))):
         return []
@@ -171,8 +230,8 @@ def _said_of_labels(federation: Federation) -> list[str]:
     ]
 
 
-def said_of_one_class(counts: npt.NDArray[np.int64] | None, class_labels: Sequence[Label]) -> list[str]:
-    """That no record has another label, where that may be told."""
+def _said_of_one_class(counts: npt.NDArray[np.int64] | None, class_labels: Sequence[Label]) -> list[str]:
+    """Return a warning if all records have the same label and the counts may be shown."""
     found = [] if counts is None else np.flatnonzero(counts.sum(axis=0)).tolist()
     if len(found) != 1:
         return []
@@ -180,7 +239,7 @@ def said_of_one_class(counts: npt.NDArray[np.int64] | None, class_labels: Sequen
 
 
 def check_only(config: Config) -> None:
-    """What can be checked where the data cannot be seen, as where the driver runs on another node than the command.
+    """Check what can be checked without the data, for commands that may run on another node than the driver.
 
     Raises:
         ConfigError: as for :func:`prepare`.
@@ -190,7 +249,17 @@ def check_only(config: Config) -> None:
 
 
 def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, dimension: int) -> ClientPlan | None:
-    """The plan for whole clients; None where they are not protected."""
+    """Return the privacy plan for whole clients; None where they are not protected.
+
+    Args:
+        config: the run.
+        groups: of clients; their rates bound the sampling rate.
+        clients: how many there are.
+        dimension: number of the model's values; 0 where it is not known and the regime does not depend on it.
+
+    Raises:
+        PrivacyRefusal: the groups' rates do not go with the way cohorts are drawn.
+    """
     if config.privacy.whole_clients is None:
         return None
     rates = {g.rate for g in groups}
@@ -208,30 +277,15 @@ def capacity(config: Config, sizes: npt.NDArray[np.int64]) -> float:
     return float(len(sizes)) if config.privacy.whole_clients else make_algorithm(config.algorithm).max_weight_total(sizes)
 
 
-def shown_partition(
-    config: Config, names: Sequence[str], sizes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None
-) -> dict[str, Any]:
-    """The partition report; where whole clients are protected only how many there are, unless more is accepted."""
-    if config.privacy.whole_clients and "partition" not in config.privacy.unprotected:
-        return {"clients": len(names), "source": config.data.source}
-    return partition_report(names, sizes, counts) | {"source": config.data.source}
+def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], facts: RecordFacts) -> Model:
+    """Build the global model and check that model, loss, metrics, engines and batches go together.
 
-
-def make_model(
-    config: Config,
-    groups: list[ClientGroup],
-    names: Sequence[str],
-    sizes: npt.NDArray[np.int64],
-    shape: tuple[int, ...],
-    classes: int | None,
-    tokens: bool,
-    targets: npt.NDArray[Any] | None = None,
-) -> Model:
-    """Build the global model and check that it, the loss, the engines and the batches go together; ``targets`` are the clients', where
-    they may be looked at.
+    Raises:
+        ConfigError: they do not.
     """
+    classes, shape, tokens = facts.classes, facts.shape, facts.tokens
     outputs = outputs_for(config.training.loss, classes)
-    model, facts = first_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
+    model, made = first_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
     private = config.privacy.record
     check_metrics(find_metrics(config.evaluation.metrics), config.training.loss, classes, outputs)
     if config.privacy.whole_clients:
@@ -241,16 +295,16 @@ def make_model(
     alone = untouched(make_algorithm(config.algorithm))
     engines = []
     for group in groups:
-        needs = BatchNeeds() if private else batch_needs(model, find_loss(group.training.loss), shape, tokens, classes, targets)
+        needs = BatchNeeds() if private else batch_needs(model, find_loss(group.training.loss), shape, tokens, classes, facts.targets)
         members = np.asarray(group.members)
-        check_batches(needs, group.training, sizes[members], [names[i] for i in group.members])
+        check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs.whole)[0])
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
-    return Model(facts, get_vector(model, facts.layout), engines[0], frozen_bytes)
+    return Model(made, get_vector(model, made.layout), engines[0], frozen_bytes, facts.columns, facts.scale)
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: Sequence[str], sizes: npt.NDArray[np.int64]) -> None:
-    """Refuse a delta that is too large for some client."""
+    """Raise ConfigError if delta is too large for some client's number of records."""
     for group, plan in zip(groups, plans, strict=True):
         if plan is not None:
             members = np.asarray(group.members)
@@ -259,7 +313,7 @@ def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names
 
 
 def check_parts(config: Config) -> None:
-    """Look every named part up and check its arguments.
+    """Look up every part that the config names and check its arguments.
 
     Raises:
         ConfigError: a name is unknown or an argument does not fit.
@@ -278,15 +332,15 @@ def check_parts(config: Config) -> None:
 
 
 def _evaluated(config: Config, test: Records | None, at_clients: bool | None) -> tuple[Config, list[str]]:
-    """The config with the metrics that will be taken, and what to say where there are none.
+    """Return the config with the metrics that will be taken, and a warning where none will be.
 
     Args:
         config: the run.
         test: the driver's test set.
-        at_clients: the clients hold test records; None where only they know.
+        at_clients: whether the clients hold test records; None where only they know.
 
     Raises:
-        ConfigError: metrics are asked for and there is nothing to take them on, or nobody who would.
+        ConfigError: the config asks for metrics, but there are no test records, or the clients that hold them are not asked.
     """
     e = config.evaluation
     if e.federated and at_clients is False:
@@ -302,7 +356,7 @@ def _evaluated(config: Config, test: Records | None, at_clients: bool | None) ->
         ways += "" if per_silo(config.data) else " or data.holdout.at=driver"
     else:
         why, ways = "no test records are held out", "data.holdout.fraction above 0"
-    # Metrics that nobody asked for may be missing where the config says so itself, or leaves no other way.
+    # The default metrics are dropped without an error where no test records are held out, or where privacy keeps the driver from asking.
     if "metrics" in e.model_fields_set or (at_clients and not config.privacy.regimes):
         raise ConfigError(
             f"evaluation.metrics: {why}, so no metric would ever be taken; set {ways}, or evaluation.metrics=[] to train without."
@@ -312,7 +366,7 @@ def _evaluated(config: Config, test: Records | None, at_clients: bool | None) ->
 
 
 def no_test_records() -> ConfigError:
-    """What to say where evaluation at the clients finds none."""
+    """Return the error for federated evaluation without test records at the clients."""
     return ConfigError(
         "evaluation.federated: the clients hold no test records; set data.holdout.at=clients with a fraction above 0, or federated=false."
     )

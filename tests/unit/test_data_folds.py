@@ -335,7 +335,7 @@ def test_what_the_driver_learns_of_silos_is_what_it_would_have_read(tmp_path: Pa
     for name in alone.names:
         client = load_client(alone.config.data, 0, name)
         infos.append(HostInfo("here", 1, "cpu", 1, Silo.of(client), np.bincount(client.train.y, minlength=3).tolist()))
-    complete(alone, infos)
+    unread, alone = alone, complete(alone, infos)
     assert alone.model is not None and together.model is not None and alone.sizes is not None and together.sizes is not None
     assert alone.model.document() == together.model.document()
     assert alone.model.weights.tobytes() == together.model.weights.tobytes()
@@ -345,4 +345,4 @@ def test_what_the_driver_learns_of_silos_is_what_it_would_have_read(tmp_path: Pa
     for prepared in (alone, together):
         assert (prepared.test is not None) == public
     with pytest.raises(DataError, match="have different features"):
-        complete(alone, [infos[0], HostInfo("here", 1, "cpu", 1, silo("'b'", columns=("w",)))])
+        complete(unread, [infos[0], HostInfo("here", 1, "cpu", 1, silo("'b'", columns=("w",)))])

@@ -1,0 +1,144 @@
+"""What is told about a run: the facts at its start, its MLflow parameters and tags, its privacy claim and statement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from fedray import __version__
+from fedray.clients.groups import group_of
+from fedray.driver import Loop
+from fedray.planning.preparation import Prepared
+from fedray.privacy.clientplan import ClientPlan
+from fedray.privacy.recordplan import RecordPlan
+from fedray.privacy.rules import claim
+from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
+from fedray.rounds.round_metrics import GuaranteePlan
+from fedray.runfiles import Output
+from fedray.storage import write_atomic, write_json
+from fedray.tracking.mlflow_tracker import flat_params
+
+
+def guarantee_plans(prepared: Prepared) -> list[GuaranteePlan]:
+    """The run's guarantees: for records first, then for whole clients; empty without differential privacy."""
+    plans: list[GuaranteePlan] = []
+    if prepared.config.privacy.record:
+        groups = group_of(prepared.groups, len(prepared.names))
+        plans.append(GuaranteePlan("record", [plan for plan in prepared.plans if plan is not None], groups))
+    return plans if prepared.client_plan is None else [*plans, GuaranteePlan("client", [prepared.client_plan])]
+
+
+def started(prepared: Prepared, loop: Loop, output: Output, run_id: str) -> dict[str, Any]:
+    """Facts about a run whose actors are ready, as JSON data: the ``started`` event, shown at the head of the progress display."""
+    config, model = prepared.config, prepared.model
+    assert model is not None
+    plan = _first_plan(prepared)
+    return {
+        "name": config.name,
+        "run": run_id,
+        "output": str(output),
+        "rounds": config.rounds,
+        "first_round": loop.first_round,
+        "clients": len(loop.names),
+        "records": int(loop.sizes.sum()) if config.privacy.whole_clients is None else None,
+        "actors": len(loop.pool.slots),
+        "placement": config.clients.placement,
+        "model": config.model.kind,
+        "parameters": model.facts.layout.size,
+        "engine": model.engine,
+        "metric": config.evaluation.headline,
+        "regime": _regimes(prepared),
+        "unit": None if plan is None else plan.unit,
+        "budget": None if plan is None else plan.budget,
+        "delta": None if plan is None else plan.delta,
+        "noise_multiplier": None if plan is None else plan.noise_multiplier,
+        "data": config.data.source,
+        "warnings": list(prepared.warnings),
+    }
+
+
+def tracking_parameters(prepared: Prepared) -> dict[str, str]:
+    """The MLflow run's parameters: what the config decides about the training, and the noise multipliers that follow from it."""
+    raw = json.loads(prepared.config.model_dump_json(exclude={"ray", "tracking", "experiment"}))
+    parameters = flat_params(raw)
+    parameters.pop("privacy.insecure_seed", None)
+    plans = {"privacy": _first_plan(prepared)}
+    if prepared.config.privacy.joint is not None:
+        plans["privacy.joint"] = prepared.client_plan
+    return parameters | {f"{name}.noise_multiplier": f"{plan.noise_multiplier:.6g}" for name, plan in plans.items() if plan is not None}
+
+
+def tracking_tags(prepared: Prepared) -> dict[str, str]:
+    """The MLflow run's tags at its start."""
+    config = prepared.config
+    return {
+        "fedray.version": __version__,
+        "fedray.algorithm": config.algorithm.kind,
+        "fedray.privacy": _regimes(prepared),
+        "fedray.dataset": config.data.source.rpartition("/")[2],
+        "fedray.seed": str(config.seed),
+        **claim_tags(prepared),
+    }
+
+
+def claim_tags(prepared: Prepared, problems: Sequence[str] = (), summary: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The MLflow run's tags about its privacy claim.
+
+    Args:
+        prepared: the run.
+        problems: sentences about what voided the claim while the run was running.
+        summary: result of :func:`write_statement`, once the run has ended.
+    """
+    if not prepared.config.privacy.regimes:
+        return {"privacy/claim": "none"}
+    standing, summary = claim(prepared.config, problems), summary or {}
+    return {
+        "privacy/claim": "valid" if standing.valid else "void: " + "; ".join(standing.reasons),
+        "privacy/unit": " and ".join(plan.unit for plan in guarantee_plans(prepared)) or "client",
+        **{f"privacy/{key}": str(summary[key]) for key in ("epsilon", "delta", "accountant", "ledger_sha256") if key in summary},
+    }
+
+
+def write_statement(prepared: Prepared, loop: Loop, own_book: bool, rounds: int, left_out: int, problems: Sequence[str]) -> dict[str, Any]:
+    """Write the privacy statement and this run's entries of books that outlive it.
+
+    Args:
+        prepared: the run.
+        loop: what the driver's loop used.
+        own_book: whether the driver keeps a book itself, and not only the silos.
+        rounds: rounds that were run.
+        left_out: number of clients that were left out of rounds because their budget was used up.
+        problems: sentences about what voided the claim while the run was running.
+
+    Returns:
+        The ``privacy`` part of the run's summary, as JSON data.
+    """
+    config, files, books = prepared.config, loop.files, loop.books
+    if not config.privacy.regimes:
+        return {"unit": None, "regime": "none", "epsilon": None}
+    figures, groups = books.figures(), books.lines()
+    published = books.lines(rounds) if loop.privacy.secret else groups
+    guarantees = [
+        Guarantee(line.unit, line.distinct_plans(), groups.get(line.unit, []), figures.get(line.unit, []), published.get(line.unit, []))
+        for line in loop.privacy.lines
+    ]
+    heads = books.heads()
+    head = next(iter(heads.values())) if len(heads) == 1 and own_book else heads or None
+    frozen = "" if prepared.model is None else prepared.model.facts.frozen
+    statement = privacy_statement(config, guarantees, head, rounds, problems, frozen, left_out)
+    write_json(files.statement, statement)
+    for name, part in books.parts().items():
+        write_json(files.ledger / f"{quote(name, safe='')}.part.json", part)
+    write_atomic(files.root / "privacy_statement.md", statement_markdown(statement).encode())
+    return dict(statement["summary"])
+
+
+def _regimes(prepared: Prepared) -> str:
+    return "+".join(prepared.config.privacy.regimes) or "none"
+
+
+def _first_plan(prepared: Prepared) -> RecordPlan | ClientPlan | None:
+    """The plan of the first guarantee: for records where they are protected, else for whole clients."""
+    return next((plan for plan in prepared.plans if plan is not None), prepared.client_plan)
