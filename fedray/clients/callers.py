@@ -1,7 +1,7 @@
-"""What the callers of a run keep of the Ray that they are in while they wait for it: room that its clients never get.
+"""Refuses a run whose clients can have no room because the run's callers keep it while they wait.
 
-A run can be called from a Ray Tune trial, or from an actor. What these hold is not given back before the run ends, so a run that needs it
-would wait in vain.
+A run can be called from a Ray Tune trial, or from an actor. The resources that these hold are not given back before the run ends, so a run
+that needs them would wait forever.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ray
 from ray._private import state as ray_state  # Ray's public interface asks the dashboard, which is not always there
 from ray.core.generated import gcs_pb2
 
-from fedray.clients.nodes import Node, asks, describe, in_placement_group, look, suits, total
+from fedray.clients.nodes import PATIENCE, Node, asks, covers, describe, in_placement_group, look, suits, total, within
 from fedray.clients.placement import Place
 from fedray.config import Resources
 from fedray.errors import ConfigError
@@ -25,12 +25,17 @@ _OWN = ("Experiment", "ClientHost", "Evaluator")
 
 #: Seconds for which room may be missing: an earlier run's actors give theirs back.
 _PATIENCE = 5.0
-_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
 class Holding:
-    """What an actor or a placement group of this Ray job has of a node: its name for messages, the node's id, amounts by Ray's names."""
+    """Resources of one node that an actor or a placement group of this Ray job holds.
+
+    Attributes:
+        name: for messages.
+        node: the node's id.
+        amounts: by Ray's names.
+    """
 
     name: str
     node: str
@@ -38,11 +43,11 @@ class Holding:
 
 
 def with_room(places: Sequence[Place]) -> Sequence[Place]:
-    """The places, where those that a run cannot do without can have room while its callers wait.
+    """Return the places, having checked that those without which the run cannot start can have room while its callers wait.
 
     Raises:
-        ConfigError: they cannot: the caller's placement group has nothing left, or this Ray job's own actors and placement groups hold
-            what the clients need.
+        ConfigError: the caller's placement group has nothing left, or this Ray job's own actors and placement groups hold what the
+            clients need.
     """
     needed = [place for place in places if place.client is not None] or list({place.lane: place for place in places}.values())
     limit = time.monotonic() + _PATIENCE
@@ -54,20 +59,21 @@ def with_room(places: Sequence[Place]) -> Sequence[Place]:
 
 
 def _why_never(needed: Sequence[Place]) -> str | None:
-    """Why these will have no room, and what to set; a sentence."""
+    """Return one sentence on why these places will have no room, and what to set; None where they will, or where the head does not answer."""
     nodes = look()
-    if nodes is None:  # the head is away for a moment
+    if nodes is None:
         return None
     if in_placement_group():
         lacking = unplaced(needed, nodes)
         return None if lacking is None else in_group_sentence(lacking, nodes)
     if ray_state.state.get_max_resources_from_cluster_config() is not None:  # an autoscaler adds nodes
         return None
-    return without_group(needed, nodes, _holdings())
+    holdings = within(PATIENCE, _holdings)
+    return None if holdings is None else without_group(needed, nodes, holdings)
 
 
 def without_group(needed: Sequence[Place], nodes: Sequence[Node], holdings: Sequence[Holding]) -> str | None:
-    """Why these will have no room for as long as the holdings stay; None where they will, or where the holdings are not the reason."""
+    """Return one sentence on why the places have no room as long as the holdings stay; None where they have, or where another reason exists."""
     empty = [replace(node, free=node.total) for node in nodes]
     lacking = unplaced(needed, [replace(node, free=_less(node, holdings)) for node in nodes]) if holdings else None
     if lacking is None or unplaced(needed, empty) is not None:
@@ -81,7 +87,7 @@ def without_group(needed: Sequence[Place], nodes: Sequence[Node], holdings: Sequ
 
 
 def in_group_sentence(lacking: Place, bundles: Sequence[Node]) -> str:
-    """What is said where a place has no room in the caller's placement group."""
+    """Return one sentence on a place that has no room in the caller's placement group."""
     bundle = {("CPU" if name == "cpu" else name): amount for name, amount in asks(lacking.resources).items()}
     shown = ", ".join(f"{{{describe_amounts(b.total)}}} with {{{describe_amounts(b.free) or 'nothing'}}} free" for b in bundles)
     return (
@@ -92,12 +98,12 @@ def in_group_sentence(lacking: Place, bundles: Sequence[Node]) -> str:
 
 
 def unplaced(places: Iterable[Place], nodes: Sequence[Node]) -> Place | None:
-    """The first place that finds no room on the nodes when all are filled one after the other; None where all do."""
+    """Fill the nodes with the places in order; returns the first place without room, or None where all have room."""
     left = [dict(node.free) for node in nodes]
     for place in places:
         wanted = asks(place.resources)
         for node, free in zip(nodes, left, strict=True):
-            if suits(place.resources, node) and all(free.get(name, 0.0) + _SLACK >= amount for name, amount in wanted.items()):
+            if suits(place.resources, node) and covers(free, wanted):
                 for name, amount in wanted.items():
                     free[name] = free.get(name, 0.0) - amount
                 break
@@ -107,7 +113,7 @@ def unplaced(places: Iterable[Place], nodes: Sequence[Node]) -> Place | None:
 
 
 def describe_amounts(amounts: Mapping[str, float]) -> str:
-    """Amounts by Ray's names, in words; what nobody asks for by name is left out."""
+    """Return amounts by Ray's names as words, without memory and Ray's internal resources."""
     return describe(Resources(cpu=amounts.get("CPU", 0.0), gpu=amounts.get("GPU", 0.0), custom=_custom(amounts)))
 
 
@@ -117,7 +123,7 @@ def _custom(amounts: Mapping[str, float]) -> dict[str, float]:
 
 
 def _less(node: Node, holdings: Iterable[Holding]) -> dict[str, float]:
-    """What a node has beside the holdings."""
+    """Return a node's total resources less those of the holdings, by Ray's names."""
     free = dict(node.total)
     for holding in holdings:
         if holding.node == node.id:
@@ -134,7 +140,7 @@ def _by_name(holdings: Iterable[Holding]) -> dict[str, dict[str, float]]:
 
 
 def _holdings() -> list[Holding]:
-    """What living actors and placement groups of this Ray job hold, but for a run's own actors and those in a placement group."""
+    """Return what living actors and placement groups of this Ray job hold, without a run's own actors and actors in placement groups."""
     accessor = ray_state.state._connect_and_get_accessor()
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     found = []

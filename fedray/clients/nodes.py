@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 #: Seconds that a question to the head may take.
 PATIENCE = 2.0
-_SLACK = 1e-6
+_SLACK = 1e-6  # Ray's free amounts are floats that are added and subtracted
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,12 @@ def ray_options(resources: Resources) -> dict[str, Any]:
 
 def suits(resources: Resources, node: Node) -> bool:
     """Whether a node could hold such an actor, were it empty."""
-    enough = all(node.total.get(name, 0.0) + _SLACK >= amount for name, amount in asks(resources).items())
-    return enough and all(matches(node.labels.get(key), wanted) for key, wanted in resources.labels.items())
+    return covers(node.total, asks(resources)) and all(matches(node.labels.get(key), wanted) for key, wanted in resources.labels.items())
+
+
+def covers(free: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    """Whether the free amounts, by Ray's names, suffice for the wanted ones."""
+    return all(free.get(name, 0.0) + _SLACK >= amount for name, amount in wanted.items())
 
 
 def matches(value: str | None, wanted: str) -> bool:
@@ -169,13 +173,13 @@ def why_waiting(resources: Resources, nodes: Sequence[Node] | None) -> str:
         short = {
             name: (sum(n.total.get(name, 0.0) for n in suited), sum(n.free.get(name, 0.0) for n in suited))
             for name, amount in wanted.items()
-            if all(n.free.get(name, 0.0) + _SLACK < amount for n in suited)
+            if not any(covers(n.free, {name: amount}) for n in suited)
         }
         if not short:
             return f"{suited[0].name} has room for it; it is being placed"
         used = ", ".join(f"{_amount(name, all_ - free)} of {_amount(name, all_)} {name}" for name, (all_, free) in sorted(short.items()))
         return f"{used} are in use on the nodes that could hold it ({_names(suited)}); it starts when they are given back, or another such node joins"
-    missing = [name for name, amount in wanted.items() if all(n.total.get(name, 0.0) + _SLACK < amount for n in nodes)]
+    missing = [name for name, amount in wanted.items() if not any(covers(n.total, {name: amount}) for n in nodes)]
     unlabelled = [k for k, v in resources.labels.items() if not any(matches(n.labels.get(k), v) for n in nodes)]
     lacking = [f"{_amount(name, wanted[name])} {name}" for name in missing] + [f"label {k}={resources.labels[k]}" for k in unlabelled]
     what = f"no node has {' or '.join(lacking)}" if lacking else "no single node has all of that"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+from everyone import Everyone
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -33,21 +33,7 @@ N, CLASSES = 4, 3
 NEAR = 1e-5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Everyone:
-    """Every record is drawn, and the noise is zero."""
-
-    def uniform(self, n: int) -> npt.NDArray[np.float64]:
-        return np.zeros(n)
-
-    normal = uniform
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Of(nn.Module):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+from everyone import Everyone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import apart, gamma, steps_apart, terms_of
@@ -27,12 +27,7 @@ from fedray.training.plain import plain
 FEW = settings(max_examples=25)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def data(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,15 +129,6 @@ def summed(engine: Engine, model: nn.Module, x: torch.Tensor, y: torch.Tensor, l
     section = Training(lr=1.0, sampling_rate=1.0, steps=1, expected_batch=1.0)
     engine(model, x, y, LocalJob(section, 0.0, loss, rng.generator(0, "batches"), Everyone(), dp, take))
     return taken[0]
-
-
-class Everyone:
-    """Every record is drawn, and the noise is zero."""
-
-    def uniform(self, n: int) -> npt.NDArray[np.float64]:
-        return np.zeros(n)
-
-    normal = uniform
 
 
 def adversarial(shape: tuple[int, ...], scales: list[float], seed: int) -> torch.Tensor:

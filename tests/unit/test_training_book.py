@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+from everyone import Everyone
 from rounding import gamma, terms_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -31,21 +31,7 @@ CLIPPING = pytest.mark.parametrize("clipping", ["flat", "per_layer"])
 MEMORY = pytest.mark.parametrize("keep", [recordgrads.KEEP, 0], ids=["kept", "anew"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Everyone:
-    """Every record is drawn, and the noise is zero."""
-
-    def uniform(self, n: int) -> npt.NDArray[np.float64]:
-        return np.zeros(n)
-
-    normal = uniform
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clipped_sum(

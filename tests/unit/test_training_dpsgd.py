@@ -30,12 +30,7 @@ CLIPPED = pytest.mark.parametrize(
 Floats = npt.NDArray[np.float64]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Scripted:

@@ -22,12 +22,7 @@ from fedray.training.plain import plain
 N = 23
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def data(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
