@@ -25,7 +25,8 @@ from dp_accounting.pld import PLDAccountant
 
 from fedray.privacy.accounting import accountant, pld, renyi
 from fedray.privacy.accounting.accountant import INTERVAL, bound, flatten
-from fedray.privacy.accounting.events import Event, Gaussian, Poisson, SelfComposed, to_dp_event
+from fedray.privacy.accounting.events import Event, Gaussian, Poisson, SelfComposed
+from fedray.privacy.accounting.renyi import to_dp_event
 
 ROUNDS, PHASE, AROUND, DELTA = (10, 100, 1000, 10_000), 100, 5, 1e-6
 RESULTS = Path(__file__).parent / "results"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 from fedray.errors import LedgerError
-from fedray.privacy.accounting import events
+from fedray.privacy.accounting.event_json import canonical, from_canonical
 from fedray.privacy.accounting.events import Composed, Event, Gaussian, Laplace, Poisson, SelfComposed, Tree, Unsupported, ZCdp
 from fedray.privacy.ledger.ledger import Charge, Ledger, Location, ObjectPath, verify
 
@@ -41,7 +41,7 @@ BATCHES = st.lists(st.dictionaries(st.sampled_from(["a", "b", "ü/", "c d"]), EV
 @given(EVENTS)
 @settings(max_examples=100)
 def test_every_event_survives_its_json(event: Event) -> None:
-    assert events.from_canonical(events.canonical(event)) == event
+    assert from_canonical(canonical(event)) == event
 
 
 @given(BATCHES, st.integers(0, 4))

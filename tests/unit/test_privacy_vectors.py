@@ -36,8 +36,8 @@ from fedray.privacy.accounting.events import (
     TruncatedPoisson,
     Wor,
     rate,
-    to_dp_event,
 )
+from fedray.privacy.accounting.renyi import to_dp_event
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning:opacus"), pytest.mark.filterwarnings("ignore::RuntimeWarning:opacus")]
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting import pld, renyi
+from fedray.privacy.accounting.event_json import canonical
 from fedray.privacy.accounting.events import (
     Adjacency,
     Composed,
@@ -36,7 +37,6 @@ from fedray.privacy.accounting.events import (
     Unsupported,
     Wor,
     ZCdp,
-    canonical,
 )
 
 __all__ = [

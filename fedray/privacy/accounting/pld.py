@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedray.privacy.accounting.event_json import canonical
 from fedray.privacy.accounting.events import (
     Adjacency,
     Composition,
@@ -27,7 +28,6 @@ from fedray.privacy.accounting.events import (
     PureDp,
     TruncatedPoisson,
     Wor,
-    canonical,
 )
 
 Floats = npt.NDArray[np.float64]

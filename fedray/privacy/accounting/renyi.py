@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,11 @@ from fedray.privacy.accounting.events import (
     Laplace,
     Poisson,
     PureDp,
+    SelfComposed,
     Skellam,
+    Tree,
     Wor,
-    to_dp_event,
+    ZCdp,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -158,6 +161,29 @@ def _by_library(event: Event, adjacency: Adjacency, whole: bool) -> Floats:
     found = np.full(len(orders()), np.inf)
     found[wanted] = accountant.rdp
     return found
+
+
+def to_dp_event(event: Event) -> Any:
+    """The dp-accounting event of the same meaning, for events that dp-accounting bounds by RDP; noise multipliers are passed unchanged."""
+    import dp_accounting as dp
+
+    match event:
+        case Gaussian(z):
+            return dp.GaussianDpEvent(z)
+        case Laplace(z):
+            return dp.LaplaceDpEvent(z)
+        case ZCdp(rho, xi):
+            return dp.ZCDpEvent(rho=rho, xi=xi)
+        case Tree(z, steps):
+            return dp.SingleEpochTreeAggregationDpEvent(z, steps)
+        case Poisson(q, of):
+            return dp.PoissonSampledDpEvent(float(q), to_dp_event(of))
+        case Wor(n, m, gaussian):
+            return dp.SampledWithoutReplacementDpEvent(n, m, to_dp_event(gaussian))
+        case SelfComposed(count, of):
+            return dp.SelfComposedDpEvent(to_dp_event(of), count)
+        case _:
+            raise TypeError(f"no event of dp-accounting for {event!r}")
 
 
 def _halved(event: Event) -> Event:
