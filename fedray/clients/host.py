@@ -35,7 +35,7 @@ from fedray.errors import FedrayError
 from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector, set_vector
 from fedray.privacy.account import Account, Decision, Reservation
-from fedray.privacy.accounting.budgets import Plan
+from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures
 from fedray.privacy.ledger.ledger import ledger_directory
 from fedray.privacy.rules import claim

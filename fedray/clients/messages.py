@@ -13,7 +13,7 @@ from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
 from fedray.data.silos import Silo
-from fedray.privacy.accounting.budgets import Plan
+from fedray.privacy.clientplan import Plan
 from fedray.privacy.mechanisms.base import ClientStep
 from fedray.privacy.recordplan import RecordPlan
 

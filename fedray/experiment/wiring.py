@@ -36,8 +36,7 @@ from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
 from fedray.planning.preparation import Prepared, capacity
 from fedray.privacy.account import Account
-from fedray.privacy.accounting.budgets import Plan
-from fedray.privacy.clientplan import ClientPlan, level
+from fedray.privacy.clientplan import ClientPlan, Plan, level
 from fedray.privacy.ledger.ledger import ledger_directory
 from fedray.privacy.ledger.location import Location
 from fedray.privacy.release import Release

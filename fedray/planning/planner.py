@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def _held(prepared: Prepared, plan: P, ledger: str, path: str) -> tuple[P, str |
     if limits is None:
         return plan, None
     limits.check([plan], claim(prepared.config).reasons, path)
-    return cast(P, limits.hold(plan)), limits.where if limits.binds(plan) else None
+    return limits.hold(plan), limits.where if limits.binds(plan) else None
 
 
 def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list[Row]:

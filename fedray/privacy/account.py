@@ -16,7 +16,7 @@ from typing import Any
 from fedray.errors import LedgerError
 from fedray.privacy.accounting import accountant, budgets
 from fedray.privacy.accounting.accountant import Composition
-from fedray.privacy.accounting.budgets import Plan
+from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures, Spent
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.ledger.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path

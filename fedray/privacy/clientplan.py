@@ -1,4 +1,4 @@
-"""Privacy of whole clients: the public constants of a run, and the noise that they need."""
+"""The plan of a guarantee for whole clients: the run's public constants, and the noise multiplier that they need."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from fedray.privacy.accounting.events import Event, Poisson, rate
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise
-from fedray.privacy.recordplan import RecordPlan, rng_of, rounded_down, terms_sha256
+from fedray.privacy.recordplan import RecordPlan, check_target, rng_of, rounded_down, terms_sha256
 
-#: Of delta, what the figure for observers may leave for rounds that one client's coin decides; the first that suffices is taken.
+#: Shares of delta that the figure for observers may reserve for rounds that one client's coin decides; the first sufficient one is used.
 _SHARES = (1e-6, 1e-4, 1e-2, 0.1, 0.5)
 _DEFAULTS = {"client": "gaussian", "local": "local_gaussian", "distributed": "ddg"}
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Constants of an adaptive clip norm; see ``privacy.adaptive_clip``. ``noise_multiplier`` is that of the updates after the split."""
+    """Constants of an adaptive clip norm; see ``privacy.adaptive_clip``.
+
+    ``noise_multiplier`` is the updates' own, after a part of the budget went to the bits that adapt the clip norm.
+    """
 
     quantile: float
     rate: float
@@ -40,22 +43,23 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """Public constants of a guarantee for whole clients; nothing in here depends on a client's data.
+    """Public constants of a guarantee for whole clients. None of them depends on a client's data.
 
     Attributes:
-        regime: client, local or distributed.
-        kind: the mechanism's name.
+        regime: ``client``, ``local`` or ``distributed``.
+        kind: name of the mechanism.
         mechanism: the mechanism with its arguments.
-        facts: population, cohorts, rounds.
-        noise_multiplier: of a round's whole event: noise standard deviation on the sum over the clip norm.
-        adaptive: where the clip norm follows the norms.
-        weight_cap: records at which a client counts fully; None: each client counts 1.
-        denominator: what the noised sum is divided by.
-        delta, budget, target_epsilon: as in the config, the budget resolved.
-        participations: charges that the plan counts on for one subject.
-        max_participations: charges after which a subject leaves; None: no such limit.
+        facts: population, cohorts and rounds.
+        noise_multiplier: standard deviation of the noise on a round's sum, divided by the clip norm.
+        adaptive: constants of the adaptive clip norm; None if the clip norm is fixed.
+        weight_cap: number of records at which a client has full weight; None if every client has weight 1.
+        denominator: constant by which the noised sum is divided.
+        delta, target_epsilon: as in the config.
+        budget: epsilon above which no subject may be charged; None if there is no limit.
+        participations: planned charges of one subject.
+        max_participations: number of charges after which a subject takes no further part; None if there is no such limit.
         accountant_version, interval, rng: see :class:`fedray.privacy.recordplan.RecordPlan`.
-        observers_rate: where each participation is charged as if its cohort were known, the rate of the secret Poisson cohorts; else None.
+        observers_rate: sampling rate of the secret Poisson cohorts if each participation is charged as if its cohort were known; else None.
     """
 
     regime: str
@@ -82,27 +86,27 @@ class ClientPlan:
 
     @cached_property
     def charging(self) -> Charging:
-        """Who is charged, how often."""
+        """Who is charged, and how often."""
         return self.mechanism.charging(self.facts)
 
     @property
     def adjacency(self) -> Adjacency:
-        """Of the event."""
+        """Neighbouring relation of the charged event."""
         return self.charging.adjacency
 
     @property
     def clip(self) -> float:
-        """Clip norm of an update, the first where it adapts."""
+        """Clip norm of an update; the first one if the clip norm adapts."""
         return self.facts.clip
 
     def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event:
-        """What one charge costs; with another noise, what it would cost. ``steps`` changes nothing: they are not what is charged."""
+        """The event of one charge, or what it would be with another noise multiplier. ``steps`` changes nothing: local steps are not charged here."""
         return self.mechanism.event(noise_multiplier or self.noise_multiplier, self.facts)
 
     def observers_epsilon(self, rounds: int) -> float | None:
-        """Epsilon after ``rounds`` rounds against those who see the models, and which rounds failed, but not the cohorts; an upper bound.
+        """Upper bound on epsilon after ``rounds`` rounds against observers who see the models and which rounds failed, but not the cohorts.
 
-        None where the charges say it already. Updates are taken to be lost by chance, not by what a client's coin is.
+        None if the charges already count on secret cohorts. The bound assumes that lost updates do not depend on a client's coin.
         """
         if self.observers_rate is None:
             return None
@@ -117,12 +121,12 @@ class ClientPlan:
         return accountant.bound({self.event(): rounds}, self.delta, self.interval, self.adjacency)
 
     def _decisive(self, rounds: int, rate: float) -> float:
-        """Chance that in any round a client's coin alone decides whether there are enough clients for the round to count.
+        """Probability p that in some round one client's coin alone decides whether the round has enough clients to count.
 
-        Everyone sees whether a round counts. Where the others' coins suffice without the client, or do not with it, that tells nothing of
-        the client, and it is in the sum with the chance ``rate``. Where one is missing, the round counts if and only if the client takes
-        part, which then is not amplified. Were that never so, the figure would be the one of Poisson samples at delta (1 - share); by the
-        chance p that it is, probabilities differ for both of two neighbours, and so (1 + e^epsilon) p is added to delta.
+        Everyone sees whether a round counts. If the other clients suffice without this client, or do not suffice with it, this observation
+        reveals nothing about the client, who is in the sum with probability ``rate``. If exactly one client is missing, the round counts if
+        and only if this client takes part, and its participation is not amplified. Without such rounds the figure would be that of Poisson
+        samples at delta (1 - share). Such rounds change both neighbours' probabilities by at most p, which adds (1 + e^epsilon) p to delta.
         """
         from scipy.stats import binom
 
@@ -130,25 +134,25 @@ class ClientPlan:
 
     @property
     def planned_epsilon(self) -> float:
-        """Epsilon after all planned charges of a subject that has spent nothing before."""
+        """Epsilon after all planned charges of a subject without earlier charges."""
         return accountant.bound({self.event(): self.participations}, self.delta, self.interval, self.adjacency)
 
     @property
     def amplified(self) -> bool:
-        """Whether the charges count on cohorts staying secret."""
+        """Whether the charges rely on secret cohorts."""
         return self.charging.whom == "everyone" and self.facts.sampling in ("poisson", "fixed")
 
     @property
     def secret(self) -> bool:
-        """Whether a figure counts on cohorts staying secret."""
+        """Whether any figure relies on secret cohorts."""
         return self.amplified or self.observers_rate is not None
 
     def subjects(self, names: Sequence[str]) -> Sequence[str]:
-        """Who is charged in the book."""
+        """The subjects that are charged in the book: everyone at once, or each client."""
         return [EVERYONE] if self.charging.whom == "everyone" else names
 
     def noise_std(self, clip: float) -> float | npt.NDArray[np.float64]:
-        """Standard deviation of what the driver adds to each value of the sum at this clip norm, in real units."""
+        """Standard deviation of the driver's noise on each value of the sum at this clip norm, in units of the update; float64 ``[dimension + 1]`` if the clip norm adapts."""
         if self.adaptive is None:
             return self.noise_multiplier * clip
         std = np.full(self.facts.dimension + 1, self.adaptive.noise_multiplier * clip)
@@ -156,7 +160,7 @@ class ClientPlan:
         return std
 
     def terms(self) -> dict[str, Any]:
-        """The plan as JSON data, as ledgers and statements show it."""
+        """The plan as JSON data, for ledgers and statements."""
         facts = {k: v for k, v in vars(self.facts).items() if k != "rate"}
         q = self.facts.rate
         return {
@@ -186,21 +190,24 @@ class ClientPlan:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the plan's canonical JSON."""
+        """SHA-256 of :meth:`terms`."""
         return terms_sha256(self.terms())
 
 
-def secret_cohorts(plans: Sequence[RecordPlan | ClientPlan]) -> bool:
-    """Whether one plan needs secret cohorts while the charges of another, or its own, are made by who took part.
+Plan = RecordPlan | ClientPlan
 
-    Then figures that follow from those charges must not be published as they are.
+
+def secret_cohorts(plans: Sequence[Plan]) -> bool:
+    """Whether one plan needs secret cohorts while another, or the same one, charges each participant.
+
+    If so, figures computed from the participants' charges reveal the cohorts and must not be published.
     """
     secret = any(p.secret for p in plans if isinstance(p, ClientPlan))
     return secret and any(isinstance(p, RecordPlan) or p.charging.whom == "participants" for p in plans)
 
 
 def level(privacy: Privacy) -> Privacy | Joint:
-    """The section with the constants of the guarantee for whole clients: ``privacy``, or ``privacy.joint`` beside records."""
+    """The section with the constants of the guarantee for whole clients: ``privacy``, or ``privacy.joint`` if records are protected as well."""
     return privacy if privacy.joint is None else privacy.joint
 
 
@@ -208,7 +215,7 @@ def make_mechanism(privacy: Privacy) -> tuple[str, Mechanism]:
     """The configured mechanism with its arguments.
 
     Raises:
-        ConfigError: unknown, of another regime, or wrong arguments.
+        ConfigError: the mechanism is unknown, belongs to another regime, or has wrong arguments.
     """
     regime = privacy.whole_clients
     assert regime is not None
@@ -216,7 +223,7 @@ def make_mechanism(privacy: Privacy) -> tuple[str, Mechanism]:
     factory = components.find(components.MECHANISMS, part.kind)
     made = factory(**components.check_arguments(factory, part.arguments, "privacy.mechanism"))
     if not isinstance(made, Mechanism):
-        raise ConfigError(f"privacy.mechanism.kind: '{part.kind}' is no fedray.privacy.mechanisms.base.Mechanism.")
+        raise ConfigError(f"privacy.mechanism.kind: '{part.kind}' is no subclass of fedray.privacy.mechanisms.base.Mechanism; name one.")
     if made.regime != regime:
         others = [n for n, m in components.MECHANISMS.parts().items() if m.regime == regime]
         raise ConfigError(
@@ -229,15 +236,15 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
     """The plan of a run in which whole clients are protected.
 
     Args:
-        config: with such a regime.
-        clients: size of the population, public.
-        dimension: values of an update; local guarantees do not depend on it.
-        grid: fraction bits of the exact sum.
-        largest_rate: the largest rate factor of a group of clients; everyone is charged as if it were theirs.
-        one_rate: all groups have that one; without, nothing is said of observers who do not know the cohorts.
+        config: the run, with a regime that protects whole clients.
+        clients: public size of the population.
+        dimension: number of values of an update; local guarantees do not depend on it.
+        grid: number of fraction bits of the exact sum.
+        largest_rate: the largest rate factor of any group of clients, at which everyone is charged.
+        one_rate: whether all groups have this rate factor; if not, no figure is given for observers who do not know the cohorts.
 
     Raises:
-        ConfigError: a key is missing or contradicts another.
+        ConfigError: a key is missing or contradicts another key.
         PrivacyRefusal: delta is too large for the population.
     """
     privacy = config.privacy
@@ -252,9 +259,7 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
             f"set {path}.delta={rounded_down(1 / (10 * clients)):g} or less.",
             "privacy.delta.too_large",
         )
-    if (own.target_epsilon is None) == (own.noise_multiplier is None):
-        given = "neither" if own.target_epsilon is None else "both"
-        raise ConfigError(f"{path}.target_epsilon, {path}.noise_multiplier: {given} given; give exactly one.")
+    check_target(own, path)
     facts = _facts(config, clients, dimension, grid, largest_rate, own)
     mechanism.check(facts)
     charging = mechanism.charging(facts)
@@ -331,7 +336,7 @@ def _check_limits(own: Privacy | Joint, charging: Charging, path: str) -> None:
 
 
 def _check_enough_clients(facts: Facts, charging: Charging) -> None:
-    """Bounded participations must not leave later rounds of a charge without clients."""
+    """Refuse bounds on participation that leave later rounds of a charge without clients."""
     longest = min(charging.separation, charging.span)
     if charging.span == 1 or (facts.cohort * longest <= facts.clients and facts.cohort * charging.span <= facts.clients * charging.most):
         return

@@ -18,19 +18,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from fedray.config import Section
 from fedray.configfile import parse_yaml
 from fedray.errors import ConfigError, LedgerError, PrivacyRefusal
-from fedray.privacy.accounting.budgets import Plan
+from fedray.privacy.clientplan import Plan
 from fedray.privacy.ledger.location import Location, location
 from fedray.rounding import as_given
 from fedray.stores.s3 import Bucket
 
 FILE = "limits.yaml"
+
+P = TypeVar("P", bound=Plan)
 
 
 class Terms(Section):
@@ -95,11 +97,11 @@ class Limits:
                     "privacy.limits.epsilon",
                 )
 
-    def hold(self, plan: Plan) -> Plan:
+    def hold(self, plan: P) -> P:
         """The plan with this limit as its budget where it has none, for judging what may still be charged; its hash is another."""
         if plan.budget is not None or self.terms.epsilon is None:
             return plan
-        return cast(Plan, replace(cast(Any, plan), budget=self.terms.epsilon))
+        return replace(plan, budget=self.terms.epsilon)
 
     def binds(self, plan: Plan) -> bool:
         """Whether the budget that the plan is held to cannot be raised, because it is this limit."""

@@ -1,8 +1,8 @@
-"""Record-level DP-SGD at each client: the public constants of a run, and the noise that they need.
+"""The plan of record-level DP-SGD at each client: the run's public constants, and the noise multiplier that they need.
 
-The unit is one record of one client, adjacency is zero-out. A round of participation is ``steps``
-Poisson-sampled, clipped, noised steps. What clients send is a function of noised gradients only, so
-the guarantee holds against the server, the other clients and whoever sees the model.
+The unit is one record of one client under zero-out adjacency. A round of participation is ``steps`` Poisson-sampled steps, each with
+clipped gradients and Gaussian noise. Clients send functions of noised gradients only, so the guarantee holds against the server, the
+other clients and everyone who sees the model.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from functools import cached_property
 from math import floor, log10
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from fedray.config import Config, Training
+from fedray.config import Config, Joint, Privacy, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Gaussian, Poisson, SelfComposed, rate
 
-UNIT = "record"
-ADJACENCY: accountant.Adjacency = "zero_out"
 SECURE_RNG = "aes-256-ctr keyed by the operating system"
 INSECURE_RNG = "insecure seed (tests only)"
 
@@ -31,25 +29,25 @@ History = list[tuple[float, float, int]]
 
 @dataclass(frozen=True)
 class RecordPlan:
-    """Public constants of record-level DP-SGD; nothing in here depends on a client's records.
+    """Public constants of record-level DP-SGD. None of them depends on a client's records.
 
     Attributes:
-        sampling_rate: probability with which a record joins a step, exact.
+        sampling_rate: exact probability with which a record joins a step.
         steps: noised steps in one round of participation.
-        expected_batch: constant that a step's noised sum is divided by.
-        noise_multiplier: noise standard deviation on the sum over ``clip``.
+        expected_batch: constant by which a step's noised sum is divided, in records.
+        noise_multiplier: standard deviation of the noise on a step's sum, divided by ``clip``.
         clip: L2 bound of one record's gradient over all trained parameters.
-        delta: of the (epsilon, delta) guarantee.
-        budget: epsilon at which a client is refused; None: there is no limit.
-        target_epsilon: what the noise multiplier was found from; None where it was given.
-        participations: rounds that the plan counts on for one client.
-        max_participations: rounds after which a client leaves; None: all rounds.
-        max_silos_per_person: in how many clients one person may have a record.
-        accountant: how refusals and the headline are computed.
-        accountant_version: the library and its version.
-        interval: grid of the privacy loss.
-        rng: where noise and sampling coins come from.
-        clipping: ``flat``: all trained parameters jointly; ``per_layer``: each parameter tensor to clip / sqrt(their number).
+        delta: delta of the (epsilon, delta) guarantee.
+        budget: epsilon above which no client may be charged; None if there is no limit.
+        target_epsilon: epsilon that the noise multiplier was calibrated to; None if the config gave the noise multiplier.
+        participations: planned rounds of participation of one client.
+        max_participations: number of rounds after which a client takes no further part; None if it may take part in all rounds.
+        max_silos_per_person: largest number of clients in which one person has a record.
+        accountant: accountant that computes refusals and the headline epsilon.
+        accountant_version: name and version of the accounting library.
+        interval: grid spacing of the privacy-loss distribution.
+        rng: source of noise and sampling coins, in words.
+        clipping: ``flat`` clips all trained parameters jointly; ``per_layer`` clips each of n parameter tensors to clip / sqrt(n).
     """
 
     sampling_rate: Fraction
@@ -69,42 +67,42 @@ class RecordPlan:
     rng: str
     clipping: Literal["flat", "per_layer"] = "flat"
 
-    unit: ClassVar[str] = UNIT
-    adjacency: ClassVar[Adjacency] = ADJACENCY
+    unit: ClassVar[str] = "record"
+    adjacency: ClassVar[Adjacency] = "zero_out"
 
     def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event:
-        """What one round of participation costs; with another noise or fewer steps, what it would cost."""
+        """The event that one round of participation is charged, or would be with another noise multiplier or fewer steps."""
         return _event(self.sampling_rate, steps or self.steps, noise_multiplier or self.noise_multiplier)
 
     def history(self, steps: int | None = None) -> History:
-        """What the engine must have counted in one round, by the event that is charged: [(noise multiplier, sampling rate, steps)]."""
+        """The steps that the engine must have counted in one round, by the charged event: [(noise multiplier, sampling rate, steps)]."""
         charged = dpsgd_terms(self.event(steps=steps))
         return [] if charged is None else [(charged.noise_multiplier, float(charged.sampling_rate), charged.steps)]
 
     @property
     def planned_epsilon(self) -> float:
-        """Epsilon after all planned participations of a client that has spent nothing before."""
+        """Epsilon after all planned participations of a client without earlier charges."""
         return accountant.bound({self.event(): self.participations}, self.delta, self.interval)
 
     def terms(self) -> dict[str, Any]:
-        """The plan as JSON data, as ledgers and statements show it."""
+        """The plan as JSON data, for ledgers and statements."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["sampling_rate"] = [self.sampling_rate.numerator, self.sampling_rate.denominator]
-        return {"unit": UNIT, "adjacency": ADJACENCY, "regime": "record", **values}
+        return {"unit": self.unit, "adjacency": self.adjacency, "regime": "record", **values}
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the plan's canonical JSON."""
+        """SHA-256 of :meth:`terms`."""
         return terms_sha256(self.terms())
 
 
 def terms_sha256(terms: Mapping[str, Any]) -> str:
-    """Hash of a plan's terms in their one JSON text."""
+    """SHA-256 of a plan's terms as canonical JSON (sorted keys, no blanks), in hex."""
     return hashlib.sha256(json.dumps(terms, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class DpSgdTerms(NamedTuple):
-    """The numbers of DP-SGD's event."""
+    """The parameters of DP-SGD's event."""
 
     steps: int
     sampling_rate: Fraction
@@ -112,7 +110,7 @@ class DpSgdTerms(NamedTuple):
 
 
 def dpsgd_terms(event: Event | None) -> DpSgdTerms | None:
-    """How many steps an event charges, at which rate and noise; None where it is none of DP-SGD's."""
+    """The number of steps that an event charges, with their rate and noise multiplier; None if it is no event of DP-SGD."""
     steps, of = (event.count, event.of) if isinstance(event, SelfComposed) else (1, event)
     if isinstance(of, Poisson) and isinstance(of.of, Gaussian):
         return DpSgdTerms(steps, of.q, of.of.noise_multiplier)
@@ -124,15 +122,15 @@ def _event(q: Fraction, steps: int, noise_multiplier: float) -> Event:
 
 
 def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
-    """The plan of a run, or of a group of clients with training settings of its own.
+    """The plan of a run, or of a group of clients with its own training settings.
 
     Args:
-        config: with ``privacy.regime: record``.
-        training: the group's training section; default the run's.
+        config: the run, with ``privacy.regime: record``.
+        training: the group's training section; default the run's section.
 
     Raises:
-        ConfigError: a key is missing or contradicts another.
-        PrivacyRefusal: shuffled batches, which no accountant covers.
+        ConfigError: a key is missing or contradicts another key.
+        PrivacyRefusal: the config asks for shuffled batches, which no accountant bounds.
     """
     training, privacy = training or config.training, config.privacy
     if training.sampling_rate is None and training.batch_size is not None:
@@ -152,12 +150,7 @@ def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
     missing = [key for key, value in needed.items() if value is None]
     if missing:
         raise ConfigError(f"privacy.regime: record needs {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}.")
-    if (privacy.target_epsilon is None) == (privacy.noise_multiplier is None):
-        given = "neither" if privacy.target_epsilon is None else "both"
-        raise ConfigError(
-            f"privacy.target_epsilon, privacy.noise_multiplier: {given} of them {'is' if given == 'neither' else 'are'} given; "
-            "give exactly one (the target finds the noise, the noise gives the epsilon)."
-        )
+    check_target(privacy, "privacy")
     q, steps, delta = rate(training.sampling_rate or 0.0), training.steps or 0, privacy.delta or 0.0
     participations = min(config.rounds, privacy.max_participations or config.rounds)
     noise = privacy.noise_multiplier
@@ -183,20 +176,34 @@ def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
     )
 
 
+def check_target(section: Privacy | Joint, path: str) -> None:
+    """Refuse a section, at ``path`` in the config, that gives both or neither of target epsilon and noise multiplier.
+
+    Raises:
+        ConfigError: the section does so.
+    """
+    if (section.target_epsilon is None) == (section.noise_multiplier is None):
+        given = "neither of them is" if section.target_epsilon is None else "both of them are"
+        raise ConfigError(
+            f"{path}.target_epsilon, {path}.noise_multiplier: {given} given; "
+            "give exactly one (the target finds the noise, the noise gives the epsilon)."
+        )
+
+
 def rng_of(config: Config) -> str:
-    """Where noise and sampling coins come from, in words."""
+    """The source of noise and sampling coins, in words."""
     return SECURE_RNG if config.privacy.insecure_seed is None else INSECURE_RNG
 
 
 def check_delta(plan: RecordPlan, sizes: Mapping[str, int]) -> None:
-    """Refuse a delta above 1 / (10 x records) of any client.
+    """Refuse a delta above 1 / (10 x records) of the largest client.
 
     Args:
         plan: the plan of these clients.
-        sizes: client to its number of training records; zero-out adjacency takes these as public.
+        sizes: each client's number of training records, which zero-out adjacency takes as public.
 
     Raises:
-        PrivacyRefusal: names the largest client and the largest legal delta.
+        PrivacyRefusal: delta is too large; the sentence names the largest client and the largest legal delta.
     """
     if not sizes:
         return
@@ -211,21 +218,21 @@ def check_delta(plan: RecordPlan, sizes: Mapping[str, int]) -> None:
 
 
 def rounded_down(value: float) -> float:
-    """To three digits, never above ``value``."""
+    """``value`` to three digits, rounded down."""
     scale = 10.0 ** (2 - floor(log10(value)))
     return floor(value * scale * (1 + 1e-12)) / scale
 
 
 def check_history(history: Sequence[Sequence[float]] | None, plan: RecordPlan, steps: int | None = None) -> None:
-    """Compare what the engine counted in one local round with what was charged for it.
+    """Compare the steps that the engine counted in one local round with the charged ones.
 
     Args:
-        history: [(noise multiplier, sampling rate, steps)].
+        history: the engine's count: [(noise multiplier, sampling rate, steps)].
         plan: the client's plan.
-        steps: fewer than the plan's, where that is what was charged.
+        steps: number of charged steps; None if it is the plan's.
 
     Raises:
-        ClaimVoid: they differ.
+        ClaimVoid: the two differ.
     """
     seen = [tuple(row) for row in history or []]
     if seen != plan.history(steps):

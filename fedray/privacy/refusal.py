@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedray.privacy.accounting import budgets
 from fedray.privacy.accounting.accountant import Composition
-from fedray.privacy.accounting.budgets import Plan
+from fedray.privacy.clientplan import Plan
 from fedray.rounding import as_given, rounded_up
 
 
@@ -36,7 +36,7 @@ class Refusal:
 
     def fits(self) -> tuple[float | None, int | None]:
         """The least noise multiplier, and the most steps, with which one more round fits the budget; None where none does."""
-        return (None, None) if self.budget is None else budgets.fits(self.composition, self.plan)
+        return budgets.fits(self.composition, self.plan)
 
     def __str__(self) -> str:
         if self.budget is None or self.after <= self.budget:
@@ -62,7 +62,7 @@ def refusal(subject: str, plan: Plan, composition: Composition, participations: 
     """
     after = budgets.plus(composition, plan.event())
     full = plan.max_participations is not None and participations >= plan.max_participations
-    if not full and (plan.budget is None or budgets.affordable(after, plan)):
+    if not full and budgets.affordable(after, plan):
         return None
     spent, then = budgets.bound(composition, plan), budgets.bound(after, plan)
     return Refusal(subject, spent, then, plan.budget, participations, composition, plan, limits)

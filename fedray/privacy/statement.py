@@ -18,7 +18,7 @@ from typing import Any
 from fedray.config import Config
 from fedray.privacy import statement_text
 from fedray.privacy.accounting import accountant
-from fedray.privacy.clientplan import ClientPlan, secret_cohorts
+from fedray.privacy.clientplan import ClientPlan, Plan, secret_cohorts
 from fedray.privacy.figures import Figures, Spent, headline, median
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import Claim, claim
@@ -40,7 +40,7 @@ class Guarantee:
     """
 
     unit: str
-    plans: Sequence[RecordPlan | ClientPlan]
+    plans: Sequence[Plan]
     groups: Sequence[Spent]
     figures: Sequence[Figures]
     published: Sequence[Spent] | None = None
@@ -173,13 +173,13 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
     }
 
 
-def _regime(plan: RecordPlan | ClientPlan) -> str:
+def _regime(plan: Plan) -> str:
     if isinstance(plan, RecordPlan):
         return "local-dp-sgd"
     return f"{'central' if plan.regime == 'client' else plan.regime}-{plan.kind}"
 
 
-def _record_mechanism(plans: Sequence[RecordPlan | ClientPlan]) -> dict[str, Any]:
+def _record_mechanism(plans: Sequence[Plan]) -> dict[str, Any]:
     return {
         "name": "DP-SGD at each client: Poisson-sampled steps, each record's gradient clipped jointly over all trained parameters "
         "(per_layer: each parameter tensor's to clip / sqrt(their number)), Gaussian noise on the sum",
@@ -310,7 +310,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
     )
 
 
-def _person(plans: Sequence[RecordPlan | ClientPlan], groups: Sequence[Spent], headline: float) -> float:
+def _person(plans: Sequence[Plan], groups: Sequence[Spent], headline: float) -> float:
     silos = max((p.max_silos_per_person for p in plans), default=1)
     if silos == 1 or not groups:
         return headline

@@ -10,11 +10,9 @@ import math
 from typing import Any
 
 from fedray.config import Config
-from fedray.privacy.clientplan import ClientPlan
+from fedray.privacy.clientplan import ClientPlan, Plan
 from fedray.privacy.recordplan import INSECURE_RNG, RecordPlan
 from fedray.privacy.rules import Claim
-
-Plan = RecordPlan | ClientPlan
 
 TRUST = (
     "One Ray cluster is one trust domain: records are protected from everyone who sees models and metrics, "

@@ -172,7 +172,7 @@ class TestRefusals:
             ({"mechanism": {"kind": "ddg"}}, {}, "is for privacy.regime distributed, not client; use banded or gaussian or tree"),
             ({"mechanism": {"kind": "tree", "restart_every": 13}}, {}, "restart_every: should be between 1 and the 12 rounds"),
             ({"max_participations": 3}, {"cohort": POISSON}, "max_participations: every round is charged to every client"),
-            ({"target_epsilon": 3.0}, {}, "both given"),
+            ({"target_epsilon": 3.0}, {}, "both of them are given"),
             ({"delta": None}, {}, "privacy.delta: is needed"),
             (
                 {"mechanism": {"kind": "tree"}, "adaptive_clip": {}},

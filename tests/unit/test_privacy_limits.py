@@ -14,7 +14,7 @@ from fedray.planning.planner import make_plan, shortfalls
 from fedray.planning.preparation import Prepared, prepare
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import bound
-from fedray.privacy.accounting.budgets import Plan
+from fedray.privacy.clientplan import Plan
 from fedray.privacy.ledger.ledger import Location, read, records_path, verify
 from fedray.privacy.ledger.location import location
 from fedray.privacy.limits import FILE, load_limits

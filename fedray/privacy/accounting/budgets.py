@@ -1,50 +1,23 @@
-"""What charges cost under a plan, and what the plan's budget still allows: pure functions, memoised by composition."""
+"""The cost of charges under a plan, and the rounds and steps that the plan's budget still allows.
+
+All functions are pure; the expensive ones are memoised by composition.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Protocol
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting import accountant
-from fedray.privacy.accounting.accountant import Adjacency, Composition
+from fedray.privacy.accounting.accountant import Composition
 from fedray.privacy.accounting.events import Event
-
-
-class Plan(Protocol):
-    """What an account needs of a plan; :class:`RecordPlan` and :class:`ClientPlan` are such."""
-
-    @property
-    def unit(self) -> str: ...  # noqa: D102
-    @property
-    def adjacency(self) -> Adjacency: ...  # noqa: D102
-    @property
-    def delta(self) -> float: ...  # noqa: D102
-    @property
-    def budget(self) -> float | None: ...  # noqa: D102
-    @property
-    def interval(self) -> float: ...  # noqa: D102
-    @property
-    def clip(self) -> float: ...  # noqa: D102
-    @property
-    def noise_multiplier(self) -> float: ...  # noqa: D102
-    @property
-    def max_participations(self) -> int | None: ...  # noqa: D102
-    @property
-    def max_silos_per_person(self) -> int: ...  # noqa: D102
-    @property
-    def steps(self) -> int: ...  # noqa: D102
-    @property
-    def sha256(self) -> str: ...  # noqa: D102
-    def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event: ...  # noqa: D102
-    def terms(self) -> dict[str, Any]: ...  # noqa: D102
-    def __hash__(self) -> int: ...
+from fedray.privacy.clientplan import Plan
 
 
 def largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number from 0 to ``limit`` that fits, where all smaller ones do; 0 is not asked."""
+    """The largest number from 1 to ``limit`` that fits, by bisection; 0 if none does. If a number fits, all smaller ones must."""
     low, high = 0, 1
     while high <= limit and fits(high):
         low, high = high, high * 2
@@ -56,37 +29,36 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def plus(composition: Composition, event: Event, count: int = 1) -> Composition:
-    """What was charged and so many more charges of one event."""
+    """The composition with ``count`` more charges of one event."""
     total = Counter(dict(composition))
     total[event] += count
     return accountant.flatten(total)
 
 
 def bound(composition: Composition, plan: Plan) -> float:
-    """Epsilon of what was charged, at the plan's delta: the figure that refusals go by."""
+    """Epsilon of a composition at the plan's delta. Refusals are decided by this figure."""
     return accountant.bound(dict(composition), plan.delta, plan.interval, plan.adjacency)
 
 
 def affordable(composition: Composition, plan: Plan) -> bool:
-    """Whether :func:`bound` is within the plan's budget, which must have one."""
-    assert plan.budget is not None
-    return accountant.affordable(dict(composition), plan.delta, plan.budget, plan.interval, plan.adjacency)
+    """Whether :func:`bound` is within the plan's budget; True if the plan has none."""
+    return plan.budget is None or accountant.affordable(dict(composition), plan.delta, plan.budget, plan.interval, plan.adjacency)
 
 
 def by_rdp(composition: Composition, plan: Plan) -> float:
-    """The same by RDP; infinite where RDP does not bound an event."""
+    """Epsilon of a composition by RDP at the plan's delta; infinite if RDP does not bound one of the events."""
     if not accountant.bounded(composition, "rdp", plan.adjacency):
         return float("inf")
     return accountant.epsilon(dict(composition), plan.delta, "rdp", plan.interval, plan.adjacency)
 
 
 def unamplified(composition: Composition, plan: Plan) -> float:
-    """:func:`bound` without the sampling of clients: against whoever knows the cohorts."""
+    """:func:`bound` without amplification by the sampling of clients: epsilon against an adversary who knows the cohorts."""
     return accountant.bound(accountant.unamplified(dict(composition)), plan.delta, plan.interval, plan.adjacency)
 
 
 def participations_left(composition: Composition, participations: int, plan: Plan) -> int | None:
-    """Rounds that a subject can still take part in, by its budget and by the number of participations; None without a limit."""
+    """Number of rounds that a subject's budget and ``max_participations`` still allow; None if neither limits it."""
     by_count = None if plan.max_participations is None else max(0, plan.max_participations - participations)
     if plan.budget is None:
         return by_count
@@ -95,7 +67,7 @@ def participations_left(composition: Composition, participations: int, plan: Pla
 
 
 def _rounds_left(composition: Composition, plan: Plan) -> int:
-    """Rounds that the budget still allows; the search for it is done once for all rounds of the same event."""
+    """Number of rounds that the budget still allows. Subjects whose charges of the plan's event differ in number share one search."""
     round_ = accountant.flatten({plan.event(): 1})
     if len(round_) != 1:
         return _most(composition, round_, plan)
@@ -106,7 +78,7 @@ def _rounds_left(composition: Composition, plan: Plan) -> int:
 
 @lru_cache(maxsize=4096)
 def _most(composition: Composition, step: Composition, plan: Plan) -> int:
-    """How often ``step`` can be added to ``composition`` within the plan's budget, at most about a billion times."""
+    """How often ``step`` can be added to ``composition`` within the plan's budget, up to about a billion times."""
 
     def fits(times: int) -> bool:
         total = Counter(dict(composition))
@@ -119,16 +91,15 @@ def _most(composition: Composition, step: Composition, plan: Plan) -> int:
 
 @lru_cache(maxsize=1024)
 def most_steps(composition: Composition, plan: Plan) -> int:
-    """Local steps that the budget allows, fewer than the plan's; 0 where it allows none or the plan has no steps."""
+    """Largest number of local steps below the plan's that the budget allows for one more round; 0 if it allows none."""
     return largest(lambda steps: affordable(plus(composition, plan.event(steps=steps)), plan), plan.steps - 1)
 
 
 @lru_cache(maxsize=1024)
 def fits(composition: Composition, plan: Plan) -> tuple[float | None, int | None]:
-    """The least noise multiplier, and the most steps, with which one more round fits the budget; None where none does."""
+    """Least noise multiplier and largest number of steps with which one more round fits the budget; None if none fits or there is no budget."""
     budget = plan.budget
-    assert budget is not None
-    if bound(composition, plan) >= budget:
+    if budget is None or bound(composition, plan) >= budget:
         return None, None
     steps = most_steps(composition, plan) or None
     try:
