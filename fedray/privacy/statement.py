@@ -1,6 +1,6 @@
-"""The privacy statement of a run: what is guaranteed, to whom, under which assumptions, and what is not.
+"""The privacy statement of a run: the guarantees, their assumptions and their limits, as JSON data and as Markdown.
 
-Its sentences are in :mod:`fedray.privacy.statement_text`.
+The sentences are in :mod:`fedray.privacy.statement_text`.
 
 Sources: Ponomareva et al. 2023, How to DP-fy ML, section 5.3 (what to report); NIST SP 800-226 (2025), Guidelines for Evaluating
 Differential Privacy Guarantees
@@ -29,14 +29,14 @@ _PACKAGES = ("fedray", "opacus", "dp-accounting", "torch", "numpy", "cryptograph
 
 @dataclass(frozen=True)
 class Guarantee:
-    """One line of a statement.
+    """One guarantee of a statement.
 
     Attributes:
-        unit: whom it protects.
-        plans: of its groups.
-        groups: all subjects' figures.
-        figures: of the subjects that are listed one by one.
-        published: what headlines are made of where who took part is secret: groups as if everyone always had; None: ``groups``.
+        unit: protected unit, ``record`` or ``client``.
+        plans: plans of the groups of clients.
+        groups: figures of all subjects.
+        figures: figures of the subjects that the statement lists one by one.
+        published: figures for the headlines if participation is secret, computed as if everyone had always taken part; None: ``groups``.
     """
 
     unit: str
@@ -59,18 +59,18 @@ def privacy_statement(
 
     Args:
         config: the run.
-        guarantees: the run's lines, records first; at least one.
-        ledger_head: hash of the last entry of the driver's book, or name to that of each book.
-        rounds: rounds that were run.
-        problems: what went wrong while the run ran; voids the claim.
-        frozen: digest of the model's frozen parameters; empty where there are none.
-        left_out: clients that were left out of rounds because their budget is used up.
+        guarantees: the run's guarantees, at least one; the one for records comes first.
+        ledger_head: hash of the last entry of the driver's ledger, or the name of each ledger to its hash.
+        rounds: number of rounds that ran.
+        problems: faults during the run that void the claim.
+        frozen: digest of the model's frozen parameters; empty if none are frozen.
+        left_out: number of clients without remaining budget that were left out of rounds.
 
     Returns:
-        JSON data; ``summary`` is the part for the run's summary: of the first line, with the second's under ``joint``. The rest is the
-        first line's too, with the other lines whole under ``joint``, and every line's subjects under ``clients``. Where
-        ``reveals_cohorts``, the subjects' rows would tell secret cohorts and must not be published. An infinite epsilon is
-        written "infinity".
+        JSON data. ``summary`` is the part for the run's summary: the first guarantee's, with the second's under ``joint``. All other keys
+        describe the first guarantee; ``joint`` holds the other guarantees in full, and ``clients`` the subjects of all guarantees. If
+        ``reveals_cohorts`` is true, the subjects' rows reveal secret cohorts and must not be published. An infinite epsilon is written
+        "infinity".
     """
     standing = claim(config, problems)
     first, *others = [_line(config, g, rounds, standing, left_out) for g in guarantees]
@@ -92,7 +92,7 @@ def privacy_statement(
         "implementation": statement_text.implementation(config.privacy.record),
         "ledger": {
             "scope": statement_text.scope(config),
-            "kept": "a charge is durable before the data is touched and is never taken back",
+            "kept": "a charge is durable before the data is read, and is never taken back",
             "head_sha256": dict(ledger_head) if isinstance(ledger_head, Mapping) else ledger_head,
         },
         "versions": {"python": platform.python_version(), **_versions(_PACKAGES)},
@@ -100,7 +100,7 @@ def privacy_statement(
 
 
 def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, left_out: int) -> dict[str, Any]:
-    """One guarantee, whole."""
+    """One guarantee in full."""
     unit, plans = guarantee.unit, list(dict.fromkeys(guarantee.plans))
     groups = guarantee.groups if guarantee.published is None else guarantee.published
     figures, subjects = [g.figures for g in groups], [len(g.names) for g in groups]
@@ -147,11 +147,11 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
         },
         "mechanism": _record_mechanism(plans) if isinstance(plan, RecordPlan) else _client_mechanism(plan),
         "accounting": {
-            "headline": f"privacy-loss distributions, upper bound, largest client; interval {accountant.FINAL_INTERVAL:g} "
-            f"({accountant.INTERVAL:g} while the run went on and in the table below); Renyi DP where it alone bounds a mechanism",
+            "headline": f"upper bound for the largest client by privacy-loss distributions of grid spacing {accountant.FINAL_INTERVAL:g} "
+            f"({accountant.INTERVAL:g} during the run and in the table below), or by Renyi DP for mechanisms that only Renyi DP bounds",
             "beside": "Renyi DP",
             "library": accountant.accountant_version(),
-            "composition": "all charges in the ledger; charges of different plans are composed as if the plans had been fixed beforehand",
+            "composition": "all charges in the ledger are composed; charges of different plans are composed as if all plans had been fixed beforehand",
             "assumptions": statement_text.assumptions(plan),
             "rounding": statement_text.ROUNDING,
         },
@@ -181,13 +181,13 @@ def _regime(plan: Plan) -> str:
 
 def _record_mechanism(plans: Sequence[Plan]) -> dict[str, Any]:
     return {
-        "name": "DP-SGD at each client: Poisson-sampled steps, each record's gradient clipped jointly over all trained parameters "
-        "(per_layer: each parameter tensor's to clip / sqrt(their number)), Gaussian noise on the sum",
+        "name": "DP-SGD at each client: steps on Poisson samples, each record's gradient clipped jointly over all trained parameters "
+        "(with per_layer, each of n parameter tensors is clipped to clip / sqrt(n)), and Gaussian noise on the sum",
         "sampling": statement_text.sampling(plans[0]),
-        "denominator": "the constant training.expected_batch, never the number of records drawn",
+        "denominator": "the constant training.expected_batch, not the number of sampled records",
         "rng": sorted({p.rng for p in plans}),
-        "client_sampling": "claims no amplification: a client's own update is visible to the server",
-        "enforced": "every update carries a receipt of steps, sampling rate, noise multiplier, clip norm and reservation, checked before it is added",
+        "client_sampling": "no amplification is claimed, because the server sees each client's update",
+        "enforced": "every update carries a receipt of its steps, sampling rate, noise multiplier, clip norm and reservation, which is checked before the update is added",
         "plans": [{**p.terms(), "sha256": p.sha256, "planned_epsilon": _figure(p.planned_epsilon)} for p in plans],
     }
 
@@ -196,25 +196,25 @@ def _client_mechanism(plan: ClientPlan) -> dict[str, Any]:
     return {
         "name": plan.mechanism.statement,
         "sampling": statement_text.sampling(plan),
-        "denominator": f"the constant {plan.denominator:g}, never the number of clients that answered"
+        "denominator": f"the constant {plan.denominator:g}, not the number of clients that answered"
         if plan.regime != "local"
         else "the number of updates, which is public",
         "rng": [plan.rng],
-        "client_sampling": "the headline relies on cohorts staying secret; beside it stands the figure without that"
+        "client_sampling": "the headline relies on secret cohorts; the figure without this assumption is given as well"
         if plan.amplified
         else "the headline claims no amplification",
-        "enforced": "cohorts are drawn by the driver and logged nowhere; separation and number of participations are checked by the driver; "
-        "every update carries a receipt of its clip norm and reservation, checked before it is added",
+        "enforced": "the driver draws the cohorts, does not log them, and checks the separation and number of participations; "
+        "every update carries a receipt of its clip norm and reservation, which is checked before the update is added",
         "plans": [{**plan.terms(), "sha256": plan.sha256, "planned_epsilon": _figure(plan.planned_epsilon)}],
     }
 
 
 def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
-    """The statement for a reader.
+    """The statement as Markdown.
 
     Args:
         statement: from :func:`privacy_statement`.
-        clients: rows of each table at most; those with the largest epsilon are kept. None where they would reveal secret cohorts.
+        clients: largest number of rows of each table, which keep the largest epsilons. No rows are shown if they would reveal secret cohorts.
     """
     summary = statement["summary"]
     lines = ["# Privacy statement", "", statement["guarantee"]["statement"], ""]
@@ -226,10 +226,15 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
     for line in statement["joint"]:
         lines += [f"# Second guarantee: {line['guarantee']['unit']}", "", *_section(line, rows)]
     exposure, built = statement["exposure"], statement["implementation"]
-    lines += ["# What it rests on", "", f"- Choice of settings: {statement['tuning']}", f"- Where the data is: {exposure['data']}."]
+    lines += [
+        "# What the statement relies on",
+        "",
+        f"- Choice of settings: {statement['tuning']}",
+        f"- Where the data is: {exposure['data']}.",
+    ]
     if statement["frozen_sha256"]:
         lines.append(
-            f"- Frozen parameters: sha256 {statement['frozen_sha256']}; they were neither trained nor sent, and the records had no say in them here."
+            f"- Frozen parameters: sha256 {statement['frozen_sha256']}; they were neither trained nor sent, and did not depend on the records in this run."
         )
     lines += [f"- Access: {exposure['access']}.", *(f"- Side channel: {text}." for text in exposure["side_channels"])]
     lines += [f"- Code: {built['code']}.", f"- Checked: {built['checked']}.", f"- Not checked: {built['not_checked']}.", ""]
@@ -246,9 +251,9 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
     rows = [("Definition", guarantee["definition"]), ("Setting", guarantee["setting"])]
     rows += [("Unit", guarantee["unit"]), ("Adjacency", guarantee["adjacency"]), ("In other words", guarantee["meaning"])]
     if "epsilon_unamplified" in summary:
-        rows.append(("Epsilon, unamplified (against whoever knows the cohorts)", rounded_up(summary["epsilon_unamplified"])))
+        rows.append(("Epsilon, unamplified (adversary knows the cohorts)", rounded_up(summary["epsilon_unamplified"])))
     if "epsilon_observers" in summary:
-        rows.append(("Epsilon, amplified (against those who see models but not cohorts)", rounded_up(summary["epsilon_observers"])))
+        rows.append(("Epsilon, amplified (adversary sees models but not cohorts)", rounded_up(summary["epsilon_observers"])))
     rows += [
         ("Epsilon (largest client)", f"{rounded_up(summary['epsilon'])}, {rounded_up(summary['epsilon_rdp'])} by RDP"),
         ("Epsilon (median client)", rounded_up(summary["epsilon_client_median"])),
@@ -280,7 +285,7 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
     if not clients:
         return [
             *lines,
-            "Who was charged how often would tell who was in which cohort, which must stay secret, so it is not listed here.",
+            "The clients' charges are not listed, because they would reveal the cohorts, which must stay secret.",
             "",
         ]
     lines += ["| client | rounds charged | epsilon | budget |", "| --- | --- | --- | --- |"]
@@ -289,9 +294,9 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
         for c in ordered[:clients]
     ]
     if clients < len(ordered):
-        lines.append(f"\n{len(ordered) - clients} clients with smaller epsilon are in the JSON.")
+        lines.append(f"\n{len(ordered) - clients} further clients, none with a larger epsilon, are listed in the JSON file.")
     if line["clients_not_listed"]:
-        lines.append(f"\n{line['clients_not_listed']} clients, none with a larger epsilon, are in the ledger only.")
+        lines.append(f"\n{line['clients_not_listed']} further clients, none with a larger epsilon, are listed in the ledger only.")
     return [*lines, ""]
 
 
@@ -300,7 +305,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
     if plan["unit"] == "record":
         q = plan["sampling_rate"]
         return (
-            f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} step(s) a round, noise multiplier {as_given(plan['noise_multiplier'])}, "
+            f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} step(s) per round, noise multiplier {as_given(plan['noise_multiplier'])}, "
             f"clip {as_given(plan['clip'])} ({plan['clipping']}), expected batch {as_given(plan['expected_batch'])}, {plan['participations']} planned rounds: {planned}"
         )
     clip = f"clip {as_given(plan['clip'])}" if plan["adaptive_clip"] is None else f"clip {as_given(plan['clip'])} at first, then adaptive"

@@ -179,7 +179,7 @@ def test_who_was_charged_is_not_listed_where_cohorts_must_stay_secret(
     ("epsilon", "delta", "percent"), [(0.0, 0.0, "50 %"), (1.0, 1e-5, "73.11 %"), (math.log(3), 0.0, "75 %"), (math.inf, 0.1, "100 %")]
 )
 def test_the_meaning_bounds_a_guess(epsilon: float, delta: float, percent: str) -> None:
-    assert f"at most {percent} of cases" in meaning("record", "zero_out", epsilon, delta, "x")
+    assert f"with probability at most {percent} (" in meaning("record", "zero_out", epsilon, delta, "x")
 
 
 @pytest.mark.parametrize("name", ["joint", "record"])
