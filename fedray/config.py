@@ -175,7 +175,8 @@ class Training(Section):
     expected_batch: float | None = Field(None, gt=0.0, description="Public constant that a Poisson step's summed gradient is divided by.")
     physical_batch: int = Field(256, ge=1, description="Records in memory at once; larger logical batches are accumulated.")
     loss: str = Field(
-        "cross_entropy", description="See `fedray list losses`, or python:module:function(outputs, targets) -> a loss for each record."
+        "cross_entropy",
+        description="See `fedray list losses`, or python:module:function(outputs, targets) -> a loss for each record (of a whole batch: couples).",
     )
     schedule: Choice = Field(Choice(kind="constant"), description="Learning rate over rounds; see `fedray list schedules`.")
     convolutions: Literal["float32", "bfloat16"] = Field(

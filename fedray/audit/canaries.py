@@ -60,10 +60,10 @@ class Canaries:
         return len(self.clients)
 
 
-def make_canaries(federation: Federation, outputs: int, count: int, draws: np.random.Generator) -> Canaries:
+def make_canaries(federation: Federation, count: int, draws: np.random.Generator) -> Canaries:
     """``count`` canaries dealt evenly to the clients, with their coins."""
     tokens = federation.train.x.dtype.kind == "i"
-    made = synthetic(federation.shape, outputs, tokens, count, federation.classes, draws)
+    made = synthetic(federation.shape, tokens, count, federation.classes, draws, federation.target_shape)
     clients = np.arange(count) % len(federation.names)
     if tokens:
         x = draws.integers(0, int(federation.train.x.max()) + 1, made.x.shape)
@@ -118,7 +118,7 @@ def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed:
         raise FedrayError(f"--canaries {count}: too few to bound anything; give 8 or more.")
     model = prepared.model
     assert model is not None
-    canaries = make_canaries(federation, model.facts.outputs, count, generator(seed, "audit", "canaries"))
+    canaries = make_canaries(federation, count, generator(seed, "audit", "canaries"))
     plans = [plan for plan in prepared.plans if plan is not None]
     rehearsal = Rehearsal(prepared, with_canaries(federation, canaries, zeroed=bool(plans) and not model.facts.tokens))
     rounds = prepared.config.rounds

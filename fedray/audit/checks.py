@@ -39,17 +39,18 @@ _GRADIENT = 500
 _MAY_DIFFER = ("seconds", "pid")
 
 
-def record_checks(subject: Subject, classes: int | None) -> list[Check]:
+def record_checks(subject: Subject, classes: int | None, target_shape: tuple[int, ...] = ()) -> list[Check]:
     """All checks of a group of clients under record-level DP-SGD.
 
     Args:
         subject: the clients.
         classes: number of classes of the targets; None in regression.
+        target_shape: of one record's targets.
     """
     checks: list[tuple[str, Callable[[str], Check]]] = [
         ("source of noise and coins", lambda name: _source(name, subject)),
         ("epsilon of the plan", lambda name: _plan(name, subject)),
-        ("sensitivity of the run's model", lambda name: _sensitivity(name, subject)),
+        ("sensitivity of the run's model", lambda name: _sensitivity(name, subject, target_shape)),
         ("clip of adversarial records", lambda name: _clip(name, subject)),
         ("noise of one step", lambda name: _noise(name, subject, 1)),
         ("noise of a whole round", lambda name: _noise(name, subject, min(subject.plan.steps, MOST_STEPS))),
@@ -58,7 +59,7 @@ def record_checks(subject: Subject, classes: int | None) -> list[Check]:
         ("coins differ within a round", lambda name: _coins_within_a_round(name, subject)),
         ("coins do not follow from the run's seed", lambda name: _secret_coins(name, subject)),
         ("charged steps are those that run", lambda name: _charged(name, subject)),
-        ("nothing but the update depends on records", lambda name: _telemetry(name, subject, classes)),
+        ("nothing but the update depends on records", lambda name: _telemetry(name, subject, classes, target_shape)),
     ]
     return [guarded(name, lambda check=check, name=name: check(name)) for name, check in checks]  # type: ignore[misc]
 
@@ -78,8 +79,8 @@ def _plan(name: str, subject: Subject) -> Check:
     return Check(name, limit is None or found <= limit * (1 + 1e-9), text + ("" if limit is None else f" (target {limit:g})"))
 
 
-def _sensitivity(name: str, subject: Subject) -> Check:
-    host = start_host(subject, _federation(subject, None, 4, 0))
+def _sensitivity(name: str, subject: Subject, target_shape: tuple[int, ...]) -> Check:
+    host = start_host(subject, _federation(subject, None, target_shape, 4, 0))
     return Check(name, True, f"one record moves a step by {host.preflight():.6f} clip norms")
 
 
@@ -176,14 +177,14 @@ def _membership(subject: Subject, rate: float, steps: int) -> Probe:
     return Probe(subject, [np.eye(n, dtype=np.float32) * np.float32(subject.plan.clip * 2)], noise_multiplier=0.0, steps=steps)
 
 
-def _telemetry(name: str, subject: Subject, classes: int | None) -> Check:
+def _telemetry(name: str, subject: Subject, classes: int | None, target_shape: tuple[int, ...]) -> Check:
     """Two clients that differ in every record send the same but for their updates."""
     one_step = subject.group.training.model_copy(update={"steps": 1})
     short = replace(subject, group=replace(subject.group, training=one_step), plan=replace(subject.plan, steps=1))
     weights = get_vector(subject.model.build(), subject.model.layout)
     sent = []
     for seed in (1, 2):
-        federation = _federation(subject, classes, 12, seed)
+        federation = _federation(subject, classes, target_shape, 12, seed)
         host = start_host(short, federation)
         info = host.ready()
         _, report, part = train_one(host, weights, ClientTask(0, "probe"), 0, 12.0)
@@ -197,10 +198,8 @@ def _telemetry(name: str, subject: Subject, classes: int | None) -> Check:
     return Check(name, not differ, f"differing with the records: {', '.join(differ)}" if differ else "reports of unlike records are alike")
 
 
-def _federation(subject: Subject, classes: int | None, n: int, seed: int) -> Federation:
-    records: Records = synthetic(
-        subject.model.shape, subject.model.outputs, subject.model.tokens, n, classes, generator(seed, "audit", "records")
-    )
+def _federation(subject: Subject, classes: int | None, target_shape: tuple[int, ...], n: int, seed: int) -> Federation:
+    records: Records = synthetic(subject.model.shape, subject.model.tokens, n, classes, generator(seed, "audit", "records"), target_shape)
     return Federation(["probe"], records, np.array([0, n], dtype=np.int64), None, None, None, classes)
 
 

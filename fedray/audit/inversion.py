@@ -33,7 +33,9 @@ RECORDS, _MOST_DB = 8, 200.0
 SETTINGS = ("without privacy", "clip alone", "clip and noise")
 
 
-def inversion_attack(subject: Subject, records: Records | None, classes: int | None, seed: int) -> Attack:
+def inversion_attack(
+    subject: Subject, records: Records | None, classes: int | None, seed: int, target_shape: tuple[int, ...] = ()
+) -> Attack:
     """Rebuild some records from updates, and say how well by PSNR in dB.
 
     Args:
@@ -41,13 +43,14 @@ def inversion_attack(subject: Subject, records: Records | None, classes: int | N
         records: public ones to rebuild; None takes random ones.
         classes: number of classes of the targets; None in regression.
         seed: of the choice.
+        target_shape: of one record's targets.
 
     Returns:
         An attack without a bound; ``facts`` hold the median PSNR of each setting, ``curves`` the records.
     """
     draws = generator(seed, "audit", "inversion")
     if records is None or not len(records):
-        records = synthetic(subject.model.shape, subject.model.outputs, False, RECORDS, classes, draws)
+        records = synthetic(subject.model.shape, False, RECORDS, classes, draws, target_shape)
     chosen = draws.permutation(len(records))[:RECORDS]
     x, y = records.x[chosen].astype(np.float32), records.y[chosen]
     subject = _with_dense_front(subject)

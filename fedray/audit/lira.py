@@ -19,7 +19,8 @@ from fedray.data.records import Records
 from fedray.errors import FedrayError
 from fedray.rng import generator, torch_seed
 from fedray.training.coupling import batch_needs
-from fedray.training.engine import LocalJob, LossFn, seeded_torch
+from fedray.training.engine import LocalJob, seeded_torch
+from fedray.training.losses import Loss
 from fedray.training.plain import plain
 
 SHADOWS, FEWEST = 16, 4
@@ -89,7 +90,7 @@ def confidence(losses: Floats) -> Floats:
     return -bounded - np.log(-np.expm1(-bounded))
 
 
-def _train(model: nn.Module, loss: LossFn, records: Records, training: Training, rounds: int, seed: int) -> None:
+def _train(model: nn.Module, loss: Loss, records: Records, training: Training, rounds: int, seed: int) -> None:
     batch = min(len(records), int(training.batch_size or training.expected_batch or 32))
     steps = rounds * (training.steps or (training.epochs or 1) * -(-len(records) // batch))
     own = training.model_copy(
@@ -100,7 +101,7 @@ def _train(model: nn.Module, loss: LossFn, records: Records, training: Training,
         records.x.dtype.kind == "i",
         int(records.y.max()) + 1 if records.y.dtype.kind == "i" else None,
     )
-    needs = batch_needs(model, loss, shape, tokens, classes, records.y)
+    needs = batch_needs(model, loss, shape, tokens, classes, records.y, tuple(records.y.shape[1:]))
     job = LocalJob(own, own.lr, loss, generator(seed, "audit", "shadow"), whole=needs.whole, fewest=needs.fewest)
     with seeded_torch(seed, torch.device("cpu")):
         plain(model, torch.from_numpy(records.x), torch.from_numpy(records.y), job)

@@ -20,7 +20,7 @@ from fedray.data.records import Federation, Records
 from fedray.errors import FedrayError
 from fedray.models.build import evaluating
 from fedray.rng import generator
-from fedray.training.engine import LossFn
+from fedray.training.losses import Loss
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class Target:
     """
 
     model: nn.Module
-    loss: LossFn
+    loss: Loss
     members: Records
     others: Records
     epsilon: float | None
@@ -108,7 +108,7 @@ def auc(inside: Floats, outside: Floats) -> float:
     return float((ranks.sum() - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside)))
 
 
-def losses(model: nn.Module, loss: LossFn, records: Records) -> Floats:
+def losses(model: nn.Module, loss: Loss, records: Records) -> Floats:
     """Every record's loss, float64 ``[n]``; what is not finite counts as the largest float."""
     found = []
     with evaluating(model):

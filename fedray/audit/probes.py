@@ -138,12 +138,27 @@ class Probe:
         return -update.astype(np.float64)
 
 
-def synthetic(shape: tuple[int, ...], outputs: int, tokens: bool, n: int, classes: int | None, draws: np.random.Generator) -> Records:
-    """Random records of the run's kind; targets are classes, or real where ``classes`` is None."""
+def synthetic(
+    shape: tuple[int, ...],
+    tokens: bool,
+    n: int,
+    classes: int | None,
+    draws: np.random.Generator,
+    target_shape: tuple[int, ...] = (),
+) -> Records:
+    """Random records of the run's kind; targets ``[n, *target_shape]`` are classes; where ``classes`` is None real numbers, or 0 and 1 where a
+    record has several.
+    """
     x: Features
     if tokens:
         x = draws.integers(0, 2, (n, *shape))
     else:
         x = draws.standard_normal((n, *shape)).astype(np.float32)
-    y: Any = draws.standard_normal(n).astype(np.float32) if classes is None else draws.integers(0, classes, n)
+    y: Any
+    if classes is not None:
+        y = draws.integers(0, classes, (n, *target_shape))
+    elif target_shape:
+        y = (draws.random((n, *target_shape)) < 0.5).astype(np.float32)
+    else:
+        y = draws.standard_normal(n).astype(np.float32)
     return Records(x, y)

@@ -34,6 +34,8 @@ from fedray.training.losses import find_loss
 Kind = Literal["all", "checks", "canaries", "membership", "lira", "inversion"]
 KINDS: tuple[str, ...] = get_args(Kind)
 CANARIES = 1000
+#: Attacks that go by single records' losses.
+_BY_LOSS = frozenset(("canaries", "membership", "lira"))
 #: Canary clients at once.
 MOST_CLIENTS = 1000
 
@@ -84,6 +86,13 @@ def audit(request: AuditRequest) -> Report:
     federation = prepared.federation
     assert federation is not None and prepared.model is not None
     wanted = {request.attack} if request.attack != "all" else set(KINDS)
+    if find_loss(config.training.loss).couples and wanted & _BY_LOSS:
+        if request.attack != "all":
+            raise ConfigError(
+                f"--attack {request.attack}: goes by each record's loss, but training.loss={config.training.loss} is of whole batches."
+            )
+        notes.append(f"No attacks by a record's loss: training.loss={config.training.loss} is of whole batches.")
+        wanted -= _BY_LOSS
     checks: list[Check] = []
     attacks: list[Attack] = []
     if "checks" in wanted:
@@ -99,7 +108,9 @@ def audit(request: AuditRequest) -> Report:
         attacks += _on_the_model(prepared, federation, files, request, wanted)
     if "inversion" in wanted:
         if any(plan is not None for plan in prepared.plans) and not prepared.model.facts.tokens:
-            attacks.append(inversion_attack(subjects(prepared)[0], prepared.test, federation.classes, request.seed))
+            attacks.append(
+                inversion_attack(subjects(prepared)[0], prepared.test, federation.classes, request.seed, federation.target_shape)
+            )
         elif request.attack == "inversion":
             raise ConfigError(
                 "--attack inversion: compares settings of record-level privacy on real-valued features, which this config does not have."
@@ -119,7 +130,7 @@ def _checks(prepared: Prepared, federation: Federation) -> list[Check]:
     groups = subjects(prepared)
     for subject in groups:
         front = f"{subject.group.name}: " if len(groups) > 1 else ""
-        found += [replace(c, name=front + c.name) for c in record_checks(subject, federation.classes)]
+        found += [replace(c, name=front + c.name) for c in record_checks(subject, federation.classes, federation.target_shape)]
     plan, seed = prepared.client_plan, prepared.config.privacy.insecure_seed
     if plan is not None and _checkable(plan):
         release = driver_release(plan, seed, fresh=True) if plan.regime == "client" else client_release(plan, seed)

@@ -99,7 +99,7 @@ class ClientHost:
         own = self._own
         counts = None
         told = not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected
-        if own is not None and own.classes is not None and told:
+        if own is not None and own.classes is not None and own.train.y.ndim == 1 and told:
             counts = np.bincount(own.train.y, minlength=own.classes).tolist()
         return HostInfo(
             node=socket.gethostname(),
@@ -137,10 +137,11 @@ class ClientHost:
         Raises:
             PrivacyRefusal: it is above one: model, loss and engine couple records; or something is kept from turn to turn.
         """
-        plan, vocabulary = self._spec.plan, self._vocabulary()
+        plan, vocabulary, targets = self._spec.plan, self._vocabulary(), self._target_shape
         with self._kept(None):
             if plan is None:
-                check_turns_apart(self._untried(), self._loss, self._facts.shape, self._facts.outputs, self._classes, vocabulary)
+                facts = self._facts
+                check_turns_apart(self._untried(), self._loss, facts.shape, facts.outputs, self._classes, vocabulary, targets)
                 return 0.0
             return sensitivity_check(
                 self._trainer.engine,
@@ -152,6 +153,7 @@ class ClientHost:
                 plan.clip,
                 self._classes,
                 clipping=plan.clipping,
+                target_shape=targets,
                 vocabulary=vocabulary,
                 device=self._device,
                 untried=self._untried,
@@ -284,6 +286,12 @@ class ClientHost:
         """Number of classes of the targets; None where they are real numbers."""
         data = self._own if self._own is not None else self._federation
         return None if data is None else data.classes
+
+    @property
+    def _target_shape(self) -> tuple[int, ...]:
+        """Of one record's targets."""
+        data = self._own.train if self._own is not None else self._federation.train if self._federation is not None else None
+        return () if data is None else tuple(data.y.shape[1:])
 
     def _vocabulary(self) -> int | None:
         """Number of tokens that the model knows, for records of tokens."""

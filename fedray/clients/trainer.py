@@ -35,8 +35,9 @@ from fedray.spans import span
 from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs
-from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, LossFn, NoiseSource, secretly_seed_torch, seed_torch
+from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
+from fedray.training.losses import Loss
 from fedray.training.schedules import learning_rate
 
 #: Weights from which an update is never made whole: a copy would leave the cache, and add as much memory to the actor as the model has.
@@ -52,7 +53,7 @@ class Trainer:
     Args:
         spec: the actor's.
         model: on the device that it trains on.
-        loss: per-record loss.
+        loss: that is minimised.
         algorithm: what a client does.
         data: the federation, or the one client's own records.
         reserve: asked before a client's data is used, where the silo keeps its own book.
@@ -64,7 +65,7 @@ class Trainer:
         self,
         spec: HostSpec,
         model: nn.Module,
-        loss: LossFn,
+        loss: Loss,
         algorithm: Algorithm,
         data: Federation | ClientData,
         reserve: Reserve | None = None,
@@ -79,7 +80,7 @@ class Trainer:
         self._own = data if isinstance(data, ClientData) else None
         training = spec.group.training
         self._needs, alone = self._batch_needs(data), untouched(algorithm)
-        self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, alone, self._needs.whole)
+        self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, alone, self._needs)
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
         self._resident: tuple[Tensor, Tensor] | None = None
@@ -95,8 +96,9 @@ class Trainer:
         """What a batch must be; where records are protected, the pre-flight test has seen that it may be anything."""
         if self._spec.plan is not None:
             return BatchNeeds()
-        x, y = data.train.x, None if self._config.privacy.regimes else data.train.y
-        return batch_needs(self.model, self._loss, tuple(x.shape[1:]), x.dtype.kind == "i", data.classes, y)
+        x, y = data.train.x, data.train.y
+        seen = None if self._config.privacy.regimes else y
+        return batch_needs(self.model, self._loss, tuple(x.shape[1:]), x.dtype.kind == "i", data.classes, seen, tuple(y.shape[1:]))
 
     def stop_round(self, round_: int) -> None:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
@@ -290,6 +292,7 @@ class Trainer:
             should_stop=lambda: self._stop_round >= task.round,
             whole=self._needs.whole,
             fewest=self._needs.fewest,
+            couples=self._needs.couples,
         )
 
     def _receipts(self, task: RoundTask, client: ClientTask, result: LocalResult) -> dict[str, Receipt]:

@@ -83,7 +83,7 @@ class Records:
 
     Attributes:
         x: ``[n, *shape]`` float32, or int64 for tokens.
-        y: ``[n]`` int64 classes, or float32 in regression.
+        y: ``[n]`` int64 classes, or float32 in regression; ``[n, ...]`` where a record has several targets.
     """
 
     x: Features
@@ -171,6 +171,11 @@ class Federation:
     def shape(self) -> tuple[int, ...]:
         """Shape of one record."""
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of one record's targets; () where it has one."""
+        return tuple(self.train.y.shape[1:])
 
     @cached_property
     def digest(self) -> str:

@@ -23,6 +23,7 @@ class Silo:
         held_out: its records for evaluation.
         own_test: those are a test set of its own, not held out by chance.
         shape: of one record.
+        target_shape: of one record's targets.
         tokens: records are integers.
         scale: what the user's own values were divided by.
         columns: names of the features where the source is a table.
@@ -34,6 +35,7 @@ class Silo:
     held_out: int
     own_test: bool
     shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
     tokens: bool
     scale: float
     columns: tuple[str, ...]
@@ -48,6 +50,7 @@ class Silo:
             len(client.test) if client.test is not None else 0,
             client.own_test,
             tuple(client.train.x.shape[1:]),
+            tuple(client.train.y.shape[1:]),
             client.train.x.dtype.kind == "i",
             client.scale,
             client.columns,
@@ -74,6 +77,11 @@ def check_silos(silos: Sequence[Silo], fraction: float, test: Silo | None = None
             raise DataError(
                 f"data: clients {first.name} and {silo.name} have different features ({what}); name them in order with data.features, "
                 "or leave out with data.drop what only some have."
+            )
+        if silo.target_shape != first.target_shape:
+            raise DataError(
+                f"data: the targets of a record of clients {first.name} and {silo.name} have shapes {first.target_shape} and "
+                f"{silo.target_shape}; they must agree."
             )
     for name in first.absent:
         if all(name in silo.absent for silo in silos):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedray.components import LOSSES, find
 from fedray.config import Config
 from fedray.data import rows
 from fedray.data.dataset import source_arguments, transform_of
@@ -21,7 +20,7 @@ from fedray.experiment.finished import trained_model
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading
 from fedray.tracking.modelfolder import About, Built, ColumnRows
-from fedray.training.losses import VALUE_LOSSES
+from fedray.training.losses import find_loss
 
 
 class Served(nn.Module):
@@ -82,7 +81,8 @@ def served_model(files: RunFiles, config: Config) -> Built:
     with reading(files.partition):
         facts = _Facts.of(read_json(files.partition) or {})
     transform = transform_of(config.data)
-    gives = _gives(config.training.loss, facts.class_labels, example, model)
+    label = config.data.arguments.get("label")
+    gives = _gives(config.training.loss, facts.class_labels, label if isinstance(label, list) else (), example, model)
     if transform.in_torch is None:
         return Built(model, example, _as_trained(config, facts, transform, gives))
     columns = raw_columns(facts.columns, source_arguments(config.data))
@@ -119,12 +119,19 @@ def _takes(config: Config, facts: _Facts, columns: Sequence[Column]) -> str:
     return f"Takes raw records: {kind} of shape {shape}" + (f" ({' and '.join(inside)} is inside)" if inside else "")
 
 
-def _gives(loss: str, labels: Sequence[Any], example: Any, model: nn.Module) -> str:
+def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: Any, model: nn.Module) -> str:
     with torch.no_grad():
         outputs = int(model(torch.from_numpy(np.repeat(example, 2, axis=0))).numel()) // 2
-    if loss in VALUE_LOSSES:
+    found = find_loss(loss)
+    if found.task == "values":
         return "gives the predicted number"
-    if getattr(find(LOSSES, loss), "classes", None) == 2 and outputs == 1:
+    if found.task == "survival":
+        return "gives the logarithm of a relative risk: the larger, the earlier the event"
+    if found.task == "labels":
+        return f"gives a logit for each of {outputs} labels, above 0 where it holds" + (
+            f": {', '.join(map(str, targets))}" if targets else ""
+        )
+    if found.classes == 2 and outputs == 1:
         zero, one = [f" ({label})" for label in labels] or ["", ""]
         return f"gives one logit: above 0 is class 1{one}, else class 0{zero}"
     if loss.startswith("python:"):

@@ -31,7 +31,9 @@ def complete(prepared: Prepared, infos: Sequence[HostInfo]) -> Prepared:
     reported = [info.class_counts for info in infos if info.class_counts is not None]
     counts = np.array(reported, dtype=np.int64) if len(reported) == len(infos) else None
     classes = len(prepared.class_labels) or None
-    return with_records(prepared, RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, counts))
+    return with_records(
+        prepared, RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, first.target_shape, counts)
+    )
 
 
 def without_cuda(infos: Mapping[str, HostInfo], with_gpu: Sequence[str]) -> str:

@@ -80,6 +80,7 @@ class RecordFacts:
         classes: number of classes; None in regression.
         tokens: whether records are integers.
         columns, scale: see :class:`fedray.data.records.ClientData`.
+        target_shape: shape of one record's targets; () where it has one.
         class_counts: records of each class at each client, int64 ``[clients, classes]``, where they may be shown.
         targets: all clients' targets, where the driver may look at them.
     """
@@ -90,6 +91,7 @@ class RecordFacts:
     tokens: bool
     columns: Sequence[str]
     scale: float
+    target_shape: tuple[int, ...] = ()
     class_counts: npt.NDArray[np.int64] | None = None
     targets: npt.NDArray[Any] | None = None
 
@@ -178,7 +180,7 @@ def prepare(config: Config) -> Prepared:
         digest=federation.digest,
         class_labels=federation.class_labels,
     )
-    show_counts = classes is not None and (not private or "class_counts" in config.privacy.unprotected)
+    show_counts = classes is not None and not federation.target_shape and (not private or "class_counts" in config.privacy.unprotected)
     facts = RecordFacts(
         federation.sizes,
         federation.shape,
@@ -186,6 +188,7 @@ def prepare(config: Config) -> Prepared:
         federation.train.x.dtype.kind == "i",
         federation.columns,
         federation.scale,
+        federation.target_shape,
         class_counts(federation) if show_counts else None,
         None if private else federation.train.y,
     )
@@ -284,10 +287,10 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         ConfigError: they do not.
     """
     classes, shape, tokens = facts.classes, facts.shape, facts.tokens
-    outputs = outputs_for(config.training.loss, classes)
+    outputs = outputs_for(config.training.loss, classes, facts.target_shape)
     model, made = first_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
     private = config.privacy.record
-    check_metrics(find_metrics(config.evaluation.metrics), config.training.loss, classes, outputs)
+    check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
     if config.privacy.whole_clients:
         rules.check_buffers(model)
     if private:
@@ -295,10 +298,11 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     alone = untouched(make_algorithm(config.algorithm))
     engines = []
     for group in groups:
-        needs = BatchNeeds() if private else batch_needs(model, find_loss(group.training.loss), shape, tokens, classes, facts.targets)
+        loss = find_loss(group.training.loss)
+        needs = BatchNeeds() if private else batch_needs(model, loss, shape, tokens, classes, facts.targets, facts.target_shape)
         members = np.asarray(group.members)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
-        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs.whole)[0])
+        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
     return Model(made, get_vector(model, made.layout), engines[0], frozen_bytes, facts.columns, facts.scale)
 
@@ -323,7 +327,9 @@ def check_parts(config: Config) -> None:
     make_aggregator(config.aggregation)
     if config.privacy.whole_clients:
         make_mechanism(config.privacy)
-    find_loss(config.training.loss)
+    for path, name in rules.everywhere(config, "loss").items():
+        if find_loss(name).couples and config.privacy.record:
+            raise rules.coupled_loss(path, name)
     find_metrics(config.evaluation.metrics)
     learning_rate(config.training, 0, config.rounds)
     factory = find(components.MODELS, config.model.kind)

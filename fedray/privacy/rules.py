@@ -131,7 +131,7 @@ def _check_data(config: Config, private_statistics: bool) -> None:
         )
 
 
-def _everywhere(config: Config, key: str) -> dict[str, str]:
+def everywhere(config: Config, key: str) -> dict[str, str]:
     """A key of the training section and of the groups' overrides: path to value."""
     values = {f"training.{key}": str(getattr(config.training, key))}
     for i, group in enumerate(config.clients.groups):
@@ -140,14 +140,23 @@ def _everywhere(config: Config, key: str) -> dict[str, str]:
     return values
 
 
+def coupled_loss(path: str, name: str) -> PrivacyRefusal:
+    """What to say of a loss that is of whole batches, so that no record has a gradient of its own to clip."""
+    return PrivacyRefusal(
+        f"{path}: '{name}' is one number for a whole batch, so no record has a gradient of its own that could be clipped; protect whole "
+        "clients (privacy.regime=client, local or distributed), or use a loss of single records.",
+        "privacy.incompatible.record.coupled_loss",
+    )
+
+
 def _check_training(config: Config) -> None:
-    for path, precision in _everywhere(config, "convolutions").items():
+    for path, precision in everywhere(config, "convolutions").items():
         if precision != "float32":
             raise PrivacyRefusal(
                 f"{path}: {precision} rounds gradients so coarsely that a clipped one can exceed the clip norm; use float32.",
                 "privacy.incompatible.record.precision",
             )
-    for path, engine in _everywhere(config, "engine").items():
+    for path, engine in everywhere(config, "engine").items():
         if engine not in ENGINES:
             raise PrivacyRefusal(
                 f"{path}: '{engine}' is not proven to clip and noise every record's gradient; use auto, book, hooks or ghost.",

@@ -11,6 +11,7 @@ from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.privacy.rules import ENGINES
 from fedray.training import bookkeeping, lockstep
+from fedray.training.coupling import BatchNeeds
 from fedray.training.engine import Engine
 
 #: The engines that are proven to do record-level DP-SGD. No other may run under a privacy claim.
@@ -18,7 +19,12 @@ PRIVATE = tuple(name for name in ENGINES if name != "auto")
 
 
 def choose_engine(
-    name: str, private: bool, model: nn.Module, training: Training | None = None, untouched: bool = False, whole: str | None = None
+    name: str,
+    private: bool,
+    model: nn.Module,
+    training: Training | None = None,
+    untouched: bool = False,
+    needs: BatchNeeds = BatchNeeds(),  # noqa: B008 - frozen
 ) -> tuple[str, Engine]:
     """The engine's name and the engine.
 
@@ -29,7 +35,7 @@ def choose_engine(
             ``lockstep`` where it can train the model and gains by it, else ``plain``.
         training: the training section.
         untouched: whether the algorithm leaves local training to the engine alone.
-        whole: why a batch's records must be computed together and with no others, as a clause (:mod:`fedray.training.coupling`).
+        needs: of a batch (:mod:`fedray.training.coupling`).
 
     Raises:
         ConfigError: no such engine, or it does not go with the regime, the model or the algorithm.
@@ -38,7 +44,11 @@ def choose_engine(
         name = "book" if bookkeeping.unsupported(model) is None else "hooks"
     elif name == "auto":
         together = (
-            training is not None and untouched and whole is None and lockstep.unsupported(model, training) is None and lockstep.gains(model)
+            training is not None
+            and untouched
+            and needs.whole is None
+            and lockstep.unsupported(model, training) is None
+            and lockstep.gains(model)
         )
         name = "lockstep" if together else "plain"
     if private and name not in PRIVATE:
@@ -50,9 +60,11 @@ def choose_engine(
             f"training.engine: '{name}' is for record-level privacy, but privacy.regime is none; use auto, plain or lockstep."
         )
     if name == "lockstep" and training is not None:
-        reason = whole or (lockstep.unsupported(model, training) if untouched else "the algorithm takes part in every step")
+        reason = needs.whole or (lockstep.unsupported(model, training) if untouched else "the algorithm takes part in every step")
         if reason is not None:
             raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use auto or plain.")
+    if needs.couples and name != "plain":
+        raise ConfigError(f"training.engine: '{name}' cannot train this, because {needs.whole}; use auto or plain.")
     engine = components.find(components.ENGINES, name)
     if not callable(engine):
         raise ConfigError(f"training.engine: '{name}' is a {type(engine).__name__}; name a function of (model, x, y, job).")

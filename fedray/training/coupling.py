@@ -24,7 +24,7 @@ from fedray.models.build import evaluating
 from fedray.rng import generator
 from fedray.training.engine import LossFn, seeded_torch
 from fedray.training.fast.sequential import observed
-from fedray.training.losses import LOSSES
+from fedray.training.losses import Loss, known_apart
 from fedray.training.recorddraws import Pattern, RecordDraws, Shape, patterns_of
 from fedray.training.synthetic import synthetic_records, vocabulary_of, without_dropout
 from fedray.training.trial import tried
@@ -49,33 +49,52 @@ class BatchNeeds:
     Attributes:
         whole: why its records must be computed together, as a clause; None where it may be computed in parts.
         fewest: records that it needs.
+        couples: the loss is one number for the batch.
     """
 
     whole: str | None = None
     fewest: int = 1
+    couples: bool = False
 
 
 def batch_needs(
-    model: nn.Module, loss: LossFn, shape: tuple[int, ...], tokens: bool, classes: int | None, targets: npt.NDArray[Any] | None
+    model: nn.Module,
+    loss: Loss,
+    shape: tuple[int, ...],
+    tokens: bool,
+    classes: int | None,
+    targets: npt.NDArray[Any] | None,
+    target_shape: tuple[int, ...] = (),
 ) -> BatchNeeds:
     """What a batch must be for a model and a loss.
 
     Args:
         model: left as it is.
-        loss: per-record loss.
+        loss: that is minimised.
         shape: of one record.
         tokens: whether records are token numbers.
         classes: number of classes of the targets; None where they are real numbers.
-        targets: the data's, [n], where they may be looked at.
+        targets: the data's, [n, *target_shape], where they may be looked at.
+        target_shape: of one record's targets.
+
+    Raises:
+        ConfigError: the loss couples records and does not say so.
     """
     needs = _of_model(model, shape, tokens)
-    if needs.whole is not None or any(loss is known for known in LOSSES.values()):
+    if loss.couples:
+        return BatchNeeds(f"training.loss={loss.name} is taken over the whole batch", needs.fewest, couples=True)
+    if known_apart(loss):
         return needs
     some = None
     if targets is not None and len(targets):
         some = torch.from_numpy(np.array(targets[np.linspace(0, len(targets) - 1, min(len(targets), _TARGETS)).astype(np.int64)]))
-    apart = not tried(partial(couples_records, loss, output_shape(model, shape, tokens), classes, some), otherwise=True)
-    return needs if apart else BatchNeeds("training.loss gives a record another value or gradient in another batch")
+    found = tried(partial(couples_records, loss, output_shape(model, shape, tokens), classes, some, target_shape), otherwise=None)
+    if found:
+        raise ConfigError(
+            f"training.loss: '{loss.name}' gives a record another value or gradient in another batch; make each record's loss a function of "
+            "that record alone, or set the function's attribute couples = True and return one number for the whole batch."
+        )
+    return needs if found is False else BatchNeeds(needs.whole or "training.loss could not be tried on parts of a batch", needs.fewest)
 
 
 def check_batches(needs: BatchNeeds, training: Training, sizes: npt.NDArray[np.int64], names: Sequence[str]) -> None:
@@ -95,6 +114,10 @@ def check_batches(needs: BatchNeeds, training: Training, sizes: npt.NDArray[np.i
         raise ConfigError(
             f"training.physical_batch: {training.physical_batch} is less than a batch of {batch} records, which cannot be computed in parts because "
             f"{needs.whole}; set it to {batch} or more, or training.batch_size lower."
+        )
+    if needs.couples and training.sampling_rate is not None:
+        raise ConfigError(
+            f"training.sampling_rate: the sum over a drawn batch is divided by expected_batch, but {needs.whole}; use training.batch_size."
         )
     if needs.fewest <= 1:
         return
@@ -192,31 +215,37 @@ def output_shape(model: nn.Module, shape: tuple[int, ...], tokens: bool) -> tupl
 # -- losses ------------------------------------------------------------------------------------------
 
 
-def couples_records(loss: LossFn, shape: tuple[int, ...], classes: int | None, targets: Tensor | None = None) -> bool:
-    """Whether a loss gives a record another value, or another gradient, in another batch; also where it cannot be tried.
+def couples_records(
+    loss: LossFn, shape: tuple[int, ...], classes: int | None, targets: Tensor | None = None, target_shape: tuple[int, ...] = ()
+) -> bool | None:
+    """Whether a loss gives a record another value, or another gradient, in another batch; None where it cannot be tried, as where the same call
+    does not give the same twice.
 
     Args:
         loss: per-record loss; what it draws from torch's generators is held fixed for each record.
         shape: of a record's outputs.
         classes: number of classes of the targets; None where they are real numbers.
         targets: some of the data's, where they may be looked at.
+        target_shape: of one record's targets.
     """
-    if any(loss is known for known in LOSSES.values()):
+    if known_apart(loss):
         return False
     tried = False
-    for outputs, wanted in _batches(shape, classes, targets):
+    for outputs, wanted in _batches(shape, classes, targets, target_shape):
         n = len(outputs)
         if _called(loss, outputs, wanted, torch.arange(n)) is None:
             continue
         tried = True
         patterns = patterns_of(partial(_drawn, loss, outputs, wanted), n)
         order = torch.from_numpy(generator(0, "coupling", n).permutation(n))
-        whole = _called(loss, outputs, wanted, torch.arange(n), patterns)
+        whole, again = (_called(loss, outputs, wanted, torch.arange(n), patterns) for _ in range(2))
+        if whole is None or again is None or not all(_same(a, b) for a, b in zip(whole[0], again[0], strict=True)):
+            return None
         for rows in (order, torch.arange(n // 2), torch.arange(n // 2, n), torch.arange(1), torch.arange(n - 1, n)):
             part = _called(loss, outputs[rows], wanted[rows], rows, patterns)
-            if whole is None or part is None or not all(_same(a[rows], b) for a, b in zip(whole[0], part[0], strict=True)):
+            if part is None or not all(_same(a[rows], b) for a, b in zip(whole[0], part[0], strict=True)):
                 return True
-    return not tried
+    return False if tried else None
 
 
 def _drawn(loss: LossFn, outputs: Tensor, targets: Tensor, n: int) -> list[Shape]:
@@ -242,28 +271,31 @@ def _called(loss: LossFn, outputs: Tensor, targets: Tensor, rows: Tensor, patter
     return (losses.detach(), torch.zeros_like(outputs) if gradient is None else gradient), draws.shapes
 
 
-def _batches(shape: tuple[int, ...], classes: int | None, targets: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    shape: tuple[int, ...], classes: int | None, targets: Tensor | None, target_shape: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Outputs of several scales, with targets of several kinds; the data's own, too, where they may be looked at."""
     draws = generator(0, "coupling")
     for n in (*_SIZES, *([] if targets is None else [len(targets)])):
         if n < 2:
             continue
-        for wanted in _targets(n, classes, targets, draws):
+        for wanted in _targets((n, *target_shape), classes, targets, draws):
             for scale in (1.0, 10.0, 0.0):
                 outputs = torch.from_numpy(draws.standard_normal((n, *shape)) * scale)
                 yield outputs, wanted
 
 
-def _targets(n: int, classes: int | None, targets: Tensor | None, draws: np.random.Generator) -> Iterator[Tensor]:
-    if targets is not None and len(targets) >= n:
-        yield targets[:n].clone()
+def _targets(size: tuple[int, ...], classes: int | None, targets: Tensor | None, draws: np.random.Generator) -> Iterator[Tensor]:
+    if targets is not None and len(targets) >= size[0]:
+        yield targets[: size[0]].clone()
     if classes is not None:
-        yield torch.from_numpy(draws.integers(0, classes, n))
-        yield torch.zeros(n, dtype=torch.int64)
-        yield torch.full((n,), classes - 1, dtype=torch.int64)
+        yield torch.from_numpy(draws.integers(0, classes, size))
+        yield torch.zeros(size, dtype=torch.int64)
+        yield torch.full(size, classes - 1, dtype=torch.int64)
         return
-    real = draws.standard_normal(n)
-    for values in (real, np.abs(real) + 0.1, -np.abs(real) - 0.1, np.round(real * 2), np.ones(n), np.zeros(n), draws.random(n) < 0.5):
+    real = draws.standard_normal(size)
+    coins = draws.random(size) < 0.5
+    for values in (real, np.abs(real) + 0.1, -np.abs(real) - 0.1, np.round(real * 2), np.ones(size), np.zeros(size), coins):
         yield torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 

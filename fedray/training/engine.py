@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import Stopped
 
-#: Per-record losses: (outputs [n, ...], targets [n]) -> [n]. Never reduced over records, so that
-#: no engine can couple one record's gradient to another's.
+#: Losses: (outputs [n, ...], targets [n, ...]) -> [n]. Not reduced over records, so that no engine can couple one record's gradient to
+#: another's; only with ``LocalJob.couples`` one number for the batch.
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -79,6 +79,7 @@ class LocalJob:
         should_stop: polled between steps; when true the engine raises :class:`Stopped`.
         whole: why the records of a batch must be computed together, as a clause; None where parts of it may be.
         fewest: records that a batch needs.
+        couples: the loss is one number for the batch.
     """
 
     training: Training
@@ -91,6 +92,7 @@ class LocalJob:
     should_stop: Callable[[], bool] = _never
     whole: str | None = None
     fewest: int = 1
+    couples: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,13 @@ from fedray.errors import ConfigError, DataError, FedrayError, raised
 from fedray.models.build import evaluating
 from fedray.training.coupling import apart_in_evaluation
 from fedray.training.engine import LossFn
-from fedray.training.losses import VALUE_LOSSES
+from fedray.training.losses import Loss
 from fedray.training.metrics import MetricFn, mean_loss
+
+#: What metrics of several targets are for, and what goes with them.
+_TASKS = {"labels": "several labels a record", "survival": "times of events"}
+_LOSSES = {"labels": "bce", "survival": "cox"}
+_METRICS = {"labels": "micro_f1, mean_auroc or loss", "survival": "c_index or loss"}
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, MetricFn]:
@@ -36,12 +41,12 @@ def find_metrics(names: Iterable[str]) -> dict[str, MetricFn]:
     return found
 
 
-def check_metrics(metrics: Mapping[str, MetricFn], loss: str, classes: int | None, outputs: int) -> None:
+def check_metrics(metrics: Mapping[str, MetricFn], loss: Loss, classes: int | None, outputs: int) -> None:
     """Refuse metrics that mean nothing for the task.
 
     Args:
         metrics: name to metric, see :func:`find_metrics`.
-        loss: the config's ``training.loss``.
+        loss: the run's.
         classes: number of classes of the data; None where the targets are real numbers.
         outputs: of the model for a record.
 
@@ -50,16 +55,22 @@ def check_metrics(metrics: Mapping[str, MetricFn], loss: str, classes: int | Non
     """
     for name, metric in metrics.items():
         task, problem = getattr(metric, "task", None), ""
-        if task in ("classes", "two classes"):
+        several = len(loss.targets) > 1
+        if task in ("labels", "survival"):
+            if not several or loss.task not in (None, task):
+                problem = f"{_TASKS[task]}, but training.loss={loss.name} is for others; use loss, or another loss ({_LOSSES[task]})"
+        elif task is not None and several:
+            problem = f"one target a record, but training.loss={loss.name} takes several; use {_METRICS.get(loss.task or '', 'loss')}"
+        elif task in ("classes", "two classes"):
             if classes is None:
                 problem = "classes, but the data has real-valued targets; use rmse, mae, r2 or loss"
-            elif loss in VALUE_LOSSES:
-                problem = f"classes, but training.loss={loss} fits a number; use rmse, mae, r2 or loss, or train with cross_entropy"
+            elif loss.task == "values":
+                problem = f"classes, but training.loss={loss.name} fits a number; use rmse, mae, r2 or loss, or train with cross_entropy"
             elif task == "two classes" and classes != 2:
                 problem = f"two classes, but the data has {classes}; use accuracy, balanced_accuracy, f1 or loss"
             elif outputs == 1 and classes != 2:
                 problem = f"an output a class, but the model has one output for {classes} classes; use loss"
-        elif task == "values" and (outputs != 1 or (classes is not None and loss not in VALUE_LOSSES)):
+        elif task == "values" and (outputs != 1 or (classes is not None and loss.task != "values")):
             problem = f"regressions, but the run tells {classes or outputs} classes apart; use accuracy, balanced_accuracy, f1 or loss"
         if problem:
             raise ConfigError(f"evaluation.metrics: {name} is for {problem}.")

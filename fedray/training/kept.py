@@ -96,7 +96,7 @@ def kept_refusal(path: str) -> PrivacyRefusal:
 def _values(model: nn.Module, loss: LossFn) -> dict[str, str]:
     reader = _Reader()
     reader.read(OWN.removesuffix("."), model)
-    reader.read("loss", getattr(loss, "loss", loss))  # a user's own, in fedray's check of its shape
+    reader.read("loss", getattr(loss, "function", loss))  # a user's own, within fedray's Loss
     return reader.found
 
 

@@ -319,7 +319,7 @@ class _Link:
 
     def slope(self, z: Tensor, out: Tensor, targets: Tensor, weight: Tensor, job: LocalJob) -> tuple[Tensor, Tensor]:
         """The losses [clients, batch] of what this last layer gives, and the gradient of their weighted sum by ``z``."""
-        if job.loss is cross_entropy and not self.after and int(targets.min()) >= 0:
+        if getattr(job.loss, "function", job.loss) is cross_entropy and not self.after and int(targets.min()) >= 0:
             return batched.cross_entropy_slope(z.detach(), self._p, targets, weight)
         losses = job.loss(*batched.with_more_records(out.flatten(0, 1), targets))[: weight.numel()].view(weight.shape)
         # A sum and not autograd's own weights: for those it imports a symbolic algebra, a second and 50 MiB.

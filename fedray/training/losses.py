@@ -1,15 +1,15 @@
-"""Losses, one value a record.
+"""Losses: what training minimises, and what each asks of data and model.
 
-A loss maps (outputs [n, ...], targets [n]) to [n] and never reduces over records, so that no engine can
-couple one record's gradient to another's. A loss may say how many ``outputs`` it needs for a record and
-how many ``classes`` the data must have, as attributes of the function; without, it needs one output a class.
+A loss maps (outputs [n, ...], targets [n, ...]) to [n] and does not reduce over records, so that no engine can couple one record's
+gradient to another's. A loss that is defined over a whole batch says so (``couples``) and gives one number. What a loss asks for is said by
+attributes of the function, of a user's own as of those here; see :class:`Loss`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,23 +18,79 @@ from torch.nn import functional
 from fedray import components
 from fedray.errors import ConfigError
 from fedray.training.engine import LossFn
+from fedray.training.metrics import Task
 
 _FOCUS = 2.0  # gamma of the paper's main results
 
 
-def _needs(outputs: int, classes: int | None = None) -> Callable[[LossFn], LossFn]:
+@dataclass(frozen=True)
+class Loss:
+    """A loss and what it asks for. Called with (outputs, targets) as its function is.
+
+    Attributes:
+        function: (outputs [n, ...], targets) -> [n], one loss a record; with ``couples`` -> one number [] for the batch.
+        name: as a config has it.
+        outputs: numbers that a model gives for a record; None: one a class, or as ``targets`` says.
+        classes: number of classes that the data must have; None: any, or none.
+        targets: shape of the targets, ``"n"`` for the records first; further sizes are numbers, ``"outputs"`` for one target an output, or
+            any other name for any size.
+        couples: the loss is of a whole batch, which is never computed in parts, and the function returns one number, of the scale of a mean
+            over records.
+        task: what is learned, by which metrics are chosen; None: not known.
+        own: the user's own, whose result is checked.
+    """
+
+    function: LossFn
+    name: str = ""
+    outputs: int | None = None
+    classes: int | None = None
+    targets: tuple[int | str, ...] = ("n",)
+    couples: bool = False
+    task: Task | None = None
+    own: bool = True
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of every record, [n]; with ``couples`` that of the batch, [].
+
+        Raises:
+            ConfigError: the user's function returned anything else.
+        """
+        if not self.own:
+            return self.function(outputs, targets)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # so it is afterwards, too, whatever the function leaves
+            losses = self.function(outputs, targets)
+        if not isinstance(losses, Tensor) or losses.shape != (() if self.couples else (len(targets),)):
+            got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+            wanted = (
+                "one number, for its attribute couples is true"
+                if self.couples
+                else "one loss for each (or set its attribute couples = True)"
+            )
+            raise ConfigError(f"training.loss: '{self.name}' returned {got} for {len(targets)} records; return {wanted}.")
+        return losses
+
+
+#: What a function may say of itself.
+_SAID = tuple(field.name for field in fields(Loss) if field.name not in ("function", "name", "own"))
+
+
+def declared(**said: Any) -> Callable[[LossFn], LossFn]:
+    """Sets attributes of a loss's function, see :class:`Loss`."""
+
     def mark(loss: LossFn) -> LossFn:
-        vars(loss).update(outputs=outputs, classes=classes)
+        vars(loss).update(said)
         return loss
 
     return mark
 
 
+@declared(task="classes")
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of softmax over classes: outputs [n, classes], targets int64 [n]."""
     return functional.cross_entropy(outputs, targets, reduction="none")
 
 
+@declared(task="classes")
 def focal(outputs: Tensor, targets: Tensor) -> Tensor:
     """Focal loss with gamma 2, unweighted: outputs [n, classes], targets int64 [n].
 
@@ -44,88 +100,101 @@ def focal(outputs: Tensor, targets: Tensor) -> Tensor:
     return (-cross).expm1().neg().pow(_FOCUS) * cross
 
 
-@_needs(outputs=1, classes=2)
+@declared(outputs=1, classes=2, task="classes")
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of one logit: outputs [n] or [n, 1], targets 0 or 1 [n]."""
     logits = _one(outputs)
     return functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
 
 
-@_needs(outputs=1)
+@declared(outputs=1, task="values")
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Squared error: outputs [n] or [n, 1], targets [n]."""
     values = _one(outputs)
     return functional.mse_loss(values, targets.to(values.dtype), reduction="none")
 
 
-@_needs(outputs=1)
+@declared(outputs=1, task="values")
 def mae(outputs: Tensor, targets: Tensor) -> Tensor:
     """Absolute error: outputs [n] or [n, 1], targets [n]."""
     values = _one(outputs)
     return functional.l1_loss(values, targets.to(values.dtype), reduction="none")
 
 
-#: Losses of a number that is predicted, whatever the targets are; all others tell classes apart, or are the user's own.
-VALUE_LOSSES = ("mse", "mae")
-
 LOSSES = {"cross_entropy": cross_entropy, "focal": focal, "binary_cross_entropy": binary_cross_entropy, "mse": mse, "mae": mae}
 
 
-@dataclass(frozen=True)
-class CheckedLoss:
-    """A user's loss that is held to one value a record."""
-
-    loss: LossFn
-    name: str
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of every record, [n].
-
-        Raises:
-            ConfigError: the user's function returned anything else.
-        """
-        with torch.set_grad_enabled(torch.is_grad_enabled()):  # so it is afterwards, too, whatever the function leaves
-            losses = self.loss(outputs, targets)
-        if not isinstance(losses, Tensor) or losses.shape != (len(targets),):
-            got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
-            raise ConfigError(f"training.loss: '{self.name}' returned {got} for {len(targets)} records; return one loss for each.")
-        return losses
-
-
-def find_loss(name: str) -> LossFn:
-    """The loss called ``name``; a user's own (``python:module:attribute``) comes with a check of its shape.
+def find_loss(name: str) -> Loss:
+    """The loss called ``name``, built in or a user's own (``python:module:attribute``).
 
     Raises:
-        ConfigError: no such loss, or not a function.
+        ConfigError: no such loss, not a function, or its attributes are none that a loss can have.
     """
-    loss = components.find(components.LOSSES, name)
-    if not callable(loss):
-        raise ConfigError(f"training.loss: '{name}' is a {type(loss).__name__}; name a function of (outputs, targets).")
-    return cast(LossFn, loss) if name in LOSSES else CheckedLoss(loss, name)
+    found = components.find(components.LOSSES, name)
+    if not callable(found):
+        raise ConfigError(f"training.loss: '{name}' is a {type(found).__name__}; name a function of (outputs, targets).")
+    said = {key: getattr(found, key) for key in _SAID if hasattr(found, key)}
+    if "targets" in said:
+        said["targets"] = _checked_targets(name, said["targets"])
+    return Loss(cast(LossFn, found), name, **said, own=name.startswith("python:"))
 
 
-def outputs_for(loss_name: str, classes: int | None) -> int:
+def known_apart(loss: LossFn) -> bool:
+    """Whether a loss is a built-in one, of which it is known that it keeps records apart."""
+    function = loss.function if isinstance(loss, Loss) else loss
+    return not getattr(function, "couples", False) and any(function is known for known in components.LOSSES.parts().values())
+
+
+def outputs_for(loss_name: str, classes: int | None, target_shape: tuple[int, ...] = ()) -> int:
     """How many outputs a model needs for each record.
 
     Args:
         loss_name: the config's ``training.loss``.
         classes: number of classes of the data; None where the targets are real numbers.
+        target_shape: of one record's targets; () where it is one number.
 
     Raises:
         ConfigError: the loss does not suit the data.
     """
-    loss = components.find(components.LOSSES, loss_name)
-    needed = getattr(loss, "classes", None)
-    if needed is not None and classes != needed:
+    loss = find_loss(loss_name)
+    sizes = _named_sizes(loss, target_shape)
+    if loss.classes is not None and classes != loss.classes:
         found = "real-valued targets" if classes is None else f"{classes} classes"
         better = "mse" if classes is None else "cross_entropy"
-        raise ConfigError(f"training.loss: {loss_name} needs {needed} classes, but the data has {found}; use {better}.")
-    outputs = getattr(loss, "outputs", classes)
+        raise ConfigError(f"training.loss: {loss_name} needs {loss.classes} classes, but the data has {found}; use {better}.")
+    outputs = loss.outputs if loss.outputs is not None else sizes.get("outputs", classes)
     if outputs is None:
         raise ConfigError(
             f"training.loss: {loss_name} needs classes, but the data has real-valued targets; use mse, or set your loss's `outputs`."
         )
     return int(outputs)
+
+
+def _named_sizes(loss: Loss, shape: tuple[int, ...]) -> dict[str, int]:
+    """The sizes that a loss's ``targets`` names, of the data's targets."""
+    wanted = loss.targets[1:]
+    if len(shape) == len(wanted) and all(isinstance(w, str) or w == size for w, size in zip(wanted, shape, strict=True)):
+        return {w: size for w, size in zip(wanted, shape, strict=True) if isinstance(w, str)}
+    takes, has = _written(("n", *wanted)), _written(("n", *shape))
+    if loss.own:
+        way = f"set your loss's attribute targets = {('n', *shape)!r}, or change the data"
+    elif not wanted:
+        way = "name one column with data.label, take the class of one-hot labels, or use a loss of several targets (bce, cox)"
+    elif not shape:
+        way = "name the columns with data.label=[A, B], or use a loss of one target"
+    else:
+        way = "use another loss, or change data.label"
+    raise ConfigError(f"training.loss: {loss.name} takes targets {takes}, but those of the data are {has}; {way}.")
+
+
+def _written(shape: tuple[int | str, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _checked_targets(name: str, targets: Any) -> tuple[int | str, ...]:
+    if not isinstance(targets, tuple | list) or not targets or targets[0] != "n" or not all(isinstance(t, int | str) for t in targets):
+        raise ConfigError(f"training.loss: '{name}' has targets = {targets!r}; give a tuple such as ('n', 2), which begins with 'n'.")
+    return tuple(targets)
 
 
 def _one(outputs: Tensor) -> Tensor:

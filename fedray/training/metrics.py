@@ -20,11 +20,14 @@ from fedray.training.engine import LossFn
 #: (outputs [n, ...], targets [n]) -> float. ``mean_loss`` alone is given the run's loss as well.
 MetricFn = Callable[..., float]
 
-#: What a metric is for: any number of classes, two, or real numbers that are predicted by one output.
-Task = Literal["classes", "two classes", "values"]
+#: What is learned, and what a metric is for: any number of classes, two, a real number that is predicted by one output, several labels of
+#: which each holds or does not, or the order in which events happen.
+Task = Literal["classes", "two classes", "values", "labels", "survival"]
 
 
-def _is(task: Task | None, lower_is_better: bool = False) -> Callable[[MetricFn], MetricFn]:
+def measures(task: Task | None, lower_is_better: bool = False) -> Callable[[MetricFn], MetricFn]:
+    """Sets a metric's attributes: what it is for, and which way is better."""
+
     def mark(metric: MetricFn) -> MetricFn:
         vars(metric).update(task=task, lower_is_better=lower_is_better)
         return metric
@@ -37,19 +40,19 @@ def lower_is_better(metric: MetricFn) -> bool:
     return bool(getattr(metric, "lower_is_better", False))
 
 
-@_is("classes")
+@measures("classes")
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Part of the records whose class is right."""
     return int((predicted(outputs) == _labels("accuracy", targets)).sum()) / len(targets)
 
 
-@_is(None, lower_is_better=True)
+@measures(None, lower_is_better=True)
 def mean_loss(outputs: Tensor, targets: Tensor, loss: LossFn) -> float:
     """Mean of the run's loss over the records."""
     return float(loss(outputs, targets).double().mean())
 
 
-@_is("classes")
+@measures("classes")
 def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Mean over the classes of the part of their records that are right.
 
@@ -60,7 +63,7 @@ def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
     return float((hits[present] / actual[present]).mean())
 
 
-@_is("classes")
+@measures("classes")
 def f1(outputs: Tensor, targets: Tensor) -> float:
     """Macro F1: mean over the classes of the harmonic mean of precision and recall.
 
@@ -71,7 +74,7 @@ def f1(outputs: Tensor, targets: Tensor) -> float:
     return float((2 * hits[present] / (claimed + actual)[present]).mean())
 
 
-@_is("two classes")
+@measures("two classes")
 def auc(outputs: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve of two classes; NaN where only one is present.
 
@@ -89,28 +92,22 @@ def auc(outputs: Tensor, targets: Tensor) -> float:
         score = outputs.reshape(-1).double()
     else:
         raise ConfigError(f"evaluation.metrics: auc is for two classes, but the model gives outputs of shape {tuple(outputs.shape[1:])}.")
-    ones = int(positive.sum())
-    zeros = len(targets) - ones
-    if not ones or not zeros:
-        return math.nan
-    _, place, count = torch.unique(score, return_inverse=True, return_counts=True)
-    rank = (count.cumsum(0).double() - (count - 1) / 2)[place]
-    return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    return area_under_roc(score, positive)
 
 
-@_is("values", lower_is_better=True)
+@measures("values", lower_is_better=True)
 def mae(outputs: Tensor, targets: Tensor) -> float:
     """Mean absolute error of a regression."""
     return float(_errors("mae", outputs, targets).abs().mean())
 
 
-@_is("values", lower_is_better=True)
+@measures("values", lower_is_better=True)
 def rmse(outputs: Tensor, targets: Tensor) -> float:
     """Root of the mean squared error of a regression, in units of the target."""
     return math.sqrt(float(_errors("rmse", outputs, targets).square().mean()))
 
 
-@_is("values")
+@measures("values")
 def r2(outputs: Tensor, targets: Tensor) -> float:
     """Part of the targets' variance that a regression explains; NaN where they are all equal."""
     spread = float((targets.double() - targets.double().mean()).square().sum())
@@ -127,6 +124,22 @@ METRICS: dict[str, MetricFn] = {
     "rmse": rmse,
     "r2": r2,
 }
+
+
+def area_under_roc(score: Tensor, positive: Tensor) -> float:
+    """The probability that a positive record scores above another, equal scores counting one half; NaN where there is one kind only.
+
+    Args:
+        score: [n].
+        positive: bool [n].
+    """
+    ones = int(positive.sum())
+    zeros = len(positive) - ones
+    if not ones or not zeros:
+        return math.nan
+    _, place, count = torch.unique(score.double(), return_inverse=True, return_counts=True)
+    rank = (count.cumsum(0).double() - (count - 1) / 2)[place]
+    return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def predicted(outputs: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     own; the gradient is the sum over those that did, over ``expected_batch``, and a step that nobody
     joined has gradient zero. This is DP-SGD's twin without clip and noise.
 
+    With ``job.couples`` a step's gradient is that of the loss of the whole batch.
+
     A step of more than ``physical_batch`` records accumulates its gradient over parts of that many, unless ``job.whole`` says that
     it must not.
     All draws come from ``job.draws``; dropout from torch's generator, which the caller seeds.
@@ -39,7 +41,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     Args:
         model: trained in place, on the device of ``x``.
         x: records [n, ...].
-        y: targets [n].
+        y: targets [n, ...].
         job: what to do; ``dp`` and ``noise`` are not used.
 
     Raises:
@@ -70,8 +72,10 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
                 records = x.index_select(0, part)
                 losses = job.loss(direct.forward(forward, channels_last(records) if pixels else records), y.index_select(0, part))
                 # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
-                direct.backward(losses, torch.full_like(losses, 1.0 / (training.expected_batch or size)))
+                direct.backward(losses, torch.full_like(losses, 1.0 if job.couples else 1.0 / (training.expected_batch or size)))
                 total = losses.detach().sum()
+                if job.couples:
+                    total = total * size
                 seen = seen + (total.item() if on_cpu else total.double())  # on a GPU no wait for the step's end
             if poisson:
                 for p in parameters:  # momentum and decay act alike in every step, empty or not

@@ -53,6 +53,7 @@ def sensitivity_check(
     vocabulary: int | None = None,
     device: torch.device | str = "cpu",
     clipping: Clipping = "flat",
+    target_shape: tuple[int, ...] = (),
     untried: Callable[[], nn.Module] | None = None,
 ) -> float:
     """How far one record moves the clipped sum of a step, over the clip norm.
@@ -76,6 +77,7 @@ def sensitivity_check(
         vocabulary: records are token numbers below this (then none is huge or NaN).
         device: where to run.
         clipping: the run's.
+        target_shape: of one record's targets.
         untried: the run's model before its first call, default ``make_model``.
 
     Returns:
@@ -103,7 +105,7 @@ def sensitivity_check(
     )
     model = make_model().to(device)
     large = sum(p.numel() for p in model.parameters()) > _LARGE
-    x, y = synthetic_records(_FEW_RECORDS if large else _RECORDS, shape, outputs, classes, vocabulary)
+    x, y = synthetic_records(_FEW_RECORDS if large else _RECORDS, shape, outputs, classes, vocabulary, target_shape)
     probe = StepProbe(engine, model, loss, one_step, x.to(device), y.to(device), clipping)
     threads = torch.get_num_threads()
     try:
@@ -121,8 +123,9 @@ def sensitivity_check(
             )
         if alone <= 1.0 + TOLERANCE and worst <= 1.0 + tolerance:
             _check_gradients(replace(exact, model=without_dropout(exact.model)), clip)
-            kinds = classes if classes is not None else outputs if outputs > 1 else None
-            if couples_records(loss, output_shape(model, shape, vocabulary is not None), kinds):
+            kinds = classes if classes is not None else outputs if outputs > 1 and not target_shape else None
+            given = output_shape(model, shape, vocabulary is not None)
+            if couples_records(loss, given, kinds, target_shape=target_shape) is not False:
                 raise PrivacyRefusal(f"training.loss: gives a record another value or gradient in another batch, {_WHY}", CODE)
     except FedrayError:
         raise
@@ -183,20 +186,27 @@ def _check_kept(probe: StepProbe, model: nn.Module) -> None:
 
 
 def check_turns_apart(
-    model: nn.Module, loss: LossFn, shape: tuple[int, ...], outputs: int, classes: int | None, vocabulary: int | None
+    model: nn.Module,
+    loss: LossFn,
+    shape: tuple[int, ...],
+    outputs: int,
+    classes: int | None,
+    vocabulary: int | None,
+    target_shape: tuple[int, ...] = (),
 ) -> None:
     """Refuse what carries something from one client's turn to the next although each turn has a model of its own: values that a loss, a
     class or a module keeps.
 
     Args:
         model: before its first call.
-        loss: per-record loss.
-        shape, outputs, classes, vocabulary: as for :func:`sensitivity_check`.
+        loss: that is minimised.
+        shape, outputs, classes, vocabulary, target_shape: as for :func:`sensitivity_check`.
 
     Raises:
         PrivacyRefusal: with where it is kept.
     """
-    x, y = (values.to(next(model.parameters()).device) for values in synthetic_records(_FEW_RECORDS, shape, outputs, classes, vocabulary))
+    made = synthetic_records(_FEW_RECORDS, shape, outputs, classes, vocabulary, target_shape)
+    x, y = (values.to(next(model.parameters()).device) for values in made)
     try:
         with as_written():
             path = kept(model.train(), loss, [(x[:2], y[:2]), (x, y)], own=False)

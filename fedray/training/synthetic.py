@@ -16,7 +16,9 @@ def odd(n: int) -> tuple[int, int]:
     return n // 2, n - 1
 
 
-def synthetic_records(n: int, shape: tuple[int, ...], outputs: int, classes: int | None, vocabulary: int | None) -> tuple[Tensor, Tensor]:
+def synthetic_records(
+    n: int, shape: tuple[int, ...], outputs: int, classes: int | None, vocabulary: int | None, target_shape: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
     """Records and targets that are drawn at random.
 
     Args:
@@ -25,6 +27,7 @@ def synthetic_records(n: int, shape: tuple[int, ...], outputs: int, classes: int
         outputs: of the model, for each record.
         classes: number of classes of the targets; None: ``outputs`` where that is above 1, else real-valued.
         vocabulary: records are token numbers below this; else normal values, one record 10,000 times as large and one with a NaN.
+        target_shape: of one record's targets; several that are no classes are 0 or 1.
     """
     draws = generator(0, "preflight")
     if vocabulary is not None:
@@ -35,9 +38,11 @@ def synthetic_records(n: int, shape: tuple[int, ...], outputs: int, classes: int
         values[huge] *= _HUGE
         values[nan].reshape(-1)[:1] = np.nan
         x = torch.from_numpy(values)
+    if target_shape and classes is None:
+        return x, torch.from_numpy((draws.random((n, *target_shape)) < 0.5).astype(np.float32))
     kinds = classes if classes is not None else outputs if outputs > 1 else None
     if kinds is not None:
-        return x, torch.from_numpy(draws.integers(0, kinds, n))
+        return x, torch.from_numpy(draws.integers(0, kinds, (n, *target_shape)))
     return x, torch.from_numpy(draws.standard_normal(n).astype(np.float32))
 
 

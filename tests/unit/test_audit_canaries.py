@@ -27,7 +27,7 @@ def federation(tokens: bool = False) -> Federation:
 
 
 def canaries_of(fed: Federation, count: int) -> Canaries:
-    return make_canaries(fed, 3, count, generator(0, "test"))
+    return make_canaries(fed, count, generator(0, "test"))
 
 
 def test_canaries_are_larger_than_records_and_dealt_evenly() -> None:

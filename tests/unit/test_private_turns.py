@@ -27,7 +27,7 @@ from fedray.privacy.recordplan import plan_record
 from fedray.privacy.release import Release
 from fedray.training.engine import SECRET, secretly_seed_torch, torch_draws
 from fedray.training.kept import fresh_models, keeps_nothing, kept
-from fedray.training.losses import CheckedLoss, cross_entropy
+from fedray.training.losses import Loss, cross_entropy
 
 RECORD = {"regime": "record", "noise_multiplier": 1.0, "budget": 1000, "delta": 1e-3}
 CLIENT = {"regime": "client", "noise_multiplier": 1.0, "budget": 1000, "delta": 1e-2}
@@ -236,7 +236,7 @@ def test_a_loss_that_keeps_something_is_found_and_what_keeps_nothing_is_not() ->
             return cross_entropy(outputs, targets) / (1 + self.mean.abs())
 
     for loss in (remembering, Remembering()):
-        path = kept(nn.Linear(4, 3), CheckedLoss(loss, "mine"), [(x, y)], own=False)
+        path = kept(nn.Linear(4, 3), Loss(loss, "mine"), [(x, y)], own=False)
         assert path is not None
         assert not path.startswith("model.")
     for net in (Keeps(lambda m, x: None), nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3)), nn.LSTM(4, 3)):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from fedray.clients.messages import LocalEvaluation
 from fedray.config import Config, Evaluation
@@ -19,7 +20,7 @@ from fedray.errors import ConfigError
 from fedray.planning.preparation import prepare
 from fedray.rounds.quality import Quality, numbers_only, summarize
 from fedray.training.evaluate import check_metrics, evaluate, find_metrics
-from fedray.training.losses import find_loss
+from fedray.training.losses import Loss, find_loss
 from fedray.training.metrics import lower_is_better
 
 NAN = math.nan
@@ -136,16 +137,23 @@ def test_an_own_metric_that_fails_costs_that_metric_alone(own: str) -> None:
         (["auc", "f1", "balanced_accuracy"], "cross_entropy", 2, 2, None),
         (["rmse", "mae", "r2", "loss"], "mse", 5, 1, None),
         (["rmse"], "python:x:own", None, 1, None),
+        (["c_index", "loss"], "cox", None, 1, None),
+        (["micro_f1", "mean_auroc", "loss"], "bce", None, 4, None),
+        (["rmse"], "cox", None, 1, "rmse is for one target a record, but training.loss=cox takes several; use c_index or loss"),
+        (["accuracy"], "bce", None, 4, "accuracy is for one target a record, but training.loss=bce takes several; use micro_f1"),
+        (["c_index"], "bce", None, 4, "c_index is for times of events, but training.loss=bce is for others"),
+        (["micro_f1"], "cross_entropy", 3, 3, "micro_f1 is for several labels a record"),
     ],
 )
 def test_metrics_that_do_not_fit_the_task_are_refused(
     metrics: list[str], loss: str, classes: int | None, outputs: int, expected: str | None
 ) -> None:
+    found = Loss(functional.mse_loss, loss) if loss.startswith("python:") else find_loss(loss)
     if expected is None:
-        check_metrics(find_metrics(metrics), loss, classes, outputs)
+        check_metrics(find_metrics(metrics), found, classes, outputs)
         return
     with pytest.raises(ConfigError, match=f"evaluation.metrics: {expected}"):
-        check_metrics(find_metrics(metrics), loss, classes, outputs)
+        check_metrics(find_metrics(metrics), found, classes, outputs)
 
 
 def config(**sections: object) -> Config:

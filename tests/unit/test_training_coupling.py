@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,19 +28,26 @@ from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.engine import LocalJob, LossFn
 from fedray.training.evaluate import evaluate
-from fedray.training.losses import LOSSES, CheckedLoss, cross_entropy
+from fedray.training.losses import Loss, cross_entropy, declared, find_loss
 from fedray.training.metrics import mean_loss
 from fedray.training.plain import batches, plain
+
+NORM = nn.BatchNorm1d
 
 # -- losses ------------------------------------------------------------------------------------------
 
 
-def partial_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cox: a record's risk set is the batch; times below zero are censored."""
+def each_of_a_risk_set(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cox, one value a record; a record's risk set is the batch; times below zero are censored."""
     risk, order = outputs.flatten(), torch.argsort(targets.abs(), descending=True)
     terms = torch.empty_like(risk)
     terms[order] = -(risk[order] - torch.logcumsumexp(risk[order], 0)) * (targets[order] > 0).to(risk.dtype)
     return terms
+
+
+@declared(couples=True)
+def partial_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+    return each_of_a_risk_set(outputs, targets).mean()
 
 
 def balanced(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -85,39 +93,63 @@ def unruly(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("loss", "classes", "coupled"),
+    ("loss", "classes"),
     [
-        (partial_likelihood, None, True),
-        (balanced, 3, True),
-        (ranked, None, True),
-        (rare, None, True),
-        (hard, 3, True),
-        (unruly, None, True),  # where nothing can be said, it may
-        (tilted, None, False),
-        (lambda o, y: functional.cross_entropy(o, y, reduction="none", label_smoothing=0.1), 3, False),
-        (lambda o, y: (o.flatten() - y).abs().float(), None, False),
-        (lambda o, y: (o.flatten() - y).abs() * (torch.rand(len(y)) < 0.5), None, False),  # each record has its own draw
-        (lambda o, y: (o.flatten() - y[torch.randperm(len(y))]).abs(), None, True),
+        (each_of_a_risk_set, None),
+        (balanced, 3),
+        (ranked, None),
+        (rare, None),
+        (hard, 3),
+        (lambda o, y: (o.flatten() - y[torch.randperm(len(y))]).abs(), None),
     ],
 )
-def test_a_loss_that_couples_records_is_recognised(loss: LossFn, classes: int | None, coupled: bool) -> None:
-    needs = batch_needs(nn.Linear(4, classes or 1), CheckedLoss(loss, "mine"), (4,), False, classes, None)
-    assert (needs.whole is not None) == coupled
-    assert needs.fewest == 1
+def test_a_loss_that_couples_records_without_saying_so_is_refused(loss: LossFn, classes: int | None) -> None:
+    for model in (nn.Linear(4, classes or 1), nn.Sequential(NORM(4), nn.Linear(4, classes or 1))):
+        with pytest.raises(ConfigError, match=r"'mine' gives a record another value .* couples = True"):
+            batch_needs(model, Loss(loss, "mine"), (4,), False, classes, None)
+
+
+@pytest.mark.parametrize(
+    ("loss", "classes"),
+    [
+        (tilted, None),
+        (lambda o, y: functional.cross_entropy(o, y, reduction="none", label_smoothing=0.1), 3),
+        (lambda o, y: (o.flatten() - y).abs().float(), None),
+        (lambda o, y: (o.flatten() - y).abs() * (torch.rand(len(y)) < 0.5), None),  # each record has its own draw
+    ],
+)
+def test_a_loss_that_keeps_records_apart_asks_for_nothing(loss: LossFn, classes: int | None) -> None:
+    assert batch_needs(nn.Linear(4, classes or 1), Loss(loss, "mine"), (4,), False, classes, None) == BatchNeeds()
+
+
+@pytest.mark.parametrize("loss", [unruly, lambda o, y: (o.flatten() - y).abs() * np.random.random()])
+def test_where_a_loss_cannot_be_tried_its_batches_stay_whole(loss: LossFn) -> None:
+    needs = batch_needs(nn.Linear(4, 1), Loss(loss, "mine"), (4,), False, None, None)
+    assert (needs.whole is not None, needs.fewest, needs.couples) == (True, 1, False)
+
+
+def test_a_loss_may_say_that_it_is_of_whole_batches() -> None:
+    needs = batch_needs(nn.Linear(4, 1), Loss(partial_likelihood, "mine", couples=True), (4,), False, None, None)
+    assert needs == BatchNeeds("training.loss=mine is taken over the whole batch", 1, True)
+    needs = batch_needs(nn.Sequential(NORM(4), nn.Linear(4, 1)), Loss(partial_likelihood, "mine", couples=True), (4,), False, None, None)
+    assert (needs.fewest, needs.couples) == (2, True)
 
 
 def test_the_datas_own_targets_are_tried_where_they_may_be_looked_at() -> None:
-    loss, targets = CheckedLoss(of_the_data, "mine"), np.repeat(np.array([1.0, 2000.0], dtype=np.float32), 20)
-    assert batch_needs(nn.Linear(4, 1), loss, (4,), False, None, None).whole is None
-    assert batch_needs(nn.Linear(4, 1), loss, (4,), False, None, targets).whole is not None
+    loss, targets = Loss(of_the_data, "mine"), np.repeat(np.array([1.0, 2000.0], dtype=np.float32), 20)
+    assert batch_needs(nn.Linear(4, 1), loss, (4,), False, None, None) == BatchNeeds()
+    with pytest.raises(ConfigError, match="couples = True"):
+        batch_needs(nn.Linear(4, 1), loss, (4,), False, None, targets)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
-def test_built_in_losses_keep_records_apart(name: str) -> None:
-    outputs, classes = getattr(LOSSES[name], "outputs", 3), getattr(LOSSES[name], "classes", None)
-    classes = classes or (None if name in ("mse", "mae") else 3)
-    for loss in (LOSSES[name], CheckedLoss(LOSSES[name], name)):  # the second is tried
-        assert batch_needs(nn.Linear(4, outputs), loss, (4,), False, classes, None) == BatchNeeds()
+@pytest.mark.parametrize("name", sorted(components.LOSSES.parts()))
+def test_built_in_losses_keep_records_apart_or_say_that_they_do_not(name: str) -> None:
+    loss = find_loss(name)
+    outputs, classes = loss.outputs or 3, loss.classes or (3 if loss.task == "classes" else None)
+    shape = tuple({"outputs": outputs}.get(str(size), size) for size in loss.targets[1:])
+    tried = replace(loss, function=lambda o, y: loss.function(o, y))
+    for each in (loss, tried):
+        assert batch_needs(nn.Linear(4, outputs), each, (4,), False, classes, None, shape).couples == loss.couples
 
 
 # -- models ------------------------------------------------------------------------------------------
@@ -144,9 +176,6 @@ class Last(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
-NORM = nn.BatchNorm1d
-
-
 @pytest.mark.parametrize(
     ("make", "shape", "coupled", "fewest"),
     [
@@ -166,7 +195,7 @@ def test_what_a_model_needs_of_a_batch_is_measured(make: Any, shape: tuple[int, 
     model = make()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     loss = cross_entropy if len(shape) != 2 or shape[0] != 2 else (lambda o, y: functional.cross_entropy(o.mean(1), y, reduction="none"))
-    needs = batch_needs(model, loss, shape, False, 3, None)
+    needs = batch_needs(model, Loss(loss), shape, False, 3, None)
     assert (needs.whole is not None, needs.fewest) == (coupled, fewest)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert model.training
@@ -174,9 +203,10 @@ def test_what_a_model_needs_of_a_batch_is_measured(make: Any, shape: tuple[int, 
 
 def test_tokens_and_built_in_models_keep_records_apart() -> None:
     lstm = build_model(Choice(kind="lstm", tokens=9), (6,), 3, 0, torch.int64)
-    assert batch_needs(lstm, cross_entropy, (6,), True, 3, None) == BatchNeeds()
+    assert batch_needs(lstm, find_loss("cross_entropy"), (6,), True, 3, None) == BatchNeeds()
     assert (
-        batch_needs(build_model(Choice(kind="resnet18_gn"), (3, 16, 16), 3, 0), cross_entropy, (3, 16, 16), False, 3, None) == BatchNeeds()
+        batch_needs(build_model(Choice(kind="resnet18_gn"), (3, 16, 16), 3, 0), find_loss("cross_entropy"), (3, 16, 16), False, 3, None)
+        == BatchNeeds()
     )
 
 
@@ -186,9 +216,11 @@ def test_tokens_and_built_in_models_keep_records_apart() -> None:
 def test_lockstep_takes_no_loss_that_couples_records() -> None:
     model, section = nn.Linear(6, 1), Training(batch_size=8, epochs=1)
     assert choose_engine("auto", False, model, section, True)[0] == "lockstep"
-    assert choose_engine("auto", False, model, section, True, "it couples")[0] == "plain"
+    assert choose_engine("auto", False, model, section, True, BatchNeeds("it couples"))[0] == "plain"
     with pytest.raises(ConfigError, match=r"lockstep cannot train this \(it couples\)"):
-        choose_engine("lockstep", False, model, section, True, "it couples")
+        choose_engine("lockstep", False, model, section, True, BatchNeeds("it couples"))
+    with pytest.raises(ConfigError, match=r"'python:fedray.training.plain:plain' cannot train this, because it couples"):
+        choose_engine("python:fedray.training.plain:plain", False, model, section, True, BatchNeeds("it couples", couples=True))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +231,7 @@ def test_lockstep_takes_no_loss_that_couples_records() -> None:
         ({"batch_size": 256, "epochs": 1}, [513], BatchNeeds("x", 2), None),  # the last record joins
         ({"sampling_rate": 0.5, "steps": 1, "expected_batch": 9}, [300], BatchNeeds("x"), "less than a batch of 300"),
         ({"sampling_rate": 0.5, "steps": 1, "expected_batch": 9}, [30], BatchNeeds("x", 2), "may draw a single record"),
+        ({"sampling_rate": 0.5, "steps": 1, "expected_batch": 9}, [30], BatchNeeds("x", 1, True), "use training.batch_size"),
         ({"batch_size": 1, "epochs": 1}, [30], BatchNeeds("x", 2), "1 record at a time"),
         ({"batch_size": 8, "epochs": 1}, [30, 1], BatchNeeds("x", 2), "client b holds 1 training record"),
         ({"batch_size": 8, "epochs": 1}, [30, 0], BatchNeeds("x", 2), None),
@@ -245,7 +278,7 @@ def test_a_batch_that_must_stay_whole_is_not_computed_in_parts_for_want_of_memor
         fitting(train, 8, "it couples")
     x, y = torch.randn(6, 4), torch.randn(6)
     section = Training(batch_size=6, epochs=1, physical_batch=3)
-    job = LocalJob(section, 0.1, partial_likelihood, generator(0, "b"), whole="it couples")
+    job = LocalJob(section, 0.1, partial_likelihood, generator(0, "b"), whole="it couples", couples=True)
     with pytest.raises(ConfigError, match="less than a batch of 6 records"):
         plain(nn.Linear(4, 1), x, y, job)
 

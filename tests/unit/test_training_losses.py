@@ -21,6 +21,12 @@ def number(outputs, targets): return 1.0
 def column(outputs, targets): return (outputs - targets[:, None]) ** 2
 def survival(outputs, targets): return outputs.sum(1)
 survival.outputs = 7
+def total(outputs, targets): return squared(outputs, targets[:, 0]).sum()
+total.couples, total.targets, total.outputs = True, ("n", 2), 1
+def apart(outputs, targets): return squared(outputs, targets[:, 0])
+apart.couples = True
+def odd(outputs, targets): return squared(outputs, targets)
+odd.targets = (3, "n")
 constant = 3
 """
 
@@ -35,13 +41,14 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def batch(name: str, n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     draws = torch.Generator().manual_seed(0)
-    width = outputs_for(name, 2)
+    loss = find_loss(name)
+    width = loss.outputs or 2
     outputs = torch.randn(n, width, generator=draws)
-    targets = torch.randint(0, 2, (n,), generator=draws)
+    targets = torch.randint(0, 2, (n, *(width if size == "outputs" else int(size) for size in loss.targets[1:])), generator=draws)
     return outputs, targets.float() if name in ("mse", "mae") else targets
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES.parts()))
+@pytest.mark.parametrize("name", sorted(name for name in LOSSES.parts() if not find_loss(name).couples))
 def test_every_loss_gives_one_value_a_record_that_depends_on_that_record_alone(name: str) -> None:
     outputs, targets = batch(name)
     outputs.requires_grad_(True)
@@ -116,3 +123,33 @@ def test_users_losses_may_say_how_many_outputs_they_need(user: str) -> None:
     assert outputs_for(user + "squared", 3) == 3
     with pytest.raises(ConfigError, match="`outputs`"):
         outputs_for(user + "squared", None)
+
+
+def test_users_losses_may_say_that_they_are_of_whole_batches(user: str) -> None:
+    loss = find_loss(user + "total")
+    assert (loss.couples, loss.targets, loss.outputs) == (True, ("n", 2), 1)
+    assert loss(torch.zeros(4, 1), torch.ones(4, 2)).item() == 4
+    with pytest.raises(ConfigError, match="one number, for its attribute couples is true"):
+        find_loss(user + "apart")(torch.zeros(4, 1), torch.ones(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("cross_entropy", (10,), r"takes targets \[n\], but those of the data are \[n, 10\]; name one column"),
+        ("cox", (), r"takes targets \[n, 2\], but those of the data are \[n\]; name the columns with data.label"),
+        ("cox", (3,), r"\[n, 2\], but those of the data are \[n, 3\]"),
+        ("bce", (2, 2), r"\[n, outputs\], but those of the data are \[n, 2, 2\]"),
+        ("squared", (4,), r"set your loss's attribute targets = \('n', 4\)"),
+        ("odd", (4,), r"give a tuple such as"),
+    ],
+)
+def test_targets_that_a_loss_does_not_take_are_refused(user: str, name: str, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        outputs_for(name if name in LOSSES.parts() else user + name, None, shape)
+
+
+def test_outputs_follow_from_the_targets_where_the_loss_says_so(user: str) -> None:
+    assert outputs_for("bce", None, (7,)) == 7
+    assert outputs_for("cox", None, (2,)) == 1
+    assert outputs_for(user + "total", None, (2,)) == 1

@@ -14,7 +14,7 @@ from torch.nn import functional
 from fedray.errors import ConfigError
 from fedray.training import trial
 from fedray.training.coupling import batch_needs
-from fedray.training.losses import CheckedLoss
+from fedray.training.losses import Loss
 from fedray.training.trial import tried
 
 
@@ -46,5 +46,5 @@ def test_a_trial_answers_for_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_loss_that_ends_its_process_is_taken_for_one_that_wants_whole_batches() -> None:
     targets = np.arange(30) % 3
-    assert batch_needs(nn.Linear(4, 3), CheckedLoss(leaves, "leaves"), (4,), False, 3, targets).whole is not None
-    assert batch_needs(nn.Linear(4, 3), CheckedLoss(well, "well"), (4,), False, 3, targets).whole is None
+    assert batch_needs(nn.Linear(4, 3), Loss(leaves, "leaves"), (4,), False, 3, targets).whole is not None
+    assert batch_needs(nn.Linear(4, 3), Loss(well, "well"), (4,), False, 3, targets).whole is None
