@@ -76,7 +76,7 @@ class Rehearsal:
             host.ready()
             self._hosts |= dict.fromkeys(group.members, host)
         self._everyone, self._rates = np.ones(len(prepared.names), dtype=np.bool_), rates(prepared.groups, len(prepared.names))
-        self.weights = self._model.weights.copy()
+        self.weights = self._model.weights.value.copy()
         self._state = self._server.init(self._model.facts.layout.size)
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)
 

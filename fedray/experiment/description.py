@@ -16,7 +16,7 @@ from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 from fedray.rounds.round_metrics import GuaranteePlan
-from fedray.runfiles import Output
+from fedray.runfiles import Output, RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.tracking.mlflow_tracker import flat_params
 
@@ -32,8 +32,8 @@ def guarantee_plans(prepared: Prepared) -> list[GuaranteePlan]:
 
 def started(prepared: Prepared, loop: Loop, output: Output, run_id: str) -> dict[str, Any]:
     """Facts about a run whose actors are ready, as JSON data: the ``started`` event, shown at the head of the progress display."""
-    config, model = prepared.config, prepared.model
-    assert model is not None
+    config, model, sizes = prepared.config, prepared.model, prepared.sizes
+    assert model is not None and sizes is not None
     plan = _first_plan(prepared)
     return {
         "name": config.name,
@@ -42,7 +42,7 @@ def started(prepared: Prepared, loop: Loop, output: Output, run_id: str) -> dict
         "rounds": config.rounds,
         "first_round": loop.first_round,
         "clients": len(loop.names),
-        "records": int(loop.sizes.sum()) if config.privacy.whole_clients is None else None,
+        "records": int(sizes.sum()) if config.privacy.whole_clients is None else None,
         "actors": len(loop.pool.slots),
         "placement": config.clients.placement,
         "model": config.model.kind,
@@ -101,12 +101,15 @@ def claim_tags(prepared: Prepared, problems: Sequence[str] = (), summary: Mappin
     }
 
 
-def write_statement(prepared: Prepared, loop: Loop, own_book: bool, rounds: int, left_out: int, problems: Sequence[str]) -> dict[str, Any]:
+def write_statement(
+    prepared: Prepared, loop: Loop, files: RunFiles, own_book: bool, rounds: int, left_out: int, problems: Sequence[str]
+) -> dict[str, Any]:
     """Write the privacy statement and this run's entries of books that outlive it.
 
     Args:
         prepared: the run.
         loop: what the driver's loop used.
+        files: the run's files.
         own_book: whether the driver keeps a book itself, and not only the silos.
         rounds: rounds that were run.
         left_out: number of clients that were left out of rounds because their budget was used up.
@@ -115,7 +118,7 @@ def write_statement(prepared: Prepared, loop: Loop, own_book: bool, rounds: int,
     Returns:
         The ``privacy`` part of the run's summary, as JSON data.
     """
-    config, files, books = prepared.config, loop.files, loop.books
+    config, books = prepared.config, loop.books
     if not config.privacy.regimes:
         return {"unit": None, "regime": "none", "epsilon": None}
     figures, groups = books.figures(), books.lines()

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
 
 from fedray import __version__, components, credentials, logs
@@ -30,6 +29,8 @@ from fedray.experiment.profile import chrome_trace, summarize, table
 from fedray.experiment.request import Request
 from fedray.experiment.served import served_model
 from fedray.experiment.wiring import Wiring
+from fedray.frozen import model_digest
+from fedray.holder import Holder
 from fedray.planning.planner import shortfalls
 from fedray.planning.preparation import Prepared, prepare
 from fedray.runfiles import RunFiles, refuse_taken
@@ -62,11 +63,12 @@ class Given:
         prepared: the run, without its records and weights.
         data: the reference of the records in the object store, in a list so that Ray does not fetch them.
         weights: the same of the model's weights: a vector that lay in one object with the rest would stay in memory as long as that.
+            None where only the silos know what the model looks like.
     """
 
     prepared: Prepared
     data: Sequence[Any]
-    weights: list[Any]
+    weights: Holder[Any] | None
 
 
 def prepare_run(config: Config, resume: bool) -> Prepared:
@@ -77,12 +79,10 @@ def prepare_run(config: Config, resume: bool) -> Prepared:
 
 def share_inputs(prepared: Prepared) -> Given:
     """Put the records into the object store, where the actors of each node share them, and the model's weights."""
-    data, weights = [], []
+    data = []
     if prepared.federation is not None and prepared.config.clients.placement == "hosted":
         data = [ray.put(replace(prepared.federation, test=None))]
-    if prepared.model is not None:
-        weights.append(ray.put(prepared.model.weights))
-        prepared.model.weights = np.empty(0, dtype=np.float32)
+    weights = None if prepared.model is None else Holder(ray.put(prepared.model.weights.take()))
     return Given(replace(prepared, federation=None), data, weights)
 
 
@@ -222,20 +222,16 @@ class Experiment:
     def _train(self, request: Request) -> dict[str, Any]:
         began = time.monotonic()
         given = self._given.get() if self._awaits else share_inputs(prepare_run(self._config, request.resume))
-        weights = given.weights.pop() if given.weights else None
-        if given.prepared.model is not None:
-            given.prepared.model.weights = ray.get(weights)
-        wiring = Wiring(given.prepared, given.data, request, self._files, self._events, self._stop)
+        wiring = Wiring(given.prepared, given.data, given.weights, request, self._files, self._events, self._stop)
         if request.profile:
             keep_spans()
         try:
             parts = wiring.build()
-            parts.in_store, weights = None if parts.resumed else weights, None
             driver = Driver(parts, self._stop)
             wiring.tick = driver.tick
             if self._was_on:
                 text = f"the driver on {self._was_on} was lost, and restarted on {socket.gethostname()}; it goes on after round {parts.first_round}."
-                driver.befallen("driver", text)
+                parts.record.fault("driver", text)
             self._events.put(
                 "started", started(wiring.prepared, parts, request.output, wiring.run_id) | {"setup_seconds": time.monotonic() - began}
             )
@@ -245,7 +241,7 @@ class Experiment:
                 )
             setup = time.monotonic() - began
             try:
-                with watching_head(driver.befallen) if request.elastic else nullcontext():
+                with watching_head(parts.record.fault) if request.elastic else nullcontext():
                     status = driver.run()
             except FedrayError as error:
                 self._write(wiring, parts, driver, "failed", setup, error)
@@ -261,17 +257,18 @@ class Experiment:
         files, prepared, tracker = self._files, wiring.prepared, wiring.tracker
         problems = [str(error)] if isinstance(error, ClaimVoid) else []
         files.save_model(parts.layout, driver.weights, parts.frozen)
-        result = driver.result()
+        digest = model_digest(driver.weights, parts.frozen)
+        result = parts.record.result()
         summary: dict[str, Any] = {
             "status": status,
             "error": None if error is None else str(error),
             "name": parts.config.name,
             "rounds": result["rounds"],
             "planned_rounds": parts.config.rounds,
-            "model_sha256": result["model_sha256"],
+            "model_sha256": digest,
             "final": result["final"],
             "best": result["best"],
-            "privacy": write_statement(prepared, parts, wiring.own_book, result["rounds"], result["left_out"], problems),
+            "privacy": write_statement(prepared, parts, files, wiring.own_book, result["rounds"], result["left_out"], problems),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],
             "engine": None if prepared.model is None else prepared.model.engine,
@@ -282,7 +279,7 @@ class Experiment:
         }
         files.write_summary(summary)
         if tracker is not None:
-            tags = {"fedray.stop_reason": status, "fedray.model_sha256": result["model_sha256"]}
+            tags = {"fedray.stop_reason": status, "fedray.model_sha256": digest}
             tags |= claim_tags(prepared, problems, summary["privacy"])
             build = partial(served_model, files, parts.config)
             complete = tracker.close(STATUSES[status], parts.config.tracking.close_timeout, model=build, tags=tags)

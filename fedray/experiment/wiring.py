@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from fedray.aggregation.rule import make_aggregator
-from fedray.algorithms.algorithm import make_server
+from fedray.algorithms.algorithm import Server, make_server
 from fedray.checkpoint import Saved
 from fedray.clients.callers import with_room
 from fedray.clients.groups import rates
@@ -25,7 +25,7 @@ from fedray.clients.pool import Pool
 from fedray.clients.recognition import commit_federation
 from fedray.config import Config
 from fedray.configfile import dump_config
-from fedray.driver import Loop
+from fedray.driver import Loop, ModelState
 from fedray.experiment.background import Background
 from fedray.experiment.description import guarantee_plans, tracking_parameters, tracking_tags
 from fedray.experiment.finished import frozen_of
@@ -34,7 +34,8 @@ from fedray.experiment.listener import Events
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
-from fedray.planning.preparation import Prepared, capacity
+from fedray.holder import Holder
+from fedray.planning.preparation import Model, Prepared, capacity
 from fedray.privacy.account import Account
 from fedray.privacy.clientplan import ClientPlan, Plan, level
 from fedray.privacy.ledger.ledger import ledger_directory
@@ -43,7 +44,9 @@ from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
 from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.cohort import largest_cohort
+from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.evaluator import Evaluators
+from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
@@ -58,6 +61,7 @@ class Wiring:
     Args:
         prepared: the run; where only the silos know their records, :meth:`build` completes it.
         data: the records' reference in Ray's object store; empty where the silos read their own.
+        weights: the reference of the model's weights in the object store; None where only the silos know what the model looks like.
         request: what the command asked for.
         files: the run's files.
         events: receives notes, and the result of the actors' checks before the first round.
@@ -65,10 +69,17 @@ class Wiring:
     """
 
     def __init__(
-        self, prepared: Prepared, data: Sequence[Any], request: Request, files: RunFiles, events: Events, stop: threading.Event
+        self,
+        prepared: Prepared,
+        data: Sequence[Any],
+        weights: Holder[Any] | None,
+        request: Request,
+        files: RunFiles,
+        events: Events,
+        stop: threading.Event,
     ) -> None:
         self.prepared = prepared
-        self._data, self._request, self._files, self._events, self._stop = data, request, files, events, stop
+        self._data, self._weights, self._request, self._files, self._events, self._stop = data, weights, request, files, events, stop
         self.config: Config = prepared.config
         self.tick = stop.is_set
         self.tracker: Tracker | None = None
@@ -132,32 +143,27 @@ class Wiring:
             callbacks.append(self.tracker)
         callbacks.append(Gauges(config.experiment, config.name, config.rounds))
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
-        loop = Loop(
+        privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
+        record = Record(config, self._files, books, self._release, privacy, callbacks, meta, beginning.round, resumed)
+        return Loop(
             config=config,
-            files=self._files,
-            names=p.names,
-            sizes=sizes,
-            rates=rates(p.groups, len(p.names)),
+            names=names,
             capacity=capacity(config, sizes),
             layout=model.facts.layout,
             frozen=frozen_of(model.facts),
-            sampler=p.sampler,
             pool=pool,
             books=books,
+            cohorts=CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, self._release, privacy, record),
+            record=record,
             server=server,
             aggregate=aggregate,
             release=self._release,
             evaluator=evaluator,
-            weights=checkpoint.weights if checkpoint else model.weights,
-            server_state=checkpoint.server if checkpoint else server.init(model.facts.layout.size),
+            begin=Holder(self._begin(checkpoint, model, server)),
+            privacy=privacy,
             first_round=beginning.round,
-            meta=meta,
-            resumed=checkpoint is not None,
-            callbacks=callbacks,
-            privacy=Guarantees(guarantee_plans(p)),
+            resumed=resumed,
         )
-        model.weights = np.empty(0, dtype=np.float32)  # the driver's loop has them
-        return loop
 
     @property
     def run_id(self) -> str:
@@ -168,6 +174,14 @@ class Wiring:
     def own_book(self) -> bool:
         """Whether the driver keeps a privacy book itself, and not only the silos."""
         return bool(self._accounts)
+
+    def _begin(self, checkpoint: Saved | None, model: Model, server: Server) -> ModelState:
+        """What the first round starts from. Only the driver keeps it in memory: the model as it was prepared is given up here."""
+        in_store = None if self._weights is None else self._weights.take()
+        weights = model.weights.take() if in_store is None else ray.get(in_store)
+        if checkpoint is not None:
+            return ModelState(checkpoint.weights, checkpoint.server)
+        return ModelState(weights, server.init(model.facts.layout.size), in_store)
 
     def _open_tracking(self, prepared: Prepared, checkpoint: Saved | None, failed: threading.Event) -> Tracker | None:
         config = self.config

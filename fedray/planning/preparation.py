@@ -24,6 +24,7 @@ from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.frozen import frozen_values
+from fedray.holder import Holder
 from fedray.models.facts import ModelFacts, first_model
 from fedray.parameters import Vector, get_vector
 from fedray.privacy import rules
@@ -50,7 +51,7 @@ class Model:
     """
 
     facts: ModelFacts
-    weights: Vector
+    weights: Holder[Vector]
     engine: str
     frozen_bytes: int = 0
     columns: Sequence[str] = ()
@@ -304,7 +305,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
-    return Model(made, get_vector(model, made.layout), engines[0], frozen_bytes, facts.columns, facts.scale)
+    return Model(made, Holder(get_vector(model, made.layout)), engines[0], frozen_bytes, facts.columns, facts.scale)
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: Sequence[str], sizes: npt.NDArray[np.int64]) -> None:

@@ -37,6 +37,11 @@ class Release:
         self._last = np.full(plan.facts.clients, _LONG_AGO, dtype=np.int64)
         self._times = np.zeros(plan.facts.clients, dtype=np.int64)
 
+    @property
+    def noised(self) -> bool:
+        """Whether the model sees a round's sum only after the driver has noised it; under local privacy the clients add all the noise."""
+        return self.plan.regime != "local"
+
     def due(self, round_: int) -> bool:
         """Whether this round needs a charge: no earlier one covers it."""
         return round_ >= self._covered

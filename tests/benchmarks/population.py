@@ -30,9 +30,11 @@ import psutil
 import ray
 
 import fedray
-from fedray import driver
 from fedray.algorithms.server import ServerSGD
+from fedray.driver import Driver
 from fedray.rounds import books
+from fedray.rounds.drawing import CohortDraw
+from fedray.rounds.record import Record
 from fedray.runfiles import RunFiles
 
 CLIENTS, COHORT, RECORDS, FEATURES, ROUNDS, WARM_UP = 1_000_000, 1000, 2, 8, 30, 5
@@ -41,11 +43,11 @@ RESULTS = Path(__file__).parent / "results"
 
 #: The driver's methods that are sampling and bookkeeping: all that a round does but train, sum, step and evaluate.
 STEPS = {
-    "draw": (driver.Driver, "_draw"),
-    "receipts": (driver.Driver, "_check_receipts"),
-    "row": (driver.Driver, "_row"),
-    "write": (driver.Driver, "_write"),
-    "save": (driver.Driver, "_save"),
+    "draw": (CohortDraw, "draw"),
+    "receipts": (Driver, "_check_receipts"),
+    "row": (Record, "round_done"),
+    "write": (Record, "_write"),
+    "save": (Record, "save"),
 }
 BOOKS = (books.NoBooks, books.RunBook, books.PopulationBook)
 REGIMES: dict[str, dict[str, Any]] = {

@@ -66,7 +66,7 @@ class Ground:
         assert self.prepared.model is not None
         self.model = self.prepared.model
         self.data = ray.put(self.prepared.federation)
-        self.weights = ray.put(self.model.weights)
+        self.weights = ray.put(self.model.weights.value)
         self.notes: list[str] = []
 
     def places(self, number: int) -> list[Place]:

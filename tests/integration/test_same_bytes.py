@@ -122,7 +122,7 @@ def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
     pool = Pool(places, lambda place: start_actor(place, spec, federation), np.ones(4, np.int64), **settings)
     try:
         pool.wait_ready(60, everyone=True)
-        weights, totals, shuffle = ray.put(model.weights), set(), random.Random(5)
+        weights, totals, shuffle = ray.put(model.weights.value), set(), random.Random(5)
         for _ in range(6):
             sizes = np.arange(1, 5, dtype=np.int64) * 1000
             shuffle.shuffle(sizes)

@@ -87,8 +87,8 @@ def test_a_rehearsal_trains_as_the_run_does() -> None:
     rehearsal = Rehearsal(prepared, prepared.federation)
     released = list(rehearsal.run(4, seed=1))
     assert len(released) == 12 == rehearsal.participations.sum()
-    assert not np.array_equal(rehearsal.weights, prepared.model.weights)
-    np.testing.assert_array_equal(released[0].before, prepared.model.weights)
+    assert not np.array_equal(rehearsal.weights, prepared.model.weights.value)
+    np.testing.assert_array_equal(released[0].before, prepared.model.weights.value)
 
 
 def test_much_leaks_without_privacy_and_little_with_it() -> None:

@@ -130,7 +130,7 @@ def finished(folder: Path, *overrides: str) -> Path:
     files.create()
     files.config.write_text(dump_config(config))
     files.partition.write_text(json.dumps({"model": model.document()}))
-    files.save_model(model.facts.layout, model.weights)
+    files.save_model(model.facts.layout, model.weights.value)
     files.write_summary({"status": "completed", "rounds": 0})
     return files.root
 

@@ -338,7 +338,7 @@ def test_what_the_driver_learns_of_silos_is_what_it_would_have_read(tmp_path: Pa
     unread, alone = alone, complete(alone, infos)
     assert alone.model is not None and together.model is not None and alone.sizes is not None and together.sizes is not None
     assert alone.model.document() == together.model.document()
-    assert alone.model.weights.tobytes() == together.model.weights.tobytes()
+    assert alone.model.weights.value.tobytes() == together.model.weights.value.tobytes()
     assert alone.sizes.tolist() == together.sizes.tolist() == ([3, 3] if public else [2, 2])
     assert alone.partition == {k: v for k, v in together.partition.items() if k != "digest"}
     assert list(alone.class_labels) == list(together.class_labels) == [0, 1, 2]

@@ -24,6 +24,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.finished import frozen_of, trained_model
 from fedray.experiment.resume import check_model
 from fedray.frozen import check_frozen, frozen_digest, frozen_values, model_digest
+from fedray.holder import Holder
 from fedray.models.build import build_model
 from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector, set_vector
@@ -122,7 +123,7 @@ def config_of(kind: str, **privacy: Any) -> Config:
 
 def made(config: Config) -> Model:
     model, facts = first_model(config.model, (WIDTH,), CLASSES, config.seed)
-    return Model(facts, get_vector(model, facts.layout), "plain")
+    return Model(facts, Holder(get_vector(model, facts.layout)), "plain")
 
 
 # -- what is exchanged ---------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_crowds_train_the_head_alone(momentum: float) -> None:
         host.ready()
         before = frozen_bytes(host._trainer.model)
         task = RoundTask(0, 3.0)
-        done = host.train(task, model.weights, [ClientTask(k, name) for k, name in enumerate(federation.names)])
+        done = host.train(task, model.weights.value, [ClientTask(k, name) for k, name in enumerate(federation.names)])
         assert [r.status for r in done] == ["done"] * 3, done[0].traceback
         assert frozen_bytes(host._trainer.model) == before
         totals.append(host.collect(task).total.mean())
@@ -214,7 +215,7 @@ def test_a_client_under_privacy_sends_noise_for_trained_parameters_only() -> Non
     task = RoundTask(0, 4.0, release.client_step(0), release.plan.sha256)
     host = ClientHost(HostSpec(config, make_groups(config, names)[0], None, model.facts, 1), federation, "cpu")
     host.ready()
-    reports = host.train(task, model.weights, [ClientTask(k, name) for k, name in enumerate(names)])
+    reports = host.train(task, model.weights.value, [ClientTask(k, name) for k, name in enumerate(names)])
     assert {r.status for r in reports} == {"done"}
     total = host.collect(task).total
     assert len(total.values) == TRAINED
@@ -312,8 +313,8 @@ def test_a_saved_model_with_other_frozen_parameters_is_none_of_the_run(tmp_path:
 def test_a_run_goes_on_with_its_own_frozen_parameters_only() -> None:
     model = made(config_of("base_and_head"))
     meta = {"frozen_sha256": model.facts.frozen}
-    check_model(Saved(3, model.weights, {}, meta), model, "checkpoints")
+    check_model(Saved(3, model.weights.value, {}, meta), model, "checkpoints")
     with pytest.raises(FedrayError, match="frozen parameters are others"):
-        check_model(Saved(3, model.weights, {}, {"frozen_sha256": "0" * 64}), model, "checkpoints")
+        check_model(Saved(3, model.weights.value, {}, {"frozen_sha256": "0" * 64}), model, "checkpoints")
     with pytest.raises(FedrayError, match="of another model"):
-        check_model(Saved(3, model.weights[:-1], {}, meta), model, "checkpoints")
+        check_model(Saved(3, model.weights.value[:-1], {}, meta), model, "checkpoints")

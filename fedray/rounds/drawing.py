@@ -1,0 +1,151 @@
+"""Draws the cohort of each round from the clients that may still take part, and says when a round has too few of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.clients.messages import ClientReport, ClientTask
+from fedray.config import Config
+from fedray.data.records import positions
+from fedray.errors import BudgetReached, Elsewhere, FedrayError, RoundFailed
+from fedray.privacy.ledger.chain import EVERYONE
+from fedray.privacy.release import Release
+from fedray.rng import generator
+from fedray.rounds.books import Books
+from fedray.rounds.cohort import Population, Sampler
+from fedray.rounds.record import Record
+from fedray.rounds.round_metrics import Guarantees
+from fedray.spans import span
+
+#: Failed rounds in a row after which the run ends.
+MAX_FAILED_ROUNDS = 3
+
+
+class CohortDraw:
+    """Draws cohorts.
+
+    Args:
+        config: the run.
+        names: of all clients, in index order.
+        rates: a factor in [0, 1] for each client, float64 ``[clients]``.
+        sampler: the configured one.
+        books: know whose privacy budget is used up.
+        release: decides about participation where whole clients are protected, else None.
+        privacy: the run's guarantees.
+        record: keeps how many clients are left out, and is given one sentence for each round that is skipped.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        names: Sequence[str],
+        rates: npt.NDArray[np.float64],
+        sampler: Sampler,
+        books: Books,
+        release: Release | None,
+        privacy: Guarantees,
+        record: Record,
+    ) -> None:
+        self._config, self._names, self._rates, self._sampler = config, names, rates, sampler
+        self._books, self._release, self._privacy, self._record = books, release, privacy, record
+        self._noised = release is not None and release.noised
+        self._position: Callable[[str], int] | None = None
+        self._ahead: tuple[int, list[ClientTask]] | None = None  # a round and its cohort, drawn during the one before
+
+    def take(self, number: int) -> list[ClientTask]:
+        """The cohort of round ``number`` (from 0); empty where the round cannot count, so that nobody is charged for it.
+
+        Raises:
+            BudgetReached: too few clients have any privacy budget left.
+        """
+        ahead, self._ahead = self._ahead, None
+        return ahead[1] if ahead is not None and ahead[0] == number else self.draw(number)
+
+    def draw_ahead(self, number: int) -> None:
+        """Draw the cohort of round ``number`` while the round before it is trained. This is done only where nobody is charged, so that
+        nothing in the round before decides about the cohort.
+        """
+        if self._ahead is None and self._release is None and not self._privacy.lines and number < self._config.rounds:
+            with span("cohort", "draw ahead"):
+                self._ahead = number, self.draw(number)
+
+    def draw(self, number: int) -> list[ClientTask]:
+        """:meth:`take` without what was drawn ahead."""
+        eligible, needed = self._not_exhausted(number), self._config.cohort.min_clients
+        if eligible.sum() < max(1, needed):
+            raise BudgetReached(self._privacy.sentence(self._books.lines(), int(eligible.sum()), needed))
+        release, seed, drawn_from = self._release, self._config.seed, eligible
+        if release is None:
+            coins = generator(seed, "cohort", number).random(len(self._names))
+        else:  # who takes part is part of the mechanism, and secret
+            coins = release.coins(number)
+            if self._noised:  # who is charged for being drawn is drawn like all others, and left out only then
+                allowed = release.eligible(number)
+                drawn_from = np.ones_like(eligible) if allowed is None else allowed
+        drawn = self._sampler(Population(drawn_from, self._rates, number, seed), coins)
+        indices = drawn[eligible[drawn]]
+        if not self._noised and len(indices) < needed:
+            self._record.note(
+                f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped."
+            )
+            return []
+        return [ClientTask(i, self._names[i]) for i in indices.tolist()]
+
+    def _not_exhausted(self, number: int) -> npt.NDArray[np.bool_]:
+        eligible = np.ones(len(self._names), dtype=np.bool_)
+        exhausted = self._books.exhausted(number)
+        if EVERYONE in exhausted:
+            eligible[:] = False
+        elif exhausted:
+            self._position = self._position or positions(self._names)
+            eligible[[self._position(name) for name in exhausted]] = False
+        self._record.left_out = len(eligible) - int(eligible.sum())
+        return eligible
+
+
+class FailedRounds:
+    """Decides which rounds count, and ends the run after :data:`MAX_FAILED_ROUNDS` in a row that do not.
+
+    Args:
+        config: the run.
+        release: that of whole clients, where they are protected.
+        charged: the clients' turns are charged to a privacy budget, so what a client says of itself is shown to nobody.
+        note: is given one sentence for each round that does not count.
+    """
+
+    def __init__(self, config: Config, release: Release | None, charged: bool, note: Callable[[str], None]) -> None:
+        self._config, self._release, self._charged, self._note = config, release, charged, note
+        self._in_a_row = 0
+
+    def counts(self, number: int, cohort: Sequence[ClientTask], updates: int, reports: Sequence[ClientReport]) -> bool:
+        """Whether round ``number`` (from 0) has enough ``updates`` of its ``cohort`` to change the model.
+
+        Raises:
+            RoundFailed: it has too few, as the rounds before it.
+            FedrayError: every client failed in each of the last rounds.
+        """
+        needed = self._config.cohort.min_clients
+        if self._release is not None and self._release.plan.regime == "client":
+            # Drop-outs change nothing that is released; but a run in which nobody trains any more is none.
+            self._in_a_row = 0 if updates or not cohort else self._in_a_row + 1
+            if self._in_a_row >= MAX_FAILED_ROUNDS:
+                raise FedrayError(f"every client of {MAX_FAILED_ROUNDS} rounds in a row failed; see the log for each client's error.")
+            return True
+        if not cohort or updates >= needed:
+            self._in_a_row = 0
+            return True
+        self._in_a_row += 1
+        bad = next((r for r in reports if r.status != "done"), None)
+        # This sentence ends in the summary, which the tracking store gets; a client's own words may hold private values.
+        why = f"; {bad.name} {bad.status}{': ' + bad.error if not self._charged else ''}" if bad else ""
+        arrived = f"{updates} updates of {len(cohort)} clients" if self._release is None else "too few updates"
+        failure = f"round {number + 1}: {arrived} arrived, cohort.min_clients asks for {needed}{why if self._release is None else ''}"
+        failure += "" if failure.endswith((".", "!", "?")) else "."
+        self._note(f"{failure} The model stays as it was.")
+        if self._in_a_row >= min(MAX_FAILED_ROUNDS, self._config.rounds):
+            cause = Elsewhere(bad.traceback) if bad and bad.traceback and not self._charged else None
+            raise RoundFailed(f"{failure} That was round {self._in_a_row} in a row; see the log for each client's error.") from cause
+        return False

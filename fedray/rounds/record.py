@@ -1,0 +1,257 @@
+"""What a run writes down: one row of metrics for each round, its faults, its checkpoints, and the figures of its summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedray.checkpoint import Saved
+from fedray.clients.messages import LocalEvaluation
+from fedray.clients.pool import RoundLog
+from fedray.config import Config
+from fedray.errors import FedrayError
+from fedray.parameters import Vector
+from fedray.privacy.release import Release
+from fedray.rounds.books import Authorization, Books
+from fedray.rounds.evaluator import PendingEvaluation
+from fedray.rounds.notes import client_failures, one_line_each
+from fedray.rounds.quality import Quality, numbers_only
+from fedray.rounds.round_metrics import Guarantees, round_metrics
+from fedray.runfiles import Row, RunFiles
+from fedray.spans import span
+
+log = logging.getLogger(__name__)
+
+#: The kinds of fault that a run counts. Where whole clients are protected only those of actors, nodes and drivers are shown.
+_COUNTED = ("actor_deaths", "nodes_left", "driver_restarts", "client_failures", "late", "retries")
+_SHOWN = ("actor_deaths", "nodes_left", "driver_restarts", "retries")
+
+
+class Callback(Protocol):
+    """Receives each finished row of metrics and each warning: the MLflow tracker, the progress display, the gauges of Ray's endpoint."""
+
+    def on_row(self, row: Row) -> None:
+        """A round's row is complete."""
+        ...
+
+    def on_note(self, text: str) -> None:
+        """Something happened that a person should read."""
+        ...
+
+
+@dataclass
+class OpenRow:
+    """A row that is not written yet.
+
+    Attributes:
+        row: as far as it is known.
+        evaluated: an evaluation of its round has been asked for.
+        evaluation: the central one, where it is under way.
+    """
+
+    row: Row
+    evaluated: bool = False
+    evaluation: PendingEvaluation | None = None
+
+
+class Record:
+    """Keeps the rows, faults and traffic of one run, and writes its checkpoints.
+
+    Args:
+        config: the run.
+        files: where they are written.
+        books: the privacy books, whose figures are in the rows.
+        release: that of whole clients, where they are protected.
+        privacy: the run's guarantees.
+        callbacks: receive rows and warnings.
+        meta: facts of the last checkpoint and of this start.
+        rounds: how many are done already.
+        resumed: there is a checkpoint of them.
+
+    Attributes:
+        rounds: rounds done so far.
+        left_out: clients without a turn because their privacy budget is used up.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        files: RunFiles,
+        books: Books,
+        release: Release | None,
+        privacy: Guarantees,
+        callbacks: Sequence[Callback],
+        meta: dict[str, Any],
+        rounds: int = 0,
+        resumed: bool = False,
+    ) -> None:
+        self._config, self._files, self._books, self._release, self._privacy = config, files, books, release, privacy
+        self._callbacks, self._meta = callbacks, meta
+        self.rounds, self.left_out = rounds, 0
+        self._saved = rounds if resumed else -1
+        self._open: list[OpenRow] = []
+        self._quality = Quality(config.evaluation, self.note)
+        for row in files.rows():
+            self._quality.remember(row)
+        self._faults: dict[str, int] = dict.fromkeys(_COUNTED, 0) | meta.get("faults", {})
+        self._traffic: dict[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "clients": 0, **meta.get("traffic", {})}
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def pending(self) -> Row | None:
+        """The row that a run had not written when it died after a checkpoint; None where there is none."""
+        row = self._meta.get("pending")
+        return row if row is not None and all(r["round"] != row["round"] for r in self._files.rows()) else None
+
+    def round_done(self, permit: Authorization, log_: RoundLog, updates: int, up: int, down: int, train_seconds: float) -> Row:
+        """Count one more round; returns its row.
+
+        Args:
+            permit: who was allowed to train.
+            log_: how the clients' turns went.
+            updates: clients whose update is in the sum.
+            up: bytes that the driver received.
+            down: bytes of weights that were sent.
+            train_seconds: until the last part of the sum was there.
+        """
+        self.rounds += 1
+        self._traffic["bytes_up"] += up
+        self._traffic["bytes_down"] += down
+        self._traffic["clients"] += updates
+        metrics = round_metrics(self._config, self.rounds - 1, permit, log_, updates)
+        metrics |= {**self._privacy.durations(train=train_seconds), "traffic/uplink_mb": up / 1e6, "traffic/downlink_mb": down / 1e6}
+        metrics |= self._figures()
+        if self._release is not None and self._release.plan.adaptive is not None:
+            metrics["privacy/clip"] = self._release.clip
+        return numbers_only({"round": self.rounds, "time": self._privacy.stamp(), "metrics": metrics})
+
+    def took(self, row: Row, seconds: float) -> None:
+        """Add to a row how long its round took, with all but what is written of it."""
+        row["metrics"] |= self._privacy.durations(round=seconds)
+        self._traffic["seconds"] += seconds
+
+    def open(self, entry: OpenRow) -> None:
+        """Take a row that is written as soon as its evaluation is done."""
+        self._open.append(entry)
+
+    def take_last(self) -> OpenRow | None:
+        """Give the last row back, where it is not written yet."""
+        return self._open.pop() if self._open else None
+
+    def at_clients(self, entry: OpenRow, rows: Sequence[LocalEvaluation], central: bool) -> None:
+        """Add to a row what the clients measured; ``central``: there is a central test set, too."""
+        entry.row["metrics"] |= self._quality.at_clients(entry.row["round"], rows, central)
+
+    def flush(self, wait: bool) -> None:
+        """Write the rows whose evaluation is done; with ``wait`` all of them."""
+        while self._open:
+            entry = self._open[0]
+            if entry.evaluation is not None:
+                if not wait and not entry.evaluation.ready():
+                    return
+                try:
+                    with span("evaluation", "wait for it" if wait else "take it"):
+                        entry.row["metrics"] |= entry.evaluation.result()
+                except FedrayError as error:
+                    self.fault("actor", f"round {entry.row['round']} could not be evaluated: {error}")
+            self._open.pop(0)
+            with span("logging", "a round's line"):
+                self._write(entry.row)
+
+    def finish(self, final: bool) -> None:
+        """Write all rows; with ``final`` the last one has the figures of the summary."""
+        if final and self._open:
+            self._open[-1].row["metrics"] |= self._figures(final=True)
+        self.flush(wait=True)
+
+    def _figures(self, final: bool = False) -> dict[str, float]:
+        groups = self._books.lines(self.rounds if self._privacy.secret else None)
+        return self._privacy.metrics(groups, self.rounds, self.left_out, final)
+
+    def _write(self, row: Row) -> None:
+        row = self._quality.finished(row)
+        self._files.append_row(row)
+        for callback in self._callbacks:
+            callback.on_row(row)
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save(self, weights: Vector, server: dict[str, Vector], force: bool = False) -> None:
+        """Write a checkpoint where one is due, or with ``force`` where this round has none.
+
+        Args:
+            weights: the model, float32 ``[layout.size]``.
+            server: the server optimiser's vectors by name.
+            force: a checkpoint need not be due.
+        """
+        checkpoint = self._config.checkpoint
+        if self.rounds == self._saved or not (force or (checkpoint.every and self.rounds % checkpoint.every == 0)):
+            return
+        meta: dict[str, Any] = {
+            **{key: self._meta.get(key) for key in ("identity", "frozen_sha256", "run", "mlflow")},
+            "ledger_heads": self._books.heads(),
+            "release": None if self._release is None else self._release.state(),
+            "pending": self._open[-1].row if self._open else None,
+            "faults": self._faults,
+            "traffic": self._traffic,
+        }
+        with span("logging", "checkpoint"):
+            self._files.save_checkpoint(Saved(self.rounds, weights, server, meta), checkpoint.keep)
+        self._saved = self.rounds
+
+    # -- faults and notes ------------------------------------------------------------------------
+
+    def faults_of(self, log_: RoundLog) -> None:
+        """Write down what failed in the round that is under way."""
+        self._faults["actor_deaths"] += log_.deaths
+        self._faults["retries"] += log_.retries
+        self._faults["client_failures"] += log_.count("failed", "rejected", "lost")
+        self._faults["late"] += log_.count("late")
+        self._faults["nodes_left"] += len(log_.nodes_left)
+        for note in log_.notes:
+            self._append("node" if note.startswith("node ") else "memory" if "short of memory" in note else "actor", note)
+        about, shown = client_failures(self.rounds + 1, log_.reports)
+        for _, text in about if self._release is None else ():
+            self._append("client", text)
+        for text in shown:
+            log.warning("%s", text)
+        for line in one_line_each([("", note) for note in log_.notes], "actors") + one_line_each(about):
+            self.note(line)
+
+    def fault(self, kind: str, text: str) -> None:
+        """Write a fault down and tell it. ``kind``: actor, node, client, driver, store, tracking, memory."""
+        self._append(kind, text)
+        self.note(text)
+
+    def _append(self, kind: str, text: str) -> None:
+        self._faults["driver_restarts"] += kind == "driver"
+        self._files.append_fault(self.rounds + 1, kind, text)
+
+    def note(self, text: str) -> None:
+        """Tell a sentence to whoever follows the run."""
+        log.info("%s", text)
+        for callback in self._callbacks:
+            callback.on_note(text)
+
+    # -- the summary -----------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any]:
+        """Figures for the summary."""
+        seconds, rounds = self._traffic["seconds"], max(1, self.rounds)
+        hidden = self._release is not None  # how many clients took part is not released
+        last = (self._quality.last or {}).get("metrics", {})
+        return {
+            "rounds": self.rounds,
+            "final": {k: v for k, v in last.items() if k.startswith(("eval/", "fairness/"))},
+            "best": self._quality.best,
+            "left_out": self.left_out,
+            "performance": {
+                "seconds_per_round": seconds / rounds,
+                "clients_per_second": None if hidden else self._traffic["clients"] / seconds if seconds else 0.0,
+                "bytes_up": int(self._traffic["bytes_up"]),
+                "bytes_down": int(self._traffic["bytes_down"]),
+            },
+            "faults": {k: v for k, v in self._faults.items() if not hidden or k in _SHOWN},
+        }
