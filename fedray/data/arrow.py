@@ -1,9 +1,9 @@
-"""Arrow tables (Parquet files, Hugging Face data sets) to records: images or plain columns."""
+"""Converts Arrow tables (Parquet files, Hugging Face data sets) to records: images or plain columns."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,34 +16,31 @@ from fedray.data.table import Table, shape_tables
 from fedray.errors import DataError
 
 _USUAL_LABELS = ("label", "labels", "target", "class")
+_TABLES_ONLY = ("label_threshold", "regression", "features", "drop", "missing_rows", "categories", "drop_first")
 
 
 @dataclass(frozen=True)
 class ArrowColumns:
-    """Which columns are what.
+    """The meaning of an Arrow table's columns.
 
     Attributes:
-        image: column of encoded images (binary, or a struct with ``bytes`` as on the Hugging Face hub);
-            None = the first such column if there is one, else a plain table.
-        label: the label's column; None = the one with a usual name (label, labels, target, class).
-        classes: declared number of classes of an image set.
-        silo: column that names each record's client.
-        options: the other arguments of :class:`fedray.data.table.Table`, for plain tables.
+        image: column of encoded images (binary, or a struct with ``bytes`` as on the Hugging Face hub); None: the first such column,
+            or a plain table where no column is one.
+        label: the label's column; None: the one with a usual name (label, labels, target, class).
+        table: how a plain table is read, except for the label's column; an image set uses its ``classes``, ``labels`` and ``silo``.
         fold: column that says which records are the test set.
-        test_fold: its values that mean so; None: it holds "train" and "test".
+        test_fold: that column's values that mean the test set; None: the column holds "train" and "test".
     """
 
     image: str | None
     label: str | None
-    classes: int | None
-    silo: str | None
-    options: dict[str, Any]
+    table: Table
     fold: str | None = None
     test_fold: TestFold | None = None
 
 
 def image_column(schema: Any, columns: ArrowColumns, where: str) -> str | None:
-    """The image column by ``columns.image`` or by its type; None for a plain table.
+    """Return the image column by ``columns.image`` or by its type; None for a plain table.
 
     Raises:
         DataError: the named column is not there or holds no encoded images.
@@ -60,13 +57,13 @@ def image_column(schema: Any, columns: ArrowColumns, where: str) -> str | None:
         if not encoded(schema.field(columns.image).type):
             raise DataError(f"{where}: column '{columns.image}' (data.image) holds {schema.field(columns.image).type}, not encoded images.")
         return columns.image
-    if columns.options.get("features") is not None:
+    if columns.table.features is not None:
         return None
     return next((name for name in schema.names if encoded(schema.field(name).type)), None)
 
 
 def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str) -> Raw:
-    """Arrow tables of a training and perhaps a test set to records.
+    """Convert the Arrow table of a training set, and that of a test set or None, to records.
 
     Raises:
         DataError: columns, images or labels that are not as declared.
@@ -84,28 +81,29 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
             f"{where}: no column is called {', '.join(_USUAL_LABELS)}; "
             f"name the label's with data.label (there are {', '.join(train.schema.names)})."
         )
-    names = _class_names(train.schema, label) if columns.classes is None else None
+    table = replace(columns.table, label=label)
+    names = _class_names(train.schema, label) if table.classes is None else None
     if image is None:
-        table = Table(label=label, classes=columns.classes, silo=columns.silo, **columns.options)
         if not table.declared and names is not None:
             table = replace(table, classes=len(names), names=names)
         own_frame = test.to_pandas(ignore_metadata=True) if test is not None else None
         return shape_tables(train.to_pandas(ignore_metadata=True), own_frame, table, where, _index_columns(train.schema))
-    labels = columns.options.get("labels")
-    unused = [name for name, value in columns.options.items() if name != "labels" and _says_something(value)]
+    unused = [name for name in _TABLES_ONLY if getattr(table, name) not in (None, False, "refuse", (), [], {})]
     if unused:
         raise DataError(f"data.{unused[0]}: is for tables, but {where} holds images in column '{image}'; leave it out.")
-    groups = _values(train, columns.silo, "data.silo", where) if columns.silo is not None else None
+    groups = _values(train, table.silo, "data.silo", where) if table.silo is not None else None
     x, y = _images(train, image, where), _values(train, label, "data.label", where)
     own_test = test_groups = None
     if test is not None:
         named = f"{where} (test set)"
         own_test = (_images(test, image, named), _values(test, label, "data.label", named))
-        if columns.silo is not None and columns.silo in test.schema.names:
-            test_groups = _values(test, columns.silo, "data.silo", named)
-    known = names if labels is None else None
-    classes = columns.classes if known is None else len(known)
-    return build(where, x, y, test=own_test, groups=groups, test_groups=test_groups, classes=classes, labels=labels, class_labels=known)
+        if table.silo is not None and table.silo in test.schema.names:
+            test_groups = _values(test, table.silo, "data.silo", named)
+    known = names if table.labels is None else None
+    classes = table.classes if known is None else len(known)
+    return build(
+        where, x, y, test=own_test, groups=groups, test_groups=test_groups, classes=classes, labels=table.labels, class_labels=known
+    )
 
 
 def joined(tables: Sequence[Any], names: Sequence[str], where: str) -> Any:
@@ -175,10 +173,6 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return [str(name) for name in names] if names and len(names) > 1 else None
-
-
-def _says_something(value: Any) -> bool:
-    return not (value is None or value is False or value == "refuse" or (isinstance(value, Sized) and len(value) == 0))
 
 
 def _require(name: str, present: list[str], path: str, where: str) -> None:

@@ -51,19 +51,11 @@ def hf(
         ConfigError: the `datasets` library is not installed.
         DataError: the data set, a split, column, image or cell is not as declared.
     """
-    options: dict[str, Any] = {
-        "label_threshold": label_threshold,
-        "labels": labels,
-        "regression": regression,
-        "features": features,
-        "drop": drop,
-        "missing_rows": missing_rows,
-        "categories": categories,
-        "drop_first": drop_first,
-    }
     check_fold(fold, test_fold, test)
-    columns = ArrowColumns(image, label, classes, silo, options, fold, test_fold)
-    Table(label=label or "label", classes=classes, silo=silo, **options)  # refuse contradictions before anything is read
+    table = Table(
+        label or "label", label_threshold, labels, classes, regression, features, drop, missing_rows, categories, drop_first, silo
+    )
+    columns = ArrowColumns(image, label, table, fold, test_fold)
 
     def load() -> Raw:
         name = f"hf:{where}"

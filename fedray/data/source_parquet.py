@@ -63,19 +63,11 @@ def parquet(
     Raises:
         DataError: a file, column, image or cell that is not as declared.
     """
-    options: dict[str, Any] = {
-        "label_threshold": label_threshold,
-        "labels": labels,
-        "regression": regression,
-        "features": features,
-        "drop": drop,
-        "missing_rows": missing_rows,
-        "categories": categories,
-        "drop_first": drop_first,
-    }
     check_fold(fold, test_fold, test)
-    columns = ArrowColumns(image, label, classes, silo, options, fold, test_fold)
-    Table(label=label or "label", classes=classes, silo=silo, **options)  # refuse contradictions before anything is read
+    table = Table(
+        label or "label", label_threshold, labels, classes, regression, features, drop, missing_rows, categories, drop_first, silo
+    )
+    columns = ArrowColumns(image, label, table, fold, test_fold)
 
     def load() -> Raw:
         root, name = existing(where, "data.source"), f"parquet:{where}"

@@ -1,29 +1,28 @@
-"""A function beside the main thread, whose exception is not lost."""
+"""Runs a function in a thread and keeps its exception."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Background:
-    """A function in a thread; its exception comes out at :meth:`result`."""
+class Background(Generic[T]):
+    """Calls a function in a daemon thread, which does not keep the process from ending; :meth:`result` returns or raises what it did."""
 
-    def __init__(self, function: Any) -> None:
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
-        self._thread.start()
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._future: Future[T] = Future()
+        threading.Thread(target=self._run, args=(function,), daemon=True).start()
 
-    def _run(self, function: Any) -> None:
+    def _run(self, function: Callable[[], T]) -> None:
         try:
-            self._value = function()
+            self._future.set_result(function())
         except BaseException as error:
-            self._error = error
+            self._future.set_exception(error)
 
-    def result(self) -> Any:
-        """Wait for the function; its value, or its exception."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._value
+    def result(self) -> T:
+        """Wait for the function to end, and return its value or raise its exception."""
+        return self._future.result()

@@ -1,4 +1,4 @@
-"""Joining or starting Ray."""
+"""Joins a Ray cluster or starts a local Ray."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ NAMESPACE = "fedray"
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """Where a run will be: the Ray of this process, a cluster at ``address``, or (neither) a local Ray of its own."""
+    """The Ray of a run.
+
+    Attributes:
+        inside: whether the run uses the Ray that this process is connected to.
+        address: ``HOST:PORT`` of a cluster to join; None with ``inside``, or if the run starts a local Ray.
+    """
 
     inside: bool = False
     address: str | None = None
 
     @property
     def own(self) -> bool:
-        """The run starts its Ray itself, and ends it."""
+        """Whether the run starts its own Ray, and ends it."""
         return not self.inside and self.address is None
 
 
 def find_place(settings: RayCluster) -> ClusterAddress:
-    """Which Ray to use; starts and joins nothing.
+    """Decide which Ray to use, without starting or joining it.
 
     Raises:
         ConfigError: the cluster cannot be joined from here, or no local Ray can be started.
@@ -49,15 +54,18 @@ def find_place(settings: RayCluster) -> ClusterAddress:
 
 @contextmanager
 def joined(place: ClusterAddress, settings: RayCluster, announce: Callable[[str], None] = lambda where: None) -> Iterator[None]:
-    """Be in Ray at ``place``; a local Ray ends with the block.
+    """Be connected to Ray within the block; a local Ray ends with the block.
 
-    ``announce`` is called with what is about to be done, where a cluster is joined, or a local Ray has to be started again.
+    Args:
+        place: from :func:`find_place`.
+        settings: the config section.
+        announce: called with a clause on what is about to be done, if a cluster is joined or a local Ray has to be started again.
 
     Raises:
-        ConfigError: the cluster does not let us in.
+        ConfigError: the cluster refuses the connection.
         FedrayError: a local Ray does not start.
     """
-    # Ray otherwise asks for usage statistics and warns about defaults of the next version.
+    # Otherwise Ray collects usage statistics and warns about defaults of its next version.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -85,9 +93,9 @@ def joined(place: ClusterAddress, settings: RayCluster, announce: Callable[[str]
 
 
 def off_the_head() -> dict[str, str]:
-    """A label selector that keeps the driver actor off the head, whose loss it then survives; empty where there is no other node.
+    """Return a label selector that keeps the driver actor off the head, so that it survives the head's loss; empty if no other node exists.
 
-    Not affinity to one node: where that is soft, Ray may put the actor on the head all the same.
+    Soft affinity to another node would not do: Ray may still put the actor on the head.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""One run inside its driver actor."""
+"""The driver actor: runs one experiment from preparation to summary."""
 
 from __future__ import annotations
 
@@ -40,24 +40,25 @@ from fedray.tracking.terminal import NoteHandler
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which a driver whose run has ended waits for whoever follows it to take the result.
+#: Seconds that a driver whose run has ended waits for a follower to take the result.
 LINGER = 600.0
 
-#: Seconds to wait for objects of the caller that come after the request.
+#: Seconds to wait for objects of the caller that are sent after the request.
 OBJECTS_PATIENCE = 60.0
 
-_GRACE = 2.0  # seconds more, for others that follow
+#: Further seconds after a follower has taken the result, for other followers.
+_GRACE = 2.0
 
-#: Seconds to wait for actors that are asked where their time went.
+#: Seconds to wait for the actors' spans.
 PROFILE_PATIENCE = 10.0
 
-#: Seconds to wait for an output's store that is away, at the beginning and at the end.
+#: Seconds to wait for an output's store that does not answer, at the beginning and at the end.
 STORE_PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the command prepared already, so that the driver need not do it again.
+    """What the command has prepared, so that the driver need not repeat it.
 
     Attributes:
         prepared: the run, without its records and weights.
@@ -72,13 +73,13 @@ class Given:
 
 
 def prepare_run(config: Config, resume: bool) -> Prepared:
-    """:func:`prepare`, with a warning where a new run's plan does not fit its budget."""
+    """Call :func:`prepare`, and add a warning if the plan of a new run exceeds its budget."""
     prepared = prepare(config)
     return prepared if resume else replace(prepared, warnings=[*prepared.warnings, *shortfalls(prepared)])
 
 
 def share_inputs(prepared: Prepared) -> Given:
-    """Put the records into the object store, where the actors of each node share them, and the model's weights."""
+    """Put the records, which the actors of each node share, and the model's weights into Ray's object store."""
     data = []
     if prepared.federation is not None and prepared.config.clients.placement == "hosted":
         data = [ray.put(replace(prepared.federation, test=None))]
@@ -87,16 +88,16 @@ def share_inputs(prepared: Prepared) -> Given:
 
 
 class Experiment:
-    """One run, inside the driver actor.
+    """The class of the driver actor.
 
-    It begins as soon as the actor starts and not when it is told to, so that it goes on by itself, from its last
-    checkpoint, where Ray starts the actor again after its process or its node died.
+    The run begins as soon as the actor starts, without a call, so that it continues from its last checkpoint when Ray restarts the actor
+    after the loss of its process or node.
 
     Args:
         config: the run.
-        request: what is asked of it.
-        awaits: what the command has prepared will come by :meth:`give`. On a cluster that outlives the command, whose objects
-            die with it, the driver reads the data itself.
+        request: what the command asked for.
+        awaits: whether the command sends what it has prepared by :meth:`give`. In a cluster that outlives the command the driver reads
+            the data itself, because the command's objects are lost when the command ends.
     """
 
     def __init__(self, config: Config, request: Request, awaits: bool) -> None:
@@ -108,31 +109,31 @@ class Experiment:
         self._events = Events()
         self._events.put("request", request.id)
         self._files = RunFiles.at(request.output)
-        self._was_on = ""  # where the driver stood before it was lost
+        self._was_on = ""  # host of the driver before its loss
         threading.Thread(target=self._main, name="run", daemon=True).start()
 
     def give(self, given: Given) -> None:
-        """What the command has prepared."""
+        """Receive what the command has prepared."""
         self._given.put(given)
 
     def provide(self, objects: Mapping[str, Any]) -> None:
-        """The caller's objects, where they were too large to come with the request; given to each new driver process."""
+        """Receive the caller's objects that were too large for the request; sent to each new driver process."""
         self._objects.put(objects)
 
     def events(self, teller: str, position: int, wait: float) -> Batch:
-        """What happened since ``position``; see :meth:`Events.since`."""
+        """Return the events from ``position`` on; see :meth:`Events.since`."""
         return self._events.since(teller, position, wait)
 
     def stop(self) -> None:
-        """End the run after a checkpoint."""
+        """Let the run end after a checkpoint."""
         self._stop.set()
 
     def state(self) -> tuple[Config, bool]:
-        """The run's config, and whether it has ended (or is about to)."""
+        """Return the run's config, and whether the run has ended or was told to stop."""
         return self._config, self._ended or self._stop.is_set()
 
     def dismiss(self) -> None:
-        """The result has been taken: the actor may go."""
+        """Let the actor end, because its result has been taken."""
         self._taken.set()
 
     def _main(self) -> None:
@@ -149,13 +150,13 @@ class Experiment:
         self._ended = True
         self._taken.wait(LINGER)
         time.sleep(_GRACE)
-        ray.kill(ray.get_runtime_context().current_actor)  # by itself, and for good: Ray restarts an actor that merely exits
+        ray.kill(ray.get_runtime_context().current_actor)  # Ray would restart an actor that only exits
 
     def _run(self) -> dict[str, Any]:
-        """Fetch what the output has, train, and send what has changed; returns the summary (also in ``summary.json``).
+        """Fetch the output's files, train, and send what has changed; returns the content of ``summary.json``.
 
         Raises:
-            FedrayError: the run failed; what could be saved is saved and the MLflow run is marked FAILED.
+            FedrayError: the run failed; what could be saved is saved, and the MLflow run is marked FAILED.
         """
         credentials.load()
         logs.setup(self._config.name)
@@ -166,12 +167,12 @@ class Experiment:
         request = replace(request, resume=True) if again else request
         request.check_visible()
         with occupied(self._files, PATIENCE if request.resume else 0.0, insist=not again):
-            if self._files.remote is None and self._files.taken and not request.resume:  # by a run that has ended meanwhile
+            if self._files.remote is None and self._files.taken and not request.resume:  # by a run that has ended in the meantime
                 raise refuse_taken(request.output)
             return self._alone(request, again)
 
     def _alone(self, request: Request, again: bool) -> dict[str, Any]:
-        """:meth:`_run`, when no other driver is at work in the output."""
+        """Continue :meth:`_run` while no other driver works in the output."""
         mirror = self._files.mirror(self._store_note)
         if mirror is not None:
             mirror.pull(request.resume, STORE_PATIENCE)
@@ -201,10 +202,10 @@ class Experiment:
             ) from None
 
     def _ended_before(self, request: Request) -> dict[str, Any] | None:
-        """The summary, where this request had come to its end before the actor was restarted."""
+        """Return the summary if this request's run had ended before Ray restarted the actor, else None."""
         try:
             found = self._files.read_summary()
-        except FedrayError:  # a damaged one does not say so, and is written anew at the end
+        except FedrayError:  # a damaged summary is written anew at the end
             found = None
         return found if found is not None and found.get("request") == request.id else None
 
@@ -307,7 +308,7 @@ class Experiment:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or what it says where it cannot travel."""
+    """Return the error itself if it can be pickled, else a FedrayError with its text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -1,4 +1,4 @@
-"""What can be made of a run's files: its model whole, and the state from which it goes on."""
+"""Rebuilds the model of a run from the run's files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from fedray.storage import read_json, reading
 
 
 def trained_model(files: RunFiles, config: Config) -> tuple[Any, Any]:
-    """Rebuild the model of a finished run from its files; with a zero input of one record.
+    """Rebuild the model of a finished run.
+
+    Returns:
+        The ``torch.nn.Module`` in evaluation mode, and an input of one record whose values are zero, float32 or int64 ``[1, *shape]``.
 
     Raises:
         FedrayError: ``partition.json`` or ``model.safetensors`` is missing, damaged, or of another model than the config's.
+        ConfigError: the model's factory made other frozen parameters than in the run.
     """
     tensors = files.load_model()
     with reading(files.partition):
@@ -41,10 +45,10 @@ def trained_model(files: RunFiles, config: Config) -> tuple[Any, Any]:
 
 
 def frozen_of(facts: ModelFacts) -> Mapping[str, Values]:
-    """The frozen parameters by name, made in this process.
+    """Build the frozen parameters in this process; returns them by name.
 
     Raises:
-        ConfigError: they are others than those that the run began with.
+        ConfigError: they differ from those with which the run began.
     """
     if not facts.frozen:
         return {}

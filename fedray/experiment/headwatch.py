@@ -1,4 +1,4 @@
-"""Notices while a cluster's head is away. Training goes on without it, so nobody else would say so."""
+"""Notices when a cluster's head does not answer. Training continues without the head, so nothing else would report it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 import ray
 
-#: Seconds between questions to the head, and that one may take.
+#: Seconds between two questions to the head, and seconds after which an unanswered one is reported.
 _PERIOD, _PATIENCE = 3.0, 4.0
 
 
 @contextmanager
 def watching_head(tell: Callable[[str, str], None]) -> Iterator[None]:
-    """Within: ``tell("node", sentence)`` when the head stops answering, and when it is back; called from another thread."""
+    """Within the block, call ``tell("node", sentence)`` from another thread when the head stops answering and when it answers again."""
     over = threading.Event()
     threading.Thread(target=_watch, args=(over, tell), name="head-watch", daemon=True).start()
     try:
@@ -29,7 +29,7 @@ def _watch(over: threading.Event, tell: Callable[[str, str], None]) -> None:
     while not over.wait(_PERIOD):
         asked, answered = time.monotonic(), threading.Event()
         threading.Thread(target=_ask, args=(answered,), name="head-question", daemon=True).start()
-        while not answered.wait(0.5):  # Ray's calls block while the head is away: one question is enough
+        while not answered.wait(0.5):  # Ray's calls block while the head is away, so one open question is enough
             if over.is_set():
                 return
             if away is None and time.monotonic() - asked > _PATIENCE:
@@ -44,7 +44,7 @@ def _ask(answered: threading.Event) -> None:
     while True:
         try:
             ray.nodes()
-        except Exception:  # Ray raises many kinds while its head comes back
+        except Exception:  # Ray raises errors of many kinds while its head restarts
             time.sleep(0.5)
         else:
             answered.set()

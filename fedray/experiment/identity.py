@@ -1,4 +1,4 @@
-"""What must not change when a run is resumed, and what to say where it did."""
+"""Says whether a resumed run is the same run, and which keys of its config have changed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fedray.errors import ConfigError, shortened
 from fedray.runfiles import RunFiles
 from fedray.tracking.mlflow_store import masked
 
-#: Sections that decide nothing of the model, or of which only a part does.
+#: Sections that do not decide the model's bytes; :func:`_deciding` adds those of their keys that do.
 _FREE = ("ray", "tracking", "checkpoint", "evaluation", "rounds", "clients", "cohort", "experiment", "name")
 
 
 def identity(config: Config, digest: str) -> str:
-    """A hash of everything that decides the model's bytes, and the data."""
+    """Return the SHA-256, hexadecimal, of all settings that decide the model's bytes and of the data's digest."""
     return hashlib.sha256(json.dumps([_deciding(json.loads(config.model_dump_json())), digest], sort_keys=True).encode()).hexdigest()
 
 
@@ -30,7 +30,7 @@ def _deciding(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def another_run(files: RunFiles, config: Config | None, where: object) -> ConfigError:
-    """What to say where the identity of the run in ``files`` is not that of ``config`` and its data: which keys differ, then and now."""
+    """Return the error for a resume whose config or data is not that of the run in ``files``; it lists changed keys, then and now."""
     try:
         then = dict(_flat(_deciding(parse_yaml(files.config.read_text(encoding="utf-8"), "config.yaml"))))
         now = then if config is None else dict(_flat(_deciding(parse_yaml(masked(dump_config(config)), "config"))))
@@ -47,7 +47,7 @@ def another_run(files: RunFiles, config: Config | None, where: object) -> Config
 
 
 def differences(then: Config, now: Config) -> str:
-    """Which keys of two configs differ, then and now."""
+    """Return the keys in which two configs differ, each with both values."""
     return _changes(*(dict(_flat(parse_yaml(masked(dump_config(config)), "config"))) for config in (then, now)))
 
 

@@ -1,4 +1,4 @@
-"""Run one config: prepare, join Ray, start the driver actor, follow it to its end."""
+"""Runs one config: prepares it, joins Ray, starts the driver actor and follows that to its end."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from fedray.stores.mirror import local_copy
 if TYPE_CHECKING:
     from fedray.planning.preparation import Prepared
 
-#: How often Ray starts the driver again after its process or its node died. In a placement group it does not: where the group
-#: was removed, Ray would keep the driver, and with it the output's name, as one that is being restarted, without end.
+#: How often Ray restarts the driver after the loss of its process or node. In a placement group it is not restarted: if the group was
+#: removed, Ray would keep the driver, and the output's name, in the state "being restarted" forever.
 RESTARTS = 20
 
-_POLL = 0.2  # seconds that the driver waits for something to tell
-_ANSWER = 10.0  # seconds that it gets to answer
+_POLL = 0.2  # seconds that the driver waits for an event before it answers
+_ANSWER = 10.0  # seconds within which the driver must answer
 _CONTROL = {"concurrency_group": "control"}
 Listener = Callable[[str, Any], None]
 
@@ -63,28 +63,28 @@ class Result:
 
     @property
     def class_labels(self) -> list[Label]:
-        """The data's own label of each of the model's classes, in class order; empty in regression."""
+        """The data's own label of each class, in the order of the model's outputs; empty in regression."""
         with local_copy(self.output) as directory:
             path = RunFiles(directory).partition
             with reading(path):
                 return list((read_json(path) or {})["class_labels"])
 
     def model(self) -> Any:
-        """The trained ``torch.nn.Module``, in evaluation mode. It takes records as training saw them, normalised and encoded."""
+        """Return the trained ``torch.nn.Module`` in evaluation mode. Its inputs are records as in training: normalised and encoded."""
         from fedray.experiment.finished import trained_model
 
         with local_copy(self.output) as directory:
             return trained_model(RunFiles(directory), self.config)[0]
 
     def predict(self, rows: Any) -> Any:
-        """The model's outputs, float32 ``[n, outputs]``, for rows as they were before fedray read them.
+        """Return the model's outputs, float32 ``[n, outputs]``, for rows as they were before fedray read them.
 
         Args:
             rows: a pandas frame with the table's columns by name, or an array ``[n, *shape]``. Where ``data.normalize`` is
                 ``standardize_client``, or the user's own without ``in_torch``, they must be normalised already.
 
         Raises:
-            ValueError: a column is not there, a cell is not what training would have accepted, or the shape is another.
+            ValueError: a column is missing, a cell would have been refused in training, or the shape does not fit.
         """
         from fedray.experiment.served import predict
 
@@ -108,13 +108,14 @@ def run(
     Args:
         config: a config, a path to one, or plain data.
         overrides: ``key.path=value``, applied to whatever ``config`` is.
-        model: a factory to use instead of ``model.kind``, which need not be there; takes any of input_shape, outputs and the
+        model: a factory in place of ``model.kind``, which the config may leave out; takes any of input_shape, outputs and the
             section's arguments.
-        data: a function to use instead of ``data.source``, which need not be there, as for ``python:`` sources.
-        callbacks: called with (kind, value) for each event: ``joining`` (a sentence), ``started`` (facts), ``row`` (a round's line), ``note`` (a sentence).
+        data: a function in place of ``data.source``, which the config may leave out; as for ``python:`` sources.
+        callbacks: called with (kind, value) for each event: ``joining`` (a sentence), ``started`` (facts), ``row`` (a round's metrics),
+            ``note`` (a sentence), ``signal`` (a number).
         output: output directory; default ``runs/NAME``.
-        resume: continue the run in ``output``.
-        profile: write where the rounds' time went (``profile.txt``, and ``profile.json`` for a trace viewer).
+        resume: whether to continue the run in ``output``.
+        profile: whether to write where the rounds' time went (``profile.txt``, and ``profile.json`` for a trace viewer).
 
     Raises:
         ConfigError: the config, the data or the cluster is not usable; nothing was trained.
@@ -134,7 +135,7 @@ def run(
     components.provide(provided)
     where = choose_output(resolved.name, None if output is None else str(output), resume)
     place = find_place(resolved.ray)
-    # torch takes long to import and Ray takes long to start, so the one goes on beside the other.
+    # Importing torch and starting Ray both take long, so they run at the same time.
     request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided, profile=profile)
     if place.own:
         check_free(RunFiles.at(where), PATIENCE if resume else 0.0)
@@ -165,12 +166,12 @@ def run(
 
 
 class DriverLost(FedrayError):
-    """The driver's actor is gone for good, with the run under way."""
+    """The driver's actor was lost while the run was going on, and Ray does not restart it."""
 
 
 @contextmanager
 def _left_in_order(place: ClusterAddress, output: Output, listen: Listener) -> Iterator[None]:
-    """Where the driver goes without a chance to end its MLflow run (its process died, or a second Ctrl-C), end that here."""
+    """End the driver's MLflow run if the driver could not do so itself, because its process died or a second Ctrl-C ended it."""
     try:
         yield
     except BaseException as error:
@@ -184,7 +185,7 @@ def _left_in_order(place: ClusterAddress, output: Output, listen: Listener) -> I
 
 
 def _prepare(config: Config, request: Request) -> Prepared | None:
-    """What is known before anything starts; all of it where the run starts its own Ray, and the data can be read here. Then makes the output."""
+    """Prepare the run if it starts its own Ray, so that the data can be read here; else only check the config. Then make the output."""
     from fedray.experiment.driver_actor import prepare_run
     from fedray.planning.preparation import check_only
 
@@ -200,13 +201,13 @@ def _prepare(config: Config, request: Request) -> Prepared | None:
 
 
 def _start(config: Config, request: Request, prepared: Prepared | None, listen: Listener) -> Any:
-    """The driver's actor: new, or the one that is at work on this output already.
+    """Start the driver's actor, or find the one that is at work on this output already.
 
-    On a cluster that outlives this process the actor does, too: it is detached, so that a lost head or a dead
-    command does not take the run with it, and it has the output's name, so that no output has two.
+    In a cluster that outlives this process the actor is detached, so that the run survives the loss of the head and of the command. It is
+    named after the output, so that no output has two drivers.
 
     Raises:
-        ConfigError: another run is at work there.
+        ConfigError: another run is at work on the output.
     """
     from fedray.experiment.driver_actor import Experiment, share_inputs
 
@@ -230,7 +231,7 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
 
 
 def driver_name(output: Output) -> str:
-    """Name of the driver's actor of an output, in the namespace ``fedray``."""
+    """Return the name of an output's driver actor in Ray's namespace ``fedray``."""
     return f"fedray-driver-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
 
 
@@ -239,7 +240,7 @@ def _at_work(output: Output) -> ConfigError:
 
 
 def _make_room(output: Output, config: Config, resume: bool, patience: float, listen: Listener) -> None:
-    """Wait until a driver of this output that has ended, or was told to, is gone; one that is at work stays, to be followed."""
+    """Wait until an earlier driver of this output that has ended or is stopping is gone; a driver that is at work stays, to be followed."""
     name, limit, told = driver_name(output), time.monotonic() + patience, False
     while True:
         try:
@@ -249,7 +250,7 @@ def _make_room(output: Output, config: Config, resume: bool, patience: float, li
         try:
             running, ended = ray.get(driver.state.options(**_CONTROL).remote(), timeout=_ANSWER)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            running, ended = None, False  # it is being restarted, or on its way out
+            running, ended = None, False  # it is being restarted, or is ending
         if running is not None and not ended:
             if running != config:
                 from fedray.experiment.identity import differences
@@ -277,12 +278,16 @@ def _make_room(output: Output, config: Config, resume: bool, patience: float, li
 def _follow(
     driver: Any, request: Request, provided: Mapping[str, Any], patience: float, listen: Listener, stop: Sequence[int]
 ) -> dict[str, Any]:
-    """Pass the driver's events on until it ends; signals become a clean stop. Each new driver process is given what it awaits.
+    """Pass the driver's events on until the run ends, and turn signals into a stop after a checkpoint.
 
-    The driver may die and come back meanwhile, and its node or the head may be away: that is waited for.
+    Waits while the driver is restarted, and while its node or the head does not answer. Sends ``provided`` to each new driver process
+    that awaits it.
+
+    Returns:
+        The run's summary.
 
     Raises:
-        FedrayError: what the run ended with, or the driver is gone for good.
+        FedrayError: the error with which the run ended, or the driver is lost.
     """
     told = finished = False
     teller, position, shown = "", 0, 0
@@ -298,7 +303,7 @@ def _follow(
                 batch = ray.get(driver.events.options(**_CONTROL).remote(teller, position, _POLL), timeout=_ANSWER)
             except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError) as error:
                 if time.monotonic() - heard > patience:
-                    finished = True  # it may well be at work
+                    finished = True  # it may still be at work
                     raise FedrayError(
                         f"the driver could not be reached for {patience:g} s (ray.lost_after: {first_line(error)}); "
                         f"`--resume --output {request.output}` follows it where it still runs, or continues from its last checkpoint."
@@ -311,13 +316,13 @@ def _follow(
                     f"the driver died ({first_line(error)}); `--resume --output {request.output}` continues from its last checkpoint."
                 ) from None
             heard = time.monotonic()
-            if batch.teller != teller and told:  # a new driver process does not know yet
+            if batch.teller != teller and told:  # a new driver process has not been told yet
                 driver.stop.options(**_CONTROL).remote()
             if batch.teller != teller and request.awaits:
                 driver.provide.options(**_CONTROL).remote(provided)
             teller, position = batch.teller, batch.next
             for kind, value in batch.events:
-                if kind == "request":  # whose driver this is
+                if kind == "request":  # names the request for which this driver was started
                     if value != request.id and not request.resume:
                         finished = True
                         raise _at_work(request.output)
@@ -329,10 +334,10 @@ def _follow(
                         raise value
                     return dict(value)
                 if kind == "row":
-                    if value["round"] <= shown:  # a restarted driver tells a round again
+                    if value["round"] <= shown:  # a restarted driver repeats rounds
                         continue
                     shown = value["round"]
                 listen(kind, value)
     finally:
-        if not finished and not told:  # whoever follows is no more: nobody would take the result
+        if not finished and not told:  # this follower ends, so nobody would take the result
             driver.stop.options(**_CONTROL).remote()

@@ -1,4 +1,4 @@
-"""What the driver tells whoever follows it."""
+"""The driver's events, and how followers read them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 from fedray.runfiles import Row
 
-#: Seconds between two answers to followers: people read no faster, and a round may take a tenth of that.
+#: Least seconds between two answers to followers: rounds may be much shorter, and people read no faster.
 GATHER = 0.1
 
-#: Kinds of event after which there are no more.
+#: Kinds of the event that is the last one of a run.
 LAST = ("ended", "failed")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some events.
+    """Consecutive events.
 
     Attributes:
-        teller: names the driver process; another name means that the driver was restarted and counts from 0 again.
-        next: position to ask from the next time.
-        events: (kind, value) pairs.
+        teller: the driver process; a new name means that the driver was restarted and counts its events from 0 again.
+        next: position of the first event that is not in this batch.
+        events: pairs of kind and value.
     """
 
     teller: str
@@ -33,7 +33,7 @@ class Batch:
 
 
 class Events:
-    """All that happened since this process started, for any number of followers; safe to use from any thread."""
+    """All events since this process started, for any number of followers. Its methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -42,11 +42,11 @@ class Events:
         self._told = 0.0  # when a follower was last answered (monotonic seconds)
 
     def on_row(self, row: Row) -> None:
-        """A round's line."""
+        """Append a finished round's metrics row."""
         self.put("row", row)
 
     def on_note(self, text: str) -> None:
-        """A sentence."""
+        """Append a sentence for the user."""
         self.put("note", text)
 
     def put(self, kind: str, value: Any) -> None:
@@ -59,9 +59,9 @@ class Events:
         return self._events[-1][0] in LAST
 
     def since(self, teller: str, position: int, wait: float) -> Batch:
-        """The events from ``position`` on, waiting up to ``wait`` seconds for one, and those that follow within :data:`GATHER` of the last answer.
+        """Return the events from ``position`` on; all events if ``teller`` names another process.
 
-        All of them where ``teller`` is another process.
+        Waits up to ``wait`` seconds for the first such event, then until :data:`GATHER` seconds after the previous answer for more.
         """
         with self._changed:
             start = position if teller == self._teller else 0

@@ -1,7 +1,8 @@
-"""A local Ray of a run's own: closed to everybody else, started again where the machine was too slow, and gone without a trace.
+"""Starts a local Ray that only this run can use, and removes everything that it has written.
 
-It listens on the loopback address alone and asks for a token that nobody else has. What it writes (sockets, logs, spilled objects) lies in
-a directory of its own that only its user enters and that goes with it; one that a killed process has left goes at the next start.
+It listens on the loopback address only and asks for a token that no other user has. Its files (sockets, logs, spilled objects) lie in a
+directory that only its user can enter and that is removed at the end. A directory that a killed process has left is removed at the next
+start.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from fedray.errors import BudgetReached, ConfigError, FedrayError, Stopped, firs
 
 log = logging.getLogger(__name__)
 
-#: CPUs up to which a local Ray's processes import beforehand. It starts one a CPU, and one that has then nothing to do holds 0.18 GB more.
+#: Largest number of CPUs with which a local Ray's processes import fedray beforehand. Ray starts one process per CPU; each that then
+#: stays idle holds 0.18 GB more.
 _FEW = 8
 
-#: On a busy machine the parts of a node start slowly. These are Ray's own limits (30 s, 30 s, 60 s) that can be set; one cannot.
+#: Longer limits than Ray's own (30 s, 30 s, 60 s) for the start of a node's processes, which are slow on a busy machine.
 _PATIENCE = {
     "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_agent_register_timeout_ms": "150000",
@@ -37,13 +39,13 @@ _PATIENCE = {
 
 _LOCK = "fedray.lock"
 
-#: The longest path of a socket, below the directory for temporary files; and how long a socket's path may be.
+#: The longest path of a socket below the directory for temporary files, and the number of bytes that a socket's path may have.
 _SOCKET = "/fedray-0000/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _LONGEST = 103 if sys.platform == "darwin" else 107
 
 
 def temporary_files() -> Path:
-    """Where Ray puts what it writes: ``RAY_TMPDIR``, ``TMPDIR`` (Linux), or /tmp.
+    """Return the directory of Ray's files: ``RAY_TMPDIR``, ``TMPDIR`` (Linux), or /tmp.
 
     Raises:
         ConfigError: the paths of Ray's sockets would be too long there.
@@ -62,22 +64,22 @@ def temporary_files() -> Path:
 
 @contextmanager
 def local_ray(settings: RayCluster, options: Mapping[str, Any], announce: Callable[[str], None]) -> Iterator[None]:
-    """Be in a local Ray, which ends with the block.
+    """Run a local Ray within the block.
 
     Args:
         settings: CPUs and GPUs.
         options: more arguments of ``ray.init``.
-        announce: told where it is started a second time.
+        announce: called with a clause if Ray is started a second time.
 
     Raises:
         ConfigError: the directory for temporary files cannot be used.
-        FedrayError: it does not start.
+        FedrayError: Ray does not start.
     """
     import ray
 
     _private_token()
-    os.environ.setdefault("RAY_free_objects_batch_size", "1")  # else what a round has left is freed a second later
-    if (settings.cpus or os.cpu_count() or 1) <= _FEW:  # else client actors begin to import when the driver has
+    os.environ.setdefault("RAY_free_objects_batch_size", "1")  # otherwise objects of a round are freed a second later
+    if (settings.cpus or os.cpu_count() or 1) <= _FEW:  # otherwise client actors begin to import only after the driver has
         os.environ.setdefault("RAY_preload_python_modules", "fedray.experiment.driver_actor")
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -93,7 +95,7 @@ def local_ray(settings: RayCluster, options: Mapping[str, Any], announce: Callab
 
 
 def _start(options: Mapping[str, Any], announce: Callable[[str], None]) -> None:
-    """Start Ray; once more where it did not come up in time. What was half started is ended first."""
+    """Start Ray, at most twice; processes of a failed start are ended first."""
     import ray
 
     for again in (True, False):
@@ -120,10 +122,10 @@ def _start(options: Mapping[str, Any], announce: Callable[[str], None]) -> None:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """What is started in the block listens on 127.0.0.1 alone.
+    """Let the Ray that is started within the block listen on 127.0.0.1 only.
 
-    Ray does so by itself where it supports no clusters of several nodes (macOS, Windows); this is its switch for that, which it
-    reads from the environment once, when it is imported.
+    Ray does so by itself on systems where it supports no cluster of several nodes (macOS, Windows). This sets the same switch, which Ray
+    reads from the environment only once, at import.
     """
     from ray._private import ray_constants
 
@@ -136,7 +138,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _end_half_started(trace: TracebackType | None) -> None:
-    """End the processes of a node that was being started when the error arose: Ray itself forgets them until this process ends."""
+    """End the processes of the node that was being started when the error was raised; Ray itself leaves them until this process ends."""
     from ray._private.node import Node
 
     while trace is not None:
@@ -149,9 +151,9 @@ def _end_half_started(trace: TracebackType | None) -> None:
 
 @contextmanager
 def _own_directory(base: Path) -> Iterator[Path]:
-    """A directory that only this user enters. It goes with the block; a lock says as long as this process lives that it is in use.
+    """Make a directory that only this user can enter, and hold its lock within the block; afterwards the directory is removed.
 
-    Where the run fails it is left for the next start to remove: Ray's logs in it have the clients' and the driver's tracebacks.
+    If the run fails, the directory stays until the next start, because Ray's logs in it have the clients' and the driver's tracebacks.
     """
     try:
         base.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,7 @@ def _own_directory(base: Path) -> Iterator[Path]:
         raise ConfigError(f"{error.filename}: no directory for a local Ray can be made there ({error.strerror}); set TMPDIR.") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        unlocked.rename(directory / _LOCK)  # there only when locked
+        unlocked.rename(directory / _LOCK)  # the name appears only once the file is locked
         yield directory
         _remove(directory)
     except (ConfigError, Stopped, BudgetReached, KeyboardInterrupt, SystemExit):

@@ -1,6 +1,6 @@
-"""An output has one driver: a lock that its process holds, and that the kernel gives back when the process ends, however it ends.
+"""Keeps two drivers from working in one output, by a file lock that the kernel releases when the driver's process ends.
 
-The lock works between processes of one machine, and of several where their shared file system has locks.
+The lock works between processes of one machine, and between machines if their shared file system supports locks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedray.runfiles import RunFiles
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which a start that continues a run waits for an earlier driver that is on its way out.
+#: Seconds that a resumed run waits for an earlier driver to end.
 PATIENCE = 30.0
 
 _LOOK = 0.1
@@ -28,12 +28,13 @@ _LOOK = 0.1
 
 @contextmanager
 def occupied(files: RunFiles, wait: float = 0.0, insist: bool = True) -> Iterator[None]:
-    """Within, no other driver works in these files.
+    """Hold the output's lock within the block.
 
     Args:
-        files: of the output, whose directory is there.
+        files: the output's files; their directory exists.
         wait: seconds to wait for another driver to end.
-        insist: else go on without the lock, where it stays with another process: that of a node which is out of reach.
+        insist: whether a lock that another process keeps is an error. A restarted driver continues without the lock, because the node
+            of the process that holds it is out of reach.
 
     Raises:
         ConfigError: another driver is at work there, or the lock cannot be made.
@@ -56,15 +57,15 @@ def occupied(files: RunFiles, wait: float = 0.0, insist: bool = True) -> Iterato
 
 
 def check_free(files: RunFiles, wait: float = 0.0) -> None:
-    """See that no driver is at work in these files, as far as this node can tell.
+    """Check that no driver is at work in these files, as far as this node can tell.
 
     Raises:
-        ConfigError: one is.
+        ConfigError: another driver is at work there.
     """
     path = _lock_path(files)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # most often there is none; whatever else is wrong with it, the driver says
+    except OSError:  # most often there is no such file; any other error is the driver's to report
         return
     try:
         if not _taken(handle, wait):
@@ -74,7 +75,7 @@ def check_free(files: RunFiles, wait: float = 0.0) -> None:
 
 
 def _lock_path(files: RunFiles) -> Path:
-    """Outside the working directory of a run in a store, which is emptied when a driver begins there."""
+    """Return the lock's path; for a run in a store it lies beside the working directory, which is emptied when a driver begins."""
     return files.root / ".lock" if files.remote is None else files.root.with_name(f".{files.root.name}.lock")
 
 

@@ -1,4 +1,4 @@
-"""What ``fedray run --profile`` shows: where a round's time went, as a table and as a trace for a viewer."""
+"""Where a round's time went (``fedray run --profile``): as a table, and as a trace for a viewer."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 
 from fedray.spans import Span
 
-#: What time is spent on, in the table's order.
+#: The kinds of work that time is spent on, in the table's order.
 KINDS = ("cohort", "compute", "wait", "transfer", "aggregation", "evaluation", "logging", "other")
 
 DRIVER = "driver"
 
 
 def summarize(driver: Sequence[Span], actors: Mapping[str, Sequence[Span]]) -> dict[str, Any]:
-    """Seconds a round by what they were spent on; the first round, which warms things up, counts only where it is the only one.
+    """Compute the seconds per round by kind of work. The first round, which includes warm-up, counts only if it is the only one.
 
     Args:
         driver: the driver's spans; those of kind ``round`` are the rounds.
-        actors: each client actor's.
+        actors: each client actor's spans, by the actor's key.
 
     Returns:
-        ``rounds`` that count, ``seconds_per_round``, ``actors_seen``, and seconds of each of :data:`KINDS` for the ``driver`` and for an actor
-        (``actors``, their mean), and of those the seconds on a processor (``cpu``). An actor waits whenever it does nothing else.
+        JSON data: ``rounds`` (how many count), ``seconds_per_round``, ``actors_seen``, seconds per round of each of :data:`KINDS` for the
+        ``driver`` and for the mean actor (``actors``), and the processor seconds among them (``cpu``). An actor waits whenever it does
+        nothing else.
     """
     rounds = sorted((s for s in driver if s.kind == "round"), key=lambda s: s.start)
     rounds = rounds[1:] or rounds
@@ -45,7 +46,7 @@ def summarize(driver: Sequence[Span], actors: Mapping[str, Sequence[Span]]) -> d
 
 
 def table(profile: Mapping[str, Any]) -> str:
-    """:func:`summarize` as text."""
+    """Return the result of :func:`summarize` as a text table."""
     seconds, seen = profile["seconds_per_round"], profile["actors_seen"]
     names = "the actor" if seen == 1 else f"{seen} actors, each"
     lines = [f"{'':<12} {'driver':>10} {'':>5}   {names:>16}"]
@@ -60,7 +61,7 @@ def table(profile: Mapping[str, Any]) -> str:
 
 
 def chrome_trace(driver: Sequence[Span], actors: Mapping[str, Sequence[Span]]) -> str:
-    """All spans as JSON in Chrome's trace event format (chrome://tracing, ui.perfetto.dev): a row for each process, times in microseconds."""
+    """Return all spans as JSON in Chrome's trace event format (chrome://tracing, ui.perfetto.dev): one row per process, in microseconds."""
     events: list[dict[str, Any]] = []
     everyone: dict[str, Sequence[Span]] = {DRIVER: driver, **actors}
     begins = min((s.start for spans in everyone.values() for s in spans), default=0.0)
@@ -82,7 +83,10 @@ def chrome_trace(driver: Sequence[Span], actors: Mapping[str, Sequence[Span]]) -
 
 
 def _by_kind(spans: Sequence[Span], rounds: Sequence[Span]) -> tuple[dict[str, float], float]:
-    """Seconds by kind within rounds, a span without those inside it, what is left of a round as ``other``; and seconds on a processor."""
+    """Return the seconds by kind within rounds, and the processor seconds.
+
+    A span counts without the spans inside it; the time of a round that no span covers is ``other``.
+    """
     starts = [r.start for r in rounds]
     seconds: dict[str, float] = {}
     cpu = 0.0

@@ -1,4 +1,4 @@
-"""What the command asks of the driver. Light to import: the command sends it before it needs torch."""
+"""What the command asks of the driver. The module imports no torch, because the command sends its request before torch is loaded."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Request:
     """What the driver actor is asked to run.
 
     Attributes:
-        output: where the run's files go, a directory or the address of a prefix in an object store.
-        id: of this request; a driver that is restarted after its end knows by it that it has ended.
-        resume: continue from its newest checkpoint.
-        elastic: the cluster may grow (an autoscaler), so wait for resources instead of refusing.
-        provided: objects that the caller of :func:`fedray.run` gave.
-        awaits: they come afterwards (:meth:`packed`).
-        profile: show where the rounds' time goes.
+        output: where the run's files go: a directory, or the address of a prefix in an object store.
+        id: names this request; a driver that Ray restarts after the run's end recognises by it that nothing is left to do.
+        resume: whether to continue from the newest checkpoint.
+        elastic: whether the cluster may grow (an autoscaler), so that the driver waits for resources instead of refusing.
+        provided: objects that the caller of :func:`fedray.run` gave, by the name of the config key that they replace.
+        awaits: whether these objects are sent separately (see :meth:`packed`).
+        profile: whether to write where the rounds' time went.
     """
 
     output: Output
@@ -40,8 +40,10 @@ class Request:
     profile: bool = False
 
     def packed(self) -> Request:
-        """As an argument of the driver's actor: of such arguments, Ray keeps small ones with the actor for as long as it may be
-        restarted. Large ones come afterwards, from whoever follows the driver.
+        """Return the request as an argument of the driver's actor, without large objects.
+
+        Ray keeps small arguments with an actor as long as it may be restarted, but not large ones. The process that follows the driver
+        sends those again to each new driver process.
         """
         if len(cloudpickle.dumps(self.provided)) <= SMALL:
             return self
@@ -49,14 +51,14 @@ class Request:
 
     @property
     def mark(self) -> Path | None:
-        """A file that the command leaves in the output, by which the driver knows that both see the same directory."""
+        """A file that the command leaves in the output directory, by which the driver checks that both see the same directory."""
         return self.output / f".request-{self.id}" if isinstance(self.output, Path) else None
 
     def check_visible(self) -> None:
-        """See that the driver's node has the output directory that the command made.
+        """Check that the driver's node sees the output directory that the command made.
 
         Raises:
-            ConfigError: it has not.
+            ConfigError: the node does not see it.
         """
         if self.mark is not None and not self.mark.exists():
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a start of a run goes on from: the newest checkpoint that is whole, the journal without what is damaged, the run's own id."""
+"""Begins or resumes a run: finds the newest undamaged checkpoint, repairs the journal, counts the start."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fedray.runfiles import RunFiles
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a start of a run begins.
+    """The state from which a start of a run begins.
 
     Attributes:
-        job: the run's id and the number of this start, as the privacy books name it.
-        checkpoint: None where the run begins at its first round.
-        meta: the checkpoint's facts, and those of this start that the next checkpoints are to hold.
+        job: the run's id and the number of this start, ``ID/NUMBER``, as the privacy books name it.
+        checkpoint: None if the run begins at its first round.
+        meta: the checkpoint's facts with those of this start, for the next checkpoints; JSON data.
     """
 
     job: str
@@ -32,26 +32,26 @@ class Beginning:
 
     @property
     def round(self) -> int:
-        """Rounds that are done."""
+        """Number of rounds that are done."""
         return 0 if self.checkpoint is None else self.checkpoint.round
 
 
 def begin(
     files: RunFiles, request: Request, identity: str, model: Model | None, note: Callable[[str], None], config: Config | None = None
 ) -> Beginning:
-    """Take a run up, or begin it. A damaged file is mended from the checkpoint, and what is lost with it is told and noted as a fault.
+    """Begin or resume a run. A damaged file is repaired from the checkpoint; what is lost is reported and recorded as a fault.
 
     Args:
-        files: the run's.
-        request: what the driver is asked.
-        identity: of all that decides the model.
-        model: where it is known already.
-        note: told in sentences what is not as it was written.
-        config: of this start, to say what differs where the run in ``files`` is another one.
+        files: the run's files.
+        request: what the command asked for.
+        identity: from :func:`fedray.experiment.identity.identity`.
+        model: the global model, if it is known already.
+        note: called with one sentence for each thing that is not as it was written.
+        config: of this start, to name the keys that differ if the run in ``files`` is another run.
 
     Raises:
-        ConfigError: the run in ``files`` is another one.
-        FedrayError: no checkpoint is whole, or a damaged file cannot be done without.
+        ConfigError: the run in ``files`` is another run.
+        FedrayError: all checkpoints are damaged, or a damaged file is needed.
     """
     checkpoint = load_latest(files.checkpoints, note) if request.resume else None
     if checkpoint is not None and checkpoint.meta.get("identity") != identity:
@@ -67,10 +67,10 @@ def begin(
 
 
 def check_model(found: Saved | None, model: Model | None, where: Path | str) -> None:
-    """See that a checkpoint is of this model, where there is one and the model is known.
+    """Check that a checkpoint is of this model; does nothing if either is None.
 
     Raises:
-        ConfigError: it is of another.
+        ConfigError: the checkpoint is of another model.
     """
     if found is None or model is None:
         return

@@ -1,4 +1,4 @@
-"""The trained model as others use it: with everything inside that stood between a user's rows and the model in training."""
+"""The trained model for raw rows: with the encoding, scaling and normalisation of training inside."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from fedray.training.losses import find_loss
 
 
 class Served(nn.Module):
-    """A trained model behind what was done to its records: categories, scale, normaliser.
+    """A trained model that takes raw records ``[n, *shape]``: encodes categories, divides by the scale, normalises, predicts.
 
     Args:
         model: as trained.
-        columns: of a table: a category that is not among its column's gives NaN, never another category's outputs.
-        scale: what raw values are divided by.
-        transform: ``data.normalize``.
+        columns: of a table; a value that is not among its column's categories gives NaN, never another category's outputs.
+        scale: divisor of raw values.
+        transform: ``data.normalize``; must have ``in_torch``.
     """
 
     def __init__(self, model: nn.Module, columns: Sequence[Column], scale: float, transform: Transform) -> None:
@@ -39,7 +39,7 @@ class Served(nn.Module):
         self._columns = [(tuple(rows.codes(list(c.values))), c.first) if c.values is not None else None for c in columns]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs ``[n, outputs]`` of raw records ``[n, *shape]``."""
+        """Return float32 outputs ``[n, outputs]`` for raw records ``[n, *shape]``."""
         if any(column is not None for column in self._columns):
             x = torch.cat([_expanded(x[:, n : n + 1], column) for n, column in enumerate(self._columns)], dim=1)
         if self._scale != 1:
@@ -59,7 +59,7 @@ def _expanded(cells: Tensor, column: tuple[tuple[float, ...], int] | None) -> Te
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a run's files say of its data; pixels, which have a scale, are no table, even where they have names."""
+    """What ``partition.json`` says about a run's data. Data with a scale are pixels, not a table, even if its features have names."""
 
     columns: Sequence[str]
     scale: float
@@ -76,7 +76,7 @@ class _Facts:
 
 
 def served_model(files: RunFiles, config: Config) -> Built:
-    """The model of a finished run with an example record of zeros, and what it takes and gives."""
+    """Rebuild the model of a finished run for raw rows where that is possible, with an example record and a description of both ends."""
     model, example = trained_model(files, config)
     with reading(files.partition):
         facts = _Facts.of(read_json(files.partition) or {})
@@ -95,7 +95,7 @@ def served_model(files: RunFiles, config: Config) -> Built:
 
 
 def _as_trained(config: Config, facts: _Facts, transform: Transform, gives: str) -> About:
-    """Of a model that cannot take raw rows: the user has to do first what training did."""
+    """Describe a model that cannot take raw rows, because its user must first normalise them as training did."""
     kind = config.data.normalize.kind
     how = "with each client's own mean and standard deviation" if kind == "standardize_client" else "by it"
     why = "which no single model can hold" if transform.private_statistics else "which has no in_torch"

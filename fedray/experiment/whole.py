@@ -1,4 +1,4 @@
-"""Whether the files of a run are what was written; for commands that read a run which may have been damaged since."""
+"""Checks that the files of a run are as they were written, for commands that read a run which may have been damaged since."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from fedray.tracking.journal import journal, shortcomings
 
 
 def check(files: RunFiles) -> list[str]:
-    """See that whatever there is of a run's files is whole; returns what the journal lacks, a sentence for each kind.
+    """Check those files of a run that exist.
+
+    Returns:
+        One sentence for each kind of line that the journal lacks.
 
     Raises:
-        FedrayError: the first that is damaged, by its name.
+        FedrayError: the first damaged file, by name.
     """
     for path in (files.partition, files.statement):
         read_json(path)
@@ -35,10 +38,10 @@ def check(files: RunFiles) -> list[str]:
 
 
 def read_config(files: RunFiles, overrides: Sequence[str] = ()) -> Config:
-    """The config of a run, as it was resolved.
+    """Read the resolved config of a run.
 
     Raises:
-        ConfigError: it is no config of this version; the sentence names the file.
+        ConfigError: the file is no config of this version; the sentence names the file.
     """
     try:
         return load_config(files.config, overrides)

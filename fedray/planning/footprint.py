@@ -1,4 +1,4 @@
-"""What a run takes besides privacy: memory, bytes moved, actors. Estimates from the config alone."""
+"""Estimates a run's memory, traffic and actors from its config."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from fedray.rounds.cohort import largest_cohort
 
 _FLOAT = 4
 _GRID = 8  # bytes of one value of an exact sum
-#: Bytes of parts that a driver adds up in a second, one core (``python -m tests.benchmarks.nodes`` measures it).
+#: Bytes of partial sums that a driver adds up per second on one core, as ``python -m tests.benchmarks.nodes`` measures.
 SUM_RATE = 1e10
 
 
 def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
-    """What a run takes on a cluster of ``nodes`` nodes.
+    """Estimate what a run needs on a cluster of ``nodes`` nodes.
 
     Returns:
-        ``memory`` (bytes), ``traffic`` and ``actors``; what the model's size decides is None without it. ``traffic`` is in bytes between
-        the driver's node and all nodes with client actors, each of which gets the weights once: ``parts`` sums reach the
-        driver a round, one a node with ``clients.node_sums``, else one an actor; ``sum_seconds`` is the driver's time to add them up.
+        JSON data: ``memory`` (bytes), ``traffic`` and ``actors``; figures that depend on the model's size are None without it. ``traffic``
+        is in bytes between the driver's node and all nodes with client actors, each of which gets the weights once per round; ``parts``
+        partial sums reach the driver per round, one per node with ``clients.node_sums``, else one per actor; ``sum_seconds`` is the time
+        that the driver takes to add them up.
     """
     config, p = prepared.config, prepared
     most = largest_cohort(config.cohort, len(p.names))
@@ -65,7 +66,7 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
 
 
 def _memory(prepared: Prepared, size: int) -> dict[str, Any]:
-    """Bytes; activations are not counted, for they depend on the model's layers."""
+    """Return bytes of memory; activations are not counted, because they depend on the model's layers."""
     config, p = prepared.config, prepared
     assert p.model is not None
     model, largest = size * _FLOAT, None if p.sizes is None else int(p.sizes.max(initial=1))
@@ -97,7 +98,7 @@ def _memory(prepared: Prepared, size: int) -> dict[str, Any]:
 
 
 def _optimiser(training: Training) -> int:
-    """Values that the local optimiser keeps for each parameter."""
+    """Return the number of values that the local optimiser keeps per parameter."""
     if training.optimizer != "sgd":
         return 2
     return int(training.momentum > 0)

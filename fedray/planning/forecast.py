@@ -1,4 +1,4 @@
-"""How often clients will be charged, what that comes to, and who would reach a budget before the planned rounds."""
+"""Forecasts how often clients will be charged, their epsilon, and who would reach a budget before the planned rounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.recordplan import RecordPlan
 from fedray.rounding import rounded_up
 
-#: Chance, for any client of a row, of reaching its budget early that is not called exceeding it (cohorts by chance only).
+#: Largest probability that some client of a row reaches its budget early with which the row still fits (for random cohorts).
 TOLERATED = 0.01
 
 _MOST_ROUNDS = 1 << 20
@@ -29,9 +29,9 @@ class Participation:
 
     Attributes:
         rounds: of the run.
-        rate: chance of a charge in a round; 1: it is certain.
-        every: rounds from one certain charge to the next.
-        most: charges after which the subject leaves; None: no such limit.
+        rate: probability of a charge in a round.
+        every: rounds from one charge to the next, if ``rate`` is 1.
+        most: number of charges after which the subject leaves; None: no such limit.
     """
 
     rounds: int
@@ -41,19 +41,19 @@ class Participation:
 
     @property
     def worst(self) -> int:
-        """Charges that the run can make at most."""
+        """Largest number of charges that the run can make."""
         possible = math.ceil(self.rounds / self.every) if self.rate > 0 else 0
         return possible if self.most is None else min(possible, self.most)
 
     @property
     def expected(self) -> float:
-        """Charges on average."""
+        """Expected number of charges."""
         if self.rate in (0.0, 1.0):
             return float(self.worst)
         return float(sum(self.above(k) for k in range(self.worst)))
 
     def above(self, charges: int) -> float:
-        """Chance of more than so many charges."""
+        """Return the probability of more than ``charges`` charges."""
         if charges >= self.worst:
             return 0.0
         if self.rate == 1.0:
@@ -63,7 +63,7 @@ class Participation:
         return float(binom.sf(charges, self.rounds, self.rate))
 
     def needed(self, subjects: int) -> int:
-        """Charges that, but for a chance of :data:`TOLERATED`, none of ``subjects`` independent subjects exceeds."""
+        """Return the least number of charges that some of ``subjects`` independent subjects exceeds with probability at most TOLERATED."""
         low, high = -1, self.worst
         while high - low > 1:
             middle = (low + high) // 2
@@ -71,23 +71,23 @@ class Participation:
         return high
 
     def round_of(self, charge: int) -> int:
-        """The round, from 1, in which charge number ``charge`` is made, on average where cohorts are drawn by chance."""
+        """Return the round, from 1, in which charge number ``charge`` is made; its expectation if cohorts are random."""
         return (charge - 1) * self.every + 1 if self.rate == 1.0 else math.ceil(charge / self.rate)
 
 
 @dataclass(frozen=True)
 class Row:
-    """Subjects that are charged alike: same plan, same history, same chance to take part.
+    """Subjects with the same plan, the same earlier charges and the same probability of taking part.
 
     Attributes:
         group: the clients' group.
-        names: of the subjects; ``clients`` stands for all clients.
-        records: training records of each, or None where they are not known or not shown.
-        plan: their plan.
-        participation: how often they are charged.
-        spent: what their ledgers hold already.
-        charges: how many charges that are.
-        limits: the file whose limit the plan's budget is, so that no config can raise it; else None.
+        names: the subjects' names; :data:`fedray.privacy.ledger.chain.EVERYONE` stands for all clients.
+        records: number of training records of each; None if they are not known or not shown.
+        plan: the plan.
+        participation: how often each subject is charged.
+        spent: composition of the earlier charges in each subject's ledger.
+        charges: number of these charges.
+        limits: the file of limits, if its limit is the plan's budget, so that no config can raise it; else None.
     """
 
     group: str
@@ -100,21 +100,21 @@ class Row:
     limits: str | None = None
 
     def epsilon(self, charges: int, event: Event | None = None) -> float:
-        """Epsilon after so many more charges (of another event than the plan's)."""
+        """Return epsilon after ``charges`` more charges of ``event``, by default the plan's event."""
         return bound(plus(self.spent, event or self.plan.event(), charges), self.plan)
 
     def affordable(self) -> int | None:
-        """Charges that the budget still allows; None without a budget. At most about a million."""
+        """Return the number of charges that the budget still allows, at most about a million; None without a budget."""
         return None if self.plan.budget is None else largest(lambda n: _fits(self, self.plan.event(), n), _MOST_ROUNDS)
 
     @property
     def subjects(self) -> int:
-        """How many independent subjects."""
+        """Number of independent subjects."""
         return len(self.names)
 
 
 def refusal(config: Config, path: str, rows: Sequence[Row]) -> str | None:
-    """Who would reach its budget before the planned rounds, when, and what would fit; None where nobody would."""
+    """Return a sentence on who would reach the budget before the planned rounds, when, and which settings would fit; None if nobody would."""
     short = [(r, a) for r in rows if (a := r.affordable()) is not None and r.participation.needed(r.subjects) > a]
     if not short:
         return None
@@ -138,7 +138,7 @@ def refusal(config: Config, path: str, rows: Sequence[Row]) -> str | None:
 
 
 def _ways(config: Config, path: str, short: Sequence[Row]) -> list[str]:
-    """Settings with which the planned rounds would fit, ready to be pasted."""
+    """Return settings with which the planned rounds would fit, as config overrides."""
     ways: list[str] = []
     noises = [noise_for(r, r.plan.budget or 0.0, r.participation.needed(r.subjects)) for r in short]
     noise = None if None in noises else max(n for n in noises if n is not None)
@@ -161,20 +161,20 @@ def _ways(config: Config, path: str, short: Sequence[Row]) -> list[str]:
 
 
 def _steps(row: Row) -> int:
-    """Local steps a round that fit for the planned rounds; all of the plan's where they are not what is charged."""
+    """Return the largest number of local steps per round that fits for the planned rounds; the plan's own if steps are not charged."""
     charges = row.participation.needed(row.subjects)
     return largest(lambda steps: _fits(row, row.plan.event(steps=steps), charges), row.plan.steps)
 
 
 def _rounds(row: Row) -> int:
-    """Rounds that fit as the plan's noise is."""
+    """Return the number of rounds that fit with the plan's noise."""
     affordable = row.affordable()
     assert affordable is not None
     return largest(lambda n: replace(row.participation, rounds=n).needed(row.subjects) <= affordable, row.participation.rounds)
 
 
 def noise_for(row: Row, target: float, charges: int) -> float | None:
-    """The noise multiplier with which so many charges keep within ``target``; None where what was spent, or nothing, allows it."""
+    """Return the noise multiplier with which ``charges`` charges keep epsilon within ``target``; None if no noise can, or none is needed."""
     plan = row.plan
     if not charges or bound(row.spent, plan) >= target:
         return None
@@ -185,14 +185,14 @@ def noise_for(row: Row, target: float, charges: int) -> float | None:
 
 
 def label(names: Sequence[str]) -> str:
-    """Clients in words."""
+    """Name clients in a few words."""
     if tuple(names) == (EVERYONE,):
         return "all clients"
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def figure(value: float) -> float | str:
-    """JSON has no infinity."""
+    """Return the value for JSON, which has no infinity."""
     return "infinity" if math.isinf(value) else value
 
 

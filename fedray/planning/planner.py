@@ -1,14 +1,14 @@
-"""What a run would cost before anything is trained: epsilon for each client, rounds that the budgets allow, and what would change that.
+"""Plans a run's privacy cost before training: each client's epsilon, the rounds that budgets allow, and the effect of other settings.
 
-Reads what lasting ledgers hold already, without their locks; starts no Ray and trains nothing. Every figure is the same upper
-bound that the run itself would be refused by.
+Reads the ledgers that outlive runs, without taking their locks; starts no Ray and trains nothing. Every figure is the upper bound by
+which the run itself would be refused.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -34,25 +34,28 @@ from fedray.privacy.statement_text import persons
 
 P = TypeVar("P", RecordPlan, ClientPlan)
 
+#: What a subject's ledger holds: the composition of its charges, and their number.
+History = tuple[Composition, int]
+
 TARGETS = (1.0, 2.0, 4.0, 8.0)
 
 _CURVES, _POINTS = 8, 16
 
 
 def make_plan(prepared: Prepared, curves: bool = True, nodes: int = 1) -> dict[str, Any]:
-    """Everything that ``fedray plan`` says, as JSON data; an infinite figure is "infinity".
+    """Compute everything that ``fedray plan`` prints, as JSON data; an infinite figure is "infinity".
 
     Args:
         prepared: the run.
-        curves: with epsilon over rounds, which the table does not show.
-        nodes: how many the cluster has, for the traffic between them.
+        curves: whether to compute epsilon over rounds, which the table does not show.
+        nodes: number of the cluster's nodes, for the traffic between them.
 
     Returns:
-        ``lines`` (one a protected unit: rows of clients, levers, noise for given epsilons, curves), ``memory``, ``traffic``,
-        ``actors``, ``notes``, ``warnings``, and ``refusal``: the sentence where a budget would be exceeded, else None.
+        ``lines`` (one per protected unit: rows of clients, what-if epsilons, noise for given epsilons, curves), ``memory``, ``traffic``,
+        ``actors``, ``notes``, ``warnings``, and ``refusal``: the sentence if a budget would be exceeded, else None.
 
     Raises:
-        LedgerError: a lasting ledger is broken, out of reach, or of another unit or adjacency.
+        LedgerError: a ledger is broken, cannot be reached, or holds charges of another unit or adjacency.
     """
     config, notes = prepared.config, _notes(prepared)
     lines = [_line(prepared, path, rows, curves) for path, rows in rows_of(prepared, notes)]
@@ -72,7 +75,7 @@ def make_plan(prepared: Prepared, curves: bool = True, nodes: int = 1) -> dict[s
 
 
 def shortfalls(prepared: Prepared) -> list[str]:
-    """One sentence for each protected unit some of whose clients would reach their budget before the planned rounds.
+    """Return one sentence for each protected unit of which some clients would reach their budget before the planned rounds.
 
     Raises:
         LedgerError: see :func:`make_plan`.
@@ -84,7 +87,7 @@ def shortfalls(prepared: Prepared) -> list[str]:
 
 
 def rows_of(prepared: Prepared, notes: list[str]) -> Iterator[tuple[str, list[Row]]]:
-    """The config path and the rows of each protected unit, records first; says in ``notes`` which books were taken as new."""
+    """Yield the config path and the rows of each protected unit, records first; adds to ``notes`` which books do not exist yet."""
     config = prepared.config
     if config.privacy.record:
         yield "privacy", _record_rows(prepared, notes)
@@ -94,7 +97,7 @@ def rows_of(prepared: Prepared, notes: list[str]) -> Iterator[tuple[str, list[Ro
 
 
 def _client_plan(prepared: Prepared) -> ClientPlan | None:
-    """Where the model is not known yet, central noise is planned all the same: its cost does not depend on it."""
+    """Return the plan for whole clients, also for central noise with an unknown model, on which its cost does not depend."""
     if prepared.client_plan is None and prepared.config.privacy.whole_clients == "client":
         return plan_whole_clients(prepared.config, prepared.groups, len(prepared.names), 0)
     return prepared.client_plan
@@ -110,18 +113,18 @@ def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
         plan, limits = _held(p, plan, group.ledger, "privacy")
         participation = _participation(p, group.rate, plan.max_participations)
         names = [p.names[i] for i in group.members]
-        past = _histories(plan, group.ledger, names, dedicated, notes)
-        alike: dict[tuple[Composition, int], list[int]] = {}
-        for i in group.members:
-            alike.setdefault(past.get(p.names[i], ((), 0)), []).append(i)
-        for (spent, charges), members in alike.items():
-            records = tuple(int(p.sizes[i]) for i in members) if shown and p.sizes is not None else None
-            found.append(Row(group.name, tuple(p.names[i] for i in members), records, plan, participation, spent, charges, limits))
+        size = dict(zip(names, p.sizes[np.asarray(group.members)].tolist(), strict=True)) if shown and p.sizes is not None else None
+        for (spent, charges), alike in _alike(_histories(plan, group.ledger, names, dedicated, notes), names):
+            records = None if size is None else tuple(size[name] for name in alike)
+            found.append(Row(group.name, alike, records, plan, participation, spent, charges, limits))
     return found
 
 
 def _held(prepared: Prepared, plan: P, ledger: str, path: str) -> tuple[P, str | None]:
-    """The plan, with the limit of the ledger's folder as its budget where the config has none; and that file, where its limit is the budget.
+    """Apply the limits of the ledger's folder to a plan.
+
+    Returns:
+        The plan, with the folder's limit as its budget if the config has none; and the file of limits, if its limit is the budget.
 
     Raises:
         PrivacyRefusal: the folder's limits do not allow this plan.
@@ -149,21 +152,23 @@ def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list
         held, limits = _held(p, plan, group.ledger if silos else ledger, path)
         names = [p.names[i] for i in group.members]
         past = _histories(plan, group.ledger if silos else ledger, names, silos, notes)
-        alike: dict[tuple[Composition, int], list[str]] = {}
-        for name in names:
-            alike.setdefault(past.get(name, ((), 0)), []).append(name)
         participation = _participation(p, group.rate, plan.max_participations)
-        rows += [
-            Row(group.name, tuple(members), None, held, participation, spent, charges, limits)
-            for (spent, charges), members in alike.items()
-        ]
+        rows += [Row(group.name, alike, None, held, participation, *history, limits) for history, alike in _alike(past, names)]
     return rows
 
 
-def _participation(prepared: Prepared, rate: float, most: int | None, rounds: int | None = None) -> Participation:
-    """How often one client of a group takes part."""
+def _alike(past: Mapping[str, History], names: Sequence[str]) -> Iterable[tuple[History, tuple[str, ...]]]:
+    """Group clients by what their ledgers hold."""
+    groups: dict[History, list[str]] = {}
+    for name in names:
+        groups.setdefault(past.get(name, ((), 0)), []).append(name)
+    return ((history, tuple(members)) for history, members in groups.items())
+
+
+def _participation(prepared: Prepared, rate: float, most: int | None) -> Participation:
+    """Return how often a client takes part whose group has the rate factor ``rate``; ``most``: at most so many times."""
     cohort, clients = prepared.config.cohort, len(prepared.names)
-    rounds, arguments = prepared.config.rounds if rounds is None else rounds, cohort.arguments
+    rounds, arguments = prepared.config.rounds, cohort.arguments
     if rate == 0:
         return Participation(rounds, 0.0, 1, most)
     if cohort.kind == "poisson":
@@ -174,13 +179,11 @@ def _participation(prepared: Prepared, rate: float, most: int | None, rounds: in
         return Participation(rounds, min(1.0, size / able), 1, most)
     if cohort.kind == "cyclic":
         return Participation(rounds, 1.0, math.ceil(clients / int(arguments["size"])), most)
-    return Participation(rounds, 1.0, 1, most)  # all; of a cohort of your own nothing is known, so every round is counted
+    return Participation(rounds, 1.0, 1, most)  # all, or a user's sampler, about which nothing is known
 
 
-def _histories(
-    plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str], own: bool, notes: list[str]
-) -> dict[str, tuple[Composition, int]]:
-    """What lasting books hold for each of ``names``: composition and number of charges; ``own``: each has a book of its own."""
+def _histories(plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str], own: bool, notes: list[str]) -> dict[str, History]:
+    """Return what the books that outlive runs hold for each of ``names``; ``own``: each client has its own book."""
     if ledger == "run":
         return {}
     directory = ledger_directory(ledger, ".")
@@ -188,7 +191,7 @@ def _histories(
         books = {subject_path(directory, name): [name] for name in names}
     else:
         books = {(records_path if plan.unit == "record" else clients_path)(directory): list(names)}
-    found: dict[str, tuple[Composition, int]] = {}
+    found: dict[str, History] = {}
     missing = 0
     for book, subjects in books.items():
         if not (book.exists() if isinstance(book, Path) else find_books(book)):
@@ -210,7 +213,7 @@ def _histories(
 
 
 def _read(book: Location, notes: list[str]) -> Summary:
-    """The chain is verified; the writer's lock is not taken."""
+    """Read a book and verify its chain, without taking its writer's lock."""
     summary = Summary(book)
     for item in scan(book, read_lines(book)):
         if isinstance(item, bytes):
@@ -243,7 +246,7 @@ def _notes(prepared: Prepared) -> list[str]:
 
 
 def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> dict[str, Any]:
-    """One protected unit, whole."""
+    """Return all figures of one protected unit."""
     top = max(rows, key=lambda r: r.epsilon(r.participation.worst))
     plan = top.plan
     headline = top.epsilon(top.participation.worst)
@@ -309,7 +312,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _levers(prepared: Prepared, row: Row) -> Iterator[tuple[str, float]]:
-    """Epsilon after the planned rounds, had one thing been different and the noise multiplier stayed (but where it is what differs)."""
+    """What-if analysis: yield epsilon after the planned rounds if one setting changes and all others, with the noise multiplier, stay."""
     noise, participation, plan = row.plan.noise_multiplier, row.participation, row.plan
     made: list[tuple[str, RecordPlan | ClientPlan, Participation]] = [
         ("noise x 1.25", replace(plan, noise_multiplier=noise * 1.25), participation),
@@ -344,7 +347,7 @@ def _levers(prepared: Prepared, row: Row) -> Iterator[tuple[str, float]]:
 
 
 def _noise(prepared: Prepared, plan: RecordPlan | ClientPlan) -> dict[str, Any]:
-    """The noise on one released mean, as the model sees it: a step's of one client, or a round's of all."""
+    """Return the noise on one released mean: of one client's step, or of all clients' updates in a round."""
     size = None if prepared.model is None else prepared.model.facts.layout.size
     if isinstance(plan, RecordPlan):
         std: float | None = plan.noise_multiplier * plan.clip / plan.expected_batch
@@ -357,7 +360,7 @@ def _noise(prepared: Prepared, plan: RecordPlan | ClientPlan) -> dict[str, Any]:
         if plan.regime == "local":
             std = None if plan.kind != "local_gaussian" else z * plan.clip / math.sqrt(plan.facts.cohort)
             most = plan.clip
-        elif plan.regime == "distributed":  # each of the expected clients adds the share of one of min_clients
+        elif plan.regime == "distributed":  # each expected client adds the noise that one of min_clients clients must add
             std = std * math.sqrt(plan.facts.cohort / max(1, plan.facts.min_clients)) if std is not None else None
     norm = None if std is None or size is None else std * math.sqrt(size)
     return {
@@ -379,20 +382,20 @@ def _person(rows: Sequence[Row], headline: float) -> float:
 
 
 def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Epsilon over rounds of the rows with the largest; as planned in the worst case, and as expected."""
+    """Return epsilon over rounds, in the worst case and as expected, for the rows with the largest epsilon."""
     found = []
     for row in sorted(rows, key=lambda r: -r.epsilon(r.participation.worst))[:_CURVES]:
         participation = row.participation
         rounds = sorted({int(r) for r in np.linspace(0, participation.rounds, min(participation.rounds, _POINTS) + 1)})
-        laws = [replace(participation, rounds=r) for r in rounds]
+        shorter = [replace(participation, rounds=r) for r in rounds]
         found.append(
             {
                 "label": label(row.names),
                 "rounds": rounds,
-                "epsilon": [figure(row.epsilon(x.worst)) for x in laws],
+                "epsilon": [figure(row.epsilon(x.worst)) for x in shorter],
                 "epsilon_expected": None
                 if participation.rate in (0.0, 1.0)
-                else [figure(row.epsilon(math.ceil(x.expected - 1e-9))) for x in laws],
+                else [figure(row.epsilon(math.ceil(x.expected - 1e-9))) for x in shorter],
             }
         )
     return found

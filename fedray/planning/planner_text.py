@@ -1,4 +1,4 @@
-"""A plan as text, for people: see :mod:`fedray.planning.planner` for its figures."""
+"""Prints a plan as text; :mod:`fedray.planning.planner` computes its figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fedray.planning.forecast import label
 from fedray.rounding import rounded_up
 
-#: Rows of clients shown one by one; more are shown in groups of clients that are charged alike.
+#: Largest number of clients that are shown one by one; more are shown in groups of clients that are charged alike.
 CLIENTS = 20
 
 _SAMPLING = {
@@ -21,11 +21,11 @@ _NOTHING = "privacy.regime is none: nothing is protected, nothing is charged."
 
 
 def plan_text(plan: Mapping[str, Any], clients: int = CLIENTS) -> str:
-    """The plan of :func:`fedray.planning.planner.make_plan` as text, but for its refusal.
+    """Return the plan of :func:`fedray.planning.planner.make_plan` as text, without its refusal.
 
     Args:
         plan: JSON data.
-        clients: up to so many clients each get a row; more are shown in groups.
+        clients: largest number of clients that get one row each; more are shown in groups.
     """
     head = f"{plan['name']}: {plan['rounds']} rounds, {plan['clients']} clients, cohort {plan['cohort']}"
     lines = [head, ""]
@@ -173,5 +173,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _e(value: float | str, decimals: int = 4) -> str:
-    """Rounded up."""
+    """Return an epsilon as text, rounded up."""
     return rounded_up(value, decimals, fixed=True)
