@@ -88,7 +88,8 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
             table = replace(table, classes=len(names), names=names)
         own_frame = test.to_pandas(ignore_metadata=True) if test is not None else None
         return shape_tables(train.to_pandas(ignore_metadata=True), own_frame, table, where, _index_columns(train.schema))
-    unused = [name for name in _TABLES_ONLY if getattr(table, name) not in (None, False, "refuse", (), [], {})]
+    given = {name: getattr(table, name) for name in _TABLES_ONLY}
+    unused = [name for name, value in given.items() if value is not None and value is not False and value not in ("refuse", (), [], {})]
     if unused:
         raise DataError(f"data.{unused[0]}: is for tables, but {where} holds images in column '{image}'; leave it out.")
     groups = _values(train, table.silo, "data.silo", where) if table.silo is not None else None

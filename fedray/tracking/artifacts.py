@@ -1,6 +1,6 @@
-"""What a run leaves in MLflow at its end, gathered from its output directory.
+"""Gathers a finished run's artifacts, tags and model from its output directory, and sends them to MLflow.
 
-Gathering works on files alone; sending may fail half-way and be repeated.
+Gathering uses files only; sending may fail part-way and be repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedray.storage import read_json
 from fedray.tracking.charts import draw, headline
 from fedray.tracking.journal import State, latest_rows, not_finite, number, points
 from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, log, masked, patience, reason
-from fedray.tracking.modelfolder import ModelBuilder, SavedModel, save_model
+from fedray.tracking.modelfolder import LONGEST_TAG, ModelBuilder, SavedModel, save_model
 from fedray.tracking.registry import log_final_model
 
 _PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json")
@@ -36,13 +36,12 @@ _MODEL_TAGS = (
     "statement",
     "ledger_sha256",
 )
-_LONGEST = 4000  # characters of a tag; MLflow takes 5000
 _MODEL_PARAMS = ("model.", "training.", "algorithm.", "privacy.")
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Everything to send: files below ``files``, tags, the data set's description, the saved model."""
+    """Everything to send: the files below ``files``, tags, the data set's description, the saved model, the end in Unix milliseconds."""
 
     files: Path
     tags: Mapping[str, str]
@@ -58,7 +57,7 @@ class Staged:
 
 
 def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
-    """Gather what :func:`send` sends; whatever part cannot be gathered is left out and named in the log.
+    """Gather what :func:`send` sends; a part that cannot be gathered is left out and named in the log.
 
     Raises:
         FedrayError: a file of the run is damaged.
@@ -67,7 +66,7 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
     rows = latest_rows(run_dir)
     files = Path(tempfile.mkdtemp(prefix="fedray-artifacts-"))
     tags = _tags(state, rows, summary, statement)
-    secret = bool(statement.get("reveals_cohorts"))  # who was charged when tells who was in a cohort, and the claim needs that secret
+    secret = bool(statement.get("reveals_cohorts"))  # charges tell who was in a cohort, which the claim needs secret
     if secret:
         statement = _without_clients(statement)
 
@@ -102,11 +101,11 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
 
 
 def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) -> None:
-    """Send everything; what is already there is replaced by the same, the model is logged and registered once.
+    """Send everything; a repeated call replaces each part by the same, and logs and registers the model once.
 
     Args:
         client: an ``MlflowClient``.
-        state: the run.
+        state: the run's state, which records the logged model.
         staged: from :func:`stage`.
         keep: saves ``state``.
     """
@@ -122,19 +121,19 @@ def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) ->
 
 
 def client_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The clients' rows of ``partition.json`` (under ``rows``) or of a privacy statement (under ``clients``)."""
+    """Return the clients' rows of ``partition.json`` (under ``rows``) or of a privacy statement (under ``clients``)."""
     rows = document.get("rows", document.get("clients"))
     return [dict(row) for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
 
 
 def clients_table(partition: Mapping[str, Any], statement: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """One row a client: what it holds, then what it spent. Only plain values; columns in the order of first sight."""
+    """Return the columns and rows of a table with one row per client: its records, then its privacy figures; plain values only."""
     merged: dict[str, dict[str, Any]] = {}
     units = list(dict.fromkeys(row.get("unit") for row in client_rows(statement)))
     for document in (partition, statement):
         for i, row in enumerate(client_rows(document)):
             name = str(row.get("client", row.get("name", i)))
-            if row.get("unit") in units[1:]:  # the second guarantee's figures beside the first's, not over them
+            if row.get("unit") in units[1:]:  # keeps the second guarantee's figures from replacing the first's
                 row = {f"{row['unit']}_{k}": v for k, v in row.items() if k not in ("name", "unit")}
             plain = {k: v for k, v in row.items() if k not in ("name", "client") and isinstance(v, str | int | float | bool)}
             merged.setdefault(name, {"client": name}).update(plain)
@@ -143,7 +142,7 @@ def clients_table(partition: Mapping[str, Any], statement: Mapping[str, Any]) ->
 
 
 def _without_clients(statement: Mapping[str, Any]) -> dict[str, Any]:
-    """A privacy statement without the rows of single clients."""
+    """Return a privacy statement without the rows of single clients."""
     return {**statement, "clients": [], "joint": [{**line, "clients": []} for line in statement.get("joint", [])]}
 
 
@@ -164,7 +163,7 @@ def _tags(state: State, rows: Sequence[dict[str, Any]], summary: Mapping[str, An
 
 
 def _note(rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], claim: str | None) -> str:
-    """The run's description: a small table."""
+    """Return the run's description: a small table in Markdown."""
     best, private = summary.get("best") or {}, summary.get("privacy") or {}
     quality = headline(rows, best)
     final = (summary.get("final") or {}).get(quality)
@@ -207,7 +206,7 @@ def _saved_model(
 
 
 def _model_tags(summary: Mapping[str, Any], statement: Mapping[str, Any], run_id: str) -> dict[str, str]:
-    """What the model cost in privacy, as tags: whoever takes the model from the registry need not look for its run."""
+    """Return the model's privacy figures as tags, so that they can be read in the registry without the run."""
     private = summary.get("privacy") or {}
     tags = {k: str(private[k]) for k in _MODEL_TAGS if private.get(k) is not None}
     joint = private.get("joint")
@@ -216,14 +215,14 @@ def _model_tags(summary: Mapping[str, Any], statement: Mapping[str, Any], run_id
     heads = (statement.get("ledger") or {}).get("head_sha256")
     if "ledger_sha256" not in tags and heads:
         text = json.dumps(heads, sort_keys=True)
-        tags["ledger_sha256"] = text if len(text) <= _LONGEST else hashlib.sha256(text.encode()).hexdigest()
+        tags["ledger_sha256"] = text if len(text) <= LONGEST_TAG else hashlib.sha256(text.encode()).hexdigest()
     if statement:
         tags["privacy_statement"] = f"runs:/{run_id}/privacy_statement.md"
-    return {k: v[:_LONGEST] for k, v in tags.items()}
+    return {k: v[:LONGEST_TAG] for k, v in tags.items()}
 
 
 def _describe(summary: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    """A model version's description."""
+    """Return a model version's description in Markdown."""
     rounds = f"Trained by fedray in {summary.get('rounds', '?')} rounds ({str(summary.get('status', 'not finished')).replace('_', ' ')})."
     if "epsilon" not in tags:
         return f"{rounds} No privacy is claimed for it."
@@ -238,7 +237,7 @@ def _describe(summary: Mapping[str, Any], tags: Mapping[str, str]) -> str:
 
 
 def _dataset(partition: Mapping[str, Any], state: State) -> Any | None:
-    """Name, digest and sizes of the federation; no record of it."""
+    """Return the name, digest and sizes of the federation as an MLflow data set, without any record."""
     clients = client_rows(partition)
     if not clients:
         return None
@@ -264,7 +263,7 @@ def _dataset(partition: Mapping[str, Any], state: State) -> Any | None:
 
 
 def _end_time(run_dir: Path, rows: Sequence[dict[str, Any]]) -> int | None:
-    """When the run ended, not when it was sent: Unix milliseconds."""
+    """Return the time at which the run ended (not at which it was sent), in Unix milliseconds; None if it is not known."""
     try:
         return int((run_dir / "summary.json").stat().st_mtime * 1000)
     except OSError:
@@ -280,6 +279,6 @@ def _try(what: str, part: Callable[[], Any]) -> Any:
 
 
 def _figure(text: str) -> float | str:
-    """A tag's figure as the number that it is."""
+    """Return a tag's figure as a number; the text itself if it is none."""
     found = number(text)
     return text if found is None else found

@@ -1,4 +1,4 @@
-"""The pictures of a run: who holds what, accuracy and epsilon over rounds, and one against the other."""
+"""Draws the charts of a run: records by class and client, accuracy and epsilon over rounds, accuracy against epsilon."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _MOST_CLIENTS = 200
 
 
 def series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Rounds and values of one metric, in the order of ``rows``."""
+    """Return the rounds and the finite values of one metric, in the order of ``rows``."""
     pairs = [(int(r["round"]), v) for r in rows if (v := number(r["metrics"].get(key))) is not None]
     return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
 def headline(rows: Sequence[dict[str, Any]], best: Mapping[str, Any] | None = None) -> str | None:
-    """The metric that stands for the model's quality.
+    """Return the metric that stands for the model's quality; None if there is none.
 
     Args:
-        rows: one a round; metrics in them stand in the config's order, so the first of ``eval/`` is meant where ``best`` names none.
-        best: of the summary: the metric that the run was judged by, and the round.
+        rows: one per round, with metrics in the config's order; without ``best`` the first metric below ``eval/`` is returned.
+        best: part of the summary: the metric that the run was judged by, and the round.
     """
     named = [k for k in best or {} if k != "round"]
     return next(iter(named), None) or next((k for r in rows for k in r["metrics"] if k.startswith("eval/")), None)
@@ -34,12 +34,12 @@ def headline(rows: Sequence[dict[str, Any]], best: Mapping[str, Any] | None = No
 def draw(
     folder: Path, rows: Sequence[dict[str, Any]], clients: Sequence[dict[str, Any]], best: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Write those PNG files into ``folder`` that the run has data for.
+    """Write a PNG file into ``folder`` for each chart that the run has data for; returns their paths.
 
     Args:
-        folder: exists.
-        rows: one a round, in order.
-        clients: rows of the partition; those with ``classes`` (records of each class) make the heat map.
+        folder: an existing directory.
+        rows: one per round, in order.
+        clients: rows of the partition; those with ``classes`` (numbers of records of each class) make the heat map.
         best: see :func:`headline`.
     """
     made: list[Path] = []
@@ -73,10 +73,10 @@ def draw(
 
 
 def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
-    """Write the picture of a plan: for each protected unit epsilon over rounds with the budget, and what would change epsilon.
+    """Draw a plan: for each protected unit epsilon over rounds with the budget, and epsilon under other settings.
 
     Args:
-        path: the picture's file, of a kind that matplotlib writes (.png, .svg, .pdf).
+        path: the file to write, in a format of matplotlib (.png, .svg, .pdf).
         plan: JSON data of ``fedray plan``, with at least one line.
     """
     from matplotlib.figure import Figure

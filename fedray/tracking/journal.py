@@ -1,12 +1,10 @@
-"""The journal of a run and how far MLflow has it.
+"""The journal of a run, and the state of its MLflow run.
 
-``metrics.jsonl`` is the journal: the driver appends one row a round, and whatever MLflow does not
-have can always be sent again from there. ``tracking.json`` beside it names the MLflow run and says,
-for every metric, up to which round the server has it.
+``metrics.jsonl`` is the journal: the driver appends one row per round, and any value that MLflow lacks can be sent again from there.
+``tracking.json`` beside it names the MLflow run and, for each metric, the last round that the server has.
 
-That position is kept by metric and round, not by byte: a run that is resumed from a checkpoint may
-repeat rounds that were already sent, and a point of MLflow cannot be taken back. What the server
-has for a round stands; only what it lacks is sent.
+This position is kept by metric and round, not in bytes: a run that is resumed from a checkpoint may repeat rounds that were already sent,
+and a value in MLflow cannot be deleted. The server keeps the values that it has for a round; only missing ones are sent.
 """
 
 from __future__ import annotations
@@ -28,14 +26,14 @@ STATE = "tracking.json"
 
 Row = Mapping[str, Any]
 
-_LISTED = 5  # numbers of lines and rounds; more are counted
+_LISTED = 5  # largest number of lines or rounds that a sentence lists; more are counted
 
 _FORBIDDEN = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of one metric: ``time`` in Unix milliseconds as recorded, so that sending it twice leaves one point."""
+    """One value of one metric. ``time`` is the recorded time in Unix milliseconds, so that a value that is sent twice is stored once."""
 
     key: str
     value: float
@@ -48,16 +46,17 @@ class State:
     """What ``tracking.json`` holds.
 
     Attributes:
-        tracking_uri: where the run is logged, without a password.
-        experiment: name of the MLflow experiment; ``experiment_id`` its id.
-        run_id: the MLflow run.
-        run_name: its name.
-        register_as: name for the registered model; null = not registered.
-        params: as logged, so that the run can be made again in another store.
-        tags: as logged.
-        shipped: metric to the last round that the server has.
-        model: ``sha256`` of the weights with the logged model's ``id`` and its registered ``version``.
-        ended: the status that the MLflow run was ended with.
+        tracking_uri: the store's address, without a password.
+        experiment: name of the MLflow experiment.
+        experiment_id: id of the MLflow experiment.
+        run_id: id of the MLflow run.
+        run_name: name of the MLflow run.
+        register_as: name for the registered model; None: the model is not registered.
+        params: the logged params, with which the run can be made again in another store.
+        tags: the logged tags.
+        shipped: the last round that the server has, by metric.
+        model: ``sha256`` of the weights, ``id`` of the logged model and ``version`` of the registered model.
+        ended: the status with which the MLflow run was ended; None while it is open.
     """
 
     tracking_uri: str
@@ -74,10 +73,10 @@ class State:
 
     @classmethod
     def load(cls, run_dir: Path) -> State | None:
-        """The state of a run; None where it was never tracked.
+        """Read the state of a run; None if the run was never tracked.
 
         Raises:
-            ConfigError: the file is there and cannot be read.
+            ConfigError: the file exists but cannot be read.
         """
         path = run_dir / STATE
         try:
@@ -88,11 +87,11 @@ class State:
             raise ConfigError(f"{path}: cannot be read ({why}); restore the file, or remove it to start a new MLflow run.") from None
 
     def save(self, run_dir: Path) -> None:
-        """Replace the file in one step: a crash leaves the old one or the new one."""
+        """Replace the file atomically: a crash leaves the old or the new file."""
         write_json(run_dir / STATE, asdict(self))
 
     def missing(self, points: Iterable[Point]) -> list[Point]:
-        """Those of ``points`` that the server lacks."""
+        """Return those of ``points`` that the server lacks."""
         return [p for p in points if p.round > self.shipped.get(p.key, -1)]
 
     def advance(self, points: Iterable[Point]) -> None:
@@ -111,7 +110,7 @@ def _state(raw: Mapping[str, Any]) -> State:
 
 
 def journal(run_dir: Path) -> JsonLines:
-    """``metrics.jsonl`` as it is."""
+    """Read ``metrics.jsonl`` with its broken lines."""
     return read_lines(run_dir / METRICS, _is_row)
 
 
@@ -126,12 +125,12 @@ def _is_row(found: Mapping[str, Any]) -> bool:
 
 
 def read_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``, oldest first; what is no whole row is left out (:func:`journal` tells)."""
+    """Yield the rows of ``metrics.jsonl``, oldest first, without broken lines (:func:`journal` reports those)."""
     yield from journal(run_dir).whole
 
 
 def shortcomings(lines: JsonLines, rounds: int) -> list[str]:
-    """What a journal lacks of the rows of rounds 1 to ``rounds``, or of those that it reaches: a sentence for each kind."""
+    """Return one sentence for each kind of defect of a journal that should have one row for each of the first ``rounds`` rounds at least."""
     name, times = lines.path, Counter(row["round"] for row in lines.whole)
     there = sorted(times)
     ends = [0, *there, max([rounds, *there]) + 1]
@@ -163,12 +162,12 @@ def _numbered(what: str, numbers: Sequence[range]) -> str:
 
 
 def latest_rows(run_dir: Path) -> list[dict[str, Any]]:
-    """:func:`latest` of ``metrics.jsonl``; see :func:`read_rows`."""
+    """Return :func:`latest` of the rows in ``metrics.jsonl``."""
     return latest(read_rows(run_dir))
 
 
 def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a round, in order: of a round that was run again after a resume, the last that was written."""
+    """Return one row per round, in order; of a round that was repeated after a resume, the metrics that were written last."""
     rounds: dict[int, dict[str, Any]] = {}
     for row in rows:
         known = rounds.get(row["round"])
@@ -177,7 +176,7 @@ def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def number(value: Any) -> float | None:
-    """A finite float, or None: a point at infinity would flatten every chart it is in."""
+    """Return a finite float, or None for any other value: an infinite value would make a chart unreadable."""
     try:
         found = float(value)
     except (TypeError, ValueError):
@@ -186,12 +185,12 @@ def number(value: Any) -> float | None:
 
 
 def metric_name(key: str) -> str:
-    """``key`` with what MLflow does not take in a name replaced by underscores, at most 250 characters."""
+    """Return ``key`` as a metric's name in MLflow: forbidden characters become underscores, at most 250 characters stay."""
     return _FORBIDDEN.sub("_", key)[:250]
 
 
 def points(row: Row) -> list[Point]:
-    """The finite values of a row."""
+    """Return the finite values of a row."""
     time = number(row.get("time")) or 0.0
     found = []
     for key, value in row["metrics"].items():
@@ -202,7 +201,7 @@ def points(row: Row) -> list[Point]:
 
 
 def not_finite(rows: Iterable[Row]) -> dict[str, int]:
-    """Metric to the first round in which it was NaN or infinite."""
+    """Return the first round in which each metric was NaN or infinite, by metric."""
     found: dict[str, int] = {}
     for row in rows:
         odd = [k for k, v in row["metrics"].items() if v is not None and number(v) is None]

@@ -1,7 +1,6 @@
-"""Reaching MLflow: which store, how long to wait for it, and one sentence when it is not there.
+"""Connects to MLflow: chooses the store, limits every wait, and words errors as one sentence.
 
-MLflow takes over a second to import, and by default waits four minutes for a server that is away;
-both are kept here.
+MLflow takes over a second to import, and by default waits four minutes for a server that does not answer; this module deals with both.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from fedray.errors import ConfigError, Stopped
 
 log = logging.getLogger("fedray.tracking")
 
-#: Seconds that one answer of a server may take: when the run is made, while rows are sent, while files are sent.
+#: Seconds that a server may take to answer one request: when the run is made, while rows are sent, while files are sent.
 OPEN_PATIENCE, SHIP_PATIENCE, UPLOAD_PATIENCE = 5, 10, 120
-#: Seconds within which a store has to be open in all; a new SQLite store makes its tables first.
+#: Seconds within which a store must be open; a new SQLite store first makes its tables.
 _OPEN_DEADLINE = {"server": 12.0, "sqlite": 180.0}
 
 _FIRST_DELAY, _LONGEST_DELAY, _TICK = 0.5, 4.0, 0.1
@@ -40,7 +39,7 @@ class TrackingError(ConfigError):
 
 
 def resolve_uri(tracking: Tracking, base_dir: str | Path) -> str:
-    """Where a run is logged: ``tracking.uri``, else MLFLOW_TRACKING_URI, else SQLite in ``base_dir``.
+    """Choose the store of a run: ``tracking.uri``, else MLFLOW_TRACKING_URI, else SQLite in ``base_dir``.
 
     Args:
         tracking: the config section.
@@ -55,25 +54,25 @@ def resolve_uri(tracking: Tracking, base_dir: str | Path) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of a SQLite store's file; None for any other store."""
+    """Return the absolute path of a SQLite store's file; None for any other store."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
 
 
 def artifact_root(uri: str) -> Path | None:
-    """The folder of a local store's artifacts, beside its database; None where a server keeps them."""
+    """Return the folder of a SQLite store's artifacts, beside its database; None for any other store."""
     path = sqlite_path(uri)
     return None if path is None else path.parent / "mlartifacts"
 
 
 def masked(text: str) -> str:
-    """``text`` with the passwords of URLs in it replaced by ``***``."""
+    """Return ``text`` with the password of each URL in it replaced by ``***``."""
     return _PASSWORD.sub(r"\g<front>:***@", text)
 
 
 def unmasked(uri: str) -> str:
-    """A stored URI with its password, which only the environment has.
+    """Return a stored URI with its password, which only the environment has.
 
     Raises:
         TrackingError: MLFLOW_TRACKING_URI does not hold it.
@@ -87,7 +86,7 @@ def unmasked(uri: str) -> str:
 
 
 def load_mlflow() -> Any:
-    """The ``mlflow`` module: without telemetry, and silent but for errors."""
+    """Import the ``mlflow`` module, without telemetry and with errors as its only log messages."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
@@ -97,7 +96,7 @@ def load_mlflow() -> Any:
 
 
 class _Patience:
-    """MLflow reads its time-outs from the environment at every request, so they are set around our own calls."""
+    """The users of :func:`patience`. MLflow reads its time-outs from the environment at every request, so they are set around our calls."""
 
     lock = threading.Lock()
     users = 0
@@ -106,7 +105,7 @@ class _Patience:
 
 @contextmanager
 def patience(seconds: int) -> Iterator[None]:
-    """Within: a request to the server fails after ``seconds`` and is not repeated (the caller does that)."""
+    """Within the block, let a request to the server fail after ``seconds`` without being repeated; the caller repeats it."""
     ours = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     with _Patience.lock:
         if _Patience.users == 0:
@@ -133,21 +132,21 @@ def connect(
     wait: float = 0.0,
     cancelled: Callable[[], object] = lambda: False,
 ) -> tuple[Any, Any]:
-    """Open a store and do the first work on it, within seconds.
+    """Open a store and make the first requests to it, within seconds.
 
     Args:
         uri: a tracking URI.
-        prepare: called with the ``MlflowClient``; its first requests show whether the store is there. It may be called again.
-        undo: called with the client, in its own time, where ``prepare`` did not come to its end or came to it too late.
-        wait: seconds for which ``prepare`` is tried again while nothing answers; that is said once.
-        cancelled: polled meanwhile.
+        prepare: called with the ``MlflowClient``, perhaps several times; its first requests show whether the store answers.
+        undo: called with the client, in another thread, if ``prepare`` failed or ended too late.
+        wait: seconds for which ``prepare`` is repeated while nothing answers; a warning says so once.
+        cancelled: polled while waiting; ends the wait when it returns a true value.
 
     Returns:
-        The client and what ``prepare`` returned.
+        The client and the result of ``prepare``.
 
     Raises:
-        TrackingError: the store is not there, does not answer in time, or is no MLflow store.
-        Stopped: ``cancelled`` said so.
+        TrackingError: the store does not exist, does not answer in time, or is no MLflow store.
+        Stopped: ``cancelled`` returned a true value.
     """
     _check(uri)
     outcome: dict[str, Any] = {}
@@ -171,7 +170,7 @@ def connect(
                     undo(client)
             outcome["error"] = error
 
-    # A database driver may retry for minutes before it gives up; a thread of its own can be left behind.
+    # A database driver may retry for minutes before it fails; a separate daemon thread can be abandoned.
     thread = threading.Thread(target=work, name="fedray-tracking-open", daemon=True)
     thread.start()
     seconds = wait + _OPEN_DEADLINE["server" if sqlite_path(uri) is None else "sqlite"]
@@ -184,7 +183,7 @@ def connect(
             given_up.set()
     if done is not None:
         return done
-    thread.join(OPEN_PATIENCE + 1.0)  # a request that is under way ends, and what it made is undone
+    thread.join(OPEN_PATIENCE + 1.0)  # the current request ends, and its effect is undone
     if cancelled():
         raise Stopped(f"stopped while MLflow at {masked(uri)} was waited for.")
     error = outcome.get("error") or TimeoutError(f"no answer within {seconds:.0f} s")
@@ -197,7 +196,7 @@ def connect(
 
 
 def _insist(action: Callable[[], Any], uri: str, wait: float, given_up: threading.Event) -> Any:
-    """What ``action`` returns, once the server answers: it may still be starting."""
+    """Repeat ``action`` while the server, which may still be starting, does not answer; returns its result."""
     limit, delay, told = time.monotonic() + wait, _FIRST_DELAY, False
     while True:
         try:
@@ -243,7 +242,7 @@ def _lock_of(path: Path) -> Path:
 
 
 def _make_tables(mlflow: Any, uri: str) -> None:
-    """Make a new SQLite store beside its place and move it there: whoever dies half-way leaves nothing that cannot be used."""
+    """Make a new SQLite store under another name and rename it, so that an interrupted process leaves no unusable store."""
     path = sqlite_path(uri)
     if path is None or (path.exists() and path.stat().st_size):
         return
@@ -259,7 +258,7 @@ def _make_tables(mlflow: Any, uri: str) -> None:
 
 _STARTING = "what stands before it answers for it"
 
-#: Reasons that pass while a server starts.
+#: Reasons that disappear once a server has started.
 _NOT_YET = {
     *("connection refused", "no connection in time", "no answer in time", "the connection was cut", "no connection"),
     _STARTING,
@@ -267,7 +266,7 @@ _NOT_YET = {
 
 
 def reason(error: BaseException) -> str:
-    """Why MLflow failed, in a few words."""
+    """Return in a few words why MLflow failed."""
     text = masked(" ".join(str(error).split()))
     for sign, words in (
         ("NameResolutionError", "the host name is not known"),

@@ -1,9 +1,8 @@
-"""MLflow beside the round loop, never in it.
+"""Logs a run to MLflow without ever delaying its rounds.
 
-The run is made before the first round, so that a wrong URI stops the job in seconds. After that the
-loop only hands rows over; a thread sends them, waits out a server that is away, and at the end sends
-the artifacts and the model. Everything it sends comes from the run's own files, so :func:`sync` can
-do the same later for a run whose server, or whose driver, was gone.
+The MLflow run is made before the first round, so that a wrong URI stops the job within seconds. Afterwards the round loop only queues
+rows; a thread sends them, waits while the server does not answer, and at the end sends the artifacts and the model. Everything comes from
+the run's files, so :func:`sync` can do the same later for a run whose server or driver was lost.
 """
 
 from __future__ import annotations
@@ -64,30 +63,30 @@ class Tracker:
         wait: float = 0.0,
         cancelled: Callable[[], str] = lambda: "",
     ) -> Tracker:
-        """Make the MLflow run, or open it again; blocks for seconds, so it may run beside the start of the cluster.
+        """Make the MLflow run, or open it again. Takes seconds, so it may run while the cluster starts.
 
-        Where that fails after the run was made, the run is ended in MLflow, too.
+        If this fails after the MLflow run was made, that run is ended.
 
         Args:
             run_dir: the run's output directory.
-            params: flat, dotted config keys; see :func:`flat_params`. Logged once; longer values are cut at 6000 characters.
-            tags: ``fedray.*``, ``privacy/claim`` and the like.
+            params: values by dotted config key; see :func:`flat_params`. Logged once, at most 6000 characters of each.
+            tags: ``fedray.*``, ``privacy/claim`` and others.
             uri: from :func:`fedray.tracking.mlflow_store.resolve_uri`.
-            experiment: name of the MLflow experiment, made if absent.
+            experiment: name of the MLflow experiment, which is made if it does not exist.
             run_name: name of the run.
-            register_as: name for the registered model; None = the model is logged, not registered.
-            headline: the metric that the dashboard compares runs by.
-            resume: go on with the run that ``tracking.json`` names, where the store still has it, and send
-                what ``metrics.jsonl`` holds and the store lacks. Otherwise a new run is made.
-            resumed_from_round: the checkpoint's round; shown as the tag ``fedray.resumed_from_round``. Rows beyond it are
-                about to be run again and are not sent. Of a repeated round that was sent before, the first values stand.
-            run_id: the MLflow run as the checkpoint names it; stands in for a ``tracking.json`` that is damaged.
-            wait: seconds to wait for a server that does not answer yet; said once.
-            cancelled: polled meanwhile: empty to go on, else the status with which a run that was made already is ended.
+            register_as: name for the registered model; None: the model is logged but not registered.
+            headline: the metric by which the dashboard compares runs.
+            resume: whether to continue the run that ``tracking.json`` names, if the store still has it, and to send those values of
+                ``metrics.jsonl`` that the store lacks. Otherwise a new run is made.
+            resumed_from_round: the checkpoint's round; shown as the tag ``fedray.resumed_from_round``. Rows beyond it will be repeated and
+                are not sent. Of a repeated round that was sent before, the first values stay.
+            run_id: the MLflow run that the checkpoint names; used if ``tracking.json`` is damaged.
+            wait: seconds to wait for a server that does not answer yet; a warning says so once.
+            cancelled: polled while waiting; returns an empty string to continue, else the status with which a run that was made is ended.
 
         Raises:
             TrackingError: the store cannot be used, or another process tracks this run.
-            Stopped: ``cancelled`` said so.
+            Stopped: ``cancelled`` returned a status.
         """
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,32 +127,31 @@ class Tracker:
 
     @property
     def closed(self) -> bool:
-        """Whether :meth:`close` was called, whatever came of it."""
+        """Whether :meth:`close` was called."""
         return self._closing.is_set()
 
     def log(self, row: Row) -> None:
-        """Hand over a row that stands in ``metrics.jsonl``; takes microseconds, whatever the server does, and never raises."""
+        """Queue a row that is in ``metrics.jsonl``; takes microseconds and never raises, whatever the server does."""
         self._queue.put(row)
 
     def on_row(self, row: Row) -> None:
-        """As a callback of the driver: a row is never lost, whatever the server does."""
+        """Queue a row, as a callback of the driver."""
         self.log(row)
 
     def on_note(self, text: str) -> None:
-        """Notes are for people; MLflow has the faults in the run's artifacts."""
+        """Do nothing: MLflow gets the faults with the run's artifacts."""
 
     def close(self, status: str, timeout: float, model: ModelBuilder | None = None, tags: Mapping[str, str] | None = None) -> bool:
         """Wait until the server has everything, send the artifacts and the model, and end the MLflow run.
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            timeout: seconds to wait for a server that is away. While it answers, whatever is left is sent, in
-                at most ten times as long.
-            model: builds the final model; see :data:`fedray.tracking.modelfolder.ModelBuilder`. Used where the run FINISHED.
+            timeout: seconds to wait for a server that does not answer. While it answers, the rest is sent, for at most ten times as long.
+            model: builds the final model; see :data:`fedray.tracking.modelfolder.ModelBuilder`. Used only for a FINISHED run.
             tags: set at the end, e.g. ``fedray.stop_reason``.
 
         Returns:
-            False where the server was away for too long: :func:`sync` sends the rest later. A second call returns the same.
+            Whether everything was sent; if not, :func:`sync` sends the rest later. A second call returns the same.
         """
         if not self._closing.is_set():
             self._last = (status, model, {k: masked(str(v)) for k, v in (tags or {}).items()})
@@ -194,7 +192,7 @@ class Tracker:
             unlock(self._lock)
 
     def _insist(self, action: Callable[[], object]) -> bool:
-        """Repeat ``action`` until it succeeds; False where :meth:`close` gave up. An outage is told once."""
+        """Repeat ``action`` until it succeeds; returns False if :meth:`close` gave up. Warns once per outage."""
         delay, told = _FIRST_DELAY, False
         while not self._abandoned.is_set():
             try:
@@ -216,15 +214,15 @@ class Tracker:
 
 
 def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None = None) -> str:
-    """Bring MLflow up to date with a run's files: rows, artifacts, model, end. Doing it again changes nothing.
+    """Bring MLflow up to date with a run's files: rows, artifacts, model and end. A repeated call changes nothing.
 
     Args:
         run_dir: the run's output directory.
-        model: builds the final model; None = the model is left out.
-        uri: another store than the run's own; the run is made there if it lacks it.
+        model: builds the final model; None: the model is left out.
+        uri: another store than the run's own; the run is made there if the store lacks it.
 
     Returns:
-        A sentence on what was sent.
+        One sentence on what was sent.
 
     Raises:
         TrackingError: the run was never tracked, is still running, or its store cannot be used.
@@ -267,11 +265,11 @@ def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None
 
 
 def flat_params(section: Any, prefix: str = "") -> dict[str, str]:
-    """Config as flat, dotted params: ``{"training.lr": "0.1", ...}``.
+    """Flatten a config to texts by dotted key: ``{"training.lr": "0.1", ...}``.
 
     Args:
-        section: plain data, e.g. ``config.model_dump()``. Empty values are left out, lists of plain values are joined.
-        prefix: put in front of each key.
+        section: plain data, e.g. ``config.model_dump()``. None and empty lists are left out; lists of plain values are joined.
+        prefix: precedes each key.
     """
     if isinstance(section, Mapping):
         return {k: v for key, value in section.items() for k, v in flat_params(value, f"{prefix}.{key}" if prefix else str(key)).items()}
@@ -283,13 +281,13 @@ def flat_params(section: Any, prefix: str = "") -> dict[str, str]:
 
 
 class _Run:
-    """A run's files and its place in MLflow. Every method may fail and be repeated: what was sent is sent once."""
+    """A run's files and its MLflow run. Every method may fail and be repeated without sending a value twice."""
 
     def __init__(self, folder: Path, client: Any, state: State) -> None:
         self.folder, self.client, self.state = folder, client, state
 
     def ship(self, rows: Iterable[Row]) -> int:
-        """Send what the server lacks of ``rows``; returns the number of values."""
+        """Send the values of ``rows`` that the server lacks; returns their number."""
         from mlflow.entities import Metric
 
         missing = self.state.missing(p for row in rows for p in points(row))
@@ -303,7 +301,7 @@ class _Run:
         return len(missing)
 
     def ship_missing(self) -> int:
-        """Send what the server lacks of the journal; returns the number of values."""
+        """Send the values of the journal that the server lacks; returns their number."""
         sent, rows = 0, list(read_rows(self.folder))
         for start in range(0, len(rows), _ROWS_A_BATCH):
             sent += self.ship(rows[start : start + _ROWS_A_BATCH])
@@ -316,7 +314,7 @@ class _Run:
         self.end(status, staged.end_time)
 
     def end(self, status: str, end_time: int | None = None) -> None:
-        """End the MLflow run, at a time in Unix milliseconds, or now."""
+        """End the MLflow run at ``end_time`` (Unix milliseconds), by default now."""
         with patience(SHIP_PATIENCE):
             began = self.client.get_run(self.state.run_id).info.start_time
             self.client.set_terminated(self.state.run_id, status, end_time=end_time and max(end_time, began))
@@ -325,7 +323,7 @@ class _Run:
 
 
 def _known(folder: Path, fresh: State, run_id: str | None) -> State | None:
-    """The state of an earlier start. Where its file is damaged: the same MLflow run, to which everything is sent again."""
+    """Return the state of an earlier start. If its file is damaged, that of the same MLflow run, to which everything is sent again."""
     try:
         return State.load(folder)
     except ConfigError as error:

@@ -1,7 +1,7 @@
-"""A trained model as a folder in MLflow's format, with what it takes and gives.
+"""Saves a trained model as a folder in MLflow's format, with a description of its input and output.
 
-It is saved as a traced graph (pt2), which loads without unpickling code, and built from an example of zeros: no record of any
-client goes into it. That of a table is called with named columns, by a loader that travels in the folder as source text.
+The model is saved as a traced graph (pt2), which loads without unpickling code, and traced with an example of zeros, so that it contains
+no client's record. A model of a table is called with named columns, by a loader whose source text lies in the folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "model"
-_MOST_SHOWN = 4000  # characters of a tag; MLflow takes 5000
+#: Characters of a tag; MLflow allows 5000.
+LONGEST_TAG = 4000
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class ColumnRows:
     """The columns of a table, and the code that reads its rows.
 
     Attributes:
-        columns: JSON data, one a column: ``name``, and the ``values`` of a column of categories.
-        file: what they are called in the model's folder.
+        columns: JSON data of each column: ``name``, and the ``values`` of a column of categories.
+        file: name of the file with the columns in the model's folder.
         code: a Python file with ``_load_pyfunc``, which imports nothing of fedray.
-        module: what that file is called in the model's folder.
+        module: name of that file, without its ending, in the model's folder.
     """
 
     columns: Sequence[Mapping[str, Any]]
@@ -47,14 +48,14 @@ class ColumnRows:
 
 @dataclass(frozen=True)
 class About:
-    """What a model takes and gives.
+    """Describes a model's input and output.
 
     Attributes:
-        takes: the beginning of a sentence on its input.
-        gives: the end of that sentence.
-        class_labels: the data's label of each class; empty in regression.
-        table: None where the input is an array.
-        raw: it takes records as the user has them.
+        takes: beginning of a sentence, on the input.
+        gives: end of that sentence, on the output.
+        class_labels: the data's label of each class, in class order; empty in regression.
+        table: the columns of a table; None if the input is an array.
+        raw: whether the model takes records as the user has them.
     """
 
     takes: str = "Takes an array as the signature says"
@@ -65,7 +66,7 @@ class About:
 
     @property
     def sentence(self) -> str:
-        """Both, in one line."""
+        """One sentence on input and output."""
         return f"{self.takes}; {self.gives}."
 
     @property
@@ -76,14 +77,14 @@ class About:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The same as tags; more classes than fit one are in the metadata alone."""
+        """The metadata as tags, without the classes if they are too long for a tag."""
         classes = json.dumps(list(self.class_labels), ensure_ascii=False)
-        shown = {"classes": classes} if self.class_labels and len(classes) <= _MOST_SHOWN else {}
-        return {"input": self.takes[:_MOST_SHOWN], "output": self.gives[:_MOST_SHOWN], **shown}
+        shown = {"classes": classes} if self.class_labels and len(classes) <= LONGEST_TAG else {}
+        return {"input": self.takes[:LONGEST_TAG], "output": self.gives[:LONGEST_TAG], **shown}
 
 
 class Built(NamedTuple):
-    """A model with its weights loaded, an example batch [n, ...] of which only shape and dtype are used, and what it takes and gives."""
+    """A model with its weights, an example batch ``[n, ...]`` of which only shape and dtype are used, and a description of both ends."""
 
     model: nn.Module
     example: npt.NDArray[Any]
@@ -126,10 +127,11 @@ def save_model(
     sha256: str,
     description: str = "",
 ) -> SavedModel | None:
-    """Build and save the model for :func:`fedray.tracking.registry.log_final_model`; what it takes and gives is put before ``description``.
+    """Build and save the model for :func:`fedray.tracking.registry.log_final_model`.
 
     Returns:
-        None where the model cannot be traced by ``torch.export``; the log says why.
+        The saved model, its description preceded by a sentence on input and output; None if ``torch.export`` cannot trace the model, in
+        which case the log says why.
     """
     load_mlflow()
     folder = Path(tempfile.mkdtemp(prefix="fedray-model-"))

@@ -1,7 +1,7 @@
-"""The MLflow run of an output at its beginning: made, or opened again, and ended where its start does not come to anything.
+"""Makes or reopens the MLflow run of an output, and ends it if the start fails.
 
-A request to make a run may reach the server while its answer is lost. So every start has a mark of its own, a tag, by which a further try
-finds what an earlier one has made.
+A request to make a run may reach the server while its answer is lost. So every start has its own tag, by which a repeated request finds
+the run that an earlier one has made.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _PARAMS_A_BATCH = 100
 #: The tag that marks a start.
 MARK = "fedray.start"
 
-#: Seconds to wait for the lock of a process that is on its way out.
+#: Seconds to wait for the lock of a process that is ending.
 _LOCK_PATIENCE = 5.0
 
 
 class Opening:
-    """One start's way to its MLflow run. It can be tried again until it succeeds, and makes one run at the most.
+    """Opens the MLflow run of one start. Its methods may be repeated until they succeed, and make at most one run.
 
     Args:
         folder: the run's output directory.
-        uri: of the store, with its password.
-        known: the run to go on with, where there is one.
-        fresh: the run to make else, without ids.
-        headline: the metric that the dashboard compares runs by.
+        uri: the store's URI, with its password.
+        known: the run to continue, or None.
+        fresh: the run to make otherwise, without ids.
+        headline: the metric by which the dashboard compares runs.
     """
 
     def __init__(self, folder: Path, uri: str, known: State | None, fresh: State, headline: str) -> None:
@@ -45,7 +45,7 @@ class Opening:
         self._state: State | None = None
 
     def open(self, client: Any) -> State:
-        """The run, RUNNING and with its params; ``tracking.json`` names it."""
+        """Make or reopen the run, log its params, and write ``tracking.json``; returns the run's state."""
         if self._state is None:
             self._state = self._reopen(client) or self._make(client)
         self._state.save(self._folder)
@@ -53,7 +53,7 @@ class Opening:
         return self._state
 
     def undo(self, client: Any, status: str) -> None:
-        """End what was begun. Where the store has gone away it stays as it is, and `fedray sync` ends it later."""
+        """End the run that was made or reopened. If the store does not answer, `fedray sync` ends it later."""
         state = self._state or (self._known if self._woken else None)
         if state is None and self._asked:
             run_id = self._find(client)
@@ -64,7 +64,7 @@ class Opening:
             state.save(self._folder)
 
     def _reopen(self, client: Any) -> State | None:
-        """The known run, running again; None where there is none, or this store does not have it."""
+        """Reopen the known run; returns None if there is none, or if this store lacks it."""
         known, fresh = self._known, self._fresh
         if known is None or not known.run_id:
             return None
@@ -83,7 +83,7 @@ class Opening:
         client.update_run(known.run_id, status="RUNNING")
         known.tracking_uri, known.register_as, known.ended = fresh.tracking_uri, fresh.register_as, None
         known.experiment_id = run.info.experiment_id
-        # A param of MLflow cannot be changed: those of the first start stand.
+        # MLflow cannot change a param, so the params of the first start stay.
         known.params = dict(run.data.params) | {k: v for k, v in fresh.params.items() if k not in run.data.params}
         known.tags.update(fresh.tags)
         for key, value in fresh.tags.items():
@@ -111,16 +111,16 @@ class Opening:
         return self._fresh
 
     def _find(self, client: Any) -> str | None:
-        """The run that an earlier try has made, though its answer was lost."""
+        """Return the id of a run that an earlier request has made although its answer was lost, else None."""
         found = client.search_runs([self._fresh.experiment_id], f"tags.`{MARK}` = '{self._fresh.tags[MARK]}'", max_results=1)
         return str(found[0].info.run_id) if found else None
 
 
 def end_left(folder: Path, status: str) -> bool:
-    """End the MLflow run of an output whose process is gone for good, unless it was ended or somebody still tracks it.
+    """End the MLflow run of an output whose process was lost, unless it was ended already or another process tracks it.
 
     Returns:
-        False where it could not be reached, so that it may still be shown as running.
+        False if MLflow could not be reached, so that it may still show the run as running.
     """
     state = State.load(folder) if folder.is_dir() else None
     if state is None or not state.run_id or state.ended is not None:
@@ -148,7 +148,7 @@ def end_left(folder: Path, status: str) -> bool:
 
 
 def _experiment(client: Any, uri: str, fresh: State, headline: str) -> str:
-    """The id of the experiment, made where it is missing."""
+    """Return the id of the experiment, which is made if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(fresh.experiment)
@@ -178,10 +178,10 @@ def _log_params(client: Any, state: State) -> None:
 
 
 def lock(folder: Path) -> int:
-    """Hold the run's tracking; the kernel lets go of it when the process dies.
+    """Take the lock of the run's tracking, which the kernel releases when the process ends; returns its handle.
 
     Raises:
-        TrackingError: another process holds it.
+        TrackingError: another process holds the lock.
     """
     handle = os.open(folder / ".tracking.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -195,6 +195,6 @@ def lock(folder: Path) -> int:
 
 
 def unlock(handle: int) -> None:
-    """Let go of it."""
+    """Release the lock."""
     with suppress(OSError):
         os.close(handle)

@@ -1,4 +1,4 @@
-"""The final model in MLflow: logged with a signature, linked to the run's metrics, registered once."""
+"""Logs the final model to MLflow with its signature, links it to the run's metrics, and registers it once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fedray.tracking.journal import State
 from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, patience
 from fedray.tracking.modelfolder import NAME, SavedModel
 
-#: Alias of the newest version (MLflow keeps ``latest`` to itself).
+#: Alias of the newest version (MLflow reserves ``latest``).
 ALIAS = "newest"
 
 
 def log_final_model(client: Any, state: State, saved: SavedModel, keep: Callable[[], None]) -> None:
-    """Log the model and register it, each once for the same weights, however often this is called.
+    """Log the model and register it. Repeated calls with the same weights do each only once.
 
     Args:
         client: an ``MlflowClient``.
-        state: ``state.model`` says what was done already.
+        state: the run's state; ``state.model`` records what was done.
         saved: from :func:`fedray.tracking.modelfolder.save_model`.
         keep: saves ``state``; called after each step that must not be repeated.
     """

@@ -1,4 +1,4 @@
-"""Progress for machines: what :class:`Progress` prints in a log, with the figures beside it, as JSON lines."""
+"""Progress as JSON lines, for machines: the sentences of :class:`Progress` with their figures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class JsonProgress(Progress):
     """Writes a run's events as a structured log (:mod:`fedray.logs`).
 
     Args:
-        run: the name that lines carry.
-        stream: standard output by default.
+        run: the run's name, written in each line until the run's id is known.
+        stream: where lines go; by default standard output.
     """
 
     def __init__(self, run: str, stream: TextIO | None = None) -> None:
@@ -30,29 +30,29 @@ class JsonProgress(Progress):
         self._fields: dict[str, Any] = {}
 
     def joining(self, text: str) -> None:
-        """What is done before the run starts."""
+        """Write a sentence on what is done before the run starts."""
         self._write("INFO", text, event="joining")
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Say what begins."""
+        """Write the facts of a run that begins."""
         self._run = str(info.get("run") or self._run)
         self._fields = {"event": "started", "info": dict(info)}
         super().start(info)
 
     def row(self, row: Row) -> None:
-        """A round is complete."""
+        """Write the metrics of a finished round."""
         self._fields = {"event": "row", "round": row["round"], "metrics": row["metrics"]}
         super().row(row)
 
     def note(self, text: str) -> None:
-        """A fault, a warning; ``round`` and ``client`` are read off sentences that begin with them."""
+        """Write a warning; ``round`` and ``client`` come from sentences that begin with them."""
         about = _ABOUT.match(text)
         found = about.groupdict() if about else {}
         number = int(found["round"]) if found else None
         self._write("WARNING", text, event="note", round=number, client=found.get("client"))
 
     def ended(self, summary: Mapping[str, Any], output: str | Path, command: str) -> None:
-        """How the run ended; see :func:`print_summary`."""
+        """Write how the run ended; see :func:`print_summary`."""
         text = io.StringIO()
         print_summary(summary, output, command, stream=text)
         self._write("INFO", text.getvalue().rstrip(), event="ended", summary=summary)

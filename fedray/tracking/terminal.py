@@ -1,4 +1,4 @@
-"""Progress for people: a live table on a terminal, one line a round in a log."""
+"""Progress for people: a live table on a terminal, one line per round in a log."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ _STYLES = {"completed": "green", "budget_reached": "yellow", "interrupted": "yel
 
 
 class Progress:
-    """Shows a run while it goes on.
+    """Shows the progress of a run: one live display on a terminal, one line per round elsewhere.
 
-    On a terminal it redraws one live display; elsewhere it prints a line a round. Use it as a context
-    manager, or call :meth:`close`; after that nothing more is shown.
+    Use it as a context manager, or call :meth:`close`, after which it shows nothing more.
     """
 
     def __init__(self, stream: TextIO | None = None, console: Console | None = None) -> None:
-        """Args: ``stream``, standard output by default; ``console``, instead, a rich console that is drawn on as it says."""
+        """Write to ``stream``, by default standard output, or to the rich ``console`` if it is given."""
         self._console = console or _console(stream or sys.stdout)
         self._info: dict[str, Any] = {}
         self._rows: deque[Row] = deque(maxlen=_SHOWN_ROUNDS)
@@ -57,12 +56,12 @@ class Progress:
         self.close()
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Say what begins.
+        """Show the facts of a run that begins.
 
         Args:
-            info: any of ``name``, ``rounds`` (planned), ``first_round`` (done before a resume), ``clients``, ``actors``,
-                ``model``, ``parameters``, ``engine``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon), ``metric`` (the one to
-                show, default ``eval/accuracy``).
+            info: any of ``name``, ``rounds`` (planned), ``first_round`` (number of rounds that were done before a resume), ``clients``,
+                ``actors``, ``model``, ``parameters``, ``engine``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon), ``metric`` (the
+                metric to show, default ``eval/accuracy``).
         """
         self._info = dict(info)
         self._done = int(info.get("first_round") or 0)
@@ -77,7 +76,7 @@ class Progress:
             self._say(" | ".join(self._header()))
 
     def row(self, row: Row) -> None:
-        """A round is complete; a second row of the same round replaces the first."""
+        """Show a finished round; the metrics of a second row of the same round are added to the first."""
         if self._closed:
             return
         with self._lock:
@@ -95,7 +94,7 @@ class Progress:
             self._say(self._line(row))
 
     def note(self, text: str) -> None:
-        """Something that a person should read: a fault, a warning."""
+        """Show a fault or a warning."""
         if self._closed:
             return
         if _draws(self._console):
@@ -105,7 +104,7 @@ class Progress:
             self._say(f"note: {text}")
 
     def close(self) -> None:
-        """Leave the last state on the screen and give the terminal back; safe to call again."""
+        """Leave the last state on the screen and release the terminal. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -113,7 +112,7 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    # on_row and on_note are what the driver's callbacks are called.
+    # The driver calls its callbacks by these names.
     on_row = row
     on_note = note
 
@@ -247,14 +246,14 @@ class Progress:
 
 
 class NoteHandler(logging.Handler):
-    """Passes log records on as notes, e.g. to :meth:`Progress.note`, so that they do not tear the live display."""
+    """Passes log records on as notes, e.g. to :meth:`Progress.note`, so that they do not disturb the live display."""
 
     def __init__(self, note: Callable[[str], None], level: int = logging.WARNING) -> None:
         super().__init__(level)
         self._note = note
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass one record on."""
+        """Pass one record's message on."""
         self._note(record.getMessage())
 
 
@@ -265,14 +264,14 @@ def print_summary(
     stream: TextIO | None = None,
     console: Console | None = None,
 ) -> None:
-    """The final block: how the run ended, what it reached, what it cost, and where everything is.
+    """Print how a run ended, its final figures, and where its files are.
 
     Args:
         summary: the content of ``summary.json``.
-        output: the run's directory; what is in it is named.
-        command: what to type next, e.g. ``fedray ui RUN_DIR``.
-        stream: standard output by default.
-        console: instead of ``stream``.
+        output: the run's directory, whose files are listed.
+        command: the suggested next command, e.g. ``fedray ui RUN_DIR``.
+        stream: where to print; by default standard output.
+        console: a rich console to print on instead of ``stream``.
     """
     console = console or _console(stream or sys.stdout)
     status = str(summary.get("status", "unknown"))
@@ -368,7 +367,7 @@ def _console(stream: TextIO) -> Console:
 
 
 def _draws(console: Console) -> bool:
-    """Whether the stream is a terminal that knows how to move its cursor: one with ``TERM=dumb`` gets lines, as a file does."""
+    """Whether the stream is a terminal that can move its cursor; a terminal with ``TERM=dumb`` gets lines, as a file does."""
     return console.is_terminal and not console.is_dumb_terminal
 
 

@@ -1,8 +1,7 @@
-"""What people see in the MLflow UI: how it is started, where to look, and a dashboard made ready.
+"""The MLflow UI: its command, the addresses of a run's pages, and a prepared dashboard.
 
-MLflow groups charts by the part of a metric's name before its first slash, groups in alphabetical
-order. The dashboard puts the question of a private run first: accuracy against epsilon. It is a
-shared view, which MLflow keeps as an undocumented experiment tag, so nothing here may fail a run.
+MLflow groups charts by the part of a metric's name before the first slash, in alphabetical order. The dashboard shows accuracy against
+epsilon first. It is a shared view, which MLflow stores as an undocumented experiment tag, so an error here never fails a run.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ are under each run's artifacts in `ledger/`, the statement for reviewers in `pri
 
 
 def ui_command(uri: str, port: int = 5000, host: str = "127.0.0.1") -> list[str]:
-    """The command that serves the MLflow UI over a store.
+    """Return the command that serves the MLflow UI for a store.
 
     Args:
         uri: a SQLite or database URI.
-        port: where it listens.
-        host: the interface it listens on.
+        port: port to listen on.
+        host: address of the interface to listen on.
 
     Raises:
-        ConfigError: the URI is a server, which already has a UI.
+        ConfigError: the URI is a server, which already has a UI, or no store that the UI can serve.
     """
     if uri.startswith(("http://", "https://")):
         raise ConfigError(f"tracking.uri: {masked(uri)} is a server with a UI of its own; open that address in a browser.")
@@ -44,7 +43,7 @@ def ui_command(uri: str, port: int = 5000, host: str = "127.0.0.1") -> list[str]
         raise ConfigError(
             f"tracking.uri: '{masked(uri)}' is no store that the MLflow UI can be started over; use sqlite:///PATH/mlflow.db."
         )
-    # The job runner costs 600 MB and serves nothing that runs need.
+    # The job runner takes 600 MB, and runs do not use it.
     settings = ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true"]
     command = ["env", *settings, sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     root = artifact_root(uri)
@@ -54,9 +53,9 @@ def ui_command(uri: str, port: int = 5000, host: str = "127.0.0.1") -> list[str]
 
 
 def ui_links(uri: str, experiment_id: str, run_id: str, port: int = 5000) -> dict[str, str]:
-    """Addresses of the ``run`` and of the ``dashboard`` over its experiment; empty for a store without a UI.
+    """Return the addresses of the ``run`` and of its experiment's ``dashboard``; empty for a store without a UI.
 
-    For a SQLite store they hold once ``fedray ui`` runs on ``port``.
+    Those of a SQLite store are valid while ``fedray ui`` runs on ``port``.
     """
     if sqlite_path(uri) is not None:
         base = f"http://127.0.0.1:{port}"
@@ -93,7 +92,7 @@ def dress_experiment(client: Any, experiment: Any, headline: str) -> None:
 
 
 def dashboard(headline: str) -> dict[str, Any]:
-    """The state of the charts page that compares runs by ``headline`` and epsilon."""
+    """Return the state of the charts page that compares runs by ``headline`` and epsilon."""
     sections = {
         "head": "Utility and privacy",
         "cost": "Clients, time, traffic",
