@@ -1,4 +1,4 @@
-"""What a config can name, described from the parts themselves: for ``fedray list``."""
+"""Describes the parts that a config can name from their docstrings and signatures, for ``fedray list``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", t
 
 @dataclass(frozen=True)
 class Argument:
-    """One key that a part takes in its section: its type in words, its default as a config would have it, and what it means."""
+    """A key of a part's section: its name, its type in words, its default as in a config, and its meaning."""
 
     name: str
     type: str
@@ -30,7 +30,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Description:
-    """A part in full: where configs name it, what it is, its arguments and its source."""
+    """A part: the config key that names it, its name, its description, its arguments and its source."""
 
     path: str
     name: str
@@ -40,10 +40,10 @@ class Description:
 
 
 def describe(room: Room, name: str) -> Description:
-    """A part of a room.
+    """Describe a part of a room.
 
     Raises:
-        ConfigError: it has none of that name.
+        ConfigError: the room has no part with this name.
     """
     parts = room.parts()
     if name not in parts:
@@ -81,7 +81,7 @@ def _arguments(room: Room, part: Any) -> list[Argument]:
 
 
 def _meanings(part: Any) -> dict[str, str]:
-    """Argument to its entry under ``Args`` or ``Attributes`` of the docstrings of the part and of what it is derived from."""
+    """Return the entries under ``Args`` or ``Attributes`` in the docstrings of a part and its base classes, by argument."""
     found: dict[str, str] = {}
     for owner in part.__mro__ if inspect.isclass(part) else (part,):
         inside, name = False, ""
@@ -102,7 +102,7 @@ def _default(value: Any) -> str:
 
 
 def in_words(hint: Any) -> str:
-    """A type as people who write configs call it."""
+    """Return a type in the words of people who write configs."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint in _NAMES:
         return _NAMES[hint]

@@ -1,9 +1,9 @@
-"""Checkpoints: one file a round, atomic, with everything that the next round needs.
+"""Checkpoints: one atomically written file per round with everything that the next round needs.
 
-There is no generator state in a checkpoint: draws that are not for privacy are keyed by
-(seed, purpose, round, client) and need none, and state of DP noise must never be stored.
+A checkpoint contains no state of random generators: draws that are not for privacy are keyed by (seed, purpose, round, client) and need
+none, and the state of DP noise must never be stored.
 
-The facts of a checkpoint are JSON in the header of a tensor file (:mod:`fedray.tensorfile`), under its digest.
+The facts of a checkpoint are JSON in the header of a tensor file (:mod:`fedray.tensorfile`), covered by the file's digests.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Saved:
     """The state after ``round`` rounds.
 
     Attributes:
-        round: rounds completed.
-        weights: the global model, flat float32.
-        server: the server optimiser's state, vectors by name.
-        meta: JSON-ready facts (identity of the run, best result, faults, pending metrics row, ...).
+        round: number of completed rounds.
+        weights: the global model, float32 ``[d]``.
+        server: state of the server optimiser: float32 vectors by name.
+        meta: JSON data (identity of the run, best result, faults, pending metrics row, ...).
     """
 
     round: int
@@ -43,7 +43,7 @@ class Saved:
 
 
 def save_checkpoint(directory: Path, checkpoint: Saved, keep: int) -> Path:
-    """Write ``round-000012.safetensors`` and delete all but the newest ``keep``, and what writers that were killed have left."""
+    """Write ``round-000012.safetensors``; delete all but the newest ``keep`` checkpoints and files of interrupted writers."""
     path = directory / f"{_stem(checkpoint.round)}.safetensors"
     tensors = {"weights": checkpoint.weights, **{f"server.{k}": v for k, v in checkpoint.server.items()}}
     header = {"format": _FORMAT, "round": checkpoint.round, "meta": checkpoint.meta}
@@ -54,14 +54,14 @@ def save_checkpoint(directory: Path, checkpoint: Saved, keep: int) -> Path:
 
 
 def load_latest(directory: Path, note: Callable[[str], None] = log.warning) -> Saved | None:
-    """The newest checkpoint that is whole; None if there is none at all.
+    """Read the newest undamaged checkpoint; None if the directory has no checkpoints.
 
     Args:
-        directory: of the checkpoints.
-        note: told in a sentence of each newer one that is not.
+        directory: the directory of the checkpoints.
+        note: called with one sentence for each newer checkpoint that is damaged.
 
     Raises:
-        FedrayError: there are checkpoints, but none can be used.
+        FedrayError: all checkpoints are damaged.
     """
     problems = []
     for path in _files(directory):

@@ -1,9 +1,8 @@
-"""How a name in the config becomes a part of the program.
+"""Finds the parts that a config names.
 
-A room (a package such as ``fedray.models``) offers its parts as plain dictionaries: each module
-in it may define the room's table (``MODELS = {"softmax": softmax}``), and the room is the union of
-them. Adding a part is adding one file. Wherever a config names a built-in it may instead name the
-user's own as ``python:package.module:attribute``.
+A room (a package such as ``fedray.models``) offers its parts as dictionaries: each module in the package may define the room's table
+(``MODELS = {"softmax": softmax}``), and the room is their union. To add a part is to add one file. In place of a built-in part a config may
+name the user's own as ``python:package.module:attribute``.
 """
 
 from __future__ import annotations
@@ -25,8 +24,13 @@ from fedray.errors import ConfigError, raised, shortened
 
 @dataclass(frozen=True)
 class Room:
-    """A kind of part: the package that holds it, the name of its tables, where configs name it, and which of a part's arguments
-    the program gives itself; None where a config gives it none.
+    """A kind of part.
+
+    Attributes:
+        package: the package whose modules hold the parts.
+        table: name of the modules' tables of parts.
+        path: dotted config key that names a part.
+        own: arguments of a part that the program passes itself; None if configs pass no arguments.
     """
 
     package: str
@@ -35,7 +39,7 @@ class Room:
     own: tuple[str, ...] | None = ()
 
     def parts(self) -> dict[str, Any]:
-        """Name to part, over all modules of the package."""
+        """Return the parts of all modules of the package by name."""
         return _parts(self.package, self.table)
 
 
@@ -68,7 +72,7 @@ _PROVIDED: dict[str, Any] = {}
 
 
 def provide(parts: Mapping[str, Any]) -> None:
-    """Offer objects under names of the form ``python:provided:NAME`` in this process (``fedray.run(model=...)``)."""
+    """Make the caller's objects (``fedray.run(model=...)``) available in this process, by names of the form ``python:provided:NAME``."""
     _PROVIDED.update(parts)
 
 
@@ -90,21 +94,21 @@ ROOMS: Mapping[str, Room] = {
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """`` did you mean 'x'?`` or the empty string."""
+    """Return the sentence `` Did you mean 'x'?`` for the most similar allowed name, or an empty string."""
     match = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
 def short_name(name: str) -> str:
-    """What a part is called in figures: its own name, or the attribute's of ``python:module:attribute``."""
+    """Return a part's name for metrics: its own, or the attribute of ``python:module:attribute``."""
     return name.rpartition(":")[2]
 
 
 def find(room: Room, name: str) -> Any:
-    """The part called ``name``; ``python:module:attribute`` is imported.
+    """Return the part with this name; ``python:module:attribute`` is imported.
 
     Raises:
-        ConfigError: no such part; the sentence names the config path and what is allowed.
+        ConfigError: no such part exists; the sentence names the config key and the allowed names.
     """
     if name.startswith("python:"):
         return import_path(name, room.path)
@@ -117,7 +121,7 @@ def find(room: Room, name: str) -> Any:
 
 
 def import_path(name: str, path: str) -> Any:
-    """Import ``python:package.module:attribute``; ``path`` is where the config says so."""
+    """Import ``python:package.module:attribute``; ``path`` is the config key that names it, for messages."""
     if name in _PROVIDED:
         return _PROVIDED[name]
     module, _, attribute = name.removeprefix("python:").partition(":")
@@ -138,9 +142,10 @@ def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], path:
     """Check config arguments against a factory's annotated keyword parameters.
 
     Args:
-        factory: its parameters without those named in ``own`` (which the caller passes itself).
+        factory: the function or class whose parameters are checked.
         given: keys and values from the config.
-        path: config path for messages, e.g. ``model``.
+        path: dotted config key of the section, for messages, e.g. ``model``.
+        own: parameters that the caller passes itself.
 
     Returns:
         The arguments, converted to the annotated types.
@@ -198,7 +203,7 @@ class Listing:
 
 
 def listing(room: Room) -> list[Listing]:
-    """The parts of a room with the first line of their docstrings and the line ``Source: ...``."""
+    """Return the parts of a room, each with the first line of its docstring and the line ``Source: ...``."""
     rows = []
     for name, part in sorted(room.parts().items()):
         text = inspect.getdoc(part) or ""

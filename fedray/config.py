@@ -53,15 +53,16 @@ class Unread(Section):
 class Holdout(Section):
     """Records kept out of training for evaluation, where the source has no test set of its own."""
 
-    fraction: float = Field(0.2, ge=0.0, lt=1.0, description="Part of the records held out; 0 = none.")
+    fraction: float = Field(0.2, ge=0.0, lt=1.0, description="Fraction of the records that is held out; 0 = none.")
     stratify: bool = Field(True, description="Keep the label proportions in both parts.")
     at: Literal["driver", "clients"] = Field(
-        "driver", description="driver: split before the partition, evaluated centrally. clients: each client keeps its own held-out part."
+        "driver",
+        description="driver: split before the partition, evaluated by the driver. clients: each client keeps its own held-out records.",
     )
 
 
 class Data(Section):
-    """Where the records come from and who holds which. Keys beside the fixed ones go to the source (classes, label, features, ...)."""
+    """Where the records come from and which client holds which. Other keys are the source's arguments (classes, label, features, ...)."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
 
@@ -72,9 +73,7 @@ class Data(Section):
         Choice(kind="natural"), description="How records are dealt to clients: iid, dirichlet, shards, quantity, natural."
     )
     holdout: Holdout = Field(Holdout(), description="Held-out records; not used where the source brings its own test set.")
-    normalize: Choice = Field(
-        Choice(kind="none"), description="What is done to every record before training; see `fedray list normalizers`."
-    )
+    normalize: Choice = Field(Choice(kind="none"), description="Transform of every record before training; see `fedray list normalizers`.")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -83,7 +82,7 @@ class Data(Section):
 
 
 class Resources(Section):
-    """What one client actor asks of Ray."""
+    """Ray resources of one actor."""
 
     cpu: float = Field(1.0, ge=0.0, description="CPUs; torch uses max(1, floor(cpu)) threads.")
     gpu: float = Field(0.0, ge=0.0, description="GPUs; a fraction shares one GPU between actors.")
@@ -99,7 +98,7 @@ class Resources(Section):
 
 
 class Group(Section):
-    """Clients that differ from the rest in place, settings or how often they take part."""
+    """Clients that differ from the others in resources, settings or sampling rate."""
 
     name: str = Field(description="Name of the group, shown in reports.")
     clients: int | list[str] = Field(description="How many clients (taken in order) or their names.")
@@ -114,7 +113,7 @@ class Clients(Section):
 
     placement: Literal["hosted", "dedicated"] = Field(
         "hosted",
-        description="hosted: many clients on a pool of actors, data in shared memory. dedicated: an actor a client, data loaded there only.",
+        description="hosted: a pool of actors trains all clients, data in shared memory. dedicated: one actor per client, the only one to load its data.",
     )
     actors: int | Literal["auto"] = Field(
         "auto", description="hosted: number of actors; auto = what free CPUs or GPUs allow, at most the cohort."
@@ -126,7 +125,9 @@ class Clients(Section):
     unreachable_after: float = Field(
         30.0, gt=0.0, description="Seconds for which a working actor may leave its driver's calls unanswered before it is replaced."
     )
-    node_sums: bool = Field(True, description="Add the parts of a node's actors up there, so that the driver gets one part a node.")
+    node_sums: bool = Field(
+        True, description="Add up the partial sums of a node's actors on the node, so that the driver gets one partial sum per node."
+    )
 
     @model_validator(mode="after")
     def _positive(self) -> Clients:
@@ -136,7 +137,7 @@ class Clients(Section):
 
 
 class Cohort(Section):
-    """Who takes part in a round, and what a round does about those who fail."""
+    """Which clients take part in a round, and how failures of clients are handled."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
 
@@ -158,7 +159,7 @@ class Cohort(Section):
 
 
 class Training(Section):
-    """What a client does with its records in a round."""
+    """Local training: what a client does with its records in a round."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Local optimiser, made new each round.")
     lr: float = Field(0.1, gt=0.0, description="Learning rate before the schedule.")
@@ -166,9 +167,11 @@ class Training(Section):
     nesterov: bool = Field(False, description="Nesterov momentum (needs momentum).")
     weight_decay: float = Field(0.0, ge=0.0, description="L2 coefficient, applied by the optimiser after noise under DP.")
     betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2, description="Adam's coefficients.")
-    batch_size: int | None = Field(None, ge=1, description="Records a step, shuffled; 0 < size. Not under record-level DP.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Batch size: records per optimiser step, drawn by shuffling; at least 1. Not under record-level DP."
+    )
     epochs: int | None = Field(None, ge=1, description="Passes over the client's records; with batch_size.")
-    steps: int | None = Field(None, ge=1, description="Optimiser steps a round; with batch_size or sampling_rate.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps per round; with batch_size or sampling_rate.")
     sampling_rate: float | None = Field(
         None, gt=0.0, le=1.0, description="Each record joins a step with this probability (Poisson); with steps."
     )
@@ -212,12 +215,12 @@ Regime = Literal["none", "record", "client", "local", "distributed"]
 class AdaptiveClip(Section):
     """A clip norm that follows a quantile of the clients' update norms, found privately (Andrew et al. 2021)."""
 
-    quantile: float = Field(0.5, gt=0.0, lt=1.0, description="Part of the clients' updates that should not be clipped.")
+    quantile: float = Field(0.5, gt=0.0, lt=1.0, description="Fraction of the clients' updates that should not be clipped.")
     rate: float = Field(0.2, gt=0.0, description="Step size of the clip norm's logarithm in a round.")
     bit_noise: float | None = Field(
         None,
         gt=0.0,
-        description="Noise standard deviation on the sum of the clients' bits, at 1/2 of which lies a bit's sensitivity; null = expected cohort / 20.",
+        description="Standard deviation of the noise on the sum of the clients' bits, in which a bit's sensitivity is 1/2; null = expected cohort / 20.",
     )
 
 
@@ -255,7 +258,7 @@ class Privacy(Section):
     max_participations: int | None = Field(
         None,
         ge=1,
-        description="Rounds in which one client may take part; null = all rounds. Fewer means less noise; who has had them leaves.",
+        description="Largest number of rounds in which one client takes part; null = all rounds. A smaller number needs less noise.",
     )
     budget: float | None = Field(None, gt=0.0, description="Epsilon at which a client is refused; null = target_epsilon.")
     delta: float | None = Field(
@@ -326,13 +329,13 @@ class Privacy(Section):
 class Evaluation(Section):
     """When and how the model is evaluated."""
 
-    every: int = Field(1, ge=0, description="Every so many rounds; 0 = once, at the end.")
+    every: int = Field(1, ge=0, description="Evaluate in every so many rounds; 0 = once, at the end.")
     metrics: list[str] = Field(
         ["accuracy", "loss"],
         description="The first judges runs. See `fedray list metrics`, or python:module:function(outputs, targets); [] = no evaluation.",
     )
     federated: bool = Field(False, description="Also evaluate at the clients on their own held-out part; under DP an unprotected release.")
-    batch_size: int = Field(1000, ge=1, description="Records evaluated at once.")
+    batch_size: int = Field(1000, ge=1, description="Records per evaluation batch.")
     resources: Resources = Field(Resources(cpu=0.0), description="What the evaluator actor asks of Ray.")
 
     @property
@@ -344,8 +347,8 @@ class Evaluation(Section):
 class Checkpoint(Section):
     """What is kept for resuming."""
 
-    every: int = Field(1, ge=0, description="Every so many rounds; 0 = at the end only.")
-    keep: int = Field(2, ge=1, description="How many checkpoints are kept.")
+    every: int = Field(1, ge=0, description="Write a checkpoint in every so many rounds; 0 = only at the end.")
+    keep: int = Field(2, ge=1, description="Number of checkpoints that are kept.")
 
 
 class Tracking(Section):
@@ -355,7 +358,7 @@ class Tracking(Section):
     register_as: str | None = Field(None, description="Name of the registered model; null = the run's name.")
     enabled: bool = Field(True, description="false: no MLflow; the run's own files are still written.")
     open_timeout: float = Field(60.0, ge=0.0, description="Seconds to wait at the start for a tracking server that does not answer yet.")
-    close_timeout: float = Field(60.0, gt=0.0, description="Seconds to wait at the end for a tracking server that is away.")
+    close_timeout: float = Field(60.0, gt=0.0, description="Seconds to wait at the end for a tracking server that does not answer.")
 
 
 class RayCluster(Section):
@@ -363,7 +366,7 @@ class RayCluster(Section):
 
     address: str = Field(
         "auto",
-        description="auto = the cluster we are in (RAY_ADDRESS, `ray start`), else a local one; local = always a local one; else an address.",
+        description="auto = the cluster of this machine (RAY_ADDRESS, `ray start`), else a local Ray; local = always a local Ray; else an address.",
     )
     cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; null = the machine's cores.")
     gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; null = those found.")
@@ -375,7 +378,7 @@ class RayCluster(Section):
     lost_after: float = Field(
         600.0,
         gt=0.0,
-        description="Seconds for which the driver actor may be out of reach (its node, or the head, is away) before the command gives up.",
+        description="Seconds for which the driver actor may not answer (its node or the head is lost) before the command gives up.",
     )
 
 
@@ -384,7 +387,7 @@ class Config(Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and its output directory.")
     experiment: str = Field("fedray", min_length=1, description="MLflow experiment.")
-    seed: int = Field(0, ge=0, description="Seed of everything that is not for privacy.")
+    seed: int = Field(0, ge=0, description="Seed of all random draws that are not for privacy.")
     rounds: int = Field(ge=1, description="Planned rounds.")
     data: Data
     model: Choice

@@ -1,4 +1,4 @@
-"""Reads a config file, applies ``key.path=value`` overrides, and words what is wrong with it."""
+"""Reads a config file, applies ``key.path=value`` overrides, and words its errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedray.errors import ConfigError, shortened
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and booleans: ``1e-5`` is a number, ``on`` and ``08`` are not surprises."""
+    """Reads numbers and booleans as YAML 1.2: ``1e-5`` is a number, ``on`` and ``08`` are texts."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -54,10 +54,14 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _no_duplicates)
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """YAML text to plain data.
+    """Read YAML text as plain data.
+
+    Args:
+        text: the YAML text.
+        what: what the text is, for messages.
 
     Raises:
-        ConfigError: not YAML; names the place.
+        ConfigError: the text is not YAML; the sentence names the line.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -72,22 +76,22 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read, override and validate; see :func:`resolve_config`."""
+    """Read a config file, apply overrides and validate; see :func:`resolve_config`."""
     return resolve_config(path, overrides)
 
 
 def resolve_config(
     config: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, str] | None = None
 ) -> Config:
-    """A config from wherever it comes, with overrides applied, validated as a whole.
+    """Apply overrides to a config and validate the result.
 
     Args:
-        config: a path to a YAML file, plain data, or a config that was read before.
-        overrides: ``key.path=value``, the value read as YAML; lists are indexed by number.
-        given: values that take the place of the config's own, by key path, because the caller gives the part itself.
+        config: a path to a YAML file, plain data, or a validated config.
+        overrides: texts ``key.path=value``, whose values are read as YAML; lists are indexed by number.
+        given: values that replace the config's own, by dotted key, because the caller of ``fedray.run`` gives the part itself.
 
     Raises:
-        ConfigError: with every problem found, one a line; an override of what is given is one.
+        ConfigError: the config is wrong, with one line for each problem; or an override contradicts ``given``.
     """
     listed = _listed(overrides)
     raw = _read(config)
@@ -104,7 +108,7 @@ def resolve_config(
 
 
 def _listed(overrides: Any) -> list[str]:
-    """Overrides as a list: an iterator has its texts only the first time."""
+    """Return overrides as a list, because an iterator yields its texts only once."""
     listed: list[Any] = list(overrides) if isinstance(overrides, Iterable) and not isinstance(overrides, str | Mapping) else [None]
     if not all(isinstance(text, str) for text in listed):
         raise ConfigError(f"overrides: should be a list of texts such as ['rounds=3'], but is {shortened(repr(overrides))}.")
@@ -116,7 +120,7 @@ def _holds(value: Any, key: str) -> bool:
 
 
 def _read(config: Config | str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """The config's plain data, of which nothing is shared with the caller's."""
+    """Return the config's plain data as a copy."""
     if isinstance(config, Config | Mapping):
         plain: dict[str, Any] = _plain(config)
         return plain
@@ -135,7 +139,7 @@ def _read(config: Config | str | Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):  # what was not set follows from what is set, as in a file
+    if isinstance(value, BaseModel):  # keys that were not set get their defaults again, as in a file
         value = value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
@@ -143,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 
 def build_config(raw: dict[str, Any]) -> Config:
-    """Validate plain data; see :func:`load_config`."""
+    """Validate plain data; raises as :func:`resolve_config`."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -152,7 +156,7 @@ def build_config(raw: dict[str, Any]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML; reading it back gives an equal config."""
+    """Return the resolved config as YAML, from which an equal config is read."""
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
 
 
@@ -220,5 +224,5 @@ def _fields_at(location: Sequence[Any]) -> list[str]:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of the config, for editors."""
+    """Return the JSON Schema of the config, for editors."""
     return Config.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedray run"}

@@ -1,7 +1,7 @@
 """Secrets by reference, and the token of a Ray cluster.
 
-The environment of a Ray job is shown to everybody who may read the dashboard. So a job carries only where a secret
-lies on the nodes (``FEDRAY_SECRETS``, JSON: name to ``file:PATH``); each process that needs it reads it there.
+Everybody who may read the dashboard sees the environment of a Ray job. So a job carries only the path of a secret on the nodes
+(``FEDRAY_SECRETS``, JSON: name to ``file:PATH``); each process that needs the secret reads it there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SUSPECT = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
 
 
-#: What keys look like. The header of a private key counts where a line (also one of a string in JSON) ends behind it.
+#: Patterns of secrets. The header of a private key matches only before the end of a line, also of a line in a JSON string.
 _LOOKS = {
     "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*(?:[\r\n]|\\[rn]|\Z|[A-Za-z0-9+/=]{16})"
     rb"|---- BEGIN SSH2 \w+ PRIVATE KEY ----|PuTTY-User-Key-File-\d|AGE-SECRET-KEY-1[0-9A-Z]{20}|client-key-data:\s*[A-Za-z0-9+/=]{40}",
@@ -37,17 +37,17 @@ _KEYS = {kind: re.compile(pattern) for kind, pattern in _LOOKS.items()}
 
 
 def looks_secret(data: bytes) -> str | None:
-    """What a text or a file looks like, in words (a private key, an access token, ...); None where it is nothing of the kind."""
+    """Return which kind of secret a text or a file looks like (a private key, an access token, ...); None if it looks like none."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16
         data = data.replace(b"\0", b"")
     return next((kind for kind, words in _KEYS.items() if words.search(data)), None)
 
 
 def load() -> None:
-    """Put each referenced secret into this process' environment; does nothing where there is no reference.
+    """Put each referenced secret into this process' environment.
 
     Raises:
-        FedrayError: a secret cannot be read here.
+        FedrayError: a secret cannot be read on this node.
     """
     for name, reference in json.loads(os.environ.get(SECRETS) or "{}").items():
         path = Path(str(reference).removeprefix("file:"))
@@ -60,10 +60,10 @@ def load() -> None:
 
 
 def parse_reference(text: str) -> tuple[str, str]:
-    """``NAME=file:PATH`` to name and reference.
+    """Split ``NAME=file:PATH`` into name and reference.
 
     Raises:
-        ConfigError: it is something else; the sentence does not repeat what might be a secret's value.
+        ConfigError: the text has another form; the sentence does not repeat a possible secret.
     """
     name, sign, reference = text.partition("=")
     shown = f"--secret {name}" if sign and _NAME.fullmatch(name) else "--secret"
@@ -78,10 +78,10 @@ def parse_reference(text: str) -> tuple[str, str]:
 
 
 def parse_variable(text: str) -> tuple[str, str]:
-    """``NAME=VALUE`` of a job's environment to name and value.
+    """Split ``NAME=VALUE`` of a job's environment into name and value.
 
     Raises:
-        ConfigError: it is something else, or looks like a secret.
+        ConfigError: the text has another form, or looks like a secret.
     """
     name, sign, value = text.partition("=")
     if not sign or not _NAME.fullmatch(name):
@@ -96,10 +96,14 @@ def parse_variable(text: str) -> tuple[str, str]:
 
 
 def refuse_password(where: str, value: str) -> None:
-    """Refuse text that holds an address with a password, or what looks like a key.
+    """Refuse a text with a password in an address or with something that looks like a secret.
+
+    Args:
+        where: the option or key that holds the text, for messages.
+        value: the text.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the text holds a secret.
     """
     kind = looks_secret(value.encode()) or ("an address with a password" if _PASSWORD.search(value) else None)
     if kind is not None:
@@ -110,16 +114,16 @@ def refuse_password(where: str, value: str) -> None:
 
 
 def use_ray_token() -> str | None:
-    """Switch Ray's token mode on where there is a token and the mode is unset; must precede ``import ray``.
+    """Switch Ray's token mode on if a token exists and the mode is not set; must be called before Ray is imported.
 
-    Ray itself does that for local clusters only, and then fails to join another. The order is Ray's own:
+    Ray itself does this only for local clusters, and then fails to join another. Tokens are looked for in Ray's own order:
     ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, ``~/.ray/auth_token``.
 
     Returns:
-        Where the token comes from, in words; None where there is none.
+        The token's source in words; None without a token.
 
     Raises:
-        ConfigError: ``RAY_AUTH_TOKEN_PATH`` names a file that holds no token, or the mode asks for one and there is none.
+        ConfigError: ``RAY_AUTH_TOKEN_PATH`` names a file without a token, or the mode needs a token and none exists.
     """
     source = None
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")

@@ -1,8 +1,7 @@
-"""What fedray raises on purpose.
+"""The errors that fedray raises.
 
-Each error is one sentence of what, where and what to do; the command line prints it and
-exits with ``exit_code``. Every class can be built from its message alone, so it survives
-pickling on its way through Ray.
+Each error is one sentence that says what is wrong, where, and what to do; the command prints it and exits with ``exit_code``. Every class
+can be built from its message alone, so that it can be pickled on its way through Ray.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ _LONGEST_WORD, _LONGEST_LINE = 300, 2000  # characters that an error shows
 class FedrayError(Exception):
     """Something failed while running; the sentence says what, where and what to do.
 
-    Of a word or a line that is too long to be read, the sentence has the two ends. What it came of goes along to other processes,
-    as the text of its traceback.
+    A word or a line that is too long to be read is shortened to its two ends. In another process the error's cause is the text of the
+    original traceback.
     """
 
     exit_code = 1
@@ -41,7 +40,7 @@ def _revived(kind: type[FedrayError], args: tuple[object, ...], state: dict[str,
 
 
 class Elsewhere(Exception):
-    """What was raised in another process, as the text of its traceback."""
+    """An error of another process, as the text of its traceback."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}" if self.args else ""
@@ -54,13 +53,13 @@ class ConfigError(FedrayError):
 
 
 class DataError(ConfigError):
-    """The data is missing or is not what the configuration says it is."""
+    """The data is missing, or differs from what the configuration says."""
 
 
 class PrivacyRefusal(ConfigError):
     """A setting would void the privacy guarantee.
 
-    ``code`` is stable, of the form ``privacy.<what>``, and stands in front of the sentence.
+    ``code`` is a stable text of the form ``privacy.<what>`` and precedes the sentence.
     """
 
     def __init__(self, message: str = "", code: str = "") -> None:
@@ -79,7 +78,7 @@ class LedgerError(FedrayError):
 
 
 class ClaimVoid(FedrayError):
-    """What was executed is not what was charged: the privacy figure of the run cannot stand."""
+    """The executed training is not the one that was charged, so the run's privacy figures are not valid."""
 
 
 class UpdateRejected(FedrayError):
@@ -95,14 +94,14 @@ class Stopped(FedrayError):
 
 
 def shortened(text: str, longest: int = _LONGEST_WORD) -> str:
-    """A text of at most about ``longest`` characters: of a longer one the two ends."""
+    """Return a text, shortened to its two ends if it has more than ``longest`` characters."""
     if len(text) <= longest:
         return text
     return f"{text[: longest // 2]}...({len(text):,} characters)...{text[-longest // 4 :]}"
 
 
 def readable(text: str) -> str:
-    """A text whose words and lines are short enough to be read: of longer ones the two ends."""
+    """Return a text with words and lines that are too long to be read shortened to their two ends."""
     if len(text) <= _LONGEST_WORD:
         return text
     words = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: shortened(word[0]), text)
@@ -110,18 +109,18 @@ def readable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something, or its class."""
+    """Return the first line of an error's text that is not blank, or the error's class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def own_place(error: BaseException) -> str:
-    """Where code that is neither fedray's nor an installed package's raised an error: file, line and function; empty where none did."""
+    """Return the file, line and function of the user's own code that raised an error; empty if other code raised it."""
     return _own_place([(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(error.__traceback__)])
 
 
 def place_in(trace: str) -> str:
-    """:func:`own_place` of the text of a traceback."""
+    """Return :func:`own_place` for the text of a traceback."""
     return _own_place([(name, int(line), function) for name, line, function in _FRAME.findall(trace)])
 
 
@@ -135,7 +134,7 @@ def _own_place(frames: list[tuple[str, int, str]]) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """An error in one sentence: its class, what it says, and where the user's own code raised it."""
+    """Describe an error by its class, its text, and the place in the user's own code that raised it."""
     place, said = own_place(error), str(error).strip().splitlines()
     return f"{type(error).__name__}" + (f": {said[0].rstrip('.')}" if said else "") + (f" ({place})" if place else "")
 
@@ -145,7 +144,7 @@ _LIBRARIES = (Path(__file__).parent, Path(sysconfig.get_paths()["stdlib"]))
 
 
 def cause_of(error: BaseException, what: str | None = None) -> BaseException:
-    """The fedray error that a Ray task's error carries; for any other, one that says ``what`` failed, or the error itself."""
+    """Return the fedray error inside a Ray task's error; without one, an error that says that ``what`` failed, or the error itself."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, FedrayError):
         return cause

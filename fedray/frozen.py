@@ -1,7 +1,7 @@
-"""Frozen parameters (``requires_grad`` False): a base that stays as it is, as in fine-tuning.
+"""Frozen parameters (``requires_grad`` False): the fixed part of a model, as in fine-tuning.
 
-They are in no exchanged vector, so in no update, sum, noise or checkpoint. Every process makes them anew by the model's factory, which
-runs under the run's seed; a digest over them all says whether it made the same ones. The saved model has them beside what was trained.
+They are not in the exchanged vector, so they are in no update, sum, noise or checkpoint. Every process builds them by the model's factory,
+which runs under the run's seed; a digest shows whether it has built the same ones. The saved model contains them with the trained ones.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fedray.parameters import Values, Vector, fingerprint
 if TYPE_CHECKING:
     from torch import nn
 
-#: Types of numbers that frozen parameters may have: numpy's own, which a saved model can hold.
+#: NumPy types of frozen parameters that a saved model can hold.
 _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 def frozen_values(model: nn.Module, kind: str = "") -> dict[str, Values]:
-    """The frozen parameters by name, in ``state_dict`` order; on the CPU they share the model's memory.
+    """Return the frozen parameters by name, in ``state_dict`` order; on the CPU they share the model's memory.
 
     Args:
-        model: any.
-        kind: the config's name of it, for messages.
+        model: any model.
+        kind: the config's name of the model, for messages.
 
     Raises:
-        ConfigError: one has a type that a saved model cannot hold.
+        ConfigError: a frozen parameter has a type that a saved model cannot hold.
     """
     from torch import nn
 
@@ -48,7 +48,7 @@ def frozen_values(model: nn.Module, kind: str = "") -> dict[str, Values]:
 
 
 def frozen_digest(model: nn.Module, kind: str = "") -> str:
-    """SHA-256 over names, types, shapes and bytes of the frozen parameters, hexadecimal; empty where nothing is frozen.
+    """Return the SHA-256, hexadecimal, of names, types, shapes and bytes of the frozen parameters; empty if nothing is frozen.
 
     Raises:
         ConfigError: see :func:`frozen_values`.
@@ -62,8 +62,9 @@ def frozen_digest(model: nn.Module, kind: str = "") -> str:
 
 
 def around(frozen: Mapping[str, Values]) -> tuple[dict[str, Values], dict[str, Values]]:
-    """What lies before and behind the trained float32 values where all are written one after the other: larger numbers first, so that
-    each tensor is aligned.
+    """Split frozen parameters into those that a file has before and behind the trained float32 values.
+
+    Types with more bytes come first, so that each tensor is aligned.
     """
     ordered = dict(sorted(frozen.items(), key=lambda item: -item[1].itemsize))
     before = {name: value for name, value in ordered.items() if value.itemsize > 4}
@@ -71,21 +72,21 @@ def around(frozen: Mapping[str, Values]) -> tuple[dict[str, Values], dict[str, V
 
 
 def model_digest(weights: Vector, frozen: Mapping[str, Values]) -> str:
-    """SHA-256 of all of a model's tensors' bytes as they are written: of the vector alone where nothing is frozen, hexadecimal."""
+    """Return the SHA-256, hexadecimal, of the bytes of all tensors of a model in the order of its file."""
     before, behind = around(frozen)
     return fingerprint(*before.values(), weights, *behind.values())
 
 
 def check_frozen(model: nn.Module, kind: str, expected: str | None) -> None:
-    """See that a model's frozen parameters are those that the run began with.
+    """Check that a model's frozen parameters are those with which the run began.
 
     Args:
-        model: made in this process.
-        kind: the config's name of it.
-        expected: their digest; None where it is not known.
+        model: a model that was built in this process.
+        kind: the config's name of the model.
+        expected: digest of the run's frozen parameters; None if it is not known.
 
     Raises:
-        ConfigError: they are others.
+        ConfigError: the model's frozen parameters are others.
     """
     found = frozen_digest(model, kind) if expected is not None else None
     if found != expected:

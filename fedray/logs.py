@@ -1,8 +1,8 @@
-"""Structured logs: with ``FEDRAY_LOG=json`` everything that a run says is one JSON object a line.
+"""Structured logs: with ``FEDRAY_LOG=json`` a run prints one JSON object per line.
 
-Keys: ``time`` (UTC, ISO 8601), ``level``, ``run``, ``message``; ``event`` (joining, started, row, note, ended, error) for what
-the run reports, ``logger`` for what Python's logging does; where known ``round``, ``client``, ``metrics`` (a round's
-figures), ``info`` (what began), ``summary`` (how it ended), ``traceback``. ``message`` is what a person would have read.
+Keys: ``time`` (UTC, ISO 8601), ``level``, ``run``, ``message`` (the sentence for people); ``event`` (joining, started, row, note, ended,
+error) for reports of the run, ``logger`` for records of Python's logging; where known ``round``, ``client``, ``metrics`` (of a round),
+``info`` (facts at the start), ``summary`` (at the end), ``traceback``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _EXTRA = ("round", "client")
 
 
 def structured() -> bool:
-    """Whether this process logs JSON."""
+    """Return whether this process logs JSON."""
     return os.environ.get(FORM) == "json"
 
 
 def record(level: str, message: str, *, time: float | None = None, **fields: Any) -> str:
-    """One line of a structured log, without its newline; fields that are None are left out."""
+    """Return one line of a structured log without its newline; fields that are None are left out."""
     stamp = datetime.now(UTC) if time is None else datetime.fromtimestamp(time, UTC)
     line = {"time": stamp.isoformat(timespec="milliseconds"), "level": level}
     line |= {k: v for k, v in fields.items() if v is not None} | {"message": message}
@@ -38,7 +38,7 @@ def record(level: str, message: str, *, time: float | None = None, **fields: Any
 
 
 def read(line: str) -> dict[str, Any] | None:
-    """The object of a structured line; None for any other text."""
+    """Return the object of a structured line; None for any other text."""
     if not line.startswith('{"time": '):
         return None
     try:
@@ -49,7 +49,7 @@ def read(line: str) -> dict[str, Any] | None:
 
 
 def render(line: str) -> str:
-    """A line of a log as people read it; lines that are not structured stay as they are."""
+    """Return a line of a log as text for people; a line that is not structured is returned as it is."""
     found = read(line)
     if found is None:
         return line
@@ -63,17 +63,17 @@ def render(line: str) -> str:
 
 
 def error(text: str) -> str:
-    """What the command says when it ends with an error: one line where a machine reads it, else as wide as the terminal."""
+    """Return the text with which the command ends: one structured line, or text that fits the terminal."""
     return record("ERROR", text, event="error") if structured() else shown(text, sys.stderr)
 
 
 def shown(text: str, stream: TextIO) -> str:
-    """A text for a stream: as it is, or, on a terminal, in lines that fit."""
+    """Return a text as it is, or in lines that fit if the stream is a terminal."""
     return fitted(text, shutil.get_terminal_size().columns) if stream.isatty() else text
 
 
 def fitted(text: str, width: int) -> str:
-    """A text in lines of at most ``width`` characters. Words stay whole, so that paths can be copied; further lines are indented."""
+    """Return a text in lines of at most ``width`` characters; words stay whole, so that paths can be copied, and further lines are indented."""
     lines = [
         textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
     ]
@@ -81,22 +81,22 @@ def fitted(text: str, width: int) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """Python's log records as lines of a structured log; ``extra={"round": 3, "client": "a"}`` become keys."""
+    """Formats Python's log records as lines of a structured log; ``extra={"round": 3, "client": "a"}`` become keys."""
 
     def __init__(self, run: str | None = None) -> None:
-        """Args: ``run``, the name that lines carry."""
+        """Write ``run``, the run's name, in each line."""
         super().__init__()
         self._run = run
 
     def format(self, entry: logging.LogRecord) -> str:
-        """One line."""
+        """Return one line."""
         fields: Mapping[str, Any] = {key: getattr(entry, key, None) for key in _EXTRA}
         trace = "".join(traceback.format_exception(*entry.exc_info)) if entry.exc_info else None
         return record(entry.levelname, entry.getMessage(), time=entry.created, run=self._run, logger=entry.name, **fields, traceback=trace)
 
 
 def setup(run: str | None = None) -> None:
-    """Let this process' logging write structured lines, to standard error, where ``FEDRAY_LOG`` asks for them; safe to call again."""
+    """Let Python's logging write structured lines to standard error if ``FEDRAY_LOG`` asks for them. May be called again."""
     if not structured():
         return
     root = logging.getLogger()

@@ -1,6 +1,6 @@
-"""Standard output and error that may be closed while fedray writes: by ``| head -3``, a terminal that is gone, a lost connection.
+"""Lets standard output and error be closed while fedray writes: by ``| head -3``, a closed terminal, a lost connection.
 
-What nobody reads any more ends no work: the rest goes nowhere, without an error.
+A lost reader does not end the work: further output is discarded without an error.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import sys
 from typing import Any
 
-#: What the system says of a pipe without a reader, and of a terminal that is gone.
+#: Error numbers of a pipe without a reader and of a closed terminal.
 _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET)
 
 
 class _Outlet(io.FileIO):
-    """A descriptor to write to; when its reader is gone, the null device takes its place."""
+    """A file descriptor to write to, replaced by the null device when its reader is lost."""
 
     gone = False
 
@@ -38,16 +38,16 @@ _told: list[str] = []
 
 
 def forgive() -> None:
-    """Let this process' standard output and error be closed at any time; for the beginning of a command.
+    """Let this process' standard output and error be closed at any time; to be called at the beginning of a command.
 
-    Descriptors that are closed already become the null device: a file that was opened next would take their place, and what is printed
-    would be written into it.
+    Descriptors that are closed already become the null device: otherwise the next opened file would get their number, and printed text
+    would be written into that file.
     """
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, mode)  # the lowest descriptor that is free: this one
+            os.open(os.devnull, mode)  # gets the lowest free descriptor, which is this one
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
         encoding, errors = ("utf-8", "backslashreplace") if old is None else (old.encoding, old.errors)
@@ -57,12 +57,12 @@ def forgive() -> None:
 
 
 def gone(name: str = "stdout") -> bool:
-    """Whether nobody reads ``stdout`` or ``stderr`` any more."""
+    """Return whether the reader of ``stdout`` or ``stderr`` is lost."""
     return name in _outlets and _outlets[name].gone
 
 
 def lost() -> bool:
-    """Whether standard output has lost its reader since this was asked last."""
+    """Return True once, on the first call after standard output has lost its reader."""
     if not gone() or _told:
         return False
     _told.append("stdout")

@@ -1,9 +1,9 @@
-"""Parameters are one flat float32 vector plus a layout.
+"""A model's parameters as one flat float32 vector with a layout.
 
-Clip, sum, mask, compress, noise and checkpoint all work on the vector; it passes through the
-object store as a NumPy array without copies. The layout says what lies where.
+Clipping, sums, noise and checkpoints work on the vector, which passes through Ray's object store as a NumPy array without copies. The
+layout gives each tensor's position in the vector.
 
-torch is imported where a model is at hand: the command, which only passes vectors on, need not wait for it.
+torch is imported only in functions that take a model, because the command, which only passes vectors on, must start quickly.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Layout:
 
 
 def get_vector(model: nn.Module, layout: Layout) -> Vector:
-    """The model's tensors as a vector of ``layout.size`` float32, a copy."""
+    """Copy the model's tensors to a new vector, float32 ``[layout.size]``."""
     import torch
 
     vector = np.empty(layout.size, dtype=np.float32)
@@ -98,7 +98,7 @@ def get_vector(model: nn.Module, layout: Layout) -> Vector:
 
 
 def update_blocks(model: nn.Module, layout: Layout, weights: Vector, size: int) -> Iterator[tuple[int, Vector]]:
-    """What :func:`get_vector` gives less ``weights``, as (position, at most ``size`` values); a block lasts until the next is asked for."""
+    """Yield :func:`get_vector` minus ``weights`` as pairs of position and at most ``size`` values; each block is overwritten by the next."""
     state, scratch = model.state_dict(keep_vars=True), np.empty(size, dtype=np.float32)
     for e in layout.entries:
         tensor = state[e.name].detach().cpu().float().reshape(-1).numpy()
@@ -111,8 +111,7 @@ def update_blocks(model: nn.Module, layout: Layout, weights: Vector, size: int) 
 def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:
     """Copy a vector into the model.
 
-    Always copies: a vector that came out of the object store is shared by every process of the
-    node, and a tensor that aliased it would write through to all of them.
+    Always copies: all processes of a node share a vector in the object store, and a tensor that used its memory would change it for all.
 
     Raises:
         ValueError: the vector's length is not the layout's.
@@ -132,7 +131,7 @@ def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:
 
 
 def fingerprint(*values: Values) -> str:
-    """SHA-256 of the values' bytes (little-endian), one after the other, hexadecimal."""
+    """Return the SHA-256, hexadecimal, of the values' bytes (little-endian) in order."""
     digest = hashlib.sha256()
     for value in values:
         digest.update(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).data)

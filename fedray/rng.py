@@ -1,8 +1,7 @@
-"""Keyed random generators: every draw that is not for privacy.
+"""Keyed random generators, for all draws that are not for privacy.
 
-A draw is named by (seed, purpose, round, client, ...), never by its position in a stream, so
-it is the same on any actor, in any order, after any retry. DP noise and DP sampling must not
-come from here: see :mod:`fedray.privacy.csprng`.
+A draw is named by (seed, purpose, round, client, ...) and not by its position in a stream, so it is the same on any actor, in any order and
+after any retry. DP noise and DP sampling must not use these generators; see :mod:`fedray.privacy.csprng`.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ Key = str | int
 
 
 def derive(seed: int, purpose: str, *keys: Key) -> int:
-    """A 128-bit integer that depends on every part of the name (BLAKE2b of an unambiguous coding)."""
+    """Return a 128-bit integer that depends on every part of the name (BLAKE2b of an unambiguous encoding)."""
     return int.from_bytes(_digest(seed, purpose, keys), "little")
 
 
 def generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
-    """A NumPy generator (PCG64) for one named draw."""
+    """Return a NumPy generator (PCG64) for one named draw."""
     digest = _digest(seed, purpose, keys)
     words = np.frombuffer(digest, dtype="<u4")
-    # The words of the integer, as NumPy would take it apart: the same generator in half the time.
+    # NumPy would split the integer into the same words; passing them directly takes half the time.
     entropy = words.astype(np.uint32) if words[-1] else int.from_bytes(digest, "little")
     return np.random.Generator(np.random.PCG64(entropy))
 
 
 class Keyed:
-    """Generators for thousands of named draws a second, a third of :func:`generator`'s time each. Other streams than that one's.
+    """Generators for thousands of named draws per second; each takes a third of the time of :func:`generator` and has another stream.
 
-    There is one PCG64, whose state each call sets to a hash of the name, without NumPy's mixing of seeds: a draw ends where the
-    next begins.
+    All calls return the same generator, whose state (PCG64) is set to a hash of the name, without NumPy's mixing of seeds. So a draw must
+    have ended before the next call.
 
     Args:
-        seed, purpose, keys: how the names begin.
+        seed, purpose, keys: the beginning of all names.
     """
 
     def __init__(self, seed: int, purpose: str, *keys: Key) -> None:
@@ -44,7 +43,7 @@ class Keyed:
         self._generator = np.random.Generator(self._bits)
 
     def __call__(self, *keys: Key) -> np.random.Generator:
-        """The generator of the draw that these keys complete the name of."""
+        """Return the generator of the draw whose name these keys complete."""
         named = self._begun.copy()
         named.update(_coded_keys(keys))
         digest = named.digest()
@@ -54,7 +53,7 @@ class Keyed:
 
 
 def torch_seed(seed: int, purpose: str, *keys: Key) -> int:
-    """A seed for ``torch.manual_seed``; torch's CPU generator keeps 32 bits of it."""
+    """Return a seed for ``torch.manual_seed``, of which torch's CPU generator uses 32 bits."""
     return derive(seed, purpose, *keys) & 0xFFFFFFFF
 
 

@@ -1,4 +1,4 @@
-"""Privacy figures in words: where digits of a number are cut, what was spent is rounded up, and what is left is rounded down."""
+"""Prints privacy figures: spent figures are rounded up, remaining figures are rounded down."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 
 def rounded_up(value: float | str | None, decimals: int = 4, fixed: bool = False) -> str:
-    """A figure that was spent: never a digit below it.
+    """Return a spent figure as text that is never below its value.
 
     Args:
-        value: the figure; a string, such as "infinity", stays what it is, and None is "none".
-        decimals: digits behind the point.
-        fixed: with all of them, for tables; else without zeros at the end.
+        value: the figure; a string such as "infinity" is returned as it is, and None gives "none".
+        decimals: number of digits behind the point.
+        fixed: whether to keep zeros at the end, as for tables.
     """
     return _text(value, decimals, fixed, ROUND_CEILING)
 
 
 def rounded_down(value: float | str | None, decimals: int = 4, fixed: bool = False) -> str:
-    """A figure that is left: never a digit above it. See :func:`rounded_up`."""
+    """Return a remaining figure as text that is never above its value; arguments as for :func:`rounded_up`."""
     return _text(value, decimals, fixed, ROUND_FLOOR)
 
 
 def as_given(value: float | None) -> str:
-    """A setting, to all its digits."""
+    """Return a setting as text with all its digits."""
     return "none" if value is None else repr(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
 
 

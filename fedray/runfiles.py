@@ -31,12 +31,12 @@ Output = Path | str
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Paths below one run's output directory, and how each file is written.
+    """Paths in one run's output directory, and methods that read and write its files.
 
     Attributes:
-        root: the directory; of a run in a store, the working directory on this node.
-        remote: the address in the store.
-        driver: whose files these are: a driver that has claimed them writes nothing more once another has (see :meth:`claim`).
+        root: the directory; the working directory on this node if the output is in an object store.
+        remote: the output's address in the object store, or None.
+        driver: id of the driver that has claimed the files (see :meth:`claim`); it stops writing once another driver has claimed them.
     """
 
     root: Path
@@ -45,7 +45,7 @@ class RunFiles:
 
     @classmethod
     def at(cls, output: Output) -> RunFiles:
-        """The files of an output, on this node.
+        """Return the files of an output on this node.
 
         Raises:
             ConfigError: no working directory can be made.
@@ -61,7 +61,7 @@ class RunFiles:
 
     @property
     def metrics(self) -> Path:
-        """One JSON line a round."""
+        """The metrics, one JSON line per round."""
         return self.root / "metrics.jsonl"
 
     @property
@@ -71,10 +71,10 @@ class RunFiles:
 
     @property
     def books(self) -> Location:
-        """Where ``privacy.ledger: run`` keeps its books: beside the other files, in the store itself where the output is one.
+        """Directory of the books with ``privacy.ledger: run``; it lies in the object store if the output does.
 
         Raises:
-            ConfigError: that store has no conditional writes, so a charge could be lost.
+            ConfigError: the store has no conditional writes, so that a charge could be lost.
         """
         if self.remote is None:
             return self.ledger
@@ -87,12 +87,12 @@ class RunFiles:
 
     @property
     def faults_file(self) -> Path:
-        """One JSON line a fault."""
+        """The faults, one JSON line each."""
         return self.root / "faults.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoint files."""
+        """Directory of the checkpoints."""
         return self.root / "checkpoints"
 
     @property
@@ -102,12 +102,12 @@ class RunFiles:
 
     @property
     def summary(self) -> Path:
-        """How the run ended."""
+        """The summary, written at the run's end."""
         return self.root / SUMMARY
 
     @property
     def partition(self) -> Path:
-        """Who holds how much."""
+        """The partition report and the model's description."""
         return self.root / "partition.json"
 
     @property
@@ -122,7 +122,7 @@ class RunFiles:
 
     @property
     def trace(self) -> Path:
-        """The same, as spans for a trace viewer."""
+        """The spans of all processes, for a trace viewer."""
         return self.root / "profile.json"
 
     @property
@@ -131,10 +131,10 @@ class RunFiles:
         return self.config.exists() or any(self.checkpoints.glob("*.safetensors"))
 
     def create(self) -> None:
-        """Make the directory and see that it can be written.
+        """Make the directory and check that it can be written.
 
         Raises:
-            ConfigError: it cannot.
+            ConfigError: it cannot be written.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -145,27 +145,27 @@ class RunFiles:
             raise ConfigError(f"--output {self.root}: cannot be written ({error.strerror}); choose another directory.") from None
 
     def mirror(self, note: Callable[[str], None]) -> Mirror | None:
-        """What copies the files to the store while the run goes on; None where the output is a directory."""
+        """Return the mirror that copies the files to the object store during the run; None if the output is a directory."""
         return None if self.remote is None else Mirror(self.root, Remote(self.remote), note)
 
     def claim(self) -> RunFiles:
-        """These files, owned by the driver that calls this: whichever claimed them last.
+        """Return these files as owned by the calling driver.
 
-        A driver that was cut off, and replaced because it seemed dead, finds that out at its next write and stops.
+        A driver that lost its connection and was replaced notices at its next write that another driver has claimed the files, and stops.
         """
         driver = secrets.token_hex(8)
         write_json(self.root / OWNER, {"driver": driver, "node": socket.gethostname()})
         return replace(self, driver=driver)
 
     def last_node(self) -> str:
-        """Name of the host of the driver that claimed these files last."""
+        """Return the name of the host whose driver claimed these files last."""
         try:
             return str((read_json(self.root / OWNER) or {})["node"])
         except (FedrayError, KeyError):
             return "another node"
 
     def owned(self) -> bool:
-        """Whether no other driver has claimed the files since this one did; a damaged ``owner.json`` names none."""
+        """Return whether no other driver has claimed the files since this one; also True if ``owner.json`` is damaged."""
         try:
             self._check_owned()
         except Stopped:
@@ -179,14 +179,14 @@ class RunFiles:
             raise Stopped(f"{self.remote or self.root}: another driver has taken this run over; this one stops and leaves the files alone.")
 
     def begin(self, known: Mapping[str, Any] | None = None) -> Started:
-        """Count one more start of this run.
+        """Count one more start of this run, and return it.
 
         Args:
-            known: the last start that the checkpoint knows of (``id``, ``starts``). It stands in for a ``run.json`` that is damaged or gone:
-                under another id the run's limits in the privacy books would begin anew.
+            known: the start (``id``, ``starts``) that the checkpoint names. It replaces a ``run.json`` that is damaged or missing, because
+                under a new id the run's limits in the privacy books would begin anew.
 
         Raises:
-            FedrayError: ``run.json`` is damaged and there is no checkpoint, or it is another run's than the checkpoint.
+            FedrayError: ``run.json`` is damaged and no checkpoint exists, or it belongs to another run than the checkpoint.
         """
         path = self.root / "run.json"
         try:
@@ -204,11 +204,14 @@ class RunFiles:
         return now
 
     def mend(self, rounds: int, pending: int | None = None) -> list[str]:
-        """Keep the whole lines of the journal and of the faults file, one row a round; returns what they lack, a sentence for each kind.
+        """Remove broken lines from the journal and the faults file, and repeated rounds from the journal.
 
         Args:
-            rounds: that the checkpoint has done.
-            pending: a round whose row is not in the journal yet.
+            rounds: number of rounds that the checkpoint has done.
+            pending: a round whose row is not in the journal yet, or None.
+
+        Returns:
+            One sentence for each kind of defect.
         """
         self._check_owned()
         rows, faults = journal(self.root), read_lines(self.faults_file, _is_fault)
@@ -222,28 +225,28 @@ class RunFiles:
         return lacking
 
     def append_row(self, row: Row) -> None:
-        """Add one line to the metrics file; on disk when this returns.
+        """Append one line to the metrics file; it is on disk when this returns.
 
         Raises:
-            Stopped: another driver owns the files. So do all that write here.
-            FedrayError: the disk is full or broken. So do all that write here.
+            Stopped: another driver owns the files. All methods that write raise this.
+            FedrayError: the disk is full or broken. All methods that write raise this.
         """
         self._check_owned()
         append_line(self.metrics, json.dumps(row))
 
     def append_fault(self, round_: int, kind: str, what: str) -> None:
-        """Add what befell the run to the faults file.
+        """Append one fault to the faults file.
 
         Args:
-            round_: from 1.
+            round_: the round, from 1.
             kind: actor, node, client, driver, store, tracking, memory or files.
-            what: a sentence.
+            what: one sentence on the fault.
         """
         self._check_owned()
         append_line(self.faults_file, json.dumps({"round": round_, "time": time.time(), "kind": kind, "what": what}))
 
     def faults(self) -> list[Row]:
-        """All that befell the run, in order: round, time (Unix seconds), kind, what.
+        """Read all faults in order: round, time (Unix seconds), kind, what.
 
         Raises:
             FedrayError: the file is damaged.
@@ -251,7 +254,7 @@ class RunFiles:
         return read_lines(self.faults_file, _is_fault).all()
 
     def rows(self) -> list[Row]:
-        """All whole lines of the metrics file.
+        """Read the rows of the metrics file, without a torn last line.
 
         Raises:
             FedrayError: the file is damaged.
@@ -275,9 +278,9 @@ class RunFiles:
         save_checkpoint(self.checkpoints, checkpoint, keep)
 
     def save_model(self, layout: Layout, weights: Vector, frozen: Mapping[str, Values] | None = None) -> None:
-        """Write the model's tensors by name, the trained ones in the vector's order: the digest of the file's tensors is that of the model.
+        """Write the model's tensors by name, in the order in which :func:`fedray.frozen.model_digest` reads them.
 
-        A summary of an earlier model goes first, so that a crash leaves none that names another model than the file.
+        The summary of an earlier model is removed first, so that a crash cannot leave a summary that names another model than the file.
         """
         self._check_owned()
         self.summary.unlink(missing_ok=True)
@@ -285,7 +288,7 @@ class RunFiles:
         write_tensors(self.model, {**before, **layout.views(weights), **behind}, {"format": "pt"})
 
     def load_model(self) -> dict[str, Values]:
-        """The final model's tensors by name.
+        """Read the final model's tensors by name.
 
         Raises:
             FedrayError: the file is damaged, or is not the model that ``summary.json`` names.
@@ -300,10 +303,10 @@ class RunFiles:
         return tensors
 
     def read_summary(self) -> dict[str, Any] | None:
-        """``summary.json``; None where there is none.
+        """Read ``summary.json``; None if it does not exist.
 
         Raises:
-            FedrayError: it is damaged.
+            FedrayError: the file is damaged.
         """
         return read_json(self.summary)
 
@@ -328,8 +331,8 @@ class Started:
     """A start of a run.
 
     Attributes:
-        id: the run's own.
-        starts: the number of this start, from 1.
+        id: the run's id, the same for all its starts.
+        starts: number of this start, from 1.
     """
 
     id: str
@@ -337,15 +340,15 @@ class Started:
 
     @property
     def digest(self) -> str:
-        """By which ``run.json`` is known to be what was written (SHA-256, hexadecimal)."""
+        """SHA-256, hexadecimal, by which a damaged ``run.json`` is noticed."""
         return sha256(f"{self.id}/{self.starts}".encode()).hexdigest()
 
 
 def last_start(path: Path) -> Started | None:
-    """What ``run.json`` says; None where there is none.
+    """Read the last start from ``run.json``; None if the file does not exist.
 
     Raises:
-        FedrayError: it is damaged.
+        FedrayError: the file is damaged.
     """
     found = read_json(path)
     if found is None:
@@ -358,21 +361,23 @@ def last_start(path: Path) -> Started | None:
 
 
 def refuse_taken(output: Output) -> ConfigError:
-    """The error of a new run where there is one already."""
+    """Return the error of a new run whose output holds a run already."""
     return ConfigError(f"--output {output}: holds a run already; add --resume to continue it, or choose another directory.")
 
 
 def choose_output(name: str, given: str | None, resume: bool) -> Output:
-    """Where a run's files go.
+    """Choose where a run's files go.
 
-    Without ``given``: ``runs/NAME``, or ``runs/NAME-2`` and so on where that exists already; with
-    ``resume`` the newest of them.
+    Args:
+        name: the run's name.
+        given: the user's choice; None: ``runs/NAME``, or ``runs/NAME-2`` and so on if that holds a run.
+        resume: whether a run is to be continued; without ``given`` the newest of the run's directories.
 
     Returns:
-        an absolute path, or the address of a prefix in an object store.
+        An absolute path, or the address of a prefix in an object store.
 
     Raises:
-        ConfigError: ``given`` holds a run already and ``resume`` is not asked for, is no place for a run, or its store does not answer.
+        ConfigError: ``given`` holds a run and ``resume`` is false, is a file, or its store does not answer.
     """
     if given is not None:
         if is_remote(given):

@@ -1,4 +1,4 @@
-"""Where a process spends its time: spans, kept only where somebody asked for them (``fedray run --profile``)."""
+"""Spans: how a process spends its time, recorded only for ``fedray run --profile``."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 from dataclasses import dataclass
 from typing import Literal, Self
 
-#: What a span was spent on; ``round`` is a whole round of the driver's, in which the others lie.
+#: Kinds of spans. A span of kind ``round`` is a whole round of the driver, which contains its other spans.
 Kind = Literal["round", "compute", "wait", "transfer", "aggregation", "evaluation", "logging", "cohort"]
 
 
 @dataclass(frozen=True)
 class Span:
-    """One stretch of time in one thread of a process.
+    """A period of time in one thread of a process.
 
     Attributes:
-        kind: what it was spent on.
+        kind: the kind of work.
         name: what was done.
-        start: Unix seconds, by this host's clock.
-        seconds: how long it took.
-        cpu: seconds of it that the thread was on a processor.
+        start: Unix seconds by this host's clock.
+        seconds: duration.
+        cpu: processor seconds of the thread in this time.
     """
 
     kind: Kind
@@ -33,20 +33,20 @@ _kept: list[Span] | None = None
 
 
 def keep_spans() -> None:
-    """Keep this process' spans from now on."""
+    """Record this process' spans from now on."""
     global _kept
     _kept = []
 
 
 def taken_spans() -> list[Span]:
-    """What was kept since the last call."""
+    """Return the spans that were recorded since the last call."""
     global _kept
     found, _kept = _kept, None if _kept is None else []
     return found or []
 
 
 class span:
-    """A context whose time is kept, where spans are; else it costs half a microsecond."""
+    """A context manager that records its duration if spans are recorded; otherwise it costs half a microsecond."""
 
     __slots__ = ("_began", "_kind", "_name")
 

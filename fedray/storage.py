@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Reads and writes files so that a file is never half written, and a damaged file is noticed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fedray.errors import FedrayError
 
 
 def write_atomic(path: Path, data: bytes | Callable[[Path], None]) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old or the new content, never a part.
+    """Replace a file so that any reader sees, and any crash leaves, the old or the new content as a whole.
 
     The bytes are on disk (fsync of file and directory) when this returns.
 
     Args:
-        path: of the file.
-        data: its content, or what writes that to a path, where it need not be whole in memory.
+        path: the file; missing directories are made.
+        data: the content, or a function that writes it to a path, so that it need not be in memory as a whole.
 
     Raises:
-        FedrayError: the disk is full, broken or not writable; the old content stands.
+        FedrayError: the disk is full, broken or not writable; the old content stays.
     """
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def write_atomic(path: Path, data: bytes | Callable[[Path], None]) -> None:
                     file.write(data)
             if callable(data):
                 data(Path(temporary))
-            with open(temporary, "rb") as file:  # not the one from above, in whose place a writer may have put another
+            with open(temporary, "rb") as file:  # opened again, because the function may have replaced the file
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
@@ -45,16 +45,16 @@ def write_atomic(path: Path, data: bytes | Callable[[Path], None]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a file; on disk when this returns.
+    """Append one line to a file; the line is on disk when this returns.
 
     Raises:
-        FedrayError: the disk is full, broken or not writable; no part of the line stays behind.
+        FedrayError: the disk is full, broken or not writable; no part of the line stays in the file.
     """
     with _writing(path), path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
         data = memoryview(f"{line}\n".encode())
         try:
-            while data:  # a disk that is nearly full takes a part
+            while data:  # a disk that is nearly full may take only a part
                 data = data[file.write(data) :]
             os.fsync(file.fileno())
         except OSError:
@@ -64,16 +64,16 @@ def append_line(path: Path, line: str) -> None:
 
 
 def damaged(path: Path, why: str) -> FedrayError:
-    """The error of a file that is not what was written."""
+    """Return the error of a file that is not as it was written."""
     return FedrayError(f"{path}: is damaged ({why}); bring it back from a copy.")
 
 
 @contextmanager
 def reading(*paths: Path) -> Iterator[None]:
-    """Within: what these files hold is used. Where it is not what it should be, the error names them.
+    """Use the content of these files within the block, with errors that name the files.
 
     Raises:
-        FedrayError: instead of an error of a missing key or a wrong type.
+        FedrayError: in place of an error about a missing key or a wrong type.
     """
     try:
         yield
@@ -84,7 +84,7 @@ def reading(*paths: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object that a file holds; None where there is no file.
+    """Read the JSON object in a file; None if the file does not exist.
 
     Raises:
         FedrayError: the file cannot be read, or holds no JSON object.
@@ -104,13 +104,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class JsonLines:
-    """What a file of JSON lines holds.
+    """The content of a file of JSON lines.
 
     Attributes:
         path: the file.
-        whole: the lines that are JSON objects, in order.
-        broken: numbers, from 1, of the lines that are not.
-        torn: the last line has no end, as after a crash; it is in neither.
+        whole: the lines that are as expected, in order.
+        broken: numbers, from 1, of the other lines.
+        torn: whether the last line has no end, as after a crash; such a line is neither in ``whole`` nor in ``broken``.
     """
 
     path: Path
@@ -119,10 +119,10 @@ class JsonLines:
     torn: bool
 
     def all(self) -> list[dict[str, Any]]:
-        """All lines.
+        """Return all lines, without a torn last line, which a crash may leave.
 
         Raises:
-            FedrayError: one of them is broken. A torn last line is left out: a crash leaves one.
+            FedrayError: a line is broken.
         """
         if self.broken:
             raise damaged(
@@ -132,11 +132,11 @@ class JsonLines:
 
 
 def read_lines(path: Path, good: Callable[[dict[str, Any]], bool] = lambda line: True) -> JsonLines:
-    """Read a file of JSON lines; one that is not there has none.
+    """Read a file of JSON lines; a file that does not exist has no lines.
 
     Args:
         path: the file.
-        good: whether an object is what a line should hold.
+        good: returns whether an object is as expected.
 
     Raises:
         FedrayError: the file cannot be read.
@@ -161,12 +161,12 @@ def read_lines(path: Path, good: Callable[[dict[str, Any]], bool] = lambda line:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """:func:`write_atomic` of indented JSON."""
+    """Write a value as indented JSON by :func:`write_atomic`."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False, default=str) + "\n").encode())
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename or a new file in ``path`` durable."""
+    """Make renamed and new files in the directory ``path`` durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Tensor files: the safetensors format under two digests, so that a file that was changed, cut or lengthened never passes for whole.
+"""Tensor files: the safetensors format with two digests, by which every changed, cut or lengthened file is noticed.
 
-The header's metadata holds ``fedray_sha256``, the SHA-256 of all tensors' bytes in the order in which they lie, and
-``fedray_header_sha256``, that of the header and its length, with this digest's own 64 digits as zeros. The second covers the
-first, so together they cover every bit of the file. Any program that reads safetensors reads these files.
+The header's metadata holds ``fedray_sha256``, the SHA-256 of all tensors' bytes in the file's order, and ``fedray_header_sha256``, the
+SHA-256 of the header and its length, in which this digest's own 64 digits are zeros. The second digest covers the first, so together they
+cover every bit of the file. Any program that reads safetensors reads these files.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fedray.storage import damaged, write_atomic
 DIGEST, HEADER_DIGEST = "fedray_sha256", "fedray_header_sha256"
 
 _ZEROS = "0" * 64
-_ALIGNED = 8  # bytes; tensors that begin at a multiple of it can be mapped into memory
-#: numpy's types of numbers and the format's names of them.
+_ALIGNED = 8  # bytes; tensors that begin at a multiple of this can be mapped into memory
+#: NumPy types, and their names in the format.
 _NAMES = {
     "float64": "F64",
     "float32": "F32",
@@ -41,15 +41,15 @@ _TYPES = {name: np.dtype(kind).newbyteorder("<") for kind, name in _NAMES.items(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Values], metadata: Mapping[str, str]) -> None:
-    """Write a tensor file, atomically and with no copy of the tensors in memory.
+    """Write a tensor file atomically, without a copy of the tensors in memory.
 
     Args:
-        path: of the file.
-        tensors: name to numbers of any shape, in the order in which they are to lie: larger ones first, so that all are aligned.
-        metadata: texts by name; the two digests join them.
+        path: the file.
+        tensors: arrays of any shape by name, in the file's order; types with more bytes must come first, so that all are aligned.
+        metadata: texts by name, to which the two digests are added.
 
     Raises:
-        FedrayError: the disk is full, broken or not writable; the old content stands.
+        FedrayError: the disk is full, broken or not writable; the old content stays.
     """
     parts = {name: np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")) for name, value in tensors.items()}
     digest, position = sha256(), 0
@@ -76,10 +76,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Values], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Values], dict[str, str]]:
-    """The tensors and the metadata of a file that :func:`write_tensors` wrote.
+    """Read the tensors and the metadata of a file that :func:`write_tensors` wrote.
 
     Raises:
-        FedrayError: the file cannot be read, or is not to the last bit what was written.
+        FedrayError: the file cannot be read, or some bit differs from what was written.
     """
     try:
         with path.open("rb") as file:
@@ -93,7 +93,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Values], dict[str, str]]:
 
 
 def _packed(header: Mapping[str, Any]) -> bytes:
-    """The header behind its length (8 bytes, little-endian), with blanks at its end so that the tensors are aligned."""
+    """Return the header's length (8 bytes, little-endian) and the header, padded with blanks so that the tensors are aligned."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNED)
     return len(text).to_bytes(8, "little") + text

@@ -1,7 +1,7 @@
-"""From the data section of a config to who holds which records.
+"""Loads the records of a config's data section and deals them to the clients.
 
-The same section and seed give the same bytes in any process: a client that loads its own part alone
-gets what it would have got from the whole federation.
+The same section and seed give the same bytes in any process: a client that loads only its own records gets those that it has in the whole
+federation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedray.components import PARTITIONERS, SOURCES, TRANSFORMS, check_arguments
 from fedray.config import Data
 from fedray.data.holdout import split
 from fedray.data.partition import Deal, check_parts, natural
-from fedray.data.records import ClientData, Features, Federation, Indices, Label, Numbered, Records, Targets
+from fedray.data.records import ClientData, Features, Federation, Indices, Label, Numbered, Records, Targets, offsets_of
 from fedray.data.silos import Silo, check_silos, join, nothing_held_out
 from fedray.data.source import Raw, Silos, Source, gather
 from fedray.data.transforms import Apply, Floats, Transform
@@ -28,7 +28,15 @@ _GIVEN = ("labels", "groups", "draws")
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Who gets which records of a whole source; ``own_test``: ``client_test`` counts those of the source's test set."""
+    """Which client gets which records of a whole source.
+
+    Attributes:
+        names: names of the clients.
+        train: each client's training records.
+        client_test: each client's test records, or None.
+        driver_test: the driver's held-out records, or None.
+        own_test: whether ``client_test`` has indices into the source's test set, and not into its training set.
+    """
 
     names: Sequence[str]
     train: Deal
@@ -41,7 +49,7 @@ def check(data: Data) -> None:
     """Check the data section without reading a record.
 
     Raises:
-        DataError: contradictions between its parts, or a file that is not there.
+        DataError: parts of the section contradict each other, or a file does not exist.
         ConfigError: unknown parts or arguments.
     """
     source = _source(data)
@@ -63,23 +71,23 @@ def check(data: Data) -> None:
 
 
 def per_silo(data: Data) -> bool:
-    """Each client has a place of its own that only it needs to read."""
+    """Return whether each client has its own place, which no other process needs to read."""
     return isinstance(_source(data), Silos)
 
 
 def declared_labels(data: Data) -> Sequence[Label]:
-    """The label of each class of a source with one place a client, whose classes are declared; empty in regression, and for other sources."""
+    """Return the label of each class of a source with one place per client; empty in regression and for other sources."""
     source = _source(data)
     return source.class_labels if isinstance(source, Silos) else ()
 
 
 def private_statistics(data: Data) -> bool:
-    """``data.normalize`` computes statistics over a client's records, which record-level privacy does not cover."""
+    """Return whether ``data.normalize`` computes statistics over a client's records, which record-level privacy does not cover."""
     return transform_of(data).private_statistics
 
 
 def client_names(data: Data, seed: int) -> Sequence[str]:
-    """Names of the clients, in order; reads records only where the names are in them.
+    """Return the names of the clients in order; reads records only if these contain the names.
 
     Raises:
         DataError, ConfigError: see :func:`load_federation`.
@@ -98,13 +106,12 @@ def client_names(data: Data, seed: int) -> Sequence[str]:
 
 
 def load_federation(data: Data, seed: int) -> Federation:
-    """Read everything and deal it out.
+    """Read all records and deal them to the clients.
 
-    The records of a source with one place a client are read one client after the other, and held out at
-    the clients whatever ``data.holdout.at`` says, for nobody else has them.
+    A source with one place per client is read client by client; its held-out records stay at the clients whatever ``data.holdout.at`` says.
 
     Raises:
-        DataError: the data is missing or is not what the section says.
+        DataError: the data is missing or differs from what the section says.
         ConfigError: unknown parts or arguments.
     """
     check(data)
@@ -146,12 +153,12 @@ def load_federation(data: Data, seed: int) -> Federation:
 
 
 def load_client(data: Data, seed: int, name: str) -> ClientData:
-    """One client's records, the same bytes as ``load_federation(data, seed).client(k)``.
+    """Load one client's records, with the same bytes as ``load_federation(data, seed).client(k)``.
 
-    Of a source with one place a client only that client's is read.
+    Of a source with one place per client only this client's place is read.
 
     Raises:
-        DataError: no such client, or see :func:`load_federation`.
+        DataError: no such client exists, or see :func:`load_federation`.
     """
     check(data)
     source = _source(data)
@@ -167,7 +174,7 @@ def load_client(data: Data, seed: int, name: str) -> ClientData:
 
 
 def silo_test(data: Data) -> tuple[Records, Silo] | None:
-    """The driver's test set of a source with one place a client, and its form; None where it has none.
+    """Load the driver's test set of a source with one place per client, with its form; None without such a set.
 
     Raises:
         DataError: see :func:`load_federation`.
@@ -183,10 +190,10 @@ def silo_test(data: Data) -> tuple[Records, Silo] | None:
 
 
 def source_arguments(data: Data) -> dict[str, Any]:
-    """The source's arguments, of the types that it takes: a category ``true`` of the config is its 1.
+    """Return the source's arguments, converted to its types: a category ``true`` in the config becomes 1.
 
     Raises:
-        ConfigError: unknown, missing or mistyped ones.
+        ConfigError: an argument is unknown, missing or of the wrong type.
     """
     factory = find(SOURCES, data.source.partition(":")[0])
     return check_arguments(factory, data.arguments, "data", own=("where",))
@@ -205,10 +212,10 @@ def _partitioner(data: Data) -> tuple[Callable[..., Any], dict[str, Any]]:
 
 
 def transform_of(data: Data) -> Transform:
-    """What ``data.normalize`` says.
+    """Build the transform that ``data.normalize`` names.
 
     Raises:
-        ConfigError: it is not known, or does not take the arguments.
+        ConfigError: the transform is not known, or does not take the arguments.
     """
     factory = find(TRANSFORMS, data.normalize.kind)
     made = factory(**check_arguments(factory, data.normalize.arguments, "data.normalize"))
@@ -266,15 +273,14 @@ def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
 
 
 def _own_tests(data: Data, groups: Indices, clients: int) -> Deal:
-    """The source's test records to the clients that they are of."""
+    """Deal the source's test records to their clients."""
     strangers = np.flatnonzero(groups < 0)
     if len(strangers):
         raise DataError(
             f"{data.source}: {len(strangers)} test records, the first is record {strangers[0] + 1}, are of clients without training records; "
             "remove them, or set data.holdout.at=driver to evaluate on all test records together."
         )
-    counts = np.bincount(groups, minlength=clients)
-    return Deal(np.argsort(groups, kind="stable"), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    return Deal(np.argsort(groups, kind="stable"), offsets_of(np.bincount(groups, minlength=clients)))
 
 
 def _hold_out(data: Data, labels: Targets, part: Indices, seed: int, name: str) -> tuple[Indices, Indices]:

@@ -1,4 +1,4 @@
-"""A column that says of each record whether it is for training or for the test."""
+"""Reads a column that says which records are the test set."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TestFold = Cell | Sequence[Cell]
 
 
 def check_fold(fold: str | None, test_fold: TestFold | None, test: object = None) -> None:
-    """Refuse settings that contradict each other.
+    """Check that the settings of folds and test sets do not contradict each other.
 
     Raises:
-        DataError: what to leave out.
+        DataError: they do.
     """
     if fold is None and test_fold is not None:
         raise DataError("data.test_fold: is a value of the column data.fold, which is not given; name it, or leave this out.")
@@ -28,16 +28,16 @@ def check_fold(fold: str | None, test_fold: TestFold | None, test: object = None
 
 
 def test_rows(cells: npt.ArrayLike, fold: str, test_fold: TestFold | None, where: str) -> npt.NDArray[np.bool_]:
-    """Which rows are of the test set.
+    """Return which rows are the test set, bool ``[n]``.
 
     Args:
         cells: the column, ``[n]``.
-        fold: its name.
-        test_fold: its values that mean the test set, all others are training; None: it holds "train" and "test".
+        fold: name of the column.
+        test_fold: the column's values that mean the test set; None: the column holds "train" and "test".
         where: the source, for messages.
 
     Raises:
-        DataError: a missing cell, another value than those two where none are named, or no record for training.
+        DataError: a missing cell, another value than "train" and "test" without ``test_fold``, or no record for training.
     """
     array = np.asarray(cells).astype(object)
     missing = missing_values(array)
@@ -61,10 +61,10 @@ def test_rows(cells: npt.ArrayLike, fold: str, test_fold: TestFold | None, where
 
 
 def need_test(tested: npt.NDArray[np.bool_], fold: str, where: str) -> None:
-    """Refuse a whole source without a record of the test fold.
+    """Check that a whole source has a record of the test fold.
 
     Raises:
-        DataError: there is none.
+        DataError: it has none.
     """
     if not tested.any():
         raise DataError(f"{where}: no record is of the test set by column '{fold}' (data.fold); check data.test_fold.")

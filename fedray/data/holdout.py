@@ -1,4 +1,4 @@
-"""Splitting records into a training and a held-out part."""
+"""Splits records into training and held-out records."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fedray.data.records import Indices, Targets
 def split(
     labels: Targets, fraction: float, stratify: bool, draws: np.random.Generator, groups: Indices | None = None
 ) -> tuple[Indices, Indices]:
-    """Positions of the training and of the held-out records, each sorted.
-
-    ``round(fraction * n)`` records are held out, at least one record is kept for training.
+    """Split records at random: ``round(fraction * n)`` are held out, at least one record is kept for training.
 
     Args:
         labels: ``[n]``.
-        fraction: part held out.
-        stratify: hold out the same part of each class (classes only; regression is split at random).
-        draws: generator.
-        groups: natural client of each record; every client keeps at least one record for training, for
-            which a held-out record is put back where needed.
+        fraction: fraction of the records to hold out.
+        stratify: whether to hold out the same fraction of each class (with classes only).
+        draws: random generator.
+        groups: natural client of each record, int64 ``[n]``; each client keeps at least one record for training.
+
+    Returns:
+        Sorted positions of the training records and of the held-out records, int64.
     """
     n = len(labels)
     wanted = min(int(fraction * n + 0.5), n - 1)

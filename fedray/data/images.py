@@ -1,4 +1,4 @@
-"""Image arrays: decoding encoded bytes, and putting the channel axis first."""
+"""Decodes images, and moves the channel axis of image arrays to the front."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Channels = Literal["auto", "first", "last", "none"]
 def decode_images(encoded: Sequence[bytes | None], where: str) -> npt.NDArray[np.uint8]:
     """Decode PNG, JPEG, ... files to uint8 ``[n, channels, height, width]`` (a view of an NHWC array).
 
-    The first image decides: grey images give one channel, all others three. All must have its size.
+    All images must have the size of the first, which also decides the channels: one for a grey image, else three.
 
     Raises:
-        DataError: an image that is missing, broken or of another size; names the record.
+        DataError: an image is missing, broken or of another size; the sentence names the record.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -61,16 +61,16 @@ def decode_images(encoded: Sequence[bytes | None], where: str) -> npt.NDArray[np
 
 
 def channels_first(x: npt.NDArray[Any], channels: Channels, where: str) -> npt.NDArray[Any]:
-    """``x`` with its channel axis first among a record's axes (a view).
+    """Return a view of ``x`` in which the channel axis is the first axis of each record.
 
     Args:
         x: ``[n, ...]``.
-        channels: where the axis is: first (nothing is done), last, none (one is added), or auto: uint8
-            ``[n, h, w]`` has none; four axes are judged by which end has 1, 3 or 4 entries; all else is left alone.
+        channels: position of the channel axis: first, last, none (an axis is added), or auto: uint8 ``[n, h, w]`` has none; with four axes
+            the first or last axis of a record with 1, 3 or 4 entries; any other array is returned as it is.
         where: the source, for messages.
 
     Raises:
-        DataError: auto cannot tell, or there are too few axes for the setting.
+        DataError: auto cannot decide, or the array has too few axes for the setting.
     """
     if channels == "auto":
         channels = _guess(x, where)

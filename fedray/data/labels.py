@@ -1,8 +1,8 @@
-"""Labels as a source gives them, and the classes that they are made.
+"""Converts a source's labels to classes.
 
-A label is the source's own value (``"ill"``, ``20``, ``True``); a class is its number, 0..C-1, which the model's
-outputs go by. The number of classes and their order are either declared (by the config, or as a public fact of the
-source) or found: then the labels that occur are numbered in sorted order. Either way the label of each class goes along.
+A label is the source's own value (``"ill"``, ``20``, ``True``); a class is its number 0..C-1, which is the index of the model's output. The
+number and the order of the classes are either declared (by the config, or as a public fact of the source) or found, in which case the
+labels that occur are numbered in sorted order. The label of each class is kept in both cases.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedray.data.records import Label, Targets
 from fedray.data.rows import key as label_key
 from fedray.errors import DataError
 
-#: What a missing label looks like once it was turned into text.
+#: Texts of missing labels.
 _MISSING_TEXT = frozenset(
     ("", "nan", "-nan", "NaN", "NAN", "-NaN", "None", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA", "null", "NULL", "Null")
 )
@@ -31,10 +31,10 @@ class Classified:
     """Labels as classes.
 
     Attributes:
-        targets: as many arrays as were given, each ``[n]`` int64 classes, or float32 in regression.
-        classes: C, or None in regression.
+        targets: one array for each given array, ``[n]`` int64 classes, or float32 in regression.
+        classes: number C of classes; None in regression.
         class_labels: the label of each class, in class order; empty in regression.
-        declared: the classes were said beforehand, not found in the records.
+        declared: whether the classes were declared, and not found in the records.
     """
 
     targets: list[Targets]
@@ -44,10 +44,15 @@ class Classified:
 
 
 def plain_array(values: npt.ArrayLike, what: str, where: str) -> npt.NDArray[Any]:
-    """``values`` as an array.
+    """Convert ``values`` to an array.
+
+    Args:
+        values: any array-like values.
+        what: what they are, for messages.
+        where: the source, for messages.
 
     Raises:
-        DataError: rows of different shapes, or masked entries, which a plain array would show as if they were known.
+        DataError: rows of different shapes, or masked entries, which an array would show as known values.
     """
     if isinstance(values, np.ma.MaskedArray):
         masked = np.asarray(np.ma.getmaskarray(values), dtype=np.bool_)
@@ -64,18 +69,18 @@ def plain_array(values: npt.ArrayLike, what: str, where: str) -> npt.NDArray[Any
 
 
 def label_array(values: npt.ArrayLike, where: str, known: Sequence[Label] | None = None) -> npt.NDArray[Any]:
-    """A source's labels as booleans, integers, floats or text ``[n]``, none of them missing.
+    """Convert a source's labels to booleans, integers, floats or text ``[n]`` without missing values.
 
     Args:
         values: ``[n]`` or ``[n, 1]``.
         where: the source, for messages.
-        known: the declared labels; text among them is a label even if it looks like a missing one.
+        known: the declared labels; a text among them is a label even if it looks like a missing one.
 
     Raises:
-        DataError: missing or masked labels (how many, and the first), labels of several types, or of another one.
+        DataError: missing or masked labels, labels of several types, or of another type.
     """
     array = plain_array(values, "labels", where)
-    if array.dtype.kind == "U" and isinstance(values, list | tuple):  # NumPy made text of all that was beside text
+    if array.dtype.kind == "U" and isinstance(values, list | tuple):  # NumPy converts all values to text if one is text
         array = np.asarray(values, dtype=object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -95,7 +100,7 @@ def label_array(values: npt.ArrayLike, where: str, known: Sequence[Label] | None
 
 
 def missing_values(array: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which entries are None, NaN, NaT or NA, or empty text."""
+    """Return which entries are None, NaN, NaT, NA or blank text."""
     if array.dtype.kind in "biu":
         return np.zeros(array.shape, dtype=np.bool_)
     import pandas as pd
@@ -137,17 +142,17 @@ def number_classes(
     labels: Sequence[Label] | None = None,
     class_labels: Sequence[Label] | None = None,
 ) -> Classified:
-    """Number labels.
+    """Number labels as classes; see the module's text.
 
     Args:
-        arrays: of :func:`label_array`, such as those of a training and a test set.
+        arrays: results of :func:`label_array`, such as those of a training and a test set.
         where: the source, for messages.
-        classes: labels are the integers 0..classes-1 and stay what they are.
-        labels: instead, the labels in class order.
-        class_labels: with ``classes``, what its labels stand for.
+        classes: number of classes, if labels are the integers 0..classes-1.
+        labels: all labels in class order, in place of ``classes``.
+        class_labels: with ``classes``, the meaning of each class.
 
     Raises:
-        DataError: labels that were not declared, several types, or nothing but one class.
+        DataError: labels that were not declared, labels of several types, or only one class.
     """
     if classes is not None and labels is not None:
         raise DataError("data.labels: contradicts data.classes; each says how labels are read, keep one.")
@@ -176,7 +181,7 @@ def number_classes(
                     "list other labels in class order in data.labels instead."
                 )
         return Classified([y.astype(np.int64) for y in arrays], classes, class_labels or range(classes), True)
-    if all(y.dtype.kind == "b" for y in arrays):  # what a boolean can be is known beforehand
+    if all(y.dtype.kind == "b" for y in arrays):  # booleans have two known values
         return Classified([y.astype(np.int64) for y in arrays], 2, (False, True), True)
     found = np.unique(np.concatenate([np.unique(y) for y in arrays]))
     if len(found) == 1:
@@ -192,7 +197,7 @@ def number_classes(
 
 
 def _refuse_lookalikes(found: Sequence[str], where: str) -> None:
-    """Two labels that differ in spaces alone are one label, written carelessly."""
+    """Refuse two labels that differ only in spaces, which are most likely one label."""
     seen: dict[str, str] = {}
     for label in found:
         other = seen.setdefault(" ".join(label.split()), label)
@@ -201,7 +206,7 @@ def _refuse_lookalikes(found: Sequence[str], where: str) -> None:
 
 
 def _positions(y: npt.NDArray[Any], labels: Sequence[Label], where: str) -> npt.NDArray[np.int64]:
-    """Position of each label in ``labels``."""
+    """Return the position of each label in ``labels``."""
     if len({label_key(v) for v in labels}) < max(2, len(labels)):
         raise DataError("data.labels: should list two or more different values, in class order.")
     position = {label_key(value): i for i, value in enumerate(labels)}

@@ -1,8 +1,8 @@
-"""How a pool of records is dealt to clients.
+"""Partitioners, which deal records to clients.
 
-A partitioner is a function ``(labels, groups, draws, **arguments) -> [indices of client 0, of client 1, ...]``:
-``labels`` ``[n]``, ``groups`` int64 ``[n]`` natural clients or None, ``draws`` a keyed generator. Each
-record goes to at most one client, and every client gets at least one.
+A partitioner is a function ``(labels, groups, draws, **arguments) -> [indices of client 0, of client 1, ...]`` with ``labels`` ``[n]``,
+``groups`` the natural clients, int64 ``[n]``, or None, and ``draws`` a keyed generator. Each record goes to at most one client, and every
+client gets at least one record.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from fedray.data.records import Indices, Targets
+from fedray.data.records import Indices, Targets, offsets_of
 from fedray.errors import DataError
 
 _MAX_DRAWS = 1000
@@ -22,10 +22,10 @@ _MAX_DRAWS = 1000
 
 @dataclass(frozen=True, eq=False)
 class Deal(Sequence[Indices]):
-    """Who gets which records: a view a client on one array, so that a million clients are two arrays and not a million.
+    """Each client's records, as views on one array, so that a million clients need two arrays and not a million.
 
     Attributes:
-        order: indices of records, int64; client ``k`` has those from ``offsets[k]`` to ``offsets[k + 1]``.
+        order: indices of records, int64; those of client ``k`` are ``order[offsets[k] : offsets[k + 1]]``.
         offsets: int64 ``[clients + 1]``.
     """
 
@@ -34,9 +34,8 @@ class Deal(Sequence[Indices]):
 
     @classmethod
     def of(cls, parts: Sequence[Indices]) -> Deal:
-        """From an array a client."""
-        sizes = [len(part) for part in parts]
-        return cls(np.concatenate(parts), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+        """Join one array of indices per client."""
+        return cls(np.concatenate(parts), offsets_of([len(part) for part in parts]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -53,7 +52,7 @@ class Deal(Sequence[Indices]):
 
     @property
     def sizes(self) -> Indices:
-        """Records of each client, int64 ``[clients]``."""
+        """Number of records of each client, int64 ``[clients]``."""
         return np.diff(self.offsets)
 
 
@@ -129,7 +128,7 @@ def dirichlet(
     if balanced:
         return _dirichlet_balanced(pools, n, clients, alpha, draws)
     totals = np.array([len(p) for p in pools], dtype=np.int64)
-    # At most so many draws that giving up takes seconds, not hours, with very many clients.
+    # Fewer draws with very many clients, so that a failure takes seconds and not hours.
     tries = int(np.clip(10**8 // (clients * len(pools)), 10, _MAX_DRAWS))
     for _ in range(tries):
         shares = draws.dirichlet(np.full(clients, alpha), size=len(pools))
@@ -211,7 +210,7 @@ def natural(labels: Targets, groups: Indices | None, draws: np.random.Generator)
 
 
 def apportion(total: int, weights: npt.NDArray[np.float64]) -> Indices:
-    """``total`` things in proportion to ``weights`` by largest remainders (ties to the first): int64, sums to ``total``."""
+    """Split ``total`` in proportion to ``weights`` by largest remainders (ties to the first): int64 of the sum ``total``."""
     quotas = total * (weights / weights.sum())
     parts: Indices = np.floor(quotas).astype(np.int64)
     rest = int(total - parts.sum())
@@ -220,7 +219,7 @@ def apportion(total: int, weights: npt.NDArray[np.float64]) -> Indices:
 
 
 def check_parts(parts: Any, n: int, where: str) -> Deal:
-    """What a partitioner gave, as int64 indices.
+    """Check a partitioner's result; returns it with int64 indices.
 
     Raises:
         DataError: a client without records, a record given twice, or an index that is not a record.
@@ -252,14 +251,14 @@ def _enough(n: int, clients: int) -> None:
 
 
 def _deal(order: Indices, sizes: Indices, sort: bool = True) -> Deal:
-    """Consecutive stretches of ``order``; sorted, so that gathering them reads memory forwards."""
+    """Deal consecutive ranges of ``order``; each is sorted by default, so that gathering the records reads memory in one direction."""
     if sort:
         order = order[np.lexsort((order, np.repeat(np.arange(len(sizes)), sizes)))]
-    return Deal(order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+    return Deal(order, offsets_of(sizes))
 
 
 def _by_counts(pools: list[Indices], counts: Indices) -> Deal:
-    """``counts[c, k]`` records of class pool ``c`` to client ``k``."""
+    """Deal ``counts[c, k]`` records of the class pool ``c`` to client ``k``."""
     owner = np.concatenate([np.repeat(np.arange(counts.shape[1]), row) for row in counts])
     records = np.concatenate(pools)
     order = np.lexsort((records, owner))
@@ -276,7 +275,7 @@ def _dirichlet_balanced(pools: list[Indices], n: int, clients: int, alpha: float
         need = int(sizes[k])
         while need:
             weights = np.where(left > 0, shares, 0.0)
-            # Nothing left of this client's classes: it takes from what is left, in proportion.
+            # If nothing is left of the client's classes, it takes the remaining classes in proportion.
             weights = weights / weights.sum() if weights.sum() > 0 and np.isfinite(weights).all() else left / left.sum()
             taken = np.minimum(draws.multinomial(need, weights), left)
             counts[:, k] += taken

@@ -1,4 +1,4 @@
-"""Records, one client's data, and the whole federation: arrays and who holds which rows."""
+"""Arrays of records, one client's data, and the whole federation with each client's rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Label = str | int | float | bool
 
 
 class Numbered(Sequence[str]):
-    """Names of clients that are only numbered, ``client-0000`` and so on: made when they are asked for, so a million take no memory."""
+    """Names ``client-0000``, ``client-0001``, ... of numbered clients, computed on demand, so that a million names take no memory."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -52,10 +52,10 @@ class Numbered(Sequence[str]):
         return f"Numbered({self._count})"
 
     def index(self, name: str, start: int = 0, stop: int | None = None) -> int:
-        """The number in a name.
+        """Return the position of a name.
 
         Raises:
-            ValueError: there is no such client in that stretch.
+            ValueError: no client between ``start`` and ``stop`` has this name.
         """
         found = self._position(name)
         if found is None or found not in range(self._count)[start:stop]:
@@ -73,8 +73,13 @@ def _numbered(k: int) -> str:
 
 
 def positions(names: Sequence[str]) -> Callable[[str], int]:
-    """Where a name stands among ``names``, in no time after this was called."""
+    """Return a function from a name to its position in ``names`` that takes constant time."""
     return names.index if isinstance(names, Numbered) else {name: k for k, name in enumerate(names)}.__getitem__
+
+
+def offsets_of(sizes: npt.ArrayLike) -> Indices:
+    """Return the bounds of consecutive ranges with these sizes: int64 ``[len(sizes) + 1]``, from 0."""
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +104,17 @@ class Records:
 
 @dataclass(frozen=True, eq=False)
 class ClientData:
-    """What one client holds.
+    """One client's records.
 
     Attributes:
-        name: the client.
-        train: its training records, never empty.
-        test: its own held-out records, or None.
+        name: name of the client.
+        train: the client's training records, never empty.
+        test: the client's test records, or None.
         classes: number of classes of the task (not of this client); None in regression.
-        columns: names of the features where the source is a table. Silos that are read apart from each
-            other agree on the meaning of their features only if these are equal.
-        scale: what the user's own values were divided by (255 for the bytes of an image).
-        own_test: its test records are a test set that it came with, not held out by chance.
-        absent: columns to be left out that its table does not have.
+        columns: names of the features if the source is a table. Silos that are read separately have the same features only if these agree.
+        scale: divisor of the user's values (255 for the bytes of an image).
+        own_test: whether the test records are a test set of the source, and not held out at random.
+        absent: names in ``data.drop`` that are no columns of the client's table.
     """
 
     name: str
@@ -125,19 +129,19 @@ class ClientData:
 
 @dataclass(frozen=True, eq=False)
 class Federation:
-    """All clients' records, each client's rows contiguous, plus what the driver holds for evaluation.
+    """All clients' records, with contiguous rows for each client, and the driver's test set.
 
     Attributes:
-        names: the clients, in order.
+        names: names of the clients, in order.
         train: training records of all clients; client ``k`` has rows ``offsets[k]`` to ``offsets[k + 1]``.
         offsets: int64 ``[clients + 1]``.
         test: the driver's test set, or None.
         client_test: the clients' own held-out records in client order, or None.
         client_test_offsets: int64 ``[clients + 1]``, with ``client_test``.
         classes: number of classes; None in regression.
-        columns: names of the features where the source is a table.
+        columns: names of the features if the source is a table.
         class_labels: the source's own label of each class, in class order; empty in regression.
-        declared: the config, or the source as a public fact, says which classes there are; else they were found in the records.
+        declared: whether the config, or the source as a public fact, names the classes; otherwise they were found in the records.
         scale: see :class:`ClientData`.
     """
 
@@ -154,7 +158,7 @@ class Federation:
     scale: float = 1.0
 
     def client(self, k: int) -> ClientData:
-        """What client ``k`` holds, as views (no copies)."""
+        """Return the data of client ``k`` as views (no copies)."""
         train = self.train.slice(int(self.offsets[k]), int(self.offsets[k + 1]))
         test: Records | None = None
         if self.client_test is not None and self.client_test_offsets is not None:
@@ -164,7 +168,7 @@ class Federation:
 
     @property
     def sizes(self) -> Indices:
-        """Training records of each client, int64 ``[clients]``."""
+        """Number of training records of each client, int64 ``[clients]``."""
         return np.diff(self.offsets)
 
     @property
@@ -179,7 +183,7 @@ class Federation:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, hexadecimal, over names, shapes, types and bytes of everything here: two federations with one digest are the same."""
+        """SHA-256, hexadecimal, of the names, shapes, types and bytes of all fields."""
         hasher = hashlib.sha256()
         for name in self.names:
             hasher.update(f"{len(name.encode())}:{name}".encode())

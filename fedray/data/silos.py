@@ -8,26 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedray.components import nearest
-from fedray.data.records import ClientData, Federation, Records
+from fedray.data.records import ClientData, Federation, Records, offsets_of
 from fedray.data.source import Silos
 from fedray.errors import DataError
 
 
 @dataclass(frozen=True)
 class Silo:
-    """What others may know of one silo's records, or of the driver's test set.
+    """The form and number of one silo's records, or of the driver's test set, which other processes may know.
 
     Attributes:
-        name: the client's, in quotes, or what else it is.
-        records: its training records.
-        held_out: its records for evaluation.
-        own_test: those are a test set of its own, not held out by chance.
-        shape: of one record.
-        target_shape: of one record's targets.
-        tokens: records are integers.
-        scale: what the user's own values were divided by.
-        columns: names of the features where the source is a table.
-        absent: columns to be dropped that it does not have.
+        name: the client's name in quotes, or another description.
+        records: number of training records.
+        held_out: number of test records.
+        own_test: whether the test records are a test set of the source, and not held out at random.
+        shape: shape of one record.
+        target_shape: shape of one record's targets.
+        tokens: whether records are integers.
+        scale: divisor of the user's values.
+        columns: names of the features if the source is a table.
+        absent: names in ``data.drop`` that are no columns of the silo's table.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Silo:
 
     @classmethod
     def of(cls, client: ClientData) -> Silo:
-        """Of a client's records."""
+        """Describe a client's records."""
         return cls(
             f"'{client.name}'",
             len(client.train),
@@ -59,7 +59,7 @@ class Silo:
 
 
 def check_silos(silos: Sequence[Silo], fraction: float, test: Silo | None = None) -> None:
-    """Whether all silos' records are of one form, and some are there to evaluate on.
+    """Check that all silos' records have the same form, and that some records are held out for evaluation.
 
     Args:
         silos: all clients.
@@ -67,7 +67,7 @@ def check_silos(silos: Sequence[Silo], fraction: float, test: Silo | None = None
         test: the driver's test set, if the source has one.
 
     Raises:
-        DataError: the first thing that does not fit.
+        DataError: the first silo that does not fit, or no record is held out although the config asks for it.
     """
     first = silos[0]
     for silo in [*silos[1:], *([test] if test is not None else [])]:
@@ -98,23 +98,23 @@ def check_silos(silos: Sequence[Silo], fraction: float, test: Silo | None = None
 
 
 def nothing_held_out(fraction: float, of: str) -> DataError:
-    """Where ``data.holdout.fraction`` rounds to no record."""
+    """Return the error for a ``data.holdout.fraction`` that rounds to no record."""
     return DataError(
         f"data.holdout.fraction: {fraction:g} of {of} rounds to none, so nothing would be evaluated; raise it, or set it to 0 to train on all."
     )
 
 
 def join(source: Silos, clients: Sequence[ClientData], test: Records | None) -> Federation:
-    """All silos' records as one federation; see :func:`check_silos`."""
+    """Join all silos' records to one federation; :func:`check_silos` must have passed."""
     first, tests = clients[0], [c.test for c in clients]
     held_out, held_out_offsets = None, None
     if any(t is not None for t in tests):
-        held_out_offsets = _offsets([len(t) if t is not None else 0 for t in tests])
+        held_out_offsets = offsets_of([len(t) if t is not None else 0 for t in tests])
         held_out = Records(np.concatenate([t.x for t in tests if t is not None]), np.concatenate([t.y for t in tests if t is not None]))
     return Federation(
         list(source.names),
         Records(np.concatenate([c.train.x for c in clients]), np.concatenate([c.train.y for c in clients])),
-        _offsets([len(c.train) for c in clients]),
+        offsets_of([len(c.train) for c in clients]),
         test,
         held_out,
         held_out_offsets,
@@ -124,10 +124,6 @@ def join(source: Silos, clients: Sequence[ClientData], test: Records | None) -> 
         True,
         first.scale,
     )
-
-
-def _offsets(sizes: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 def _form(silo: Silo) -> str:

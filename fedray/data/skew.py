@@ -1,4 +1,4 @@
-"""What the partition looks like: sizes, classes and how much clients differ."""
+"""The partition report: the clients' sizes, classes and how much these differ."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from fedray.data.records import Federation, Indices
 from fedray.errors import DataError
 
-#: Clients up to which each has a row in the report.
+#: Largest number of clients that have one row each in the report.
 MAX_ROWS = 10_000
-#: Largest table of class counts.
+#: Largest number of cells of the table of class counts.
 MAX_CELLS = 20_000_000
 
 
 def class_counts(federation: Federation) -> Indices | None:
-    """Training records of each class at each client, int64 ``[clients, classes]``; None for a table of more than :data:`MAX_CELLS`.
+    """Count the training records of each class at each client, int64 ``[clients, classes]``; None for more than :data:`MAX_CELLS` cells.
 
-    These are exact counts over private records; under differential privacy they must not be released.
+    The counts are exact figures of private records, which must not be released under differential privacy.
 
     Raises:
         DataError: regression has no classes.
@@ -35,24 +35,23 @@ def class_counts(federation: Federation) -> Indices | None:
 
 
 def label_distance(counts: Indices) -> float:
-    """Mean total-variation distance of the clients' label distributions from the pooled one, 0 (alike) to 1."""
+    """Return the mean total-variation distance of the clients' label distributions from the pooled one, from 0 (equal) to 1."""
     shares = counts / counts.sum(axis=1, keepdims=True)
     pooled = counts.sum(axis=0) / counts.sum()
     return float(0.5 * np.abs(shares - pooled).sum(axis=1).mean())
 
 
 def partition_report(names: Sequence[str], sizes: Indices, counts: Indices | None) -> dict[str, Any]:
-    """The partition as JSON-ready data.
+    """Describe a partition.
 
     Args:
-        names: clients.
-        sizes: training records of each, ``[clients]``.
-        counts: from :func:`class_counts`; None leaves out all that depends on labels.
+        names: names of the clients.
+        sizes: number of training records of each, ``[clients]``.
+        counts: from :func:`class_counts`; None leaves out all figures that depend on labels.
 
     Returns:
-        ``clients``, ``records``, ``size`` (min, median, mean, max), ``label_distance`` (None without counts) and ``rows``:
-        for each client its name, records and, with counts, ``classes``, the counts in class order; of more than
-        :data:`MAX_ROWS` clients only the first ones.
+        JSON data: ``clients``, ``records``, ``size`` (min, median, mean, max), ``label_distance`` (None without counts) and ``rows``: for
+        each of the first :data:`MAX_ROWS` clients its name, its number of records and, with counts, those of each ``classes``.
     """
     rows: list[dict[str, Any]] = [{"client": name, "records": int(size)} for name, size in zip(names[:MAX_ROWS], sizes, strict=False)]
     if counts is not None:

@@ -1,9 +1,8 @@
-"""What a source is, and the checks that every source's arrays go through.
+"""Defines sources of records, and checks the arrays of every source.
 
-A source is a function ``source(where, **arguments) -> Whole | Silos`` that opens nothing yet:
-``where`` is what follows the kind in ``data.source``, the arguments are the other keys of the data
-section. :class:`Whole` loads everything at once; :class:`Silos` knows its clients by name without
-reading any of their records, so that each client can load its own and nobody else's.
+A source is a function ``source(where, **arguments) -> Whole | Silos`` that reads no records: ``where`` is the part of ``data.source`` after
+the kind, the arguments are the other keys of the data section. :class:`Whole` loads all records at once; :class:`Silos` knows the names of
+its clients without reading their records, so that each client loads only its own.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from fedray.data.labels import label_array, missing_values, number_classes, plai
 from fedray.data.records import Features, Indices, Label, Targets
 from fedray.errors import DataError
 
-#: What "no client" looks like once it was turned into text.
+#: Texts of missing values, which name no client.
 _NO_CLIENT = frozenset(("nan", "NaN", "None", "NaT", "<NA>", "null", "NULL"))
-_BLOCK = 8192  # rows converted or checked at once: keeps scratch memory small beside the data
+_BLOCK = 8192  # rows that are converted or checked at once, so that little scratch memory is needed
 
-#: Features as a source holds them: float32, int64 tokens, or uint8 images (0..255, made 0..1 when gathered).
+#: Features of a source: float32, int64 tokens, or uint8 images (0..255), which :func:`gather` converts to float32 in 0..1.
 RawFeatures = Features | npt.NDArray[np.uint8]
 
 
@@ -36,16 +35,16 @@ class Raw:
     Attributes:
         x: ``[n, *shape]`` float32, int64 or uint8.
         y: ``[n]`` int64 classes 0..C-1, or float32 in regression.
-        classes: C, or None in regression.
+        classes: number C of classes; None in regression.
         test: features and targets of the source's own test set, or None.
-        groups: int64 ``[n]``, the natural client of each record as an index into ``group_names``; None if there are none.
+        groups: int64 ``[n]``, each record's natural client as an index into ``group_names``; None without natural clients.
         group_names: names of the natural clients.
         columns: names of the features of a table.
         class_labels: the source's own label of each class, in class order; empty in regression.
-        declared: the classes were said beforehand, not found in the records.
-        divided_by: what the source has divided the user's own values by already.
-        test_groups: int64, the natural client of each test record, -1 for one without training records; None if that is not known.
-        absent: columns to be left out that a silo's table does not have.
+        declared: whether the classes were declared, and not found in the records.
+        divided_by: divisor by which the source has divided the user's values.
+        test_groups: int64, each test record's natural client, -1 for a client without training records; None if it is not known.
+        absent: names in ``data.drop`` that are no columns of a silo's table.
     """
 
     x: RawFeatures
@@ -63,7 +62,7 @@ class Raw:
 
     @property
     def scale(self) -> float:
-        """What the user's own values are divided by, in all, until they are features."""
+        """Total divisor between the user's values and the features."""
         return 255.0 if self.x.dtype == np.uint8 else self.divided_by
 
 
@@ -76,14 +75,14 @@ class Whole:
 
 @dataclass(frozen=True)
 class Silos:
-    """A source with one place a client.
+    """A source in which each client has its own place.
 
     Attributes:
-        names: the clients; found without reading a record.
-        load: reads one client's records, and no other's; a test set in what it gives is that client's.
-        classes: number of classes of the task, declared (no one reads all silos); None in regression.
+        names: names of the clients, found without reading a record.
+        load: reads the records of one client; a test set in its result belongs to that client.
+        classes: declared number of classes, because no process reads all silos; None in regression.
         class_labels: the source's own label of each class, in class order; empty in regression.
-        test: reads the driver's test set (as ``x`` and ``y`` of what it gives), which is no client's; None where there is none.
+        test: reads the driver's test set as ``x`` and ``y`` of its result; None without such a set.
     """
 
     names: tuple[str, ...]
@@ -97,10 +96,14 @@ Source = Whole | Silos
 
 
 def existing(path: str | Path, where: str) -> Path:
-    """``path`` with ``~`` expanded.
+    """Return ``path`` with ``~`` expanded.
+
+    Args:
+        path: of a file or a folder.
+        where: the config key that names the path, for messages.
 
     Raises:
-        DataError: nothing lies there.
+        DataError: the path does not exist.
     """
     found = Path(path).expanduser()
     if not found.exists():
@@ -109,10 +112,10 @@ def existing(path: str | Path, where: str) -> Path:
 
 
 def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Client names are used as file names (ledgers, reports): none empty, twice there, or with a path in it.
+    """Check that client names are different and can be file names (of ledgers, reports); returns them.
 
     Raises:
-        DataError: a name that will not do, or no name at all.
+        DataError: a name cannot be used, two names are alike, or there are no names.
     """
     if not names:
         raise DataError(f"{where}: holds no clients.")
@@ -130,10 +133,13 @@ def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def group_codes(values: npt.ArrayLike, where: str) -> tuple[Indices, tuple[str, ...]]:
-    """Natural clients from one value a record: codes ``[n]`` and the sorted names (whole numbers as ``7``, not ``7.0``).
+    """Number natural clients, given as one value per record.
+
+    Returns:
+        The number of each record's client, int64 ``[n]``, and the clients' names in order (a whole number as ``7``, not ``7.0``).
 
     Raises:
-        DataError: not one value a record, a missing one, or one that cannot be a client's name.
+        DataError: not one value per record, a missing value, or a value that cannot be a client's name.
     """
     array = plain_array(values, "clients", where)
     if array.ndim != 1:
@@ -172,21 +178,21 @@ def build(
 ) -> Raw:
     """Check a source's arrays and number its classes.
 
-    With ``classes`` given, labels must be the integers 0..classes-1 and stay as they are; with ``labels``
-    given, a label's class is its place among them. Otherwise integer or text labels that are not 0..C-1
-    already are numbered in sorted order, over training and test set together, and float targets mean regression.
+    With ``classes``, labels must be the integers 0..classes-1 and are kept; with ``labels``, a label's class is its position in that list.
+    Otherwise float targets mean regression, and integer or text labels that are not 0..C-1 are numbered in sorted order, over the training
+    and the test set together.
 
     Args:
         where: the source, for messages.
         x: ``[n, *shape]``; floats become float32, uint8 are images, other integers become int64 tokens.
         y: ``[n]``.
-        test: the same for the source's own test set.
-        groups: the natural client of each record, any values; or codes, with ``group_names``.
-        group_names: names of the codes in ``groups``.
-        test_groups: the natural client of each test record, in the same terms.
+        test: features and labels of the source's own test set.
+        groups: the natural client of each record, of any type; with ``group_names``, an index into these.
+        group_names: names of the natural clients.
+        test_groups: the natural client of each test record, in the form of ``groups``.
         classes: declared number of classes.
         labels: declared labels, in class order.
-        class_labels: with ``classes``, what its labels stand for; default the numbers themselves.
+        class_labels: with ``classes``, the meaning of each class; default: its number.
         columns: names of the features of a table.
 
     Raises:
@@ -234,7 +240,7 @@ def build(
 
 
 def _test_codes(groups: npt.ArrayLike, names: tuple[str, ...], coded: bool, where: str) -> Indices:
-    """Places of the test records' clients among the training records' clients, -1 for one that is not there."""
+    """Return the numbers of the test records' clients among the training records' clients, -1 for other clients."""
     if coded:
         return np.asarray(groups, dtype=np.int64)
     codes, found = group_codes(groups, f"{where} (test set)")
@@ -243,7 +249,7 @@ def _test_codes(groups: npt.ArrayLike, names: tuple[str, ...], coded: bool, wher
 
 
 def gather(x: RawFeatures, index: Indices) -> Features:
-    """Rows ``index`` of ``x`` as a new C-contiguous array; uint8 images become float32 in 0..1."""
+    """Copy rows ``index`` of ``x`` to a new C-contiguous array; uint8 images become float32 in 0..1."""
     dtype = np.float32 if x.dtype == np.uint8 else x.dtype
     out: Features = np.empty((len(index), *x.shape[1:]), dtype=dtype)
     for start in range(0, len(index), _BLOCK):
@@ -288,10 +294,13 @@ def _features(values: npt.ArrayLike, where: str) -> RawFeatures:
 def checked_pair(
     x: npt.ArrayLike, y: npt.ArrayLike, where: str, known: Sequence[Label] | None = None
 ) -> tuple[RawFeatures, npt.NDArray[Any]]:
-    """Features and labels that belong together, checked; the labels as :func:`fedray.data.labels.label_array` gives them.
+    """Check features and labels that belong together.
+
+    Returns:
+        The features, and the labels as :func:`fedray.data.labels.label_array` returns them.
 
     Raises:
-        DataError: no records, not one label a record, or values that will not do.
+        DataError: no records, not one label per record, or values that cannot be used.
     """
     features, targets = _features(x, where), label_array(y, where, known)
     if len(features) != len(targets):

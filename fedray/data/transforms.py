@@ -1,8 +1,7 @@
-"""What is done to the features before training.
+"""Transforms of features before training.
 
-A transform is a function ``transform(**arguments) -> Transform``. It says whether it computes
-statistics over records: such statistics tie one record's gradient to all others, which record-level
-differential privacy does not cover.
+A transform is a function ``transform(**arguments) -> Transform``. It declares whether it computes statistics over records, because through
+such statistics one record's gradient depends on all others, which record-level differential privacy does not cover.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ class Transform:
     """A transform of features ``[n, *shape]`` float32.
 
     Attributes:
-        fit: takes a client's training features and gives the function to apply; that function may change
-            its argument in place, and must treat each record by itself.
-        private_statistics: ``fit`` uses the records it is given. If False it is given none, and the same
-            function is applied to everybody's records.
-        in_torch: the same function of a float32 tensor ``[n, *shape]``, in operations that ``torch.export`` can trace, so that
-            the registered model takes records as they were before the transform; None where there is none.
+        fit: takes a client's training features and returns the function to apply, which may change its argument in place and must
+            treat each record separately.
+        private_statistics: whether ``fit`` uses the client's records. If not, it gets an empty array, and the same function is applied to
+            all clients' records.
+        in_torch: the same function for a float32 tensor ``[n, *shape]``, with operations that ``torch.export`` can trace, so that the
+            registered model can take records before the transform; None if it does not exist.
     """
 
     fit: Callable[[Floats], Apply]

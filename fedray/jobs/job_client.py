@@ -1,4 +1,4 @@
-"""A Ray cluster's Jobs API: asked within limits, a job's log followed to its end, a job stopped."""
+"""A client of a Ray cluster's Jobs API: requests with time limits, following a job's log, stopping a job."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fedray.errors import ConfigError, FedrayError, first_line
 #: Seconds that Ray gives a stopped job to write its checkpoint.
 STOP_WAIT = 60
 
-#: Connecting, and waiting for an answer to one request, in seconds.
+#: Seconds to connect, and seconds to wait for the answer to one request.
 _LIMITS = (10.0, 60.0)
 
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
-    logging.getLogger(_name).setLevel(logging.WARNING)  # these say at length that they upload and that they hang up
-_QUIET = 20.0
-_STALE = 300.0
+    logging.getLogger(_name).setLevel(logging.WARNING)  # they log every upload and every closed connection
+_QUIET = 20.0  # seconds without a line of a log after which the job's status is asked
+_STALE = 300.0  # seconds without a line after which the log is requested anew
 
 
 class Unreachable(FedrayError):
@@ -35,20 +35,20 @@ class Unreachable(FedrayError):
 
 
 class Client(JobSubmissionClient):  # type: ignore[misc]
-    """Ray's client, with a limit on every wait and errors of one sentence.
+    """Ray's client, with a limit on every wait and with errors of one sentence.
 
     Args:
-        address: of the dashboard, ``http://HEAD:8265``.
-        token: where the token comes from, in words; None where there is none.
+        address: the dashboard's address, ``http://HEAD:8265``.
+        token: where the token comes from, in words; None without a token.
 
     Raises:
         ConfigError: the token is missing or wrong.
-        Unreachable: nothing answers there.
+        Unreachable: nothing answers at the address.
     """
 
     def __init__(self, address: str, token: str | None = None) -> None:
         self._shown, self._token = address, token
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray prefers over the argument
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers this variable to the argument
         super().__init__(address)
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
@@ -79,7 +79,7 @@ def _why(error: Exception) -> str:
 
 
 def exit_code(job: JobDetails) -> int:
-    """How a job that has ended ends the process that followed it: with the run's own exit code, or 143 where it was stopped."""
+    """Return the exit code for a process that followed a job to its end: the run's own, or 143 if the job was stopped."""
     if job.status == JobStatus.STOPPED:
         return 143
     if job.status == JobStatus.SUCCEEDED:
@@ -89,17 +89,17 @@ def exit_code(job: JobDetails) -> int:
 
 
 class Lines:
-    """Joins the pieces of a log that is read from its beginning, perhaps several times, to lines that are each told once."""
+    """Joins the pieces of a log to lines, and passes each line on once although the log may be read from its beginning several times."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._told, self._skip, self._rest = tell, 0, 0, ""
 
     def again(self) -> None:
-        """The log is about to be read from its beginning."""
+        """Expect the log from its beginning."""
         self._skip = self._told
 
     def feed(self, piece: str) -> None:
-        """The next piece."""
+        """Take the next piece of the log."""
         fresh = piece[self._skip :]
         self._skip = max(0, self._skip - len(piece))
         self._told += len(fresh)
@@ -108,25 +108,23 @@ class Lines:
             self._tell(line)
 
     def close(self) -> None:
-        """The log has ended."""
+        """Pass the last line on, after the log's end."""
         if self._rest:
             self._tell(self._rest)
             self._rest = ""
 
 
 def follow(client: Any, job_id: str, tell: Callable[[str], None], patience: float = 300.0) -> JobDetails:
-    """Pass a job's log on, line by line, until it ends.
-
-    A lost connection is made again, and the log goes on where it was.
+    """Pass a job's log on, line by line, until the job ends; a lost connection is made again without repeating lines.
 
     Args:
         client: a :class:`Client`.
-        job_id: the job.
-        tell: takes a line.
-        patience: seconds without any answer of the cluster after which it is given up.
+        job_id: id of the job.
+        tell: called with each line.
+        patience: seconds without an answer of the cluster after which following ends.
 
     Raises:
-        Unreachable: the cluster stayed away; the job may well go on.
+        Unreachable: the cluster did not answer for ``patience`` seconds; the job may continue.
     """
     return asyncio.run(_follow(client, job_id, Lines(tell), patience))
 
@@ -149,17 +147,17 @@ async def _follow(client: Any, job_id: str, lines: Lines, patience: float) -> Jo
                 ) from None
             pause = min(2 * pause, 10.0)
         await asyncio.sleep(pause)
-    try:  # what was written after the connection was lost for the last time
+    try:  # lines that were written after the last connection was lost
         lines.again()
         lines.feed(client.get_job_logs(job_id))
     except (FedrayError, RuntimeError):
-        pass  # the log lies on the node that ran the job, and may be gone with it
+        pass  # the log lies on the node that ran the job, which may be lost
     lines.close()
     return job
 
 
 async def _tail(client: Any, job_id: str, lines: Lines) -> None:
-    """Follow one connection; returns when it ends, when the job has, or when it has been quiet for so long that it may be dead."""
+    """Follow one connection until it or the job ends, or until no line has come for so long that the connection may be broken."""
     async with aclosing(client.tail_job_logs(job_id)) as pieces:
         pending = asyncio.ensure_future(anext(pieces))
         quiet = 0.0
@@ -181,10 +179,10 @@ async def _tail(client: Any, job_id: str, lines: Lines) -> None:
 
 
 def stop(client: Any, job_id: str, patience: float = STOP_WAIT + 30.0) -> JobDetails:
-    """Ask a job to stop after a checkpoint, and wait until it has.
+    """Ask a job to stop after a checkpoint, and wait until it has ended.
 
     Raises:
-        FedrayError: it did not stop in time.
+        FedrayError: the job did not end in ``patience`` seconds.
     """
     client.stop_job(job_id)
     limit = time.monotonic() + patience

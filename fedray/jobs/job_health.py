@@ -1,4 +1,4 @@
-"""The health of a run that is a Ray job, from what the cluster tells over HTTP: the job, its structured log, its actors."""
+"""The health of a run that is a Ray job, from the cluster's HTTP interfaces: the job, its structured log, its actors."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ _SHOWN_FAULTS = 8
 
 @dataclass
 class Progressed:
-    """What a structured log says of a run.
+    """What a structured log says about a run; None where it says nothing.
 
     Attributes:
-        run: its id or name.
-        output: where its files are.
-        rounds: the last round that was done; ``planned`` of them.
-        epsilon: spent so far, of ``budget``; None without privacy.
-        rows: the last rounds' lines.
-        faults: what went wrong, in order.
-        ended: the final status.
-        error: what the command ended with.
+        run: id or name of the run.
+        output: where the run's files are.
+        rounds: number of finished rounds.
+        planned: number of planned rounds.
+        epsilon: epsilon that is spent.
+        budget: epsilon at which clients are refused.
+        rows: sentences on the last rounds.
+        faults: warnings and errors, in order.
+        ended: final status.
+        error: the error with which the command ended.
     """
 
     run: str | None = None
@@ -52,7 +54,7 @@ class Progressed:
 
 
 def progressed(log: Iterable[str]) -> Progressed:
-    """Read the lines of a log; those that are not structured say nothing."""
+    """Read the lines of a log; lines that are not structured are passed over."""
     state = Progressed()
     for line in log:
         found = logs.read(line)
@@ -80,14 +82,19 @@ def progressed(log: Iterable[str]) -> Progressed:
 
 @dataclass
 class Health:
-    """One look at a job.
+    """The health of a job at one moment.
 
     Attributes:
-        job: id, ``status`` and ``message`` of the job; ``started`` and ``ended`` in Unix seconds.
-        name: the run's name; ``output`` where its files are.
-        run: what its log says.
-        actors: class to state to number; None where the cluster did not tell.
-        driver: the run's driver actor is alive, whatever became of the job.
+        job: id of the job.
+        status: Ray's status of the job.
+        message: Ray's message on the status.
+        started: start of the job in Unix seconds.
+        ended: end of the job in Unix seconds.
+        name: name of the run.
+        output: where the run's files are.
+        run: what the job's log says.
+        actors: number of the run's actors by class and state; None if the cluster did not answer.
+        driver: whether the run's driver actor is alive; it may outlive the job.
     """
 
     job: str
@@ -103,13 +110,13 @@ class Health:
 
     @property
     def advice(self) -> str:
-        """What to do next."""
+        """The suggested next step."""
         again = "submit the same config and output again to"
         if self.status == JobStatus.PENDING:
             return "it waits for a node to take it; see `ray status` on the head"
         if self.status == JobStatus.RUNNING:
             return f"fedray jobs logs {self.job} --follow, fedray jobs stop {self.job}"
-        over = self.run.ended is not None or self.run.error is not None  # its driver stays for a moment, for whoever follows it
+        over = self.run.ended is not None or self.run.error is not None  # the driver stays for a moment, for its followers
         if self.driver and not over:
             return f"the run's driver is alive all the same: {again} follow it"
         if self.status == JobStatus.SUCCEEDED or self.run.ended in ("completed", "budget_reached"):
@@ -117,22 +124,22 @@ class Health:
         return f"{again} continue after the last checkpoint"
 
     def data(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the health as JSON data."""
         return asdict(self) | {"advice": self.advice}
 
 
 def examine(client: Any, job_id: str) -> Health:
-    """Look at a job once; no wait is longer than a request's limit.
+    """Examine a job once; no wait is longer than a request's limit.
 
     Raises:
-        ConfigError: there is no such job.
+        ConfigError: no such job exists.
         FedrayError: the cluster does not answer.
     """
     job: JobDetails = client.get_job_info(job_id)
     known = job.metadata or {}
     try:
         run = progressed(client.get_job_logs(job_id).splitlines())
-    except (FedrayError, RuntimeError):  # the log lies on the node that ran the job, and may be gone with it
+    except (FedrayError, RuntimeError):  # the log lies on the node that ran the job, which may be lost
         run = Progressed()
     output = known.get(OUTPUT) or run.output
     actors, driver = _actors(client.get_address(), job.job_id, output)
@@ -151,9 +158,9 @@ def examine(client: Any, job_id: str) -> Health:
 
 
 def _actors(address: str, ray_job: str | None, output: str | None) -> tuple[dict[str, dict[str, int]] | None, bool]:
-    """The run's actors by class and state, and whether its driver is among the living.
+    """Return the number of the run's actors by class and state, and whether its driver is alive.
 
-    They belong to the Ray job that started the driver, which is an earlier one where this job found it at work.
+    The actors belong to the Ray job that started the driver. That is an earlier job if this one found the driver at work.
     """
     try:
         found = list_actors(
@@ -175,7 +182,7 @@ def _seconds(milliseconds: int | None) -> float | None:
 
 
 def health_text(health: Health) -> str:
-    """For people."""
+    """Return the health as text."""
     run = health.run
     rows = [("job", f"{health.job}  {health.status.lower()}" + (f", the run {run.ended.replace('_', ' ')}" if run.ended else ""))]
     if health.status == JobStatus.FAILED or run.error:
@@ -210,7 +217,7 @@ def _clock(seconds: float | None) -> str:
 
 
 def jobs_text(jobs: Sequence[JobDetails]) -> str:
-    """A table of jobs, newest first."""
+    """Return a table of jobs as text, newest first."""
     rows = [("id", "name", "status", "started", "output")]
     for job in sorted((j for j in jobs if j.submission_id), key=lambda j: -(j.start_time or 0)):
         known = job.metadata or {}

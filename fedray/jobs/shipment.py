@@ -1,7 +1,7 @@
-"""What of a directory travels to the cluster with a job.
+"""Decides which files of a directory are shipped to the cluster with a job.
 
-Ray packs a working directory (or a module's) as it is, and whoever may run code in the cluster can read the package. So files
-whose names are those of secrets stay here, and a file that looks like a key by what is in it stops the submission.
+Ray packs a working directory or a module's directory as it is, and everybody who may run code in the cluster can read the package. So
+files with the names of secrets are not shipped, and a file whose content looks like a key stops the submission.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from fedray.credentials import looks_secret
 from fedray.errors import ConfigError
 
-#: What a directory may hold in all, in bytes: it lies in the memory of the cluster's head.
+#: Largest size of a shipped directory in bytes; it is kept in the memory of the cluster's head.
 SHIPPED = 100 * 2**20
 
-#: Repositories, environments, caches, outputs, ledgers (a copy of one would be charged and thrown away).
+#: Repositories, environments, caches, outputs, and ledgers, because charges to a shipped copy would be lost.
 _USELESS = ["*.ledger", ".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", "/runs", "/mlruns"]
 
-#: Names that secrets go by, as patterns of a .gitignore. ``.[!p]*`` leaves Python files alone. This repository's .gitignore has them, too.
+#: Usual names of secrets, as patterns of a .gitignore. ``.[!p]*`` excludes Python files. This repository's .gitignore has the same.
 SECRET_NAMES = [
     *("secret", "*secrets", "secret.[!p]*", "*secrets.[!p]*", "*[-_.]secret.[!p]*", "client_secret*.json"),
     *("token", "*[-_.]token", "*[-_.]tokens", "tokens", "token.[!p]*", "*[-_]token.[!p]*", "*tokens.[!p]*"),
@@ -49,24 +49,24 @@ SECRET_NAMES = [
 
 
 def exclusions(root: Path) -> list[str]:
-    """Patterns of what is not shipped of a working directory: what is of no use there, the outputs of runs, and names of secrets."""
+    """Return patterns of the files that are not shipped: useless files, outputs of runs, and files with the names of secrets."""
     return [*_USELESS, *_outputs(root), *(_in_any_case(name) for name in SECRET_NAMES)]
 
 
 def check(flag: str, root: Path, excludes: Sequence[str], needed: Path | None = None) -> list[str]:
-    """Look at what Ray will pack of ``root``.
+    """Check the files that Ray will pack of ``root``.
 
     Args:
         flag: the option that named the directory, for errors.
         root: the directory.
         excludes: from :func:`exclusions`.
-        needed: a file that must be among what is packed, relative to ``root``.
+        needed: a file that must be packed, relative to ``root``.
 
     Returns:
-        What is left out for its name's sake, each directory by itself.
+        The files and directories that are left out because of their names, as paths relative to ``root``.
 
     Raises:
-        ConfigError: there is no such directory, it is too large, a file looks like a key, or what is needed would not be packed.
+        ConfigError: the directory does not exist or is too large, a file looks like a key, or ``needed`` would not be packed.
     """
     if not root.is_dir():
         raise ConfigError(f"{flag} {root}: there is no such directory.")
@@ -95,7 +95,7 @@ def check(flag: str, root: Path, excludes: Sequence[str], needed: Path | None = 
 
 
 def _in_any_case(pattern: str) -> str:
-    """The pattern for upper and lower case: git's patterns know no such flag."""
+    """Return a pattern for upper and lower case, for which git's patterns have no flag."""
     inside, made = False, []
     for sign in pattern:
         inside = sign == "[" or (inside and sign != "]")
@@ -108,9 +108,9 @@ _SECRETS = frozenset(map(_in_any_case, SECRET_NAMES))
 
 
 def _survey(root: Path, excludes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files below ``root`` that Ray would pack, and what among them goes by the name of a secret, as relative paths."""
+    """Return the files below ``root`` that Ray would pack, and those that have the name of a secret, as relative paths."""
     from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
-    from ray._private.runtime_env import packaging  # what Ray itself walks, .gitignore and .rayignore heeded
+    from ray._private.runtime_env import packaging  # Ray's own walk, which obeys .gitignore and .rayignore
 
     secret = _secret_names(root)
     files, left = [], []
@@ -128,9 +128,9 @@ def _survey(root: Path, excludes: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _looks_secret(flag: str, root: Path, name: str) -> str | None:
-    """What a file looks like, in words; None where it is nothing of the kind."""
+    """Return in words which kind of secret a file looks like; None if it looks like none."""
     path, base = root / name, root.resolve()
-    target = path.resolve()  # of a link, which is packed as what it leads to
+    target = path.resolve()  # a link is packed as the file that it leads to
     base = base if target.is_relative_to(base) else Path("/")
     if _secret_names(base)(target):
         return f"a link to {target}"
@@ -143,7 +143,7 @@ def _looks_secret(flag: str, root: Path, name: str) -> str | None:
 
 @cache
 def _secret_names(root: Path) -> Callable[[Path], bool]:
-    """Whether a path below ``root`` has a part that is the name of a secret."""
+    """Return a function that says whether a path below ``root`` has a part with the name of a secret."""
     from ray._private.runtime_env import packaging
 
     found: Callable[[Path], bool] = packaging._get_excludes(root, list(_SECRETS))
@@ -151,7 +151,7 @@ def _secret_names(root: Path) -> Callable[[Path], bool]:
 
 
 def _outputs(root: Path) -> list[str]:
-    """Patterns of the run directories below ``root``."""
+    """Return patterns of the run directories below ``root``."""
     found = []
     for folder, below, files in os.walk(root):
         below[:] = [b for b in below if b not in _USELESS]

@@ -1,4 +1,4 @@
-"""Runs as jobs of a Ray cluster: what is shipped, and which job is started or joined."""
+"""Submits runs as jobs of a Ray cluster, or finds the job that is already at work on an output."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Submission:
     """A run as a job.
 
     Attributes:
-        name: of the job's id; the config's name by default.
+        name: beginning of the job's id; by default the config's name.
         output: where the run's files go: a directory that the nodes share, or a URI.
-        config: SHA-256 of the resolved config.
-        entrypoint: the shell command.
-        runtime_env: Ray's runtime environment.
+        config: SHA-256 of the resolved config, hexadecimal.
+        entrypoint: the job's shell command.
+        runtime_env: Ray's runtime environment of the job.
     """
 
     name: str
@@ -42,21 +42,21 @@ class Submission:
 
     @property
     def stem(self) -> str:
-        """What the ids of all jobs of this run begin with."""
+        """The common beginning of the ids of all jobs of this run."""
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", self.name).strip("-.") or "run"
         return f"{slug}-{hashlib.sha256(self.output.encode()).hexdigest()[:8]}"
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the cluster keeps beside the job."""
+        """The job's metadata, which the cluster keeps."""
         return {NAME: self.name, OUTPUT: self.output, CONFIG: self.config}
 
 
 def choose_output(name: str, given: str | None) -> str:
-    """The output of a job: ``given``, or ``$FEDRAY_OUTPUT/NAME``.
+    """Return the output of a job: ``given``, or ``$FEDRAY_OUTPUT/NAME``.
 
     Raises:
-        ConfigError: there is none, or it is no place that every node can mean.
+        ConfigError: neither is given, or the output is a relative path, which would be another directory on each node.
     """
     base = os.environ.get("FEDRAY_OUTPUT")
     output = given or (f"{base.rstrip('/')}/{name}" if base else None)
@@ -76,14 +76,14 @@ def choose_output(name: str, given: str | None) -> str:
 
 
 def refuse_passing_ledgers(settings: Any, path: str = "") -> None:
-    """Refuse a config whose ledgers a job would forget: a relative path leads into the job's own directory, which is gone when it ends.
+    """Refuse a config with a ledger at a relative path: it would lie in the job's own directory and be lost when the job ends.
 
     Args:
         settings: the config as plain data, or a part of it.
-        path: where that part stands.
+        path: dotted key of that part.
 
     Raises:
-        PrivacyRefusal: a ledger is neither the run's, nor an absolute path, nor an address.
+        PrivacyRefusal: a ledger is neither ``run``, nor an absolute path, nor an address.
     """
     if isinstance(settings, Mapping):
         for key, value in settings.items():
@@ -101,7 +101,7 @@ def refuse_passing_ledgers(settings: Any, path: str = "") -> None:
 
 
 def make_entrypoint(config: str, overrides: Sequence[str], output: str, profile: bool = False) -> str:
-    """The job's shell command; it continues what is at ``output``, so that any start of it is the same.
+    """Return the job's shell command, which continues the run at ``output`` if there is one, so that the command may be repeated.
 
     Raises:
         ConfigError: an override holds a password.
@@ -121,16 +121,16 @@ def make_runtime_env(
     tell: Callable[[str], None] = lambda text: None,
     config: str | None = None,
 ) -> dict[str, Any]:
-    """Ray's runtime environment of a job.
+    """Return Ray's runtime environment of a job.
 
     Args:
-        working_dir: shipped; the job and its actors start there.
-        modules: directories of Python packages, shipped.
-        pip: requirements to install.
-        variables: environment variables.
-        secrets: name to reference.
-        tell: called with what stays here for its name's sake, a sentence a directory.
-        config: a file of the working directory without which the job could not run.
+        working_dir: directory to ship, in which the job and its actors start.
+        modules: directories of Python packages to ship.
+        pip: requirements to install on the nodes.
+        variables: environment variables by name.
+        secrets: references to secrets by name.
+        tell: called with one sentence for each directory of which files are not shipped because of their names.
+        config: a file that must be shipped, relative to ``working_dir``.
 
     Raises:
         ConfigError: a directory is missing or too large, a file in it looks like a key, or a requirement holds a password.
@@ -155,16 +155,16 @@ def make_runtime_env(
 
 
 def start(client: Any, submission: Submission) -> tuple[str, bool]:
-    """Submit, or find the job that is at work on this output already.
+    """Submit a job, or find the job that is at work on this output already.
 
     Returns:
-        The job's id, and whether it is new.
+        The job's id, and whether the job is new.
 
     Raises:
-        ConfigError: a job with another config is at work there.
-        FedrayError: the cluster did not take the job.
+        ConfigError: a job with another config is at work on the output.
+        FedrayError: the cluster did not accept the job.
     """
-    for _ in range(3):  # someone else may take the number at the same time
+    for _ in range(3):  # another user may take the number at the same time
         jobs = [job for job in client.list_jobs() if job.submission_id]
         for job in jobs:
             known = job.metadata or {}
