@@ -220,11 +220,9 @@ class Wiring:
 
     def _open_client_book(self, plan: ClientPlan) -> None:
         """Open the driver's book for whole clients, unless each silo charges its own updates."""
-        if self._silos_charge_clients:
-            return
-        privacy = self.config.privacy
-        ledger = self.prepared.groups[0].ledger if level(privacy) is privacy else level(privacy).ledger
-        self._open_book("clients", dict.fromkeys(plan.subjects(self.prepared.names), plan), ledger, None)
+        p = self.prepared
+        if not p.silos_charge_clients:
+            self._open_book("clients", dict.fromkeys(plan.subjects(p.names), plan), p.client_ledger, None)
 
     def _open_book(self, name: str, plans: Mapping[str, Plan], ledger: str, data: Mapping[str, str] | None) -> None:
         self._accounts[name] = Account.open_run(
@@ -247,11 +245,6 @@ class Wiring:
 
     def _book_directory(self, ledger: str) -> Location:
         return self._files.books if ledger == "run" else ledger_directory(ledger, self._files.root)
-
-    @property
-    def _silos_charge_clients(self) -> bool:
-        """Whether each silo charges its own updates to its own book, as under local privacy alone: then no other party need be trusted."""
-        return self.config.privacy.regimes == ("local",) and self.config.clients.placement == "dedicated"
 
     def _plan_places(self) -> Sequence[Place]:
         p, config = self.prepared, self.config
@@ -276,7 +269,7 @@ class Wiring:
         def start(place: Place) -> Any:
             group = p.groups[place.group]
             dedicated = place.client is not None
-            book: Plan | None = p.client_plan if self._silos_charge_clients else p.plans[place.group]
+            book: Plan | None = p.client_plan if p.silos_charge_clients else p.plans[place.group]
             spec = HostSpec(
                 config=config,
                 group=group,

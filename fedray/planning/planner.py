@@ -23,7 +23,7 @@ from fedray.planning.preparation import Prepared, plan_whole_clients
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.accountant import Composition
 from fedray.privacy.accounting.budgets import bound, plus
-from fedray.privacy.clientplan import ClientPlan, level
+from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.ledger.chain import EVERYONE, Summary, scan
 from fedray.privacy.ledger.ledger import Location, clients_path, ledger_directory, records_path, subject_path
 from fedray.privacy.ledger.place import find_books, read_lines
@@ -137,12 +137,8 @@ def _held(prepared: Prepared, plan: P, ledger: str, path: str) -> tuple[P, str |
 
 
 def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list[Row]:
-    p, config = prepared, prepared.config
-    own = level(config.privacy)
-    ledger = p.groups[0].ledger if own is config.privacy else own.ledger
-    silos = config.privacy.regimes == ("local",) and config.clients.placement == "dedicated"
-    rows = []
-    path = "privacy" if own is config.privacy else "privacy.joint"
+    p, config, ledger, silos = prepared, prepared.config, prepared.client_ledger, prepared.silos_charge_clients
+    rows, path = [], "privacy" if config.privacy.joint is None else "privacy.joint"
     if plan.charging.whom == "everyone":
         plan, limits = _held(p, plan, ledger, path)
         past = _histories(plan, ledger, [EVERYONE], False, notes)

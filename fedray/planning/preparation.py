@@ -38,7 +38,7 @@ from fedray.training.losses import find_loss, outputs_for
 from fedray.training.schedules import learning_rate
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Model:
     """The global model before the first round.
 
@@ -139,6 +139,17 @@ class Prepared:
     model: Model | None = None
     partition: Mapping[str, Any] = field(default_factory=dict)
     client_plan: ClientPlan | None = None
+
+    @property
+    def client_ledger(self) -> str:
+        """The driver's ledger for whole clients."""
+        joint = self.config.privacy.joint
+        return self.groups[0].ledger if joint is None else joint.ledger
+
+    @property
+    def silos_charge_clients(self) -> bool:
+        """Whether each silo charges its own updates to its own book, as under local privacy alone: then no other party need be trusted."""
+        return self.config.privacy.regimes == ("local",) and self.config.clients.placement == "dedicated"
 
 
 def prepare(config: Config) -> Prepared:
