@@ -252,6 +252,7 @@ def silo(name: str, **facts: Any) -> Silo:
             "held_out": 1,
             "own_test": False,
             "shape": (2,),
+            "target_shape": (),
             "tokens": False,
             "scale": 1.0,
             "columns": (),
