@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from fedray.config import Config
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting import accountant
-from fedray.privacy.accounting.accountant import Composition
 from fedray.privacy.accounting.budgets import affordable, bound, largest, plus
-from fedray.privacy.accounting.events import Event
+from fedray.privacy.accounting.events import Composition, Event
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.recordplan import RecordPlan

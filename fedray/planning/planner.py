@@ -21,8 +21,8 @@ from fedray.planning.footprint import footprint
 from fedray.planning.forecast import Participation, Row, figure, label, noise_for, refusal
 from fedray.planning.preparation import Prepared, plan_whole_clients
 from fedray.privacy.accounting import accountant
-from fedray.privacy.accounting.accountant import Composition
 from fedray.privacy.accounting.budgets import bound, plus
+from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.ledger.chain import EVERYONE, Summary, scan
 from fedray.privacy.ledger.ledger import Location, clients_path, ledger_directory, records_path, subject_path

@@ -1,7 +1,7 @@
-"""Accounts: who may still train, charged before anyone does.
+"""Accounts: an account authorizes the subjects that may train in a round, and charges them before they do.
 
-The same account works for the driver's book of many clients, for a silo's own book of one, and for the
-driver's book of whole clients, in which one subject may stand for all of them.
+An account works on the driver's ledger of all clients' records, on the ledger of a single silo, and on the driver's ledger of whole
+clients, in which one subject may stand for the whole population.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 from fedray.errors import LedgerError
 from fedray.privacy.accounting import accountant, budgets
-from fedray.privacy.accounting.accountant import Composition
+from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures, Spent
-from fedray.privacy.ledger.chain import EVERYONE
+from fedray.privacy.ledger.chain import EVERYONE, run_of
 from fedray.privacy.ledger.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
 from fedray.privacy.limits import Limits, load_limits
 from fedray.privacy.refusal import Refusal, refusal
 
-#: Seconds that a silo's new actor waits for the one it replaces to let go of the book.
+#: Seconds that a silo's new actor waits until the actor that it replaces has released the ledger's lock.
 TAKEOVER = 30.0
-#: Subjects up to which each one's figures are told.
+#: Largest number of subjects of which :meth:`Account.figures` lists every one.
 LISTED = 10_000
 
 
@@ -34,8 +34,8 @@ class Reservation:
     """One subject's charge for one attempt of a round.
 
     Attributes:
-        id: hash of the ledger's entry; the client's receipt must carry it.
-        steps: local steps that were charged, where they are fewer than the plan's; else None.
+        id: hash of the ledger's entry, which the client's receipt must carry.
+        steps: number of charged local steps if it is below the plan's; else None.
     """
 
     id: str
@@ -44,7 +44,13 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Decision:
-    """Who may train in a round (already charged for it, unless it was only asked), and who may not, and why."""
+    """The subjects that may train in a round, and the refusals of the others.
+
+    Attributes:
+        granted: subjects that may train.
+        refused: every other subject, with its refusal.
+        reservations: the charge of every granted subject; empty if nothing was charged.
+    """
 
     granted: list[str]
     refused: dict[str, Refusal]
@@ -52,8 +58,8 @@ class Decision:
 
 
 @dataclass(eq=False)
-class _Alike:
-    """Subjects with the same plan and the same charges (``charges``: of this run) have the same figures: compositions, not clients, cost time."""
+class _Group:
+    """Subjects with the same plan and the same charges, whose figures are computed once; ``charges`` counts those of this run."""
 
     plan: Plan
     composition: Composition
@@ -65,15 +71,15 @@ class Account:
     """A ledger with the plans of the subjects that it charges.
 
     Args:
-        ledger: open for writing.
-        plans: subject to its plan.
-        fewer_steps: a subject that cannot afford a whole round is charged for the most local steps that it can.
-        data: subject to the commitment to its records, for its entries.
-        limits: of the folder that the book lies in.
-        lasting: the book outlives the run, so that clients may have other names than before.
+        ledger: the ledger, open for writing.
+        plans: each subject's plan.
+        fewer_steps: charge a subject that cannot afford a whole round for the largest affordable number of local steps.
+        data: each subject's commitment to its records, which its entries will contain.
+        limits: the limits of the folder that holds the ledger.
+        lasting: whether the ledger outlives the run, so that clients may come back under other names.
 
     Raises:
-        LedgerError: the book was held to limits that are gone, or knows the records of a subject under another name.
+        LedgerError: the ledger was held to limits that are missing now, or contains the records of a subject under another name.
     """
 
     def __init__(
@@ -98,13 +104,13 @@ class Account:
         self._data = dict(data or {})
         for plan in distinct:
             ledger.describe(plan.sha256, plan.terms())
-        self._of: dict[str, _Alike] = {}
-        self._alike: dict[tuple[Plan, Composition, int], _Alike] = {}
-        charged, fresh = set(ledger.subjects), dict[int, _Alike]()
+        self._of: dict[str, _Group] = {}
+        self._groups: dict[tuple[Plan, Composition, int], _Group] = {}
+        charged, fresh = set(ledger.subjects), dict[int, _Group]()
         for subject, plan in self._plans.items():
             if subject in charged or EVERYONE in charged:
                 self._sort_in(subject)
-            else:  # of a million clients most were never charged
+            else:  # most of a million clients were never charged, so their group is looked up once per plan
                 fresh[id(plan)] = self._sort_in(subject, fresh.get(id(plan)))
 
     @classmethod
@@ -121,21 +127,21 @@ class Account:
         void: Sequence[str] = (),
         path: str = "privacy",
     ) -> Account:
-        """The driver's book in ``directory``: ``records.jsonl`` where the unit is a record, ``clients.jsonl`` where it is a client.
+        """Open the driver's ledger in ``directory``: ``records.jsonl`` if the unit is a record, ``clients.jsonl`` if it is a client.
 
         Args:
-            directory: made if it is missing; with ``lasting`` its parent must exist.
-            plans: subject to its plan, at least one, all of one unit and adjacency.
-            job: names the run; ``/n`` at its end numbers the run's starts.
-            lasting: the book is shared by all runs on the same records.
-            pinned: hash of an entry that the book must contain (an earlier ``head``).
+            directory: created if it is missing; with ``lasting`` its parent must exist.
+            plans: each subject's plan; at least one, all with the same unit and adjacency.
+            job: name of the run, followed by ``/n`` for its n-th start.
+            lasting: whether all runs on the same records share the ledger.
+            pinned: hash of an entry that the ledger must contain (an earlier ``head``).
             fewer_steps: see the class.
             data: see the class.
-            void: why the run's claim is void from the start.
-            path: the config's section that the plans follow.
+            void: reasons for which the run's claim is void from the start.
+            path: section of the config from which the plans were made.
 
         Raises:
-            LedgerError: the book is locked, missing, broken or rolled back.
+            LedgerError: the ledger is locked, missing, broken or rolled back.
             PrivacyRefusal: the limits of the directory do not allow these plans.
         """
         limits = _allowed(directory, plans.values(), void, path)
@@ -160,7 +166,7 @@ class Account:
         data: str | None = None,
         void: Sequence[str] = (),
     ) -> Account:
-        """A silo's own book in ``directory``; see :meth:`open_run`. Waits for a predecessor to end."""
+        """Open the ledger of a single silo in ``directory``; see :meth:`open_run`. Waits up to ``wait`` seconds for the ledger's lock."""
         limits = _allowed(directory, [plan], void)
         path = subject_path(directory, subject)
         ledger = Ledger.open(
@@ -171,24 +177,24 @@ class Account:
 
     @property
     def head(self) -> str:
-        """Hash of the book's last entry: keep it, and pass it as ``pinned`` when the book is opened again."""
+        """Hash of the ledger's last entry. Pass it as ``pinned`` when the ledger is opened again."""
         return self._ledger.head.sha256
 
     @property
     def path(self) -> Location:
-        """Where the book is."""
+        """The ledger's address."""
         return self._ledger.path
 
     def check(self, subjects: Iterable[str]) -> Decision:
-        """Who could be charged for one more round. Charges nothing."""
+        """Which subjects could be charged for one more round. Charges nothing."""
         granted: list[str] = []
         refused: dict[str, Refusal] = {}
-        found: dict[_Alike, Refusal | None] = {}
+        found: dict[_Group, Refusal | None] = {}
         for subject in subjects:
-            alike = self._alike_of(subject)
-            if alike not in found:
-                found[alike] = refusal(subject, alike.plan, alike.composition, alike.charges, self._limit_of(subject))
-            why = found[alike]
+            group = self._group_of(subject)
+            if group not in found:
+                found[group] = refusal(subject, group.plan, group.composition, group.charges, self._limit_of(subject))
+            why = found[group]
             if why is None:
                 granted.append(subject)
             else:
@@ -196,73 +202,58 @@ class Account:
         return Decision(granted, refused)
 
     def authorize(self, round: int, attempt: int, subjects: Sequence[str]) -> Decision:
-        """Charge one round to each subject that can afford it, durably, before this returns.
+        """Charge one round to each subject that can afford it; the charges are durable when this returns.
 
-        First the cached RDP bound, then PLD: a round is granted if either bound of everything charged so
-        far and this round is within the budget. Training may begin only for those granted.
+        A round is granted if the RDP bound or, if that does not suffice, the PLD bound of all earlier charges and this round is within
+        the budget. Only granted subjects may train.
 
         Args:
-            round: the round, increasing for each subject.
-            attempt: of that round; every retry is another charge.
-            subjects: distinct clients of this account.
+            round: number of the round, increasing for each subject.
+            attempt: number of the attempt at this round; every retry is charged again.
+            subjects: distinct subjects of this account.
 
         Raises:
-            LedgerError: the charge could not be made durable, or was asked for twice; nothing may be trained.
+            LedgerError: the charge could not be made durable, or was made before; nothing may be trained.
         """
         decision = self.check(subjects)
         steps = self._shortened(decision) if self._fewer_steps else {}
         heads = self._ledger.reserve([self._charge(s, round, attempt, steps.get(s)) for s in decision.granted])
-        after: dict[tuple[_Alike, int | None], _Alike] = {}
+        after: dict[tuple[_Group, int | None], _Group] = {}
         for subject, head in zip(decision.granted, heads, strict=True):
             kind = (self._of[subject], steps.get(subject))
             decision.reservations[subject] = Reservation(head.sha256, kind[1])
-            after[kind] = self._sort_in(subject, after.get(kind))  # who was alike and is charged alike stays alike
+            after[kind] = self._sort_in(subject, after.get(kind))
         return decision
 
     def commit(self, round: int, attempt: int, receipts: Mapping[str, Mapping[str, Any] | None]) -> None:
-        """Note that the results of a reserved round left, with what each client says it ran."""
+        """Record that the results of a reserved round left the clients, with the receipt of each client."""
         self._ledger.commit(round, attempt, receipts)
 
     def groups(self, rounds: int | None = None) -> list[Spent]:
-        """All subjects' figures, those with equal ones together.
+        """All subjects' figures, in groups of subjects with equal figures.
 
         Args:
-            rounds: figures as if everyone had taken part in each of so many rounds of this run, where who did is secret.
+            rounds: if participation is secret, compute the figures as if everyone had taken part in this many rounds of the run.
         """
-        return [Spent(self._figures(alike, rounds), alike.names.keys()) for alike in self._alike.values()]
+        return [Spent(self._figures(group, rounds), group.names.keys()) for group in self._groups.values()]
 
     def figures(self, rounds: int | None = None) -> list[Figures]:
-        """Everyone's figures, in the order of the plans; of more than :data:`LISTED` those who spent most. ``rounds`` as for :meth:`groups`."""
+        """Each subject's figures in the order of the plans; above :data:`LISTED` subjects only the largest. ``rounds`` as for :meth:`groups`."""
         if len(self._plans) > LISTED:
             ordered = sorted(self.groups(rounds), key=lambda g: -g.figures.epsilon)
             return [replace(g.figures, name=name) for g, name in islice(((g, name) for g in ordered for name in g.names), LISTED)]
-        found = {alike: self._figures(alike, rounds) for alike in self._alike.values()}
+        found = {group: self._figures(group, rounds) for group in self._groups.values()}
         return [replace(found[self._of[subject]], name=subject) for subject in self._plans]
 
-    def epsilons(self) -> dict[str, float]:
-        """Subject to headline epsilon of everything charged to it in this book."""
-        return {name: g.figures.epsilon for g in self.groups() for name in g.names}
-
-    def rounds_left(self, subject: str) -> int | None:
-        """Rounds that a subject can still take part in; None without a limit."""
-        alike = self._alike_of(subject)
-        return budgets.participations_left(alike.composition, alike.charges, alike.plan)
-
     def part(self) -> dict[str, Any]:
-        """This run's part of a book that outlives it: where the book is, its head, and the entries of this run."""
-        run = self._ledger.job.rpartition("/")[0] or self._ledger.job
-        entries = [dict(e.data) for e in read(self.path) if str(e.data.get("job", "")).rpartition("/")[0] == run]
+        """This run's part of a lasting ledger, as JSON data: the ledger's address and head, and the entries of this run."""
+        run = run_of(self._ledger.job)
+        entries = [dict(e.data) for e in read(self.path) if run_of(str(e.data.get("job", ""))) == run]
         head = self._ledger.head
         return {"book": str(self.path), "head": {"seq": head.seq, "sha256": head.sha256}, "run": run, "entries": entries}
 
-    def epsilon_person(self) -> float:
-        """Epsilon for a person with one record in each of up to ``max_silos_per_person`` of these clients."""
-        plan = next(iter(self._plans.values()))
-        spents = [self._ledger.spent(s) for s in self._plans]
-        return accountant.person_epsilon(spents, plan.delta, plan.max_silos_per_person, plan.adjacency)
-
     def close(self) -> None:
-        """Give the book's lock back."""
+        """Release the ledger's lock."""
         self._ledger.close()
 
     def __enter__(self) -> Account:
@@ -272,31 +263,31 @@ class Account:
         self.close()
 
     def _limit_of(self, subject: str) -> str | None:
-        """The file whose limit this subject's budget is; None where the config could raise it."""
+        """The limits file that sets this subject's budget; None if the config sets it."""
         return self._limits.where if self._limits is not None and self._limits.binds(self._plans[subject]) else None
 
-    def _alike_of(self, subject: str) -> _Alike:
+    def _group_of(self, subject: str) -> _Group:
         if subject not in self._of:
             raise LedgerError(f"{self._ledger.path}: client '{subject}' has no plan in this run, so it cannot be charged.")
         return self._of[subject]
 
-    def _sort_in(self, subject: str, alike: _Alike | None = None) -> _Alike:
-        """Put a subject with those of the same plan and charges, who are looked for where they are not given."""
-        if alike is None:
+    def _sort_in(self, subject: str, group: _Group | None = None) -> _Group:
+        """Move a subject to ``group``, or if that is None to the group of its plan and charges."""
+        if group is None:
             plan, composition = self._held[self._plans[subject]], accountant.flatten(self._ledger.spent(subject))
             charges = self._ledger.charges(subject, this_run=True)
-            alike = self._alike.setdefault((plan, composition, charges), _Alike(plan, composition, charges))
+            group = self._groups.setdefault((plan, composition, charges), _Group(plan, composition, charges))
         old = self._of.get(subject)
         if old is not None:
             del old.names[subject]
             if not old.names:
-                del self._alike[old.plan, old.composition, old.charges]
-        self._of[subject] = alike
-        alike.names[subject] = None
-        return alike
+                del self._groups[old.plan, old.composition, old.charges]
+        self._of[subject] = group
+        group.names[subject] = None
+        return group
 
     def _shortened(self, decision: Decision) -> dict[str, int]:
-        """Move those from refused to granted who can afford some steps of a round; subject to how many."""
+        """Grant the refused subjects that can afford some steps of a round; each such subject's number of steps."""
         steps: dict[str, int] = {}
         for subject, why in list(decision.refused.items()):
             full = why.plan.max_participations is not None and why.participations >= why.plan.max_participations
@@ -314,9 +305,9 @@ class Account:
         event = plan.event(steps=steps)
         return Charge(subject, round, attempt, event, plan.sha256, plan.clip, plan.unit, plan.adjacency, self._data.get(subject))
 
-    def _figures(self, alike: _Alike, rounds: int | None) -> Figures:
-        """Of the first of these subjects."""
-        plan, composition, mine, subject = alike.plan, alike.composition, alike.charges, next(iter(alike.names))
+    def _figures(self, group: _Group, rounds: int | None) -> Figures:
+        """Figures of the group's first subject."""
+        plan, composition, mine, subject = group.plan, group.composition, group.charges, next(iter(group.names))
         unseen = 0 if rounds is None else max(0, min(rounds, plan.max_participations or rounds) - mine)
         if unseen:
             composition, mine = budgets.plus(composition, plan.event(), unseen), mine + unseen
@@ -340,7 +331,7 @@ class Account:
 
 
 def _allowed(directory: Location, plans: Iterable[Plan], void: Sequence[str], path: str = "privacy") -> Limits | None:
-    """The directory's limits, which allow these plans."""
+    """The directory's limits after checking that they allow these plans."""
     limits = load_limits(directory)
     if limits is not None:
         limits.check(dict.fromkeys(plans), void, path)
@@ -348,7 +339,7 @@ def _allowed(directory: Location, plans: Iterable[Plan], void: Sequence[str], pa
 
 
 def _closing(ledger: Ledger, made: Callable[[], Account]) -> Account:
-    """What is made of an open ledger, which is closed where that fails."""
+    """The account on an open ledger, which is closed if the account cannot be made."""
     try:
         return made()
     except BaseException:

@@ -16,8 +16,7 @@ from fedray import components
 from fedray.config import Choice, Config, Joint, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy.accounting import accountant
-from fedray.privacy.accounting.accountant import Adjacency
-from fedray.privacy.accounting.events import Event, Poisson, rate
+from fedray.privacy.accounting.events import Adjacency, Event, Poisson, rate
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise

@@ -1,7 +1,7 @@
 """Randomness for privacy: DP noise and DP sampling coins.
 
-Both come from a cryptographic stream that nobody can replay. :class:`InsecureSeeded` has the same
-interface and can be replayed; it is for tests and voids the claim.
+Both come from a cryptographic stream that cannot be replayed. :class:`InsecureSeeded` has the same interface but can be replayed; it
+is for tests and voids the claim.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ _UNIT = 2.0**-53
 class Csprng:
     """AES-256-CTR keystream under a key from ``os.urandom``.
 
-    The key is handed to the cipher and kept nowhere else; the object cannot be pickled or copied and
-    shows nothing of its state. Make a new one for every round and attempt. After a ``fork`` the child
-    takes a new key, because parent and child would otherwise draw the same noise.
+    Only the cipher holds the key. The object cannot be pickled or copied, and its ``repr`` reveals no state. Make a new object for every
+    round and attempt. After a ``fork`` the child takes a new key, because parent and child would otherwise draw the same noise.
     """
 
     secure: bool = True
@@ -72,13 +71,13 @@ class Csprng:
         np.sqrt(radius, out=radius)
         angle *= 2.0 * np.pi
         values = np.empty(2 * half)
-        turns = torch.from_numpy(angle)  # torch's sines are vectorised, and as exact
+        turns = torch.from_numpy(angle)  # torch's sines are vectorised and equally accurate
         np.multiply(turns.cos().numpy(), radius, out=values[:half])
         np.multiply(turns.sin().numpy(), radius, out=values[half:])
         return values[:n]
 
     def coins(self, n: int, q: float) -> Indices:
-        """Indices of the heads among ``n`` independent coins that fall heads with probability ``q``, int64, ascending."""
+        """Ascending indices of the heads among ``n`` independent coins with probability ``q`` of heads, int64."""
         return np.flatnonzero(self.uniform(n) < q)
 
     def __repr__(self) -> str:
@@ -89,7 +88,7 @@ class Csprng:
 
 
 class InsecureSeeded:
-    """The interface of :class:`Csprng` over a generator keyed by (seed, round, client). Tests only; voids the claim."""
+    """The interface of :class:`Csprng` on a generator keyed by (seed, round, client), for tests only; it voids the claim."""
 
     secure: bool = False
 
@@ -109,7 +108,7 @@ class InsecureSeeded:
         return self._generator.standard_normal(n)
 
     def coins(self, n: int, q: float) -> Indices:
-        """Indices of the heads among ``n`` coins of probability ``q``, int64, ascending."""
+        """Ascending indices of the heads among ``n`` coins with probability ``q`` of heads, int64."""
         return np.flatnonzero(self.uniform(n) < q)
 
     def __repr__(self) -> str:
@@ -117,5 +116,5 @@ class InsecureSeeded:
 
 
 def noise_source(insecure_seed: int | None, round: int, client: str | int) -> Csprng | InsecureSeeded:
-    """A new source for one client's round: cryptographic, unless the config asks for the insecure seed of tests."""
+    """A new source for one client and round; cryptographic, unless the config sets the insecure seed of tests."""
     return Csprng() if insecure_seed is None else InsecureSeeded(insecure_seed, round, client)

@@ -1,33 +1,36 @@
-"""What the subjects of a book have spent, as figures; the headline among them."""
+"""The figures of a ledger's subjects, and the headline and median over all subjects."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fedray.privacy.accounting import accountant
-from fedray.privacy.accounting.accountant import Composition
+from fedray.privacy.accounting.events import Adjacency, Composition
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One client's privacy figures; a pure function of the ledger and the plan.
+    """One subject's privacy figures, a pure function of the ledger and the plan.
 
     Attributes:
-        name: the client, or ``clients`` for all of them.
-        unit: whom the figure protects: a record, or a client.
-        charges: rounds charged in this book, by all runs.
-        run_charges: rounds charged by this run.
-        epsilon: headline (PLD upper bound) at the plan's delta, of all charges in the book.
-        epsilon_rdp: the same by RDP; infinite where RDP does not bound an event.
-        epsilon_unamplified: without the sampling of clients, against whoever knows the cohorts; None for records.
+        name: name of the client, or ``clients`` for the whole population.
+        unit: protected unit, ``record`` or ``client``.
+        charges: rounds that all runs charged in this ledger.
+        run_charges: rounds that this run charged.
+        epsilon: headline upper bound at the plan's delta over all charges in the ledger.
+        epsilon_rdp: upper bound by RDP; infinite if RDP does not bound one of the events.
+        epsilon_unamplified: upper bound without amplification by the sampling of clients; None for records.
         next_epsilon: ``epsilon`` after one more round.
-        delta: the plan's.
-        budget: limit on ``epsilon``, or None.
-        rounds_left: rounds that it can still take part in, or None without a limit.
-        exhausted: there is no next round for it.
-        composition: elementary events with counts.
+        delta: delta of the plan.
+        budget: largest allowed ``epsilon``; None if there is no limit.
+        rounds_left: number of rounds that the subject can still take part in; None if there is no limit.
+        exhausted: whether the subject can take part in no further round.
+        composition: charged elementary events with their counts.
     """
 
     name: str
@@ -47,25 +50,35 @@ class Figures:
 
 @dataclass(frozen=True)
 class Spent:
-    """Subjects of one account with equal figures; ``figures.name`` is one of ``names``."""
+    """The ``names`` of an account's subjects with equal ``figures``; ``figures.name`` is one of them."""
 
     figures: Figures
     names: Collection[str]
 
 
-def headline(groups: Sequence[Spent], adjacency: accountant.Adjacency) -> float:
-    """The largest subject's epsilon on the fine grid: subjects are refined from the top until no other can exceed them."""
-    distinct = {(g.figures.composition, g.figures.delta): g.figures.epsilon for g in groups}
+def headline(groups: Sequence[Spent], adjacency: Adjacency) -> float:
+    """The largest subject's epsilon on the fine grid."""
+    coarse = {(g.figures.composition, g.figures.delta): g.figures.epsilon for g in groups}
+    return largest(coarse, lambda key: accountant.bound(dict(key[0]), key[1], accountant.FINAL_INTERVAL, adjacency))
+
+
+def largest(coarse: Mapping[K, float], refine: Callable[[K], float]) -> float:
+    """The largest figure on the fine grid; 0 if there are none.
+
+    Args:
+        coarse: each figure on the coarse grid, where it is at least as large as on the fine grid.
+        refine: the figure on the fine grid; called from the largest coarse figure downwards until no other figure can be larger.
+    """
     best = 0.0
-    for (composition, delta), coarse in sorted(distinct.items(), key=lambda item: -item[1]):
-        if coarse <= best or math.isinf(coarse):
-            return max(best, coarse) if math.isinf(coarse) else best
-        best = max(best, min(coarse, accountant.bound(dict(composition), delta, accountant.FINAL_INTERVAL, adjacency)))
+    for key, figure in sorted(coarse.items(), key=lambda item: -item[1]):
+        if figure <= best:
+            break
+        best = max(best, figure if math.isinf(figure) else min(figure, refine(key)))
     return best
 
 
 def median(groups: Sequence[Spent]) -> float:
-    """The median subject's epsilon: over subjects, not groups; 0 without any."""
+    """The median epsilon over all subjects, with each group weighted by its number of subjects; 0 if there are none."""
     ordered = sorted((g.figures.epsilon, len(g.names)) for g in groups)
     half, seen = sum(n for _, n in ordered) / 2, 0
     for i, (epsilon, count) in enumerate(ordered):

@@ -1,16 +1,16 @@
-"""Limits of a silo's own: a file ``limits.yaml`` in the folder of its books, which no run's config can raise.
+"""The limits of a silo: a file ``limits.yaml`` in the folder of its ledgers, which no run's config can raise.
 
-Whoever keeps the ledger writes it, by hand; fedray only reads it, before anything is charged to a book of that folder::
+The silo's operator writes the file by hand. fedray reads it before anything is charged to a ledger in that folder::
 
-    epsilon: 4.0            # the most that may be spent in all on any record (or client) whose book lies here
-    delta: 1.0e-5           # the largest delta at which it may be claimed
-    units: [record]         # whom a guarantee may be for: record, client
-    regimes: [record]       # privacy.regime: record, client, local, distributed
-    void_claims: false      # whether runs may be charged whose claim is void from the start
+    epsilon: 4.0            # largest total epsilon of any record (or client) whose ledger is in this folder
+    delta: 1.0e-5           # largest delta at which epsilon may be claimed
+    units: [record]         # allowed protected units: record, client
+    regimes: [record]       # allowed values of privacy.regime: record, client, local, distributed
+    void_claims: false      # whether a run may be charged if its claim is void from the start
 
-Every key may be left out, and then allows whatever a config asks for; but runs whose claim is void (``privacy.insecure_seed``,
-``privacy.unprotected``) are refused wherever the file is, unless it says otherwise. A book notes the limits that it was held to,
-so that it is found out where the file is gone.
+A missing key allows every value, with one exception: if the file exists, runs whose claim is void (``privacy.insecure_seed``,
+``privacy.unprotected``) are refused unless ``void_claims`` is true. A ledger records the limits that it was held to, so that the loss of
+the file is noticed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ P = TypeVar("P", bound=Plan)
 
 
 class Terms(Section):
-    """The file's content; see the module's text."""
+    """The content of the file; see the module's description."""
 
     epsilon: float | None = Field(None, gt=0.0)
     delta: float | None = Field(None, gt=0.0, lt=1.0)
@@ -47,31 +47,31 @@ class Terms(Section):
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be charged to the books of one folder.
+    """The limits on charges to the ledgers of one folder.
 
     Attributes:
-        where: the file.
-        terms: its content.
+        where: address of the limits file.
+        terms: content of the file.
     """
 
     where: str
     terms: Terms
 
     def check(self, plans: Iterable[Plan], void: Sequence[str] = (), path: str = "privacy") -> None:
-        """Refuse a run that asks for more than is allowed here.
+        """Refuse a run that asks for more than the limits allow.
 
         Args:
-            plans: whose charges would come to a book of this folder.
-            void: why the run's claim is void from the start.
-            path: the config's section that the plans follow, for the sentence.
+            plans: plans whose charges would be written to a ledger of this folder.
+            void: reasons for which the run's claim is void from the start.
+            path: section of the config from which the plans were made, for the sentence.
 
         Raises:
-            PrivacyRefusal: the first thing that is not allowed, with the nearest setting that is.
+            PrivacyRefusal: a setting is not allowed; the sentence names the nearest allowed one.
         """
-        terms, books = self.terms, "for whoever's books lie in its folder, and no config can raise it"
+        terms, books = self.terms, "for all ledgers in its folder, and no config can raise it"
         if void and not terms.void_claims:
             raise PrivacyRefusal(
-                f"{void[0]}, so the run's claim would be void, and {self.where} lets no such run use the records whose books lie "
+                f"{void[0]}, so the run's claim would be void, and {self.where} refuses such runs for the records whose ledgers are "
                 "in its folder; take that setting out.",
                 "privacy.limits.void_claim",
             )
@@ -92,27 +92,27 @@ class Limits:
                 )
             if terms.epsilon is not None and plan.budget is not None and plan.budget > terms.epsilon:
                 raise PrivacyRefusal(
-                    f"{path}.budget: an epsilon of {as_given(plan.budget)} is more than the {as_given(terms.epsilon)} in all that {self.where} allows "
+                    f"{path}.budget: an epsilon of {as_given(plan.budget)} is more than the total of {as_given(terms.epsilon)} that {self.where} allows "
                     f"{books}; set {path}.budget={as_given(terms.epsilon)} or less.",
                     "privacy.limits.epsilon",
                 )
 
     def hold(self, plan: P) -> P:
-        """The plan with this limit as its budget where it has none, for judging what may still be charged; its hash is another."""
+        """The plan, with the limit as its budget if it has none. The changed plan decides refusals only, because its hash is another."""
         if plan.budget is not None or self.terms.epsilon is None:
             return plan
         return replace(plan, budget=self.terms.epsilon)
 
     def binds(self, plan: Plan) -> bool:
-        """Whether the budget that the plan is held to cannot be raised, because it is this limit."""
+        """Whether this limit sets the plan's budget, so that no config can raise it."""
         return self.terms.epsilon is not None and self.hold(plan).budget == self.terms.epsilon
 
 
 def load_limits(directory: str | Location) -> Limits | None:
-    """The limits of a folder of books; None where it has none.
+    """The limits of a folder of ledgers; None if it has no limits file.
 
     Raises:
-        LedgerError: they cannot be read, or are not understood: nothing may be charged then.
+        LedgerError: the file cannot be read or is invalid, so nothing may be charged.
     """
     directory = location(directory)
     where = f"{directory / FILE}"
@@ -135,4 +135,4 @@ def load_limits(directory: str | Location) -> Limits | None:
     except ValidationError as error:
         first = error.errors()[0]
         problem = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'][0].lower()}{first['msg'][1:]}, but is {first['input']!r}"
-    raise LedgerError(f"{where}: {problem}; nothing may be charged to the books beside it until the file is mended.")
+    raise LedgerError(f"{where}: {problem}; nothing may be charged to the ledgers in its folder until the file is corrected.")

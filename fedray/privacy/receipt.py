@@ -1,4 +1,4 @@
-"""Receipts: what a client says it ran, checked against what was reserved before its update may count."""
+"""Receipts: a client's record of what it ran, which must agree with the reservation before its update is used."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Receipt = dict[str, Any]
 
 
 def record_receipt(plan: RecordPlan, history: Sequence[Sequence[float]], engine: str, reservation: str | None) -> Receipt:
-    """What a client ran of record-level DP-SGD.
+    """The receipt of one local round of record-level DP-SGD.
 
     Args:
-        plan: what the engine was given.
-        history: what the engine counted: [(noise multiplier, sampling rate, steps)].
-        engine: its name.
-        reservation: hash of the ledger's entry that charges it.
+        plan: plan that the engine followed.
+        history: steps that the engine counted: [(noise multiplier, sampling rate, steps)].
+        engine: name of the engine.
+        reservation: hash of the ledger's entry that charges the round.
     """
     return {
         "reservation": reservation,
@@ -35,12 +35,12 @@ def check_receipt(client: str, receipt: Mapping[str, Any] | None, expected: Mapp
     """Compare a receipt with the reservation.
 
     Args:
-        client: whose it is.
-        receipt: what came with the update.
-        expected: every key that it must have, with its value; None means any value.
+        client: name of the client.
+        receipt: receipt that came with the update.
+        expected: required keys with their values; None allows any value.
 
     Raises:
-        ClaimVoid: no receipt, or one that differs; names the first difference.
+        ClaimVoid: the receipt is missing or differs; the sentence names the first difference.
     """
     if receipt is None:
         raise ClaimVoid(f"client {client}: its update came without a receipt of what was run; nothing of it is used.")

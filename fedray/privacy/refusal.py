@@ -1,28 +1,28 @@
-"""Why a client may not train another round, in a sentence that says what would fit."""
+"""The refusal of another round to a client, in a sentence that says which setting would fit the budget."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fedray.privacy.accounting import budgets
-from fedray.privacy.accounting.accountant import Composition
+from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import Plan
 from fedray.rounding import as_given, rounded_up
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a client may not train another round; ``str()`` is the sentence.
+    """The reason why a client may not train another round; ``str()`` gives the sentence.
 
     Attributes:
-        subject: the client.
+        subject: name of the client.
         spent: its epsilon so far.
-        after: its epsilon if it trained another round.
-        budget: the limit; None where only the number of participations is limited.
-        participations: rounds of this run it was charged for.
-        composition: what was spent, for computing what would fit.
-        plan: its plan.
-        limits: the file whose limit the budget is, so that no config can raise it; else None.
+        after: its epsilon after one more round.
+        budget: largest allowed epsilon; None if only the number of participations is limited.
+        participations: number of rounds that this run charged to the client.
+        composition: the client's charges.
+        plan: the client's plan.
+        limits: limits file that sets the budget, which no config can raise; None if the config sets it.
     """
 
     subject: str
@@ -35,14 +35,14 @@ class Refusal:
     limits: str | None = None
 
     def fits(self) -> tuple[float | None, int | None]:
-        """The least noise multiplier, and the most steps, with which one more round fits the budget; None where none does."""
+        """See :func:`fedray.privacy.accounting.budgets.fits`."""
         return budgets.fits(self.composition, self.plan)
 
     def __str__(self) -> str:
         if self.budget is None or self.after <= self.budget:
             return (
                 f"{self.subject}: took part in {self.participations} rounds, which is privacy.max_participations; "
-                "to plan for more of them takes more noise."
+                "a plan with more participations needs more noise."
             )
         noise, steps = self.fits()
         ways = [f"privacy.noise_multiplier={noise:g}"] if noise is not None else []
@@ -56,9 +56,14 @@ class Refusal:
 
 
 def refusal(subject: str, plan: Plan, composition: Composition, participations: int, limits: str | None = None) -> Refusal | None:
-    """Why a subject that was charged ``composition``, and ``participations`` rounds of this run, may not train another; None where it may.
+    """The refusal of another round to a subject; None if it may train.
 
-    ``limits``: the file whose limit the plan's budget is.
+    Args:
+        subject: name of the client.
+        plan: its plan.
+        composition: its charges in the ledger.
+        participations: number of rounds that this run charged to it.
+        limits: limits file that sets the plan's budget; None if the config sets it.
     """
     after = budgets.plus(composition, plan.event())
     full = plan.max_participations is not None and participations >= plan.max_participations

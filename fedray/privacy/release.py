@@ -1,4 +1,4 @@
-"""The driver's side of a guarantee for whole clients: who may take part, and from a sum to what the model may see."""
+"""The driver's part of a guarantee for whole clients: it limits participation and turns a round's sum into a private mean."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LONG_AGO = -(1 << 30)
 
 
 class Release:
-    """Bounds who takes part and turns each round's sum into a mean that may be seen.
+    """Limits participation and turns each round's sum into a mean that may be released.
 
-    Noise that spans rounds lives here and nowhere else: a new process has none, so its first round is charged anew
+    Noise that is correlated across rounds exists only in this object. A new process has a new object, so its first round is charged again
     and begins a new tree or matrix.
 
     Args:
-        plan: the run's constants.
-        insecure_seed: tests only.
+        plan: the run's plan.
+        insecure_seed: seed of replayable noise, for tests only; None for cryptographic noise.
     """
 
     def __init__(self, plan: ClientPlan, insecure_seed: int | None = None) -> None:
@@ -43,11 +43,11 @@ class Release:
         return self.plan.regime != "local"
 
     def due(self, round_: int) -> bool:
-        """Whether this round needs a charge: no earlier one covers it."""
+        """Whether this round needs a charge because no earlier charge covers it."""
         return round_ >= self._covered
 
     def begin(self, round_: int) -> None:
-        """A charge was made: from here on noise may be spent, and participations are counted anew."""
+        """Begin the rounds of a charge that was just made: make new noise and reset the counts of participations."""
         self._covered = round_ + self.plan.charging.span
         self._driver = self.plan.mechanism.driver(self.plan.noise_multiplier, self.plan.facts, self.size, round_)
         self._last[:] = _LONG_AGO
@@ -55,21 +55,21 @@ class Release:
 
     @property
     def size(self) -> int:
-        """Values that each client sends."""
+        """Number of values that each client sends."""
         return self.client_step(0).size(self.plan.facts.dimension)
 
     def eligible(self, round_: int) -> npt.NDArray[np.bool_] | None:
-        """Who may take part without breaking separation or count; None where nothing is bounded."""
+        """Which clients may take part by separation and number of participations, bool ``[clients]``; None if neither is limited."""
         charging = self.plan.charging
         if charging.span == 1 or round_ >= self._covered:
             return None
         return (round_ - self._last >= charging.separation) & (self._times < charging.most)
 
     def taken(self, round_: int, cohort: Sequence[int]) -> None:
-        """Note who takes part, before anyone trains.
+        """Record a round's participants before they train.
 
         Raises:
-            ClaimVoid: someone who may not.
+            ClaimVoid: a client takes part that may not.
         """
         allowed = self.eligible(round_)
         if allowed is not None and not allowed[list(cohort)].all():
@@ -78,21 +78,21 @@ class Release:
         self._times[list(cohort)] += 1
 
     def coins(self, round_: int) -> npt.NDArray[np.float64]:
-        """A round's secret coins of all clients, in [0, 1); each call tosses them anew."""
+        """A round's secret coins, float64 ``[clients]`` in [0, 1); every call draws new ones."""
         return noise_source(self._insecure_seed, round_, "cohort").uniform(self.plan.facts.clients)
 
     def client_step(self, round_: int) -> ClientStep:
-        """What clients do to their updates in this round."""
+        """The clients' part of the mechanism in this round."""
         plan = self.plan
         return plan.mechanism.client(plan.noise_multiplier, self.clip, plan.facts, plan.weight_cap, plan.adaptive is not None, round_)
 
     def mean(self, values: npt.NDArray[np.int64], bits: int, round_: int) -> Vector:
-        """The noised sum over the public denominator, float32 ``[dimension]``; moves the clip norm where it adapts.
+        """The noised sum divided by the public denominator, float32 ``[dimension]``. An adaptive clip norm is updated.
 
         Args:
-            values: int64 sum of what the clients sent.
-            bits: its fraction bits (0 for a ring).
-            round_: the round.
+            values: sum of the clients' values, int64 ``[size]``.
+            bits: number of fraction bits of ``values`` (0 for a ring).
+            round_: number of the round.
 
         Raises:
             ClaimVoid: no charge covers this round.
@@ -108,9 +108,9 @@ class Release:
         return (total / plan.denominator).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: functions of what was released. Noise is never among it."""
+        """State for a checkpoint. It depends on released values only and never contains noise."""
         return {"clip": self.clip}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's :meth:`state`."""
+        """Restore a checkpoint's :meth:`state`."""
         self.clip = float(state.get("clip", self.clip))

@@ -1,7 +1,7 @@
-"""What may be combined with a privacy claim, and when a claim is void.
+"""The settings and models that a privacy claim excludes, and the reasons for which a claim is void.
 
-Everything that would void the guarantee is refused when the config is read, with a code
-``privacy.incompatible.<a>.<b>``, the reason in one sentence and the nearest legal setting.
+A combination that would void the guarantee is refused when the config is read: with a code ``privacy.incompatible.<a>.<b>``, and a
+sentence that gives the reason and the nearest legal setting.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from fedray.config import Config, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy.ledger.ledger import ledger_directory
 
-#: Local engines that are proven to do record-level DP-SGD.
+#: Local engines that are known to clip and noise every record's gradient.
 ENGINES = ("auto", "book", "hooks", "ghost")
 
 _ROBUST = ("median", "trimmed", "krum", "geometric", "geo_median", "fltrust", "cosine", "bulyan")
 _UNPROTECTED = {
-    "evaluation": "clients report metrics of their private held-out records without noise",
-    "class_counts": "the numbers of records in each class of each client are written down without noise",
+    "evaluation": "clients report metrics on their private held-out records without noise",
+    "class_counts": "the number of records of each class and client is published without noise",
     "train_metrics": "clients report their training loss without noise",
-    "partition": "the numbers of records of each client are written down without noise",
-    "classes": "which labels occur in the clients' records decides the classes of the model, without noise",
+    "partition": "the number of records of each client is published without noise",
+    "classes": "the labels that occur in the clients' records determine the model's classes without noise",
 }
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether the run's epsilon may be claimed; ``reasons`` say why not."""
+    """Whether the run's epsilon may be claimed; ``reasons`` is empty if so."""
 
     valid: bool
     reasons: list[str]
@@ -42,14 +42,14 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
 
     Args:
         config: the run.
-        private_statistics: preprocessing computes statistics over private records.
+        private_statistics: whether preprocessing computes statistics over private records.
 
     Returns:
-        Warnings: what is legal, but should be known.
+        Warnings on settings that are legal but weaken the guarantee or void the claim.
 
     Raises:
-        PrivacyRefusal: a combination that voids the guarantee.
-        ConfigError: privacy settings in a run without a regime, or a ledger that cannot be one.
+        PrivacyRefusal: a combination voids the guarantee.
+        ConfigError: a run without a regime has privacy settings, or the ledger's address is none.
     """
     privacy = config.privacy
     if not privacy.regimes:
@@ -60,7 +60,7 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
         _check_training(config)
     elif privacy.clipping != "flat" or privacy.fewer_steps:
         raise ConfigError(
-            "privacy.clipping, privacy.fewer_steps: are of local steps on records; add record to privacy.regime or take them out."
+            "privacy.clipping, privacy.fewer_steps: apply to local steps on records only; add record to privacy.regime or take them out."
         )
     if privacy.whole_clients is None:
         _check_only_records(privacy)
@@ -85,32 +85,34 @@ def _check_only_records(privacy: Privacy) -> None:
     for name in ("mechanism", "adaptive_clip", "weight_cap", "denominator"):
         if getattr(privacy, name) is not None:
             raise ConfigError(
-                f"privacy.{name}: is of guarantees for whole clients, but privacy.regime is record; "
+                f"privacy.{name}: applies to guarantees for whole clients only, but privacy.regime is record; "
                 "set privacy.regime=client (or local, distributed), or take it out."
             )
 
 
 def _check_whole_clients(config: Config) -> None:
-    """The columns of the table for central, local and distributed guarantees of whole clients."""
+    """Refuse what does not go together with a central, local or distributed guarantee for whole clients."""
     privacy, regime = config.privacy, config.privacy.whole_clients
     kind, arguments = config.algorithm.kind, config.algorithm.arguments
     if kind == "fedavg" and arguments.get("weights", "samples") == "samples" and privacy.weight_cap is None:
         raise PrivacyRefusal(
-            "algorithm.weights: a mean weighted by records divides by the cohort's records, so one client moves it by more than its share; "
+            "algorithm.weights: a mean weighted by records divides by the cohort's records, so one client can change it by more than the noise is made for; "
             "set algorithm.weights=uniform, or privacy.weight_cap to the public number of records at which a client counts fully.",
             f"privacy.incompatible.{regime}.sample_weights",
         )
     if regime != "local" and config.aggregation.kind != "mean":
         raise PrivacyRefusal(
-            f"aggregation.kind: '{config.aggregation.kind}' is no sum of bounded terms, so one client can move its result by more than the "
+            f"aggregation.kind: '{config.aggregation.kind}' is no sum of bounded terms, so one client can change its result by more than the "
             "noise is made for; use mean.",
             f"privacy.incompatible.{regime}.aggregation",
         )
     if privacy.denominator is not None and regime == "local":
-        raise ConfigError("privacy.denominator: with regime local the mean of the noised updates is taken; take it out.")
+        raise ConfigError(
+            "privacy.denominator: has no effect with privacy.regime local, which takes the mean of the noised updates; take it out."
+        )
     if regime == "distributed" and config.cohort.min_clients < 2:
         raise PrivacyRefusal(
-            "cohort.min_clients: with distributed noise each client adds a share, and this many shares are sure to be in the sum; "
+            "cohort.min_clients: with distributed noise each client adds a share, and this many shares are guaranteed in the sum; "
             "set it to the number of updates below which a round is given up, at least 2.",
             "privacy.incompatible.distributed.min_clients",
         )
@@ -119,20 +121,20 @@ def _check_whole_clients(config: Config) -> None:
 def _check_data(config: Config, private_statistics: bool) -> None:
     if config.privacy.record and (private_statistics or config.data.normalize.kind == "standardize_client"):
         raise PrivacyRefusal(
-            f"data.normalize: '{config.data.normalize.kind}' computes statistics over private records, which ties every record's "
-            "gradient to all others; use constants with public means and deviations, unit_norm or none.",
+            f"data.normalize: '{config.data.normalize.kind}' computes statistics over private records, so every record's "
+            "gradient depends on all others; use constants with public means and deviations, unit_norm or none.",
             "privacy.incompatible.record.private_statistics",
         )
     if config.evaluation.federated and "evaluation" not in config.privacy.unprotected:
         raise PrivacyRefusal(
-            "evaluation.federated: metrics of the clients' own records are a release without noise; set evaluation.federated=false "
+            "evaluation.federated: metrics on the clients' own records are released without noise; set evaluation.federated=false "
             "and evaluate on public records, or accept it with privacy.unprotected=[evaluation], which voids the claim.",
             "privacy.incompatible.record.federated_evaluation",
         )
 
 
 def everywhere(config: Config, key: str) -> dict[str, str]:
-    """A key of the training section and of the groups' overrides: path to value."""
+    """The values of a key in the training section and in the groups' overrides, by their paths in the config."""
     values = {f"training.{key}": str(getattr(config.training, key))}
     for i, group in enumerate(config.clients.groups):
         if key in group.training:
@@ -159,14 +161,14 @@ def _check_training(config: Config) -> None:
     for path, engine in everywhere(config, "engine").items():
         if engine not in ENGINES:
             raise PrivacyRefusal(
-                f"{path}: '{engine}' is not proven to clip and noise every record's gradient; use auto, book, hooks or ghost.",
+                f"{path}: '{engine}' is not known to clip and noise every record's gradient; use auto, book, hooks or ghost.",
                 "privacy.incompatible.record.engine",
             )
     kind, arguments = config.algorithm.kind, config.algorithm.arguments
     if kind == "ifca":
         raise PrivacyRefusal(
-            "algorithm.kind: with ifca a client chooses its cluster by its private loss, and the choice is a release of its own; "
-            "use a clustering that the server does on updates, or fedavg.",
+            "algorithm.kind: with ifca a client chooses its cluster by its private loss, and this choice is released without noise; "
+            "use a clustering that the server computes from updates, or fedavg.",
             "privacy.incompatible.record.ifca",
         )
     if kind == "scaffold" and str(arguments.get("option", 2)) in ("1", "I", "i"):
@@ -178,18 +180,18 @@ def _check_training(config: Config) -> None:
 
 
 def check_classes(privacy: Privacy, declared: bool, class_labels: Sequence[str | int | float | bool]) -> None:
-    """Refuse classes that were found in private records: a label that one record alone has would add an output to the model.
+    """Refuse classes that were found in private records, because a label that only one record has would add an output to the model.
 
-    Labels 0 and 1 need no declaration, for two classes are the fewest that there can be.
+    Labels 0 and 1 need no declaration, because every classification has at least two classes.
 
     Raises:
-        PrivacyRefusal: what to declare.
+        PrivacyRefusal: the classes are not declared; the sentence says how to declare them.
     """
     accepted = {"classes", "class_counts"} & set(privacy.unprotected)
     if not privacy.regimes or declared or accepted or list(class_labels) in ([], [0, 1]):
         return
     raise PrivacyRefusal(
-        "data.classes: which labels occur in the clients' records is private, so under privacy the classes are declared; set data.classes=C "
+        "data.classes: the labels that occur in the clients' records are private, so the classes must be declared under privacy; set data.classes=C "
         "for the labels 0 to C-1, or data.labels to the labels in class order, or accept it with privacy.unprotected=[classes], which voids the claim.",
         f"privacy.incompatible.{privacy.regimes[0]}.undeclared_classes",
     )
@@ -202,7 +204,7 @@ def _check_ledgers(config: Config) -> None:
     for path, setting in settings.items():
         if dedicated and setting == "run":
             raise PrivacyRefusal(
-                f"{path}: dedicated clients are silos whose records outlive this run, but 'run' forgets what was spent on them; "
+                f"{path}: dedicated clients are silos whose records outlive this run, but a ledger of the run forgets what was spent on them; "
                 "name a directory on each silo's durable volume.",
                 "privacy.incompatible.dedicated.ledger_run",
             )
@@ -217,58 +219,56 @@ def _warnings(config: Config) -> list[str]:
     if any(word in config.aggregation.kind for word in _ROBUST):
         warnings.append(
             f"aggregation.kind: '{config.aggregation.kind}' judges updates by their distances, which are mostly DP noise; "
-            "expect it to drop good ones."
+            "expect it to drop good updates."
         )
     if config.algorithm.kind.startswith("python:"):
-        warnings.append(
-            "algorithm.kind: what your own algorithm sends besides the model that the engine trained is not covered by epsilon."
-        )
+        warnings.append("algorithm.kind: epsilon does not cover what your own algorithm sends besides the model that the engine trained.")
     if (privacy.target_epsilon or privacy.budget or 0.0) > 10:
-        warnings.append("privacy: an epsilon above 10 is a weak guarantee; say so when you publish it.")
+        warnings.append("privacy: an epsilon above 10 is a weak guarantee; say so if you publish it.")
     return warnings
 
 
 def check_buffers(model: nn.Module) -> None:
-    """Refuse a model with buffers: what is not trained is not clipped by meaning, and noise makes variances negative.
+    """Refuse a model with buffers, because no noised gradient trains them and private statistics could leave in them.
 
     Raises:
-        PrivacyRefusal: with the buffer's name and what to use instead.
+        PrivacyRefusal: the model has a buffer; the sentence names it and what to use instead.
     """
     buffers = [name for name, _ in model.named_buffers()]
     if buffers:
         raise PrivacyRefusal(
-            f"model: buffer '{buffers[0]}' is not trained by noised gradients, so private statistics could leave in it; keep a constant as a "
+            f"model: buffer '{buffers[0]}' is not trained by noised gradients, so it could release private statistics; keep a constant as a "
             "plain attribute (without register_buffer), and take GroupNorm or InstanceNorm without running statistics.",
             "privacy.incompatible.buffers",
         )
 
 
 def check_layers(model: nn.Module) -> None:
-    """Refuse a model whose layers couple records, or that carries buffers, or that cannot be clipped in float32.
+    """Refuse a model that couples records in a layer, has buffers, or cannot be clipped in float32.
 
-    The part of :func:`check_model` that does not take seconds to import Opacus.
+    This is the part of :func:`check_model` without the import of Opacus, which takes seconds.
 
     Raises:
-        PrivacyRefusal: with the layer and what to use instead.
-        ConfigError: nothing in the model can be trained.
+        PrivacyRefusal: the model is refused; the sentence names the layer and what to use instead.
+        ConfigError: the model has no trainable parameter.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise PrivacyRefusal(
-                f"model: '{name or type(model).__name__}' is compiled by TorchScript, which shows no layers to take each record's gradient of; "
-                "give the module as it was written (torch.compile may stay).",
+                f"model: '{name or type(model).__name__}' is compiled by TorchScript, which hides the layers that each record's gradient is computed for; "
+                "give the uncompiled module (torch.compile is allowed).",
                 "privacy.incompatible.record.script",
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) or "batchnorm" in type(module).__name__.lower():
             raise PrivacyRefusal(
-                f"model: layer '{name}' ({type(module).__name__}) normalises each record by the others of its batch, frozen or not; "
+                f"model: layer '{name}' ({type(module).__name__}) normalises each record by the other records of its batch, even if it is frozen; "
                 "use GroupNorm (opacus.validators.ModuleValidator.fix replaces it).",
                 "privacy.incompatible.record.batchnorm",
             )
     check_buffers(model)
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not parameters:
-        raise ConfigError("model: has no parameter that can be trained; unfreeze some.")
+        raise ConfigError("model: has no trainable parameter; unfreeze some.")
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and (
             module.max_norm is not None or module.scale_grad_by_freq or module.sparse
@@ -281,7 +281,7 @@ def check_layers(model: nn.Module) -> None:
     for name, parameter in parameters:
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise PrivacyRefusal(
-                f"model: a hook on the gradient of parameter '{name}' sees sums over records before they are clipped; take it out.",
+                f"model: a hook on the gradient of parameter '{name}' sees sums over records before clipping; take it out.",
                 "privacy.incompatible.record.hook",
             )
         if parameter.dtype not in (torch.float32, torch.float64):
@@ -293,11 +293,11 @@ def check_layers(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """:func:`check_layers`, and that Opacus has a gradient for each record of every layer.
+    """Apply :func:`check_layers`, and refuse a layer for which Opacus cannot compute each record's gradient.
 
     Raises:
-        PrivacyRefusal: with the layer and what to use instead.
-        ConfigError: nothing in the model can be trained.
+        PrivacyRefusal: the model is refused; the sentence names the layer and what to use instead.
+        ConfigError: the model has no trainable parameter.
     """
     check_layers(model)
     from opacus.validators import ModuleValidator
@@ -310,16 +310,16 @@ def check_model(model: nn.Module) -> None:
     if errors:
         reason = str(errors[0]).split(". ")[0].rstrip(".")
         raise PrivacyRefusal(
-            f"model: Opacus cannot take a gradient for each record of it ({reason}); {_instead(reason)}.",
+            f"model: Opacus cannot compute the gradient of each record for it ({reason}); {_instead(reason)}.",
             "privacy.incompatible.record.module",
         )
 
 
 def _instead(reason: str) -> str:
-    """What to use for a layer of torch that Opacus does not take."""
+    """The replacement for a layer of torch that Opacus does not support, as a clause."""
     kind = next((name for name in ("LSTM", "GRU", "RNN", "MultiheadAttention") if f"nn.{name} " in reason), None)
     if kind is None:
-        return "use a layer that it takes"
+        return "use a layer that Opacus supports"
     also = ", or training.engine=auto where the other layers are torch's own" if kind == "LSTM" else ""
     return f"use opacus.layers.DP{kind} in its place{also}"
 
@@ -329,7 +329,7 @@ def claim(config: Config, problems: Sequence[str] = ()) -> Claim:
 
     Args:
         config: the run.
-        problems: what went wrong while it ran (a local round that was not what was charged, a missing ledger).
+        problems: faults during the run that void the claim, such as a local round that differs from the charged one.
     """
     privacy = config.privacy
     if not privacy.regimes:

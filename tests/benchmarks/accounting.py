@@ -74,7 +74,7 @@ def measure(event_of: EventOf, rounds: int) -> dict[str, Any]:
     """
     for kept in (accountant._epsilon, renyi.vector):
         kept.cache_clear()
-    pld._kept = pld._Kept(pld._POINTS_KEPT)
+    pld._kept = pld._Cache(pld._POINTS_KEPT)
     spent = spent_before(event_of, max(rounds - AROUND - 2, 1))
     began = time.process_time()
     bound(spent, DELTA)

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from accounts import epsilons
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,7 +49,7 @@ def test_no_sequence_of_requests_exceeds_the_budget(
                 assert (name in decision.granted) == affordable
             for name in decision.granted:
                 charged[name] += 1
-            for name, figure in account.epsilons().items():
+            for name, figure in epsilons(account).items():
                 assert figure == (bound({terms.event(): charged[name]}, 1e-5) if charged[name] else 0.0)
                 assert figure <= budget
             for figures in account.figures():

@@ -75,7 +75,7 @@ def test_a_ledger_that_a_statement_names_is_missed(tmp_path: Path) -> None:
     run = run_directory(tmp_path / "private", "record")
     (run / "privacy_statement.json").write_text("{}")
     code, out = invoke("verify", str(run))
-    assert code == 1 and "its privacy statement names a ledger" in out and "bring it back" in out
+    assert code == 1 and "its privacy statement names a ledger" in out and "restore it" in out
 
 
 def test_in_a_folder_of_books_every_file_counts(tmp_path: Path) -> None:

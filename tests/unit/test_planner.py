@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accounts import epsilons, left
 from paths import ROOT
 
 from fedray.configfile import load_config
@@ -45,10 +46,10 @@ def test_a_plan_says_what_the_accounts_will_say(tmp_path: Path) -> None:
     assert (row["clients"], len(row["records"]), row["verdict"]) == (4, 4, "fits")
     assert sum(row["records"]) == 1438 - 1438 % 4 or sum(row["records"]) == 1438
     with Account.open_run(tmp_path, dict.fromkeys(p.names, record), "run/1") as account:
-        assert row["rounds_affordable"] == account.rounds_left(p.names[0]) == 6
+        assert row["rounds_affordable"] == left(account, p.names[0]) == 6
         for r in range(6):
             assert account.authorize(r, 0, p.names).granted == p.names
-        assert account.epsilons() == dict.fromkeys(p.names, row["epsilon"])
+        assert epsilons(account) == dict.fromkeys(p.names, row["epsilon"])
     assert line["epsilon"] == line["epsilon_person"] == row["epsilon"] == record.planned_epsilon
     assert line["curves"][0]["epsilon"][-1] == row["epsilon"]
     assert line["curves"][0]["epsilon"] == sorted(line["curves"][0]["epsilon"])
@@ -89,11 +90,11 @@ def test_what_a_lasting_ledger_holds_counts(tmp_path: Path) -> None:
     with Account.open_run(tmp_path / "books", dict.fromkeys(p.names, record), "before/1", lasting=True) as account:
         for r in range(4):
             account.authorize(r, 0, p.names[:1])
-        spent = account.epsilons()[p.names[0]]
+        spent = epsilons(account)[p.names[0]]
         rows = only_line(make_plan(p, curves=False))["rows"]  # read while another run holds the lock
         assert [(r["names"], r["charges_before"]) for r in rows] == [(p.names[:1], 4), (p.names[1:], 0)]
         assert rows[0]["epsilon_before"] == spent
-        assert rows[0]["rounds_affordable"] == account.rounds_left(p.names[0])
+        assert rows[0]["rounds_affordable"] == left(account, p.names[0])
         assert (rows[0]["verdict"], rows[1]["verdict"]) == ("exceeds", "fits")
     (sentence,) = shortfalls(p)
     assert sentence.startswith("client-0000: would reach the privacy budget in round ")

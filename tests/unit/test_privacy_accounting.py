@@ -20,7 +20,6 @@ from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting import accountant, event_json, events, pld, renyi
 from fedray.privacy.accounting.accountant import (
     Accountant,
-    Adjacency,
     affordable,
     bound,
     bounded,
@@ -31,6 +30,7 @@ from fedray.privacy.accounting.accountant import (
     unamplified,
 )
 from fedray.privacy.accounting.events import (
+    Adjacency,
     Composed,
     DistributedGaussian,
     Event,
@@ -400,7 +400,7 @@ def test_one_more_round_costs_one_self_composition_and_few_convolutions(monkeypa
     for name in ("compose", "self_compose"):
         inner = getattr(PrivacyLossDistribution, name)
         monkeypatch.setattr(PrivacyLossDistribution, name, lambda *a, f=inner, n=name, **k: counted.update([n]) or f(*a, **k))
-    monkeypatch.setattr(pld, "_kept", pld._Kept(pld._POINTS_KEPT))
+    monkeypatch.setattr(pld, "_kept", pld._Cache(pld._POINTS_KEPT))
     phases = [Poisson(Fraction(1, 31 + i), Gaussian(4.0)) for i in range(32)]
     spent, most = Counter[Event](), 0
     for phase in phases:
@@ -423,7 +423,7 @@ def test_what_is_kept_does_not_change_the_figure(monkeypatch: pytest.MonkeyPatch
         grown[event] = count
     figure = epsilon(grown, 1e-5)
     for points in (pld._POINTS_KEPT, 0):
-        monkeypatch.setattr(pld, "_kept", pld._Kept(points))
+        monkeypatch.setattr(pld, "_kept", pld._Cache(points))
         accountant._epsilon.cache_clear()
         assert epsilon(spent, 1e-5) == figure
 
@@ -453,7 +453,7 @@ def test_a_broken_distribution_bounds_nothing(broken: list[float]) -> None:
 def test_distributions_are_kept_up_to_a_total_size() -> None:
     step = pld._once(Poisson(HALF, Gaussian(90.0)), 1e-3, "zero_out")
     size = step._pmf_remove.size + step._pmf_add.size
-    kept = pld._Kept(3 * size - 1)
+    kept = pld._Cache(3 * size - 1)
     for name in range(4):
         kept.put((name,), step)
     assert [name for name in range(4) if kept.get((name,)) is step] == [2, 3]

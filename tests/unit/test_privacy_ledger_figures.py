@@ -87,7 +87,7 @@ def test_a_receipt_without_a_described_plan_is_found(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "x.jsonl", "run/1") as ledger:
         (head,) = ledger.reserve([Charge("a", 0, 0, event(), PLAN, 1.0)])
         ledger.commit(0, 0, {"a": receipt(head.sha256)})
-    with pytest.raises(LedgerError, match="line 3: .*which no note before it describes"):
+    with pytest.raises(LedgerError, match="line 3: .*which no earlier note describes"):
         verify(tmp_path / "x.jsonl")
 
 
@@ -109,7 +109,9 @@ def test_a_commit_of_what_its_job_never_reserved_is_found(tmp_path: Path, job: s
         "attempt": 0,
     }
     path.write_bytes(path.read_bytes() + seal(body)[0])
-    with pytest.raises(LedgerError, match=rf"x.jsonl: line 3: round {round}, attempt 0 of 'a' is committed by job '{job}', which never"):
+    with pytest.raises(
+        LedgerError, match=rf"x.jsonl: line 3: round {round}, attempt 0 of 'a' is committed by job '{job}', which did not reserve it"
+    ):
         verify(path)
 
 

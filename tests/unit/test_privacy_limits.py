@@ -76,7 +76,7 @@ REFUSED = [
         "epsilon: 4",
         RECORD,
         "privacy.limits.epsilon",
-        r"privacy.budget: an epsilon of 8 is more than the 4 in all .*set privacy.budget=4 or",
+        r"privacy.budget: an epsilon of 8 is more than the total of 4 .*set privacy.budget=4 or",
     ),
     ("delta: 1.0e-4", RECORD, "privacy.limits.delta", r"privacy.delta: 0.0002 is more than the 0.0001 .*set privacy.delta=0.0001 or less"),
     ("units: [client]", RECORD, "privacy.limits.units", r"record protects one record, but .* only the units client"),
@@ -88,7 +88,7 @@ REFUSED = [
         "privacy.limits.void_claim",
         r"privacy.unprotected: .* so the run's claim would be void",
     ),
-    ("epsilon: 2.5", CLIENT, "privacy.limits.epsilon", r"privacy.budget: an epsilon of 3 is more than the 2.5"),
+    ("epsilon: 2.5", CLIENT, "privacy.limits.epsilon", r"privacy.budget: an epsilon of 3 is more than the total of 2.5"),
     ("regimes: [record]", CLIENT, "privacy.limits.regimes", r"privacy.regime: client protects one client"),
 ]
 
@@ -175,7 +175,7 @@ def test_limits_that_are_gone_are_missed(folder: Location) -> None:
     Account.open_run(folder, plans(p), "run/1", lasting=True).close()
     lift(folder)
     for _ in range(2):  # the book is not left locked
-        with pytest.raises(LedgerError, match=r"was held to limits, but the file limits.yaml beside it is gone"):
+        with pytest.raises(LedgerError, match=r"was held to limits, but the file limits.yaml beside it is missing"):
             Account.open_run(folder, plans(p), "run/2", lasting=True)
     fix(folder, "{}\n")
     Account.open_run(folder, plans(p), "run/3", lasting=True).close()

@@ -116,7 +116,7 @@ def test_what_is_accepted_without_protection_warns_and_voids_the_claim(
 def test_what_is_legal_but_doubtful_warns() -> None:
     assert "DP noise" in rules.check(config(aggregation={"kind": "trimmed_mean"}))[0]
     assert "weak" in rules.check(config({"noise_multiplier": None, "target_epsilon": 20.0}))[0]
-    assert "not covered" in rules.check(config(algorithm={"kind": "python:mine:algorithm"}))[0]
+    assert "does not cover" in rules.check(config(algorithm={"kind": "python:mine:algorithm"}))[0]
 
 
 def test_a_problem_in_the_run_voids_the_claim() -> None:
@@ -160,7 +160,7 @@ def test_layers_that_couple_records_or_carry_state_are_refused(layer: nn.Module,
 
 def test_sound_models_pass_and_untrainable_ones_do_not() -> None:
     rules.check_model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.Dropout(), nn.LayerNorm(3)))
-    with pytest.raises(ConfigError, match="no parameter that can be trained"):
+    with pytest.raises(ConfigError, match="no trainable parameter"):
         rules.check_model(nn.Linear(2, 2).requires_grad_(False))
 
 

@@ -1,9 +1,8 @@
-"""Epsilon of what was spent: upper bounds by RDP and by privacy-loss distributions.
+"""Upper bounds on the epsilon of charged events, by RDP and by privacy-loss distributions (PLD).
 
-Adjacency is zero-out (Kairouz et al. 2021, Practical and Private (Deep) Learning without Sampling or
-Shuffling, definition 1.1: one unit's contribution is replaced by nothing, counts stay public), unless a
-function is told otherwise. Everything is memoised by composition, so that a thousand clients with a
-handful of different histories cost a handful of evaluations.
+The default adjacency is zero-out (Kairouz et al. 2021, Practical and Private (Deep) Learning without Sampling or Shuffling, definition
+1.1): one unit's contribution is replaced by nothing, and counts stay public. All figures are memoised by composition, so a thousand
+clients with a few different histories cost a few evaluations.
 """
 
 from __future__ import annotations
@@ -39,28 +38,10 @@ from fedray.privacy.accounting.events import (
     ZCdp,
 )
 
-__all__ = [
-    "FINAL_INTERVAL",
-    "INTERVAL",
-    "Accountant",
-    "Adjacency",
-    "Composition",
-    "Spent",
-    "accountant_version",
-    "affordable",
-    "bound",
-    "bounded",
-    "calibrate",
-    "epsilon",
-    "flatten",
-    "person_epsilon",
-    "unamplified",
-]
-
 Accountant = Literal["pld", "rdp"]
 Spent = Mapping[Event, int]
 
-#: Grid of the privacy loss while a run goes on, and for the final report. Discretisation errs upwards.
+#: Grid spacing of the privacy loss during a run, and for final figures. Discretisation makes epsilon larger, never smaller.
 INTERVAL = 1e-3
 FINAL_INTERVAL = 1e-4
 
@@ -72,14 +53,17 @@ _PLD_LIMIT = 500.0
 
 
 def accountant_version() -> str:
-    """The accounting library with its version, as written beside every figure."""
+    """Name and version of the accounting library, as written beside every figure."""
     return f"dp-accounting {version('dp-accounting')}"
 
 
 def flatten(spent: Spent) -> Composition:
-    """Compositions unrolled into elementary mechanisms with counts, sorted.
+    """The charges as elementary mechanisms with counts, in a fixed order.
 
-    Gaussians on the same Poisson sample are joined into one (1/sigma^2 adds up); a sample at rate 1 is no sample.
+    Several Gaussians on the same Poisson sample become one Gaussian (1/sigma^2 adds up), and sampling at rate 1 is removed.
+
+    Raises:
+        LedgerError: a count is negative.
     """
     total: Counter[Event] = Counter()
     for event, count in spent.items():
@@ -123,12 +107,12 @@ def _joint_sigma(event: Event) -> float | None:
 
 
 def unamplified(spent: Spent) -> Counter[Event]:
-    """What was spent against whoever knows which clients took part: the sampling of clients is stripped from every event.
+    """The charges against an adversary who knows the participants: every event without its sampling of clients.
 
-    Only for books whose unit is the client; the batches of a record's book stay secret from everybody.
+    Use it for ledgers whose unit is the client only, because batches of records are secret from every adversary.
 
     Returns:
-        event to count; a Poisson sample becomes what was done on it, a capped one and a draw without replacement their Gaussian.
+        each event's count. A Poisson sample becomes the event on it; a truncated sample and a draw without replacement become their Gaussian.
     """
     total: Counter[Event] = Counter()
     for event, count in flatten(spent):
@@ -154,33 +138,33 @@ def _strip(event: Event, count: int, into: Counter[Event]) -> None:
 def epsilon(
     spent: Spent, delta: float, accountant: Accountant = "pld", interval: float = INTERVAL, adjacency: Adjacency = "zero_out"
 ) -> float:
-    """An upper bound on epsilon at ``delta`` of everything in ``spent``.
+    """An upper bound on epsilon at ``delta`` of all charges.
 
     Args:
-        spent: event to how often it was charged; empty costs 0.
-        delta: above 0, below 1.
-        accountant: ``pld`` (tight) or ``rdp`` (fast, looser).
-        interval: grid of the privacy loss; PLD only. Coarser is faster and larger, never too small.
-        adjacency: ``replace_one`` doubles the sensitivity of what is noised in units of the clip norm; under RDP the noise
-            multiplier is halved for it, because dp-accounting 0.6 does not (google/differential-privacy#378).
+        spent: how often each event was charged; no charges cost 0.
+        delta: between 0 and 1, both excluded.
+        accountant: ``pld`` (tight) or ``rdp`` (faster and looser).
+        interval: grid spacing of the privacy loss, for PLD only. A coarser grid is faster and gives a larger figure.
+        adjacency: neighbouring relation. ``replace_one`` doubles the sensitivity in units of the clip norm; RDP halves the noise multiplier
+            for it, because dp-accounting 0.6 does not (google/differential-privacy#378).
 
     Returns:
-        epsilon; infinite where something unbounded was released.
+        epsilon; infinite if one of the events is unbounded.
 
     Raises:
         LedgerError: the accountant does not bound one of the events under this adjacency.
-        ConfigError: no such accountant, or a delta outside (0, 1).
+        ConfigError: the accountant is unknown, or delta is not between 0 and 1.
     """
     _check(delta, accountant)
     return _epsilon(flatten(spent), delta, accountant, interval, adjacency)
 
 
 def bound(spent: Spent, delta: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> float:
-    """The headline figure: the smaller of those of the two upper bounds that are valid for ``spent``.
+    """The headline figure: the smaller one of the upper bounds that are valid for ``spent``.
 
-    That is PLD's, but for events that only RDP bounds, for so many steps that the grid costs more than RDP
-    loses, and above an RDP epsilon of 500, where PLD's arrays grow large and no figure means anything. Nothing but
-    Gaussians is one Gaussian, whose exact figure needs no grid (Balle & Wang 2018, Improving the Gaussian Mechanism, theorem 8).
+    PLD gives it in most cases. RDP gives it for events that only RDP bounds, for so many steps that the grid costs more than RDP loses, and
+    above an RDP epsilon of 500, at which PLD's arrays grow large and no figure protects anyone. Charges of Gaussians alone are one
+    Gaussian, whose exact figure needs no grid (Balle & Wang 2018, Improving the Gaussian Mechanism, theorem 8).
 
     Raises:
         LedgerError: neither accountant bounds all events under this adjacency.
@@ -198,7 +182,7 @@ def bound(spent: Spent, delta: float, interval: float = INTERVAL, adjacency: Adj
 
 
 def affordable(spent: Spent, delta: float, budget: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> bool:
-    """Whether :func:`bound` is at most ``budget``: the cached RDP vectors first, PLD only where they do not decide."""
+    """Whether :func:`bound` is at most ``budget``. PLD is computed only if the cached RDP figure is above the budget."""
     _check(delta, "pld")
     composition = flatten(spent)
     if bounded(composition, "rdp", adjacency) and _epsilon(composition, delta, "rdp", interval, adjacency) <= budget:
@@ -207,10 +191,10 @@ def affordable(spent: Spent, delta: float, budget: float, interval: float = INTE
 
 
 def person_epsilon(spents: Sequence[Spent], delta: float, silos: int, adjacency: Adjacency = "zero_out") -> float:
-    """Epsilon for a person with a record in each of up to ``silos`` clients.
+    """Epsilon for a person with one record in each of up to ``silos`` clients.
 
-    With one silo this is the largest client's figure (parallel composition); with more, the ``silos``
-    largest Renyi divergences are added up order by order and converted.
+    For one silo it is the largest client's figure (parallel composition). For more silos, the ``silos`` largest Renyi divergences of
+    each order are added, and the sums are converted to epsilon.
 
     Raises:
         LedgerError: RDP does not bound one of the events (two silos or more).
@@ -234,20 +218,19 @@ def calibrate(
     spent: Spent | None = None,
     adjacency: Adjacency = "zero_out",
 ) -> float:
-    """The smallest noise multiplier (not below 0.1) at which ``count`` events cost at most ``target``.
+    """The smallest noise multiplier, at least 0.1, at which ``count`` events cost at most ``target``.
 
-    Cost is by PLD, by RDP where PLD does not bound the events. The result is rounded up to five digits, and its
-    figure at the same ``interval`` that refusals use is below ``target`` by a hair, so that a planned round is
-    never refused, on any machine.
+    PLD gives the cost, or RDP if PLD does not bound the events. The result is rounded up to five digits. Its figure, at the same
+    ``interval`` at which refusals are decided, is below ``target`` by a relative 1e-6, so that no machine refuses a planned round.
 
     Args:
-        event_of: the event for a noise multiplier; must cost less for larger ones.
-        count: how often it is charged.
-        delta: above 0, below 1.
-        target: epsilon.
-        interval: grid of the privacy loss.
-        spent: what was spent before and counts towards the target.
-        adjacency: what a unit is compared with.
+        event_of: the event for a noise multiplier; its cost must fall with the noise multiplier.
+        count: number of charges of the event.
+        delta: between 0 and 1, both excluded.
+        target: epsilon to reach.
+        interval: grid spacing of the privacy loss.
+        spent: earlier charges, which count towards the target.
+        adjacency: neighbouring relation.
 
     Raises:
         LedgerError: neither accountant bounds all events under this adjacency.
@@ -272,7 +255,7 @@ def calibrate(
     if (not by_rdp or near(_LEAST) <= goal) and cost(_LEAST, by, interval) <= goal:
         return _LEAST
     found = 1.0
-    if not spent:  # the looser figures bring the search near, but may exceed the target by what was spent alone
+    if not spent:  # the looser figures of earlier charges alone may exceed the target
         if by_rdp:
             found = _root(near, goal, found, 0.05)
         found = _root(lambda z: cost(z, by, max(interval, _COARSE_INTERVAL)), goal, found, 0.01)
@@ -283,7 +266,7 @@ def calibrate(
 
 
 def _root(cost: Callable[[float], float], goal: float, start: float, tolerance: float) -> float:
-    """Where the falling ``cost`` meets ``goal``, to a factor 1 + ``tolerance``; searched from ``start`` in logarithms."""
+    """The point at which the falling ``cost`` equals ``goal``, up to a factor 1 + ``tolerance``; searched from ``start`` in logarithms."""
     from scipy.optimize import brentq
 
     def excess(x: float) -> float:
@@ -316,7 +299,7 @@ def _round_up(z: float) -> float:
 def _check(delta: float, accountant: str) -> None:
     if accountant not in ("pld", "rdp"):
         raise ConfigError(
-            f"accountant '{accountant}' is not offered; use pld or rdp (gdp is no bound, and prv runs out of memory on long histories)."
+            f"accountant '{accountant}' is not offered; use pld or rdp (gdp gives no bound, and prv runs out of memory on long histories)."
         )
     if not 0 < delta < 1:
         raise ConfigError(f"privacy.delta: must lie between 0 and 1, but is {delta}.")
@@ -350,7 +333,7 @@ def _refuse(composition: Composition, accountant: Accountant, adjacency: Adjacen
     for event, _ in composition:
         if not _valid(event, accountant, adjacency):
             other: Accountant = "rdp" if accountant == "pld" else "pld"
-            hint = f"use {other}" if _valid(event, other, adjacency) else "nor does the other, so nothing more may be charged to this book"
+            hint = f"use {other}" if _valid(event, other, adjacency) else f"nor does {other}, so nothing more may be charged to this book"
             relation = adjacency.replace("_", "-")
             raise LedgerError(
                 f"the accountant {accountant} does not bound the event {canonical(event)} under {relation} adjacency; {hint}."

@@ -11,8 +11,7 @@ from functools import lru_cache
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting import accountant
-from fedray.privacy.accounting.accountant import Composition
-from fedray.privacy.accounting.events import Event
+from fedray.privacy.accounting.events import Composition, Event
 from fedray.privacy.clientplan import Plan
 
 

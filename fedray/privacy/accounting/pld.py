@@ -1,8 +1,8 @@
 """Privacy-loss distributions of the ledger's events, and epsilon from them.
 
-Each is an upper bound: the loss is discretised pessimistically, and what is cut off its tails counts as infinite loss.
-What was composed once is kept, so that one more round costs one self-composition (two FFTs, whatever the number of
-rounds) and, in a schedule of n phases, about log n convolutions.
+Every distribution is an upper bound: the loss is discretised pessimistically, and truncated tail mass counts as infinite loss. Composed
+distributions are cached, so that one more round costs one self-composition (two FFTs for any number of rounds) and, in a schedule of n
+phases, about log n convolutions.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _CUT = 1e-15
 
 
 def epsilon(composition: Composition, delta: float, interval: float, adjacency: Adjacency) -> float:
-    """Epsilon at ``delta`` of a composition whose events PLD bounds under ``adjacency``; infinite where one has no noise.
+    """Epsilon at ``delta`` of a composition whose events PLD bounds under ``adjacency``; infinite if an event has no noise.
 
     Args:
         composition: at least one elementary event with its count.
-        delta: above 0, below 1.
-        interval: grid of the privacy loss.
-        adjacency: what a unit is compared with.
+        delta: between 0 and 1, both excluded.
+        interval: grid spacing of the privacy loss.
+        adjacency: neighbouring relation.
     """
     if any(_noiseless(event) for event, _ in composition):
         return math.inf
@@ -54,11 +54,11 @@ def epsilon(composition: Composition, delta: float, interval: float, adjacency: 
 
 
 def _convert(losses: Any, delta: float, interval: float) -> float:
-    """The least epsilon at which the divergence is at most ``delta``.
+    """The smallest epsilon at which the hockey-stick divergence is at most ``delta``.
 
-    The divergence at e is the mass above e less exp(e) times that mass under the other distribution, both constant
-    between grid points: they are added up from the largest loss downwards until the root lies above the next one.
-    As ``get_epsilon_for_delta`` of dp-accounting, which goes point by point.
+    The divergence at e is the mass above e minus exp(e) times the same mass under the other distribution. Both masses are constant between
+    grid points, so they are summed from the largest loss downwards until the root lies above the next grid point. The result is that of
+    dp-accounting's ``get_epsilon_for_delta``, which loops over the points.
     """
     first = max(0, 1 - losses._lower_loss)
     loss = (np.arange(first, losses.size)[::-1] + losses._lower_loss) * interval
@@ -88,8 +88,8 @@ def _noiseless(event: Event) -> bool:
             return False
 
 
-class _Kept:
-    """Distributions used last, up to a total number of grid points (float64 each)."""
+class _Cache:
+    """A cache of the distributions used last, up to a total number of float64 grid points."""
 
     def __init__(self, points: int) -> None:
         self._most, self._points, self._lock = points, 0, Lock()
@@ -112,12 +112,12 @@ class _Kept:
                 self._points -= self._items.popitem(last=False)[1][1]
 
 
-_kept = _Kept(_POINTS_KEPT)
+_kept = _Cache(_POINTS_KEPT)
 
 
 @lru_cache(maxsize=16384)
 def _name(event: Event) -> int:
-    """The event as 256 random-looking bits, the same in every process."""
+    """A 256-bit hash of the event, the same in every process."""
     return int.from_bytes(hashlib.sha256(canonical(event).encode()).digest())
 
 
@@ -126,10 +126,10 @@ def _composed(composition: Composition, interval: float, adjacency: Adjacency) -
 
 
 def _part(part: list[tuple[int, Event, int]], bit: int, interval: float, adjacency: Adjacency) -> Any:
-    """The distribution of the events that share the first ``bit`` bits of their names: those with a 0 next, then those with a 1.
+    """The distribution of the events whose names share their first ``bit`` bits: the convolution of those with next bit 0 and those with 1.
 
-    The tree depends on the events alone, not on which came when: figures are the same whatever was kept, and one more
-    event or a higher count changes only the path above it.
+    The tree depends on the events alone and not on their order, so figures do not depend on the cache, and a new event or a higher count
+    changes only the path above it.
     """
     key = (tuple((name, count) for name, _, count in part), interval, adjacency)
     found = _kept.get(key)
@@ -156,7 +156,7 @@ def _convolved(a: Any, b: Any) -> Any:
 
 
 def _cut(losses: Any) -> Any:
-    """Without its tails, as dp-accounting cuts them point by point: the left one is moved up, the right one counts as infinite."""
+    """The distribution without its tails: the left tail's mass moves up to the first kept point, the right tail counts as infinite loss."""
     from dp_accounting.pld import pld_pmf
 
     dense = losses.to_dense_pmf()
@@ -177,7 +177,7 @@ def _repeated(event: Event, count: int, interval: float, adjacency: Adjacency) -
 
 
 def _once(event: Event, interval: float, adjacency: Adjacency) -> Any:
-    """The distribution of one elementary event, in both directions where they differ."""
+    """The distribution of one elementary event, in both directions if they differ."""
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import privacy_loss_distribution as pld
 
@@ -206,11 +206,11 @@ def _once(event: Event, interval: float, adjacency: Adjacency) -> Any:
 
 
 def _without_replacement(q: float, z: float, interval: float) -> Any:
-    """A Gaussian on a sample without replacement, one unit replaced by another (so the sensitivity is 2C), rate ``q``.
+    """A Gaussian on a sample without replacement at rate ``q`` under replace-one adjacency, so that the sensitivity is 2C.
 
-    One step's divergence at x >= 0 is q times the Gaussian's at log(1 + (e^x - 1)/q). Either direction can attain it, so
-    the curve at x < 0 is its mirror image and the composition bounds both; composing the two directions one by one
-    and taking the larger would not.
+    One step's divergence at x >= 0 is q times the Gaussian's divergence at log(1 + (e^x - 1)/q). Either direction can attain it, so the
+    curve at x < 0 is its mirror image, and the composition bounds both directions. The larger one of two separate compositions, one per
+    direction, would be no bound.
     Source: Balle, Barthe & Gaboardi 2018, Privacy Amplification by Subsampling (advanced joint convexity); on mirroring: Lebeda, Regehr,
     Kamath & Steinke 2024, Avoiding Pitfalls for Privacy Accounting of Subsampled Mechanisms under Composition
     """
@@ -239,8 +239,8 @@ def _without_replacement(q: float, z: float, interval: float) -> Any:
 def _randomised_response(limit: float, interval: float) -> Any:
     """Randomised response with the odds exp(``limit``), which dominates every pure ``limit``-DP local mechanism.
 
-    The two losses are spread over the grid points beside them such that no divergence shrinks, instead of both rounded up,
-    which over many rounds would cost a grid step each.
+    Each of the two losses is spread over its neighbouring grid points such that no divergence shrinks. Rounding them up instead would cost
+    one grid step per round.
     Source: Kairouz, Oh & Viswanath 2015, The Composition Theorem for Differential Privacy, section 4; Doroshenko et al. 2022,
     Connect the Dots, algorithm 1
     """

@@ -1,7 +1,7 @@
 """Renyi divergences of the ledger's events, and epsilon from them.
 
-A vector holds one bound for each of dp-accounting's default orders; vectors of independent mechanisms add up.
-An order at which a mechanism has no bound is infinite, so that no conversion uses it.
+A vector holds one upper bound per default order of dp-accounting; the vectors of independent mechanisms add up. A mechanism without a
+bound at an order has infinity there, so that the conversion to epsilon does not use that order.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def orders() -> Floats:
 
 
 def divergences(composition: Composition, adjacency: Adjacency, whole: bool = False) -> Floats:
-    """The summed divergences of a composition whose events RDP bounds under ``adjacency``, float64 (orders,); ``whole``: see :func:`vector`."""
+    """The summed divergences of a composition whose events RDP bounds under ``adjacency``, float64 ``[orders]``; ``whole``: see :func:`vector`."""
     total: Floats = np.zeros(len(orders()))
     for event, count in composition:
         total += count * vector(event, adjacency, whole)
@@ -55,9 +55,9 @@ def divergences(composition: Composition, adjacency: Adjacency, whole: bool = Fa
 
 @lru_cache(maxsize=4096)
 def vector(event: Event, adjacency: Adjacency, whole: bool = False) -> Floats:
-    """The divergences of one elementary event, float64 (orders,), read-only; infinite where they cannot be computed.
+    """The divergences of one elementary event, float64 ``[orders]``, read-only; infinite at orders without a bound.
 
-    With ``whole`` they are also infinite at fractional orders where those take long, namely by dp-accounting: a looser bound.
+    With ``whole``, fractional orders that dp-accounting would compute are infinite as well, which is faster and gives a looser bound.
     """
     match event:
         case Laplace(0.0):
@@ -71,7 +71,7 @@ def vector(event: Event, adjacency: Adjacency, whole: bool = False) -> Floats:
             found = _at_whole_orders(lambda order: poisson_bound(float(q), every[: int(order) - 1]))
         case _:
             found = _by_library(event, adjacency, whole)
-    # A negative or undefined divergence is a cancellation at that order, not a free release: dp-accounting would convert it to epsilon 0.
+    # A negative or undefined divergence is a numerical cancellation, which dp-accounting would convert to epsilon 0.
     found[np.isnan(found) | (found < -_FLOOR)] = np.inf
     floored: Floats = np.maximum(found, _FLOOR)
     floored.flags.writeable = False
@@ -81,13 +81,13 @@ def vector(event: Event, adjacency: Adjacency, whole: bool = False) -> Floats:
 def poisson_bound(q: float, inner: Floats) -> float:
     """The divergence of any mechanism on a Poisson sample, at one whole order.
 
-    It is at most log(3)/(order - 1) above what is exact for the Gaussian, and never above the mechanism without sampling.
+    It is at most log(3)/(order - 1) above the exact divergence of a Gaussian, and never above the mechanism's without sampling.
     Source: Zhu & Wang 2019, Poisson Subsampled Renyi Differential Privacy, general upper bound; without sampling: van Erven &
     Harremoes 2014, Renyi Divergence and Kullback-Leibler Divergence, theorem 13 (joint quasi-convexity)
 
     Args:
         q: the sampling rate, above 0 and below 1.
-        inner: the mechanism's divergences at the orders 2, 3, ... up to the wanted one, float64.
+        inner: the mechanism's divergences at the orders 2, 3, ... up to the wanted order, float64.
     """
     from scipy.special import gammaln, logsumexp
 
@@ -100,7 +100,7 @@ def poisson_bound(q: float, inner: Floats) -> float:
 
 
 def epsilon(summed: Floats, delta: float) -> float:
-    """RDP to epsilon: min over orders a of rdp + log(1 - 1/a) - log(delta a)/(a - 1), and 0 where the KL bound gives it.
+    """Epsilon of summed divergences: min over orders a of rdp + log(1 - 1/a) - log(delta a)/(a - 1), or 0 if the KL bound gives it.
 
     Source: Canonne, Kamath & Steinke 2020, The Discrete Gaussian for Differential Privacy, proposition 12
     """
@@ -187,7 +187,7 @@ def to_dp_event(event: Event) -> Any:
 
 
 def _halved(event: Event) -> Event:
-    """The event with half the noise: under replace-one the sensitivity is 2C, which dp-accounting's RDP overlooks.
+    """The event with half the noise, because the sensitivity under replace-one is 2C, which dp-accounting's RDP ignores.
 
     Source: google/differential-privacy#378
     """
@@ -202,7 +202,7 @@ def _halved(event: Event) -> Event:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without dp-accounting's line for each fractional order that it leaves out (such an order is infinite, so it is not used)."""
+    """Suppress dp-accounting's log line for every fractional order that it skips; a skipped order is infinite and not used."""
     logger = logging.getLogger("absl")
     logger.addFilter(_converged)
     try:

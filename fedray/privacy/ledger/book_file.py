@@ -1,7 +1,7 @@
-"""A book as a file: one writer at a time holds its lock, and every block is on disk (fsync) before the writer goes on.
+"""A ledger as a file: one writer at a time holds its lock, and every block is on disk (fsync) before the writer goes on.
 
-A book gets its name together with its first block, so a file of that name without an entry is no book that a crash left
-behind: something emptied it, and it is refused.
+The file gets its name only after its first block is written. A crash therefore never leaves an empty file of that name: something else
+emptied it, and it is refused.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from fedray.storage import sync_directory
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a book with their ends, without the writer's lock; the last may have none.
+    """The lines of a ledger with their ends, read without the writer's lock; the last line may have no end.
 
     Raises:
-        LedgerError: it cannot be read.
+        LedgerError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -34,25 +34,25 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def find_books(path: Path) -> list[Path]:
-    """The books in a directory and below it."""
+    """The ledgers in a directory and its subdirectories, sorted."""
     return sorted(path.rglob("*.jsonl")) if path.is_dir() else []
 
 
 class FileBook:
-    """A book's file, locked for writing."""
+    """A ledger's file, locked for writing."""
 
     def __init__(self, path: Path, job: str, *, must_exist: bool, make_directory: bool, wait: float) -> None:
-        """Lock the file; make it where there is none.
+        """Lock the file, or a new file if there is none.
 
         Args:
-            path: the file.
-            job: who locks it.
-            must_exist: a missing file is an error.
-            make_directory: make the directory if it is missing (its parent must be there).
+            path: path of the file.
+            job: name of the job that locks it.
+            must_exist: whether a missing file is an error.
+            make_directory: create the directory if it is missing; its parent must exist.
             wait: seconds to wait for another writer to end.
 
         Raises:
-            LedgerError: missing, locked, or on a volume that cannot hold a book.
+            LedgerError: the file is missing or locked, or the volume has no file locks.
         """
         if make_directory:
             _make_directory(path.parent)
@@ -66,14 +66,14 @@ class FileBook:
             self._descriptor = _open_locked(path, job, 0.0, self._unborn)
 
     def lines(self) -> Iterator[bytes]:
-        """See :func:`read_lines`; a new book has none."""
+        """See :func:`read_lines`; a new ledger has no lines."""
         return iter(()) if self._unborn is not None else read_lines(self._path)
 
     def append(self, block: bytes, at: int) -> None:
-        """Write ``block`` behind the first ``at`` bytes, which are all there are; on disk when this returns.
+        """Append ``block`` to a file of ``at`` bytes; it is on disk when this returns.
 
         Raises:
-            LedgerError: the file is not the one that was locked, has another length, or cannot be written.
+            LedgerError: the file was replaced, has another length, or cannot be written.
         """
         fault = None if self._unborn is not None else self._find_fault(at)
         if fault is not None:
@@ -87,7 +87,7 @@ class FileBook:
             raise LedgerError(f"{self._path}: a write failed ({error}); free the disk or mend the volume, then start again.") from error
 
     def _name(self, unborn: Path) -> None:
-        """Give a new book its name, never over one that someone else made meanwhile."""
+        """Give a new ledger its name, unless another writer has taken it meanwhile."""
         try:
             os.link(unborn, self._path)
         except FileExistsError:
@@ -102,10 +102,10 @@ class FileBook:
         _holder_path(unborn).unlink(missing_ok=True)
 
     def cut(self, tail: bytes, at: int) -> str:
-        """Cut off what follows the first ``at`` bytes, keeping it in a file beside the book; returns where, in words.
+        """Cut off ``tail``, which follows the first ``at`` bytes, and keep it in a file beside the ledger; returns the file, in words.
 
         Raises:
-            LedgerError: the disk is full or broken; the book stays as it is.
+            LedgerError: the disk is full or broken; the ledger is unchanged.
         """
         aside = self._path.with_name(f"{self._path.name}.torn-{hashlib.sha256(tail).hexdigest()[:16]}")
         try:
@@ -134,7 +134,7 @@ class FileBook:
         return None
 
     def close(self) -> None:
-        """Give the lock back. Safe to call twice."""
+        """Release the lock. A second call does nothing."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             if os.getpid() == self._pid:
@@ -149,7 +149,7 @@ def _holder_path(path: Path) -> Path:
 
 
 def _open_locked(path: Path, job: str, wait: float, unborn: Path | None = None) -> int:
-    """The locked file of the book at ``path``, or ``unborn``, which is to become it."""
+    """The locked file of the ledger at ``path``, or of ``unborn``, the new file that will get this name."""
     file = path if unborn is None else unborn
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | (0 if unborn is None else os.O_CREAT | os.O_EXCL), 0o600)

@@ -1,7 +1,8 @@
-"""The file format of the book of record: entries in a hash chain, and how they are read and added up.
+"""The file format of a privacy ledger: entries in a hash chain, their verification, and their sums.
 
-Each line is one JSON object with sorted keys and no blanks, followed by ``hash``: the SHA-256 of the object without it.
-``prev`` is the hash of the line before, ``time`` when the line was written (UTC, to the second). Writing is :mod:`fedray.privacy.ledger.ledger`'s; where the lines lie, :mod:`fedray.privacy.ledger.place`'s.
+A line is one JSON object with sorted keys and no blanks, with ``hash`` as its last key: the SHA-256 of the object without that key.
+``prev`` is the hash of the line before, and ``time`` the time of writing (UTC, to the second). :mod:`fedray.privacy.ledger.ledger` writes
+entries; :mod:`fedray.privacy.ledger.place` stores the lines.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ GENESIS = "0" * 64
 KINDS = ("open", "reserve", "commit", "note")
 
 _HEX = frozenset("0123456789abcdef")
-#: The subject of a charge that covers every client of a population.
+#: Subject of a charge that covers every client of the population.
 EVERYONE = "clients"
 
 _TAIL = len(',"hash":""}') + 64
-_MEND = "charge nothing more to this book, and bring the right one back from a copy"
+_MEND = "charge nothing more to this ledger, and restore it from a copy"
 _REQUIRED = {
     "open": ("job",),
     "reserve": ("adjacency", "attempt", "clip", "event", "job", "plan", "round", "subject", "unit"),
@@ -38,7 +39,7 @@ _REQUIRED = {
 
 
 class Head(NamedTuple):
-    """The last entry of a book. Keep its hash elsewhere, and a book that was rolled back is found out."""
+    """Number and hash of the last entry of a ledger. A copy of the hash kept elsewhere reveals a ledger that was rolled back."""
 
     seq: int
     sha256: str
@@ -49,15 +50,15 @@ class Charge:
     """One subject's charge for one round, as written by a ``reserve`` entry.
 
     Attributes:
-        subject: who is charged.
-        round: of the run.
-        attempt: of that round.
-        event: what the round costs.
-        plan: SHA-256 of the plan that it follows.
-        clip: bound of one unit's contribution.
-        unit: record or client.
-        adjacency: zero_out or replace_one.
-        data: commitment to the subject's training records (hex); None: it made none.
+        subject: charged subject.
+        round: number of the round in the run.
+        attempt: number of the attempt at that round.
+        event: event that the round is charged.
+        plan: SHA-256 of the plan.
+        clip: L2 bound of one unit's contribution.
+        unit: protected unit, ``record`` or ``client``.
+        adjacency: neighbouring relation, ``zero_out`` or ``replace_one``.
+        data: commitment to the subject's training records (hex); None if the subject made none.
     """
 
     subject: str
@@ -77,10 +78,10 @@ class LedgerEntry:
 
     Attributes:
         seq: position, from 0.
-        kind: open, reserve, commit or note.
-        data: the whole JSON object but ``hash``.
-        sha256: its hash.
-        event: of reserve entries.
+        kind: ``open``, ``reserve``, ``commit`` or ``note``.
+        data: the JSON object without ``hash``.
+        sha256: hash of the entry.
+        event: charged event of a ``reserve`` entry; else None.
     """
 
     seq: int
@@ -91,29 +92,29 @@ class LedgerEntry:
 
 
 def run_of(job: str) -> str:
-    """The run that a job belongs to: the job without the number of the run's start."""
+    """The run of a job: the job's name without the number of the start after its last ``/``."""
     return job.rpartition("/")[0] or job
 
 
 @dataclass
 class Summary:
-    """What a book says, recomputed from its entries alone.
+    """The sums over a ledger's entries.
 
     Attributes:
-        path: where the book is.
-        entries: number of lines.
-        head: the last of them; None in an empty book.
-        spent: subject to events with how often each was charged.
-        charges: subject to number of reserve entries.
-        commits: number of commit entries.
-        jobs: jobs that opened the book, in order.
-        times: run to when its first and its last entry were written (UTC); entries without a time, as written before there was one, count for none.
-        terms: plan's SHA-256 to the plan as written in the book.
-        units: (unit, adjacency) of the charges; more than one pair cannot be added up.
-        last: subject to job and plan of its last charge.
-        owner: the client whose own book this is; None: it is a driver's.
-        limits: those of the folder that the book was last held to; None: there were none.
-        records: commitment to the subjects that were charged for records under it.
+        path: address of the ledger.
+        entries: number of entries.
+        head: the last entry; None in an empty ledger.
+        spent: each subject's events with the number of charges of each.
+        charges: each subject's number of ``reserve`` entries.
+        commits: number of ``commit`` entries.
+        jobs: jobs that opened the ledger, in order.
+        times: each run's times of its first and last entry (UTC); entries of an early version without a time are ignored.
+        terms: the plans in the ledger, by their SHA-256.
+        units: pairs (unit, adjacency) of the charges; charges of more than one pair have no common epsilon.
+        last: job and plan of each subject's last charge.
+        owner: the client whose own ledger it is; None for a driver's ledger.
+        limits: the folder's limits that the ledger was last held to; None if there were none.
+        records: the subjects that were charged under each commitment to records.
     """
 
     path: Location
@@ -132,19 +133,20 @@ class Summary:
     records: dict[bytes, set[str]] = field(default_factory=dict)
 
     def epsilons(self, delta: float) -> dict[str, float]:
-        """Subject to its epsilon at ``delta``.
+        """Each subject's epsilon at ``delta``.
 
         Raises:
-            LedgerError: the book mixes units or adjacencies, or holds an event that no accountant bounds.
+            LedgerError: the ledger mixes units or adjacencies, or contains an event that no accountant bounds.
         """
         from fedray.privacy.accounting.accountant import bound
 
         if len(self.units) > 1:
-            raise LedgerError(f"{self.path}: holds charges of different kinds ({_pairs(self.units)}), which have no common epsilon.")
+            pairs = "; ".join(f"{unit} under {adjacency}" for unit, adjacency in sorted(self.units))
+            raise LedgerError(f"{self.path}: contains charges of different kinds ({pairs}), which have no common epsilon.")
         return {subject: bound(self.charged(subject), delta, adjacency=self.adjacency) for subject in self.spent}
 
     def refined(self, delta: float, most: int = 1) -> dict[str, float]:
-        """:meth:`epsilons` with those of the largest subjects on the fine grid: of ``most`` unlike ones, and of all that could be the largest."""
+        """:meth:`epsilons`, on the fine grid for the ``most`` largest different charges and for all subjects that could have the largest figure."""
         from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
 
         found, known, best = self.epsilons(delta), dict[frozenset[tuple[Event, int]], float](), 0.0
@@ -160,9 +162,9 @@ class Summary:
         return found
 
     def charged(self, subject: str) -> Counter[Event]:
-        """All that counts for a subject: its own charges and, in a book of whole clients, those of everyone at once.
+        """All charges that count for a subject: its own, and in a ledger of whole clients also those of the whole population.
 
-        For everyone at once, the single clients' charges count with the most that any of them has of each event.
+        For the whole population, each event of single clients counts as often as the client with the largest count of it was charged.
         """
         own = Counter(self.spent.get(subject, {}))
         if not any(unit == "client" for unit, _ in self.units):
@@ -177,16 +179,16 @@ class Summary:
 
     @property
     def adjacency(self) -> Adjacency:
-        """Of the charges; that of an empty book is zero_out."""
+        """Neighbouring relation of the charges; ``zero_out`` for an empty ledger."""
         return next((adjacency for _, adjacency in self.units), "zero_out")
 
     @property
     def deltas(self) -> list[float]:
-        """Of the plans, smallest first."""
+        """Deltas of the plans, in ascending order."""
         return sorted({float(terms["delta"]) for terms in self.terms.values() if terms.get("delta") is not None})
 
     def take(self, entry: LedgerEntry) -> None:
-        """Add a verified entry."""
+        """Add a verified entry to the sums."""
         self.entries += 1
         self.head = Head(entry.seq, entry.sha256)
         data = entry.data
@@ -212,21 +214,17 @@ class Summary:
             self.limits = data["limits"]
 
 
-def _pairs(units: Iterable[tuple[str, str]]) -> str:
-    return "; ".join(f"{unit} under {adjacency}" for unit, adjacency in sorted(units))
-
-
 def read(path: str | Location) -> Iterator[LedgerEntry]:
-    """The entries of a book, verified one after the other, without the writer's lock.
+    """The verified entries of a ledger, read without the writer's lock.
 
     Raises:
-        LedgerError: missing or broken, with the place, the line and what differs.
+        LedgerError: the ledger is missing or broken; the sentence names the line and the difference.
     """
     path = location(path)
     for number, item in enumerate(scan(path, read_lines(path)), start=1):
         if isinstance(item, bytes):
             raise LedgerError(
-                f"{path}: line {number} is torn (it has no end), as after a crash or during a write; the next run on it repairs it."
+                f"{path}: line {number} has no end, as after a crash or during a write; the next run on this ledger repairs it."
             )
         yield item[0]
 
@@ -236,7 +234,7 @@ def _dump(data: Any) -> str:
 
 
 def seal(data: Mapping[str, Any]) -> tuple[bytes, LedgerEntry]:
-    """The line of an entry, with its hash and its end, and the entry itself."""
+    """The line of an entry, with its hash and line end, and the entry."""
     body = _dump(data).encode()
     digest = hashlib.sha256(body).hexdigest()
     event = from_canonical(_dump(data["event"])) if "event" in data else None
@@ -261,12 +259,12 @@ def reserve_entry(charge: Charge, job: str) -> dict[str, Any]:
 
 
 def is_commitment(data: Any) -> bool:
-    """Whether ``data`` has the form of a commitment to records: 64 digits of lower-case hex."""
+    """Whether ``data`` has the form of a commitment to records: 64 lower-case hex digits."""
     return isinstance(data, str) and len(data) == 64 and set(data) <= _HEX
 
 
 def scan(path: Location, lines: Iterable[bytes]) -> Iterator[tuple[LedgerEntry, int] | bytes]:
-    """Verified entries with their sizes in bytes; a last line without an end comes as bytes."""
+    """The verified entries with their sizes in bytes; a last line without an end is yielded as bytes."""
     prev = GENESIS
     for seq, line in enumerate(lines):
         if not line.endswith(b"\n"):
@@ -278,17 +276,17 @@ def scan(path: Location, lines: Iterable[bytes]) -> Iterator[tuple[LedgerEntry, 
 
 
 def parse(path: Location, line: bytes, seq: int, prev: str) -> LedgerEntry:
-    """Verify one line (without its end) that should be number ``seq`` and follow the hash ``prev``.
+    """Verify one line, without its end, that should have the number ``seq`` and follow the hash ``prev``.
 
     Raises:
-        LedgerError: with the place, the line and what differs.
+        LedgerError: the line is broken; the sentence names the line and the difference.
     """
     where = f"{path}: line {seq + 1}"
     body, seal = line[:-_TAIL] + b"}", line[-_TAIL:]
     digest = hashlib.sha256(body).hexdigest()
     if seal != f',"hash":"{digest}"}}'.encode():
         raise LedgerError(
-            f"{where}: its content has the hash {digest[:12]}..., which is not the one written; the line was changed: {_MEND}."
+            f"{where}: its content has the hash {digest[:12]}..., which is not the written hash; the line was changed: {_MEND}."
         )
     try:
         data = json.loads(body)
@@ -307,15 +305,13 @@ def parse(path: Location, line: bytes, seq: int, prev: str) -> LedgerEntry:
             f"{where}: names {str(data.get('prev'))[:12]}... as the line before it, but that has the hash {prev[:12]}...: {_MEND}."
         )
     if seq == 0 and kind != "open":
-        raise LedgerError(
-            f"{where}: is a {kind} entry, but a book begins with one that says who opened it; its beginning is missing: {_MEND}."
-        )
+        raise LedgerError(f"{where}: is a {kind} entry, but a ledger begins with an open entry; its beginning is missing: {_MEND}.")
     if missing:
         raise LedgerError(f"{where}: the {kind} entry lacks {', '.join(missing)}: {_MEND}.")
     if kind == "reserve" and data["adjacency"] not in get_args(Adjacency):
         raise LedgerError(f"{where}: the adjacency '{data['adjacency']}' is not known to this version: {_MEND}.")
     if kind == "reserve" and "data" in data and not is_commitment(data["data"]):
-        raise LedgerError(f"{where}: its data is not a commitment to records (64 digits of hex): {_MEND}.")
+        raise LedgerError(f"{where}: its data is not a commitment to records (64 hex digits): {_MEND}.")
     try:
         event = from_canonical(_dump(data["event"])) if kind == "reserve" else None
     except LedgerError as error:

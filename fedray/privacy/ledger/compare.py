@@ -1,4 +1,4 @@
-"""A run's own figures against its ledger: what the summary and the statement say must follow from the entries."""
+"""Comparison of a run's summary and privacy statement with the figures that follow from its ledgers' entries."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from urllib.parse import quote
 
 from fedray.errors import LedgerError
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, INTERVAL, bound
+from fedray.privacy.figures import largest
 from fedray.privacy.ledger.chain import Summary, read, run_of
 from fedray.privacy.ledger.location import Location, location
 from fedray.privacy.ledger.place import find_books
 from fedray.privacy.ledger.verification import verify
 from fedray.storage import read_json, reading
 
-#: Relative difference up to which two figures are the same.
+#: Largest relative difference at which two figures count as equal.
 TOLERANCE = 1e-6
 
 _BOOKS = {"record": "records", "client": "clients"}
@@ -26,7 +27,7 @@ _REMEDY = "it was not computed from this ledger, so do not rely on it"
 
 @dataclass(frozen=True)
 class _Known:
-    """A book up to the entry that the statement names."""
+    """A ledger up to the entry that the statement names; ``delta`` is that of the run's summary."""
 
     book: Location
     summary: Summary
@@ -34,7 +35,7 @@ class _Known:
     delta: float
 
     def delta_of(self, subject: str) -> tuple[float, float]:
-        """Delta and interval of the plan under which this run charged a subject."""
+        """Delta and grid spacing of the plan under which this run charged a subject."""
         job, plan = self.summary.last.get(subject, ("", ""))
         terms = self.summary.terms.get(plan, {})
         mine = self.run is None or run_of(job) == self.run
@@ -42,33 +43,24 @@ class _Known:
         return float(self.delta if delta is None else delta), float(terms.get("interval") or INTERVAL)
 
     def epsilon(self, subject: str, interval: float | None = None) -> float:
-        """From the entries; ``interval`` None is the plan's."""
+        """A subject's epsilon by the entries, on the grid ``interval`` or, if that is None, on the plan's grid."""
         delta, coarse = self.delta_of(subject)
         return bound(self.summary.charged(subject), delta, coarse if interval is None else interval, self.summary.adjacency)
 
     def headline(self, subjects: Sequence[str]) -> float:
-        """The largest subject's epsilon on the final grid; subjects are refined from the top until no other can exceed them."""
-        distinct: dict[Any, tuple[float, str]] = {}
-        for subject in subjects:
-            key = (frozenset(self.summary.charged(subject).items()), self.delta_of(subject))
-            if key not in distinct:
-                distinct[key] = (self.epsilon(subject), subject)
-        best = 0.0
-        for coarse, subject in sorted(distinct.values(), reverse=True):
-            if coarse <= best:
-                break
-            best = max(best, coarse if math.isinf(coarse) else min(coarse, self.epsilon(subject, FINAL_INTERVAL)))
-        return best
+        """The largest subject's epsilon on the final grid."""
+        distinct = {(frozenset(self.summary.charged(s).items()), self.delta_of(s)): s for s in subjects}
+        return largest({s: self.epsilon(s) for s in distinct.values()}, lambda s: self.epsilon(s, FINAL_INTERVAL))
 
 
 def compare_run(run: Path) -> Iterator[str]:
-    """Compare ``summary.json`` and ``privacy_statement.json`` of a run with its ledgers; one line for each ledger.
+    """Compare ``summary.json`` and ``privacy_statement.json`` of a run with its ledgers; yields one line per ledger.
 
-    A directory that is no finished run, or one without privacy, has nothing to compare.
+    Nothing is compared if the directory holds no finished run or a run without privacy.
 
     Raises:
         FedrayError: a file is damaged.
-        LedgerError: the first figure that does not follow from the entries: file, what it says, what the entries say.
+        LedgerError: a figure does not follow from the entries; the sentence names the file, its figure and the entries' figure.
     """
     statement_path, summary_path = run / "privacy_statement.json", run / "summary.json"
     if not statement_path.exists() or not summary_path.exists():
@@ -90,7 +82,7 @@ def _compared(run: Path, statement_path: Path, summary_path: Path) -> Iterator[s
         book = _book_of(run, name)
         mine = [row for row in rows if name in (row["name"], _BOOKS[row["unit"]])]
         if book is None:
-            yield f"{run}: the book '{name}' is out of reach from here, so its {len(mine)} figures were not compared"
+            yield f"{run}: the book '{name}' cannot be read from here, so its {len(mine)} figures were not compared"
             continue
         deltas = {figures.get("unit"): figures.get("delta") for figures in (private.get("joint") or {}, private)}
         one = _Known(book, verify(book, head), _run_id(run), float(deltas.get(mine[0]["unit"] if mine else None) or private["delta"]))
@@ -125,13 +117,13 @@ def _check_headlines(
         for said in (figures, figures.get("joint") or {}):
             if said.get("unit") in by_unit:
                 told, recomputed = said.get("epsilon"), by_unit[said["unit"]]
-                if secret and isinstance(told, float) and told > recomputed:  # as if everyone had always taken part
+                if secret and isinstance(told, float) and told > recomputed:  # published figures assume that everyone always took part
                     continue
                 _same(path, f"epsilon (unit {said['unit']})", told, recomputed, "the ledger")
 
 
 def _check_nothing_after(path: Path, one: _Known) -> None:
-    """A summary that is older than its run's last charge says too little."""
+    """Refuse a summary that is older than its run's last charge, because its figures are too small."""
     head = one.summary.head
     later = [
         e for e in read(one.book) if head is not None and e.seq > head.seq and e.kind == "reserve" and run_of(e.data["job"]) == one.run
@@ -139,7 +131,7 @@ def _check_nothing_after(path: Path, one: _Known) -> None:
     if later:
         raise LedgerError(
             f"{path}: was written at entry {head.seq if head else 0} of {one.book}, but the run was charged {len(later)} times after that "
-            f"(first in line {later[0].seq + 1}); resume the run to its end, so that its figures are written anew."
+            f"(first in line {later[0].seq + 1}); resume the run to its end, which writes its figures anew."
         )
 
 
@@ -154,7 +146,7 @@ def _same(path: Path, what: str, said: Any, found: float | str, source: str) -> 
 
 
 def _book_of(run: Path, name: str) -> Location | None:
-    """The run's own book of that name, or the lasting one that its part of it names; None where that cannot be read from here."""
+    """The ledger of that name in the run's directory, or the lasting ledger that its part file names; None if it cannot be read from here."""
     own = run / "ledger" / f"{quote(name, safe='')}.jsonl"
     part = run / "ledger" / f"{quote(name, safe='')}.part.json"
     if own.exists():

@@ -1,4 +1,4 @@
-"""Reading books: what ``fedray ledger show`` and ``fedray ledger verify`` print."""
+"""Reports on ledgers, for ``fedray ledger show`` and ``fedray ledger verify``."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from fedray.privacy.limits import Limits, load_limits
 from fedray.rounding import as_given, rounded_down, rounded_up
 from fedray.storage import read_json, reading
 
-#: Clients with unlike charges whose figures are shown on the fine grid; the others' are on the coarse one, which is never below.
+#: Number of clients with different charges whose figures are on the fine grid; the others are on the coarse grid, which errs upwards.
 _REFINED = 20
 
 
 @dataclass
 class Found:
-    """What lies at a place.
+    """The ledgers and runs at an address.
 
     Attributes:
-        books: all of them, those of runs too.
+        books: addresses of all ledgers, including those of runs.
         runs: directories of runs.
-        notes: a sentence for each run that kept no book.
+        notes: one sentence per run without a ledger, and per file that is left out.
     """
 
     books: list[Location] = field(default_factory=list)
@@ -41,15 +41,15 @@ class Found:
 
 
 def find(path: str | Location) -> Found:
-    """The ledgers at ``path``: a book, a directory of them, their address in an object store, a run, or a directory that holds runs.
+    """The ledgers at ``path``: a ledger, a directory or object-store prefix with ledgers, a run, or a directory with runs.
 
     Raises:
-        LedgerError: there is nothing of that, or the ledger that a run's statement names is not there.
+        LedgerError: there is no ledger, or the ledger that a run's statement names is missing.
     """
     path, found = location(path), Found()
     if isinstance(path, Path) and path.is_dir():
         _search(path, found)
-        if found.runs:  # among runs lie files of other kinds, too
+        if found.runs:  # a directory with runs also has files of other kinds
             strange = [book for book in found.books if isinstance(book, Path) and not _of_run(book, found) and not _begins_as_book(book)]
             found.books = [book for book in found.books if book not in strange]
             found.notes += [f"{book}: left out, because its first line is no entry of a ledger" for book in strange]
@@ -62,7 +62,7 @@ def find(path: str | Location) -> Found:
 
 
 def _search(directory: Path, found: Found) -> None:
-    """Books lie among other files, but of a run only where it keeps them: its metrics are lines of JSON, too."""
+    """Collect ledgers in any directory, but of a run only those in its ledger folder, because its metrics are JSON lines as well."""
     for folder, below, names in os.walk(directory):
         here = Path(folder)
         if "run.json" in names or ("metrics.jsonl" in names and ("config.yaml" in names or "ledger" in below)):
@@ -91,7 +91,7 @@ def _search_run(run: Path, found: Found) -> None:
     if own or lasting:
         return
     if (run / "privacy_statement.json").exists():
-        raise LedgerError(f"{run}: its privacy statement names a ledger, but {run / 'ledger'} holds none; bring it back.")
+        raise LedgerError(f"{run}: its privacy statement names a ledger, but {run / 'ledger'} holds none; restore it.")
     found.notes.append(f"{run}: this run kept no ledger ({_why(run)})")
 
 
@@ -111,18 +111,18 @@ def _why(run: Path) -> str:
 
 
 def describe(path: str | Location, delta: float | None = None) -> dict[str, Any]:
-    """Every client's spending, recomputed from the entries after checking the books.
+    """Every client's figures, recomputed from the entries of the verified ledgers.
 
     Args:
         path: see :func:`find`.
-        delta: of the figures; default the smallest that a plan in the book names.
+        delta: delta of the figures; default the smallest delta of a plan in the ledger.
 
     Returns:
-        JSON data: ``books`` (file, head, jobs, when each run wrote, delta, limits, clients), ``notes`` on runs without a book and, over all
-        books, ``epsilon`` (the largest).
+        JSON data: ``books`` (for each ledger its file, head, jobs, times of each run, delta, limits and clients), ``notes`` on runs without a
+        ledger, and ``epsilon``, the largest figure of all ledgers.
 
     Raises:
-        LedgerError: no ledger, a broken one, or no delta anywhere.
+        LedgerError: there is no ledger, a ledger is broken, or neither the ledger nor the caller gives a delta.
     """
     found = find(path)
     rows = [_book(verify(book), delta) for book in found.books]
@@ -167,7 +167,7 @@ def _written(summary: Summary, run: str) -> dict[str, Any]:
 
 
 def _client(summary: Summary, name: str, epsilon: float, limits: Limits | None) -> dict[str, Any]:
-    """What one client has spent, and of its last run's budget and of the limit of the folder what is left, at that run's delta."""
+    """One client's figures, and the epsilon that is left of its last run's budget and the folder's limit, at that run's delta."""
     terms = summary.terms.get(summary.last[name][1], {})
     budget, limit = terms.get("budget"), None if limits is None else limits.terms.epsilon
     bounds = [float(b) for b in (budget, limit) if b is not None]
@@ -200,7 +200,7 @@ def table(report: Mapping[str, Any]) -> str:
         ]
         if book["limits"] is not None:
             told = ", ".join(f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in limits.items())
-            lines.append(f"  limits of {book['limits']['file']}: {told or 'none but that claims are valid'}")
+            lines.append(f"  limits of {book['limits']['file']}: {told or 'claims must be valid'}")
         whole = any(u["unit"] == "client" for u in book["unit"])
         names = {c["name"]: "all clients" if whole and c["name"] == "clients" else c["name"] for c in book["clients"]}
         rows = [("whole client" if whole else "client", "charges" if whole else "rounds", "epsilon", "budget", "limit", "left")]
@@ -234,10 +234,10 @@ def _span(first: str | None, last: str | None) -> str:
 
 
 def verify_all(path: str | Location) -> Iterator[str]:
-    """Check every book at ``path``, and of runs also their figures; one line for each.
+    """Verify every ledger at ``path`` and the figures of every run; yields one line per ledger and run.
 
     Raises:
-        LedgerError: the first fault, with the place, what differs and what to do.
+        LedgerError: the first fault; the sentence names its place, the difference and the remedy.
     """
     found = find(path)
     for book in found.books:

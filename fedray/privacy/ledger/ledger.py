@@ -1,9 +1,8 @@
-"""The book of record: an append-only, hash-chained list of what was charged to whom.
+"""The privacy ledger: an append-only, hash-chained list of the charges of all subjects.
 
-A ``reserve`` entry is the charge. It is durable (on disk, or acknowledged by the object store) before the data
-is touched, and nothing takes it back: not a crash, not a resume from an older checkpoint, not a failed round.
-One writer at a time holds the book's lock. Whatever does not add up (a broken chain, a missing book, a book
-that someone else changed) is a :class:`LedgerError`, and nothing may be trained.
+A ``reserve`` entry is a charge. It is durable (on disk, or acknowledged by the object store) before the data is read, and is never
+taken back: neither by a crash, nor by a resume from an older checkpoint, nor by a failed round. One writer at a time holds the ledger's
+lock. A broken chain, a missing ledger or a ledger that another program changed is a :class:`LedgerError`, and nothing may be trained.
 """
 
 from __future__ import annotations
@@ -56,12 +55,12 @@ __all__ = [
 ]
 
 
-#: Reservations of a subject that a commit may still name.
+#: Number of a subject's latest reservations that a commit may name.
 _KEPT = 16
 
 
 class Ledger:
-    """A book opened for writing. Use :meth:`open`; close it, or use it in a ``with`` statement."""
+    """A ledger opened for writing by :meth:`open`. Close it, or use it in a ``with`` statement."""
 
     def __init__(self, path: Location, store: Store, job: str, unit: str, adjacency: str) -> None:
         self.path = path
@@ -91,21 +90,21 @@ class Ledger:
         unit: str = "record",
         adjacency: str = "zero_out",
     ) -> Ledger:
-        """Lock, verify the whole chain, repair a line torn by a crash, and note who opened the book.
+        """Lock the ledger, verify its chain, repair a line that a crash cut short, and write an ``open`` entry.
 
         Args:
-            path: the book; made, durably, where there is none.
-            job: the run that charges; what follows its last ``/`` numbers the run's starts.
-            subject: in a silo's own book, its name; an entry of anyone else is refused.
-            pinned: hash of an entry that this book is known to have had (an earlier ``head``); it must still be there.
-            must_exist: a missing book is an error (a resumed run, a silo that has trained before).
-            make_directory: make the directory if it is missing (its parent must be there).
+            path: address of the ledger, which is created if it is missing.
+            job: name of the run, followed by ``/n`` for its n-th start.
+            subject: name of the silo whose own ledger it is; charges of other subjects are refused.
+            pinned: hash of an entry that the ledger must contain (an earlier ``head``).
+            must_exist: whether a missing ledger is an error, as for a resumed run or a silo that has trained before.
+            make_directory: create the directory if it is missing; its parent must exist.
             wait: seconds to wait for another writer to end.
-            unit: privacy unit of this book.
-            adjacency: adjacency of this book.
+            unit: protected unit of this ledger.
+            adjacency: neighbouring relation of this ledger.
 
         Raises:
-            LedgerError: locked, missing, broken, rolled back, or of another unit or subject.
+            LedgerError: the ledger is locked, missing, broken, rolled back, or belongs to another unit or subject.
         """
         path = location(path)
         must_exist = must_exist or pinned is not None
@@ -113,7 +112,7 @@ class Ledger:
         ledger = cls(path, store, job, unit, adjacency)
         try:
             ledger._load(subject, pinned)
-            # The random writer keeps the blocks of two writers apart even where everything else they write is the same.
+            # The random writer makes the blocks of two writers differ even if everything else that they write is equal.
             opening = {"subject": subject, "unit": unit, "adjacency": adjacency, "writer": secrets.token_hex(8)}
             ledger._append([{"kind": "open", "job": job, **opening}])
         except BaseException:
@@ -136,7 +135,7 @@ class Ledger:
         if not pin_seen:
             raise LedgerError(
                 f"{self.path}: lacks the entry {str(pinned)[:12]}..., which is on record; "
-                "the book was rolled back or replaced, so bring the right one back."
+                "the ledger was rolled back or replaced, so restore the right one."
             )
         if tail:
             self._repair(tail, subject)
@@ -162,20 +161,18 @@ class Ledger:
             )
 
     def _repair(self, tail: bytes, subject: str | None) -> None:
-        """A crash cut the last write short, so its reserve never returned and nothing was trained on it.
+        """Repair a last line that a crash cut short, so that its ``reserve`` never returned and nothing was trained on it.
 
-        A tail that is a whole entry but for its line end is kept as the charge it is. Any other is cut off, kept
-        in a file beside the book, and noted with its hash.
+        If only the line's end is missing, the entry is kept as a charge. Any other tail is cut off, kept in a file beside the ledger, and
+        noted with its hash.
         """
         assert self._store is not None
         digest = hashlib.sha256(tail).hexdigest()
         head = self._summary.head
         if head is None:
-            raise LedgerError(
-                f"{self.path}: holds {len(tail)} bytes that are no entry, and nothing before them; bring the right book back."
-            )
+            raise LedgerError(f"{self.path}: consists of {len(tail)} bytes that are no entry; restore the right ledger.")
         try:
-            entry = parse(self.path, tail, self._summary.entries, head.sha256 if head else GENESIS)
+            entry = parse(self.path, tail, self._summary.entries, head.sha256)
         except LedgerError:
             what = f"a torn last line of {len(tail)} bytes was cut off and {self._store.cut(tail, self._size)}"
         else:
@@ -194,27 +191,26 @@ class Ledger:
 
     @property
     def subjects(self) -> list[str]:
-        """Everyone who was ever charged in this book."""
+        """All subjects that were ever charged in this ledger."""
         return list(self._summary.spent)
 
     def spent(self, subject: str) -> Counter[Event]:
-        """What counts for a subject, charged by all jobs: event to count (a copy); see :meth:`Summary.charged`."""
+        """A copy of all runs' charges that count for a subject, as the count of each event; see :meth:`Summary.charged`."""
         return self._summary.charged(subject)
 
     def charges(self, subject: str, this_run: bool = False) -> int:
-        """How often a subject was charged: by all jobs, or by all starts of this run."""
+        """Number of a subject's charges by all runs, or by all starts of this run."""
         return (self._mine if this_run else self._summary.charges)[subject]
 
     def reserve(self, charges: Sequence[Charge]) -> list[Head]:
-        """Charge, durably: on return every entry is safe. One write for all of them.
+        """Write all charges in one block, which is durable on return.
 
         Returns:
-            each charge's entry, in order. Its hash is the reservation that the receipt of what was run must name.
+            the entries in the order of ``charges``. A receipt must name the hash of its entry as the reservation.
 
         Raises:
-            LedgerError: a (round, attempt) that this process has reserved for the subject before, or an earlier one;
-                another unit or adjacency than the book's; a commitment that is none; or the entries could not be made
-                durable. Nothing may be trained then.
+            LedgerError: a subject's (round, attempt) is not above the last one that this process reserved for it; the unit or adjacency is
+                not the ledger's; a commitment is malformed; or the entries could not be made durable. Nothing may be trained then.
         """
         last: dict[str, tuple[int, int]] = {}
         for charge in charges:
@@ -230,9 +226,7 @@ class Ledger:
                     f"{self.path}: is a book of {self._unit} under {self._adjacency}, not of {charge.unit} under {charge.adjacency}."
                 )
             if charge.data is not None and not is_commitment(charge.data):
-                raise LedgerError(
-                    f"{self.path}: '{charge.data}' is not a commitment to the records of '{charge.subject}' (64 digits of hex)."
-                )
+                raise LedgerError(f"{self.path}: '{charge.data}' is not a commitment to the records of '{charge.subject}' (64 hex digits).")
             last[charge.subject] = key
         heads = self._append([reserve_entry(charge, self.job) for charge in charges])
         self._last.update(last)
@@ -242,16 +236,15 @@ class Ledger:
         return heads
 
     def commit(self, round: int, attempt: int, subjects: Iterable[str] | Mapping[str, Mapping[str, Any] | None]) -> Head:
-        """Note that results left. Charges nothing and frees nothing.
+        """Record that results left the subjects. Nothing is charged or taken back.
 
         Args:
-            round: of the results.
-            attempt: of that round.
-            subjects: whose they are; as a mapping, each with the receipt of what was run (JSON data, see
-                :mod:`fedray.privacy.ledger.verification`) or None.
+            round: number of the results' round.
+            attempt: number of the attempt at that round.
+            subjects: the subjects; as a mapping, each with its receipt (JSON data, see :mod:`fedray.privacy.ledger.verification`) or None.
 
         Raises:
-            LedgerError: a subject for which this process never reserved that round and attempt, or long ago.
+            LedgerError: the round and attempt are not among the subject's latest reservations of this process.
         """
         receipts = subjects if isinstance(subjects, Mapping) else dict.fromkeys(subjects)
         key = (round, attempt)
@@ -266,43 +259,43 @@ class Ledger:
         return self.head
 
     def note(self, text: str, **more: Any) -> Head:
-        """Write something down for the reader of the book."""
+        """Write a note for the readers of the ledger."""
         self._append([{"kind": "note", "job": self.job, "note": text, **more}])
         return self.head
 
     def describe(self, plan: str, terms: Mapping[str, Any]) -> None:
-        """Write a plan into the book once, so that its charges can be read without the run's files."""
+        """Write a plan into the ledger once, so that its charges can be read without the run's files."""
         if plan not in self._summary.terms:
             self.note("plan", plan=plan, terms=dict(terms))
 
     def hold_to(self, limits: Mapping[str, Any] | None) -> None:
-        """Note the limits of the book's folder where they are others than before; None: there are none.
+        """Note the limits of the ledger's folder if they have changed; None if there are none.
 
         Raises:
-            LedgerError: the book was held to limits that are not there any more.
+            LedgerError: the ledger was held to limits, and there are none now.
         """
         known = self._summary.limits
         if limits is None and known is not None:
             raise LedgerError(
-                f"{self.path}: was held to limits, but the file limits.yaml beside it is gone; nothing may be charged until it is back."
+                f"{self.path}: was held to limits, but the file limits.yaml beside it is missing; nothing may be charged until it is restored."
             )
         if limits is not None and limits != known:
             self.note("limits", limits=dict(limits))
 
     def check_names(self, data: Mapping[str, str]) -> None:
-        """Refuse subjects whose very records were charged under another name, whose holder is not there any more: they would begin anew.
+        """Refuse a subject whose records were charged under a name that is not in use now, because its charges would begin at zero.
 
         Args:
-            data: subject to the commitment to its records.
+            data: each subject's commitment to its records.
 
         Raises:
-            LedgerError: names both.
+            LedgerError: there is such a subject; the sentence names both names.
         """
         for subject, commitment in data.items():
             known = self._summary.records.get(bytes.fromhex(commitment), {subject})
-            if subject not in known and not any(data.get(name) == commitment for name in known):  # else they are two that hold the same
+            if subject not in known and not any(data.get(name) == commitment for name in known):  # else two subjects hold equal records
                 raise LedgerError(
-                    f"{self.path}: the records of client '{subject}' were charged as those of '{min(known)}', and nothing of that would count "
+                    f"{self.path}: the records of client '{subject}' were charged as those of '{min(known)}', and these charges would not count "
                     f"under another name; give the client the name '{min(known)}' again, so that its charges go on."
                 )
 
@@ -343,7 +336,7 @@ class Ledger:
         return self._store
 
     def close(self) -> None:
-        """Give the lock back. Safe to call twice."""
+        """Release the lock. A second call does nothing."""
         store, self._store = self._store, None
         if store is not None:
             store.close()

@@ -1,8 +1,8 @@
-"""Checking a book from its entries alone: the chain, each commit against its reserve, each receipt against what was charged.
+"""Verification of a ledger from its entries: the chain, each commit against its reservation, and each receipt against its charge.
 
-A receipt is what a client says it ran: ``reservation`` (hash of the reserve entry), ``plan`` (hash of the plan),
-and of ``steps``, ``sampling_rate`` ([numerator, denominator]), ``noise_multiplier``, ``clip``, ``engine``, ``data``
-those that its mechanism has. It must say what the reserve entry's event says, and what the plan noted in the book says.
+A receipt is a client's record of what it ran: ``reservation`` (hash of the reserve entry), ``plan`` (hash of the plan), and, as far as
+the mechanism has them, ``steps``, ``sampling_rate`` ([numerator, denominator]), ``noise_multiplier``, ``clip``, ``engine`` and ``data``.
+It must agree with the reserve entry's event and with the plan in the ledger.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _NUMBERS = DpSgdTerms._fields
 
 
 def verify(path: str | Location, head: str | None = None) -> Summary:
-    """Check the whole book and add up its charges from the entries alone.
+    """Verify a whole ledger and add up its charges.
 
     Args:
-        path: the book.
-        head: hash of an entry that the book must have (an earlier head). The sums then end with it; what follows is only checked.
+        path: address of the ledger.
+        head: hash of an entry that the ledger must contain (an earlier head). The sums end with this entry; later entries are only verified.
 
     Returns:
-        what the book says.
+        the sums over the entries.
 
     Raises:
-        LedgerError: missing, broken, or without ``head``; or a commit or receipt of something else than what was reserved.
-            The first fault, with the place, the line, what differs and what to do.
+        LedgerError: the ledger is missing, broken or lacks ``head``, or a commit or receipt differs from its reservation. The sentence names
+            the first fault, its line, the difference and the remedy.
     """
     path = location(path)
     summary = Summary(path)
@@ -42,7 +42,7 @@ def verify(path: str | Location, head: str | None = None) -> Summary:
     for entry in read(path):
         entries += 1
         data = entry.data
-        if entry.kind == "open" and data["job"] != job:  # one writer at a time: whoever wrote before cannot commit any more
+        if entry.kind == "open" and data["job"] != job:  # one writer at a time, so earlier jobs cannot commit any more
             job = data["job"]
             reserved.clear()
         elif entry.kind == "reserve":
@@ -55,11 +55,11 @@ def verify(path: str | Location, head: str | None = None) -> Summary:
             summary.take(entry)
         found = found or entry.sha256 == head
     if not entries:
-        raise LedgerError(f"{path}: is empty; a book begins with an entry that says who opened it.")
+        raise LedgerError(f"{path}: is empty, but a ledger begins with an open entry; restore the full ledger.")
     if not found:
         raise LedgerError(
             f"{path}: lacks the entry {str(head)[:12]}..., which is on record; "
-            "the book was rolled back or replaced, so bring the right one back."
+            "the ledger was rolled back or replaced, so restore the right one."
         )
     return summary
 
@@ -73,8 +73,8 @@ def _check_commit(path: Location, commit: LedgerEntry, reserve: LedgerEntry | No
     where = f"{path}: line {commit.seq + 1}: round {data['round']}, attempt {data['attempt']} of '{data['subject']}'"
     if reserve is None:
         raise LedgerError(
-            f"{where} is committed by job '{data['job']}', which never reserved it before; results left that were not charged, "
-            "so take the claims of that job for void."
+            f"{where} is committed by job '{data['job']}', which did not reserve it before; uncharged results left, "
+            "so the claims of that job are void."
         )
     receipt = data.get("receipt")
     if receipt is None:
@@ -82,20 +82,20 @@ def _check_commit(path: Location, commit: LedgerEntry, reserve: LedgerEntry | No
     fault = _fault(receipt, reserve, terms.get(reserve.data["plan"]))
     if fault is not None:
         raise LedgerError(
-            f"{where}: {fault} (reserved in line {reserve.seq + 1}); what was run is not what was charged, "
-            f"so take the claims of job '{data['job']}' for void."
+            f"{where}: {fault} (reserved in line {reserve.seq + 1}); the client ran something else than what was charged, "
+            f"so the claims of job '{data['job']}' are void."
         )
 
 
 def _fault(receipt: Any, reserve: LedgerEntry, terms: Mapping[str, Any] | None) -> str | None:
-    """The first difference between a receipt and what was reserved, in words."""
+    """The first difference between a receipt and its reservation, in words; None if they agree."""
     if not isinstance(receipt, dict):
         return f"its receipt is {receipt!r} instead of an object"
     for key, value in (("reservation", reserve.sha256), ("plan", reserve.data["plan"])):
         if receipt.get(key) != value:
             return f"its receipt names the {key} {_short(receipt.get(key))}, but what was reserved is {_short(value)}"
     if terms is None:
-        return f"its receipt follows the plan {_short(receipt['plan'])}, which no note before it describes"
+        return f"its receipt follows the plan {_short(receipt['plan'])}, which no earlier note describes"
     event = dpsgd_terms(reserve.event)
     charged: dict[str, Any] = {} if event is None else event._asdict()
     if event is not None:
@@ -105,7 +105,7 @@ def _fault(receipt: Any, reserve: LedgerEntry, terms: Mapping[str, Any] | None) 
         for key in ("clip", "engine", "data", *_NUMBERS):
             if key not in receipt or said.get(key) is None:
                 continue
-            if key == "clip" and terms.get("adaptive_clip"):  # it moves from round to round, and the noise with it
+            if key == "clip" and terms.get("adaptive_clip"):  # it changes with every round, and the noise with it
                 continue
             if what == "planned" and key == "steps" and "steps" in charged and charged["steps"] <= said[key]:
                 continue  # fewer steps than planned, as charged

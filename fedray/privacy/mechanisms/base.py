@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedray.privacy.accounting.accountant import Adjacency
-from fedray.privacy.accounting.events import Event
+from fedray.privacy.accounting.events import Adjacency, Event
 
 Floats = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float32]
