@@ -1,4 +1,4 @@
-"""The ``fedray`` command: parse, call, print."""
+"""The ``fedray`` command: parses arguments, calls the package, prints results."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import click
 from fedray import __version__, cli_jobs, cli_list, credentials, logs, outlets
 from fedray.errors import FedrayError, Stopped, readable
 
-#: How each status of a run ends the process. 143 and 130 are the shell's own codes for the signals.
+#: Exit code for each status of a run. A run that a signal has stopped ends with 128 plus the signal's number, as in a shell.
 EXIT = {"completed": 0, "budget_reached": 3, "failed": 1}
 
 
 class _Command(click.Group):
-    """Errors are one sentence and an exit code; the traceback appears with ``--debug``."""
+    """Prints errors as one sentence and ends with their exit code; ``--debug`` shows the traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -278,7 +278,7 @@ def ui(run_dir: str | None, uri: str | None, host: str, port: int) -> None:
 
 @contextmanager
 def _opened(run: str) -> Iterator[tuple[Path, Callable[[str], str]]]:
-    """A run's directory, or a copy of what a store has of it; and what gives the copy's files the names that they have in the store."""
+    """Yield a run's directory, or a copy from the object store, and a function that replaces the copy's paths in a text by addresses."""
     from fedray.stores.mirror import local_copy
     from fedray.stores.remote import below, is_remote
 
@@ -292,7 +292,7 @@ def _opened(run: str) -> Iterator[tuple[Path, Callable[[str], str]]]:
 
 @contextmanager
 def _opened_ledger(where: str) -> Iterator[tuple[str, Callable[[str], str]]]:
-    """As :func:`_opened`; an address that is no run's is a ledger's."""
+    """Yield as :func:`_opened` for a run, and a path or an address of a ledger as it is."""
     from fedray.stores.remote import Remote, is_remote
 
     if is_remote(where) and Remote(where).get("config.yaml") is not None:
@@ -303,7 +303,7 @@ def _opened_ledger(where: str) -> Iterator[tuple[str, Callable[[str], str]]]:
 
 
 def _program() -> str:
-    """This program as it can be typed again here."""
+    """Return the command by which this program can be called again."""
     if Path(sys.argv[0]).name != "fedray":
         return "python -m fedray"
     found = shutil.which("fedray")
@@ -311,11 +311,11 @@ def _program() -> str:
 
 
 def _shown(path: Path | str) -> str:
-    if isinstance(path, str):  # an address
+    if isinstance(path, str):  # an address in an object store
         return path
     try:
         return str(path.relative_to(Path.cwd()))
-    except (ValueError, FileNotFoundError):  # it lies elsewhere, or the directory in which the command was started is gone
+    except (ValueError, FileNotFoundError):  # the path lies elsewhere, or the working directory was deleted
         return str(path)
 
 
@@ -325,6 +325,6 @@ def main() -> None:
     try:
         cli(prog_name="fedray")
     except SystemExit as end:
-        if end.code == 128 + signal.SIGINT:  # what is left to do is to end; a further Ctrl-C would only cut that short
+        if end.code == 128 + signal.SIGINT:  # a further Ctrl-C would interrupt the end of the process
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise

@@ -164,7 +164,7 @@ def _connect(address: str | None) -> Any:
 
 
 def _dashboard(given: str | None) -> str:
-    """The address of the Jobs API."""
+    """Return the address of the cluster's Jobs API."""
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
     if not address.startswith(("http://", "https://")):
         raise ConfigError("--address: give the cluster's dashboard, http://HEAD:8265 (or set RAY_API_SERVER_ADDRESS).")
@@ -172,7 +172,7 @@ def _dashboard(given: str | None) -> str:
 
 
 def _inside(config: Path, root: Path) -> str:
-    """The config's path as the job sees it."""
+    """Return the config's path relative to the job's working directory."""
     try:
         return config.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
@@ -182,7 +182,7 @@ def _inside(config: Path, root: Path) -> str:
 
 
 def _check(config: Any, pip: tuple[str, ...]) -> None:
-    """Check the parts that the config names, as far as they can be imported here."""
+    """Check the parts that the config names, if they can be imported here."""
     from fedray.planning.preparation import check_only
 
     try:
@@ -190,11 +190,11 @@ def _check(config: Any, pip: tuple[str, ...]) -> None:
     except ConfigError as error:
         if not (isinstance(error.__cause__, ModuleNotFoundError) and pip):
             raise
-        click.echo(f"not checked here: {error}", err=True)  # it may be what --pip installs
+        click.echo(f"not checked here: {error}", err=True)  # --pip may install the missing module
 
 
 class _NobodyReads(Exception):
-    """Standard output was closed: whoever followed a log has seen enough."""
+    """Standard output was closed, so nobody follows the log any more."""
 
 
 def _teller(raw: bool) -> Callable[[str], None]:
@@ -207,7 +207,7 @@ def _teller(raw: bool) -> Callable[[str], None]:
 
 
 def _follow(client: Any, job: str, tell: Callable[[str], None], again: str) -> int:
-    """Follow a job's log to its end; returns the exit code. Ctrl-C, or a reader that is gone, leaves the job alone."""
+    """Follow a job's log to its end; returns the exit code. Ctrl-C or a closed output ends the following, but not the job."""
     from fedray.jobs.job_client import exit_code, follow
 
     try:

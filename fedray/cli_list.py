@@ -1,4 +1,4 @@
-"""``fedray list``: what a config can name."""
+"""``fedray list``: the parts that a config can name."""
 
 from __future__ import annotations
 

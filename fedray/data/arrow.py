@@ -108,15 +108,15 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
 
 
 def joined(tables: Sequence[Any], names: Sequence[str], where: str) -> Any:
-    """Tables as one, their columns by name, in the order of the first; numbers of several types become the widest.
+    """Join tables by the names of their columns, in the order of the first table; a column's number types become the widest of them.
 
     Args:
-        tables: at least one.
-        names: of the tables, for messages.
+        tables: at least one table.
+        names: names of the tables, for messages.
         where: the source, for messages.
 
     Raises:
-        DataError: a column that is not in all of them, or that holds different kinds of values.
+        DataError: a column is not in all tables, or holds different kinds of values.
     """
     import pyarrow as pa
 
@@ -150,7 +150,7 @@ def _is_number(kind: Any) -> bool:
 
 
 def _plain_kind(kind: Any) -> Any:
-    """The type of the values behind a dictionary; one of the two ways in which text and bytes are stored."""
+    """Return the type of a dictionary's values, and the large type for text and bytes."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
@@ -161,12 +161,12 @@ def _plain_kind(kind: Any) -> Any:
 
 
 def _index_columns(schema: Any) -> list[str]:
-    """Columns that were a pandas frame's index."""
+    """Return the columns that were the index of a pandas frame."""
     return [name for name in (schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)]
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:
-    """The classes as the Hugging Face library keeps them beside a table; None where it does not."""
+    """Return the classes' names that the Hugging Face library has stored in a table; None without such names."""
     kept = (schema.metadata or {}).get(b"huggingface")
     try:
         feature = json.loads(kept)["info"]["features"][label] if kept else {}

@@ -1,4 +1,4 @@
-"""Which files of a folder a source reads, and what their names say: whose they are, and of which fold."""
+"""Finds the files of a folder that a source reads, with their clients and folds by their names."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def csv_files(folder: Path, test: Path | None = None) -> list[Path]:
-    """The folder's ``.csv`` files (in whatever case that is written) except the test set's, in order of their names.
+    """Return the folder's ``.csv`` files (also ``.CSV``) except the test set's, in order of their names.
 
     Raises:
-        DataError: there are none, one whose name says that it is a test set, or a table in another form, which would be left out.
+        DataError: the folder has no such file, a file that its name calls a test set, or a table in another format, which would be ignored.
     """
     entries = sorted(path for path in folder.iterdir() if not path.is_dir())
     left_out = [path.name for path in entries if _LEFT_OUT.fullmatch(path.name)]
@@ -47,10 +47,10 @@ def csv_files(folder: Path, test: Path | None = None) -> list[Path]:
 
 
 def csv_file(folder: Path, name: str) -> Path:
-    """The file of the client ``name`` in a folder; where there is none, what it should be called.
+    """Return the path of a client's file in a folder; the expected path if the file does not exist.
 
     Raises:
-        DataError: two files of that name, which differ in case.
+        DataError: two files of the client exist, whose names differ in case.
     """
     expected = folder / f"{name}.csv"
     if not folder.is_dir():
@@ -63,20 +63,20 @@ def csv_file(folder: Path, name: str) -> Path:
 
 
 def parquet_files(path: Path, test: Path | None = None, together: bool = False) -> tuple[list[Path], list[Path]]:
-    """Training and test files of a folder and the folders in it, each in order of their names; of a file, itself.
+    """Return the training and the test files of a folder and its subfolders, in order of their names; for a file the file itself.
 
-    A name that has the word "test" (or "testing") is of the test set, one with "train" ("training") of the training set; a
-    file without either is of the fold that the folder it lies in is named for. Words end where letters do, so that
-    ``latest.parquet`` is no test set. If no name has such a word, all files are training files; if some say "test" and none
-    "train", those that say nothing are. Files of a "validation" ("valid", "val", "dev") are left out beside the others.
+    A file with the word "test" (or "testing") in its name belongs to the test set, one with "train" ("training") to the training set; a
+    file with neither word belongs to the fold in the name of its nearest folder. Words consist of letters only, so that ``latest.parquet``
+    is no test set. If no name has such a word, all files are training files; if some names have "test" and none has "train", the files
+    without a word are training files. Files of a "validation" ("valid", "val", "dev") set are left out beside the others.
 
     Args:
         path: a file or a folder.
-        test: the test set's file, if it is named by the config; the folder's own test files are left out then.
-        together: all files are one table, whatever their names say.
+        test: the test set's file, if the config names it; the folder's own test files are then left out.
+        together: whether all files are one table, whatever their names are.
 
     Raises:
-        DataError: no files, none for training, or one that may be either.
+        DataError: the folder has no files or none for training, or a file may belong to either set.
     """
     if not path.is_dir():
         return [path], [test] if test is not None else []
@@ -102,7 +102,7 @@ def parquet_files(path: Path, test: Path | None = None, together: bool = False) 
 
 
 def hive_keys(file: Path, root: Path) -> dict[str, str | None]:
-    """The columns that folders between ``root`` and the file give, as in ``year=2024/part.parquet``; without a fold's name."""
+    """Return the columns in the names of the folders between ``root`` and the file, as in ``year=2024/part.parquet``, without folds."""
     found: dict[str, str | None] = {}
     if not root.is_dir() or not file.is_relative_to(root):
         return found
@@ -114,12 +114,12 @@ def hive_keys(file: Path, root: Path) -> dict[str, str | None]:
 
 
 def _hidden(file: Path, root: Path) -> bool:
-    """Names that writers of tables keep for notes of their own."""
+    """Return whether the path is a folder, or has a name that writers of tables use for their own metadata."""
     return file.is_dir() or any(part.startswith((".", "_")) for part in file.relative_to(root).parts)
 
 
 def _fold(file: Path) -> Fold | None:
-    """By the file's own name, else by the nearest folder's that says it."""
+    """Return the fold in the file's own name, else in the name of its nearest folder that names one."""
     for k, part in enumerate((file.name, *reversed(file.parts[:-1]))):
         folds = {_FOLDS[word] for word in _words(part) if word in _FOLDS}
         if len(folds) == 1:

@@ -7,7 +7,7 @@ labels that occur are numbered in sorted order. The label of each class is kept 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -209,15 +209,32 @@ def _positions(y: npt.NDArray[Any], labels: Sequence[Label], where: str) -> npt.
     """Return the position of each label in ``labels``."""
     if len({label_key(v) for v in labels}) < max(2, len(labels)):
         raise DataError("data.labels: should list two or more different values, in class order.")
-    position = {label_key(value): i for i, value in enumerate(labels)}
     found, codes = np.unique(y, return_inverse=True)
-    table = np.empty(len(found), dtype=np.int64)
-    for i, value in enumerate(found.tolist()):
+    return positions_in(
+        labels,
+        found.tolist(),
+        codes,
+        lambda value, record, listed: f"{where}: record {record} has the label '{value}', but data.labels lists only {listed}.",
+    )
+
+
+def positions_in(
+    allowed: Sequence[Label], found: Sequence[Any], codes: npt.NDArray[np.int64], sentence: Callable[[Any, int, str], str]
+) -> npt.NDArray[np.int64]:
+    """Return the position of each record's value among the allowed values, int64 ``[n]``.
+
+    Args:
+        allowed: the allowed values, compared by :func:`fedray.data.rows.key`.
+        found: the different values that occur.
+        codes: position of each record's value in ``found``, ``[n]``.
+        sentence: words the error from a value that is not allowed, its first record (from 1) and the list of allowed values.
+
+    Raises:
+        DataError: a value is not allowed.
+    """
+    position = {label_key(value): i for i, value in enumerate(allowed)}
+    for i, value in enumerate(found):
         if label_key(value) not in position:
-            listed = ", ".join(str(v) for v in labels)
-            raise DataError(
-                f"{where}: record {int(np.argmax(codes == i)) + 1} has the label '{value}', but data.labels lists only {listed}."
-            )
-        table[i] = position[label_key(value)]
-    positions: npt.NDArray[np.int64] = table[codes]
+            raise DataError(sentence(value, int(np.argmax(codes == i)) + 1, ", ".join(map(str, allowed))))
+    positions: npt.NDArray[np.int64] = np.array([position[label_key(value)] for value in found], dtype=np.int64)[codes]
     return positions

@@ -1,7 +1,7 @@
-"""Rows of a table as people have them, for a model that was trained on that table.
+"""Encodes raw rows of a table for a model that was trained on that table.
 
-A model in MLflow carries this file with it (``code/fedray_rows.py``), so that it predicts where fedray is not installed:
-it imports nothing of fedray.
+A model in MLflow contains this file (``code/fedray_rows.py``), so that the model predicts where fedray is not installed. So the file imports
+nothing of fedray.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EXACT_FLOAT32 = 2**24
 
 
 def key(value: Any) -> str | int | float:
-    """What labels and cells are compared by: ``1``, ``1.0`` and ``"1"`` are the same value; whole numbers of any length differ."""
+    """Return the value by which labels and cells are compared: ``1``, ``1.0`` and ``"1"`` are equal; whole numbers are compared exactly."""
     try:
         number = int(value) if isinstance(value, Integral) else float(value)
         if not math.isfinite(number):
@@ -37,9 +37,9 @@ def key(value: Any) -> str | int | float:
 
 
 def codes(values: list[Any]) -> list[float]:
-    """What stands for the values of a column of categories in the model's input.
+    """Return the numbers that encode the values of a column of categories in the model's input.
 
-    Numbers stand for themselves; texts, and numbers that float32 does not keep apart from others (20240101), are counted from 0.
+    Numbers encode themselves; texts, and numbers that are equal to others in float32 (20240101), are numbered from 0.
     """
     keys = [key(value) for value in values]
     numbers = [float(k) for k in keys if not isinstance(k, str) and abs(k) < _EXACT_FLOAT32]
@@ -49,20 +49,20 @@ def codes(values: list[Any]) -> list[float]:
 
 
 class RowEncoder:
-    """Named columns to the numbers that the model takes.
+    """Encodes named columns as the model's input.
 
     Args:
-        columns: name and, of a column of categories, its allowed ``values``.
+        columns: ``name`` of each column and, for a column of categories, its allowed ``values``.
     """
 
     def __init__(self, columns: Sequence[Mapping[str, Any]]) -> None:
         self.columns = columns
 
     def __call__(self, frame: Any) -> Any:
-        """A pandas frame, whose columns may stand in any order among others, as float32 ``[rows, columns]``.
+        """Encode a pandas frame, which may have further columns in any order, as float32 ``[rows, columns]``.
 
         Raises:
-            ValueError: a column is not there, or a cell is missing, not a number, or not an allowed value.
+            ValueError: a column is missing, or a cell is missing, no number, or no allowed value.
         """
         import pandas as pd
 
@@ -110,7 +110,7 @@ def _categories(cells: Any, name: str, values: list[Any]) -> Any:
 
 
 class _Predictor:
-    """What MLflow calls: a frame in, a frame of the model's outputs with the same index out."""
+    """The model for MLflow: predicts a frame of outputs, with the same index, from a frame of rows."""
 
     def __init__(self, folder: Path) -> None:
         import mlflow.pytorch
@@ -120,7 +120,7 @@ class _Predictor:
         self._encode = RowEncoder(json.loads((folder / FILE).read_text(encoding="utf-8")))
 
     def predict(self, data: Any, params: Any = None) -> Any:
-        """The outputs ``[rows, outputs]``."""
+        """Return the outputs ``[rows, outputs]``."""
         import pandas as pd
         import torch
 
@@ -131,5 +131,5 @@ class _Predictor:
 
 
 def _load_pyfunc(path: str) -> _Predictor:
-    """Called by ``mlflow.pyfunc.load_model`` with the folder of the model's data."""
+    """Load the model; called by ``mlflow.pyfunc.load_model`` with the folder of the model's data."""
     return _Predictor(Path(path).absolute())

@@ -1,4 +1,4 @@
-"""CSV files: a folder with one file a silo, or one file."""
+"""CSV files: a folder with one file per silo, or one file."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def csv(
     test_fold: TestFold | None = None,
     delimiter: str = ",",
 ) -> Source:
-    """CSV with a header line: a folder with one file a silo, or one file.
+    """CSV with a header line: a folder with one file per silo, or one file.
 
-    Of a folder every client reads only its own file ``NAME.csv``; the driver looks at file names at most.
-    A folder needs its classes declared (label_threshold, labels, classes or regression), for no one reads all silos.
+    In a folder every client reads only its own file ``NAME.csv``; the driver reads at most the files' names. The classes of a folder must
+    be declared (label_threshold, labels, classes or regression), because no process reads all silos.
 
     Args:
-        where: a folder of .csv files, each a client of the file's name; or one file.
+        where: a folder of .csv files, one per client and with the client's name; or one file.
         label: the label's column.
         label_threshold: the class is 1 where the label is above this, else 0.
         labels: the label's values in class order.
         classes: labels are the integers 0..classes-1 already.
         regression: the label is a number to predict.
         features: feature columns, in this order; null = all others.
-        drop: columns left out; of a folder, some files may lack them.
+        drop: columns to leave out; in a folder, some files may lack them.
         missing: cells that mean "not known".
         missing_rows: drop records with a missing cell in a column that is used, or refuse the file.
         categories: column to its allowed values, which become one 0/1 feature each.
@@ -136,7 +136,7 @@ def _read(path: Path, missing: list[str], delimiter: str, silo: str | None) -> A
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
                 path,
-                dtype={} if silo is None else {silo: str},  # as numbers, 01 and 1 would be one client, and so would long ones
+                dtype={} if silo is None else {silo: str},  # as numbers, 01 and 1 would be one client, and long numbers too
                 sep=delimiter,
                 na_values=missing,
                 keep_default_na=False,
@@ -159,10 +159,10 @@ def _read(path: Path, missing: list[str], delimiter: str, silo: str | None) -> A
 
 
 def _client_names(cells: Any, where: Path) -> Any:
-    """A column of text, as whole numbers where all cells are: their order is that of the clients.
+    """Convert a column of text to whole numbers if all cells are whole numbers, so that clients are in numerical order.
 
     Raises:
-        DataError: two texts that are one number.
+        DataError: two different texts are the same number.
     """
     import pandas as pd
 

@@ -93,7 +93,7 @@ def _open(where: str, subset: str | None, revision: str | None, name: str) -> An
 
 
 def _arrow(split: Any) -> Any:
-    """The split as an Arrow table; images stay encoded, as they are stored."""
+    """Return the split as an Arrow table with images in their stored encoding."""
     return split.with_format("arrow")[:]
 
 

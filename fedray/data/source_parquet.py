@@ -81,7 +81,7 @@ def parquet(
 
 
 def _read(files: list[Path], root: Path, where: str, drop: Sequence[str]) -> Any:
-    """The files as one table: the first one's columns in its order, and those that the folders give; not all need have those to drop."""
+    """Join the files to one table with the columns of the first file and of the folders' names; files may lack columns in ``drop``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -104,7 +104,7 @@ def _read(files: list[Path], root: Path, where: str, drop: Sequence[str]) -> Any
             tables[i] = tables[i].append_column(key, cells.cast(pa.int64() if key in whole else pa.string()))
     for name in drop:
         held = [name in table.schema.names for table in tables]
-        if any(held):  # nobody reads it: one type for all
+        if any(held):  # the column is not read, so it may have any type
             tables = [
                 (t.drop_columns(name) if has else t).append_column(name, pa.nulls(len(t))) for t, has in zip(tables, held, strict=True)
             ]

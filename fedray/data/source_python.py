@@ -1,4 +1,4 @@
-"""The user's own data, by import path."""
+"""The user's own function or class as a source, by import path."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: 
 
 
 def _call(name: str, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """Call the user's code; what it raises becomes one sentence (the traceback is chained to it)."""
+    """Call the user's code; its errors become one sentence, with the original error as the cause."""
     try:
         return function(*arguments, **named)
     except FedrayError:
@@ -101,7 +101,7 @@ def _what(value: Any) -> str:
 
 
 def _parts(value: Any, where: str) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
-    """Training and test set of one client; the second is None for ``(x, y)``."""
+    """Return the training and the test set of one client; the test set is None for ``(x, y)``."""
     if isinstance(value, tuple | list) and len(value) == 4:
         return (value[0], value[1]), (value[2], value[3])
     return _pair(value, where, _PARTS), None
@@ -116,7 +116,7 @@ def _silo(value: Any, where: str, classes: int | None, labels: Sequence[Label] |
 
 
 def _built(where: str, train: tuple[Any, Any], test: tuple[Any, Any] | None, columns: tuple[str, ...] = (), **more: Any) -> Raw:
-    """:func:`fedray.data.source.build` of features that may be pandas frames, the test set's columns in the training set's order."""
+    """Call :func:`fedray.data.source.build` for features that may be pandas frames; the test set gets the training set's columns."""
     x, columns = _named(train[0], columns, where)
     if test is not None:
         test = _named(test[0], columns, f"{where} (test set)")[0], test[1]
@@ -124,8 +124,8 @@ def _built(where: str, train: tuple[Any, Any], test: tuple[Any, Any] | None, col
 
 
 def _named(x: Any, columns: tuple[str, ...], where: str) -> tuple[Any, tuple[str, ...]]:
-    """The features and the names of their columns; of a pandas frame they are its own, in the order of ``columns`` if these are known."""
-    pandas = sys.modules.get("pandas")  # where it is not imported, nothing can be a frame of it
+    """Return features and the names of their columns; those of a pandas frame in the order of ``columns``, if that is known."""
+    pandas = sys.modules.get("pandas")  # if pandas is not imported, no value is a frame
     if pandas is None or not isinstance(x, pandas.DataFrame):
         return x, columns
     return frame_features(x, where, columns)
@@ -171,7 +171,7 @@ def _mapping(value: Mapping[Any, Any], name: str, classes: int | None, labels: S
 def _stacked(
     pairs: Sequence[tuple[Any, Any]], wheres: Sequence[str], labels: Sequence[Label] | None, columns: tuple[str, ...] = ()
 ) -> tuple[tuple[Any, Any], Indices, tuple[str, ...]]:
-    """The clients' records one after the other, whose each is, and the names of the features' columns."""
+    """Return the clients' records one after the other, the number of each record's client, and the names of the columns."""
     features: list[RawFeatures] = []
     targets: list[npt.NDArray[Any]] = []
     for (features_of, labels_of), where in zip(pairs, wheres, strict=True):

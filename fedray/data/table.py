@@ -1,7 +1,7 @@
-"""Tables (CSV, Parquet, Hugging Face) to features and labels.
+"""Converts tables (CSV, Parquet, Hugging Face) to features and labels.
 
-What a column becomes is said by the config alone, never by the data: every silo, reading only its
-own file, comes out with the same features in the same order.
+Only the config decides how a column is converted, never the data, so that all silos, each of which reads only its own file, get the same
+features in the same order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.components import nearest
+from fedray.data.labels import positions_in
 from fedray.data.records import Label
 from fedray.data.rows import key as label_key
 from fedray.data.source import Raw, build
@@ -24,7 +25,7 @@ from fedray.errors import DataError
 Cell = str | int | float
 MissingRows = Literal["drop", "refuse"]
 _EXACT = 2**53  # beyond it a float is no longer one whole number
-#: What pandas and Arrow call a column that has no name: most often row numbers that were written along.
+#: Names that pandas and Arrow give to a column without a name, which most often holds row numbers.
 _NAMELESS = re.compile(r"\s*|Unnamed: \d+(\.\d+)*|__index_level_\d+__")
 
 
@@ -43,7 +44,7 @@ class Table:
     categories: Mapping[str, Sequence[Cell]] | None = None
     drop_first: bool = False
     silo: str | None = None
-    names: Sequence[str] | None = None  # what the classes stand for, where the source knows
+    names: Sequence[str] | None = None  # meanings of the classes, if the source knows them
 
     def __post_init__(self) -> None:
         ways = {
@@ -68,19 +69,19 @@ class Table:
 
     @property
     def declared(self) -> bool:
-        """The number of classes (or regression) is said by the config."""
+        """Whether the config declares the classes, or regression."""
         return self.regression or any(v is not None for v in (self.label_threshold, self.labels, self.classes))
 
     @property
     def declared_classes(self) -> int | None:
-        """Number of classes if declared; None in regression."""
+        """Number of declared classes; None in regression."""
         if self.label_threshold is not None:
             return 2
         return len(self.labels) if self.labels is not None else self.classes
 
     @property
     def class_labels(self) -> Sequence[Label]:
-        """What the declared classes stand for; empty in regression, and where they are not declared."""
+        """The meaning of each declared class; empty in regression, or without a declaration."""
         if self.label_threshold is not None:
             return f"{self.label} <= {self.label_threshold:g}", f"{self.label} > {self.label_threshold:g}"
         return tuple(self.labels) if self.labels is not None else self.names or range(self.classes or 0)
@@ -88,7 +89,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """A feature column as it stands in the table: of categories, its ``values`` and how many of the ``first`` get no feature of their own."""
+    """A feature column of a table.
+
+    Attributes:
+        name: name of the column.
+        values: the allowed values of a column of categories; None for numbers.
+        first: how many of the first values have no feature.
+    """
 
     name: str
     values: tuple[Cell, ...] | None = None
@@ -96,11 +103,11 @@ class Column:
 
 
 def raw_columns(encoded: Sequence[str], arguments: Mapping[str, Any]) -> list[Column]:
-    """The table's own feature columns, in order.
+    """Return the feature columns of the table, in order.
 
     Args:
-        encoded: names of the features that came of them.
-        arguments: of the source: ``categories`` and ``drop_first`` say which features came of one column.
+        encoded: names of the features.
+        arguments: the source's arguments; ``categories`` and ``drop_first`` say which features belong to one column.
     """
     categories, first = dict(arguments.get("categories") or {}), int(bool(arguments.get("drop_first")))
     left, columns = list(encoded), []
@@ -117,18 +124,18 @@ def _feature_names(column: str, values: Sequence[Cell], first: int) -> list[str]
 
 
 def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: Collection[str] = (), of_silo: bool = False) -> Raw:
-    """Pandas frames (missing cells as NaN) to records.
+    """Convert pandas frames (missing cells are NaN) to records.
 
     Args:
         train: the training frame.
         test: the source's own test frame, or None.
-        table: how to read both.
+        table: how to read both frames.
         where: the source, for messages.
-        of_silo: the frames are one silo's; of the columns to be left out it need not have all.
-        index: columns that number or name the rows, which are features only if ``data.features`` says so.
+        index: columns that number or name the rows, which are features only if ``data.features`` names them.
+        of_silo: whether the frames belong to one silo, which may lack columns in ``data.drop``.
 
     Raises:
-        DataError: a column that is not there or has no name, a cell that is not a number or not an allowed value, missing cells.
+        DataError: a column is missing or has no name, or a cell is missing, no number or no allowed value.
     """
     headers = [str(c) for c in train.columns]
     absent = tuple(name for name in table.drop if name not in headers) if of_silo else ()
@@ -155,15 +162,18 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: 
 
 
 def frame_features(frame: Any, where: str, order: Sequence[str] = ()) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
-    """A pandas frame of features, without a label, as float32 ``[n, columns]``, and the columns' names.
+    """Convert a pandas frame of features without a label.
 
     Args:
         frame: the features.
         where: the source, for messages.
-        order: names that it should have, in the order to give them in; default as they stand.
+        order: expected names of the columns, in the order of the result; default: the frame's own.
+
+    Returns:
+        Features, float32 ``[n, columns]``, and the columns' names.
 
     Raises:
-        DataError: columns without a name, twice there or other ones than in ``order``, and cells that are missing or no numbers.
+        DataError: a column has no name, exists twice or is not in ``order``, or a cell is missing or no number.
     """
     frame, headers = _headed(frame, where)
     _refuse_index(headers, headers, (), where)
@@ -226,7 +236,7 @@ def _require(name: str, present: Sequence[str], path: str, where: str, what: str
 
 
 def _refuse_index(features: Sequence[str], headers: Sequence[str], index: Collection[str], where: str) -> None:
-    """Row numbers are no feature: what the model learns of them says nothing of other rows."""
+    """Refuse row numbers as a feature, because they say nothing about other rows."""
     for name in features:
         if name in index or _NAMELESS.fullmatch(name):
             named = (
@@ -262,18 +272,16 @@ def _without_missing(frame: Any, used: list[str], missing_rows: MissingRows, whe
 
 
 def _codes(series: Any, allowed: Sequence[Cell], name: str, path: str, where: str) -> npt.NDArray[np.int64]:
-    """Position of each cell in ``allowed``."""
-    position = {label_key(value): i for i, value in enumerate(allowed)}
+    """Return the position of each cell in ``allowed``."""
     codes, found = series.factorize()
-    table = np.empty(len(found), dtype=np.int64)
-    for i, value in enumerate(found):
-        if label_key(value) not in position:
-            row = int(np.argmax(codes == i))
-            listed = ", ".join(str(v) for v in allowed)
-            raise DataError(f"{where}: column '{name}' has the value '{value}' in record {row + 1}, but {path} lists only {listed}.")
-        table[i] = position[label_key(value)]
-    positions: npt.NDArray[np.int64] = table[codes]
-    return positions
+    return positions_in(
+        allowed,
+        found,
+        codes,
+        lambda value, record, listed: (
+            f"{where}: column '{name}' has the value '{value}' in record {record}, but {path} lists only {listed}."
+        ),
+    )
 
 
 def _numbers(series: Any, name: str, where: str, remedy: str) -> npt.NDArray[np.float64]:
@@ -285,7 +293,7 @@ def _numbers(series: Any, name: str, where: str, remedy: str) -> npt.NDArray[np.
     if kind.kind in "mMc" or isinstance(kind, pd.PeriodDtype | pd.IntervalDtype):
         what = "complex numbers" if kind.kind == "c" else "dates, times or intervals"
         raise DataError(f"{where}: column '{name}' holds {what} ({kind}), which are no feature; make numbers of them, or {remedy}.")
-    # Text such as "nan" and "inf" counts as a number to pandas; here it is a cell that is not one.
+    # pandas reads texts such as "nan" and "inf" as numbers; here such a cell is no number.
     values = np.asarray(pd.to_numeric(series, errors="coerce"), dtype=np.float64)
     bad = ~np.isfinite(values)
     if bad.any():
@@ -298,7 +306,7 @@ def _numbers(series: Any, name: str, where: str, remedy: str) -> npt.NDArray[np.
 
 
 def _labels(series: Any, table: Table, where: str) -> Any:
-    """Classes where they are declared by value, float32 in regression, otherwise as they stand."""
+    """Return classes if the labels' values are declared, float32 in regression, and otherwise the labels as they are."""
     import pandas as pd
 
     if table.labels is not None:

@@ -1,1 +1,1 @@
-"""What is made of a run's files for people who did not run it."""
+"""Reports on runs for reviewers."""

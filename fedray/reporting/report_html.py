@@ -1,4 +1,4 @@
-"""From the Markdown that fedray writes to one HTML page with everything inside: no script, no style sheet, no request."""
+"""Converts the Markdown that fedray writes to one self-contained HTML page without scripts and requests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ img { max-width: 100%; } pre { background: #f5f6f8; padding: .8em; overflow-x: a
 
 
 def page(title: str, markdown: str, source: Callable[[str], str]) -> str:
-    """The page.
+    """Return the HTML page.
 
     Args:
-        title: of the page.
-        markdown: headings, paragraphs, lists, tables, fenced code and pictures on lines of their own; ``**bold**`` and `` `code` `` in text.
-        source: a picture's path to what ``src`` should say.
+        title: title of the page.
+        markdown: headings, paragraphs, lists, tables, fenced code and pictures on separate lines; ``**bold**`` and `` `code` `` in text.
+        source: returns the ``src`` attribute for a picture's path.
     """
     body = "\n".join(_blocks(markdown.splitlines(), source))
     return (

@@ -1,6 +1,6 @@
-"""A finished or broken run as one page for a reviewer: Markdown, and the same as HTML with everything inside.
+"""Writes a run's report for a reviewer as one page, in Markdown and as self-contained HTML.
 
-Works on the files of the run's directory alone, whatever of them there is; trains nothing and asks no network.
+Uses only the files that exist in the run's directory, so that it also works for a run that has not ended.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 
 def write_report(run: Path, output: Path | None = None) -> tuple[Path, Path]:
-    """Write the report of the run in ``run``.
+    """Write the report of a run.
 
     Args:
-        run: a run's output directory.
-        output: the HTML file; default ``report.html`` in ``run``. The Markdown and its pictures lie beside it.
+        run: the run's output directory.
+        output: the HTML file; default ``report.html`` in ``run``. The Markdown and its pictures are written beside it.
 
     Returns:
-        the HTML file and the Markdown file.
+        The HTML file and the Markdown file.
 
     Raises:
         ConfigError: ``run`` is no run's directory, or the report cannot be written.
@@ -73,7 +73,7 @@ def _inline(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Empty where there is none."""
+    """Read a JSON file; an empty dictionary if it does not exist."""
     return read_json(path) or {}
 
 
@@ -91,11 +91,11 @@ def _report(run: Path, pictures: Sequence[Path], lacking: Sequence[str]) -> Iter
 
 
 def _config(run: Path) -> dict[str, Any]:
-    """The config as it was resolved, as plain data; empty where it cannot be read."""
+    """Return the resolved config as plain data; empty if it cannot be read."""
     path = RunFiles(run).config
     try:
         return json.loads(load_config(path).model_dump_json())  # type: ignore[no-any-return]
-    except FedrayError:  # of another version, or broken: show what is there
+    except FedrayError:  # the config is of another version or damaged: show its keys as they are
         try:
             raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError, FedrayError):
@@ -260,7 +260,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _part(part: Any) -> str:
-    """``kind`` with its arguments."""
+    """Return ``kind`` with its arguments as text."""
     if not isinstance(part, Mapping):
         return str(part)
     rest = ", ".join(f"{k} {_value(v)}" for k, v in part.items() if k != "kind" and v is not None)

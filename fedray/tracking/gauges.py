@@ -1,7 +1,7 @@
-"""A run's rows as Prometheus metrics, through Ray's own: each node's metrics agent exports them with ``ray_`` before the name.
+"""Exports a run's metrics rows to Prometheus by Ray's metrics agent, which puts ``ray_`` before each name.
 
-Only what a row holds is exported, so nothing is shown here that ``metrics.jsonl`` leaves out, as where whole clients are protected.
-Names follow Prometheus' practice: base units, ``_total`` for counters (which Ray appends itself).
+Only values of rows are exported, so a figure that ``metrics.jsonl`` leaves out for privacy is not shown here either. Names follow
+Prometheus' conventions: base units, and ``_total`` for counters (which Ray appends).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fedray.tracking.journal import Row, number
 
 @dataclass(frozen=True)
 class Exported:
-    """One exported series: a gauge, or a counter where the row's value is what was added in that round.
+    """One exported series: a gauge, or a counter to which each row adds its value.
 
     Attributes:
-        name: without Ray's prefix and a counter's suffix.
-        text: what it says, with its unit.
-        counter: whether rows add to it.
-        tags: beside ``run`` and ``experiment``.
-        factor: what a row's value is multiplied by.
+        name: name without Ray's prefix and the suffix of counters.
+        text: description with the unit.
+        counter: whether the series is a counter.
+        tags: tags beside ``run`` and ``experiment``.
+        factor: factor on a row's value.
     """
 
     name: str
@@ -47,7 +47,7 @@ def _bytes(direction: str) -> Exported:
     return Exported("fedray_bytes", "Bytes of updates (up) and weights (down) that rounds moved.", True, {"direction": direction}, 1e6)
 
 
-#: Metrics of a row and what they are exported as. Those below ``eval/`` all become :data:`EVALUATION`.
+#: The series of each metric of a row. All metrics below ``eval/`` are exported as :data:`EVALUATION`.
 ROWS: dict[str, Exported] = {
     "time/round_s": Exported("fedray_round_seconds", "Seconds that the last round took."),
     "time/train_s": Exported("fedray_round_training_seconds", "Seconds of the last round in which clients trained."),
@@ -84,7 +84,7 @@ class Gauges:
 
     Args:
         experiment, run: tags of every series.
-        rounds: how many are planned.
+        rounds: number of planned rounds.
     """
 
     def __init__(self, experiment: str, run: str, rounds: int) -> None:
@@ -95,7 +95,7 @@ class Gauges:
         self._show(PLANNED, rounds)
 
     def on_row(self, row: Row) -> None:
-        """Export a round's line."""
+        """Export a round's metrics."""
         self._show(ROUND, row["round"])
         self._show(TIME, row["time"])
         for key, value in row["metrics"].items():
@@ -105,7 +105,7 @@ class Gauges:
                 self._show(EVALUATION, value, metric=key.removeprefix("eval/"))
 
     def on_note(self, text: str) -> None:
-        """Sentences are no metrics."""
+        """Do nothing: sentences are no metrics."""
 
     def _show(self, exported: Exported, value: Any, **tags: str) -> None:
         finite, metric = number(value), self._metrics.get(exported.name)
