@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 
 from fedray.config import Config
 from fedray.errors import FedrayError, first_line
@@ -18,7 +20,7 @@ from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading
 
 
-def trained_model(files: RunFiles, config: Config) -> tuple[Any, Any]:
+def trained_model(files: RunFiles, config: Config) -> tuple[nn.Module, npt.NDArray[Any]]:
     """Rebuild the model of a finished run.
 
     Returns:

@@ -33,6 +33,10 @@ from fedray.storage import read_json, reading
 from fedray.stores.mirror import local_copy
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import nn
+
     from fedray.planning.preparation import Prepared
 
 #: How often Ray restarts the driver after the loss of its process or node. In a placement group it is not restarted: if the group was
@@ -69,14 +73,14 @@ class Result:
             with reading(path):
                 return list((read_json(path) or {})["class_labels"])
 
-    def model(self) -> Any:
+    def model(self) -> nn.Module:
         """Return the trained ``torch.nn.Module`` in evaluation mode. Its inputs are records as in training: normalised and encoded."""
         from fedray.experiment.finished import trained_model
 
         with local_copy(self.output) as directory:
             return trained_model(RunFiles(directory), self.config)[0]
 
-    def predict(self, rows: Any) -> Any:
+    def predict(self, rows: Any) -> npt.NDArray[np.float32]:
         """Return the model's outputs, float32 ``[n, outputs]``, for rows as they were before fedray read them.
 
         Args:

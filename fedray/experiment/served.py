@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -119,7 +120,7 @@ def _takes(config: Config, facts: _Facts, columns: Sequence[Column]) -> str:
     return f"Takes raw records: {kind} of shape {shape}" + (f" ({' and '.join(inside)} is inside)" if inside else "")
 
 
-def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: Any, model: nn.Module) -> str:
+def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: npt.NDArray[Any], model: nn.Module) -> str:
     with torch.no_grad():
         outputs = int(model(torch.from_numpy(np.repeat(example, 2, axis=0))).numel()) // 2
     found = find_loss(loss)
@@ -140,11 +141,11 @@ def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: An
     return f"gives a logit for each of {outputs} classes, of which the largest is the class" + (f": {shown}" if labels else "")
 
 
-def predict(files: RunFiles, config: Config, given: Any) -> Any:
-    """The model's outputs float32 ``[n, outputs]`` for raw rows: a pandas frame for a table, else an array ``[n, *shape]``.
+def predict(files: RunFiles, config: Config, given: Any) -> npt.NDArray[np.float32]:
+    """Return the model's outputs, float32 ``[n, outputs]``, for raw rows: a pandas frame for a table, else an array ``[n, *shape]``.
 
     Raises:
-        ValueError: the rows are not what the model takes.
+        ValueError: the model does not take such rows.
     """
     built = served_model(files, config)
     table = built.about.table

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def caught(stop: list[int], *numbers: signal.Signals) -> Iterator[None]:
         yield
         return
 
-    def handler(number: int, frame: Any) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
         if stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.append(number)

@@ -46,7 +46,7 @@ from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunB
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.evaluator import Evaluators
-from fedray.rounds.record import Record
+from fedray.rounds.record import Callback, Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
@@ -138,7 +138,7 @@ class Wiring:
             self._open_client_book(p.client_plan)
         books = self._make_books(pool)
         self._files.rewind(beginning.round)
-        callbacks: list[Any] = [self._events]
+        callbacks: list[Callback] = [self._events]
         if self.tracker is not None:
             callbacks.append(self.tracker)
         callbacks.append(Gauges(config.experiment, config.name, config.rounds))

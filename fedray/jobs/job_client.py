@@ -114,7 +114,7 @@ class Lines:
             self._rest = ""
 
 
-def follow(client: Any, job_id: str, tell: Callable[[str], None], patience: float = 300.0) -> JobDetails:
+def follow(client: Client, job_id: str, tell: Callable[[str], None], patience: float = 300.0) -> JobDetails:
     """Pass a job's log on, line by line, until the job ends; a lost connection is made again without repeating lines.
 
     Args:
@@ -129,7 +129,7 @@ def follow(client: Any, job_id: str, tell: Callable[[str], None], patience: floa
     return asyncio.run(_follow(client, job_id, Lines(tell), patience))
 
 
-async def _follow(client: Any, job_id: str, lines: Lines, patience: float) -> JobDetails:
+async def _follow(client: Client, job_id: str, lines: Lines, patience: float) -> JobDetails:
     heard, pause = time.monotonic(), 0.5
     while True:
         lines.again()
@@ -156,7 +156,7 @@ async def _follow(client: Any, job_id: str, lines: Lines, patience: float) -> Jo
     return job
 
 
-async def _tail(client: Any, job_id: str, lines: Lines) -> None:
+async def _tail(client: Client, job_id: str, lines: Lines) -> None:
     """Follow one connection until it or the job ends, or until no line has come for so long that the connection may be broken."""
     async with aclosing(client.tail_job_logs(job_id)) as pieces:
         pending = asyncio.ensure_future(anext(pieces))
@@ -178,7 +178,7 @@ async def _tail(client: Any, job_id: str, lines: Lines) -> None:
             await asyncio.wait({pending})
 
 
-def stop(client: Any, job_id: str, patience: float = STOP_WAIT + 30.0) -> JobDetails:
+def stop(client: Client, job_id: str, patience: float = STOP_WAIT + 30.0) -> JobDetails:
     """Ask a job to stop after a checkpoint, and wait until it has ended.
 
     Raises:

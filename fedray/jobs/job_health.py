@@ -17,6 +17,7 @@ from fedray import logs
 from fedray.errors import FedrayError
 from fedray.experiment.cluster import NAMESPACE
 from fedray.experiment.launch import driver_name
+from fedray.jobs.job_client import Client
 from fedray.jobs.submission import NAME, OUTPUT
 from fedray.rounding import rounded_up
 
@@ -128,7 +129,7 @@ class Health:
         return asdict(self) | {"advice": self.advice}
 
 
-def examine(client: Any, job_id: str) -> Health:
+def examine(client: Client, job_id: str) -> Health:
     """Examine a job once; no wait is longer than a request's limit.
 
     Raises:

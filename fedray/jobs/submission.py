@@ -15,7 +15,7 @@ from typing import Any
 from fedray import credentials, logs
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, first_line
 from fedray.jobs import shipment
-from fedray.jobs.job_client import STOP_WAIT
+from fedray.jobs.job_client import STOP_WAIT, Client
 from fedray.privacy.ledger.location import RELATIVE
 
 #: Keys of a job's metadata.
@@ -154,7 +154,7 @@ def make_runtime_env(
     return env
 
 
-def start(client: Any, submission: Submission) -> tuple[str, bool]:
+def start(client: Client, submission: Submission) -> tuple[str, bool]:
     """Submit a job, or find the job that is at work on this output already.
 
     Returns:

@@ -9,7 +9,7 @@ from fedray.algorithms.algorithm import make_server
 from fedray.clients.placement import ACTOR_MEMORY, asks, plan_places
 from fedray.clients.rounds import shares_sums
 from fedray.config import Training
-from fedray.planning.preparation import Prepared
+from fedray.planning.preparation import Model, Prepared
 from fedray.rounds.cohort import largest_cohort
 
 _FLOAT = 4
@@ -41,7 +41,7 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
     parts = homes if config.clients.node_sums else busy
     up, down = (None, None) if size is None else (parts * size * _GRID, homes * size * _FLOAT)
     return {
-        "memory": None if size is None else _memory(prepared, size),
+        "memory": None if p.model is None else _memory(prepared, p.model),
         "traffic": {
             "nodes": nodes,
             "parts": parts,
@@ -65,24 +65,23 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
     }
 
 
-def _memory(prepared: Prepared, size: int) -> dict[str, Any]:
+def _memory(prepared: Prepared, made: Model) -> dict[str, Any]:
     """Return bytes of memory; activations are not counted, because they depend on the model's layers."""
-    config, p = prepared.config, prepared
-    assert p.model is not None
+    config, p, size = prepared.config, prepared, made.facts.layout.size
     model, largest = size * _FLOAT, None if p.sizes is None else int(p.sizes.max(initial=1))
     batch = max(min(g.training.physical_batch, largest or g.training.physical_batch) for g in p.groups)
-    gradients = batch * model if p.model.engine == "hooks" else 0
+    gradients = batch * model if made.engine == "hooks" else 0
     state = max(_optimiser(g.training) for g in p.groups) * model
     server = sum(int(v.nbytes) for v in make_server(config.server).init(size).values())
     data = 0 if p.federation is None else sum(int(a.nbytes) for a in (p.federation.train.x, p.federation.train.y))
     held = data if config.clients.placement == "hosted" or p.sizes is None else data * int(p.sizes.max()) // max(1, int(p.sizes.sum()))
     shared = shares_sums(size * _GRID, config.clients.node_sums, config.cohort.deadline, bool(config.privacy.regimes))
-    actor = ACTOR_MEMORY + p.model.frozen_bytes + 3 * model + state + gradients + (0 if shared else size * _GRID)
+    actor = ACTOR_MEMORY + made.frozen_bytes + 3 * model + state + gradients + (0 if shared else size * _GRID)
     return {
-        "engine": p.model.engine,
+        "engine": made.engine,
         "parameters": size,
         "model": model,
-        "frozen": p.model.frozen_bytes,
+        "frozen": made.frozen_bytes,
         "optimiser": state,
         "per_record_gradients": gradients,
         "sum": size * _GRID,
@@ -92,7 +91,7 @@ def _memory(prepared: Prepared, size: int) -> dict[str, Any]:
         "data": held,
         "data_lies": "once a node, shared" if config.clients.placement == "hosted" else "at the largest client",
         "server_optimiser": server,
-        "driver": p.model.frozen_bytes + 2 * model + size * _GRID + server,
+        "driver": made.frozen_bytes + 2 * model + size * _GRID + server,
         "checkpoint": model + server,
     }
 

@@ -118,8 +118,7 @@ def refusal(config: Config, path: str, rows: Sequence[Row]) -> str | None:
     if not short:
         return None
     row, affordable = min(short, key=lambda pair: pair[0].participation.round_of(pair[1] + 1))
-    plan, when = row.plan, row.participation.round_of(affordable + 1)
-    assert plan.budget is not None
+    when = row.participation.round_of(affordable + 1)
     others = sum(r.subjects for r, _ in short) - 1
     who = (
         "all clients" if row.names == (EVERYONE,) else row.names[0] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
@@ -127,33 +126,34 @@ def refusal(config: Config, path: str, rows: Sequence[Row]) -> str | None:
     about = "" if row.participation.rate == 1.0 else "about "
     head = (
         f"{who}: would reach the privacy budget in {about}round {when} of {config.rounds}: epsilon {_up(row.epsilon(affordable))} of "
-        f"{plan.budget:g} is spent by then, and another round would bring it to {_up(row.epsilon(affordable + 1))}"
+        f"{row.plan.budget or 0.0:g} is spent by then, and another round would bring it to {_up(row.epsilon(affordable + 1))}"
     )
-    ways = _ways(config, path, [r for r, _ in short])
+    ways = _ways(path, short)
     fit = f"it would fit with {' or '.join(ways)}" if ways else "no setting makes it fit"
     if row.limits is not None:
         return f"{head}; {fit}, and {row.limits} allows no more, whatever the config says."
     return f"{head}; " + (f"{fit}, or raise {path}.budget." if ways else f"raise {path}.budget.")
 
 
-def _ways(config: Config, path: str, short: Sequence[Row]) -> list[str]:
-    """Return settings with which the planned rounds would fit, as config overrides."""
+def _ways(path: str, short: Sequence[tuple[Row, int]]) -> list[str]:
+    """Return config overrides with which the planned rounds would fit for these rows, given with the charges that they can afford."""
     ways: list[str] = []
-    noises = [noise_for(r, r.plan.budget or 0.0, r.participation.needed(r.subjects)) for r in short]
+    rows = [row for row, _ in short]
+    noises = [noise_for(r, r.plan.budget or 0.0, r.participation.needed(r.subjects)) for r in rows]
     noise = None if None in noises else max(n for n in noises if n is not None)
-    plan = short[0].plan
+    plan = rows[0].plan
     if noise is not None and plan.target_epsilon is None:
         ways.append(f"{path}.noise_multiplier={noise:g}")
     elif noise is not None:
-        targets = [bound(accountant.flatten({r.plan.event(noise): r.plan.participations}), r.plan) for r in short]
+        targets = [bound(accountant.flatten({r.plan.event(noise): r.plan.participations}), r.plan) for r in rows]
         target = math.floor(min(targets) * 1000) / 1000
         if target > 0:
             ways.append(f"{path}.target_epsilon={target:g} {path}.budget={plan.budget:g}")
     if plan.target_epsilon is None:
-        steps = min(_steps(r) for r in short)
+        steps = min(_steps(r) for r in rows)
         if 0 < steps < plan.steps:
             ways.append(f"training.steps={steps}")
-        rounds = min(_rounds(r) for r in short)
+        rounds = min(_rounds(r, affordable) for r, affordable in short)
         if rounds:
             ways.append(f"rounds={rounds}")
     return ways
@@ -165,10 +165,8 @@ def _steps(row: Row) -> int:
     return largest(lambda steps: _fits(row, row.plan.event(steps=steps), charges), row.plan.steps)
 
 
-def _rounds(row: Row) -> int:
+def _rounds(row: Row, affordable: int) -> int:
     """Return the number of rounds that fit with the plan's noise."""
-    affordable = row.affordable()
-    assert affordable is not None
     return largest(lambda n: replace(row.participation, rounds=n).needed(row.subjects) <= affordable, row.participation.rounds)
 
 
