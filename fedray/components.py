@@ -55,6 +55,7 @@ def _parts(package: str, table: str) -> dict[str, Any]:
 
 
 MODELS = Room("fedray.models", "MODELS", "model.kind", ("input_shape", "outputs"))
+ADAPTERS = Room("fedray.models", "ADAPTERS", "model.adapters.kind", ("model",))
 SOURCES = Room("fedray.data", "SOURCES", "data.source", ("where",))
 PARTITIONERS = Room("fedray.data", "PARTITIONERS", "data.partition.kind", ("labels", "groups", "draws"))
 TRANSFORMS = Room("fedray.data", "TRANSFORMS", "data.normalize.kind")
@@ -78,6 +79,7 @@ def provide(parts: Mapping[str, Any]) -> None:
 
 ROOMS: Mapping[str, Room] = {
     "models": MODELS,
+    "adapters": ADAPTERS,
     "data": SOURCES,
     "partitioners": PARTITIONERS,
     "normalizers": TRANSFORMS,

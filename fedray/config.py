@@ -35,6 +35,19 @@ class Choice(Section):
         return dict(self.model_extra or {})
 
 
+class ModelChoice(Choice):
+    """The model: its factory, and what is done to what the factory makes. Other keys are the factory's arguments."""
+
+    weights: str | None = Field(
+        None,
+        description="Folder with the weights to begin with: model.safetensors, or the files of model.safetensors.index.json, whose names are "
+        "the model's own. null: as the factory draws them.",
+    )
+    adapters: Choice | None = Field(
+        None, description="What is trained in place of the model's own parameters, which are then frozen (see `fedray list adapters`)."
+    )
+
+
 class Unread(Section):
     """A section that no part of this version reads: what it asks for would not run, so it may ask for nothing."""
 
@@ -390,7 +403,7 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="Seed of all random draws that are not for privacy.")
     rounds: int = Field(ge=1, description="Planned rounds.")
     data: Data
-    model: Choice
+    model: ModelChoice
     clients: Clients = Clients()
     cohort: Cohort = Cohort()
     training: Training

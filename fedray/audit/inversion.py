@@ -20,7 +20,7 @@ from fedray.audit.findings import Attack
 from fedray.audit.probes import Subject, synthetic, train_one
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
-from fedray.config import Choice
+from fedray.config import Choice, ModelChoice
 from fedray.data.records import Federation, Records
 from fedray.models.facts import first_model
 from fedray.parameters import Layout, Vector, get_vector
@@ -79,7 +79,7 @@ def _with_dense_front(subject: Subject) -> Subject:
     dense = isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.model.shape)
     if dense and first is not None and all(p.requires_grad for p in first.parameters(recurse=False)):
         return subject
-    choice = Choice(kind="mlp")
+    choice = ModelChoice(kind="mlp")
     _, facts = first_model(choice, subject.model.shape, subject.model.outputs, subject.config.seed)
     return replace(subject, config=subject.config.model_copy(update={"model": choice}), model=facts)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientReport, ClientTask, PartialSum, RoundTask
-from fedray.config import Choice, Config
+from fedray.config import Choice, Config, ModelChoice
 from fedray.data.records import Features, Federation, Records
 from fedray.errors import FedrayError
 from fedray.models.facts import ModelFacts, first_model
@@ -119,7 +119,7 @@ class Probe:
                 "steps": plan.steps,
             }
         )
-        config = subject.config.model_copy(update={"model": Choice(kind=here + linear.__name__), "algorithm": Choice(kind="fedavg")})
+        config = subject.config.model_copy(update={"model": ModelChoice(kind=here + linear.__name__), "algorithm": Choice(kind="fedavg")})
         group = replace(subject.group, training=training)
         names = [f"probe-{k}" for k in range(len(clients))]
         offsets = np.concatenate([[0], np.cumsum([len(c) for c in clients])]).astype(np.int64)

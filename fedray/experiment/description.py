@@ -47,6 +47,7 @@ def started(prepared: Prepared, loop: Loop, output: Output, run_id: str) -> dict
         "placement": config.clients.placement,
         "model": config.model.kind,
         "parameters": model.facts.layout.size,
+        "frozen_sha256": model.facts.frozen,
         "engine": model.engine,
         "metric": config.evaluation.headline,
         "regime": _regimes(prepared),

@@ -18,6 +18,7 @@ from fedray.data.dataset import source_arguments, transform_of
 from fedray.data.table import Column, raw_columns
 from fedray.data.transforms import Transform
 from fedray.experiment.finished import trained_model
+from fedray.models.adapters import merged
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading
 from fedray.tracking.modelfolder import About, Built, ColumnRows
@@ -78,7 +79,8 @@ class _Facts:
 
 def served_model(files: RunFiles, config: Config) -> Built:
     """Rebuild the model of a finished run for raw rows where that is possible, with an example record and a description of both ends."""
-    model, example = trained_model(files, config)
+    trained, example = trained_model(files, config)
+    model = merged(trained)  # adapters and base are one for whoever uses it
     with reading(files.partition):
         facts = _Facts.of(read_json(files.partition) or {})
     transform = transform_of(config.data)

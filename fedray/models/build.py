@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +14,22 @@ from torch import Tensor, nn
 
 from fedray import components, config, rng
 from fedray.errors import ConfigError, FedrayError, raised
+from fedray.models.adapters import check_adapted
+from fedray.models.weights import load_weights
 
 _OWN = ("input_shape", "outputs")
 
 
 def build_model(
-    part: config.Choice, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
     """The model of the config on the CPU, in training mode as its factory left it.
 
     A factory, built in or ``python:module:attribute``, may take ``input_shape`` (one record's shape) and
     ``outputs`` by name and the section's other keys as arguments. It runs under random generators
     seeded from (seed, "model"), so the same config gives the same bytes in every process; the global
-    generators are left as they were.
+    generators are left as they were. Then the weights of ``model.weights`` are read into it (unless the factory itself takes an
+    argument of that name) and the adapters of ``model.adapters`` put on it.
 
     Args:
         part: the ``model`` section.
@@ -45,20 +49,19 @@ def build_model(
 
 
 def untried_model(
-    part: config.Choice, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
     """:func:`build_model`'s model before it has been run for the first time, wherever it does not need that to have its parameters."""
     with _seeded(rng.torch_seed(seed, "model")):
         model = _made(part, input_shape, outputs)
-    lazy = any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters())
-    return build_model(part, input_shape, outputs, seed, dtype) if lazy else model
+    return build_model(part, input_shape, outputs, seed, dtype) if _lazy(model) else model
 
 
-def _made(part: config.Choice, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+def _made(part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     factory = components.find(components.MODELS, part.kind)
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' is a {type(factory).__name__}; name a function or class that makes the model.")
-    arguments = components.check_arguments(factory, part.arguments, "model", own=_OWN)
+    arguments = factory_arguments(factory, part)
     offered = {"input_shape": tuple(input_shape), "outputs": outputs}
     taken = inspect.signature(factory).parameters
     try:
@@ -69,7 +72,71 @@ def _made(part: config.Choice, input_shape: tuple[int, ...], outputs: int) -> nn
         raise ConfigError(f"model.kind: making '{part.kind}' failed with {raised(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' made a {type(model).__name__}; it should return a torch.nn.Module.")
+    return _prepared(model, part, None if _takes_weights(factory) else part.weights)
+
+
+def _prepared(model: nn.Module, part: config.ModelChoice, weights: str | None) -> nn.Module:
+    """The factory's model with the weights and the adapters of the config."""
+    if weights is None and part.adapters is None:
+        return model
+    if _lazy(model):
+        raise ConfigError(
+            f"model.kind: '{part.kind}' has lazy layers, which have no parameters before the first batch; give their sizes, which "
+            "model.weights and model.adapters need."
+        )
+    if weights is not None:
+        load_weights(model, weights)
+    if part.adapters is None:
+        return model
+    adapt, arguments = adapter(part.adapters)
+    try:
+        model = adapt(model, **arguments)
+    except FedrayError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"model.adapters.kind: putting '{part.adapters.kind}' on the model failed with {raised(error)}.") from error
+    check_adapted(model, part.kind)
     return model
+
+
+def adapter(part: config.Choice) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """The adapter that a config names, a function of a model, and its other arguments.
+
+    Raises:
+        ConfigError: it is not known, or its arguments do not fit.
+    """
+    adapt = components.find(components.ADAPTERS, part.kind)
+    if not callable(adapt):
+        raise ConfigError(
+            f"model.adapters.kind: '{part.kind}' is a {type(adapt).__name__}; name a function that takes a model and gives one."
+        )
+    return adapt, components.check_arguments(adapt, part.arguments, "model.adapters", own=("model",))
+
+
+def factory_arguments(factory: Callable[..., Any], part: config.ModelChoice) -> dict[str, Any]:
+    """A model's section as the arguments of its factory.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    given = part.arguments
+    if part.weights is not None and _takes_weights(factory):
+        given["weights"] = part.weights
+    return components.check_arguments(factory, given, "model", own=_OWN)
+
+
+def without_weights(part: config.ModelChoice) -> config.ModelChoice:
+    """The section without the folder of weights, for a model that gets all of its tensors from a run's files; that folder may be gone."""
+    factory = components.find(components.MODELS, part.kind)
+    return part if _takes_weights(factory) else part.model_copy(update={"weights": None})
+
+
+def _takes_weights(factory: Callable[..., Any]) -> bool:
+    return "weights" in inspect.signature(factory).parameters
+
+
+def _lazy(model: nn.Module) -> bool:
+    return any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters())
 
 
 @contextmanager

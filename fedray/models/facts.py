@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedray.config import Choice
+from fedray.config import ModelChoice
 from fedray.frozen import check_frozen, frozen_digest
 from fedray.models.build import build_model, untried_model
 from fedray.parameters import Layout
@@ -27,7 +27,7 @@ class ModelFacts:
         frozen: digest of its frozen parameters; empty where nothing is frozen.
     """
 
-    choice: Choice
+    choice: ModelChoice
     seed: int
     shape: tuple[int, ...]
     outputs: int
@@ -56,7 +56,7 @@ class ModelFacts:
 
 
 def first_model(
-    choice: Choice, shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    choice: ModelChoice, shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, ModelFacts]:
     """A run's model, and what other processes need to know to make it; arguments and errors as for ``build_model``."""
     model = build_model(choice, shape, outputs, seed, dtype)

@@ -16,7 +16,7 @@ from fedray.aggregation.exact import grid_bits
 from fedray.aggregation.rule import make_aggregator
 from fedray.algorithms.algorithm import make_algorithm, make_server, untouched
 from fedray.clients.groups import ClientGroup, make_groups
-from fedray.components import check_arguments, find
+from fedray.components import find
 from fedray.config import Config
 from fedray.data.dataset import check, client_names, declared_labels, load_federation, per_silo, private_statistics, silo_test
 from fedray.data.records import Federation, Label, Records
@@ -25,6 +25,7 @@ from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.frozen import frozen_values
 from fedray.holder import Holder
+from fedray.models.build import adapter, factory_arguments
 from fedray.models.facts import ModelFacts, first_model
 from fedray.parameters import Vector, get_vector
 from fedray.privacy import rules
@@ -346,7 +347,9 @@ def check_parts(config: Config) -> None:
     learning_rate(config.training, 0, config.rounds)
     factory = find(components.MODELS, config.model.kind)
     if inspect.isroutine(factory) or inspect.isclass(factory):
-        check_arguments(factory, config.model.arguments, "model", own=("input_shape", "outputs"))
+        factory_arguments(factory, config.model)
+    if config.model.adapters is not None:
+        adapter(config.model.adapters)
 
 
 def _evaluated(config: Config, test: Records | None, at_clients: bool | None) -> tuple[Config, list[str]]:

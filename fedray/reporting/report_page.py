@@ -137,10 +137,11 @@ def _what_was_run(config: Mapping[str, Any], partition: Mapping[str, Any]) -> It
     training, clients = config.get("training") or {}, config.get("clients") or {}
     sizes = [r["records"] for r in client_rows(partition) if isinstance(r.get("records"), int)]
     held = f", {sum(sizes)} training records, {min(sizes)} to {max(sizes)} a client" if sizes else ""
+    frozen = f", beside a frozen base (sha256 {shape['frozen_sha256']})" if shape.get("frozen_sha256") else ""
     rows = [
         ("data", f"{data.get('source')}, normalised by {_part(data.get('normalize'))}"),
         ("partition", f"{_part(data.get('partition'))}: {partition.get('clients', '?')} clients{held}"),
-        ("model", _part(model) + (f", {shape['parameters']} parameters" if "parameters" in shape else "")),
+        ("model", _part(model) + (f", {shape['parameters']} parameters" if "parameters" in shape else "") + frozen),
         ("clients", f"{clients.get('placement')}, {len(clients.get('groups') or [])} group(s) with settings of their own"),
         ("cohort", _part(config.get("cohort"))),
         ("training", ", ".join(f"{k} {_value(v)}" for k, v in training.items() if v not in (None, {}, []))),

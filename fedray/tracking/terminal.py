@@ -60,8 +60,8 @@ class Progress:
 
         Args:
             info: any of ``name``, ``rounds`` (planned), ``first_round`` (number of rounds that were done before a resume), ``clients``,
-                ``actors``, ``model``, ``parameters``, ``engine``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon), ``metric`` (the
-                metric to show, default ``eval/accuracy``).
+                ``actors``, ``model``, ``parameters``, ``frozen_sha256``, ``engine``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon),
+                ``metric`` (the metric to show, default ``eval/accuracy``).
         """
         self._info = dict(info)
         self._done = int(info.get("first_round") or 0)
@@ -147,7 +147,8 @@ class Progress:
         if info.get("model") is not None:
             size = info.get("parameters")
             engine = f", engine {info['engine']}" if info.get("engine") is not None else ""
-            parts.append(f"{info['model']}" + (f", {size:,} parameters" if size is not None else "") + engine)
+            frozen = f" beside a frozen base (sha256 {info['frozen_sha256'][:12]})" if info.get("frozen_sha256") else ""
+            parts.append(f"{info['model']}" + (f", {size:,} parameters" if size is not None else "") + frozen + engine)
         if info.get("regime") not in (None, "none"):
             budget, delta = info.get("budget"), info.get("delta")
             text = f"DP: {info['regime']}" + (f", unit {info['unit']}" if info.get("unit") not in (None, info["regime"]) else "")

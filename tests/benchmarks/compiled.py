@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedray.clients.memory import keep_freed_memory
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.models.build import build_model
 from fedray.training.engine import LocalJob
 from fedray.training.losses import cross_entropy
@@ -54,7 +54,7 @@ def measure(name: str, repeats: int) -> dict[str, float]:
     """Milliseconds of a step by either, and the seconds that compiling took."""
     kind, shape, batch = WORK[name]
     x, y = torch.randn((batch * BATCHES, *shape)), torch.randint(0, 10, (batch * BATCHES,))
-    ours, theirs = (build_model(Choice(kind=kind), shape, 10, 0) for _ in range(2))
+    ours, theirs = (build_model(ModelChoice(kind=kind), shape, 10, 0) for _ in range(2))
     training = Training(lr=LR, batch_size=batch, epochs=1)
     images = x.dim() == 4
     if images:

@@ -24,7 +24,7 @@ from torch import nn
 
 import fedray
 from fedray.clients.memory import keep_freed_memory
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.models.build import build_model
 from fedray.privacy.csprng import Csprng
 from fedray.training.bookkeeping import book
@@ -72,7 +72,7 @@ def prepared(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     kind, shape, _, _ = WORK[name]
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand((BATCH, *shape), generator=generator), torch.randint(0, 10, (BATCH,), generator=generator)
-    return build_model(Choice(kind=kind), shape, 10, 0), x, y
+    return build_model(ModelChoice(kind=kind), shape, 10, 0), x, y
 
 
 def high_water() -> int:

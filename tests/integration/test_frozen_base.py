@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 import fedray
 from fedray.checkpoint import load_latest
+from fedray.config import ModelChoice
 from fedray.errors import ConfigError
 from fedray.experiment.finished import trained_model
 from fedray.frozen import frozen_values
@@ -51,3 +54,24 @@ def test_a_frozen_base_stays_byte_for_byte(tmp_path: Path) -> None:
 def test_another_base_in_each_process_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="made other frozen parameters here"):
         fedray.run(RUN | {"model": {"kind": "python:frozenparts:by_chance"}, "rounds": 1}, output=str(tmp_path / "chance"))
+
+
+def test_adapters_alone_are_exchanged_summed_and_checkpointed(tmp_path: Path) -> None:
+    source = {"kind": "mlp", "hidden": [30]}
+    base = build_model(ModelChoice(**source), (64,), 10, 77).state_dict()
+    save_file(base, tmp_path / "model.safetensors")
+    adapters = {"kind": "lora", "rank": 2, "targets": ["fc1"]}
+    model = {**source, "weights": str(tmp_path), "adapters": adapters}
+    fedray.run(RUN | {"name": "lora", "model": model}, output=str(tmp_path / "run"))
+    files, exchanged = RunFiles(tmp_path / "run"), 2 * (64 + 30)
+    checkpoint = load_latest(files.checkpoints)
+    assert checkpoint is not None and checkpoint.weights.shape == (exchanged,)
+    rows = [json.loads(line)["metrics"] for line in files.metrics.read_text().splitlines()]
+    # Two parts, of one exact sum of 8 bytes a value each, and the weights to two actors and to the driver's node; the base has 2,260 values.
+    assert 0 < max(row["traffic/uplink_mb"] for row in rows) * 1e6 <= 2 * 8 * exchanged + 1000
+    assert 0 < max(row["traffic/downlink_mb"] for row in rows) * 1e6 <= 3 * 4 * exchanged + 1000
+    saved = files.load_model()
+    for name, value in base.items():
+        found = saved[name.replace("fc1.", "fc1.base.")]
+        assert found.tobytes() == value.numpy().tobytes(), name
+    assert np.abs(saved["fc1.up.weight"]).max() > 0

@@ -17,7 +17,7 @@ from torch.nn import functional
 from fedray import components, rng
 from fedray.algorithms.fedavg import FedAvg
 from fedray.algorithms.server import ServerSGD
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector, set_vector
 from fedray.training.engine import Clipping, DpStep, Engine, LocalJob, LossFn
@@ -43,7 +43,7 @@ def job(training: Training, seed: int) -> LocalJob:
 @given(n=st.integers(1, 40), seed=st.integers(0, 1000), lr=st.floats(0.01, 1.0), rounds=st.integers(1, 3))
 def test_fedavg_with_one_client_and_one_full_step_is_central_sgd(n: int, seed: int, lr: float, rounds: int) -> None:
     x, y = data(n, seed)
-    model, central, start = (build_model(Choice(kind="mlp", hidden=[4], activation="tanh"), (5,), 3, seed) for _ in range(3))
+    model, central, start = (build_model(ModelChoice(kind="mlp", hidden=[4], activation="tanh"), (5,), 3, seed) for _ in range(3))
     layout, algorithm, server = Layout.of(model), FedAvg(), ServerSGD()
     weights, state = get_vector(model, layout), server.init(layout.size)
     optimizer = torch.optim.SGD(central.parameters(), lr=lr)
@@ -100,7 +100,7 @@ def test_the_same_job_gives_the_same_bytes(seed: int, batch: int, momentum: floa
     vectors = []
     for noise in (0, 1):
         torch.manual_seed(noise)  # global state that must not matter
-        model = build_model(Choice(kind="mlp"), (5,), 3, seed)
+        model = build_model(ModelChoice(kind="mlp"), (5,), 3, seed)
         plain(model, x, y, job(Training(lr=0.2, momentum=momentum, batch_size=batch, steps=5), seed))
         vectors.append(get_vector(model, Layout.of(model)))
     assert vectors[0].tobytes() == vectors[1].tobytes()
@@ -158,8 +158,8 @@ def assert_no_record_moves_more_than_the_clip_norm(
         y = torch.arange(len(x)) % (getattr(loss, "classes", None) or outputs + 1 - (outputs > 1))
         if loss_name in ("mse", "mae"):
             y = y.double() * 1e4  # far from any output
-        exact = build_model(Choice(kind=kind), shape, outputs, seed).double()
-        rounded = build_model(Choice(kind=kind), shape, outputs, seed)
+        exact = build_model(ModelChoice(kind=kind), shape, outputs, seed).double()
+        rounded = build_model(ModelChoice(kind=kind), shape, outputs, seed)
         for clipping in ENGINES[name]:
             engine, dp = components.find(components.ENGINES, name), DpStep(0.0, clip, clipping)
             whole = summed(engine, exact, x, y, loss, dp)

@@ -288,14 +288,14 @@ def test_classes_that_a_parquet_file_names(tmp_path: Path) -> None:
 
 
 def test_integers_get_the_sentence_that_fits() -> None:
-    from fedray.config import Choice
+    from fedray.config import ModelChoice
     from fedray.models.build import build_model
 
     torch = pytest.importorskip("torch")
     with pytest.raises(DataError, match=r"records of shape \(4, 5\) and type uint16 are taken for 16-bit images; .*65535"):
         build("here", np.ones((3, 4, 5), dtype=np.uint16), [0, 1, 0])
     with pytest.raises(ConfigError, match="give measurements as floats, for integers are taken for tokens"):
-        build_model(Choice(kind="softmax"), (6,), 2, 0, torch.int64)
+        build_model(ModelChoice(kind="softmax"), (6,), 2, 0, torch.int64)
 
 
 def test_images_of_more_than_8_bits_or_of_two_kinds_are_refused() -> None:

@@ -8,7 +8,7 @@ import sys
 CODE = """
 import sys
 import torch
-from fedray.config import Choice, Training
+from fedray.config import Choice, ModelChoice, Training
 from fedray.models.build import build_model
 from fedray.privacy.csprng import Csprng
 from fedray.rng import generator
@@ -20,7 +20,7 @@ from fedray.training.plain import plain
 
 x, y, loss = torch.randn(6, 1, 28, 28), torch.arange(6), find_loss("focal")
 shuffled, coins = Training(batch_size=3, epochs=1), Training(sampling_rate=0.5, steps=2, expected_batch=3.0)
-cnn, mlp = (build_model(Choice(kind=kind), (1, 28, 28), 10, 0) for kind in ("fedavg_cnn", "2nn"))
+cnn, mlp = (build_model(ModelChoice(kind=kind), (1, 28, 28), 10, 0) for kind in ("fedavg_cnn", "2nn"))
 plain(cnn, x, y, LocalJob(shuffled, 0.1, loss, generator(0, "x")))
 lockstep(mlp, x, y, LocalJob(shuffled, 0.1, loss, generator(0, "x")))
 book(cnn, x, y, LocalJob(coins, 0.1, loss, generator(0, "x"), Csprng(), DpStep(1.0, 1.0, "flat")))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedray.config import Choice
+from fedray.config import ModelChoice
 from fedray.errors import ConfigError
 from fedray.models.build import build_model, evaluating
 from fedray.parameters import Layout, fingerprint, get_vector
@@ -84,15 +84,15 @@ def prints(model: nn.Module) -> str:
 
 
 def test_same_seed_same_bytes_in_another_process_and_other_seed_other_bytes() -> None:
-    part = Choice(kind="mlp", hidden=[7])
+    part = ModelChoice(kind="mlp", hidden=[7])
     torch.manual_seed(123)
     here = prints(build_model(part, (6,), 4, seed=5))
     torch.manual_seed(124)
     assert prints(build_model(part, (6,), 4, seed=5)) == here
     assert prints(build_model(part, (6,), 4, seed=6)) != here
     code = (
-        "from fedray.config import Part; from fedray.models.build import build_model; from fedray.parameters import *;"
-        "m = build_model(Part(kind='mlp', hidden=[7]), (6,), 4, seed=5); print(fingerprint(get_vector(m, Layout.of(m))))"
+        "from fedray.config import ModelChoice; from fedray.models.build import build_model; from fedray.parameters import *;"
+        "m = build_model(ModelChoice(kind='mlp', hidden=[7]), (6,), 4, seed=5); print(fingerprint(get_vector(m, Layout.of(m))))"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert other.stdout.strip() == here
@@ -100,26 +100,26 @@ def test_same_seed_same_bytes_in_another_process_and_other_seed_other_bytes() ->
 
 def test_global_generators_are_left_alone(user: str) -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    build_model(Choice(kind=user + "drawn"), (6,), 4, seed=1)
+    build_model(ModelChoice(kind=user + "drawn"), (6,), 4, seed=1)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     np.testing.assert_array_equal(np.random.get_state()[1], before[2])
 
 
 def test_users_factories_take_what_they_name(user: str) -> None:
-    model = build_model(Choice(kind=user + "own", width=9), (6,), 4, seed=0)
+    model = build_model(ModelChoice(kind=user + "own", width=9), (6,), 4, seed=0)
     assert model[0].out_features == 9
     assert sys.modules["my_models_for_test"].seen == {"own": 4}
-    assert build_model(Choice(kind=user + "neither"), (6,), 4, seed=0)(torch.zeros(1, 6)).shape == (1, 4)
-    one, two = (prints(build_model(Choice(kind=user + "drawn"), (6,), 4, seed=3)) for _ in range(2))
+    assert build_model(ModelChoice(kind=user + "neither"), (6,), 4, seed=0)(torch.zeros(1, 6)).shape == (1, 4)
+    one, two = (prints(build_model(ModelChoice(kind=user + "drawn"), (6,), 4, seed=3)) for _ in range(2))
     assert one == two
-    assert build_model(Choice(kind=user + "lazy"), (6,), 4, seed=0).weight.shape == (4, 6)
-    tokens = build_model(Choice(kind=user + "Tokens"), (11,), 4, seed=0, dtype=torch.int64)
+    assert build_model(ModelChoice(kind=user + "lazy"), (6,), 4, seed=0).weight.shape == (4, 6)
+    tokens = build_model(ModelChoice(kind=user + "Tokens"), (11,), 4, seed=0, dtype=torch.int64)
     assert tokens(torch.zeros(3, 11, dtype=torch.int64)).shape == (3, 4)
 
 
 def test_the_trial_run_leaves_modes_and_statistics_as_they_were(user: str) -> None:
-    model = build_model(Choice(kind=user + "Net"), (6,), 4, seed=0)
+    model = build_model(ModelChoice(kind=user + "Net"), (6,), 4, seed=0)
     assert model.training
     assert model.norm.training
     assert model.norm.num_batches_tracked == 0
@@ -128,21 +128,21 @@ def test_the_trial_run_leaves_modes_and_statistics_as_they_were(user: str) -> No
 
 @pytest.mark.parametrize("name", ["column", "flat"])
 def test_one_output_may_be_a_column_or_flat(user: str, name: str) -> None:
-    build_model(Choice(kind=user + name), (6,), 1, seed=0)
+    build_model(ModelChoice(kind=user + name), (6,), 1, seed=0)
 
 
 @pytest.mark.parametrize(
     ("part", "outputs", "words"),
     [
-        (Choice(kind="mpl"), 4, "Did you mean 'mlp'"),
-        (Choice(kind="mlp", hiden=[3]), 4, "model.hiden.*Did you mean 'hidden'"),
-        (Choice(kind="mlp", hidden="wide"), 4, "model.hidden"),
-        (Choice(kind="mlp", activation="rely"), 4, "model.activation"),
-        (Choice(kind="mlp", outputs=3), 4, "model.outputs: unknown"),
-        (Choice(kind="lenet"), 4, r"\(6,\)"),
+        (ModelChoice(kind="mpl"), 4, "Did you mean 'mlp'"),
+        (ModelChoice(kind="mlp", hiden=[3]), 4, "model.hiden.*Did you mean 'hidden'"),
+        (ModelChoice(kind="mlp", hidden="wide"), 4, "model.hidden"),
+        (ModelChoice(kind="mlp", activation="rely"), 4, "model.activation"),
+        (ModelChoice(kind="mlp", outputs=3), 4, "model.outputs: unknown"),
+        (ModelChoice(kind="lenet"), 4, r"\(6,\)"),
     ],
 )
-def test_wrong_sections_are_refused(part: Choice, outputs: int, words: str) -> None:
+def test_wrong_sections_are_refused(part: ModelChoice, outputs: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         build_model(part, (6,), outputs, seed=0)
 
@@ -163,14 +163,14 @@ def test_wrong_sections_are_refused(part: Choice, outputs: int, words: str) -> N
 )
 def test_models_that_do_not_fit_are_refused(user: str, name: str, outputs: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        build_model(Choice(kind=user + name), (6,), outputs, seed=0)
+        build_model(ModelChoice(kind=user + name), (6,), outputs, seed=0)
     assert str(caught.value).startswith("model.kind: ")
     assert "\n" not in str(caught.value)
 
 
 def test_records_of_the_wrong_shape_are_named(user: str) -> None:
     with pytest.raises(ConfigError, match=r"float32 records of shape \(7,\) with RuntimeError"):
-        build_model(Choice(kind=user + "neither"), (7,), 4, seed=0)
+        build_model(ModelChoice(kind=user + "neither"), (7,), 4, seed=0)
 
 
 def test_evaluating_restores_each_modules_own_mode() -> None:

@@ -14,7 +14,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from fedray.components import LOSSES
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.models.build import build_model
 from fedray.training.bookkeeping import book
@@ -48,7 +48,7 @@ def test_a_sound_model_reaches_the_clip_norm_and_not_more(engine: Any, clip: flo
 @pytest.mark.parametrize(("kind", "shape"), [("softmax", (6,)), ("mlp", (6,)), ("lenet", (1, 12, 12))])
 def test_built_in_models_pass(engine: Any, kind: str, shape: tuple[int, ...]) -> None:
     assert (
-        sensitivity_check(engine, lambda: build_model(Choice(kind=kind), shape, 3, 0), cross_entropy, shape, 3, TRAINING, 1.0)
+        sensitivity_check(engine, lambda: build_model(ModelChoice(kind=kind), shape, 3, 0), cross_entropy, shape, 3, TRAINING, 1.0)
         <= 1 + TOLERANCE
     )
 

@@ -15,7 +15,7 @@ from fedray import components
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask, RoundTask
-from fedray.config import Choice
+from fedray.config import ModelChoice
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import PrivacyRefusal
@@ -281,6 +281,6 @@ def test_fresh_models_are_as_the_first_was() -> None:
     uncopyable.scale = torch.ones(2, requires_grad=True) * 2  # type: ignore[assignment]
     built = Keeps(KEEPING["number"])
     assert fresh_models(uncopyable, lambda: built)() is built  # type: ignore[misc]
-    parts = [Choice(kind="mlp"), Choice(kind="resnet18_gn"), Choice(kind="lstm", tokens=9)]
+    parts = [ModelChoice(kind="mlp"), ModelChoice(kind="resnet18_gn"), ModelChoice(kind="lstm", tokens=9)]
     for part, shape in zip(parts, ((4,), (3, 16, 16), (8,)), strict=True):
         assert keeps_nothing(build_model(part, shape, 3, 0, torch.int64 if part.kind == "lstm" else torch.float32)), part.kind

@@ -17,7 +17,7 @@ from rounding import gamma, terms_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.errors import ConfigError
 from fedray.models.build import build_model
 from fedray.training import recordgrads
@@ -102,7 +102,7 @@ def test_built_in_models(kind: str, shape: tuple[int, ...], keep: int, clipping:
     monkeypatch.setattr(recordgrads, "KEEP", keep)
     x = values(5, *shape)
     x[2] *= 10 if kind == "lstm" else 1e4  # of gates that are all but shut, float32 knows no slope to five digits
-    assert_equal(lambda: build_model(Choice(kind=kind), shape, 3, 0), x, clipping)
+    assert_equal(lambda: build_model(ModelChoice(kind=kind), shape, 3, 0), x, clipping)
 
 
 def head(*layers: nn.Module, features: int) -> Callable[[], nn.Module]:
@@ -485,7 +485,7 @@ def test_layers_that_it_does_not_know_are_refused_before_any_record(make: Callab
 def test_known_layers_and_frozen_others_are_supported() -> None:
     assert unsupported(nn.Sequential(nn.GRU(3, 3).requires_grad_(False), nn.Dropout(), nn.Linear(3, 3))) is None
     for kind, shape in BUILT_IN:
-        assert unsupported(build_model(Choice(kind=kind), shape, 3, 0)) is None
+        assert unsupported(build_model(ModelChoice(kind=kind), shape, 3, 0)) is None
 
 
 def test_it_runs_without_importing_opacus() -> None:

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from fedray import components
-from fedray.config import Choice
+from fedray.config import ModelChoice
 from fedray.errors import ConfigError
 from fedray.models.build import build_model
 from fedray.training.choose import choose_engine
@@ -32,7 +32,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 def test_under_privacy_it_is_book_where_that_knows_the_layers_and_else_hooks(engines: dict[str, object]) -> None:
     for kind in ("opacus_cnn", "fedavg_cnn"):
-        model = build_model(Choice(kind=kind), (1, 28, 28), 10, seed=0)
+        model = build_model(ModelChoice(kind=kind), (1, 28, 28), 10, seed=0)
         assert choose_engine("auto", True, model) == ("book", engines["book"])
         for name in ("book", "hooks", "ghost"):
             assert choose_engine(name, True, model) == (name, engines[name])

@@ -16,7 +16,7 @@ from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.memory import fitting
 from fedray.clients.messages import ClientTask, RoundTask
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, FedrayError
@@ -202,10 +202,12 @@ def test_what_a_model_needs_of_a_batch_is_measured(make: Any, shape: tuple[int, 
 
 
 def test_tokens_and_built_in_models_keep_records_apart() -> None:
-    lstm = build_model(Choice(kind="lstm", tokens=9), (6,), 3, 0, torch.int64)
+    lstm = build_model(ModelChoice(kind="lstm", tokens=9), (6,), 3, 0, torch.int64)
     assert batch_needs(lstm, find_loss("cross_entropy"), (6,), True, 3, None) == BatchNeeds()
     assert (
-        batch_needs(build_model(Choice(kind="resnet18_gn"), (3, 16, 16), 3, 0), find_loss("cross_entropy"), (3, 16, 16), False, 3, None)
+        batch_needs(
+            build_model(ModelChoice(kind="resnet18_gn"), (3, 16, 16), 3, 0), find_loss("cross_entropy"), (3, 16, 16), False, 3, None
+        )
         == BatchNeeds()
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.errors import Stopped
 from fedray.models.build import build_model
 from fedray.rng import generator
@@ -202,7 +202,7 @@ def test_bfloat16_convolutions_are_close_and_everything_else_is_float32() -> Non
     x, y = torch.from_numpy(rng.standard_normal((40, 1, 28, 28), dtype=np.float32)), torch.from_numpy(rng.integers(0, 10, 40))
 
     def make() -> nn.Module:
-        return build_model(Choice(kind="fedavg_cnn"), (1, 28, 28), 10, 0)
+        return build_model(ModelChoice(kind="fedavg_cnn"), (1, 28, 28), 10, 0)
 
     ours, theirs = both(make, x, y, Training(lr=0.05, batch_size=10, epochs=1, convolutions="bfloat16"))
     start = make()
@@ -218,7 +218,7 @@ def test_images_train_as_in_any_order_of_memory(kind: str, shape: tuple[int, ...
     x, y = torch.from_numpy(rng.standard_normal((12, *shape), dtype=np.float32)), torch.from_numpy(rng.integers(0, 10, 12))
 
     def make() -> nn.Module:
-        return build_model(Choice(kind=kind), shape, 10, 0)
+        return build_model(ModelChoice(kind=kind), shape, 10, 0)
 
     ours, theirs = both(make, x, y, Training(lr=0.02, batch_size=5, epochs=1))
     start = make()

@@ -18,7 +18,7 @@ from fedray.aggregation.exact import ExactSum
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask, RoundTask
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, Stopped
@@ -33,10 +33,10 @@ from fedray.training.losses import find_loss
 from fedray.training.plain import plain
 
 MODELS = [
-    Choice(kind="softmax"),
-    Choice(kind="mlp", hidden=[5], activation="elu"),  # smooth, as the others: at a corner, rounding decides between two gradients
-    Choice(kind="mlp", hidden=[17, 3], activation="sigmoid"),
-    Choice(kind="mlp", hidden=[16, 32], activation="tanh"),
+    ModelChoice(kind="softmax"),
+    ModelChoice(kind="mlp", hidden=[5], activation="elu"),  # smooth, as the others: at a corner, rounding decides between two gradients
+    ModelChoice(kind="mlp", hidden=[17, 3], activation="sigmoid"),
+    ModelChoice(kind="mlp", hidden=[16, 32], activation="tanh"),
 ]
 WORK: list[dict[str, Any]] = [
     {"batch_size": 4, "epochs": 1},
@@ -72,7 +72,7 @@ def alone(
     data=st.data(),
 )
 def test_each_client_gets_what_it_gets_alone(
-    sizes: list[int], model: Choice, work: dict[str, Any], loss: str, seed: int, data: st.DataObject
+    sizes: list[int], model: ModelChoice, work: dict[str, Any], loss: str, seed: int, data: st.DataObject
 ) -> None:
     net = build_model(model, (9,), 4, seed)
     layout, training = Layout.of(net), Training(lr=0.2, **work)
@@ -143,7 +143,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("size", [1, 16, 40, 784])
 def test_no_bit_depends_on_the_others_where_arithmetic_is_heavy(size: int, threads: int) -> None:
     """More clients, wider layers: other kernels than in the property above. An actor of several cores has several threads."""
-    net = build_model(Choice(kind="mlp", hidden=[48, 33]), (size,), 10, 0)
+    net = build_model(ModelChoice(kind="mlp", hidden=[48, 33]), (size,), 10, 0)
     layout = Layout.of(net)
     weights = get_vector(net, layout)
     x, y, starts, stops = crowd_of([20] * 60, size, 10, 1)
@@ -207,7 +207,7 @@ def test_it_is_chosen_for_small_models_where_the_algorithm_leaves_training_alone
 
 
 def test_it_stops_between_steps() -> None:
-    net = build_model(Choice(kind="softmax"), (9,), 4, 0)
+    net = build_model(ModelChoice(kind="softmax"), (9,), 4, 0)
     layout = Layout.of(net)
     x, y, starts, stops = crowd_of([8, 8], 9, 4, 0)
     answers = iter([False, False, True])
@@ -266,7 +266,7 @@ def test_an_actor_trains_them_together_as_it_would_one_by_one() -> None:
         assert part.clients == list(range(9))
         sums.append((part.total, [r.loss for r in reports]))
     (together, losses), (single, expected), (chosen, _) = sums
-    net, scale = build_model(Choice(kind="softmax"), (7,), 3, 0), 2.0**-single.bits
+    net, scale = build_model(ModelChoice(kind="softmax"), (7,), 3, 0), 2.0**-single.bits
     start, moved = len(y) * weights, single.values * scale  # each client counts as often as it has records
     terms, steps = terms_of(net, records=4), 2 * 3
     assert apart(together.values * scale, moved) <= steps_apart(start, start + moved, terms, steps)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedray import rng
-from fedray.config import Choice, Training
+from fedray.config import ModelChoice, Training
 from fedray.errors import Stopped
 from fedray.models.build import build_model
 from fedray.training.engine import LocalJob
@@ -31,7 +31,7 @@ def data(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def model(kind: str = "mlp", **arguments: object) -> nn.Module:
-    return build_model(Choice(kind=kind, **arguments), (6,), 4, seed=2)
+    return build_model(ModelChoice(kind=kind, **arguments), (6,), 4, seed=2)
 
 
 def job(training: Training, **more: object) -> LocalJob:
