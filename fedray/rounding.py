@@ -1,9 +1,11 @@
-"""Prints privacy figures: spent figures are rounded up, remaining figures are rounded down."""
+"""Prints privacy figures and claims: spent figures are rounded up, remaining figures are rounded down."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Any
 
 
 def rounded_up(value: float | str | None, decimals: int = 4, fixed: bool = False) -> str:
@@ -25,6 +27,11 @@ def rounded_down(value: float | str | None, decimals: int = 4, fixed: bool = Fal
 def as_given(value: float | None) -> str:
     """Return a setting as text with all its digits."""
     return "none" if value is None else repr(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
+
+
+def claim_text(summary: Mapping[str, Any]) -> str:
+    """Return the claim of a privacy summary, with the reasons if it is void."""
+    return ": ".join(filter(None, (str(summary.get("claim")), "; ".join(summary.get("claim_reasons") or ()))))
 
 
 def _text(value: float | str | None, decimals: int, fixed: bool, rounding: str) -> str:

@@ -19,7 +19,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.whole import check
 from fedray.privacy.ledger.inspect import verify_all
 from fedray.reporting.report_html import page
-from fedray.rounding import rounded_up
+from fedray.rounding import claim_text, rounded_up
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading, write_atomic
 from fedray.tracking.artifacts import client_rows
@@ -123,7 +123,7 @@ def _head(run: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> I
                 )
             )
     if private.get("epsilon") is not None:
-        rows.append(("claim", ": ".join(filter(None, (str(private.get("claim")), "; ".join(private.get("claim_reasons") or ()))))))
+        rows.append(("claim", claim_text(private)))
     elif summary:
         rows.append(("privacy", "none: no guarantee of differential privacy is claimed"))
     rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []

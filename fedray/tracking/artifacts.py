@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedray.rounding import rounded_up
+from fedray.rounding import claim_text, rounded_up
 from fedray.storage import read_json
 from fedray.tracking.charts import draw, headline
 from fedray.tracking.journal import State, latest_rows, not_finite, number, points
@@ -152,9 +152,7 @@ def _tags(state: State, rows: Sequence[dict[str, Any]], summary: Mapping[str, An
         tags["fedray.stop_reason"] = str(summary["status"])
     claimed = statement.get("summary") or {}
     if "claim" in claimed:
-        tags["privacy/claim"] = ": ".join(
-            [str(claimed["claim"]), *(["; ".join(claimed["claim_reasons"])] if claimed.get("claim_reasons") else [])]
-        )
+        tags["privacy/claim"] = claim_text(claimed)
     odd = not_finite(rows)
     if odd:
         tags["fedray.not_finite"] = ", ".join(f"{k} from round {r}" for k, r in odd.items())

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedray.logs import fitted
-from fedray.rounding import rounded_up
+from fedray.rounding import claim_text, rounded_up
 from fedray.tracking.journal import Row, number
 
 _SHOWN_ROUNDS = 8
@@ -352,7 +352,7 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             text += f" (accountant {private['accountant']})"
         rows.append(("epsilon", text))
         if private.get("claim") not in (None, "valid"):
-            rows.append(("claim", ": ".join(filter(None, (str(private["claim"]), "; ".join(private.get("claim_reasons") or ()))))))
+            rows.append(("claim", claim_text(private)))
         if private.get("clients_exhausted"):
             rows.append(("exhausted", f"{private['clients_exhausted']} clients were left out of rounds: their budget is used up"))
     told = [f"{name.replace('_', ' ')} {count}" for name, count in faults.items() if count]
