@@ -227,54 +227,54 @@ class Experiment:
         if request.profile:
             keep_spans()
         try:
-            parts = wiring.build()
-            driver = Driver(parts, self._stop)
+            loop = wiring.build()
+            driver = Driver(loop, self._stop)
             wiring.tick = driver.tick
             if self._was_on:
-                text = f"the driver on {self._was_on} was lost, and restarted on {socket.gethostname()}; it goes on after round {parts.first_round}."
-                parts.record.fault("driver", text)
+                text = f"the driver on {self._was_on} was lost, and restarted on {socket.gethostname()}; it goes on after round {loop.first_round}."
+                loop.record.fault("driver", text)
             self._events.put(
-                "started", started(wiring.prepared, parts, request.output, wiring.run_id) | {"setup_seconds": time.monotonic() - began}
+                "started", started(wiring.prepared, loop, request.output, wiring.run_id) | {"setup_seconds": time.monotonic() - began}
             )
-            if parts.resumed and parts.first_round >= self._config.rounds:
+            if loop.resumed and loop.first_round >= self._config.rounds:
                 self._events.on_note(
-                    f"the run in {request.output} is finished: its {parts.first_round} rounds were done before, and none is done again."
+                    f"the run in {request.output} is finished: its {loop.first_round} rounds were done before, and none is done again."
                 )
             setup = time.monotonic() - began
             try:
-                with watching_head(parts.record.fault) if request.elastic else nullcontext():
+                with watching_head(loop.record.fault) if request.elastic else nullcontext():
                     status = driver.run()
             except FedrayError as error:
-                self._write(wiring, parts, driver, "failed", setup, error)
+                self._write(wiring, loop, driver, "failed", setup, error)
                 raise
-            return self._write(wiring, parts, driver, status, setup)
+            return self._write(wiring, loop, driver, status, setup)
         finally:
             wiring.close()
 
     def _write(
-        self, wiring: Wiring, parts: Loop, driver: Driver, status: str, setup: float, error: FedrayError | None = None
+        self, wiring: Wiring, loop: Loop, driver: Driver, status: str, setup: float, error: FedrayError | None = None
     ) -> dict[str, Any]:
         """Write the model, the privacy statement and ``summary.json``, and end the MLflow run; returns the summary."""
         files, prepared, tracker = self._files, wiring.prepared, wiring.tracker
         problems = [str(error)] if isinstance(error, ClaimVoid) else []
-        files.save_model(parts.layout, driver.weights, parts.frozen)
-        digest = model_digest(driver.weights, parts.frozen)
-        result = parts.record.result()
+        files.save_model(loop.layout, driver.weights, loop.frozen)
+        digest = model_digest(driver.weights, loop.frozen)
+        result = loop.record.result()
         summary: dict[str, Any] = {
             "status": status,
             "error": None if error is None else str(error),
-            "name": parts.config.name,
+            "name": loop.config.name,
             "rounds": result["rounds"],
-            "planned_rounds": parts.config.rounds,
+            "planned_rounds": loop.config.rounds,
             "model_sha256": digest,
             "final": result["final"],
             "best": result["best"],
-            "privacy": write_statement(prepared, parts, files, wiring.own_book, result["rounds"], result["left_out"], problems),
+            "privacy": write_statement(prepared, loop, files, wiring.own_book, result["rounds"], result["left_out"], problems),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],
             "engine": None if prepared.model is None else prepared.model.engine,
-            "profile": self._profile(parts),
-            "mlflow": {"tracking_uri": getattr(tracker, "uri", None), "run_id": getattr(tracker, "run_id", None)},
+            "profile": self._profile(loop),
+            "mlflow": {"tracking_uri": None if tracker is None else tracker.uri, "run_id": None if tracker is None else tracker.run_id},
             "fedray": __version__,
             "request": self._request.id,
         }
@@ -282,8 +282,8 @@ class Experiment:
         if tracker is not None:
             tags = {"fedray.stop_reason": status, "fedray.model_sha256": digest}
             tags |= claim_tags(prepared, problems, summary["privacy"])
-            build = partial(served_model, files, parts.config)
-            complete = tracker.close(STATUSES[status], parts.config.tracking.close_timeout, model=build, tags=tags)
+            build = partial(served_model, files, loop.config)
+            complete = tracker.close(STATUSES[status], loop.config.tracking.close_timeout, model=build, tags=tags)
             summary["mlflow"]["complete"] = complete
             files.write_summary(summary)
             if not complete:
