@@ -280,22 +280,25 @@ def ui(run_dir: str | None, uri: str | None, host: str, port: int) -> None:
 def _opened(run: str) -> Iterator[tuple[Path, Callable[[str], str]]]:
     """Yield a run's directory, or a copy from the object store, and a function that replaces the copy's paths in a text by addresses."""
     from fedray.stores.mirror import local_copy
-    from fedray.stores.remote import below, is_remote
+    from fedray.stores.object_path import location
 
-    with local_copy(run) as place:
-        if not is_remote(run):
+    where = location(run, "RUN_DIR")
+    with local_copy(where) as place:
+        if isinstance(where, Path):
             yield place, str
             return
         copied = re.compile(rf"{re.escape(str(place))}(?:/([\w.%/-]*\w))?")
-        yield place, lambda text: copied.sub(lambda m: below(run, m[1]) if m[1] else run, text)
+        yield place, lambda text: copied.sub(lambda m: str(where / m[1] if m[1] else where), text)
 
 
 @contextmanager
 def _opened_ledger(where: str) -> Iterator[tuple[str, Callable[[str], str]]]:
     """Yield as :func:`_opened` for a run, and a path or an address of a ledger as it is."""
-    from fedray.stores.remote import Remote, is_remote
+    from fedray.stores.object_path import ObjectPath, location
+    from fedray.stores.s3 import Bucket
 
-    if is_remote(where) and Remote(where).get("config.yaml") is not None:
+    address = location(where, "PATH")
+    if isinstance(address, ObjectPath) and Bucket(address, patience=0.0).get("config.yaml") is not None:
         with _opened(where) as (place, named):
             yield str(place), named
     else:

@@ -77,6 +77,10 @@ class LedgerError(FedrayError):
     """A privacy ledger is missing, broken or locked; training must not go on (fail closed)."""
 
 
+class StoreError(FedrayError):
+    """An object store cannot be reached, or refuses a request. A ledger that lies in it cannot be charged then (fail closed)."""
+
+
 class ClaimVoid(FedrayError):
     """The executed training is not the one that was charged, so the run's privacy figures are not valid."""
 

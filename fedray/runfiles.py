@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from fedray.checkpoint import Saved, save_checkpoint
-from fedray.errors import ConfigError, FedrayError, Stopped
+from fedray.errors import ConfigError, FedrayError, Stopped, StoreError
 from fedray.frozen import around
 from fedray.parameters import Layout, Values, Vector
-from fedray.privacy.ledger.location import Location, ObjectPath
 from fedray.storage import append_line, damaged, read_json, read_lines, reading, write_atomic, write_json
 from fedray.stores.mirror import OWNER, SUMMARY, Mirror, working_directory
-from fedray.stores.remote import Remote, StoreAway, canonical, is_remote
+from fedray.stores.object_path import Location, ObjectPath, location
+from fedray.stores.s3 import Bucket
 from fedray.tensorfile import DIGEST, read_tensors, write_tensors
 from fedray.tracking.journal import journal, latest, shortcomings
 
 Row = dict[str, Any]
-
-#: Where a run's files go: a directory, or the address of a prefix in an object store.
-Output = Path | str
 
 
 @dataclass(frozen=True)
@@ -35,24 +32,24 @@ class RunFiles:
 
     Attributes:
         root: the directory; the working directory on this node if the output is in an object store.
-        remote: the output's address in the object store, or None.
+        remote: the output's prefix in the object store, or None.
         driver: id of the driver that has claimed the files (see :meth:`claim`); it stops writing once another driver has claimed them.
     """
 
     root: Path
-    remote: str | None = None
+    remote: ObjectPath | None = None
     driver: str | None = None
 
     @classmethod
-    def at(cls, output: Output) -> RunFiles:
+    def at(cls, output: Location) -> RunFiles:
         """Return the files of an output on this node.
 
         Raises:
             ConfigError: no working directory can be made.
         """
-        if not is_remote(output):
-            return cls(Path(output))
-        return cls(working_directory(str(output)), str(output))
+        if isinstance(output, Path):
+            return cls(output)
+        return cls(working_directory(output), output)
 
     @property
     def config(self) -> Path:
@@ -71,19 +68,8 @@ class RunFiles:
 
     @property
     def books(self) -> Location:
-        """Directory of the books with ``privacy.ledger: run``; it lies in the object store if the output does.
-
-        Raises:
-            ConfigError: the store has no conditional writes, so that a charge could be lost.
-        """
-        if self.remote is None:
-            return self.ledger
-        if not self.remote.startswith("s3://"):
-            raise ConfigError(
-                f"--output {self.remote}: this store can hold a run's files but not its privacy ledger (it has no conditional writes that this "
-                "program knows); set privacy.ledger to a directory on a durable volume, or to s3://bucket/prefix."
-            )
-        return ObjectPath.parse(self.remote, "--output") / "ledger"
+        """Directory of the books with ``privacy.ledger: run``; it lies in the object store if the output does."""
+        return self.ledger if self.remote is None else self.remote / "ledger"
 
     @property
     def faults_file(self) -> Path:
@@ -146,7 +132,7 @@ class RunFiles:
 
     def mirror(self, note: Callable[[str], None]) -> Mirror | None:
         """Return the mirror that copies the files to the object store during the run; None if the output is a directory."""
-        return None if self.remote is None else Mirror(self.root, Remote(self.remote), note)
+        return None if self.remote is None else Mirror(self.root, Bucket(self.remote, patience=0.0), note)
 
     def claim(self) -> RunFiles:
         """Return these files as owned by the calling driver.
@@ -360,12 +346,12 @@ def last_start(path: Path) -> Started | None:
     return last
 
 
-def refuse_taken(output: Output) -> ConfigError:
+def refuse_taken(output: str | Location) -> ConfigError:
     """Return the error of a new run whose output holds a run already."""
     return ConfigError(f"--output {output}: holds a run already; add --resume to continue it, or choose another directory.")
 
 
-def choose_output(name: str, given: str | None, resume: bool) -> Output:
+def choose_output(name: str, given: str | None, resume: bool) -> Location:
     """Choose where a run's files go.
 
     Args:
@@ -374,20 +360,20 @@ def choose_output(name: str, given: str | None, resume: bool) -> Output:
         resume: whether a run is to be continued; without ``given`` the newest of the run's directories.
 
     Returns:
-        An absolute path, or the address of a prefix in an object store.
+        An absolute path, or a prefix in an object store.
 
     Raises:
         ConfigError: ``given`` holds a run and ``resume`` is false, is a file, or its store does not answer.
     """
     if given is not None:
-        if is_remote(given):
-            output: Output = canonical(given)
+        output = location(given, "--output")
+        if isinstance(output, ObjectPath):
             try:
-                taken = Remote(str(output)).get("config.yaml") is not None
-            except StoreAway as error:
-                raise ConfigError(f"--output: {error}; check the address, the credentials and the network.") from None
+                taken = Bucket(output, patience=0.0).get("config.yaml") is not None
+            except StoreError as error:
+                raise ConfigError(f"--output: {error}") from None
         else:
-            output = Path(given.removeprefix("file://")).absolute()
+            output = output.absolute()
             if output.exists() and not output.is_dir():
                 raise ConfigError(f"--output {given}: is a file; choose a directory.")
             taken = RunFiles(output).taken

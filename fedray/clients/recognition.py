@@ -14,8 +14,9 @@ from fedray.data.commitment import commit_records
 from fedray.data.records import Federation, Records, positions
 from fedray.errors import LedgerError
 from fedray.privacy.ledger.chain import Summary, scan
-from fedray.privacy.ledger.location import Location, records_path, subject_path
+from fedray.privacy.ledger.location import records_path, subject_path
 from fedray.privacy.ledger.place import find_books, read_lines
+from fedray.stores.object_path import Location
 
 
 def commit_silo(directory: Location, name: str, records: Records) -> str:

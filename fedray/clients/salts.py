@@ -9,42 +9,43 @@ from urllib.parse import quote
 from fedray.data.commitment import SALT_BYTES
 from fedray.data.commitment import load_salt as load_file
 from fedray.errors import LedgerError
-from fedray.privacy.ledger.location import Location
+from fedray.stores.object_path import Location
 from fedray.stores.s3 import Bucket, Taken
 
 
 def find_salt(directory: Location, book: str) -> bytes | None:
-    """The salt of a book, as :func:`load_salt`; None where there is none, as with a book without commitments."""
+    """The salt of a book, as :func:`load_salt`; None if there is none, as for a book without commitments."""
     name = _name(book)
-    there = (directory / name).exists() if isinstance(directory, Path) else Bucket(directory).get(f"/{name}") is not None
+    there = (directory / name).exists() if isinstance(directory, Path) else Bucket(directory).get(name) is not None
     return load_salt(directory, book) if there else None
 
 
 def load_salt(directory: Location, book: str) -> bytes:
-    """The salt of a book, made where there is none.
+    """The salt of a book; made if there is none.
 
     Args:
-        directory: of the books; in an object store, whoever may read the store may read the salt.
+        directory: of the books; in an object store, everybody who may read the store may read the salt.
         book: a subject's name, or ``records`` for the driver's book.
 
     Raises:
         DataError: the file cannot be made, or holds something else.
-        LedgerError: the store is away, or the object holds something else.
+        LedgerError: the object holds something else.
+        StoreError: the store cannot be reached.
     """
     name = _name(book)
     if isinstance(directory, Path):
         directory.mkdir(exist_ok=True)
         return load_file(directory / name)
     bucket = Bucket(directory)
-    salt = bucket.get(f"/{name}")
+    salt = bucket.get(name)
     if salt is None:
         salt = os.urandom(SALT_BYTES)
         try:
-            bucket.create(f"/{name}", salt)
+            bucket.create(name, salt)
         except Taken:
-            salt = bucket.get(f"/{name}")
+            salt = bucket.get(name)
     if salt is None or len(salt) != SALT_BYTES:
-        raise LedgerError(f"{directory}/{name}: is not a salt of {SALT_BYTES} bytes; bring the right object back.")
+        raise LedgerError(f"{directory / name}: is not a salt of {SALT_BYTES} bytes; bring the right object back.")
     return salt
 
 

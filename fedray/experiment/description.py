@@ -16,8 +16,9 @@ from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 from fedray.rounds.round_metrics import GuaranteePlan
-from fedray.runfiles import Output, RunFiles
+from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
+from fedray.stores.object_path import Location
 from fedray.tracking.mlflow_tracker import flat_params
 
 
@@ -30,7 +31,7 @@ def guarantee_plans(prepared: Prepared) -> list[GuaranteePlan]:
     return plans if prepared.client_plan is None else [*plans, GuaranteePlan("client", [prepared.client_plan])]
 
 
-def started(prepared: Prepared, loop: Loop, output: Output, run_id: str) -> dict[str, Any]:
+def started(prepared: Prepared, loop: Loop, output: Location, run_id: str) -> dict[str, Any]:
     """Facts about a run whose actors are ready, as JSON data: the ``started`` event, shown at the head of the progress display."""
     config, model, sizes = prepared.config, prepared.model, prepared.sizes
     assert model is not None and sizes is not None

@@ -28,9 +28,10 @@ from fedray.experiment.listener import LAST
 from fedray.experiment.occupied import PATIENCE, check_free
 from fedray.experiment.request import Request
 from fedray.experiment.signals import caught, kept_from_children
-from fedray.runfiles import Output, RunFiles, choose_output
+from fedray.runfiles import RunFiles, choose_output
 from fedray.storage import read_json, reading
 from fedray.stores.mirror import local_copy
+from fedray.stores.object_path import Location
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +63,7 @@ class Result:
 
     status: str
     summary: dict[str, Any]
-    output: Output
+    output: Path | str
     config: Config
 
     @property
@@ -166,7 +167,7 @@ def run(
             driver = _start(resolved, packed, prepared, listen)
             del prepared, preparing  # the driver has the model and the test records now
             summary = _follow(driver, packed, provided, resolved.ray.lost_after, listen, stop)
-    return Result(summary["status"], summary, where, resolved)
+    return Result(summary["status"], summary, where if isinstance(where, Path) else str(where), resolved)
 
 
 class DriverLost(FedrayError):
@@ -174,7 +175,7 @@ class DriverLost(FedrayError):
 
 
 @contextmanager
-def _left_in_order(place: ClusterAddress, output: Output, listen: Listener) -> Iterator[None]:
+def _left_in_order(place: ClusterAddress, output: Location, listen: Listener) -> Iterator[None]:
     """End the driver's MLflow run if the driver could not do so itself, because its process died or a second Ctrl-C ended it."""
     try:
         yield
@@ -234,16 +235,16 @@ def _start(config: Config, request: Request, prepared: Prepared | None, listen: 
     return actor.options(**options).remote(config, request, False)
 
 
-def driver_name(output: Output) -> str:
+def driver_name(output: str | Location) -> str:
     """Return the name of an output's driver actor in Ray's namespace ``fedray``."""
     return f"fedray-driver-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
 
 
-def _at_work(output: Output) -> ConfigError:
+def _at_work(output: Location) -> ConfigError:
     return ConfigError(f"--output {output}: a run is at work there already; add --resume to follow it, or choose another directory.")
 
 
-def _make_room(output: Output, config: Config, resume: bool, patience: float, listen: Listener) -> None:
+def _make_room(output: Location, config: Config, resume: bool, patience: float, listen: Listener) -> None:
     """Wait until an earlier driver of this output that has ended or is stopping is gone; a driver that is at work stays, to be followed."""
     name, limit, told = driver_name(output), time.monotonic() + patience, False
     while True:

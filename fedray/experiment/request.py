@@ -11,7 +11,7 @@ from typing import Any
 from ray import cloudpickle
 
 from fedray.errors import ConfigError
-from fedray.runfiles import Output
+from fedray.stores.object_path import Location
 
 #: Bytes up to which objects given by the caller travel with the request itself; Ray stores arguments above 100 kB.
 SMALL = 50_000
@@ -31,7 +31,7 @@ class Request:
         profile: whether to write where the rounds' time went.
     """
 
-    output: Output
+    output: Location
     id: str = ""
     resume: bool = False
     elastic: bool = False

@@ -39,7 +39,6 @@ from fedray.planning.preparation import Model, Prepared, capacity
 from fedray.privacy.account import Account
 from fedray.privacy.clientplan import ClientPlan, Plan, level
 from fedray.privacy.ledger.ledger import ledger_directory
-from fedray.privacy.ledger.location import Location
 from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
 from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunBook, SiloBooks
@@ -50,6 +49,7 @@ from fedray.rounds.record import Callback, Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
+from fedray.stores.object_path import Location
 from fedray.tracking.gauges import Gauges
 from fedray.tracking.mlflow_store import masked, resolve_uri, sqlite_path
 from fedray.tracking.mlflow_tracker import Tracker

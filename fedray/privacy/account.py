@@ -19,9 +19,10 @@ from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures, Spent
 from fedray.privacy.ledger.chain import EVERYONE, run_of
-from fedray.privacy.ledger.ledger import Charge, Ledger, Location, clients_path, read, records_path, subject_path
+from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path, read, records_path, subject_path
 from fedray.privacy.limits import Limits, load_limits
 from fedray.privacy.refusal import Refusal, refusal
+from fedray.stores.object_path import Location
 
 #: Seconds that a silo's new actor waits until the actor that it replaces has released the ledger's lock.
 TAKEOVER = 30.0

@@ -26,8 +26,8 @@ from fedray.config import Section
 from fedray.configfile import parse_yaml
 from fedray.errors import ConfigError, LedgerError, PrivacyRefusal
 from fedray.privacy.clientplan import Plan
-from fedray.privacy.ledger.location import Location, location
 from fedray.rounding import as_given
+from fedray.stores.object_path import Location, location
 from fedray.stores.s3 import Bucket
 
 FILE = "limits.yaml"
@@ -113,11 +113,12 @@ def load_limits(directory: str | Location) -> Limits | None:
 
     Raises:
         LedgerError: the file cannot be read or is invalid, so nothing may be charged.
+        StoreError: its object store cannot be reached, so nothing may be charged.
     """
     directory = location(directory)
     where = f"{directory / FILE}"
     try:
-        found = (directory / FILE).read_bytes() if isinstance(directory, Path) else Bucket(directory).get(f"/{FILE}")
+        found = (directory / FILE).read_bytes() if isinstance(directory, Path) else Bucket(directory).get(FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

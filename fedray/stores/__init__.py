@@ -1,1 +1,1 @@
-"""Object stores: where ledgers and the files of a run may lie."""
+"""Object stores: the address type, the one client, and the mirror of a run's files."""

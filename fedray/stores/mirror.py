@@ -1,8 +1,8 @@
-"""A run's files in an object store: written to a working directory on the driver's node, copied to the store beside the run.
+"""The mirror of a run's files: the driver writes to a working directory on its node, and a thread copies the files to an object store.
 
-What is in the store can be resumed at any moment: rows are sent before the checkpoints that they lead to, checkpoints
-before the summary, and old checkpoints are deleted last. Each object is whole or absent. A store that is away holds
-nothing up: whatever changed is sent when it is back.
+The run can be resumed from the store at any moment: the rows are sent before the checkpoints that follow them, the
+checkpoints before the summary, and old checkpoints are deleted last. Each object is whole or absent. Training does not
+wait for a store that is away: the files that changed are sent when it is back.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from fedray.errors import ConfigError, FedrayError
 from fedray.storage import write_atomic
-from fedray.stores.remote import Remote, StoreAway, canonical, is_remote
+from fedray.stores.object_path import Location, ObjectPath, location
+from fedray.stores.s3 import Absent, Bucket
 
-#: The newest driver of an output, by which one that was cut off knows that another took over.
+#: Names the newest driver of an output. A driver that was cut off finds another name there and stops.
 OWNER = "owner.json"
 CHECKPOINTS = "checkpoints/"
 SUMMARY = "summary.json"
 
-_LOOK = 0.5  # seconds between two looks for what changed
-_PAUSES = (0.5, 30.0)  # seconds between two tries while the store is away
+_LOOK = 0.5  # seconds between two looks for changed files
+_PAUSES = (0.5, 30.0)  # seconds between two tries while the store is away: the first pause, and the longest
 _CLOSING_PAUSE = 2.0
 _NEVER = (-1, -1, -1)
 
-T = TypeVar("T")
+#: Inode, modification time in nanoseconds and size of a file; changes with every change of the file.
 Stamp = tuple[int, int, int]
 
 
 class Mirror:
-    """Keeps a prefix in a store like a working directory. In order: :meth:`pull`, :meth:`start`, :meth:`close`."""
+    """Keeps the objects below a prefix equal to a working directory. Call :meth:`pull`, :meth:`start` and :meth:`close`, in this order."""
 
-    def __init__(self, root: Path, remote: Remote, note: Callable[[str], None]) -> None:
-        """Nothing is done yet.
+    def __init__(self, root: Path, bucket: Bucket, note: Callable[[str], None]) -> None:
+        """Send no request yet.
 
         Args:
             root: the working directory.
-            remote: what it is copied to.
-            note: told, from another thread, when the store goes away and when it is back.
+            bucket: the prefix; its patience is that of one call, for the thread itself tries again.
+            note: called from the mirror's thread with a sentence when the store goes away and when it is back.
         """
-        self._root, self._remote, self._note = root, remote, note
+        self._root, self._bucket, self._note = root, bucket, note
         self._sent: dict[str, Stamp] = {}
         self._owner = b""
         self._closing, self._over = threading.Event(), threading.Event()
@@ -58,88 +58,87 @@ class Mirror:
         self._thread = threading.Thread(target=self._run, name="fedray-mirror", daemon=True)
 
     def pull(self, resume: bool, wait: float = 0.0) -> None:
-        """Make the working directory what a run starts from: empty, or with ``resume`` what the store has.
+        """Prepare the working directory for a run: empty it, or with ``resume`` fill it from the store.
 
-        A working directory of an earlier start on this node stands where it is ahead of the store: its driver
-        ended before it could send everything.
+        The working directory of an earlier start on this node is kept if it is ahead of the store, because its
+        driver ended before it could send everything.
 
         Args:
-            resume: go on with the run that is in the store.
-            wait: seconds to wait for a store that is away.
+            resume: continue the run that is in the store.
+            wait: seconds for which each call is tried again while the store is away.
 
         Raises:
-            FedrayError: the store is away, or the disk is full.
+            FedrayError: the store is away or refuses, or the disk is full.
         """
-        limit = time.monotonic() + wait
-        names = self._patiently(self._remote.names, limit) if resume else []
+        names = self._bucket.names(patience=wait) if resume else []
         theirs, ours = _newest(names), _newest(_files(self._root))
         own = _read(self._root / OWNER)
-        same = own is not None and resume and own == self._patiently(partial(self._remote.get, OWNER), limit)
+        same = own is not None and resume and own == self._bucket.get(OWNER, patience=wait)
         if resume and (ours, same) > (theirs, False):
             self._sent = {name: _NEVER for name in names if name.startswith(CHECKPOINTS)}
             return
         _empty(self._root)
         for name in filter(_mirrored, names):
-            self._patiently(partial(self.fetch, name), limit)
+            self.fetch(name, wait)
 
-    def fetch(self, name: str) -> None:
-        """Copy one object into the working directory.
+    def fetch(self, name: str, wait: float = 0.0) -> None:
+        """Copy one object, if it is still there, into the working directory.
 
         Raises:
-            FedrayError: the store is away, or the disk is full.
+            FedrayError: the store is away or refuses, or the disk is full.
         """
-        data = self._remote.get(name)
-        if data is not None:
-            write_atomic(self._root / name, data)
+        with suppress(Absent):
+            write_atomic(self._root / name, lambda path: self._bucket.download(name, path, patience=wait))
             self._sent[name] = _stamp(self._root / name)
 
     def start(self) -> None:
-        """Write to the store whose the output is now, as the working directory says, and begin to send what changes.
+        """Write the new owner of the output, which the working directory names, to the store, and start the thread that sends changes.
 
         Raises:
-            StoreAway: the store cannot be written.
+            StoreError: the store cannot be written.
         """
         self._owner = (self._root / OWNER).read_bytes()
-        self._remote.put(OWNER, self._owner)
+        self._bucket.put(OWNER, self._owner)
         self._thread.start()
 
     def send(self) -> None:
-        """Send what changed since the last time, in order.
+        """Send the files that changed since the last call, in order.
 
         Raises:
-            StoreAway: the store went away; the next call sends the rest.
+            StoreError: the store went away; the next call sends the rest.
         """
         with ExitStack() as held:
-            # Checkpoints are opened before the rows are read: so the rows reach at least as far, and one that the driver deletes
-            # in the meantime can be sent all the same.
+            # Checkpoints are opened before the rows are read, so the rows reach at least as far, and a checkpoint that the driver
+            # deletes in the meantime can still be sent.
             changed = self.unsent()
             checkpoints = {n: _open(self._root / n, held) for n in changed if n.startswith(CHECKPOINTS)}
             for name in sorted(changed, key=_rank):
                 stamp = _stamp(self._root / name)
                 file = checkpoints.get(name) or _open(self._root / name, held)
                 if file is not None:
-                    self._remote.put(name, file.read())
+                    self._bucket.put(name, file)
                     self._sent[name] = stamp
         for name in self._stale():
-            self._remote.delete(name)
+            self._bucket.delete(name)
             del self._sent[name]
 
     def unsent(self) -> list[str]:
-        """Names of the files that the store lacks, or has in an older state."""
+        """Names of the files that the store lacks or has in an older version."""
         return [name for name in _files(self._root) if self._sent.get(name) != _stamp(self._root / name)]
 
     def _stale(self) -> list[str]:
-        """Checkpoints in the store that the driver has deleted, but for the newest there."""
+        """Checkpoints in the store that the driver has deleted, except the newest in the store."""
         there = sorted(name for name in self._sent if name.startswith(CHECKPOINTS))
         return [name for name in there[:-1] if not (self._root / name).exists()]
 
     def close(self, timeout: float) -> list[str]:
-        """Send the rest; returns the names of what could not be sent, which stays in the working directory.
-
-        A driver that was replaced has nothing to send any more.
+        """Send the rest and stop the thread.
 
         Args:
-            timeout: seconds to wait for a store that is away. While it answers, the rest is sent, in at most ten times as long.
+            timeout: seconds to wait for a store that is away. As long as the store answers, sending may take ten times as long.
+
+        Returns:
+            Names of the files that could not be sent and stay in the working directory; none if another driver took over.
         """
         self._closing.set()
         began = time.monotonic()
@@ -153,7 +152,7 @@ class Mirror:
     def _run(self) -> None:
         pause, longest = _PAUSES
         while not self._abandoned:
-            last = self._closing.is_set()  # what was written before close() is part of this turn
+            last = self._closing.is_set()  # this turn sends all that was written before close()
             try:
                 if self.unsent() or self._stale():
                     if self._taken_over():
@@ -162,7 +161,7 @@ class Mirror:
                     self.send()
             except (FedrayError, OSError) as error:
                 if not self._away:
-                    self._tell(f"{str(error).rstrip('.')}; training goes on, and what is missing there is sent when the store is back.")
+                    self._tell(f"training goes on, and the files are sent when the store is back: {error}")
                 self._away = True
                 self._closing.wait(pause) if not last else time.sleep(min(pause, _CLOSING_PAUSE))
                 pause = min(2 * pause, longest)
@@ -170,49 +169,38 @@ class Mirror:
             self._heard, pause = time.monotonic(), _PAUSES[0]
             if self._away:
                 self._away = False
-                self._tell(f"{self._remote.address}: the store is back and has everything.")
+                self._tell(f"{self._bucket.path}: the store is back and has everything.")
             if last:
                 break
             self._closing.wait(_LOOK)
         self._over.set()
 
     def _tell(self, text: str) -> None:
-        with suppress(FedrayError):  # whoever is told may not be able to write it down
+        with suppress(FedrayError):  # the receiver may fail to write the note to its own files
             self._note(text)
 
     def _taken_over(self) -> bool:
-        """Whether another driver owns the output by now; its name is then put where this one will find it."""
-        found = self._remote.get(OWNER)
+        """Whether another driver owns the output now; its name is then written to the working directory, where this driver finds it."""
+        found = self._bucket.get(OWNER)
         if found in (None, self._owner):
             return False
         assert found is not None
-        if _read(self._root / OWNER) == self._owner:  # not where the other works in this very directory
+        if _read(self._root / OWNER) == self._owner:  # the other driver may work in this directory itself
             write_atomic(self._root / OWNER, found)
         return True
 
-    def _patiently(self, call: Callable[[], T], limit: float) -> T:
-        pause, longest = _PAUSES
-        while True:
-            try:
-                return call()
-            except StoreAway as error:
-                if time.monotonic() + pause > limit:
-                    raise StoreAway(f"{error}; check the address, the credentials and the network.") from error
-            time.sleep(pause)
-            pause = min(2 * pause, longest)
 
+def working_directory(address: ObjectPath) -> Path:
+    """The directory on this node of a run whose files are in a store. It depends on the address alone, and only this user may read it.
 
-def working_directory(address: str) -> Path:
-    """Where on this node the files of a run in a store are kept: the same for the same address, this user's alone.
-
-    It is below ``$FEDRAY_WORK``, or the directory for temporary files.
+    It is below ``$FEDRAY_WORK``, or below the directory for temporary files.
 
     Raises:
-        ConfigError: it cannot be made, or is another user's.
+        ConfigError: it cannot be made, or belongs to another user.
     """
     given = os.environ.get("FEDRAY_WORK")
     base = Path(given) if given else Path(tempfile.gettempdir()) / f"fedray-{os.getuid()}"
-    home = base / sha256(address.encode()).hexdigest()[:16]
+    home = base / sha256(str(address).encode()).hexdigest()[:16]
     try:
         if given:
             base.mkdir(parents=True, exist_ok=True)
@@ -224,32 +212,32 @@ def working_directory(address: str) -> Path:
             folder.chmod(0o700)
     except OSError as error:
         raise ConfigError(f"{home}: cannot be made ({error.strerror}); set FEDRAY_WORK to a directory for the files of runs.") from None
-    return home / PurePosixPath(address.partition("?")[0]).name
+    return home / address.name
 
 
 @contextmanager
-def local_copy(output: str | Path) -> Iterator[Path]:
-    """A run's directory to read: itself, or a copy of what a store has. What is changed or added in the copy is sent back.
+def local_copy(output: str | Location) -> Iterator[Path]:
+    """The directory of a run: the directory itself, or a copy of the files in a store. Files changed or added in the copy are sent back.
 
-    The copy is without checkpoints; books that lie in the store are put together as files, and never sent back.
+    The copy has no checkpoints. Privacy books in the store become files of the copy and are never sent back.
 
     Raises:
-        ConfigError: no such address.
-        StoreAway: the store cannot be read, or written at the end.
+        ConfigError: not an address that fedray reads.
+        StoreError: the store cannot be read, or written at the end.
     """
-    if not is_remote(output):
-        yield Path(str(output).removeprefix("file://"))
+    where = location(output, "--output")
+    if isinstance(where, Path):
+        yield where
         return
-    address = canonical(str(output))
-    remote = Remote(address)
+    bucket = Bucket(where, patience=0.0)
     with tempfile.TemporaryDirectory(prefix="fedray-") as folder:
-        root = Path(folder) / PurePosixPath(address.partition("?")[0]).name
+        root = Path(folder) / where.name
         root.mkdir()
-        mirror, books = Mirror(root, remote, lambda text: None), dict[str, bytes]()
-        for name in remote.names():
+        mirror, books = Mirror(root, bucket, lambda text: None), dict[str, bytes]()
+        for name in bucket.names():
             path = PurePosixPath(name)
             if path.parent.suffix == ".jsonl" and path.name.isdigit():  # an object of a book
-                books[str(path.parent)] = books.get(str(path.parent), b"") + (remote.get(name) or b"")
+                books[str(path.parent)] = books.get(str(path.parent), b"") + (bucket.get(name) or b"")
             elif _mirrored(name) and not name.startswith(CHECKPOINTS):
                 mirror.fetch(name)
         for name, content in books.items():
@@ -259,31 +247,30 @@ def local_copy(output: str | Path) -> Iterator[Path]:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """Order of sending: rows, checkpoints (which imply all earlier rows), summary (which names the model)."""
+    """Order of sending: rows, then checkpoints (which imply all earlier rows), then the summary (which names the model)."""
     return (2 if name == SUMMARY else 1 if name.startswith(CHECKPOINTS) else 0, name)
 
 
 def _mirrored(name: str) -> bool:
-    """Whether a file is copied: temporary files, salts, the owner and the books are not."""
+    """Whether a file is copied: temporary files, salts, the owner and privacy books are not."""
     path = PurePosixPath(name)
     book = path.parts[0] == "ledger" and any(part.endswith(".jsonl") for part in path.parts)
     return not (book or name == OWNER or path.suffix == ".salt" or any(part.startswith(".") for part in path.parts))
 
 
 def _files(root: Path) -> list[str]:
-    """What is to be copied, in order."""
+    """Names of the files that are copied, in order."""
     found = (Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names)
     return sorted(filter(_mirrored, found))
 
 
 def _newest(names: list[str]) -> int:
-    """The round of the newest checkpoint; -1 where there is none."""
+    """The round of the newest checkpoint; -1 if there is none."""
     rounds = [PurePosixPath(n).stem.rpartition("-")[2] for n in names if n.startswith(CHECKPOINTS)]
     return max((int(r) for r in rounds if r.isdigit()), default=-1)
 
 
 def _stamp(path: Path) -> Stamp:
-    """Changes with every change of a file."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -11,8 +11,7 @@ import pytest
 from manifests import Document, documents, title
 from objectstore import object_store
 
-from fedray.privacy.ledger.location import ObjectPath
-from fedray.stores.remote import Remote
+from fedray.stores.object_path import ObjectPath
 from fedray.stores.s3 import Bucket
 
 pytestmark = pytest.mark.slow
@@ -38,7 +37,8 @@ def test_the_environment_leads_to_the_store(monkeypatch: pytest.MonkeyPatch) -> 
         assert store.get_bucket_versioning(Bucket="fedray")["Status"] == "Enabled"
 
         run = f"{environment['FEDRAY_OUTPUT']}/digits"
-        Remote(run).put("summary.json", b"{}")
-        Bucket(ObjectPath.parse(f"{run}/ledger")).create("/records.jsonl", b"{}")
+        bucket = Bucket(ObjectPath.parse(run))
+        bucket.put("summary.json", b"{}")
+        bucket.create("ledger/records.jsonl", b"{}")
         kept = [found["Key"] for found in store.list_objects_v2(Bucket="fedray")["Contents"]]
         assert kept == ["runs/digits/ledger/records.jsonl", "runs/digits/summary.json"]

@@ -25,7 +25,8 @@ import fedray
 from fedray.cli import cli
 from fedray.runfiles import RunFiles
 from fedray.stores.mirror import local_copy, working_directory
-from fedray.stores.remote import Remote, below, canonical
+from fedray.stores.object_path import ObjectPath
+from fedray.stores.s3 import Bucket
 from fedray.tracking.mlflow_store import load_mlflow
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -42,11 +43,11 @@ class Store:
         self.endpoint = ledgers.partition("endpoint_url=")[2]
 
     def address(self, name: str) -> str:
-        return canonical(self._ledgers.replace("/ledgers?", f"/runs/{name}?"))
+        return self._ledgers.replace("/ledgers?", f"/runs/{name}?")
 
     def contents(self, name: str) -> dict[str, bytes]:
-        remote = Remote(self.address(name))
-        return {key: remote.get(key) or b"" for key in remote.names()}
+        bucket = Bucket(ObjectPath.parse(self.address(name)))
+        return {key: bucket.get(key) or b"" for key in bucket.names()}
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_a_private_run_goes_on_from_the_store_alone_and_its_book_is_whole(store:
 
     first = fedray.run(DIGITS, overrides=overrides, output=address, callbacks=[stop])
     assert first.status == "interrupted"
-    shutil.rmtree(working_directory(address), ignore_errors=True)  # the next driver is on another node, which has nothing
+    shutil.rmtree(working_directory(ObjectPath.parse(address)), ignore_errors=True)  # the next driver is on another node, which has nothing
     done = threading.Event()
 
     def outage(kind: str, value: Any) -> None:
@@ -170,9 +171,9 @@ def test_a_private_run_goes_on_from_the_store_alone_and_its_book_is_whole(store:
     assert rows == list(range(1, 7))
     verified = CliRunner().invoke(cli, ["ledger", "verify", address])
     assert verified.exit_code == 0, verified.output
-    assert verified.output.startswith(below(address, "ledger/records.jsonl") + ": whole, ")
+    assert verified.output.startswith(f"{ObjectPath.parse(address) / 'ledger/records.jsonl'}: whole, ")
     assert "the figures of 4 clients follow from" in verified.output
-    assert not [p for p in RunFiles.at(address).root.rglob("*") if p.suffix == ".salt" or p.name == "records.jsonl"]
+    assert not [p for p in RunFiles.at(ObjectPath.parse(address)).root.rglob("*") if p.suffix == ".salt" or p.name == "records.jsonl"]
 
 
 # -- a slow disk -----------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from moto import mock_aws
 from fedray.errors import LedgerError
 from fedray.privacy.accounting.event_json import canonical, from_canonical
 from fedray.privacy.accounting.events import Composed, Event, Gaussian, Laplace, Poisson, SelfComposed, Tree, Unsupported, ZCdp
-from fedray.privacy.ledger.ledger import Charge, Ledger, Location, ObjectPath, verify
+from fedray.privacy.ledger.ledger import Charge, Ledger, verify
+from fedray.stores.object_path import Location, ObjectPath
 
 FLOATS = st.floats(0.0, 1e6, allow_nan=False)
 RATES = st.fractions(0, 1).filter(lambda q: q > 0)

@@ -17,19 +17,9 @@ from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Wor
 from fedray.privacy.ledger import inspect
-from fedray.privacy.ledger.ledger import (
-    Charge,
-    Ledger,
-    ObjectPath,
-    clients_path,
-    ledger_directory,
-    read,
-    records_path,
-    subject_path,
-    verify,
-)
-from fedray.privacy.ledger.location import location
+from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path, ledger_directory, read, records_path, subject_path, verify
 from fedray.rounding import rounded_up
+from fedray.stores.object_path import ObjectPath, location
 
 EVENT = SelfComposed(5, Poisson(Fraction(1, 4), Gaussian(1.3)))
 

@@ -15,11 +15,12 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from fedray.errors import LedgerError
+from fedray.errors import LedgerError, StoreError
 from fedray.privacy.accounting.events import Gaussian
 from fedray.privacy.ledger import inspect, object_lock
 from fedray.privacy.ledger.ledger import Charge, Ledger, read, records_path, subject_path, verify
-from fedray.stores import s3 as object_client
+from fedray.stores.object_path import ObjectPath
+from fedray.stores.s3 import Bucket
 
 PLACE = "s3://silo-books/ledgers?region=us-east-1"
 BOOK = records_path(PLACE)
@@ -84,7 +85,7 @@ def test_missing_books_are_not_made_up() -> None:
         Ledger.open(BOOK, "run/1", pinned="0" * 64)
     with pytest.raises(LedgerError, match="holds no privacy ledger"):
         inspect.find(PLACE)
-    with pytest.raises(LedgerError, match=r"store refused to .*NoSuchBucket"):
+    with pytest.raises(StoreError, match=r"store refused to .*NoSuchBucket"):
         Ledger.open(records_path("s3://another/ledgers?region=us-east-1"), "run/1")
 
 
@@ -143,7 +144,7 @@ def test_a_writer_that_is_thought_dead_cannot_write(s3: Any, monkeypatch: pytest
 class Away:
     """A store in which someone else's lock lies, and which is away for a minute from its third look on; with a clock of its own."""
 
-    path = BOOK
+    path = ObjectPath.parse(PLACE)
 
     def __init__(self) -> None:
         self.now, self.looks = 0.0, 0
@@ -167,7 +168,7 @@ def test_a_holder_that_could_not_reach_the_store_gets_the_time_to_renew(monkeypa
     away = Away()
     monkeypatch.setattr(object_lock, "time", away)
     with pytest.raises(LedgerError, match="in use by job 'first/1'"):
-        object_lock.ObjectLock(away, "second/1", 0.0)  # type: ignore[arg-type]
+        object_lock.ObjectLock(away, "records.jsonl", "second/1", 0.0)  # type: ignore[arg-type]
     assert away.now >= 75.0
 
 
@@ -221,19 +222,19 @@ def test_harm_is_found_with_its_place(s3: Any, harm: str) -> None:
 
 
 def test_a_store_without_conditions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = object_client.Bucket._put
+    real = Bucket._request
 
-    def careless(self: object_client.Bucket, key: str, data: bytes, patience: float | None, **condition: str) -> str:
-        return real(self, key, data, patience)
+    def careless(self: Bucket, operation: str, key: str, **parameters: Any) -> Any:
+        return real(self, operation, key, **{name: value for name, value in parameters.items() if name not in ("IfNoneMatch", "IfMatch")})
 
-    monkeypatch.setattr(object_client.Bucket, "_put", careless)
+    monkeypatch.setattr(Bucket, "_request", careless)
     with pytest.raises(LedgerError, match="ignores conditions on writes"):
         Ledger.open(BOOK, "run/1")
 
 
 def test_without_boto3_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(LedgerError, match=r"needs boto3; install fedray\[s3\]"):
+    with pytest.raises(StoreError, match=r"needs boto3; install fedray\[s3\]"):
         verify(BOOK)
 
 
@@ -243,5 +244,5 @@ def test_without_credentials_nothing_is_waited_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(LedgerError, match="check the address and the credentials"):
+    with pytest.raises(StoreError, match="check the address and the credentials"):
         verify(BOOK)

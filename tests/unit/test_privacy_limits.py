@@ -15,9 +15,9 @@ from fedray.planning.preparation import Prepared, prepare
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import bound
 from fedray.privacy.clientplan import Plan
-from fedray.privacy.ledger.ledger import Location, read, records_path, verify
-from fedray.privacy.ledger.location import location
+from fedray.privacy.ledger.ledger import read, records_path, verify
 from fedray.privacy.limits import FILE, load_limits
+from fedray.stores.object_path import Location, location
 
 RECORD = ["data.partition={kind: iid, clients: 4}", "rounds=6", "privacy.delta=2e-4"]
 CLIENT = ["data.partition={kind: iid, clients: 50}", "rounds=6", "algorithm.weights=uniform", "cohort={kind: poisson, fraction: 0.5}"]

@@ -1,11 +1,9 @@
 """A book as objects of an S3 store: each block of lines is one object that is written once and never changed.
 
-A block's key is its position in the book. It is made on the condition that the key does not exist yet
+A block's key is its position in the book. The object is written only if the key does not exist yet
 (``If-None-Match: *``), so of two writers with the same view of the book one wins and the other stops: a
 writer that was thought dead cannot write any more. The lock is an object beside the book that names its
-holder, who renews it; it keeps writers from getting in each other's way, and safety does not rest on it.
-
-Source: Amazon S3 user guide, "How to prevent object overwrites with conditional writes"
+holder, who renews it. It keeps writers out of each other's way; safety does not depend on it.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from fedray.errors import LedgerError
-from fedray.privacy.ledger.location import ObjectPath
 from fedray.privacy.ledger.object_lock import ObjectLock
+from fedray.stores.object_path import ObjectPath
 from fedray.stores.s3 import Bucket, Taken
 
 _DIGITS = 16
@@ -24,10 +22,11 @@ _READERS = 8
 
 
 def read_lines(path: ObjectPath) -> Iterator[bytes]:
-    """The lines of a book with their ends, without the writer's lock.
+    """The lines of a book with their ends, read without the writer's lock.
 
     Raises:
         LedgerError: there is no book, or an object of it is missing, has another length or was not written by a ledger.
+        StoreError: the store cannot be read.
     """
     blocks = 0
     for block in _blocks(Bucket(path)):
@@ -38,15 +37,15 @@ def read_lines(path: ObjectPath) -> Iterator[bytes]:
 
 
 def find_books(path: ObjectPath) -> list[ObjectPath]:
-    """The books at an address: itself, or those directly below it.
+    """The book at an address, or else the books directly below it.
 
     Raises:
-        LedgerError: the store is out of reach.
+        StoreError: the store cannot be read.
     """
     bucket = Bucket(path)
-    if path.name.endswith(".jsonl") and bucket.keys("/"):
+    if path.name.endswith(".jsonl") and bucket.names():
         return [path]
-    return [path / name for name in bucket.folders("/") if name.endswith(".jsonl")]
+    return [path / name for name in bucket.folders() if name.endswith(".jsonl")]
 
 
 class ObjectBook:
@@ -57,19 +56,20 @@ class ObjectBook:
 
         Args:
             path: the book.
-            job: who locks it.
+            job: the run that locks it, for those who find it locked.
             must_exist: a missing book is an error.
             wait: seconds to wait for another writer to end.
 
         Raises:
-            LedgerError: missing, locked, out of reach, or in a store without conditional writes.
+            LedgerError: missing, locked, or in a store without conditional writes.
+            StoreError: the store cannot be reached.
         """
         self._path = path
         self._pid = os.getpid()
         self._bucket = Bucket(path)
-        if must_exist and not self._bucket.keys("/"):
+        if must_exist and not self._bucket.names():
             raise LedgerError(f"{path}: the book is missing though it has been written before; name its bucket or bring it back.")
-        self._lock = ObjectLock(self._bucket, job, wait)
+        self._lock = ObjectLock(self._bucket.at(path.parent), path.name, job, wait)
 
     def lines(self) -> Iterator[bytes]:
         """See :func:`read_lines`; a new book has none."""
@@ -77,10 +77,11 @@ class ObjectBook:
             yield from block.splitlines(keepends=True)
 
     def append(self, block: bytes, at: int) -> None:
-        """Make the object of position ``at``; the store has acknowledged it, or has been seen to hold it, when this returns.
+        """Write the object of position ``at``. When this returns, the store has acknowledged it, or has been seen to hold it.
 
         Raises:
-            LedgerError: someone else wrote there or took the lock, or the store could not be reached.
+            LedgerError: another writer wrote there or took the lock.
+            StoreError: it is not known whether the block was written.
         """
         if self._lock.lost:
             raise LedgerError(
@@ -94,7 +95,7 @@ class ObjectBook:
             ) from None
 
     def cut(self, tail: bytes, at: int) -> str:
-        """Objects are whole or absent, so no crash tears a line here.
+        """Refuse: objects are whole or absent, so no crash leaves a torn line here.
 
         Raises:
             LedgerError: always.
@@ -110,15 +111,15 @@ class ObjectBook:
 
 
 def _key(at: int) -> str:
-    return f"/{at:0{_DIGITS}d}"
+    return f"{at:0{_DIGITS}d}"
 
 
 def _blocks(bucket: Bucket) -> Iterator[bytes]:
     """The book's objects in order, each checked to begin where the one before it ends."""
-    keys = bucket.keys("/")
+    keys = bucket.names()
     at = 0
     with ThreadPoolExecutor(min(_READERS, max(1, len(keys)))) as pool:
-        for start in range(0, len(keys), 16 * _READERS):  # bounds what is read ahead of the reader
+        for start in range(0, len(keys), 16 * _READERS):  # limits how much is read ahead
             some = keys[start : start + 16 * _READERS]
             for key, block in zip(some, pool.map(bucket.get, some), strict=True):
                 if key != _key(at):

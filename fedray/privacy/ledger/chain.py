@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, get_args
 from fedray.errors import LedgerError
 from fedray.privacy.accounting.event_json import from_canonical, to_json
 from fedray.privacy.accounting.events import Adjacency, Event
-from fedray.privacy.ledger.location import Location, location
 from fedray.privacy.ledger.place import read_lines
+from fedray.stores.object_path import Location, location
 
 VERSION = 1
 GENESIS = "0" * 64

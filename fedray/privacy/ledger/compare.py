@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedray.errors import LedgerError
+from fedray.errors import LedgerError, StoreError
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, INTERVAL, bound
 from fedray.privacy.figures import largest
 from fedray.privacy.ledger.chain import Summary, read, run_of
-from fedray.privacy.ledger.location import Location, location
 from fedray.privacy.ledger.place import find_books
 from fedray.privacy.ledger.verification import verify
 from fedray.storage import read_json, reading
+from fedray.stores.object_path import Location, location
 
 #: Largest relative difference at which two figures count as equal.
 TOLERANCE = 1e-6
@@ -156,7 +156,7 @@ def _book_of(run: Path, name: str) -> Location | None:
     book = location(str(_load(part)["book"]))
     try:
         return next(iter(find_books(book)), None)
-    except LedgerError:
+    except (LedgerError, StoreError):
         return None
 
 

@@ -14,12 +14,12 @@ from fedray.errors import FedrayError, LedgerError
 from fedray.privacy.accounting import accountant
 from fedray.privacy.ledger.chain import GENESIS, Summary, run_of
 from fedray.privacy.ledger.compare import compare_run
-from fedray.privacy.ledger.location import Location, location
 from fedray.privacy.ledger.place import find_books, read_lines
 from fedray.privacy.ledger.verification import verify
 from fedray.privacy.limits import Limits, load_limits
 from fedray.rounding import as_given, rounded_down, rounded_up
 from fedray.storage import read_json, reading
+from fedray.stores.object_path import Location, location
 
 #: Number of clients with different charges whose figures are on the fine grid; the others are on the coarse grid, which errs upwards.
 _REFINED = 20

@@ -33,21 +33,19 @@ from fedray.privacy.ledger.chain import (
     scan,
     seal,
 )
-from fedray.privacy.ledger.location import Location, ObjectPath, clients_path, ledger_directory, location, records_path, subject_path
+from fedray.privacy.ledger.location import clients_path, ledger_directory, records_path, subject_path
 from fedray.privacy.ledger.place import Store, open_store
 from fedray.privacy.ledger.verification import verify
+from fedray.stores.object_path import Location, location
 
 __all__ = [
     "Charge",
     "Head",
     "Ledger",
     "LedgerEntry",
-    "Location",
-    "ObjectPath",
     "Summary",
     "clients_path",
     "ledger_directory",
-    "location",
     "read",
     "records_path",
     "subject_path",

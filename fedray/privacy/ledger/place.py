@@ -1,4 +1,4 @@
-"""What a ledger needs of the place where its book lies, and which place is meant."""
+"""The interface of a book's storage, and the choice between files and objects."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from pathlib import Path
 from typing import Protocol
 
 from fedray.privacy.ledger import book_file, book_object
-from fedray.privacy.ledger.location import Location
+from fedray.stores.object_path import Location
 
 
 class Store(Protocol):
-    """A book locked for one writer: bytes that only grow. Positions are counted in bytes from the book's beginning."""
+    """A book locked for one writer, which only grows. Positions are byte offsets from the book's beginning."""
 
     def lines(self) -> Iterator[bytes]:
-        """The book's lines with their ends, in order; the last has none where a crash tore it."""
+        """The book's lines with their line ends, in order; the last line has none if a crash tore it."""
         ...
 
     def append(self, block: bytes, at: int) -> None:
         """Add whole lines at position ``at``, durably before this returns.
 
         Raises:
-            LedgerError: the book does not end at ``at`` any more, or it cannot be known that the block is safe. Nothing may be trained.
+            LedgerError: the book does not end at ``at`` any more, or its disk failed. Nothing may be trained.
+            StoreError: it is not known whether the block was written. Nothing may be trained.
         """
         ...
 
     def cut(self, tail: bytes, at: int) -> str:
-        """Take a torn last line, which begins at ``at``, out of the book; returns what became of it, in words."""
+        """Remove a torn last line, which begins at ``at``; returns where it was kept, in words."""
         ...
 
     def close(self) -> None:
@@ -35,17 +36,18 @@ class Store(Protocol):
 
 
 def open_store(path: Location, job: str, *, must_exist: bool, make_directory: bool, wait: float) -> Store:
-    """Lock the book at ``path`` for writing, making it where there is none.
+    """Lock the book at ``path`` for writing; it is made if there is none.
 
     Args:
         path: the book.
-        job: who writes, for those who find it locked.
+        job: the run that writes, for those who find it locked.
         must_exist: a missing book is an error.
-        make_directory: make its directory if it is missing (whose parent must be there); object stores have none.
+        make_directory: make its directory if it is missing (the parent must exist); object stores have no directories.
         wait: seconds to wait for another writer to end.
 
     Raises:
-        LedgerError: locked, missing, or out of reach.
+        LedgerError: locked or missing.
+        StoreError: the store cannot be reached.
     """
     if isinstance(path, Path):
         return book_file.FileBook(path, job, must_exist=must_exist, make_directory=make_directory, wait=wait)
@@ -56,13 +58,14 @@ def read_lines(path: Location) -> Iterator[bytes]:
     """The lines of a book, without the writer's lock.
 
     Raises:
-        LedgerError: it cannot be read.
+        LedgerError: there is none, or it is damaged.
+        StoreError: the store cannot be reached.
     """
     return book_file.read_lines(path) if isinstance(path, Path) else book_object.read_lines(path)
 
 
 def find_books(path: Location) -> list[Location]:
-    """The books at ``path``: itself, or those below it."""
+    """The book at ``path``, or else the books directly below it."""
     if isinstance(path, Path):
         return [path] if path.is_file() else list(book_file.find_books(path))
     return list(book_object.find_books(path))

@@ -13,8 +13,8 @@ from typing import Any
 
 from fedray.errors import LedgerError
 from fedray.privacy.ledger.chain import LedgerEntry, Summary, read
-from fedray.privacy.ledger.location import Location, location
 from fedray.privacy.recordplan import DpSgdTerms, dpsgd_terms
+from fedray.stores.object_path import Location, location
 
 _NUMBERS = DpSgdTerms._fields
 
