@@ -31,12 +31,19 @@ def _stop() -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A local Ray with six logical CPUs, shared by all tests that ask for it."""
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The value of ``FEDRAY_WORK`` in the cluster's processes."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def cluster(work: Path) -> Iterator[None]:
+    """A local Ray with six logical CPUs, shared by all tests that ask for it. Its processes have the credentials of the tests' S3 server."""
     global _running
     import logging
 
     import ray
+    from objectstore import ENVIRONMENT
 
     from fedray.experiment.cluster import NAMESPACE
 
@@ -50,7 +57,7 @@ def cluster() -> Iterator[None]:
         logging_level=logging.ERROR,
         namespace=NAMESPACE,
         object_store_memory=300 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},  # for python: parts of the tests
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent), "FEDRAY_WORK": str(work), **ENVIRONMENT}},
     )
     _running = True
     yield

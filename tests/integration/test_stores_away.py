@@ -51,10 +51,10 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Before Ray, whose processes get their credentials and their working directory from this environment."""
+def store(work: Path) -> Iterator[Store]:
+    """An S3 server; this process has the working directories that the cluster's processes have."""
     with pytest.MonkeyPatch.context() as environment, object_store() as (address, wire):
-        environment.setenv("FEDRAY_WORK", str(tmp_path_factory.mktemp("work")))
+        environment.setenv("FEDRAY_WORK", str(work))
         yield Store(address, wire)
 
 
