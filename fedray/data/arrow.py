@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedray.components import nearest
 from fedray.data.folds import TestFold, need_test, test_rows
 from fedray.data.images import decode_images
@@ -26,14 +28,14 @@ class ArrowColumns:
     Attributes:
         image: column of encoded images (binary, or a struct with ``bytes`` as on the Hugging Face hub); None: the first such column,
             or a plain table where no column is one.
-        label: the label's column; None: the one with a usual name (label, labels, target, class).
+        label: the label's column, or several columns of numbers, one for each target; None: the one with a usual name (label, labels, target, class).
         table: how a plain table is read, except for the label's column; an image set uses its ``classes``, ``labels`` and ``silo``.
         fold: column that says which records are the test set.
         test_fold: that column's values that mean the test set; None: the column holds "train" and "test".
     """
 
     image: str | None
-    label: str | None
+    label: str | Sequence[str] | None
     table: Table
     fold: str | None = None
     test_fold: TestFold | None = None
@@ -82,7 +84,7 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
             f"name the label's with data.label (there are {', '.join(train.schema.names)})."
         )
     table = replace(columns.table, label=label)
-    names = _class_names(train.schema, label) if table.classes is None else None
+    names = _class_names(train.schema, label) if table.classes is None and isinstance(label, str) else None
     if image is None:
         if not table.declared and names is not None:
             table = replace(table, classes=len(names), names=names)
@@ -93,11 +95,11 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
     if unused:
         raise DataError(f"data.{unused[0]}: is for tables, but {where} holds images in column '{image}'; leave it out.")
     groups = _values(train, table.silo, "data.silo", where) if table.silo is not None else None
-    x, y = _images(train, image, where), _values(train, label, "data.label", where)
+    x, y = _images(train, image, where), _targets(train, label, where)
     own_test = test_groups = None
     if test is not None:
         named = f"{where} (test set)"
-        own_test = (_images(test, image, named), _values(test, label, "data.label", named))
+        own_test = (_images(test, image, named), _targets(test, label, named))
         if table.silo is not None and table.silo in test.schema.names:
             test_groups = _values(test, table.silo, "data.silo", named)
     known = names if table.labels is None else None
@@ -187,6 +189,12 @@ def _values(table: Any, name: str, path: str, where: str) -> Any:
     if column.null_count:
         raise DataError(f"{where}: {column.null_count} records have no '{name}' ({path}); remove them.")
     return column.to_pandas().to_numpy()
+
+
+def _targets(table: Any, label: str | Sequence[str], where: str) -> Any:
+    if isinstance(label, str):
+        return _values(table, label, "data.label", where)
+    return np.stack([np.asarray(_values(table, name, "data.label", where), dtype=np.float32) for name in label], axis=1)
 
 
 def _images(table: Any, name: str, where: str) -> Any:

@@ -15,7 +15,7 @@ def split(
     """Split records at random: ``round(fraction * n)`` are held out, at least one record is kept for training.
 
     Args:
-        labels: ``[n]``.
+        labels: ``[n]``, or ``[n, ...]``, which is never stratified.
         fraction: fraction of the records to hold out.
         stratify: whether to hold out the same fraction of each class (with classes only).
         draws: random generator.
@@ -28,7 +28,7 @@ def split(
     wanted = min(int(fraction * n + 0.5), n - 1)
     held_out = np.zeros(n, dtype=np.bool_)
     order = draws.permutation(n)
-    if stratify and labels.dtype.kind == "i" and wanted > 0:
+    if stratify and labels.dtype.kind == "i" and labels.ndim == 1 and wanted > 0:
         classes, code, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         quotas = apportion(wanted, sizes.astype(np.float64))
         grouped = order[np.argsort(code[order], kind="stable")]

@@ -31,7 +31,8 @@ class Classified:
     """Labels as classes.
 
     Attributes:
-        targets: one array for each given array, ``[n]`` int64 classes, or float32 in regression.
+        targets: one array for each given array, ``[n]`` int64 classes, or float32 in regression; ``[n, ...]`` if a record has several
+            targets.
         classes: number C of classes; None in regression.
         class_labels: the label of each class, in class order; empty in regression.
         declared: whether the classes were declared, and not found in the records.
@@ -69,10 +70,11 @@ def plain_array(values: npt.ArrayLike, what: str, where: str) -> npt.NDArray[Any
 
 
 def label_array(values: npt.ArrayLike, where: str, known: Sequence[Label] | None = None) -> npt.NDArray[Any]:
-    """Convert a source's labels to booleans, integers, floats or text ``[n]`` without missing values.
+    """Convert a source's labels to booleans, integers, floats or text ``[n]`` without missing values; several
+    numbers per record as ``[n, ...]``.
 
     Args:
-        values: ``[n]`` or ``[n, 1]``.
+        values: ``[n]`` or ``[n, 1]``; numbers ``[n, ...]`` where a record has several targets.
         where: the source, for messages.
         known: the declared labels; a text among them is a label even if it looks like a missing one.
 
@@ -84,16 +86,19 @@ def label_array(values: npt.ArrayLike, where: str, known: Sequence[Label] | None
         array = np.asarray(values, dtype=object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if array.ndim != 1:
-        raise DataError(f"{where}: labels have shape {array.shape}; expected one label a record, [records].")
+    if array.ndim == 0 or 0 in array.shape[1:]:
+        raise DataError(f"{where}: labels have shape {array.shape}; expected one label for each record, [records].")
+    if array.ndim > 1 and array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: several labels a record are of type {array.dtype}; expected numbers, [records, ...].")
     if array.dtype.kind in "OTU":
         array = _from_objects(array.astype(object), where, known or ())
     if array.dtype.kind not in "biufU":
         raise DataError(f"{where}: labels are of type {array.dtype}; expected integers, text, or floats (regression).")
     if array.dtype.kind == "f":
-        _refuse_missing(np.isnan(array), where)
+        others = tuple(range(1, array.ndim))
+        _refuse_missing(np.isnan(array).any(axis=others), where)
         with np.errstate(over="ignore"):
-            finite = np.isfinite(array.astype(np.float32))
+            finite = np.isfinite(array.astype(np.float32)).all(axis=others)
         if not finite.all():
             raise DataError(f"{where}: the label of record {int(finite.argmin()) + 1} is not a finite number of float32; clean the data.")
     return array
@@ -164,6 +169,8 @@ def number_classes(
     ):
         kinds = ", ".join(sorted({str(y.dtype) for y in arrays}))
         raise DataError(f"{where}: labels are of different types in different parts ({kinds}); make them one.")
+    if any(y.ndim > 1 for y in arrays):
+        return _several(arrays, where, classes, labels, class_labels)
     if labels is not None:
         return Classified([_positions(y, labels, where) for y in arrays], len(labels), tuple(labels), True)
     if any(y.dtype.kind == "f" for y in arrays):
@@ -194,6 +201,22 @@ def number_classes(
     if found.dtype.kind != "U" and found[0] == 0 and found[-1] == len(found) - 1:
         return Classified([y.astype(np.int64) for y in arrays], len(found), range(len(found)), False)
     return Classified([np.searchsorted(found, y).astype(np.int64) for y in arrays], len(found), tuple(found.tolist()), False)
+
+
+def _several(
+    arrays: list[npt.NDArray[Any]], where: str, classes: int | None, labels: Sequence[Label] | None, class_labels: Sequence[Label] | None
+) -> Classified:
+    """Several targets a record: numbers as they are, or with ``classes`` a class each."""
+    if len({y.shape[1:] for y in arrays}) > 1:
+        shapes = " and ".join(str(shape) for shape in sorted({y.shape[1:] for y in arrays}))
+        raise DataError(f"{where}: the targets of a record have shape {shapes} in different parts; they must agree.")
+    if labels is not None:
+        raise DataError("data.labels: is for one label a record, but each record has several; leave it out.")
+    if classes is None:
+        return Classified([y.astype(np.float32) for y in arrays], None, (), True)
+    shape = arrays[0].shape[1:]
+    flat = number_classes([y.reshape(-1) for y in arrays], where, classes, None, class_labels)
+    return Classified([y.reshape(-1, *shape) for y in flat.targets], classes, flat.class_labels, True)
 
 
 def _refuse_lookalikes(found: Sequence[str], where: str) -> None:

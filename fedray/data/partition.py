@@ -118,8 +118,9 @@ def dirichlet(
     _enough(n, clients)
     if not alpha > 0 or not np.isfinite(alpha):
         raise DataError(f"data.partition.alpha: should be a number above 0, but is {alpha}.")
-    if labels.dtype.kind != "i":
-        raise DataError("data.partition.kind: dirichlet needs class labels, but this is regression; use iid or quantity.")
+    if labels.dtype.kind != "i" or labels.ndim > 1:
+        what = "this is regression" if labels.ndim == 1 else "each record has several targets"
+        raise DataError(f"data.partition.kind: dirichlet needs class labels, but {what}; use iid or quantity.")
     if min_records < 1 or min_records * clients > n:
         raise DataError(
             f"data.partition.min_records: should be at least 1 and at most records / clients = {n // clients}, but is {min_records}."
@@ -162,6 +163,10 @@ def shards(labels: Targets, groups: Indices | None, draws: np.random.Generator, 
     """
     n = len(labels)
     _enough(n, clients)
+    if labels.ndim > 1:
+        raise DataError(
+            "data.partition.kind: shards sorts records by their label, but each record has several targets; use iid or quantity."
+        )
     count = clients * shards_per_client
     if shards_per_client < 1 or count > n:
         raise DataError(

@@ -34,7 +34,7 @@ class Raw:
 
     Attributes:
         x: ``[n, *shape]`` float32, int64 or uint8.
-        y: ``[n]`` int64 classes 0..C-1, or float32 in regression.
+        y: ``[n]`` int64 classes 0..C-1, or float32 in regression; ``[n, ...]`` if a record has several targets.
         classes: number C of classes; None in regression.
         test: features and targets of the source's own test set, or None.
         groups: int64 ``[n]``, each record's natural client as an index into ``group_names``; None without natural clients.
@@ -185,7 +185,7 @@ def build(
     Args:
         where: the source, for messages.
         x: ``[n, *shape]``; floats become float32, uint8 are images, other integers become int64 tokens.
-        y: ``[n]``.
+        y: ``[n]``, or numbers ``[n, ...]`` for several targets per record, which are classes only with ``classes``.
         test: features and labels of the source's own test set.
         groups: the natural client of each record, of any type; with ``group_names``, an index into these.
         group_names: names of the natural clients.

@@ -24,7 +24,7 @@ _WHOLE = re.compile(r"-?\d{1,18}(\.0+)?")
 def csv(
     where: str,
     *,
-    label: str,
+    label: str | Sequence[str],
     label_threshold: float | None = None,
     labels: Sequence[Cell] | None = None,
     classes: int | None = None,
@@ -45,11 +45,12 @@ def csv(
     """CSV with a header line: a folder with one file per silo, or one file.
 
     In a folder every client reads only its own file ``NAME.csv``; the driver reads at most the files' names. The classes of a folder must
-    be declared (label_threshold, labels, classes or regression), because no process reads all silos.
+    be declared (label_threshold, labels, classes or regression), because no process reads all silos; several
+    labels need no declaration.
 
     Args:
         where: a folder of .csv files, one per client and with the client's name; or one file.
-        label: the label's column.
+        label: the label's column, or several columns of numbers, one for each target, such as [event, time] or a 0/1 column per label.
         label_threshold: the class is 1 where the label is above this, else 0.
         labels: the label's values in class order.
         classes: labels are the integers 0..classes-1 already.

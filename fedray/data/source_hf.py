@@ -21,7 +21,7 @@ def hf(
     revision: str | None = None,
     train: str = "train",
     test: str | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     image: str | None = None,
     silo: str | None = None,
     fold: str | None = None,

@@ -20,7 +20,7 @@ _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 def parquet(
     where: str,
     *,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     image: str | None = None,
     test: str | None = None,
     silo: str | None = None,
@@ -44,7 +44,7 @@ def parquet(
 
     Args:
         where: a file or a folder.
-        label: the label's column; null = label, labels, target or class, whichever is there.
+        label: the label's column; null = label, labels, target or class, whichever is there; or several columns of numbers, each a target.
         image: the column of encoded images (binary, or a struct with bytes); null = the first such column, if any.
         test: a file with the test set, instead of the folder's.
         silo: column that names each record's client, for the natural partition; in the test set, too, with data.holdout.at=clients.
@@ -71,7 +71,7 @@ def parquet(
 
     def load() -> Raw:
         root, name = existing(where, "data.source"), f"parquet:{where}"
-        unread = [column for column in drop if column not in (label, silo, fold)]
+        unread = [column for column in drop if column not in (*([label] if isinstance(label, str) else label or ()), silo, fold)]
         train_files, test_files = parquet_files(root, existing(test, "data.test") if test is not None else None, fold is not None)
         return shape_arrow(
             _read(train_files, root, name, unread), _read(test_files, root, name, unread) if test_files else None, columns, name

@@ -29,7 +29,7 @@ def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: 
     dict the entry ``"test"`` is no client but the driver's test set ``(x, y)``; clients' own test sets are evaluated on at the
     driver, all together, or at the clients with data.holdout.at=clients. ``x`` is ``[n, ...]`` (floats; uint8 images 0..255,
     which become 0..1; other integers are tokens) or a pandas frame of numbers, ``y`` is ``[n]`` integers or text (classes) or
-    floats (regression).
+    floats (regression), or ``[n, ...]`` numbers where a record has several targets.
 
     A class is a source with one place a client: its instances have ``clients() -> list[str]``, which reads no
     records, ``load(client) -> (x, y)`` or ``(x, y, x_test, y_test)``, called only where that client lives, perhaps
@@ -179,6 +179,8 @@ def _stacked(
         x, y = checked_pair(named, labels_of, where, labels)
         if features and (x.shape[1:] != features[0].shape[1:] or x.dtype != features[0].dtype):
             raise DataError(f"{where}: has records of {x.shape[1:]} {x.dtype}, others {features[0].shape[1:]} {features[0].dtype}.")
+        if targets and y.shape[1:] != targets[0].shape[1:]:
+            raise DataError(f"{where}: has targets of shape {y.shape[1:]}, others of {targets[0].shape[1:]}; they must agree.")
         if targets and labels is None and (y.dtype.kind in "fU" or targets[0].dtype.kind in "fU") and y.dtype.kind != targets[0].dtype.kind:
             raise DataError(f"{where}: has labels of {y.dtype}, others of {targets[0].dtype}; make them of one type.")
         features.append(x)

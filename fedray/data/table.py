@@ -33,7 +33,7 @@ _NAMELESS = re.compile(r"\s*|Unnamed: \d+(\.\d+)*|__index_level_\d+__")
 class Table:
     """How a table is read; the attributes are the arguments of :func:`fedray.data.source_csv.csv`."""
 
-    label: str
+    label: str | Sequence[str]
     label_threshold: float | None = None
     labels: Sequence[Cell] | None = None
     classes: int | None = None
@@ -54,6 +54,12 @@ class Table:
             "regression": self.regression,
         }
         given = [name for name, is_given in ways.items() if is_given]
+        if not isinstance(self.label, str) and given:
+            raise DataError(
+                f"data.{given[0]}: is for one label, but data.label names several columns, whose numbers are taken as they are."
+            )
+        if not isinstance(self.label, str) and len(set(self.label)) < max(2, len(self.label)):
+            raise DataError("data.label: a list should name two or more columns, each once; give a single one as text.")
         if len(given) > 1:
             raise DataError(f"data.{given[1]}: contradicts data.{given[0]}; each says how labels are read, keep one.")
         if self.labels is not None and len({label_key(v) for v in self.labels}) < max(2, len(self.labels)):
@@ -63,14 +69,20 @@ class Table:
                 raise DataError(f"data.categories.{column}: should list different values, two or more with drop_first.")
         if self.features is not None and (len(set(self.features)) < len(self.features) or not self.features):
             raise DataError("data.features: should name each column once, and at least one.")
-        taken = {self.label, self.silo} & set(self.features or ())
+        taken = {*self.label_columns, self.silo} & set(self.features or ())
         if taken:
             raise DataError(f"data.features: '{taken.pop()}' is the label or the silo column, not a feature.")
 
     @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label's column, or several of which each is a target."""
+        return (self.label,) if isinstance(self.label, str) else tuple(self.label)
+
+    @property
     def declared(self) -> bool:
-        """Whether the config declares the classes, or regression."""
-        return self.regression or any(v is not None for v in (self.label_threshold, self.labels, self.classes))
+        """Whether the config declares the classes, or that the targets are numbers."""
+        ways = (self.label_threshold, self.labels, self.classes)
+        return self.regression or not isinstance(self.label, str) or any(v is not None for v in ways)
 
     @property
     def declared_classes(self) -> int | None:
@@ -199,7 +211,7 @@ def _shape(
 ) -> tuple[npt.NDArray[np.float32], Any, Any, tuple[str, ...]]:
     frame, headers = _headed(frame, where)
     silo = [table.silo] if table.silo is not None and grouped else []
-    for argument, names in (("label", [table.label]), ("silo", silo), ("drop", table.drop), ("features", table.features or ())):
+    for argument, names in (("label", table.label_columns), ("silo", silo), ("drop", table.drop), ("features", table.features or ())):
         for name in names:
             _require(name, headers, f"data.{argument}", where)
     features = _features(frame, table)
@@ -209,7 +221,7 @@ def _shape(
         _require(name, features, f"data.categories.{name}", where, "feature")
     if not features:
         raise DataError(f"{where}: no feature columns are left beside the label; check data.drop and data.features.")
-    frame = _without_missing(frame, [*features, table.label, *silo], table.missing_rows, where)
+    frame = _without_missing(frame, [*features, *table.label_columns, *silo], table.missing_rows, where)
     parts: list[npt.NDArray[np.float32]] = []
     columns: list[str] = []
     for name in features:
@@ -223,11 +235,11 @@ def _shape(
             parts.append(_numbers(frame[name], name, where, "leave it out with data.drop")[:, None].astype(np.float32))
             columns.append(name)
     groups = frame[table.silo].to_numpy() if silo else None
-    return np.concatenate(parts, axis=1), _labels(frame[table.label], table, where), groups, tuple(columns)
+    return np.concatenate(parts, axis=1), _labels(frame, table, where), groups, tuple(columns)
 
 
 def _features(frame: Any, table: Table) -> list[str]:
-    return list(table.features or [str(h) for h in frame.columns if str(h) not in {table.label, table.silo, *table.drop}])
+    return list(table.features or [str(h) for h in frame.columns if str(h) not in {*table.label_columns, table.silo, *table.drop}])
 
 
 def _require(name: str, present: Sequence[str], path: str, where: str, what: str = "column") -> None:
@@ -305,10 +317,15 @@ def _numbers(series: Any, name: str, where: str, remedy: str) -> npt.NDArray[np.
     return values
 
 
-def _labels(series: Any, table: Table, where: str) -> Any:
-    """Return classes if the labels' values are declared, float32 in regression, and otherwise the labels as they are."""
+def _labels(frame: Any, table: Table, where: str) -> Any:
+    """Return classes if the labels' values are declared, float32 in regression, several columns as float32 ``[n, columns]``,
+    and otherwise the labels as they are."""
     import pandas as pd
 
+    if not isinstance(table.label, str):
+        values = [_numbers(frame[name], name, where, "take it out of data.label") for name in table.label]
+        return np.stack(values, axis=1).astype(np.float32)
+    series = frame[table.label]
     if table.labels is not None:
         return _codes(series, table.labels, table.label, "data.labels", where)
     if table.label_threshold is not None:

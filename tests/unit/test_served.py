@@ -18,6 +18,7 @@ import pytest
 import torch
 from paths import ROOT
 from sklearn import datasets
+from survivors import survivors
 from torch import nn
 
 from fedray.config import Config
@@ -28,7 +29,7 @@ from fedray.data.records import Federation
 from fedray.data.table import Column, raw_columns
 from fedray.data.transforms import TRANSFORMS, Transform, unit_norm
 from fedray.experiment.launch import Result
-from fedray.experiment.served import served_model
+from fedray.experiment.served import predict, served_model
 from fedray.parameters import Layout, get_vector
 from fedray.planning.preparation import prepare
 from fedray.runfiles import RunFiles
@@ -321,3 +322,29 @@ def test_a_category_that_the_graph_does_not_know_gives_nan_and_no_other_category
         found = served(torch.tensor([[5.0, 1.0], [5.0, 7.0]]))
     assert math.isfinite(found[0].item())
     assert math.isnan(found[1].item())
+
+
+@pytest.mark.parametrize(
+    ("loss", "columns", "said"),
+    [
+        ("cox", ["event", "time"], "gives the logarithm of a relative risk: the larger, the earlier the event"),
+        ("bce", ["event", "other"], "gives a logit for each of 2 labels, above 0 where it holds: event, other"),
+    ],
+)
+def test_what_models_of_several_targets_give_is_said(tmp_path: Path, loss: str, columns: list[str], said: str) -> None:
+    frame = survivors(40, 0).assign(other=lambda f: (f.u1 > 0).astype(int))
+    frame.drop(columns=list({"time", "other"} - set(columns))).to_csv(tmp_path / "table.csv", index=False)
+    section = {"source": f"csv:{tmp_path / 'table.csv'}", "label": columns, "partition": {"kind": "iid", "clients": 2}}
+    training = {"lr": 0.1, "batch_size": 20, "epochs": 1, "loss": loss}
+    made = {
+        "name": "served",
+        "rounds": 1,
+        "data": section,
+        "model": {"kind": "mlp"},
+        "training": training,
+        "evaluation": {"metrics": ["loss"]},
+    }
+    run = Run(tmp_path, build_config(made))
+    assert served_model(run.files, run.config).about.gives == said
+    outputs = predict(run.files, run.config, frame[["u0", "u1", "u2", "u3"]])
+    assert outputs.shape == (40, 1 if loss == "cox" else 2)
