@@ -1,7 +1,8 @@
-"""From how often an adversary was right to how large epsilon must be.
+"""Lower bounds and estimates of epsilon from an adversary's success.
 
-The first three are lower bounds: were the mechanism (epsilon, delta)-DP with a smaller epsilon, so many right
-answers would come up with probability at most ``significance``. :func:`from_scores` is an estimate and bounds nothing.
+The functions :func:`one_run` to :func:`gaussian` give lower bounds: if the mechanism were (epsilon, delta)-DP with a smaller epsilon, so
+many correct answers would occur with probability at most ``significance``. The functions :func:`from_scores` and
+:func:`from_scores_alike` give estimates, which bound nothing.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from scipy.special import log_ndtr, ndtr
 
 Floats = npt.NDArray[np.float64]
 
-#: Lower bounds hold with this probability; one in twenty lies above the truth.
+#: Probability with which a lower bound holds; one in twenty lies above the true epsilon.
 CONFIDENCE = 0.95
 SIGNIFICANCE = 1.0 - CONFIDENCE
-#: Nothing above this is told apart from infinity.
+#: A larger epsilon is reported as infinite.
 MOST = 1e3
 _TOLERANCE = 1e-9
 
 
 def one_run(canaries: int, guesses: int, correct: int, delta: float, significance: float = SIGNIFICANCE) -> float:
-    """The largest epsilon that one training run refutes, 0 where it refutes none.
+    """The largest epsilon that one training run refutes; 0 if it refutes none.
 
-    Each canary is in the training data by a fair coin of its own; the adversary guesses some of the coins.
+    One fair coin per canary decides whether the canary is in the training data. The adversary guesses some of the coins.
 
     Args:
-        canaries: m, coins tossed.
-        guesses: r, coins guessed; which and how many is fixed before the scores are seen, up to their order.
-        correct: v, right guesses.
-        delta: of the claim that is audited.
-        significance: probability with which the bound may lie above the truth.
+        canaries: number m of coins.
+        guesses: number r of guessed coins, fixed before the scores are seen; the order of the scores selects them.
+        correct: number v of correct guesses.
+        delta: delta of the audited claim.
+        significance: probability with which the bound may exceed the true epsilon.
 
     Source: Steinke, Nasr & Jagielski 2023, Privacy Auditing with One (1) Training Run, theorem 5.2 and algorithm 1
     """
@@ -53,10 +54,10 @@ def one_run(canaries: int, guesses: int, correct: int, delta: float, significanc
 
 
 def one_run_gaussian(canaries: int, guesses: int, correct: int, delta: float, significance: float = SIGNIFICANCE) -> float:
-    """As :func:`one_run`, against mechanisms that are mu-GDP: tighter, and void for mechanisms that are not.
+    """As :func:`one_run` for mechanisms that are mu-GDP: tighter, but void for other mechanisms.
 
     Returns:
-        epsilon at ``delta`` of the largest mu that is refuted.
+        epsilon at ``delta`` of the largest refuted mu.
 
     Source: Mahloujifar, Melis & Chaudhuri 2024, Auditing f-Differential Privacy in One Run, algorithm 3
     """
@@ -89,15 +90,15 @@ def clopper_pearson(members: int, others: int, hits: int, alarms: int, delta: fl
     """A lower bound on epsilon from a membership test with a threshold that was fixed beforehand.
 
     Args:
-        members: records (or runs) with the canary.
-        others: without it.
-        hits: members that the test calls members.
-        alarms: others that it calls members.
-        delta: of the claim.
-        significance: half of it for each of the two rates.
+        members: number of records (or runs) with the canary.
+        others: number of records (or runs) without it.
+        hits: number of members that the test calls members.
+        alarms: number of others that the test calls members.
+        delta: delta of the audited claim.
+        significance: probability with which the bound may exceed the true epsilon; each of the two rates uses half of it.
 
     Source: Jagielski, Ullman & Oprea 2020, Auditing Differentially Private Machine Learning; Nasr et al. 2021,
-    Adversary Instantiation. Observations are taken as independent.
+    Adversary Instantiation. The observations are assumed to be independent.
     """
     low, high = _rates(members, others, hits, alarms, significance)
     miss_high, reject_low = 1.0 - low, 1.0 - high
@@ -105,7 +106,7 @@ def clopper_pearson(members: int, others: int, hits: int, alarms: int, delta: fl
 
 
 def gaussian(members: int, others: int, hits: int, alarms: int, delta: float, significance: float = SIGNIFICANCE) -> float:
-    """As :func:`clopper_pearson`, against mechanisms that are mu-GDP.
+    """As :func:`clopper_pearson` for mechanisms that are mu-GDP.
 
     Source: Nasr et al. 2023, Tight Auditing of Differentially Private Machine Learning, section 4
     """
@@ -115,12 +116,12 @@ def gaussian(members: int, others: int, hits: int, alarms: int, delta: float, si
 
 
 def from_scores(scores: Floats, null_mean: float, null_std: float, delta: float) -> float:
-    """An estimate of epsilon: how well two Gaussians are told apart, one fitted to the canaries' scores.
+    """An estimate of epsilon from the distance of two Gaussians, of which one is fitted to the canaries' scores.
 
     Args:
-        scores: of canaries that took part, at least two.
-        null_mean, null_std: of a canary that did not; known (N(0, 1/d) for cosines) or fitted.
-        delta: of the claim.
+        scores: scores of at least two canaries that took part, float64.
+        null_mean, null_std: mean and standard deviation of the score of a canary that did not, known (N(0, 1/d) for cosines) or fitted.
+        delta: delta of the audited claim.
 
     Returns:
         The smallest epsilon at which the two Gaussians are (epsilon, delta)-indistinguishable; infinite above 1000.
@@ -139,13 +140,13 @@ def from_scores(scores: Floats, null_mean: float, null_std: float, delta: float)
 
 
 def from_scores_alike(inside: Floats, outside: Floats, delta: float, errors: float = 0.0) -> float:
-    """As :func:`from_scores` with one spread fitted to both sides: steadier where neither side's law is known.
+    """As :func:`from_scores` with one standard deviation fitted to both sides, which is more stable if neither distribution is known.
 
     Args:
-        inside: scores of canaries that took part.
-        outside: of those that did not.
-        delta: of the claim.
-        errors: standard errors by which the two means are taken to be nearer than they were found.
+        inside: scores of canaries that took part, float64.
+        outside: scores of canaries that did not, float64.
+        delta: delta of the audited claim.
+        errors: number of standard errors by which the difference of the means is reduced.
     """
     std = math.sqrt((float(np.var(inside)) + float(np.var(outside))) / 2)
     apart = float(np.mean(inside) - np.mean(outside))
@@ -163,7 +164,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def _rates(members: int, others: int, hits: int, alarms: int, significance: float) -> tuple[float, float]:
-    """Clopper-Pearson: the least true and the largest false positive rate, each at half the significance."""
+    """Clopper-Pearson bounds, each at half the significance: the smallest true and the largest false positive rate."""
     least = float(stats.beta.ppf(significance / 2, hits, members - hits + 1)) if hits else 0.0
     most = float(stats.beta.ppf(1 - significance / 2, alarms + 1, others - alarms)) if alarms < others else 1.0
     return least, most
@@ -193,7 +194,7 @@ def _epsilon_at(delta_at: Callable[[float], float], delta: float) -> float:
 
 
 def _hockey_stick(epsilon: float, mean: float, std: float, other_mean: float, other_std: float) -> float:
-    """P(S) - e^epsilon Q(S) over the set S where the density ratio of two Gaussians P, Q exceeds e^epsilon."""
+    """P(S) - e^epsilon Q(S) for the set S on which the density ratio of two Gaussians P and Q exceeds e^epsilon."""
     a = 0.5 * (1 / other_std**2 - 1 / std**2)
     b = mean / std**2 - other_mean / other_std**2
     c = 0.5 * ((other_mean / other_std) ** 2 - (mean / std) ** 2) + math.log(other_std / std) - epsilon
@@ -217,7 +218,7 @@ def _mass(low: float, high: float, mean: float, std: float) -> float:
 
 
 def _log_mass(low: float, high: float, mean: float, std: float) -> float:
-    """Logarithm of a Gaussian's mass between two points, exact far out in either tail."""
+    """Logarithm of a Gaussian's mass between two points, accurate in both tails."""
     x, y = (low - mean) / std, (high - mean) / std
     if x > 0:
         x, y = -y, -x

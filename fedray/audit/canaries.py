@@ -1,8 +1,8 @@
-"""The one-run audit at record level: canary records with fair coins, trained by the run's own code.
+"""The one-run audit at record level: canary records, included by fair coins, are trained by the run's own code.
 
-A canary is a random record with a random label, larger than the client's own, so that its gradient is clipped and
-points where no other's does. Half of them train, the adversary guesses which. Under zero-out adjacency one that does
-not train is still there, as a record that is not a number, of which the engine makes a zero gradient.
+A canary is a random record with a random label and a larger norm than the client's own records, so that its gradient is clipped and
+points in a direction of its own. Half of the canaries train, and the adversary guesses which. Under zero-out adjacency, a canary that does
+not train stays in the data as a record of NaNs, for which the engine takes a zero gradient.
 
 Source: Steinke, Nasr & Jagielski 2023, Privacy Auditing with One (1) Training Run
 """
@@ -21,7 +21,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedray.audit import bounds
 from fedray.audit.findings import ERRORS, Attack
-from fedray.audit.local_run import Rehearsal, Released
+from fedray.audit.local_run import LocalRun, Released
 from fedray.audit.probes import Floats, synthetic
 from fedray.data.records import Features, Federation, Indices, Records
 from fedray.errors import FedrayError
@@ -32,24 +32,24 @@ from fedray.privacy.accounting import accountant
 from fedray.rng import generator
 from fedray.training.losses import find_loss
 
-#: Part of the canaries that are guessed, the surest ones; the rest abstain. Fixed before any score is seen.
+#: Share of the canaries with the most extreme scores that is guessed, fixed before any score is seen.
 GUESSED = 0.25
-#: A canary's norm over the median of its client's records.
+#: Norm of a canary, divided by the median norm of its client's records.
 _SCALE = 4.0
-#: Gradients held at once, and computed in all: above that the scores are taken in evenly spaced rounds only.
+#: Largest number of gradient values in memory, and in total; above the total, only evenly spaced rounds are scored.
 _AT_ONCE, _IN_ALL = 1 << 24, 1 << 34
-#: Of a client's own records so many stand for all in the direction that they pull to.
+#: Number of a client's own records from which their common gradient direction is computed.
 _OWN = 256
 
 
 @dataclass(frozen=True)
 class Canaries:
-    """Canary records and whether they train.
+    """Canary records and their coins.
 
     Attributes:
-        records: ``[m]``.
-        clients: int64 ``[m]``, which client holds each.
-        included: bool ``[m]``, the coins.
+        records: m records.
+        clients: index of the client that holds each canary, int64 ``[m]``.
+        included: whether each canary trains, bool ``[m]``.
     """
 
     records: Records
@@ -61,7 +61,7 @@ class Canaries:
 
 
 def make_canaries(federation: Federation, count: int, draws: np.random.Generator) -> Canaries:
-    """``count`` canaries dealt evenly to the clients, with their coins."""
+    """``count`` canaries, distributed evenly over the clients, with their coins."""
     tokens = federation.train.x.dtype.kind == "i"
     made = synthetic(federation.shape, tokens, count, federation.classes, draws, federation.target_shape)
     clients = np.arange(count) % len(federation.names)
@@ -78,9 +78,9 @@ def with_canaries(federation: Federation, canaries: Canaries, zeroed: bool) -> F
     """The federation with the canaries at the end of their clients' records.
 
     Args:
-        federation: without them.
-        canaries: all of them, with their coins.
-        zeroed: those that do not train are there as records that are not a number; else they are not there.
+        federation: the clients' records without canaries.
+        canaries: all canaries.
+        zeroed: whether canaries that do not train are kept as records of NaNs; if not, they are left out.
     """
     xs, ys, sizes = [], [], []
     for k in range(len(federation.names)):
@@ -99,20 +99,20 @@ def with_canaries(federation: Federation, canaries: Canaries, zeroed: bool) -> F
 
 
 def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed: int) -> list[Attack]:
-    """Train once with canaries in half of the places, and guess where, by loss and by each round's updates.
+    """Train once with half of the canaries and guess which ones trained, by their loss and by each round's updates.
 
     Args:
-        prepared: the run; its plans may be None (nothing is proven then).
-        federation: its records.
-        count: canaries, at least 8.
-        seed: of canaries, coins and cohorts.
+        prepared: the run; without plans, no epsilon is proven.
+        federation: the run's records.
+        count: number of canaries, at least 8.
+        seed: seed of canaries, coins and cohorts.
 
     Returns:
-        Two attacks: by the canaries' loss under the final model, and by the inner product of each released update with
-        the canary's clipped gradient at the model that the round began with.
+        Two attacks: one by the canaries' loss under the final model, and one by the inner product of each released update with the canary's
+        clipped gradient at the model with which the round began.
 
     Raises:
-        FedrayError: fewer than 8 canaries, or a client failed.
+        FedrayError: there are fewer than 8 canaries, or a client failed.
     """
     if count < 8:
         raise FedrayError(f"--canaries {count}: too few to bound anything; give 8 or more.")
@@ -120,18 +120,18 @@ def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed:
     assert model is not None
     canaries = make_canaries(federation, count, generator(seed, "audit", "canaries"))
     plans = [plan for plan in prepared.plans if plan is not None]
-    rehearsal = Rehearsal(prepared, with_canaries(federation, canaries, zeroed=bool(plans) and not model.facts.tokens))
+    local = LocalRun(prepared, with_canaries(federation, canaries, zeroed=bool(plans) and not model.facts.tokens))
     rounds = prepared.config.rounds
     scorer = _Scorer(prepared, federation, canaries)
     scored = int(np.minimum(federation.sizes, _OWN).sum()) + 2 * count
     every = max(1, math.ceil(rounds * scored * model.facts.layout.size / _IN_ALL))
-    for released in rehearsal.run(rounds, seed):
+    for released in local.run(rounds, seed):
         if released.round % every == 0:
             scorer.see(released)
     delta = max((plan.delta for plan in plans), default=1e-5)
     facts = {"canaries": count, "rounds": rounds, "delta": delta}
-    epsilon = _proven(prepared, rehearsal)
-    by_loss, by_updates = -scorer.losses(rehearsal.weights), scorer.scores()
+    epsilon = _proven(prepared, local)
+    by_loss, by_updates = -scorer.losses(local.weights), scorer.scores()
     return [
         score_attack("canary records, loss of the final model", by_loss, canaries.included, epsilon, delta, facts),
         score_attack("canary records, every update", by_updates, canaries.included, epsilon, delta, facts),
@@ -141,15 +141,15 @@ def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed:
 def score_attack(
     name: str, scores: Floats, included: npt.NDArray[np.bool_], epsilon: float | None, delta: float, facts: Mapping[str, object]
 ) -> Attack:
-    """Guess from scores, larger meaning included: the top eighth in, the bottom eighth out, the rest abstains.
+    """Guess that the eighth of the canaries with the largest scores trained, and the eighth with the smallest did not.
 
     Args:
-        name: of the attack.
-        scores: float64 ``[m]``.
+        name: name of the attack.
+        scores: score of each canary, float64 ``[m]``; a larger score means that the canary trained.
         included: the coins, bool ``[m]``.
-        epsilon: proven, or None.
-        delta: of the proven figure.
-        facts: to report beside.
+        epsilon: proven epsilon; None if nothing is proven.
+        delta: delta of the proven epsilon.
+        facts: further figures for the report.
     """
     m = len(scores)
     each = max(2, round(m * GUESSED / 2))
@@ -163,19 +163,19 @@ def score_attack(
     return Attack(name, bounds.one_run(m, 2 * each, correct, delta), estimate, epsilon, figures, curves, at_least=at_least)
 
 
-def _proven(prepared: Prepared, rehearsal: Rehearsal) -> float | None:
-    """The largest client's epsilon for the rounds it took part in."""
+def _proven(prepared: Prepared, local: LocalRun) -> float | None:
+    """The largest client's epsilon for the rounds in which it took part; None if a group has no plan."""
     figures = []
     for group, plan in zip(prepared.groups, prepared.plans, strict=True):
         if plan is None:
             return None
-        most = max(int(rehearsal.participations[i]) for i in group.members)
+        most = max(int(local.participations[i]) for i in group.members)
         figures.append(accountant.bound({plan.event(): most}, plan.delta) if most else 0.0)
     return max(figures)
 
 
 class _Scorer:
-    """Adds up, for each canary, how far its client's updates went along its clipped gradient."""
+    """Sums, for each canary, the inner products of its client's updates with its clipped gradient."""
 
     def __init__(self, prepared: Prepared, federation: Federation, canaries: Canaries) -> None:
         model, config = prepared.model, prepared.config
@@ -188,10 +188,10 @@ class _Scorer:
         self._total = np.zeros(len(canaries))
 
     def see(self, released: Released) -> None:
-        """Score one client's canaries by one of its updates.
+        """Add the scores of one client's canaries by one of its updates.
 
-        The adversary knows the client's own records. What they and the canaries do to an update together says
-        nothing of any one of them, so these two directions are taken out of it first.
+        The adversary knows the client's own records. The common gradient directions of these records and of all canaries reveal nothing about
+        a single canary, so both directions are first projected out of the update.
         """
         client, before = released.client, released.before
         mine = np.flatnonzero(self._canaries.clients == client)
@@ -206,7 +206,7 @@ class _Scorer:
         self._total[mine] -= np.concatenate([g @ rest for g in self._gradients(before, theirs, clip)])
 
     def scores(self) -> Floats:
-        """By updates: each client's canaries in units of that client's spread, so that clients can be compared."""
+        """The scores of all canaries, float64 ``[m]``, each divided by the standard deviation over its client's canaries."""
         scores = self._total.copy()
         for k in np.unique(self._canaries.clients):
             mine = self._canaries.clients == k
@@ -215,7 +215,7 @@ class _Scorer:
         return scores
 
     def losses(self, weights: Vector) -> Floats:
-        """Every canary's loss under a model."""
+        """Every canary's loss under a model, float64 ``[m]``."""
         set_vector(self._model, self._layout, weights)
         records = self._canaries.records
         with evaluating(self._model):
@@ -223,7 +223,7 @@ class _Scorer:
         return losses
 
     def _gradients(self, weights: Vector, records: Records, clip: float) -> Iterator[npt.NDArray[np.float32]]:
-        """Clipped gradients of single records, float32 ``[some, d]``, in the layout's order."""
+        """Clipped gradients of single records, in blocks of float32 ``[records, d]``, in the layout's order."""
         set_vector(self._model, self._layout, weights)
         self._model.eval()
         parameters = {n: p.detach() for n, p in self._model.named_parameters() if p.requires_grad}

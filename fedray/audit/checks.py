@@ -1,7 +1,7 @@
 """Checks of the record-level mechanism on synthetic records, before anything private is touched.
 
-They find what an attack on a trained model cannot: noise that is a little too small, coins that are no coins, a
-clip that is not joint. All of them run the code that the run's clients run (see :mod:`fedray.audit.probes`).
+They find faults that an attack on a trained model cannot find: noise that is slightly too small, sampling that is not independent, a
+clip that is not joint. All checks run the code of the run's clients (see :mod:`fedray.audit.probes`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,15 @@ from fedray.rounding import rounded_up
 from fedray.training.preflight import TOLERANCE
 
 NOISE_VALUES = 20_000
-#: Most local steps of a round that the checks take.
+#: Largest number of local steps of a round that a check runs.
 MOST_STEPS = 50
-#: One record alone may exceed the clip norm by rounding, and differences of sums by the rounding of the sums.
+#: Allowed norms by rounding, in clip norms: of one record alone, and of a difference of two sums.
 _ALONE, _DIFFERENCE = 1.0 + 2 * TOLERANCE, 1.0 + 1e-3
 _COIN_STEPS, _COIN_RECORDS, _MOST_COIN_RECORDS, _MEAN_BATCH = 256, 64, 1000, 8
-#: Rounds whose coins are tossed once more.
+#: Number of rounds whose coins are drawn a second time.
 _SECRET_ROUNDS = 32
 _GRADIENT = 500
-#: Timings are not a function of the records alone; a receipt names its reservation.
+#: Fields of a report that may differ between equal runs.
 _MAY_DIFFER = ("seconds", "pid")
 
 
@@ -44,24 +45,24 @@ def record_checks(subject: Subject, classes: int | None, target_shape: tuple[int
 
     Args:
         subject: the clients.
-        classes: number of classes of the targets; None in regression.
-        target_shape: of one record's targets.
+        classes: number of classes of the targets; None for regression.
+        target_shape: shape of one record's targets.
     """
-    checks: list[tuple[str, Callable[[str], Check]]] = [
-        ("source of noise and coins", lambda name: _source(name, subject)),
-        ("epsilon of the plan", lambda name: _plan(name, subject)),
-        ("sensitivity of the run's model", lambda name: _sensitivity(name, subject, target_shape)),
-        ("clip of adversarial records", lambda name: _clip(name, subject)),
-        ("noise of one step", lambda name: _noise(name, subject, 1)),
-        ("noise of a whole round", lambda name: _noise(name, subject, min(subject.plan.steps, MOST_STEPS))),
-        ("noise differs by client, round, attempt", lambda name: _distinct(name, subject)),
-        ("batches are independent coins", lambda name: _coins(name, subject)),
-        ("coins differ within a round", lambda name: _coins_within_a_round(name, subject)),
-        ("coins do not follow from the run's seed", lambda name: _secret_coins(name, subject)),
-        ("charged steps are those that run", lambda name: _charged(name, subject)),
-        ("nothing but the update depends on records", lambda name: _telemetry(name, subject, classes, target_shape)),
+    checks: list[tuple[str, Callable[[str, Subject], Check]]] = [
+        ("source of noise and coins", _source),
+        ("epsilon of the plan", _plan),
+        ("sensitivity of the run's model", partial(_sensitivity, target_shape=target_shape)),
+        ("clip of adversarial records", _clip),
+        ("noise of one step", partial(_noise, steps=1)),
+        ("noise of a whole round", partial(_noise, steps=min(subject.plan.steps, MOST_STEPS))),
+        ("noise differs by client, round, attempt", _distinct),
+        ("batches are independent coins", _coins),
+        ("coins differ within a round", _coins_within_a_round),
+        ("coins do not follow from the run's seed", _secret_coins),
+        ("charged steps are those that run", _charged),
+        ("nothing but the update depends on records", partial(_telemetry, classes=classes, target_shape=target_shape)),
     ]
-    return [guarded(name, lambda check=check, name=name: check(name)) for name, check in checks]  # type: ignore[misc]
+    return [guarded(name, partial(check, name, subject)) for name, check in checks]
 
 
 def _source(name: str, subject: Subject) -> Check:
@@ -71,7 +72,7 @@ def _source(name: str, subject: Subject) -> Check:
 
 
 def _plan(name: str, subject: Subject) -> Check:
-    """The plan's event, composed and bounded anew, keeps to the target."""
+    """The epsilon of the plan's event, composed over all participations, is at most the target."""
     plan = subject.plan
     found = accountant.bound({plan.event(): plan.participations}, plan.delta)
     limit = plan.target_epsilon
@@ -85,7 +86,7 @@ def _sensitivity(name: str, subject: Subject, target_shape: tuple[int, ...]) -> 
 
 
 def _clip(name: str, subject: Subject) -> Check:
-    """Each record alone, and its influence on the sum of all: at most the clip norm, whatever its gradient is."""
+    """The norm of each record's gradient alone, and its effect on the sum of all, is at most the clip norm for any gradient."""
     gradients = adversarial(_GRADIENT, generator(0, "audit", "clip"))
     n = len(gradients)
     groups = [gradients, *(gradients[[i]] for i in range(n)), *(np.delete(gradients, i, axis=0) for i in range(n))]
@@ -98,7 +99,7 @@ def _clip(name: str, subject: Subject) -> Check:
 
 
 def adversarial(d: int, draws: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Gradients that a careless clip lets through, float32 ``[8, d]``: dense, sparse, huge, tiny, not finite."""
+    """Gradients that a faulty clip does not bound, float32 ``[8, d]``: dense, sparse, huge, tiny and not finite."""
     dense = draws.standard_normal(d)
     sparse = np.zeros(d)
     sparse[draws.integers(d)] = 1e8
@@ -136,7 +137,7 @@ def _coins(name: str, subject: Subject) -> Check:
 
 
 def _coins_within_a_round(name: str, subject: Subject) -> Check:
-    """Counts of each record over the steps of one round: coins used twice would spread them further."""
+    """The spread of each record's count over the steps of one round, which would be larger if coins were used twice."""
     rate, steps, rounds = float(subject.plan.sampling_rate), max(2, min(subject.plan.steps, 16)), 16
     probe = _membership(subject, rate, steps)
     counts = np.stack([np.rint(probe.sum(round_=r)) for r in range(rounds)])
@@ -151,7 +152,7 @@ def _coins_within_a_round(name: str, subject: Subject) -> Check:
 
 
 def _secret_coins(name: str, subject: Subject) -> Check:
-    """The same rounds of the same config are drawn once more by the same actor, and by one that was started anew."""
+    """Coins of the same rounds and config, drawn a second time by the same actor and by a new actor, must be independent of the first ones."""
     rate = float(subject.plan.sampling_rate)
     probe, other = _membership(subject, rate, 1), _membership(subject, rate, 1)
     drawn = [np.stack([p.sum(round_=r) > 0.5 for r in range(_SECRET_ROUNDS)]) for p in (probe, probe, other)]
@@ -159,7 +160,7 @@ def _secret_coins(name: str, subject: Subject) -> Check:
 
 
 def _charged(name: str, subject: Subject) -> Check:
-    """The event in the ledger says the plan's rate and noise, and no fewer steps than a round takes, which are counted by their sum."""
+    """The charged event has the plan's rate and noise, and at least as many steps as a round runs, counted by the sum of unit gradients."""
     plan = subject.plan
     charged = dpsgd_terms(plan.event())
     gradient = np.full((1, 1), np.float32(plan.clip * 2))
@@ -172,13 +173,13 @@ def _charged(name: str, subject: Subject) -> Check:
 
 
 def _membership(subject: Subject, rate: float, steps: int) -> Probe:
-    """A probe without noise whose record i has gradient e_i, so that the sum counts who was drawn."""
+    """A probe without noise whose record i has the gradient e_i, so that the sum counts each sampled record."""
     n = int(np.clip(np.ceil(_MEAN_BATCH / (rate * max(1 - rate, 0.05))), _COIN_RECORDS, _MOST_COIN_RECORDS))
     return Probe(subject, [np.eye(n, dtype=np.float32) * np.float32(subject.plan.clip * 2)], noise_multiplier=0.0, steps=steps)
 
 
 def _telemetry(name: str, subject: Subject, classes: int | None, target_shape: tuple[int, ...]) -> Check:
-    """Two clients that differ in every record send the same but for their updates."""
+    """Two clients that differ in every record send equal messages except for their updates."""
     one_step = subject.group.training.model_copy(update={"steps": 1})
     short = replace(subject, group=replace(subject.group, training=one_step), plan=replace(subject.plan, steps=1))
     weights = get_vector(subject.model.build(), subject.model.layout)

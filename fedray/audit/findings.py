@@ -1,4 +1,4 @@
-"""What an audit found: checks that pass or fail, and attacks with a lower bound and an estimate."""
+"""Findings of an audit: checks that pass or fail, and attacks with a lower bound and an estimate of epsilon."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy.typing as npt
 
 from fedray.audit.bounds import CONFIDENCE
 
-#: Probability with which one statistical check fails although the mechanism is right.
+#: Probability with which a statistical check fails for a correct mechanism.
 FALSE_ALARM = 1e-6
-#: An estimate this many times the proven epsilon, by this many standard errors, is worth a look; noise halved shows as two.
+#: An estimate is suspicious if it exceeds this multiple of the proven epsilon by so many standard errors; halved noise gives about two.
 SUSPICIOUS, ERRORS = 1.5, 3.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """A property that the mechanism has or lacks.
+    """The result of checking one property of the mechanism.
 
     Attributes:
-        name: what was checked.
-        passed: whether it holds.
-        found: what was measured, one sentence.
-        false_alarm: probability of a failure where the property holds; 0 for deterministic checks.
+        name: the checked property.
+        passed: whether the property holds.
+        found: the measurement, as one sentence.
+        false_alarm: probability that the check fails although the property holds; 0 for deterministic checks.
     """
 
     name: str
@@ -36,27 +36,27 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """One word."""
+        """The result in one word."""
         return "holds" if self.passed else "FAILED"
 
     def row(self) -> dict[str, Any]:
-        """As JSON data."""
+        """The check as JSON data."""
         return {"what": self.name, "passed": self.passed, "found": self.found, "false_alarm": self.false_alarm, "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What one adversary achieved.
+    """The result of one attack.
 
     Attributes:
-        name: which.
-        lower: lower bound on epsilon at 95 % confidence; None where the attack gives none.
-        estimate: estimate of epsilon; None where it gives none.
-        epsilon: proven upper bound for what was attacked; None where nothing is proven.
+        name: name of the attack.
+        lower: lower bound on epsilon at 95 % confidence; None if the attack gives none.
+        estimate: estimate of epsilon; None if the attack gives none.
+        epsilon: proven upper bound on epsilon; None if nothing is proven.
         facts: further figures, JSON data.
-        curves: arrays for the pictures, by name.
-        private: computed from the run's private records, so that it must not be published beside a privacy claim.
-        at_least: the estimate less three standard errors, by which it is judged.
+        curves: arrays for the plots, by name.
+        private: whether the figures come from the run's private records, so that a run with a privacy claim must not publish them.
+        at_least: the estimate minus three standard errors, which decides whether the estimate is suspicious.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Attack:
 
     @property
     def violated(self) -> bool:
-        """The lower bound is above what was proven."""
+        """Whether the lower bound is above the proven epsilon."""
         return self.lower is not None and self.epsilon is not None and self.lower > self.epsilon
 
     @property
     def verdict(self) -> str:
-        """A word, or a few."""
+        """The result in a few words."""
         if self.violated:
             return "VIOLATED"
         if self.lower is None and self.estimate is None:
@@ -87,7 +87,7 @@ class Attack:
         return "consistent"
 
     def row(self) -> dict[str, Any]:
-        """As JSON data; infinity as a string."""
+        """The attack as JSON data; infinity is written as a string."""
         return {
             "what": self.name,
             "lower": _json(self.lower),

@@ -1,7 +1,7 @@
-"""Gradient inversion: from one record's update back to the record, without privacy, with the clip alone, and with noise.
+"""Gradient inversion: reconstruction of a record from its update, without privacy, with clipping alone, and with clipping and noise.
 
-A dense layer's gradients are dL/dW_i = (dL/db_i) x, so dividing one by the other gives its input exactly. The updates are
-those that the run's client code sends after one step on one record.
+The gradients of a dense layer are dL/dW_i = (dL/db_i) x, so their quotient is exactly the layer's input x. The run's client code computes
+the updates, each by one step on one record.
 
 Source: Phong et al. 2017, Privacy-Preserving Deep Learning: Revisited and Enhanced, section III; Geiping et al. 2020, Inverting Gradients, proposition 3.1
 """
@@ -28,7 +28,7 @@ from fedray.rng import generator
 
 Floats = npt.NDArray[np.float64]
 
-#: Records rebuilt, and the largest ratio shown: float32 allows no more.
+#: Number of reconstructed records, and the largest reported ratio in dB, above which float32 has no precision.
 RECORDS, _MOST_DB = 8, 200.0
 SETTINGS = ("without privacy", "clip alone", "clip and noise")
 
@@ -36,17 +36,17 @@ SETTINGS = ("without privacy", "clip alone", "clip and noise")
 def inversion_attack(
     subject: Subject, records: Records | None, classes: int | None, seed: int, target_shape: tuple[int, ...] = ()
 ) -> Attack:
-    """Rebuild some records from updates, and say how well by PSNR in dB.
+    """Reconstruct some records from their updates and measure the quality by the PSNR in dB.
 
     Args:
-        subject: the clients whose code sends the updates; its plan's noise is that of the third setting.
-        records: public ones to rebuild; None takes random ones.
-        classes: number of classes of the targets; None in regression.
-        seed: of the choice.
-        target_shape: of one record's targets.
+        subject: the clients whose code computes the updates; their plan's noise is used in the third setting.
+        records: public records to reconstruct; None for random records.
+        classes: number of classes of the targets; None for regression.
+        seed: seed of the choice of records.
+        target_shape: shape of one record's targets.
 
     Returns:
-        An attack without a bound; ``facts`` hold the median PSNR of each setting, ``curves`` the records.
+        An attack without a bound; ``facts`` contains the median PSNR of each setting, ``curves`` the records.
     """
     draws = generator(seed, "audit", "inversion")
     if records is None or not len(records):
@@ -66,14 +66,14 @@ def inversion_attack(
 
 
 def psnr(original: Floats, rebuilt: Floats) -> float:
-    """Peak signal-to-noise ratio in dB, the peak being the original's range; at most 200."""
+    """Peak signal-to-noise ratio in dB, at most 200; the peak is the range of the original record."""
     error = float(np.mean(np.square(original - rebuilt)))
     peak = float(np.ptp(original)) or 1.0
     return min(_MOST_DB, 10 * math.log10(peak**2 / error)) if error > 0 else _MOST_DB
 
 
 def _with_dense_front(subject: Subject) -> Subject:
-    """The subject itself where its model begins with a dense layer over the whole record, else with a small network that does."""
+    """The subject, with a small dense network as its model unless the model already begins with a dense layer over the whole record."""
     model = subject.model.build()
     first = next((m for m in model.modules() if any(True for _ in m.parameters(recurse=False))), None)
     dense = isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.model.shape)
@@ -85,7 +85,7 @@ def _with_dense_front(subject: Subject) -> Subject:
 
 
 def _rebuild(subject: Subject, setting: str, record: Records) -> Floats:
-    """One record from the update of one step on it, float64 ``[features]``."""
+    """A record reconstructed from the update of one step on it, float64 ``[features]``."""
     common = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "lr": 1.0, "schedule": Choice(kind="constant")}
     if setting == SETTINGS[0]:
         plan = None

@@ -1,4 +1,4 @@
-"""The likelihood ratio attack: a record's loss against what it would be had the record not been trained on.
+"""The likelihood ratio attack: a record's loss, compared with its losses under models that were not trained on it.
 
 Source: Carlini et al. 2022, Membership Inference Attacks From First Principles, the offline attack of section IV-D
 """
@@ -24,7 +24,7 @@ from fedray.training.losses import Loss
 from fedray.training.plain import plain
 
 SHADOWS, FEWEST = 16, 4
-#: Seconds that the shadow models may take in all, and steps that each takes at most.
+#: Seconds for training all shadow models, and the largest number of steps of each.
 BUDGET, MOST_STEPS = 240.0, 2000
 
 
@@ -37,19 +37,19 @@ def lira_attack(
     shadows: int = SHADOWS,
     budget: float = BUDGET,
 ) -> Attack:
-    """Train shadow models on random halves of members and others, without privacy, and compare.
+    """Train shadow models without privacy on random halves of members and others, and compare the target's losses with theirs.
 
     Args:
-        target: what is attacked.
-        make_model: the run's model before training.
-        training: the run's; shadows take its optimiser, learning rate and batch size.
-        rounds: of the run; a shadow takes as many steps as a client takes in all of them.
-        seed: of halves and batches.
-        shadows: models to train.
-        budget: seconds; fewer shadows are trained where they are spent, but never fewer than 4.
+        target: the attacked model and its records.
+        make_model: makes the run's model before training.
+        training: the run's section; shadow models use its optimiser, learning rate and batch size.
+        rounds: number of rounds; a shadow model takes as many steps as a client in all rounds.
+        seed: seed of halves and batches.
+        shadows: number of shadow models.
+        budget: seconds after which no further shadow model is trained, once there are 4.
 
     Raises:
-        FedrayError: no shadow model came out finite.
+        FedrayError: all shadow models diverged.
     """
     pool = Records(np.concatenate([target.members.x, target.others.x]), np.concatenate([target.members.y, target.others.y]))
     n, began = len(pool), time.monotonic()
@@ -85,7 +85,7 @@ def lira_attack(
 
 
 def confidence(losses: Floats) -> Floats:
-    """log(p / (1 - p)) of the probability p = e^-loss, float64; near Gaussian over models."""
+    """log(p / (1 - p)) of the probability p = e^-loss, float64; its distribution over models is nearly Gaussian."""
     bounded = np.clip(losses, 1e-12, 700.0)
     return -bounded - np.log(-np.expm1(-bounded))
 

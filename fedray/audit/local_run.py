@@ -1,4 +1,4 @@
-"""A run's rounds in this process: its client actors' objects, its algorithm, sampler and server, without Ray and without books."""
+"""A run's rounds in this process, with its client actors' objects, algorithm, sampler and server, but without Ray and ledgers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Released:
     """One client's update of a round, as the server sees it.
 
     Attributes:
-        client: index.
-        round: from 0.
-        before: the model that the round began with, float32 ``[d]``.
-        update: float32 ``[d]``.
+        client: index of the client.
+        round: number of the round, from 0.
+        before: model at the start of the round, float32 ``[d]``.
+        update: the update, float32 ``[d]``.
     """
 
     client: int
@@ -41,7 +41,7 @@ class Released:
 
 
 def subjects(prepared: Prepared) -> list[Subject]:
-    """Each group of clients of a run whose records are protected."""
+    """The groups of clients of a run whose records are protected."""
     model, config = prepared.model, prepared.config
     assert model is not None
     built = model.facts.build()
@@ -54,12 +54,12 @@ def subjects(prepared: Prepared) -> list[Subject]:
     return found
 
 
-class Rehearsal:
-    """Trains a federation as the run would; see the module's text.
+class LocalRun:
+    """Trains a federation as the run would; see the module's description.
 
     Args:
         prepared: the run.
-        federation: whose records are trained on, instead of the run's.
+        federation: records to train on, instead of the run's.
     """
 
     def __init__(self, prepared: Prepared, federation: Federation) -> None:
@@ -81,11 +81,11 @@ class Rehearsal:
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)
 
     def run(self, rounds: int, seed: int) -> Iterator[Released]:
-        """All rounds; what each client of each round releases, as it is released.
+        """Run the rounds and yield each client's update as it is released.
 
         Args:
-            rounds: how many.
-            seed: of the cohorts, which are another draw than the run's.
+            rounds: number of rounds.
+            seed: seed of the cohorts, which differ from the run's cohorts.
 
         Raises:
             FedrayError: a client failed.

@@ -1,7 +1,7 @@
-"""Membership inference on a finished run: does the final model know its training records from others?
+"""Membership inference on a finished run: whether the final model's losses tell training records from other records.
 
-Members are the clients' training records, the others those held out. What comes out is a figure of the run's private
-records, so it stays in the silo wherever a privacy claim is made.
+Members are the clients' training records, and others are held-out records. The figures depend on the run's private records, so a run with
+a privacy claim does not publish them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedray.training.losses import Loss
 
 Floats = npt.NDArray[np.float64]
 
-#: Most records of either side.
+#: Largest number of records of each side.
 MOST_RECORDS = 5000
 _BATCH = 1000
 _RATES = (1e-3, 1e-2)
@@ -35,10 +35,10 @@ class Target:
     """A trained model and the two kinds of records.
 
     Attributes:
-        model: as trained.
-        loss: per record.
-        members, others: as many of each as there are of the rarer kind, at most 5000, in random order.
-        epsilon, delta: of the run's record-level claim; None and 0 where there is none.
+        model: the trained model.
+        loss: loss of each record.
+        members, others: equally many records of each kind, at most 5000, in random order.
+        epsilon, delta: the run's record-level claim; None and 0 if there is none.
     """
 
     model: nn.Module
@@ -50,10 +50,10 @@ class Target:
 
 
 def sides(federation: Federation, seed: int) -> tuple[Records, Records]:
-    """Members and others, equally many.
+    """Equally many members and others.
 
     Raises:
-        FedrayError: nobody held records out.
+        FedrayError: the run held no records out.
     """
     held = [r for r in (federation.test, federation.client_test) if r is not None and len(r)]
     if not held:
@@ -66,7 +66,7 @@ def sides(federation: Federation, seed: int) -> tuple[Records, Records]:
 
 
 def membership_attack(target: Target) -> Attack:
-    """Whose loss is low is called a member.
+    """The attack that takes records with a low loss for members.
 
     Source: Yeom et al. 2018, Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting
     """
@@ -75,12 +75,12 @@ def membership_attack(target: Target) -> Attack:
 
 
 def score_membership(name: str, inside: Floats, outside: Floats, target: Target) -> Attack:
-    """ROC, rates at low false positive rates, and a lower bound at a threshold that the first half of the records chose.
+    """The ROC curve, true positive rates at low false positive rates, and a lower bound at a threshold chosen on the first half of the records.
 
     Args:
-        name: of the attack.
-        inside, outside: scores of members and of others, in random order, larger meaning member.
-        target: for the proven figures.
+        name: name of the attack.
+        inside, outside: scores of members and others, float64, in random order; a larger score means a member.
+        target: target with the proven epsilon and delta.
     """
     fpr, tpr = roc(inside, outside)
     low, high = len(inside) // 2, len(outside) // 2
@@ -93,7 +93,7 @@ def score_membership(name: str, inside: Floats, outside: Floats, target: Target)
 
 
 def roc(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
-    """False and true positive rates of all thresholds, both float64 and rising from 0 to 1; equal scores move together."""
+    """False and true positive rates of all thresholds, both float64, ascending from 0 to 1; equal scores share a threshold."""
     scores = np.concatenate([inside, outside])
     order = np.argsort(-scores, kind="stable")
     member = np.concatenate([np.ones(len(inside)), np.zeros(len(outside))])[order]
@@ -103,13 +103,13 @@ def roc(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
 
 
 def auc(inside: Floats, outside: Floats) -> float:
-    """Probability that a member scores above another record, ties counting half."""
+    """Probability that a member scores above another record; a tie counts one half."""
     ranks = stats.rankdata(np.concatenate([inside, outside]))[: len(inside)]
     return float((ranks.sum() - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside)))
 
 
 def losses(model: nn.Module, loss: Loss, records: Records) -> Floats:
-    """Every record's loss, float64 ``[n]``; what is not finite counts as the largest float."""
+    """Every record's loss, float64 ``[n]``; a loss that is not finite becomes the largest float."""
     found = []
     with evaluating(model):
         for start in range(0, len(records), _BATCH):

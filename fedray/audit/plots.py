@@ -1,4 +1,4 @@
-"""The pictures of an audit: scores, ROC curves on logarithmic axes, records rebuilt from updates."""
+"""The plots of an audit: score histograms, ROC curves on logarithmic axes, and reconstructed records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FLOOR = 1e-4
 
 
 def draw(folder: Path, attacks: Sequence[Attack]) -> dict[str, list[Path]]:
-    """Write PNG files for every attack that has curves into ``folder``, which exists; attack to its files."""
+    """Write PNG files for every attack with curves into the existing ``folder``; returns each attack's files."""
     made: dict[str, list[Path]] = {}
     for attack in attacks:
         stem = re.sub(r"[^a-z0-9]+", "_", attack.name.lower()).strip("_")
@@ -50,7 +50,7 @@ def _roc(path: Path, attack: Attack) -> Path:
     axes.plot(line, line, color=_GREY, linestyle="--", linewidth=1, label="guessing")
     if attack.epsilon is not None and math.isfinite(attack.epsilon):
         delta = float(attack.facts.get("delta", 0.0))
-        # No test of an (epsilon, delta)-DP mechanism is above both lines (Kairouz, Oh & Viswanath 2015).
+        # Every test of an (epsilon, delta)-DP mechanism lies below the smaller line (Kairouz, Oh & Viswanath 2015).
         most = np.minimum(np.exp(min(attack.epsilon, 60.0)) * line + delta, 1 - np.exp(-attack.epsilon) * (1 - delta - line))
         axes.plot(line, np.clip(most, _FLOOR, 1.0), color=_RED, linewidth=1.2, label=f"allowed by epsilon {attack.epsilon:.3g}")
     axes.step(np.maximum(fpr, _FLOOR), np.maximum(tpr, _FLOOR), where="post", color=_BLUE, linewidth=1.6, label="attack")
@@ -80,7 +80,7 @@ def _records(path: Path, attack: Attack) -> Path:
 
 
 def _picture(record: Floats) -> Floats:
-    """A record as something that can be shown: square where it is one, the first of three channels, else a band."""
+    """A record as a picture: a square if its length allows one (the first channel of three), else a single row."""
     for channels in (1, 3):
         side = math.isqrt(len(record) // channels)
         if len(record) == channels * side * side and side > 2:

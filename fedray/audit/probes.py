@@ -1,7 +1,7 @@
-"""One client on synthetic records, through the very code that trains the run's clients.
+"""Probes: one client trains on synthetic records with the code that trains the run's clients.
 
-Client actor, algorithm, engine and noise source are the run's; only the model is so simple that an update shows
-what happened: with the loss ``y * <w, x>`` a record's gradient is ``y * x``, whatever one likes it to be.
+Client actor, algorithm, engine and noise source are the run's. Only the model is replaced, by a linear one with the loss ``y * <w, x>``:
+a record's gradient is then ``y * x`` and can be chosen freely, and an update shows the clipped, noised sum.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def linear(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """``<w, x>`` without a bias; w starts at zero."""
+    """The model ``<w, x>`` without a bias; w starts at zero."""
     model = nn.Linear(input_shape[0], outputs, bias=False)
     nn.init.zeros_(model.weight)
     return model
@@ -46,9 +46,9 @@ class Subject:
 
     Attributes:
         config: the run.
-        group: the clients, with their training settings; ``training.engine`` names the engine, not ``auto``.
-        plan: their constants of record-level DP.
-        model: the run's, without weights.
+        group: the clients, with their training settings; ``training.engine`` names an engine, not ``auto``.
+        plan: the clients' plan of record-level DP.
+        model: facts of the run's model, without weights.
     """
 
     config: Config
@@ -58,7 +58,7 @@ class Subject:
 
 
 def start_host(subject: Subject, federation: Federation) -> ClientHost:
-    """A hosted client actor's object in this process, ready to train; it keeps no books."""
+    """A hosted client actor's object in this process, ready to train; it keeps no ledger."""
     spec = HostSpec(subject.config, subject.group, subject.plan, subject.model, threads=1)
     host = ClientHost(spec, federation, device="cpu")
     host.ready()
@@ -66,7 +66,7 @@ def start_host(subject: Subject, federation: Federation) -> ClientHost:
 
 
 def train_one(host: ClientHost, weights: Vector, task: ClientTask, round_: int, capacity: float) -> tuple[Vector, ClientReport, PartialSum]:
-    """One client's turn in a round; its update alone, float32, with everything that left the actor.
+    """Train one client in a round; returns its update, float32 ``[d]``, with all messages that left the actor.
 
     Raises:
         FedrayError: the client reports that it has not trained.
@@ -80,12 +80,12 @@ def train_one(host: ClientHost, weights: Vector, task: ClientTask, round_: int, 
 
 
 class Probe:
-    """The linear model under a subject's engine, for records whose gradients are chosen.
+    """The linear model under a subject's engine, on records with chosen gradients.
 
     Args:
-        subject: whose engine, algorithm settings and noise source are used.
-        clients: for each client its records' gradients, float32 ``[n, d]`` (of one ``d``).
-        noise_multiplier, sampling_rate, steps: instead of the plan's.
+        subject: the clients whose engine, algorithm settings and noise source are used.
+        clients: each client's gradients, float32 ``[n, d]`` with a common ``d``.
+        noise_multiplier, sampling_rate, steps: values that replace the plan's.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Probe:
         self._host = start_host(replace(subject, config=config, group=group, plan=plan, model=model), federation)
 
     def sum(self, client: int = 0, round_: int = 0, attempt: int = 0) -> Floats:
-        """What one round of a client adds up to, over the clip norm: clipped gradients of all steps, and their noise."""
+        """The sum of clipped gradients and noise over all steps of one client's round, divided by the clip norm; float64 ``[d]``."""
         task = self._tasks[client]._replace(attempt=attempt)
         weights = np.zeros(self.dimension, dtype=np.float32)
         update, _, _ = train_one(self._host, weights, task, round_, self._capacity)
@@ -146,8 +146,9 @@ def synthetic(
     draws: np.random.Generator,
     target_shape: tuple[int, ...] = (),
 ) -> Records:
-    """Random records of the run's kind; targets ``[n, *target_shape]`` are classes; where ``classes`` is None real numbers, or 0 and 1 where a
-    record has several.
+    """``n`` random records of the run's kind with targets ``[n, *target_shape]``.
+
+    The targets are classes. If ``classes`` is None they are real numbers, or zeros and ones if a record has several targets.
     """
     x: Features
     if tokens:

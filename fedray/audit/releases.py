@@ -1,7 +1,7 @@
-"""Checks and canaries for whole clients: how the driver turns a cohort's updates into what it releases.
+"""Checks and canaries for whole clients: they audit how the driver turns a cohort's updates into a released mean.
 
-What is audited is one function, ``round_of(updates) -> released``: clip each, add up, add noise, divide by the
-public constant. It is called with the updates of a cohort, float32 ``[d]`` each, none included.
+The audited function is ``round_of(updates) -> released``: it clips each update, sums, adds noise and divides by the public constant. Its
+argument is the cohort's updates, float32 ``[d]`` each; the cohort may be empty.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -31,31 +32,31 @@ from fedray.rounds.cohort import Population, Sampler
 Floats = npt.NDArray[np.float64]
 RoundOf = Callable[[Sequence[Vector]], Vector]
 
-#: In standard deviations: a Gaussian exceeds it with probability below 1e-9.
+#: Number of standard deviations that a Gaussian exceeds with probability below 1e-9.
 _FAR = 6.5
 _COHORT, _COHORTS = 50, 256
-#: Rounds whose noise on the adaptive clip's bits is looked at.
+#: Number of rounds whose noise on the adaptive clip's bits is measured.
 _BITS = 1000
-#: Values of a synthetic update, and most of them in one sum.
+#: Length of a synthetic update, and largest number of updates in one sum.
 DIMENSION, _CAPACITY = 10_000, 4096
-#: A canary's update before it is clipped, over the clip norm.
+#: Norm of a canary's update before clipping, in clip norms.
 _HUGE = 100.0
 
 
 @dataclass(frozen=True)
 class AuditedRelease:
-    """The driver's release of a round under client-level privacy, and what is claimed of it.
+    """The driver's release of a round under client-level privacy, and its claimed constants.
 
     Attributes:
-        round_of: one round; each call draws its own noise.
-        dimension: d.
-        clip: norm of a client's update in the sum.
-        noise_multiplier: standard deviation of the noise on the sum over ``clip``, of one round.
-        denominator: public constant that the noised sum is divided by.
-        rate: probability with which a client is in a cohort; 1 where nothing is claimed of its coin.
-        separation: rounds from one participation of a client to its next, at least.
-        most: rounds in which one client may take part; None: all.
-        at_clients: each client adds noise of its own, an empty cohort standing for one client whose update is zero; else the driver does.
+        round_of: runs one round; each call draws new noise.
+        dimension: length d of an update.
+        clip: L2 bound of a client's update in the sum.
+        noise_multiplier: standard deviation of one round's noise on the sum, divided by ``clip``.
+        denominator: public constant by which the noised sum is divided.
+        rate: probability with which a client joins a cohort; 1 if no amplification is claimed.
+        separation: least number of rounds between two participations of a client.
+        most: largest number of rounds in which a client may take part; None for all rounds.
+        at_clients: whether each client adds noise, in which case an empty cohort means one client with a zero update; else the driver does.
     """
 
     round_of: RoundOf
@@ -69,20 +70,20 @@ class AuditedRelease:
     at_clients: bool = False
 
     def std(self, cohort: int) -> float:
-        """Of the noise on the sum over so many clients, in clip norms."""
+        """Standard deviation of the noise on the sum over ``cohort`` clients, in clip norms."""
         return self.noise_multiplier * (math.sqrt(max(cohort, 1)) if self.at_clients else 1.0)
 
 
 def release_checks(release: AuditedRelease) -> list[Check]:
     """All checks of the driver's release, on synthetic updates; the dimension should be 1000 or more."""
-    checks: list[tuple[str, Callable[[str], Check]]] = [
-        ("noise of an empty cohort", lambda name: _noise(name, release, 0)),
-        ("noise of a large cohort", lambda name: _noise(name, release, _COHORT)),
-        ("noise differs by round", lambda name: _rounds(name, release)),
-        ("clip of adversarial updates", lambda name: _clip(name, release)),
-        ("every client counts once", lambda name: _count(name, release)),
+    checks: list[tuple[str, Callable[[str, AuditedRelease], Check]]] = [
+        ("noise of an empty cohort", partial(_noise, cohort=0)),
+        ("noise of a large cohort", partial(_noise, cohort=_COHORT)),
+        ("noise differs by round", _rounds),
+        ("clip of adversarial updates", _clip),
+        ("every client counts once", _count),
     ]
-    return [guarded(name, lambda check=check, name=name: check(name)) for name, check in checks]  # type: ignore[misc]
+    return [guarded(name, partial(check, name, release)) for name, check in checks]
 
 
 def _noise(name: str, release: AuditedRelease, cohort: int) -> Check:
@@ -95,7 +96,7 @@ def _rounds(name: str, release: AuditedRelease) -> Check:
 
 
 def _clip(name: str, release: AuditedRelease) -> Check:
-    """An update's share of the sum along its own direction is at most the clip norm, and that of a NaN nothing."""
+    """The component of the sum along an update's direction is at most the clip norm, and an update with NaNs adds nothing."""
     d = release.dimension
     draws = generator(0, "audit", "updates")
     sparse = np.zeros(d)
@@ -113,7 +114,7 @@ def _clip(name: str, release: AuditedRelease) -> Check:
 
 
 def _count(name: str, release: AuditedRelease) -> Check:
-    """Equal updates of norm C add up to their number times C over the constant, however many there are."""
+    """The sum of n equal updates of norm C has the norm n C, for small and large n."""
     d = release.dimension
     along = np.full(d, 1 / np.sqrt(d))
     worst = 0.0
@@ -128,7 +129,7 @@ def _count(name: str, release: AuditedRelease) -> Check:
 
 
 def cohort_checks(plan: ClientPlan, sampler: Sampler, insecure_seed: int | None) -> list[Check]:
-    """Whether cohorts that are claimed to be Poisson are, and secret: the run's sampler on the coins that the driver tosses."""
+    """Check that Poisson cohorts are independent and secret, with the run's sampler on the driver's coins."""
     clients, rate = plan.facts.clients, float(plan.facts.rate or 0)
 
     def drawn() -> npt.NDArray[np.bool_]:
@@ -146,11 +147,11 @@ def cohort_checks(plan: ClientPlan, sampler: Sampler, insecure_seed: int | None)
 
 
 def bit_check(plan: ClientPlan, insecure_seed: int | None) -> Check:
-    """Noise on the sum of the adaptive clip's bits, read off the clip norms that empty cohorts lead to: each is seen by everyone.
+    """Check the noise on the sum of the adaptive clip's bits, which the public clip norms after empty cohorts reveal.
 
     Args:
-        plan: with an adaptive clip norm.
-        insecure_seed: the run's.
+        plan: plan with an adaptive clip norm.
+        insecure_seed: the run's ``privacy.insecure_seed``.
     """
     adaptive = plan.adaptive
     assert adaptive is not None
@@ -168,18 +169,18 @@ def bit_check(plan: ClientPlan, insecure_seed: int | None) -> Check:
 
 
 def client_attacks(release: AuditedRelease, rounds: int, canaries: int, epsilon: float, delta: float, seed: int) -> list[Attack]:
-    """Canary clients: random directions at the clip norm, half of them members, seen in all rounds' releases at once.
+    """Canary clients with random directions at the clip norm, of which half are members; the attack uses the sum of all releases.
 
     Args:
-        release: the mechanism.
-        rounds: how many are released.
-        canaries: k; half of them, by fair coins, take part with probability ``release.rate`` a round.
-        epsilon, delta: proven for one client over these rounds.
-        seed: of directions and coins.
+        release: the audited mechanism.
+        rounds: number of released rounds.
+        canaries: number of canaries; one fair coin each decides whether it is a member, which joins a round with probability ``release.rate``.
+        epsilon, delta: proven guarantee for one client over these rounds.
+        seed: seed of directions and coins.
 
     Returns:
-        One attack: lower bound from one run (Steinke et al. 2023), estimate from the members' cosines with the sum of all
-        releases, against N(0, 1/d) (Andrew et al. 2023, algorithm 3).
+        One attack. The lower bound is that of one run (Steinke et al. 2023); the estimate compares the members' cosines with the sum of all
+        releases to N(0, 1/d) (Andrew et al. 2023, algorithm 3).
     """
     d, draws = release.dimension, generator(seed, "audit", "clients")
     directions = draws.standard_normal((canaries, d)).astype(np.float32)
@@ -208,17 +209,17 @@ def client_attacks(release: AuditedRelease, rounds: int, canaries: int, epsilon:
 
 
 def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> AuditedRelease:
-    """The run's own driver half and clients' half of a round, over a synthetic dimension.
+    """The driver's and the clients' parts of a round of the run, with updates of a synthetic dimension.
 
     Args:
-        plan: of regime ``client``.
-        insecure_seed: the run's.
-        fresh: each round begins a new charge, so that its noise is independent of the others' (for checks); else a charge
-            covers as many rounds as in the run (for canaries).
+        plan: plan of the regime ``client``.
+        insecure_seed: the run's ``privacy.insecure_seed``.
+        fresh: whether each round begins a new charge, so that its noise is independent of other rounds (for checks); else a charge covers as
+            many rounds as in the run (for canaries).
     """
     capacity = float(max(plan.facts.clients, _CAPACITY))
     facts = replace(plan.facts, dimension=DIMENSION, grid=grid_bits(capacity))
-    # The clip norm must stand still while it is audited; the noise is that of the adaptive mechanism.
+    # The clip norm must not change during the audit; the noise is that of the adaptive mechanism.
     adaptive = plan.adaptive and replace(plan.adaptive, rate=1e-12)
     own = replace(plan, facts=facts, adaptive=adaptive)
     driver, rounds = release_of_run.Release(own, insecure_seed), itertools.count()
@@ -234,7 +235,7 @@ def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> 
         return driver.mean(total.values, total.bits, number)
 
     z, span = (plan.noise_multiplier if adaptive is None else adaptive.noise_multiplier), plan.charging.span
-    if isinstance(plan.mechanism, BandedFactorization):  # what the first round of a matrix gets
+    if isinstance(plan.mechanism, BandedFactorization):  # noise of the first round of a matrix
         z /= float(band_coefficients(span, plan.mechanism.band)[0])
     sampling, charging = plan.facts.sampling, plan.charging
     rate = float(plan.facts.rate) if plan.facts.rate is not None else plan.facts.cohort / plan.facts.clients if sampling == "fixed" else 1.0
@@ -251,7 +252,7 @@ def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> 
 
 
 def client_release(plan: ClientPlan, insecure_seed: int | None) -> AuditedRelease:
-    """The clients' half of local Gaussian noise, over a synthetic dimension: what leaves them, added up."""
+    """The clients' part of the local Gaussian mechanism, with updates of a synthetic dimension; a round releases the sum of their messages."""
     facts, rounds = replace(plan.facts, dimension=DIMENSION), itertools.count()
 
     def round_of(updates: Sequence[Vector]) -> Vector:
@@ -266,5 +267,5 @@ def client_release(plan: ClientPlan, insecure_seed: int | None) -> AuditedReleas
 
 
 def _sum(release: AuditedRelease, updates: Sequence[Vector]) -> Floats:
-    """A round's noised sum in units of the clip norm."""
+    """A round's noised sum, in clip norms."""
     return release.round_of(updates).astype(np.float64) * (release.denominator / release.clip)

@@ -1,4 +1,4 @@
-"""An audit as a table, as ``audit.json``, and in MLflow."""
+"""The report of an audit: as a table, as ``audit.json``, and in MLflow."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _SECTION = "audit"
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit found.
+    """The findings of an audit.
 
     Attributes:
-        config: the run.
+        config: the audited run.
         target: config file or run directory.
-        output: where files are written.
-        checks: of the mechanisms, with the group or unit that they are of in front.
-        attacks: on the mechanisms and on the model.
-        seed: of the audit.
-        notes: what was left out, and why.
+        output: directory for the audit's files.
+        checks: checks of the mechanisms; each name begins with the group or unit.
+        attacks: attacks on the mechanisms and on the model.
+        seed: seed of the audit.
+        notes: omitted parts, with the reason.
     """
 
     config: Config
@@ -47,7 +47,7 @@ class Report:
 
     @property
     def faults(self) -> list[str]:
-        """What contradicts the privacy claim, a clause each."""
+        """The findings that contradict the privacy claim, one clause each."""
         failed = [f"the check '{c.name}' failed ({c.found.rstrip('.')})" for c in self.checks if not c.passed]
         above = [
             f"'{a.name}' proves epsilon >= {a.lower:.4g}, above the {rounded_up(a.epsilon)} that is claimed"
@@ -57,7 +57,7 @@ class Report:
         return failed + above
 
     def data(self, publish: bool = False) -> dict[str, Any]:
-        """As JSON data; with ``publish`` without what must stay in the silo."""
+        """The report as JSON data; with ``publish`` without the attacks that must stay in the silo."""
         attacks = [a for a in self.attacks if not (publish and self.withheld(a))]
         return {
             "target": str(self.target),
@@ -71,11 +71,11 @@ class Report:
         }
 
     def withheld(self, attack: Attack) -> bool:
-        """Whether an attack's figures come from private records of a run that claims privacy for them."""
+        """Whether an attack must stay in the silo, because its figures come from records for which the run claims privacy."""
         return attack.private and self.config.privacy.regime != "none"
 
     def table(self) -> str:
-        """For a terminal."""
+        """The report as a table for a terminal."""
         rows = [("what", "lower 95 %", "estimate", "proven epsilon", "verdict")]
         rows += [(c.name, "", "", "", c.verdict) for c in self.checks]
         rows += [
@@ -92,7 +92,7 @@ class Report:
 
 
 def write(report: Report) -> list[Path]:
-    """Write ``audit.json`` and the pictures; returns those files that may be published."""
+    """Write ``audit.json`` and the plots; returns the plots that may be published."""
     report.output.mkdir(parents=True, exist_ok=True)
     path = report.output / "audit.json"
     write_json(path, report.data())
@@ -101,14 +101,14 @@ def write(report: Report) -> list[Path]:
 
 
 def send(report: Report, pictures: Sequence[Path]) -> str:
-    """Log an audit to MLflow: to the audited run, or, for a config, as a run of its own, tagged ``fedray.kind=audit``.
+    """Log an audit to MLflow: to the audited run or, for a config, to a new run with the tag ``fedray.kind=audit``.
 
     Args:
-        report: written before.
-        pictures: files that may be published.
+        report: the report, already written.
+        pictures: plots that may be published.
 
     Returns:
-        A sentence on where it is.
+        A sentence that names the MLflow run.
 
     Raises:
         TrackingError: the store cannot be used.
@@ -147,7 +147,7 @@ def send(report: Report, pictures: Sequence[Path]) -> str:
 
 
 def figures(report: Report) -> dict[str, float]:
-    """The metrics: the largest lower bound, the largest estimate, and how many checks failed; none that is withheld or infinite."""
+    """The metrics: the largest lower bound, the largest estimate and the number of failed checks, without withheld and infinite figures."""
     shown = [a for a in report.attacks if not report.withheld(a)]
     found = {
         "privacy/audit_lower95": max((a.lower for a in shown if a.lower is not None), default=None),
@@ -158,7 +158,7 @@ def figures(report: Report) -> dict[str, float]:
 
 
 def conclude(report: Report) -> None:
-    """Nothing where the audit found nothing.
+    """Raise if the audit contradicts the privacy claim.
 
     Raises:
         FedrayError: a check failed, or a lower bound is above the proven epsilon.

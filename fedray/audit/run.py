@@ -1,4 +1,4 @@
-"""``fedray audit``: which attacks and checks a config or a finished run is put to."""
+"""``fedray audit``: runs the checks and attacks that a config or a finished run allows."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ KINDS: tuple[str, ...] = get_args(Kind)
 CANARIES = 1000
 #: Attacks that go by single records' losses.
 _BY_LOSS = frozenset(("canaries", "membership", "lira"))
-#: Canary clients at once.
+#: Largest number of canary clients.
 MOST_CLIENTS = 1000
 
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """What to audit, and how.
+    """The arguments of an audit.
 
     Attributes:
         target: a config file, or a run's output directory.
-        overrides: ``key.path=value``.
-        attack: one kind, or all that the target allows.
-        canaries: records; for whole clients at most as many canary clients.
-        seed: of everything that the audit draws; never of noise.
-        output: where files go; None: ``audit`` in the run's directory, ``runs/NAME-audit`` for a config.
+        overrides: overrides of the config, ``key.path=value``.
+        attack: one kind, or ``all`` for every kind that the target allows.
+        canaries: number of canary records, and largest number of canary clients.
+        seed: seed of all draws of the audit except noise.
+        output: directory for files; None for ``audit`` in the run's directory, or ``runs/NAME-audit`` for a config.
     """
 
     target: Path
@@ -62,7 +62,7 @@ class AuditRequest:
 
 
 def audit(request: AuditRequest) -> Report:
-    """Run the checks and attacks that were asked for. Trains in this process; keeps no books and starts no cluster.
+    """Run the requested checks and attacks in this process, without ledgers and without a cluster.
 
     Raises:
         ConfigError: the target is neither a config nor a run, or it does not allow the attack.
@@ -80,8 +80,8 @@ def audit(request: AuditRequest) -> Report:
     if request.attack in ("membership", "lira") and not (finished and files.model.exists()):
         raise ConfigError(f"--attack {request.attack}: needs a finished run; give its output directory instead of a config.")
     prepared, notes = prepare(config), list[str]()
-    if prepared.federation is None:  # in a run each silo's actor reads its own file, and nobody else
-        notes.append("The silos' files were all read here; run an audit only where that is allowed.")
+    if prepared.federation is None:  # in a run only each silo's actor reads its file
+        notes.append("This audit read the files of all silos; run an audit only where that is allowed.")
         prepared = prepare(_hosted(config))
     federation = prepared.federation
     assert federation is not None and prepared.model is not None
@@ -120,7 +120,7 @@ def audit(request: AuditRequest) -> Report:
 
 
 def _hosted(config: Config) -> Config:
-    """The same work with all clients in one process."""
+    """The config with all clients hosted in one process."""
     groups = [group.model_copy(update={"ledger": None}) for group in config.clients.groups]
     return config.model_copy(update={"clients": config.clients.model_copy(update={"placement": "hosted", "groups": groups})})
 
@@ -149,7 +149,7 @@ def _checkable(plan: ClientPlan) -> bool:
 
 
 def _figures(files: RunFiles) -> list[Check]:
-    """What a finished run says it spent, against the entries of its own ledger."""
+    """Check a finished run's figures against the entries of its own ledger."""
     if not any(files.ledger.glob("*.jsonl")):
         return []
     name = "the run's figures follow from its ledger"
@@ -181,7 +181,7 @@ def _on_the_model(prepared: Prepared, federation: Federation, files: RunFiles, r
 
 
 def _claimed(prepared: Prepared, files: RunFiles) -> tuple[float | None, float]:
-    """Epsilon and delta of one record in the finished run; None where records are not protected."""
+    """Epsilon and delta of one record in the finished run; None and 0 if records are not protected."""
     plans = [plan for plan in prepared.plans if plan is not None]
     if not plans:
         return None, 0.0

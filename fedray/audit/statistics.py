@@ -1,4 +1,4 @@
-"""The tests behind the statistical checks; each fails a sound mechanism with probability below one in a million."""
+"""The statistical tests behind the checks; each fails for a correct mechanism with probability below one in a million."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fedray.errors import FedrayError
 Floats = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.bool_]
 
-#: A sum of squares falls this many standard deviations short with probability below 1e-6 (one-sided Bernstein), and
-#: exceeds its mean by the second number with less: its upper tail is heavier than a Gaussian's.
+#: Numbers of standard deviations by which a sum of squares falls below or exceeds its mean with probability below 1e-6 (one-sided Bernstein
+#: bound); the upper tail is heavier than a Gaussian's.
 _SHORT, _EXCESS = 6.5, 9.0
-#: A correlation of independent values, in standard deviations.
+#: Largest allowed correlation of independent values, in standard deviations.
 _CORRELATED = 5.5
 
 
 def guarded(name: str, check: Callable[[], Check]) -> Check:
-    """The check's outcome; a refusal or an error on the way is a failure, whose sentence is what was found."""
+    """The result of a check; if it raises an error, the check has failed and the error's sentence is its finding."""
     try:
         return check()
     except FedrayError as error:
@@ -31,13 +31,13 @@ def guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def noise_check(name: str, noise: Floats, std: float, single: bool = True) -> Check:
-    """Whether values are N(0, std^2): their spread by chi-square, their mean, and (``single``) their law by Kolmogorov-Smirnov.
+    """Check that values are N(0, std^2): their variance (chi-square), their mean, and with ``single`` their distribution (Kolmogorov-Smirnov).
 
     Args:
-        name: of the check.
-        noise: float64 ``[d]``.
-        std: claimed.
-        single: each value is one draw; sums of several are Gaussian whatever the draws were.
+        name: name of the check.
+        noise: the values, float64 ``[d]``.
+        std: claimed standard deviation.
+        single: whether each value is one draw; a sum of several draws is nearly Gaussian for any distribution of the draws.
     """
     d = len(noise)
     ratio = float(np.sqrt(np.mean(np.square(noise)))) / std
@@ -47,16 +47,16 @@ def noise_check(name: str, noise: Floats, std: float, single: bool = True) -> Ch
     passed = low <= ratio <= high and bool(centred) and law > FALSE_ALARM / 3
     found = f"standard deviation {ratio:.4f} of what is claimed over {d} values (allowed {low:.3f} to {high:.3f})"
     if low <= ratio <= high and not passed:
-        found += "; but not the law of a centred Gaussian"
+        found += "; but the distribution is not a centred Gaussian"
     return Check(name, passed, found, FALSE_ALARM)
 
 
 def independence_check(name: str, noises: Mapping[str, Floats]) -> Check:
-    """Whether noises that must differ have nothing in common: pairwise correlations, and of each with itself shifted.
+    """Check that noise vectors are independent, by their pairwise correlations and by each one's correlation with its shifts.
 
     Args:
-        name: of the check.
-        noises: what each was drawn for, to float64 ``[d]``.
+        name: name of the check.
+        noises: the purpose of each noise vector and its values, float64 ``[d]``.
     """
     largest, where = 0.0, ""
     for (a, x), (b, y) in combinations(noises.items(), 2):
@@ -74,15 +74,15 @@ def independence_check(name: str, noises: Mapping[str, Floats]) -> Check:
 
 
 def coin_check(name: str, drawn: Bits, rate: float) -> Check:
-    """Whether who is drawn in each step is an independent coin of probability ``rate`` for each record and step.
+    """Check that records are sampled by one independent coin per record and step, with probability ``rate``.
 
-    Mean (exact binomial), spread of the batch sizes and of the records' counts, correlation of consecutive steps and
-    with the records' order. Batches of a fixed size have no spread at all.
+    The tests are the mean (exact binomial), the spread of the batch sizes and of the records' counts, the correlation of consecutive steps,
+    and the correlation with the records' order. Batches of a fixed size have no spread.
 
     Args:
-        name: of the check.
-        drawn: bool ``[steps, records]``.
-        rate: claimed, above 0.
+        name: name of the check.
+        drawn: whether each record was sampled in each step, bool ``[steps, records]``.
+        rate: claimed sampling rate, above 0.
     """
     steps, records = drawn.shape
     if rate == 1:
@@ -105,17 +105,17 @@ def coin_check(name: str, drawn: Bits, rate: float) -> Check:
 
 
 def secrecy_check(name: str, again: Mapping[str, tuple[Bits, Bits]], rate: float) -> Check:
-    """Whether coins that were tossed anew have nothing in common with those of the first time.
+    """Check that coins of a second draw are independent of those of the first.
 
-    Of those whose coin came out the rarer way the first time, as many as chance allows may come out so again (exact binomial).
+    Among the coins that showed the rarer side first, the number that shows it again is tested by the exact binomial distribution.
 
     Args:
-        name: of the check.
-        again: what was done anew, to who was drawn before and after, bool of one shape.
+        name: name of the check.
+        again: how the second draw was made, with the first and the second coins, bool of equal shape.
         rate: probability of each coin.
     """
     if rate == 1:
-        return Check(name, True, "nothing to hide: everyone is drawn at rate 1")
+        return Check(name, True, "no coin is secret, because everyone is drawn at rate 1")
     rarer, told, passed = min(rate, 1 - rate), [], True
     for what, (before, after) in again.items():
         first, second = (before, after) if rate <= 0.5 else (~before, ~after)
@@ -126,7 +126,7 @@ def secrecy_check(name: str, again: Mapping[str, tuple[Bits, Bits]], rate: float
 
 
 def _spread(counts: npt.NDArray[np.int64], trials: int, rate: float) -> float:
-    """Sum of squared deviations of binomial counts, less its mean, over its standard deviation."""
+    """The sum of squared deviations of binomial counts, minus its mean, divided by its standard deviation."""
     variance = trials * rate * (1 - rate)
     fourth = variance * (1 + 3 * (trials - 2) * rate * (1 - rate))
     squares = np.square(counts - trials * rate)
@@ -134,11 +134,11 @@ def _spread(counts: npt.NDArray[np.int64], trials: int, rate: float) -> float:
 
 
 def _correlation(x: Floats, y: Floats) -> float:
-    """Absolute correlation in standard deviations of that of independent values; infinite where one of them is constant."""
+    """Absolute correlation, in standard deviations of that of independent values; infinite if one vector is zero or not finite."""
     scale = float(np.linalg.norm(x) * np.linalg.norm(y))
     return abs(float(x @ y)) / scale * float(np.sqrt(len(x))) if scale > 0 and np.isfinite(scale) else float("inf")
 
 
 def largest(values: Sequence[float]) -> float:
-    """The largest, where a NaN counts as infinite."""
+    """The largest value; a value that is not finite counts as infinite."""
     return max((v if np.isfinite(v) else float("inf") for v in values), default=0.0)

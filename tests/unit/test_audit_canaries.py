@@ -13,7 +13,7 @@ from audited import digits
 
 from fedray.audit.canaries import Canaries, canary_attacks, make_canaries, score_attack, with_canaries
 from fedray.audit.findings import Attack
-from fedray.audit.local_run import Rehearsal
+from fedray.audit.local_run import LocalRun
 from fedray.data.records import Federation, Records
 from fedray.errors import FedrayError
 from fedray.planning.preparation import prepare
@@ -80,14 +80,14 @@ def test_verdicts() -> None:
     assert Attack("x", math.inf, None, 1.0).row()["lower"] == "infinity"
 
 
-def test_a_rehearsal_trains_as_the_run_does() -> None:
+def test_a_local_run_trains_as_the_run_does() -> None:
     """Without privacy, where nothing is random but the batches: the model improves, and cohorts are those of the config."""
     prepared = prepare(digits("privacy={regime: none}", "cohort={kind: fixed, size: 3}", "training.engine=auto"))
     assert prepared.federation is not None and prepared.model is not None
-    rehearsal = Rehearsal(prepared, prepared.federation)
-    released = list(rehearsal.run(4, seed=1))
-    assert len(released) == 12 == rehearsal.participations.sum()
-    assert not np.array_equal(rehearsal.weights, prepared.model.weights.value)
+    local = LocalRun(prepared, prepared.federation)
+    released = list(local.run(4, seed=1))
+    assert len(released) == 12 == local.participations.sum()
+    assert not np.array_equal(local.weights, prepared.model.weights.value)
     np.testing.assert_array_equal(released[0].before, prepared.model.weights.value)
 
 

@@ -1,8 +1,8 @@
-"""What a mechanism that protects whole clients is made of.
+"""The interface of a mechanism that protects whole clients.
 
-A mechanism has a client's half (:class:`ClientStep`: what is done to an update before it leaves) and a driver's
-half (:class:`DriverStep`: what is done to the sum before the model sees it), and says what it costs
-(:class:`Charging`). Its constants are public; nothing in here depends on a client's data.
+A mechanism has a part at the clients (:class:`ClientStep`, applied to an update before it leaves the client), a part at the driver
+(:class:`DriverStep`, applied to the sum before the model is updated), and rules of charging (:class:`Charging`). Its constants are public
+and do not depend on any client's data.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ Sampling = Literal["poisson", "fixed", "all", "cyclic"]
 
 
 class Source(Protocol):
-    """Draws for privacy; :mod:`fedray.privacy.csprng` has the two that there are."""
+    """A source of random draws for privacy; :mod:`fedray.privacy.csprng` has the two implementations."""
 
     def uniform(self, n: int) -> Floats:
-        """``n`` values in [0, 1)."""
+        """``n`` values in [0, 1), float64."""
         ...
 
     def normal(self, n: int) -> Floats:
-        """``n`` standard normal values."""
+        """``n`` standard normal values, float64."""
         ...
 
     def u64(self, n: int) -> npt.NDArray[np.uint64]:
-        """``n`` uniform 64-bit words."""
+        """``n`` uniform 64-bit words, uint64."""
         ...
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Public facts of a run that mechanisms charge and scale by.
+    """Public constants of a run, from which mechanisms compute charges and scales.
 
     Attributes:
         clients: size N of the population.
-        sampling: how cohorts come about.
-        rate: probability with which a client joins a round (Poisson), the largest of all groups; None otherwise.
-        cohort: clients that a round is expected to have; a whole number but for Poisson.
-        cap: most clients that a Poisson cohort may have, or None.
-        rounds: planned rounds.
-        max_participations: rounds in which one client may take part, or None.
-        min_clients: updates that a round needs.
-        dimension: values of an update; 0 where it is not known yet (then no mechanism may charge by it).
-        clip: clip norm C of an update (the first, where it adapts).
-        grid: fraction bits of the exact sum.
+        sampling: kind of cohort sampling.
+        rate: largest probability of any group with which a client joins a round, for Poisson cohorts; else None.
+        cohort: expected size of a cohort; a whole number except for Poisson cohorts.
+        cap: largest size of a Poisson cohort; None if there is no cap.
+        rounds: number of planned rounds.
+        max_participations: number of rounds in which one client may take part; None if there is no limit.
+        min_clients: number of updates that a round needs to count.
+        dimension: number of values of an update; 0 if it is unknown and no mechanism may charge by it.
+        clip: clip norm C of an update; the first one if it adapts.
+        grid: number of fraction bits of the exact sum.
     """
 
     clients: int
@@ -71,7 +71,7 @@ class Facts:
 
     @property
     def slack(self) -> float:
-        """How much rounding to the sum's grid can add to a norm."""
+        """Largest increase of a norm by rounding to the sum's grid."""
         return math.sqrt(self.dimension + 1) * math.ldexp(1.0, -(self.grid + 1))
 
 
@@ -80,12 +80,12 @@ class Charging:
     """How rounds are charged.
 
     Attributes:
-        whom: ``everyone``: one entry for the whole population, because secret sampling is part of the event, or all take part;
+        whom: ``everyone``: one entry for the whole population, because the event includes secret sampling or all clients take part;
             ``participants``: one entry for each client of the cohort.
-        span: rounds that one charge covers.
-        separation: rounds that must lie between two participations of a client for the event to hold, counted from one to the other.
-        most: participations that one charge covers.
-        adjacency: of the event.
+        span: number of rounds that one charge covers.
+        separation: least difference of the numbers of two rounds in which a client takes part.
+        most: largest number of participations of a client that one charge covers.
+        adjacency: neighbouring relation of the event.
     """
 
     whom: Literal["everyone", "participants"]
@@ -96,11 +96,11 @@ class Charging:
 
 
 class ClientStep(Protocol):
-    """What a client does to its update before it leaves; travels to the actors with each round."""
+    """A mechanism's part at the clients. It is sent to the actors with each round."""
 
     @property
     def integer(self) -> bool:
-        """Whether whole numbers of a ring leave, not floats."""
+        """Whether the client sends integers of a ring instead of floats."""
         ...
 
     @property
@@ -109,71 +109,71 @@ class ClientStep(Protocol):
         ...
 
     def size(self, dimension: int) -> int:
-        """Values that leave for an update of ``dimension`` values."""
+        """Number of values that a client sends for an update of ``dimension`` values."""
         ...
 
     def encode(self, update: Vector, weight: float, source: Source) -> npt.NDArray[Any]:
-        """The update as it may leave: float32 or, where ``integer``, int64."""
+        """The message for an update: float32 ``[size]``, or int64 ``[size]`` if ``integer``."""
         ...
 
     def terms(self) -> dict[str, Any]:
-        """What the receipt says of this step."""
+        """The step's constants for the receipt, as JSON data."""
         ...
 
 
 class DriverStep(Protocol):
-    """What the driver does to the sums of the rounds that one charge covers."""
+    """A mechanism's part at the driver for the rounds of one charge."""
 
     def release(self, values: npt.NDArray[np.int64], bits: int, std: float | Floats, source: Source) -> Floats:
-        """From the integer sum to the noised sum in real units.
+        """The noised sum in units of the update.
 
         Args:
-            values: int64 ``[n]``, in units of ``2**-bits`` or of the ring.
-            bits: fraction bits; 0 for a ring.
-            std: of the noise that the driver adds, in real units, one for all values or one for each.
-            source: of the noise.
+            values: sum of the clients' messages, int64 ``[n]``, in units of ``2**-bits`` or of the ring.
+            bits: number of fraction bits; 0 for a ring.
+            std: standard deviation of the driver's noise in units of the update, for all values or float64 ``[n]``.
+            source: source of the noise.
 
         Returns:
-            float64; ``[n]``, or of the update's dimension where the clients sent more values than that.
+            float64 ``[n]``, or float64 ``[dimension]`` if the clients sent more values than the update has.
         """
         ...
 
 
 class Mechanism(ABC):
-    """A way to protect whole clients, as the config names it; subclasses are dataclasses of its arguments."""
+    """A mechanism that protects whole clients; subclasses are dataclasses of the arguments in the config."""
 
     regime: ClassVar[str]
     statement: ClassVar[str]
     trust: ClassVar[str]
 
-    def check(self, facts: Facts) -> None:  # noqa: B027  (most have nothing to refuse)
-        """Refuse what the mechanism cannot do.
+    def check(self, facts: Facts) -> None:  # noqa: B027  (most mechanisms have nothing to refuse)
+        """Refuse arguments that do not fit the run.
 
         Raises:
-            ConfigError: arguments or facts that do not go together.
+            ConfigError: arguments and facts do not go together.
         """
 
     @abstractmethod
     def charging(self, facts: Facts) -> Charging:
-        """Who is charged, how often, under which adjacency."""
+        """The rules of charging."""
 
     @abstractmethod
     def event(self, noise_multiplier: float, facts: Facts) -> Event:
-        """What one charge costs."""
+        """The event of one charge."""
 
     @abstractmethod
     def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
-        """The client's half in a round.
+        """The part at the clients in a round.
 
         Args:
-            noise_multiplier: of the plan.
+            noise_multiplier: noise multiplier of the plan.
             clip: this round's clip norm.
-            facts: of the run.
+            facts: public constants of the run.
             weight_cap: see ``privacy.weight_cap``.
-            bit: whether to send, as one more value, whether the update was within the clip norm.
-            round_: number of the round, public.
+            bit: whether clients send, as an additional value, whether their update was within the clip norm.
+            round_: public number of the round.
         """
 
     @abstractmethod
     def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
-        """The driver's half for the rounds of one charge, the first of which is ``round_``; ``size`` values are summed."""
+        """The part at the driver for the rounds of one charge, of which ``round_`` is the first; each client sends ``size`` values."""

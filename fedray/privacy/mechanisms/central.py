@@ -1,9 +1,8 @@
 """Noise at a trusted driver: DP-FedAvg with independent Gaussian noise, and DP-FTRL with correlated noise.
 
-Each client clips its whole update to C; the driver adds noise of standard deviation z C to the sum and divides by
-a public constant, so a client that contributes nothing changes the sum by at most C (zero-out adjacency). The sum is
-an integer sum on a grid, and the noise is rounded to that grid before it is added: the result is the rounding
-of what the real-valued mechanism would give, so no float of it tells more.
+Each client clips its whole update to C. The driver adds noise of standard deviation z C to the sum and divides by a public constant.
+Removing one client's contribution changes the sum by at most C (zero-out adjacency). The sum is an integer sum on a grid, and the noise is
+rounded to that grid before it is added. The result is therefore a rounding of the real-valued mechanism's result and reveals no more.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Fac
 from fedray.privacy.mechanisms.clipping import clip_update
 from fedray.privacy.mechanisms.streams import Banded, Independent, NoiseStream, TreeNoise, banded_event_noise
 
-TRUST = "the driver and the actors are trusted; the guarantee is against everyone who sees the models and the released metrics"
+TRUST = "the driver and the actors are trusted; the guarantee holds against everyone who sees the models and the released metrics"
 
 
 @dataclass(frozen=True)
 class Clipped:
-    """The client's half: clip the whole update, weigh it, and send it.
+    """The part at the clients: clip the whole update and multiply it by its weight.
 
     Attributes:
-        clip: L2 bound of what leaves.
-        slack: how far below it to stay, because the sum's grid rounds.
+        clip: L2 bound of the message, including the rounding to the sum's grid.
+        slack: margin for that rounding.
         weight_cap: see ``privacy.weight_cap``.
-        bit: send one more value, 1/2 where the update was within the clip norm and -1/2 where not (Andrew et al. 2021).
+        bit: whether to append 1/2 if the update was within the clip norm, else -1/2 (Andrew et al. 2021).
     """
 
     clip: float
@@ -42,11 +41,11 @@ class Clipped:
     integer: ClassVar[bool] = False
 
     def size(self, dimension: int) -> int:
-        """The update, and the bit."""
+        """The length of the update, plus 1 for the bit."""
         return dimension + self.bit
 
     def encode(self, update: Vector, weight: float, source: Source) -> Vector:
-        """The clipped update times its weight, float32 ``[size]``; a non-finite one is all zeros."""
+        """The clipped update times its weight, float32 ``[size]``; an update that is not finite becomes zeros."""
         clipped, within = clip_update(update, self.clip, self.slack)
         if weight != 1.0:
             clipped *= np.float32(weight)
@@ -58,7 +57,7 @@ class Clipped:
 
 
 class Noised:
-    """The driver's half: noise of a stream on the sum."""
+    """The part at the driver: noise of a stream on the sum."""
 
     def __init__(self, stream: NoiseStream) -> None:
         self._stream = stream
@@ -72,17 +71,17 @@ class Noised:
 
 @dataclass(frozen=True)
 class _Central(Mechanism):
-    """What the mechanisms of this module share."""
+    """The common parts of this module's mechanisms."""
 
     regime: ClassVar[str] = "client"
     trust: ClassVar[str] = TRUST
 
     def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
-        """Clip, weigh, send."""
+        """Clip and weigh the update."""
         return Clipped(clip, facts.slack, weight_cap, bit)
 
     def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
-        """Noise on the sum."""
+        """Add noise to the sum."""
         if noise_multiplier * facts.clip * 2.0**facts.grid > 2.0**57:
             raise ConfigError(
                 f"privacy.clip: noise of {noise_multiplier * facts.clip:g} does not fit the sum's grid of 2**-{facts.grid}; "
@@ -108,13 +107,13 @@ class CentralGaussian(_Central):
     statement: ClassVar[str] = "each client's update clipped jointly over all exchanged values, independent Gaussian noise on the sum"
 
     def charging(self, facts: Facts) -> Charging:
-        """Everyone where cohorts are secret or all; participants of cyclic cohorts."""
+        """Participants are charged if cohorts are cyclic, else everyone."""
         if facts.sampling == "cyclic":
             return Charging("participants")
         return Charging("everyone", "replace_one" if facts.sampling == "fixed" else "zero_out")
 
     def event(self, noise_multiplier: float, facts: Facts) -> Event:
-        """One round."""
+        """The event of one round."""
         gaussian = Gaussian(float(noise_multiplier))
         if facts.sampling == "fixed":
             return Wor(facts.clients, int(facts.cohort), gaussian)
@@ -140,7 +139,7 @@ class TreeAggregation(_Central):
     Use it with server.kind sgd (momentum is fine): the model is then a function of the noised prefix sums.
 
     Attributes:
-        restart_every: rounds of one tree; null = all rounds.
+        restart_every: number of rounds of one tree; None for all rounds.
     """
 
     restart_every: int | None = None
@@ -149,16 +148,16 @@ class TreeAggregation(_Central):
     )
 
     def charging(self, facts: Facts) -> Charging:
-        """One charge a tree."""
+        """One charge per tree, to everyone."""
         span = self._span(facts)
         return Charging("everyone", span=span, separation=span, most=1)
 
     def event(self, noise_multiplier: float, facts: Facts) -> Event:
-        """One tree."""
+        """The event of one tree."""
         return Tree(float(noise_multiplier), self._span(facts))
 
     def check(self, facts: Facts) -> None:
-        """The tree's height in rounds."""
+        """Refuse a number of rounds per tree outside the run."""
         _check_span("restart_every", self.restart_every, facts)
 
     def _span(self, facts: Facts) -> int:
@@ -179,8 +178,8 @@ class BandedFactorization(_Central):
     Gaussian(z / sqrt(k)) for all rounds of a matrix, charged when it begins. A resumed run begins a new matrix.
 
     Attributes:
-        band: bands of the strategy matrix, and the least distance of two participations in rounds.
-        restart_every: rounds of one matrix; null = all rounds.
+        band: number of bands of the strategy matrix, and least separation of two participations in rounds.
+        restart_every: number of rounds of one matrix; None for all rounds.
     """
 
     band: int
@@ -190,17 +189,17 @@ class BandedFactorization(_Central):
     )
 
     def charging(self, facts: Facts) -> Charging:
-        """One charge a matrix."""
+        """One charge per matrix, to everyone."""
         span = self._span(facts)
         possible = math.ceil(span / self.band)
         return Charging("everyone", span=span, separation=self.band, most=min(facts.max_participations or possible, possible))
 
     def event(self, noise_multiplier: float, facts: Facts) -> Event:
-        """One matrix."""
+        """The event of one matrix."""
         return Gaussian(banded_event_noise(noise_multiplier, self.charging(facts).most))
 
     def check(self, facts: Facts) -> None:
-        """Bands and rounds of the matrix."""
+        """Refuse bands and rounds per matrix outside the run."""
         _check_span("restart_every", self.restart_every, facts)
         _check_span("band", self.band, facts)
 

@@ -1,4 +1,4 @@
-"""The L2 clip of a whole update, and a clip norm that follows a quantile of the updates' norms."""
+"""The L2 clip of a whole update, and a clip norm that adapts to a quantile of the updates' norms."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from fedray.errors import ConfigError
 Vector = npt.NDArray[np.float32]
 
 _BLOCK = 1 << 16  # float64 scratch of 512 KiB: stays in cache
-#: Squares of float32 are exact in float64 and are added pairwise within blocks; what is left of rounding is far below this.
+#: Bound on the relative rounding error of a norm: squares of float32 are exact in float64 and are added pairwise within blocks.
 _MARGIN = 2.0**-44
 
 
 def clip_update(update: Vector, clip: float, slack: float = 0.0) -> tuple[Vector, bool]:
     """Scale a whole update down to L2 norm ``clip - slack``, jointly over all its values.
 
-    The bound holds for the float32 values that are returned, in exact arithmetic: norms are float64, and scaled
-    values are rounded towards zero. An update within 2**-44 of the bound counts as above it.
+    The bound holds for the returned float32 values in exact arithmetic: norms are float64, and scaled values are rounded towards zero. An
+    update whose norm is within a relative 2**-44 of the bound counts as above it.
 
     Args:
         update: float32 ``[d]``; unchanged.
         clip: clip norm C.
-        slack: how far below it to stay, for rounding that comes later; same units.
+        slack: margin below the clip norm for later rounding, in the same units.
 
     Returns:
-        float32 ``[d]``, a new array, all zeros where ``update`` has a value that is not finite; and whether the norm of
-        ``update`` is at most ``clip``, the bit of adaptive clipping (False where not finite).
+        A new array, float32 ``[d]``, of zeros if ``update`` has a value that is not finite; and the bit of adaptive clipping: whether the norm
+        of ``update`` is at most ``clip`` (False if it is not finite).
 
     Raises:
         ConfigError: ``clip`` is not a positive number, or not larger than ``slack``.
@@ -58,7 +58,7 @@ def clip_update(update: Vector, clip: float, slack: float = 0.0) -> tuple[Vector
 
 
 def l2_norm(vector: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> float:
-    """The L2 norm, added up in float64; NaN or infinite where a value is not finite."""
+    """The L2 norm with sums in float64; NaN if a value is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         blocks = [
             float(np.square(vector[start : start + _BLOCK], dtype=np.float64).sum(dtype=np.float64))
@@ -76,8 +76,8 @@ def next_clip(clip: float, noisy_bits_sum: float, denominator: float, quantile: 
         clip: C of this round.
         noisy_bits_sum: sum over the cohort of (bit - 1/2), plus noise of standard deviation ``bit_noise``.
         denominator: expected size of a cohort, a public constant.
-        quantile: of the updates' norms that C should reach, in [0, 1].
-        rate: step of the logarithm of C.
+        quantile: target quantile of the updates' norms, in [0, 1].
+        rate: learning rate of the logarithm of C.
 
     Source: Andrew, Thakkar, McMahan & Ramaswamy 2021, Differentially Private Learning with Adaptive Clipping, algorithm 1
     """
@@ -86,13 +86,13 @@ def next_clip(clip: float, noisy_bits_sum: float, denominator: float, quantile: 
 
 
 def split_noise(noise_multiplier: float, bit_noise: float) -> float:
-    """The noise multiplier z_delta of the updates, so that updates and bits together cost what ``noise_multiplier`` alone does.
+    """The noise multiplier z_delta of the updates at which updates and bits together cost as much as ``noise_multiplier`` alone.
 
-    Bits are sent as +-1/2, so one client moves their sum by 1/2 and (2 ``bit_noise``) is their noise multiplier:
+    Bits are sent as +-1/2, so one client changes their sum by 1/2, and their noise multiplier is 2 ``bit_noise``:
     z**-2 = z_delta**-2 + (2 bit_noise)**-2.
 
     Args:
-        noise_multiplier: z that is charged.
+        noise_multiplier: charged noise multiplier z.
         bit_noise: standard deviation of the noise on the sum of (bit - 1/2).
 
     Raises:

@@ -1,8 +1,8 @@
-"""Distributed DP: clients round their clipped updates to a grid and add integer noise; only the sum in a ring is seen.
+"""Distributed DP: clients round their clipped updates to a grid and add integer noise, and only the sum in a ring is used.
 
-Scale by grid units per unit, rotate at random (optional, for small rings), round stochastically until the norm is within
-a public bound, add exact integer noise, reduce modulo 2**bits. The noise of ``shares`` clients together has standard
-deviation noise multiplier x clip; more clients bring more of it.
+A client scales its update to grid units, rotates it at random (optional, for small rings), rounds it stochastically until the norm is
+within a public bound, adds exact integer noise, and reduces the result modulo 2**bits. The noise of ``shares`` clients together has the
+standard deviation noise multiplier x clip; more clients add more noise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedray.privacy.mechanisms.clipping import clip_update
 from fedray.privacy.mechanisms.integernoise import MAX_SIGMA, Integers, Kind, integer_noise
 from fedray.privacy.mechanisms.rotation import padded_dimension, rotate, unrotate
 
-#: Chance that a rounding is within ``Grid.l2`` is at least 1 - BETA.
+#: A rounding has a norm of at most ``Grid.l2`` with probability at least 1 - BETA.
 BETA = math.exp(-0.5)
 _MAX_BITS = 32
 _DEVIATIONS = 6.0
@@ -27,20 +27,20 @@ _DEVIATIONS = 6.0
 
 @dataclass(frozen=True)
 class Grid:
-    """Public constants of the integer path; all clients and the driver hold the same.
+    """Public constants of the integer arithmetic, equal for all clients and the driver.
 
     Attributes:
         dimension: values of an update.
         clip: L2 norm C that updates are clipped to.
         scale: grid units per unit of the update: a coordinate x becomes about ``scale`` * x.
         bits: the ring is the integers modulo 2**bits, at most 32.
-        rotate: spread updates by a random rotation first; for rings of 16 bits or less.
-        shares: clients whose noise is sure to be in the sum: fewest clients of a round, without those who may collude.
-        max_clients: most clients whose encodings are added.
+        rotate: whether updates are first spread by a random rotation, which rings of 16 bits or less need.
+        shares: number of clients whose noise is guaranteed in the sum: the fewest clients of a round, without those that may collude.
+        max_clients: largest number of clients whose encodings are added.
         noise_multiplier: standard deviation of the noise of ``shares`` clients together, over ``clip``.
 
     Raises:
-        ConfigError: constants out of range, noise too fine for the tables, or a ring too small for the sum.
+        ConfigError: a constant is out of range, the noise is too large for the tables, or the ring is too small for the sum.
     """
 
     dimension: int
@@ -73,7 +73,7 @@ class Grid:
 
     @property
     def padded(self) -> int:
-        """Values that leave a client: ``dimension``, or the next power of two with a rotation."""
+        """Number of values that a client sends: ``dimension``, or with a rotation the next power of two."""
         return padded_dimension(self.dimension) if self.rotate else self.dimension
 
     @property
@@ -89,7 +89,7 @@ class Grid:
 
     @property
     def l1(self) -> float:
-        """Largest L1 norm of a rounded update, in grid units: a whole number is at most its square."""
+        """Largest L1 norm of a rounded update, in grid units; the L2 bound applies because an integer is at most its square."""
         return self.l2 * min(math.sqrt(self.padded), self.l2)
 
     @property
@@ -99,21 +99,21 @@ class Grid:
 
     @property
     def variance(self) -> float:
-        """Variance of the noise that is sure to be in the sum, in grid units squared."""
+        """Variance of the noise that is guaranteed in the sum, in squared grid units."""
         return self.shares * self.sigma**2
 
     @property
     def half_ring(self) -> int:
-        """Sums in [-half_ring, half_ring) are read back as they were."""
+        """Half the size of the ring; sums in [-half_ring, half_ring) are decoded exactly."""
         return 1 << (self.bits - 1)
 
     @property
     def range(self) -> float:
-        """Magnitude that a coordinate of the sum is expected not to reach, in grid units.
+        """Magnitude that a coordinate of the sum reaches with negligible probability, in grid units.
 
-        ``max_clients`` full updates in one direction, one unit of rounding for each, and 6 standard deviations of all
-        clients' noise (2e-9 per coordinate). With a rotation a coordinate of the updates' sum is subgaussian over its
-        signs, and 6 of those deviations are counted (3e-8 per coordinate). What wraps is wrong by 2**bits units; privacy does not suffer.
+        It counts ``max_clients`` full updates in one direction, one unit of rounding for each, and 6 standard deviations of all clients' noise
+        (probability 2e-9 per coordinate). With a rotation, a coordinate of the updates' sum is subgaussian over the random signs, and 6 of its
+        standard deviations are counted (3e-8 per coordinate). A coordinate that wraps is wrong by 2**bits units, which does not affect privacy.
         """
         return self.max_clients + self.scale * self._range_per_scale()
 
@@ -137,14 +137,14 @@ class Grid:
 
 
 def encode(update: Vector, grid: Grid, rotation_seed: int, source: Source, kind: Kind) -> Integers:
-    """One client's update as it may leave: clipped, rounded, with its share of the noise, in the ring.
+    """One client's message: its update clipped, rounded, and with its share of the noise, in the ring.
 
     Args:
-        update: float32 ``[dimension]``; one that is not finite counts as all zeros.
+        update: float32 ``[dimension]``; an update that is not finite counts as zeros.
         grid: public constants.
-        rotation_seed: public, one for each round; unused without a rotation.
-        source: of the rounding and of the noise.
-        kind: ddg for the discrete Gaussian, skellam.
+        rotation_seed: public seed of the round; unused without a rotation.
+        source: source of the rounding and of the noise.
+        kind: ``ddg`` for the discrete Gaussian, or ``skellam``.
 
     Returns:
         int64 ``[padded]`` in [0, 2**bits).
@@ -159,12 +159,12 @@ def encode(update: Vector, grid: Grid, rotation_seed: int, source: Source, kind:
 
 
 def decode(total: Integers, grid: Grid, rotation_seed: int) -> Floats:
-    """The sum of the updates, with the sum of their noise.
+    """The sum of the updates and of their noise.
 
     Args:
         total: int64 ``[padded]``, the sum of encodings, reduced modulo 2**bits or not.
         grid: public constants, as for the encodings.
-        rotation_seed: as for the encodings.
+        rotation_seed: seed of the encodings.
 
     Returns:
         float64 ``[dimension]``, in units of the updates.
@@ -177,12 +177,12 @@ def decode(total: Integers, grid: Grid, rotation_seed: int) -> Floats:
 
 
 def round_within(values: Floats, l2: float, source: Source) -> Integers:
-    """Round each value up or down, unbiased, again and again until the L2 norm of all is at most ``l2``.
+    """Round each value up or down without bias, and repeat this until the L2 norm of all values is at most ``l2``.
 
     Args:
         values: float64 ``[n]`` in grid units; for a norm of at most C * scale one attempt succeeds with probability 1 - BETA at least.
         l2: bound, see :attr:`Grid.l2`; it holds exactly.
-        source: of the coins.
+        source: source of the coins.
 
     Source: Kairouz, Liu & Steinke 2021 (conditional randomised rounding)
     """

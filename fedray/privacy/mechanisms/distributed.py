@@ -1,8 +1,8 @@
-"""Noise in shares: each client adds integer noise of its own, and only the sum of many is to be seen.
+"""Distributed noise: each client adds a share of integer noise, and only the sum of many clients should be seen.
 
-The integers add up in a ring of 2**bits, as secure aggregation needs it. Each client's share is such that the fewest
-clients with which a round counts bring the whole noise; with fewer the round is given up. Without secure
-aggregation the sum is the plain integer sum, and the driver could look at a single update, which one share alone protects little.
+The integers add up in a ring of 2**bits, as secure aggregation requires. The shares of the fewest clients with which a round counts sum to
+the whole noise; a round with fewer clients is given up. Without secure aggregation the sum is an ordinary integer sum, and the driver could
+read a single update, which one share of the noise hardly protects.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fedray.privacy.mechanisms.integernoise import Kind, table_error
 
 TRUST = (
     "the driver and the actors are trusted with single updates, which they add up in the clear and which carry only a share of the noise: "
-    "a rehearsal of a secure sum, which no part of this version makes"
+    "this version makes no secure sum, so it only simulates the protocol"
 )
-#: Standard deviation of a share in grid units that an automatic scale aims at: rounding then costs a tenth of a percent, and tables are quick to make.
+#: Standard deviation of a share, in grid units, for an automatic scale: rounding costs a tenth of a percent, and tables are made quickly.
 _SIGMA = 2.0**13
-#: How far an automatic scale stays below what the ring and the noise tables hold.
+#: An automatic scale, relative to the largest scale that the ring and the noise tables allow.
 _SCALE_MARGIN = 0.98
-#: What sampling noise from tables may add to delta in all, relative to it: it is not counted, so it must not count.
+#: Largest relative increase of delta by sampling noise from tables; it is so small that accounting ignores it.
 _TABLES = 1e-6
 _LEAST_DELTA = 1e-12
 
@@ -45,7 +45,7 @@ class RingStep:
     integer: ClassVar[bool] = True
 
     def size(self, dimension: int) -> int:
-        """With a rotation, the next power of two."""
+        """The length of the update, or with a rotation the next power of two."""
         return self.grid.padded
 
     def encode(self, update: Vector, weight: float, source: Source) -> npt.NDArray[np.int64]:
@@ -60,7 +60,7 @@ class RingStep:
 
 
 class Unscaled:
-    """The driver's half: read the ring and undo scale and rotation."""
+    """The part at the driver: decode the sum and undo scale and rotation."""
 
     def __init__(self, grid: Grid, rotation_seed: int) -> None:
         self._grid, self._seed = grid, rotation_seed
@@ -72,13 +72,13 @@ class Unscaled:
 
 @dataclass(frozen=True)
 class _Distributed(Mechanism):
-    """What the mechanisms of this module share.
+    """The common parts of this module's mechanisms.
 
     Attributes:
-        bits: of the ring.
-        scale: grid units per unit of an update; null = as fine as rounding needs and the ring holds.
-        rotate: a random rotation first, which small rings need.
-        colluding: clients of a cohort whose shares of the noise may be known to whoever looks.
+        bits: number of bits of the ring.
+        scale: grid units per unit of an update; None for the finest scale that rounding needs and the ring holds.
+        rotate: whether to apply a random rotation first, which small rings need.
+        colluding: number of clients of a cohort whose shares of the noise the adversary may know.
     """
 
     bits: int = 32
@@ -90,11 +90,11 @@ class _Distributed(Mechanism):
     kind: ClassVar[Kind]
 
     def charging(self, facts: Facts) -> Charging:
-        """Each participation: who sums knows the cohort."""
+        """Each participation is charged to the client, because the driver knows the cohort."""
         return Charging("participants")
 
     def check(self, facts: Facts) -> None:
-        """Enough honest shares."""
+        """Refuse more colluding clients than a round can have."""
         if facts.min_clients - self.colluding < 1:
             raise ConfigError(
                 f"privacy.mechanism.colluding: of cohort.min_clients={facts.min_clients} shares of noise {self.colluding} may be known; "
@@ -102,7 +102,7 @@ class _Distributed(Mechanism):
             )
 
     def grid(self, noise_multiplier: float, facts: Facts) -> Grid:
-        """The public constants of the integer path."""
+        """The public constants of the integer arithmetic."""
         shares, most = facts.min_clients - self.colluding, _largest_cohort(facts)
         scale = self.scale if self.scale is not None else self._finest(noise_multiplier, facts, shares, most)
         return Grid(max(1, facts.dimension), facts.clip, scale, self.bits, self.rotate, shares, max(most, shares), noise_multiplier)
@@ -115,11 +115,11 @@ class _Distributed(Mechanism):
         return max(_SCALE_MARGIN * min(by_ring, by_tables), 1e-300)
 
     def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
-        """Clip, round, noise, reduce."""
+        """Clip, round, add noise, and reduce to the ring."""
         return RingStep(self.grid(noise_multiplier, facts), self.kind, round_, weight_cap)
 
     def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
-        """Read the ring."""
+        """Decode the sum."""
         grid = self.grid(noise_multiplier, facts)
         draws = float(grid.padded) * grid.max_clients * facts.rounds
         if table_error(self.kind, grid.sigma) * draws > _TABLES * _LEAST_DELTA:
@@ -143,7 +143,7 @@ class DistributedDiscreteGaussian(_Distributed):
     )
 
     def event(self, noise_multiplier: float, facts: Facts) -> Event:
-        """One participation."""
+        """The event of one participation."""
         grid = self.grid(noise_multiplier, facts)
         return DistributedGaussian(grid.shares, grid.sigma, grid.l2, grid.l1, grid.padded)
 
@@ -161,13 +161,13 @@ class SkellamMechanism(_Distributed):
     statement: ClassVar[str] = "each client's update clipped, rounded to a grid and noised by a share of Skellam noise, summed in a ring"
 
     def event(self, noise_multiplier: float, facts: Facts) -> Event:
-        """One participation."""
+        """The event of one participation."""
         grid = self.grid(noise_multiplier, facts)
         return Skellam(grid.variance, grid.l2, grid.l1)
 
 
 def _largest_cohort(facts: Facts) -> int:
-    """Clients that a round has at most, for practical purposes: Poisson's mean plus six standard deviations."""
+    """Largest number of clients of a round; for Poisson cohorts the mean plus six standard deviations."""
     if facts.rate is None:
         return int(facts.cohort)
     q = float(facts.rate)

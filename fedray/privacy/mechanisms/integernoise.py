@@ -1,7 +1,7 @@
-"""Exact integer noise: the discrete Gaussian and the Skellam law, from tables of 128-bit cumulative probabilities.
+"""Exact integer noise: the discrete Gaussian and the Skellam distribution, from tables of 128-bit cumulative probabilities.
 
-A draw compares uniform random bits with the table, so what comes out is an integer of the law itself, not a rounded
-real number; :func:`table_error` says by how much the table differs from the law.
+A draw compares uniform random bits with the table, so it is an integer of the distribution and not a rounded real number.
+:func:`table_error` bounds the difference of the table from the distribution.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kind = Literal["ddg", "skellam"]
 Integers = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
-#: Largest standard deviation that a table is made for: a million entries, a second to make.
+#: Largest standard deviation of a table, which has a million entries and takes a second to make.
 MAX_SIGMA = 2.0**16
 _TABLE_BITS = 128
 _WORK_BITS = 256
@@ -38,10 +38,10 @@ class _Table(NamedTuple):
 
 
 def integer_noise(kind: Kind, sigma: float, n: int, source: Source) -> Integers:
-    """``n`` independent draws of an integer law of mean 0, int64.
+    """``n`` independent draws of an integer distribution with mean 0, int64.
 
     ddg: P(k) proportional to exp(-k**2 / (2 sigma**2)). skellam: the difference of two Poisson numbers of mean
-    sigma**2 / 2 each, whose variance is sigma**2. A draw takes 64 bits, or 128 where 64 cannot tell, and a bit for its sign.
+    sigma**2 / 2 each, whose variance is sigma**2. A draw takes 64 bits, or 128 if 64 do not decide, and one bit for its sign.
 
     Raises:
         ConfigError: ``sigma`` is negative, not a number, or above ``MAX_SIGMA``.
@@ -65,11 +65,11 @@ def integer_noise(kind: Kind, sigma: float, n: int, source: Source) -> Integers:
 
 
 def table_error(kind: Kind, sigma: float) -> float:
-    """Upper bound of the total variation distance between one draw and its law.
+    """Upper bound of the total variation distance between one draw and its distribution.
 
     Rounding down moves each cumulative probability by less than 2**-128, the working precision of 2**-256 by less than
     that once more, and the tail that is cut, with what the cut does to the recurrence, is below 2**-128 in all.
-    ``n`` draws differ from their law by at most ``n`` times as much. By it a mechanism's delta grows by at most
+    ``n`` draws differ from their distribution by at most ``n`` times as much. By it a mechanism's delta grows by at most
     (1 + exp(epsilon)) times the distance of all its draws.
 
     Raises:
@@ -101,7 +101,7 @@ def _table(kind: Kind, sigma: float) -> _Table:
 
 
 def _last(kind: Kind, sigma: float) -> int:
-    """The largest magnitude that the table knows: P(|X| > k) is below 2 exp(-_TAIL).
+    """The largest magnitude k in the table, for which P(|X| > k) is below 2 exp(-_TAIL).
 
     Source: Canonne, Kamath & Steinke 2020 (the discrete Gaussian is subgaussian); the Chernoff bound of the Skellam law
     """

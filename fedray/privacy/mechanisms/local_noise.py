@@ -1,8 +1,7 @@
 """Noise at each client, for a driver that is not trusted.
 
-What leaves a client is private by itself: adjacency is replace-one (any two updates of the client), every
-participation is charged to that client, and no amplification by sampling is claimed. The mean over
-many such updates is post-processing, and so is any aggregation rule.
+The message of a client is private by itself: adjacency is replace-one (any two updates of the client), every participation is charged to
+that client, and no amplification by sampling is claimed. The mean of many messages is post-processing, as is any aggregation rule.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Fac
 from fedray.privacy.mechanisms.clipping import clip_update
 from fedray.privacy.mechanisms.privunit import PrivUnit
 
-TRUST = "nobody but the client itself is trusted: the guarantee is against the driver, the other clients and whoever sees the models"
+TRUST = "only the client itself is trusted: the guarantee holds against the driver, the other clients and everyone who sees the models"
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What the clients' halves of this module share: the whole update leaves, as floats."""
+    """The common parts of this module's client steps: the client sends its whole update as floats."""
 
     clip: float
     weight_cap: int | None
     integer: ClassVar[bool] = False
 
     def size(self, dimension: int) -> int:
-        """The update."""
+        """The length of the update."""
         return dimension
 
 
@@ -42,7 +41,7 @@ class GaussianStep(_Step):
     std: float
 
     def encode(self, update: Vector, weight: float, source: Source) -> Vector:
-        """The noised update, float32."""
+        """The noised update, float32 ``[dimension]``."""
         clipped, _ = clip_update(update, self.clip)
         return (clipped * weight + source.normal(len(update)) * self.std).astype(np.float32)
 
@@ -58,7 +57,7 @@ class PrivUnitStep(_Step):
     epsilon: float
 
     def encode(self, update: Vector, weight: float, source: Source) -> Vector:
-        """The randomised update, float32."""
+        """The randomised update, float32 ``[dimension]``."""
         clipped, _ = clip_update(update, self.clip)
         mechanism = _privunit(len(update), self.clip, self.epsilon)
         encoded: Vector = mechanism.encode(clipped * np.float32(weight), source).astype(np.float32)
@@ -75,7 +74,7 @@ def _privunit(dimension: int, clip: float, epsilon: float) -> PrivUnit:
 
 
 class Summed:
-    """The driver's half: the sum as it is."""
+    """The part at the driver: the sum without further noise."""
 
     def release(self, values: npt.NDArray[np.int64], bits: int, std: float | Floats, source: Source) -> Floats:
         """See :class:`fedray.privacy.mechanisms.base.DriverStep`."""
@@ -84,17 +83,17 @@ class Summed:
 
 @dataclass(frozen=True)
 class _Local(Mechanism):
-    """What the mechanisms of this module share."""
+    """The common parts of this module's mechanisms."""
 
     regime: ClassVar[str] = "local"
     trust: ClassVar[str] = TRUST
 
     def charging(self, facts: Facts) -> Charging:
-        """Each participation, to the client that takes part."""
+        """Each participation is charged to the client that takes part."""
         return Charging("participants", "replace_one")
 
     def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
-        """The sum as it is."""
+        """The sum without further noise."""
         return Summed()
 
 
@@ -110,11 +109,11 @@ class LocalGaussian(_Local):
     statement: ClassVar[str] = "each client clips its whole update and adds Gaussian noise to it before it leaves"
 
     def event(self, noise_multiplier: float, facts: Facts) -> Event:
-        """One participation."""
+        """The event of one participation."""
         return Gaussian(float(noise_multiplier))
 
     def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
-        """Clip and noise."""
+        """Clip the update and add noise."""
         return GaussianStep(clip, weight_cap, noise_multiplier * clip)
 
 
@@ -130,11 +129,11 @@ class PrivUnitMechanism(_Local):
     statement: ClassVar[str] = "each client clips its whole update and sends PrivUnit's randomised estimate of it"
 
     def event(self, noise_multiplier: float, facts: Facts) -> Event:
-        """One participation."""
+        """The event of one participation."""
         return PureDp(1.0 / noise_multiplier)
 
     def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
-        """Clip and randomise."""
+        """Clip and randomise the update."""
         return PrivUnitStep(clip, weight_cap, 1.0 / noise_multiplier)
 
 

@@ -12,28 +12,28 @@ from fedray.errors import ConfigError
 from fedray.privacy.mechanisms.base import Floats, Source
 from fedray.privacy.mechanisms.clipping import l2_norm
 
-#: Above this no more of epsilon is used: the probability of the cap would leave float64.
+#: Largest epsilon that is used; for larger values the probability of the cap would exceed float64.
 MAX_EPSILON = 500.0
-#: Part of epsilon that is left for rounding in F and p.
+#: Share of epsilon that is reserved for rounding in F and p.
 _MARGIN = 2.0**-20
 
 
 class PrivUnit:
-    """A random vector of one fixed length, more often than not in a cap around the input's direction.
+    """A random vector of fixed length, drawn with raised probability from a cap around the input's direction.
 
     The input x, of norm at most C, is completed by one coordinate to a point u of the unit sphere. With probability p a
-    direction V is uniform on the cap {<V, u> >= gamma}, else on the rest of the sphere; V / m has mean u. For a
+    direction V is uniform on the cap {<V, u> >= gamma}, else on the rest of the sphere; V / m has the mean u. For a
     threshold gamma, p is the largest that epsilon allows: density p / F on the cap, with F its share of the sphere, over
-    (1 - p) / (1 - F) elsewhere is exactly exp(epsilon). Gamma is the one that makes the estimate shortest.
+    (1 - p) / (1 - F) elsewhere is exactly exp(epsilon). Gamma is chosen such that the estimate is shortest.
 
     Args:
-        dimension: d, values of a vector.
-        clip: C.
-        epsilon: of one call of :meth:`encode`, for any two inputs.
+        dimension: length d of a vector.
+        clip: norm bound C of the input.
+        epsilon: epsilon of one call of :meth:`encode`, for any two inputs.
 
     Attributes:
         threshold: gamma.
-        share: F, the probability of the cap under the uniform law.
+        share: F, the probability of the cap under the uniform distribution.
         cap_probability: p.
         length: norm of the estimate before its added coordinate is dropped, C / m; the mean squared error is below its square.
 
@@ -69,9 +69,9 @@ class PrivUnit:
         self.length = clip / (math.exp(self._log_cap_mean(self.threshold)) * excess)
 
     def encode(self, x: npt.NDArray[np.float32] | npt.NDArray[np.float64], source: Source) -> Floats:
-        """A random vector whose mean is ``x``, float64 ``[d]``.
+        """A random vector with the mean ``x``, float64 ``[d]``.
 
-        ``x`` above the clip norm is estimated as if scaled down to it, and one that is not finite as zeros.
+        If ``x`` is above the clip norm it is scaled down to it, and if it is not finite it counts as zeros.
         """
         norm = l2_norm(x) / self._clip
         point = x.astype(np.float64)
@@ -87,7 +87,7 @@ class PrivUnit:
         return np.asarray(across[:-1])
 
     def _inner_product(self, source: Source) -> float:
-        """<V, u>: from its law on the cap or on the rest, by inversion; each side is counted from its own pole."""
+        """<V, u>, drawn by inversion from its distribution on the cap or on the rest; each is computed from its own pole for accuracy."""
         coin, level = source.uniform(2).tolist()
         level += 2.0**-54  # never 0
         if coin < self.cap_probability:
@@ -98,7 +98,7 @@ class PrivUnit:
         return float(special.betainc(self._half, self._half, (1.0 - gamma) / 2.0))
 
     def _log_cap_mean(self, gamma: float) -> float:
-        """The logarithm of A, the integral of <V, u> over the cap under the uniform law of V."""
+        """The logarithm of A, the integral of <V, u> over the cap under the uniform distribution of V."""
         return self._half * math.log1p(-gamma * gamma) - math.log(2.0 * self._half) - float(special.betaln(0.5, self._half))
 
     def _log_shrinkage(self, gamma: float, epsilon: float) -> float:

@@ -1,6 +1,6 @@
-"""A random rotation that spreads a vector evenly over its coordinates, so that a small ring holds them.
+"""A random rotation that spreads a vector evenly over its coordinates, so that a small ring can hold them.
 
-Its signs come from a public seed: privacy does not rest on them, the norm of a vector is the same before and after.
+The signs come from a public seed. Privacy does not depend on them, because a rotation preserves the norm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rotate(vector: Floats, seed: int) -> Floats:
 
     Args:
         vector: float64 ``[d]``; padded with zeros to the next power of two n.
-        seed: public, one for each round.
+        seed: public seed of the round.
 
     Returns:
         float64 ``[n]`` of the same norm.

@@ -1,7 +1,7 @@
-"""The noise that a trusted driver adds to each round's sum: independent, or correlated so that prefix sums carry less of it.
+"""The noise that a trusted driver adds to each round's sum: independent, or correlated so that prefix sums contain less noise.
 
-All in units of one: the caller multiplies by noise multiplier x clip norm. A stream lives in memory only and covers a
-fixed number of rounds; after that, or in a new process, a new one is made and charged anew.
+The noise has unit variance; the caller multiplies it by noise multiplier x clip norm. A stream exists in memory only and covers a fixed
+number of rounds. After these rounds, and in a new process, a new stream is made and charged.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Floats = npt.NDArray[np.float64]
 
 
 class NoiseStream(Protocol):
-    """Noise vectors, one for each round."""
+    """A sequence of noise vectors, one per round."""
 
     def next(self, source: Source) -> Floats:
-        """The noise of the next round, float64 ``[size]``, an array of the caller's own.
+        """The noise of the next round, a new array, float64 ``[size]``.
 
         Raises:
-            ClaimVoid: the stream's rounds are used up.
+            ClaimVoid: the stream has no further round.
         """
         ...
 
 
 class Independent:
-    """Standard normal noise, new in each round."""
+    """Independent standard normal noise in each round."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -43,15 +43,14 @@ class Independent:
 
 
 class TreeNoise:
-    """Differences of the noise of binary-tree aggregation: all noise up to round t adds up to the tree's noise of prefix t.
+    """Differences of the noise of binary-tree aggregation: the noise up to round t sums to the tree's noise of prefix t.
 
-    Every node is a standard normal vector, and prefix t sums the nodes of t's binary digits: at most log2(steps) + 1 of
-    them, instead of t. A unit that takes part in one round is in at most ceil(log2(steps + 1)) nodes.
-    Holds as many vectors as the last t has binary ones.
+    Every node is a standard normal vector. Prefix t sums the nodes of t's binary digits, which are at most log2(steps) + 1 instead of t. A
+    unit that takes part in one round is in at most ceil(log2(steps + 1)) nodes. The stream holds one vector per binary one of the last t.
 
     Args:
-        size: values of a vector.
-        steps: rounds of the tree.
+        size: length of a vector.
+        steps: number of rounds of the tree.
 
     Source: Kairouz et al. 2021, Practical and Private (Deep) Learning without Sampling or Shuffling, algorithm 1 and appendix B;
         Dwork, Naor, Pitassi & Rothblum 2010, Differential Privacy under Continual Observation
@@ -61,14 +60,14 @@ class TreeNoise:
         self._size = size
         self._steps = steps
         self._done = 0
-        self._nodes: list[Floats] = []  # of the binary ones of _done, the largest first
+        self._nodes: list[Floats] = []  # one node per binary one of _done, the largest first
 
     def next(self, source: Source) -> Floats:
         """See :class:`NoiseStream`."""
         self._done = _advance(self._done, self._steps)
         node = source.normal(self._size)
         noise = node.copy()
-        closed = (self._done & -self._done).bit_length() - 1  # smaller nodes that the new one replaces
+        closed = (self._done & -self._done).bit_length() - 1  # number of smaller nodes that the new node replaces
         for _ in range(closed):
             noise -= self._nodes.pop()
         self._nodes.append(node)
@@ -79,12 +78,12 @@ class Banded:
     """Rows of C^-1 Z, with C the banded Toeplitz square root of the prefix-sum matrix, scaled to columns of norm at most 1.
 
     Columns of C that lie ``band`` or more rounds apart share no row, so a unit that takes part k times, ``band`` rounds
-    apart, moves C x by at most sqrt(k) times its bound: see :func:`banded_event_noise`. Holds ``band`` - 1 vectors.
+    apart, changes C x by at most sqrt(k) times its bound: see :func:`banded_event_noise`. The stream holds ``band`` - 1 vectors.
 
     Args:
-        size: values of a vector.
-        steps: rounds of the matrix.
-        band: nonzero diagonals of C.
+        size: length of a vector.
+        steps: number of rounds of the matrix.
+        band: number of nonzero diagonals of C.
 
     Source: Kalinin & Lampert 2024, Banded Square Root Matrix Factorization for Differentially Private Model Training;
         Choquette-Choo et al. 2023, (Amplified) Banded Matrix Factorization (participations at least ``band`` apart)
@@ -137,5 +136,5 @@ def banded_event_noise(noise_multiplier: float, participations: int) -> float:
 
 def _advance(done: int, steps: int) -> int:
     if done >= steps:
-        raise ClaimVoid(f"the noise of {steps} rounds is used up; a new stream has to be made and charged before round {done + 1}.")
+        raise ClaimVoid(f"the noise of {steps} rounds is used up; a new stream must be made and charged before round {done + 1}.")
     return done + 1
