@@ -154,10 +154,8 @@ class RunFiles:
         """Return whether no other driver has claimed the files since this one; also True if ``owner.json`` is damaged."""
         try:
             self._check_owned()
-        except Stopped:
-            return False
-        except FedrayError:
-            return True
+        except FedrayError as error:
+            return not isinstance(error, Stopped)
         return True
 
     def _check_owned(self) -> None:
@@ -174,18 +172,18 @@ class RunFiles:
         Raises:
             FedrayError: ``run.json`` is damaged and no checkpoint exists, or it belongs to another run than the checkpoint.
         """
-        path = self.root / "run.json"
+        path, saved = self.root / "run.json", None if known is None else Started(str(known["id"]), int(known["starts"]))
         try:
             found = last_start(path)
         except FedrayError:
-            if known is None:
+            if saved is None:
                 raise
             found = None
-        if found is not None and known is not None and found.id != known["id"]:
-            raise FedrayError(f"{path}: is of the run {found.id}, but the checkpoint is of {known['id']}; bring the run's own files back.")
-        id_ = found.id if found is not None else str(known["id"]) if known is not None else f"{self.root.name}-{secrets.token_hex(4)}"
-        starts = max(0 if found is None else found.starts, 0 if known is None else int(known["starts"]))
-        now = Started(id_, starts + 1)
+        if found is not None and saved is not None and found.id != saved.id:
+            raise FedrayError(f"{path}: is of the run {found.id}, but the checkpoint is of {saved.id}; bring the run's own files back.")
+        earlier = [start for start in (found, saved) if start is not None]
+        id_ = earlier[0].id if earlier else f"{self.root.name}-{secrets.token_hex(4)}"
+        now = Started(id_, 1 + max((start.starts for start in earlier), default=0))
         write_json(path, {**asdict(now), "sha256": now.digest})
         return now
 

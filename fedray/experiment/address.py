@@ -1,7 +1,7 @@
-"""The address of a Ray cluster to join: where it comes from, and the checks that it passes before anything joins or starts.
+"""Chooses and checks the address of a Ray cluster before joining it.
 
-Ray itself waits without end for a head that does not answer, and joins a ``ray://`` address as another kind of client, whose work lives
-on after it. So every address, from the config or from the environment, is looked at here first, within a limit.
+Ray itself waits forever for a head that does not answer, and joins a ``ray://`` address as another kind of client, whose work outlives it.
+So every address, from the config or from the environment, is checked here first, within a time limit.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds 
 
 
 def choose_address(settings: RayCluster) -> str | None:
-    """The address to join, which answers, or None to start a local Ray.
+    """Return the address to join, at which a head answers, or None to start a local Ray.
 
-    ``auto`` means what ``RAY_ADDRESS`` says, else the head that ``ray start`` noted on this machine, if it is there.
+    ``auto`` means ``RAY_ADDRESS`` if it is set, else the head that ``ray start`` has recorded on this machine, if that answers.
 
     Raises:
-        ConfigError: what is given is no address of a Ray head, or no head answers there within ``connect_timeout`` seconds, or no node
-            of its cluster runs on this machine. The sentence begins with ``ray.address`` or ``RAY_ADDRESS``, whichever it came from.
+        ConfigError: the address is none of a Ray head, no head answers within ``connect_timeout`` seconds, or no node of its cluster runs
+            on this machine. The sentence begins with ``ray.address`` or ``RAY_ADDRESS``, the source of the address.
     """
     name, given = "ray.address", settings.address
     if given == "auto" and os.environ.get(VARIABLE, "auto") not in ("", "auto"):
@@ -49,7 +49,7 @@ def choose_address(settings: RayCluster) -> str | None:
 
 
 def _parse(name: str, given: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT."""
+    """Split HOST:PORT into host and port."""
     scheme, mark, _ = given.partition("://")
     if mark:
         what = "Ray's client server" if scheme == "ray" else "the dashboard, to which jobs are submitted"
@@ -61,7 +61,7 @@ def _parse(name: str, given: str) -> tuple[str, int]:
 
 
 def _connect(name: str, given: str, host: str, port: int, limit: float) -> None:
-    """Refuse an address at which nothing listens. Looking a name up has no limit of its own, so a thread does it."""
+    """Refuse an address at which nothing listens. The look-up of a name has no time limit, so it is made in a thread."""
     outcome: list[str | None] = []
 
     def attempt() -> None:
@@ -80,10 +80,10 @@ def _connect(name: str, given: str, host: str, port: int, limit: float) -> None:
 
 
 def _ask_head(name: str, given: str, limit: float) -> None:
-    """Refuse an address where something else than a Ray head listens, a head that refuses us, and one without a node on this machine."""
+    """Refuse an address where another program listens, where the head refuses us, or whose cluster has no node on this machine."""
     import grpc
     from ray._private import services
-    from ray._private.gcs_utils import create_gcs_channel  # Ray's own clients of the head do not end when it stays away
+    from ray._private.gcs_utils import create_gcs_channel  # Ray's own clients of the head wait forever
     from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
     def left() -> float:
@@ -91,7 +91,7 @@ def _ask_head(name: str, given: str, limit: float) -> None:
 
     try:
         channel = create_gcs_channel(given)
-    except Exception as error:  # certificates or a token that cannot be read, each with an error of its own
+    except Exception as error:  # certificates or a token that cannot be read raise various errors
         raise ConfigError(f"{name}: cannot join the Ray cluster at {given} ({first_line(error)}); check RAY_TLS_* and {_TOKEN}.") from None
     try:
         stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
@@ -117,7 +117,7 @@ def _ask_head(name: str, given: str, limit: float) -> None:
 
 
 def _refusal(given: str, error: Any, codes: Any) -> str:
-    """What an RPC error says of the address; a sentence."""
+    """Return a sentence on an RPC error of the address."""
     if error.code() in (codes.UNAUTHENTICATED, codes.PERMISSION_DENIED):
         return f"the Ray cluster at {given} does not let us in ({error.details()}); {_TOKEN}, or {_LOCAL}."
     if error.code() == codes.DEADLINE_EXCEEDED:
@@ -131,9 +131,9 @@ def _refusal(given: str, error: Any, codes: Any) -> str:
 
 
 def _noted_here() -> str | None:
-    """The Ray head that ``ray start`` noted on this machine, if something listens there.
+    """Return the address of the Ray head that ``ray start`` has recorded on this machine, if something listens there.
 
-    Not any head whose process can be found: another run's local cluster is closed to this one, and joining it would never end.
+    Other heads on the machine are not used: another run's local cluster refuses this run, and joining it would never end.
     """
     from ray._private.services import find_bootstrap_address
 

@@ -203,7 +203,7 @@ def _remove(directory: Path) -> None:
 
 
 def _private_token() -> None:
-    """Give local clusters a token that nobody else has, so that they are closed to the machine's other users.
+    """Give local clusters a secret token, so that the machine's other users cannot use them.
 
     Ray turns token mode on for local clusters; left to itself it writes a token into the home directory,
     readable for all, which changes how the user's later clusters behave. It reads the token once in a

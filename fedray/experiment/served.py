@@ -80,7 +80,7 @@ class _Facts:
 def served_model(files: RunFiles, config: Config) -> Built:
     """Rebuild the model of a finished run for raw rows where that is possible, with an example record and a description of both ends."""
     trained, example = trained_model(files, config)
-    model = merged(trained)  # adapters and base are one for whoever uses it
+    model = merged(trained)  # users get adapters and base as one model
     with reading(files.partition):
         facts = _Facts.of(read_json(files.partition) or {})
     transform = transform_of(config.data)

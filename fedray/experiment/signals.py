@@ -1,4 +1,4 @@
-"""Signals that end a run in good order: SIGTERM, the first Ctrl-C, and SIGHUP (a terminal that closes, a connection that is lost)."""
+"""Signals that stop a run after a checkpoint: SIGTERM, the first Ctrl-C, and SIGHUP (a closed terminal, a lost connection)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from types import FrameType
 
 @contextmanager
 def caught(stop: list[int], *numbers: signal.Signals) -> Iterator[None]:
-    """Within, these signals are only put into ``stop``; a second Ctrl-C ends at once.
+    """Within the block, append these signals to ``stop``; Ctrl-C after another signal raises.
 
-    A SIGHUP that is ignored (under nohup) stays so. SIGTERM and SIGINT are to be caught after ``ray.init``, which installs its own handlers.
+    A SIGHUP that is ignored (under nohup) stays ignored. SIGTERM and SIGINT must be caught after ``ray.init``, which sets its own handlers.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, when a signal came before.
+        KeyboardInterrupt: Ctrl-C after another signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,9 +38,9 @@ def caught(stop: list[int], *numbers: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def kept_from_children(number: signal.Signals) -> Iterator[None]:
-    """Processes that are started within never get this signal.
+    """Let processes that are started within the block ignore this signal.
 
-    A terminal that closes sends SIGHUP to all processes that were started from it: it would end Ray's before the driver has saved the run.
+    A terminal that closes sends SIGHUP to all processes that were started from it, which would end Ray's before the run is saved.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:

@@ -19,7 +19,7 @@ def complete(prepared: Prepared, infos: Sequence[HostInfo]) -> Prepared:
         infos: the report of each silo's actor, in the clients' order.
 
     Raises:
-        ConfigError: the model does not go with the records, or nobody holds test records for federated evaluation.
+        ConfigError: the model does not go with the records, or no client holds test records for federated evaluation.
         DataError: the silos' records do not go together.
     """
     config = prepared.config

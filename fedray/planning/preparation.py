@@ -307,7 +307,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     if config.privacy.whole_clients:
         rules.check_buffers(model)
     if private:
-        rules.check_layers(model)  # the actors' pre-flight test goes on with Opacus' own checks
+        rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
     alone = untouched(make_algorithm(config.algorithm))
     engines = []
     for group in groups:
