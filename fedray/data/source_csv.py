@@ -177,11 +177,8 @@ def _client_names(cells: Any, where: Path) -> Any:
             raise DataError(
                 f"{where}: '{first[number[cell]]}' and '{cell}' in column '{cells.name}' are one client or two; write them alike."
             )
-    return cells if any(_padded(cell) for cell in known) else pd.array([number.get(cell, pd.NA) for cell in cells], dtype="Int64")
-
-
-def _padded(cell: str) -> bool:
-    return cell[0] == "0" and cell[1:2].isdigit()
+    padded = any(cell[0] == "0" and cell[1:2].isdigit() for cell in known)
+    return cells if padded else pd.array([number.get(cell, pd.NA) for cell in cells], dtype="Int64")
 
 
 SOURCES = {"csv": csv}

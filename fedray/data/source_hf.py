@@ -69,7 +69,7 @@ def hf(
                 raise DataError(
                     f"{name}: there is no split '{split}' (data.{argument}); it has {', '.join(splits)}.{nearest(split, splits)}"
                 )
-            tables.append(_arrow(splits[split]))
+            tables.append(splits[split].with_format("arrow")[:])  # images stay in their stored encoding
         return shape_arrow(tables[0], tables[1] if len(tables) > 1 else None, columns, name)
 
     return Whole(load)
@@ -90,11 +90,6 @@ def _open(where: str, subset: str | None, revision: str | None, name: str) -> An
             f"{name}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})."
         ) from error
     return opened if isinstance(opened, Mapping) else {"train": opened}
-
-
-def _arrow(split: Any) -> Any:
-    """Return the split as an Arrow table with images in their stored encoding."""
-    return split.with_format("arrow")[:]
 
 
 SOURCES = {"hf": hf}

@@ -125,8 +125,8 @@ def refusal(config: Config, path: str, rows: Sequence[Row]) -> str | None:
     )
     about = "" if row.participation.rate == 1.0 else "about "
     head = (
-        f"{who}: would reach the privacy budget in {about}round {when} of {config.rounds}: epsilon {_up(row.epsilon(affordable))} of "
-        f"{row.plan.budget or 0.0:g} is spent by then, and another round would bring it to {_up(row.epsilon(affordable + 1))}"
+        f"{who}: would reach the privacy budget in {about}round {when} of {config.rounds}: epsilon {rounded_up(row.epsilon(affordable))} of "
+        f"{row.plan.budget or 0.0:g} is spent by then, and another round would bring it to {rounded_up(row.epsilon(affordable + 1))}"
     )
     ways = _ways(path, short)
     fit = f"it would fit with {' or '.join(ways)}" if ways else "no setting makes it fit"
@@ -191,10 +191,6 @@ def label(names: Sequence[str]) -> str:
 def figure(value: float) -> float | str:
     """Return the value for JSON, which has no infinity."""
     return "infinity" if math.isinf(value) else value
-
-
-def _up(value: float) -> str:
-    return rounded_up(value)
 
 
 def _fits(row: Row, event: Event, charges: int) -> bool:
