@@ -37,7 +37,7 @@ from fedray.parameters import Vector, set_vector
 from fedray.privacy.account import Account, Decision, Reservation
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures
-from fedray.privacy.ledger.ledger import ledger_directory
+from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.rules import claim
 from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.evaluate import evaluate, find_metrics

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from fedray.clients.salts import find_salt, load_salt
-from fedray.data.commitment import commit_records
+from fedray.data.commitment import commit_records, find_salt, load_salt
 from fedray.data.records import Federation, Records, positions
 from fedray.errors import LedgerError
 from fedray.privacy.ledger.chain import Summary, scan

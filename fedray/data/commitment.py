@@ -15,15 +15,20 @@ import hmac
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import DataError
 from fedray.storage import sync_directory
+from fedray.stores.object_path import Location
+from fedray.stores.s3 import Bucket, Taken
 
 SALT_BYTES = 32
 _LEAF, _NODE = b"\x00", b"\x01"
@@ -102,40 +107,77 @@ def check(root: str, x: Array, y: Array, proof: Proof) -> bool:
     return hmac.compare_digest(node.hex(), root)
 
 
-def load_salt(path: Path) -> bytes:
-    """The secret salt in a file, made where there is none: 32 bytes of the operating system's, readable by the owner only.
+def load_salt(directory: Location, book: str) -> bytes:
+    """The secret salt of a ledger's commitments, kept beside the ledger and created if there is none.
 
-    Keep it with the book that the roots are in: without it no record can be proven.
+    No record can be proven without it. A file is readable by its owner only; in an object store, everyone who may read the store may read
+    the salt.
+
+    Args:
+        directory: directory of the ledger.
+        book: name of the ledger's subject, or ``records`` for the driver's ledger.
+
+    Returns:
+        32 bytes from the operating system.
 
     Raises:
-        DataError: the file cannot be made, or holds something else.
+        DataError: the salt cannot be written, or is damaged.
+        StoreError: the object store cannot be reached.
     """
+    salt = find_salt(directory, book)
+    if salt is None:
+        where, made = _salt_path(directory, book), os.urandom(SALT_BYTES)
+        if isinstance(where, Path):
+            with _keeping(where):
+                _create(where, made)
+        else:
+            with suppress(Taken):
+                Bucket(where.parent).create(where.name, made)
+        salt = find_salt(directory, book)  # another process may have written its salt first
+        if salt is None:
+            raise DataError(f"{where}: the salt of the data commitments is missing after it was written; restore it.")
+    return salt
+
+
+def find_salt(directory: Location, book: str) -> bytes | None:
+    """The salt of a ledger, as :func:`load_salt`; None if there is none, as for a ledger without commitments."""
+    where = _salt_path(directory, book)
+    if isinstance(where, Path):
+        with _keeping(where):
+            salt = where.read_bytes() if where.exists() else None
+    else:
+        salt = Bucket(where.parent).get(where.name)
+    if salt is not None and len(salt) != SALT_BYTES:
+        raise DataError(f"{where}: holds {len(salt)} bytes instead of a salt of {SALT_BYTES}; restore the right one.")
+    return salt
+
+
+def _salt_path(directory: Location, book: str) -> Location:
+    return directory / f"{quote(book, safe='')}.salt"
+
+
+@contextmanager
+def _keeping(path: Path) -> Iterator[None]:
     try:
-        if not path.exists():
-            _make(path)
-        salt = path.read_bytes()
+        yield
     except OSError as error:
         raise DataError(
             f"{path}: the salt of the data commitments cannot be kept ({error.strerror or error}); mount the volume."
         ) from error
-    if len(salt) != SALT_BYTES:
-        raise DataError(f"{path}: holds {len(salt)} bytes instead of a salt of {SALT_BYTES}; bring the right file back.")
-    return salt
 
 
-def _make(path: Path) -> None:
-    """Whole or not there, and never over one that someone else made first."""
+def _create(path: Path, data: bytes) -> None:
+    """Write a new file as a whole, unless another process has made it first."""
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(os.urandom(SALT_BYTES))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        try:
+        with suppress(FileExistsError):
             os.link(temporary, path)
-        except FileExistsError:
-            return
         sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ from fedray.holder import Holder
 from fedray.planning.preparation import Model, Prepared, capacity
 from fedray.privacy.account import Account
 from fedray.privacy.clientplan import ClientPlan, Plan, level
-from fedray.privacy.ledger.ledger import ledger_directory
+from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
 from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunBook, SiloBooks

@@ -25,7 +25,7 @@ from fedray.privacy.accounting.budgets import bound, plus
 from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.ledger.chain import EVERYONE, Summary, scan
-from fedray.privacy.ledger.ledger import clients_path, ledger_directory, records_path, subject_path
+from fedray.privacy.ledger.location import clients_path, ledger_directory, records_path, subject_path
 from fedray.privacy.ledger.place import find_books, read_lines
 from fedray.privacy.limits import load_limits
 from fedray.privacy.recordplan import RecordPlan

@@ -18,8 +18,9 @@ from fedray.privacy.accounting import accountant, budgets
 from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures, Spent
-from fedray.privacy.ledger.chain import EVERYONE, run_of
-from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path, read, records_path, subject_path
+from fedray.privacy.ledger.chain import EVERYONE, Charge, read, run_of
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import clients_path, records_path, subject_path
 from fedray.privacy.limits import Limits, load_limits
 from fedray.privacy.refusal import Refusal, refusal
 from fedray.stores.object_path import Location

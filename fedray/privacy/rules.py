@@ -14,7 +14,7 @@ from torch import nn
 
 from fedray.config import Config, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
-from fedray.privacy.ledger.ledger import ledger_directory
+from fedray.privacy.ledger.location import ledger_directory
 
 #: Local engines that are known to clip and noise every record's gradient.
 ENGINES = ("auto", "book", "hooks", "ghost")

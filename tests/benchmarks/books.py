@@ -21,8 +21,9 @@ from fedray.clients.messages import ClientReport, ClientTask
 from fedray.configfile import build_config
 from fedray.privacy.account import Account
 from fedray.privacy.clientplan import plan_clients
-from fedray.privacy.ledger.chain import EVERYONE
-from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path
+from fedray.privacy.ledger.chain import EVERYONE, Charge
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import clients_path
 from fedray.rounds.books import Books, PopulationBook, RunBook
 from fedray.rounds.round_metrics import GuaranteePlan, Guarantees
 

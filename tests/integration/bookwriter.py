@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed
-from fedray.privacy.ledger.ledger import Charge, Ledger
+from fedray.privacy.ledger.chain import Charge
+from fedray.privacy.ledger.ledger import Ledger
 from fedray.stores import s3 as object_client
 
 SUBJECTS = [f"silo-{k}" for k in range(12)]

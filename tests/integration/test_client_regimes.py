@@ -12,7 +12,7 @@ import fedray
 from fedray.errors import ClaimVoid
 from fedray.privacy.accounting.accountant import bound
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Tree, rate
-from fedray.privacy.ledger.ledger import verify
+from fedray.privacy.ledger.verification import verify
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

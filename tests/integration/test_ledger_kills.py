@@ -20,8 +20,10 @@ from objectstore import Wire, object_store
 
 from fedray.errors import LedgerError, StoreError
 from fedray.privacy.accounting.accountant import bound
-from fedray.privacy.ledger.chain import Summary
-from fedray.privacy.ledger.ledger import Charge, Ledger, records_path, verify
+from fedray.privacy.ledger.chain import Charge, Summary
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import records_path
+from fedray.privacy.ledger.verification import verify
 from fedray.stores import s3 as object_client
 
 #: A book this old is left for a new one, so that reading it does not come to take all the time.

@@ -17,7 +17,7 @@ import fedray
 from fedray.errors import FedrayError
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Gaussian, Poisson, rate
-from fedray.privacy.ledger.ledger import verify
+from fedray.privacy.ledger.verification import verify
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

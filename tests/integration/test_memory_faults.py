@@ -14,7 +14,7 @@ import ray
 from pools import Ground
 
 import fedray
-from fedray.privacy.ledger.ledger import verify
+from fedray.privacy.ledger.verification import verify
 
 pytestmark = pytest.mark.slow
 

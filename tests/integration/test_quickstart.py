@@ -13,7 +13,7 @@ import pytest
 from paths import ROOT
 
 from fedray.configfile import load_config
-from fedray.privacy.ledger.ledger import verify
+from fedray.privacy.ledger.verification import verify
 from fedray.runfiles import RunFiles
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")

@@ -18,7 +18,9 @@ from moto import mock_aws
 from fedray.errors import LedgerError
 from fedray.privacy.accounting.event_json import canonical, from_canonical
 from fedray.privacy.accounting.events import Composed, Event, Gaussian, Laplace, Poisson, SelfComposed, Tree, Unsupported, ZCdp
-from fedray.privacy.ledger.ledger import Charge, Ledger, verify
+from fedray.privacy.ledger.chain import Charge
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.verification import verify
 from fedray.stores.object_path import Location, ObjectPath
 
 FLOATS = st.floats(0.0, 1e6, allow_nan=False)

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import INTERVAL, bound, epsilon, flatten
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed
-from fedray.privacy.ledger.chain import EVERYONE
-from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path, verify
+from fedray.privacy.ledger.chain import EVERYONE, Charge
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import clients_path
+from fedray.privacy.ledger.verification import verify
 from fedray.privacy.recordplan import SECURE_RNG, RecordPlan, check_history, plan_record
 
 NAMES = ("a", "b", "c")

@@ -11,7 +11,7 @@ from paths import ROOT
 from published import CURVES
 
 import fedray
-from fedray.privacy.ledger.ledger import verify
+from fedray.privacy.ledger.verification import verify
 
 SEEDS = (0, 1, 2, 3, 4)
 TWIN = ["privacy={regime: none}"]

@@ -15,7 +15,7 @@ from published import curve, keep
 
 import fedray
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, epsilon
-from fedray.privacy.ledger.ledger import verify
+from fedray.privacy.ledger.verification import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 

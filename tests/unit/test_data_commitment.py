@@ -104,17 +104,17 @@ def test_what_is_no_array_of_records_is_refused() -> None:
 
 
 def test_a_salt_is_made_once_and_kept_secret(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.salt"
-    salt = load_salt(path)
+    path = tmp_path / "a.salt"
+    salt = load_salt(tmp_path, "a")
     assert len(salt) == SALT_BYTES
-    assert load_salt(path) == salt != load_salt(tmp_path / "b.jsonl.salt")
+    assert load_salt(tmp_path, "a") == salt != load_salt(tmp_path, "b")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl.salt", "b.jsonl.salt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.salt", "b.salt"]
     path.write_bytes(salt[:5])
     with pytest.raises(DataError, match="5 bytes instead of a salt"):
-        load_salt(path)
+        load_salt(tmp_path, "a")
     with pytest.raises(DataError, match="mount the volume"):
-        load_salt(tmp_path / "away" / "a.salt")
+        load_salt(tmp_path / "away" / "books", "a")
 
 
 def test_sixty_thousand_images_take_little_more_than_their_hash() -> None:

@@ -12,7 +12,8 @@ from test_privacy_ledger import EVENT, charge
 
 from fedray.cli import cli
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
-from fedray.privacy.ledger.ledger import Ledger, records_path
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import records_path
 
 PLAN = {"delta": 1e-5, "budget": 9.0, "interval": 1e-3}
 

@@ -20,7 +20,8 @@ from fedray.planning.planner_text import plan_text
 from fedray.planning.preparation import Prepared, prepare
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import bound
-from fedray.privacy.ledger.ledger import Ledger, records_path
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import records_path
 
 SMALL = ["data.partition={kind: iid, clients: 4}", "rounds=6", "privacy.delta=2e-4"]
 GIVEN = ["privacy.target_epsilon=null", "privacy.noise_multiplier=1.5"]
@@ -126,7 +127,7 @@ def test_a_book_of_another_unit_is_refused(tmp_path: Path) -> None:
     record = p.plans[0]
     assert record is not None
     with Ledger.open(records_path(tmp_path), "x/1", unit="record", adjacency="replace_one") as ledger:
-        from fedray.privacy.ledger.ledger import Charge
+        from fedray.privacy.ledger.chain import Charge
 
         ledger.reserve([Charge("client-0000", 0, 0, record.event(), "p", 1.0, "record", "replace_one")])
     with pytest.raises(LedgerError, match="have no common epsilon, so this run could not use it; set privacy.regime and cohort"):

@@ -17,7 +17,10 @@ from fedray.errors import ConfigError, LedgerError
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Wor
 from fedray.privacy.ledger import inspect
-from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path, ledger_directory, read, records_path, subject_path, verify
+from fedray.privacy.ledger.chain import Charge, read
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import clients_path, ledger_directory, records_path, subject_path
+from fedray.privacy.ledger.verification import verify
 from fedray.rounding import rounded_up
 from fedray.stores.object_path import ObjectPath, location
 

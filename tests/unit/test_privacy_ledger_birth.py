@@ -13,7 +13,9 @@ from test_privacy_ledger import EVENT, book, charge
 
 from fedray.errors import LedgerError
 from fedray.privacy.ledger import chain
-from fedray.privacy.ledger.ledger import Ledger, read, verify
+from fedray.privacy.ledger.chain import read
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.verification import verify
 
 HARMS = {
     "nothing": b"",

@@ -15,8 +15,10 @@ from fedray.errors import LedgerError
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
 from fedray.privacy.accounting.events import Event, Gaussian, Poisson, SelfComposed
 from fedray.privacy.ledger import inspect
-from fedray.privacy.ledger.chain import VERSION, seal
-from fedray.privacy.ledger.ledger import Charge, Ledger, clients_path, read, records_path, verify
+from fedray.privacy.ledger.chain import VERSION, Charge, read, seal
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import clients_path, records_path
+from fedray.privacy.ledger.verification import verify
 from fedray.rounding import rounded_up
 
 Q, NOISE, DELTA = Fraction(1, 4), 1.3, 1e-5

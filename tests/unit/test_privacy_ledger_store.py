@@ -18,7 +18,10 @@ from moto import mock_aws
 from fedray.errors import LedgerError, StoreError
 from fedray.privacy.accounting.events import Gaussian
 from fedray.privacy.ledger import inspect, object_lock
-from fedray.privacy.ledger.ledger import Charge, Ledger, read, records_path, subject_path, verify
+from fedray.privacy.ledger.chain import Charge, read
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import records_path, subject_path
+from fedray.privacy.ledger.verification import verify
 from fedray.stores.object_path import ObjectPath
 from fedray.stores.s3 import Bucket
 

@@ -15,7 +15,9 @@ from fedray.planning.preparation import Prepared, prepare
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import bound
 from fedray.privacy.clientplan import Plan
-from fedray.privacy.ledger.ledger import read, records_path, verify
+from fedray.privacy.ledger.chain import read
+from fedray.privacy.ledger.location import records_path
+from fedray.privacy.ledger.verification import verify
 from fedray.privacy.limits import FILE, load_limits
 from fedray.stores.object_path import Location, location
 

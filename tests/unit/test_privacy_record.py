@@ -17,7 +17,10 @@ from fedray.errors import ClaimVoid, ConfigError, LedgerError, PrivacyRefusal
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import bound, person_epsilon
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, Unsupported
-from fedray.privacy.ledger.ledger import Charge, Ledger, records_path, verify
+from fedray.privacy.ledger.chain import Charge
+from fedray.privacy.ledger.ledger import Ledger
+from fedray.privacy.ledger.location import records_path
+from fedray.privacy.ledger.verification import verify
 from fedray.privacy.recordplan import RecordPlan, check_delta, check_history, plan_record
 from fedray.rounding import rounded_up
 

@@ -14,7 +14,7 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import LedgerError
 from fedray.privacy.account import Account
-from fedray.privacy.ledger.ledger import subject_path
+from fedray.privacy.ledger.location import subject_path
 from fedray.privacy.recordplan import RecordPlan, plan_record
 from fedray.stores.object_path import Location, location
 

@@ -39,7 +39,7 @@ from fedray.privacy.accounting.events import (
 )
 
 Accountant = Literal["pld", "rdp"]
-Spent = Mapping[Event, int]
+Charges = Mapping[Event, int]
 
 #: Grid spacing of the privacy loss during a run, and for final figures. Discretisation makes epsilon larger, never smaller.
 INTERVAL = 1e-3
@@ -57,7 +57,7 @@ def accountant_version() -> str:
     return f"dp-accounting {version('dp-accounting')}"
 
 
-def flatten(spent: Spent) -> Composition:
+def flatten(spent: Charges) -> Composition:
     """The charges as elementary mechanisms with counts, in a fixed order.
 
     Several Gaussians on the same Poisson sample become one Gaussian (1/sigma^2 adds up), and sampling at rate 1 is removed.
@@ -106,7 +106,7 @@ def _joint_sigma(event: Event) -> float | None:
             return None
 
 
-def unamplified(spent: Spent) -> Counter[Event]:
+def unamplified(spent: Charges) -> Counter[Event]:
     """The charges against an adversary who knows the participants: every event without its sampling of clients.
 
     Use it for ledgers whose unit is the client only, because batches of records are secret from every adversary.
@@ -136,7 +136,7 @@ def _strip(event: Event, count: int, into: Counter[Event]) -> None:
 
 
 def epsilon(
-    spent: Spent, delta: float, accountant: Accountant = "pld", interval: float = INTERVAL, adjacency: Adjacency = "zero_out"
+    spent: Charges, delta: float, accountant: Accountant = "pld", interval: float = INTERVAL, adjacency: Adjacency = "zero_out"
 ) -> float:
     """An upper bound on epsilon at ``delta`` of all charges.
 
@@ -159,7 +159,7 @@ def epsilon(
     return _epsilon(flatten(spent), delta, accountant, interval, adjacency)
 
 
-def bound(spent: Spent, delta: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> float:
+def bound(spent: Charges, delta: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> float:
     """The headline figure: the smaller one of the upper bounds that are valid for ``spent``.
 
     PLD gives it in most cases. RDP gives it for events that only RDP bounds, for so many steps that the grid costs more than RDP loses, and
@@ -181,7 +181,7 @@ def bound(spent: Spent, delta: float, interval: float = INTERVAL, adjacency: Adj
     return min(by_rdp, _epsilon(composition, delta, "pld", interval, adjacency))
 
 
-def affordable(spent: Spent, delta: float, budget: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> bool:
+def affordable(spent: Charges, delta: float, budget: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> bool:
     """Whether :func:`bound` is at most ``budget``. PLD is computed only if the cached RDP figure is above the budget."""
     _check(delta, "pld")
     composition = flatten(spent)
@@ -190,7 +190,7 @@ def affordable(spent: Spent, delta: float, budget: float, interval: float = INTE
     return bound(spent, delta, interval, adjacency) <= budget
 
 
-def person_epsilon(spents: Sequence[Spent], delta: float, silos: int, adjacency: Adjacency = "zero_out") -> float:
+def person_epsilon(spents: Sequence[Charges], delta: float, silos: int, adjacency: Adjacency = "zero_out") -> float:
     """Epsilon for a person with one record in each of up to ``silos`` clients.
 
     For one silo it is the largest client's figure (parallel composition). For more silos, the ``silos`` largest Renyi divergences of
@@ -215,7 +215,7 @@ def calibrate(
     delta: float,
     target: float,
     interval: float = INTERVAL,
-    spent: Spent | None = None,
+    spent: Charges | None = None,
     adjacency: Adjacency = "zero_out",
 ) -> float:
     """The smallest noise multiplier, at least 0.1, at which ``count`` events cost at most ``target``.

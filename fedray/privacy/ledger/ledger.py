@@ -27,31 +27,13 @@ from fedray.privacy.ledger.chain import (
     Summary,
     is_commitment,
     parse,
-    read,
     reserve_entry,
     run_of,
     scan,
     seal,
 )
-from fedray.privacy.ledger.location import clients_path, ledger_directory, records_path, subject_path
 from fedray.privacy.ledger.place import Store, open_store
-from fedray.privacy.ledger.verification import verify
 from fedray.stores.object_path import Location, location
-
-__all__ = [
-    "Charge",
-    "Head",
-    "Ledger",
-    "LedgerEntry",
-    "Summary",
-    "clients_path",
-    "ledger_directory",
-    "read",
-    "records_path",
-    "subject_path",
-    "verify",
-]
-
 
 #: Number of a subject's latest reservations that a commit may name.
 _KEPT = 16
@@ -119,10 +101,10 @@ class Ledger:
         return ledger
 
     def _load(self, subject: str | None, pinned: str | None) -> None:
-        assert self._store is not None
+        store = self._usable()
         pin_seen = pinned is None
         tail = b""
-        for item in scan(self.path, self._store.lines()):
+        for item in scan(self.path, store.lines()):
             if isinstance(item, bytes):
                 tail = item
                 break
@@ -164,7 +146,7 @@ class Ledger:
         If only the line's end is missing, the entry is kept as a charge. Any other tail is cut off, kept in a file beside the ledger, and
         noted with its hash.
         """
-        assert self._store is not None
+        store = self._usable()
         digest = hashlib.sha256(tail).hexdigest()
         head = self._summary.head
         if head is None:
@@ -172,9 +154,9 @@ class Ledger:
         try:
             entry = parse(self.path, tail, self._summary.entries, head.sha256)
         except LedgerError:
-            what = f"a torn last line of {len(tail)} bytes was cut off and {self._store.cut(tail, self._size)}"
+            what = f"a torn last line of {len(tail)} bytes was cut off and {store.cut(tail, self._size)}"
         else:
-            self._store.append(b"\n", self._size + len(tail))
+            store.append(b"\n", self._size + len(tail))
             self._size += len(tail) + 1
             self._admit(entry, subject)
             what = "the last line had lost its end and was kept"
