@@ -29,6 +29,12 @@ def as_given(value: float | None) -> str:
     return "none" if value is None else repr(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
 
 
+def three_digits(value: float) -> float:
+    """Return a positive bound to three digits, rounded down."""
+    scale = 10.0 ** (2 - math.floor(math.log10(value)))
+    return math.floor(value * scale * (1 + 1e-12)) / scale
+
+
 def claim_text(summary: Mapping[str, Any]) -> str:
     """Return the claim of a privacy summary, with the reasons if it is void."""
     return ": ".join(filter(None, (str(summary.get("claim")), "; ".join(summary.get("claim_reasons") or ()))))

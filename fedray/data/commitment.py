@@ -1,11 +1,11 @@
-"""A commitment to a client's training records: a Merkle root that says nothing about them, but to which they can be held.
+"""A commitment to a client's training records: a salted Merkle root, which reveals nothing about them but against which they can be checked.
 
-The root stands in the ledger beside each charge. Whoever is later given a record with its proof can check that it was
-(or, from a client that shows all of them, that no other one was) among those that were trained on. Without the salt the
-root tells nothing, not even to someone who guesses a record; a proof gives away the salt of its own record only.
+The root is in the ledger beside each charge. An auditor who later receives a record with its proof can check that the record was among the
+training records; from a client that shows all records, also that there were no others. Without the salt, the root cannot even confirm a
+guessed record. A proof reveals the salt of its own record only.
 
-Source: Merkle 1987, A Digital Signature Based on a Conventional Encryption Function; RFC 6962, section 2.1 (the shape
-of the tree, and the prefixes that keep leaves and inner nodes apart)
+Source: Merkle 1987, A Digital Signature Based on a Conventional Encryption Function; RFC 6962, section 2.1 (shape of the tree, prefixes
+that distinguish leaves from inner nodes)
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Proof:
-    """That one record is under a root.
+    """The proof that one record is under a root.
 
     Attributes:
-        salt: of this record (hex).
-        path: from the leaf up, the other half of each pair: (it stands on the left, hash in hex).
+        salt: salt of this record (hex).
+        path: from the leaf upwards, the sibling of each node: whether it is the left one, and its hash (hex).
     """
 
     salt: str
@@ -50,7 +50,7 @@ class Proof:
 
 
 def commit_records(x: Array, y: Array, salt: bytes) -> str:
-    """The root over all records, whatever their order; equal records count as often as they are there.
+    """The root over all records. It does not depend on their order; equal records count several times.
 
     Args:
         x: ``[n, ...]`` features of any fixed-size dtype.
@@ -58,10 +58,10 @@ def commit_records(x: Array, y: Array, salt: bytes) -> str:
         salt: 32 secret bytes (see :func:`load_salt`); other salts give unrelated roots.
 
     Returns:
-        64 digits of hex.
+        64 hex digits.
 
     Raises:
-        DataError: arrays of objects, or of different lengths.
+        DataError: an array holds Python objects, or the arrays differ in length.
     """
     row = sorted(leaf for leaf, _ in _leaves(x, y, salt))
     while len(row) > 1:
@@ -70,10 +70,10 @@ def commit_records(x: Array, y: Array, salt: bytes) -> str:
 
 
 def prove(x: Array, y: Array, salt: bytes, i: int) -> Proof:
-    """The proof for record ``i`` of those that :func:`commit_records` was given.
+    """The proof for record ``i`` of the arguments of :func:`commit_records`.
 
     Raises:
-        DataError: as :func:`commit_records`, or there is no such record.
+        DataError: as for :func:`commit_records`, or there is no record ``i``.
     """
     leaves = _leaves(x, y, salt)
     if not 0 <= i < len(leaves):
@@ -94,10 +94,10 @@ def check(root: str, x: Array, y: Array, proof: Proof) -> bool:
     """Whether one record is under a root.
 
     Args:
-        root: from :func:`commit_records`.
-        x: the record's features, without the leading axis, in the dtype that they were committed in.
-        y: its targets, the same.
-        proof: from :func:`prove`.
+        root: result of :func:`commit_records`.
+        x: features of the record without the leading axis, in the committed dtype.
+        y: targets of the record, likewise.
+        proof: result of :func:`prove`.
     """
     content = _contents(np.asarray(x)[None], np.asarray(y)[None])[0]
     node = _leaf(bytes.fromhex(proof.salt), content)
@@ -184,7 +184,7 @@ def _create(path: Path, data: bytes) -> None:
 
 
 def _leaves(x: Array, y: Array, salt: bytes) -> list[tuple[bytes, bytes]]:
-    """Of each record its leaf and its own salt, a pseudo-random function of the record under the client's salt."""
+    """Each record's leaf and salt; the salt is a pseudo-random function of the record, keyed by the ledger's salt."""
     if len(salt) != SALT_BYTES:
         raise DataError(f"the salt of a data commitment has {SALT_BYTES} bytes, not {len(salt)}.")
     leaves = []
@@ -199,7 +199,7 @@ def _leaf(own: bytes, content: bytes) -> bytes:
 
 
 def _contents(x: Array, y: Array) -> list[bytes]:
-    """SHA-256 of each record: its types and shapes, then its bytes, little-endian."""
+    """SHA-256 of each record's dtypes and shapes, followed by its little-endian bytes."""
     if len(x) != len(y):
         raise DataError(f"a data commitment was asked for {len(x)} features with {len(y)} targets; give each record both.")
     x, y = (_plain(name, array) for name, array in (("features", x), ("targets", y)))
@@ -215,7 +215,7 @@ def _contents(x: Array, y: Array) -> list[bytes]:
 
 def _plain(name: str, array: Array) -> Array:
     if array.dtype.hasobject:
-        raise DataError(f"the {name} are Python objects, to which nobody can be held; give arrays of numbers.")
+        raise DataError(f"the {name} are Python objects, which have no fixed bytes to commit to; give arrays of numbers.")
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 

@@ -20,7 +20,8 @@ from fedray.privacy.accounting.events import Adjacency, Event, Poisson, rate
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise
-from fedray.privacy.recordplan import RecordPlan, check_target, rng_of, rounded_down, terms_sha256
+from fedray.privacy.recordplan import RecordPlan, check_target, rng_of, terms_sha256
+from fedray.rounding import three_digits
 
 #: Shares of delta that the figure for observers may reserve for rounds that one client's coin decides; the first sufficient one is used.
 _SHARES = (1e-6, 1e-4, 1e-2, 0.1, 0.5)
@@ -255,7 +256,7 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
     if own.delta * 10 * clients > 1 + 1e-9:
         raise PrivacyRefusal(
             f"{path}.delta: {own.delta:g} is more than 1 / (10 x {clients} clients), so whole clients might be given away within delta; "
-            f"set {path}.delta={rounded_down(1 / (10 * clients)):g} or less.",
+            f"set {path}.delta={three_digits(1 / (10 * clients)):g} or less.",
             "privacy.delta.too_large",
         )
     check_target(own, path)

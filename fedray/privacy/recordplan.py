@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
-from math import floor, log10
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from fedray.config import Config, Joint, Privacy, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Gaussian, Poisson, SelfComposed, rate
+from fedray.rounding import three_digits
 
 SECURE_RNG = "aes-256-ctr keyed by the operating system"
 INSECURE_RNG = "insecure seed (tests only)"
@@ -212,15 +212,9 @@ def check_delta(plan: RecordPlan, sizes: Mapping[str, int]) -> None:
         legal = 1 / (10 * records)
         raise PrivacyRefusal(
             f"privacy.delta: {plan.delta:g} is more than 1 / (10 x {records} records) of client '{client}', so whole records might be "
-            f"given away within delta; set privacy.delta={rounded_down(legal):g} or less.",
+            f"given away within delta; set privacy.delta={three_digits(legal):g} or less.",
             "privacy.delta.too_large",
         )
-
-
-def rounded_down(value: float) -> float:
-    """``value`` to three digits, rounded down."""
-    scale = 10.0 ** (2 - floor(log10(value)))
-    return floor(value * scale * (1 + 1e-12)) / scale
 
 
 def check_history(history: Sequence[Sequence[float]] | None, plan: RecordPlan, steps: int | None = None) -> None:

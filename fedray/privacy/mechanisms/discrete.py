@@ -18,6 +18,7 @@ from fedray.privacy.mechanisms.base import Floats, Source, Vector
 from fedray.privacy.mechanisms.clipping import clip_update
 from fedray.privacy.mechanisms.integernoise import MAX_SIGMA, Integers, Kind, integer_noise
 from fedray.privacy.mechanisms.rotation import padded_dimension, rotate, unrotate
+from fedray.rounding import three_digits
 
 #: A rounding has a norm of at most ``Grid.l2`` with probability at least 1 - BETA.
 BETA = math.exp(-0.5)
@@ -66,7 +67,7 @@ class Grid:
         if self.sigma > MAX_SIGMA:
             raise ConfigError(
                 f"privacy.mechanism.scale: at {self.scale:g} grid units per unit each client's noise is {self.sigma:g} grid units, above "
-                f"{MAX_SIGMA:g}; use a scale of at most {_rounded_down(self.scale * MAX_SIGMA / self.sigma):g}."
+                f"{MAX_SIGMA:g}; use a scale of at most {three_digits(self.scale * MAX_SIGMA / self.sigma):g}."
             )
         if self.range >= self.half_ring:
             raise ConfigError(self._too_small())
@@ -129,7 +130,7 @@ class Grid:
             ways.append(f"bits of at least {needed}")
         room = self.half_ring - self.max_clients
         if room > 0:
-            ways.append(f"a scale of at most {_rounded_down(room / self._range_per_scale()):g}")
+            ways.append(f"a scale of at most {three_digits(room / self._range_per_scale()):g}")
         return (
             f"privacy.mechanism.bits: a ring of {self.bits} bits holds sums up to {self.half_ring}, but {self.max_clients} clients of clip norm "
             f"{self.clip:g} at {self.scale:g} grid units per unit, with their noise, reach {self.range:.4g}; use {' or '.join(ways or ['fewer clients'])}."
@@ -201,9 +202,3 @@ def _on_grid(update: Vector, grid: Grid, rotation_seed: int) -> Floats:
     values = clipped.astype(np.float64)
     values *= grid.scale
     return rotate(values, rotation_seed) if grid.rotate else values
-
-
-def _rounded_down(value: float) -> float:
-    """To three digits, for a sentence that names what is allowed."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return math.floor(value / unit) * unit
