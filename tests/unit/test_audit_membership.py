@@ -15,7 +15,7 @@ from fedray.audit.membership import Target, auc, losses, membership_attack, roc,
 from fedray.config import Training
 from fedray.data.records import Federation, Records
 from fedray.errors import FedrayError
-from fedray.training.losses import cross_entropy
+from fedray.training.losses import find_loss
 
 TRAINING = Training(lr=0.1, batch_size=16, epochs=40)
 
@@ -36,14 +36,14 @@ def trained(on: Records) -> nn.Module:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(400):
         optimizer.zero_grad()
-        cross_entropy(model(torch.from_numpy(on.x)), torch.from_numpy(on.y)).mean().backward()
+        find_loss("cross_entropy")(model(torch.from_numpy(on.x)), torch.from_numpy(on.y)).mean().backward()
         optimizer.step()
     return model
 
 
 def target(remembers: bool, epsilon: float | None = 0.3) -> Target:
     members, others = records(200, 1), records(200, 2)
-    return Target(trained(members if remembers else records(200, 3)), cross_entropy, members, others, epsilon, 1e-4)
+    return Target(trained(members if remembers else records(200, 3)), find_loss("cross_entropy"), members, others, epsilon, 1e-4)
 
 
 def test_rates_are_those_of_gaussians() -> None:
@@ -107,4 +107,4 @@ def test_a_loss_that_is_not_finite_counts_as_the_largest() -> None:
     model = make()
     with torch.no_grad():
         model.weight.fill_(float("nan"))
-    assert np.isfinite(losses(model, cross_entropy, records(3, 0))).all()
+    assert np.isfinite(losses(model, find_loss("cross_entropy"), records(3, 0))).all()
