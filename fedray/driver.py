@@ -185,7 +185,7 @@ class Driver:
                 delta = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
             del total  # with a large model, before there is another one
             with span("cohort", "commit"):
-                p.books.commit(permit, [r for r in log_.reports if r.status == "done"])
+                p.books.commit(number, [r for r in log_.reports if r.status == "done"])
             with span("aggregation", "server step"):
                 self._weights, self._state = self._step(delta)
             del delta

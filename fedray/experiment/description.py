@@ -12,6 +12,8 @@ from fedray.clients.groups import group_of
 from fedray.driver import Loop
 from fedray.planning.preparation import Prepared
 from fedray.privacy.clientplan import ClientPlan
+from fedray.privacy.figures import listed
+from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
@@ -123,11 +125,13 @@ def write_statement(
     config, books = prepared.config, loop.books
     if not config.privacy.regimes:
         return {"unit": None, "regime": "none", "epsilon": None}
-    figures, groups = books.figures(), books.lines()
-    published = books.lines(rounds) if loop.privacy.secret else groups
+    groups = books.view(rounds).groups
+    published = books.view(rounds, everyone=True).groups if loop.privacy.secret else groups
+    subjects = [EVERYONE, *loop.names]
     guarantees = [
-        Guarantee(line.unit, line.distinct_plans(), groups.get(line.unit, []), figures.get(line.unit, []), published.get(line.unit, []))
+        Guarantee(line.unit, line.distinct_plans(), found, listed(found, subjects), published.get(line.unit, []))
         for line in loop.privacy.lines
+        for found in [groups.get(line.unit, [])]
     ]
     heads = books.heads()
     head = next(iter(heads.values())) if len(heads) == 1 and own_book else heads or None

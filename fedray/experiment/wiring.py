@@ -41,7 +41,7 @@ from fedray.privacy.clientplan import ClientPlan, Plan, level
 from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
-from fedray.rounds.books import Books, JointBooks, NoBooks, PopulationBook, RunBook, SiloBooks
+from fedray.rounds.books import Books, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.evaluator import Evaluators
@@ -312,7 +312,7 @@ class Wiring:
     def _make_books(self, pool: Pool) -> Books:
         config, lasting = self.config, {"records": self.config.privacy.ledger != "run"}
         lasting["clients"] = level(config.privacy).ledger != "run"
-        books: list[Books] = []
+        books: list[RunBook | SiloBooks] = []
         if config.privacy.record:
             if "records" in self._accounts:
                 books.append(RunBook("records", "record", self._accounts["records"], lasting["records"]))
@@ -326,9 +326,7 @@ class Wiring:
                 books.append(PopulationBook("clients", account, lasting["clients"], self._release.due))
             else:
                 books.append(RunBook("clients", "client", account, lasting["clients"]))
-        if not books:
-            return NoBooks()
-        return books[0] if len(books) == 1 else JointBooks(*books)
+        return Books(*books)
 
     def _silo_books(self, pool: Pool, unit: str) -> SiloBooks:
         everyone = [ClientTask(i, n) for i, n in enumerate(self.prepared.names)]

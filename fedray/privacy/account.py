@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +16,7 @@ from fedray.errors import LedgerError
 from fedray.privacy.accounting import accountant, budgets
 from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import Plan
-from fedray.privacy.figures import Figures, Spent
+from fedray.privacy.figures import Figures, Spent, listed
 from fedray.privacy.ledger.chain import EVERYONE, Charge, read, run_of
 from fedray.privacy.ledger.ledger import Ledger
 from fedray.privacy.ledger.location import clients_path, records_path, subject_path
@@ -27,8 +26,6 @@ from fedray.stores.object_path import Location
 
 #: Seconds that a silo's new actor waits until the actor that it replaces has released the ledger's lock.
 TAKEOVER = 30.0
-#: Largest number of subjects of which :meth:`Account.figures` lists every one.
-LISTED = 10_000
 
 
 @dataclass(frozen=True)
@@ -240,12 +237,8 @@ class Account:
         return [Spent(self._figures(group, rounds), group.names.keys()) for group in self._groups.values()]
 
     def figures(self, rounds: int | None = None) -> list[Figures]:
-        """Each subject's figures in the order of the plans; above :data:`LISTED` subjects only the largest. ``rounds`` as for :meth:`groups`."""
-        if len(self._plans) > LISTED:
-            ordered = sorted(self.groups(rounds), key=lambda g: -g.figures.epsilon)
-            return [replace(g.figures, name=name) for g, name in islice(((g, name) for g in ordered for name in g.names), LISTED)]
-        found = {group: self._figures(group, rounds) for group in self._groups.values()}
-        return [replace(found[self._of[subject]], name=subject) for subject in self._plans]
+        """Each subject's figures in the order of the plans; see :func:`fedray.privacy.figures.listed`. ``rounds`` as for :meth:`groups`."""
+        return listed(self.groups(rounds), self._plans)
 
     def part(self) -> dict[str, Any]:
         """This run's part of a lasting ledger, as JSON data: the ledger's address and head, and the entries of this run."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Composition
 
 K = TypeVar("K")
+
+#: Subjects up to which the figures of each are given.
+LISTED = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,23 @@ class Spent:
 
     figures: Figures
     names: Collection[str]
+
+
+def listed(groups: Sequence[Spent], subjects: Iterable[str]) -> list[Figures]:
+    """Each subject's own figures.
+
+    Args:
+        groups: subjects with equal figures together.
+        subjects: in the order that is wanted; those in no group are left out.
+
+    Returns:
+        Of more than :data:`LISTED` subjects, those that spent most, in that order.
+    """
+    if sum(len(group.names) for group in groups) > LISTED:
+        ordered = sorted(groups, key=lambda group: -group.figures.epsilon)
+        return [replace(g.figures, name=name) for g, name in islice(((g, name) for g in ordered for name in g.names), LISTED)]
+    found = {name: group.figures for group in groups for name in group.names}
+    return [replace(found[name], name=name) for name in subjects if name in found]
 
 
 def headline(groups: Sequence[Spent], adjacency: Adjacency) -> float:

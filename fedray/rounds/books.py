@@ -1,15 +1,15 @@
-"""The privacy books as the round sees them: authorize before training, commit before the model changes.
+"""The privacy books as a round sees them: clients are charged before they train, and their receipts are entered before the model changes.
 
-Hosted clients are entered in the run's own book, by the driver. A dedicated client keeps the book of
-its silo itself, in its actor, on its own volume; the driver only asks. Where whole clients are protected
-by secret cohorts, one entry of the driver's book covers all of them.
+There is one book for each protected unit of a run. The driver keeps the book of hosted clients. A dedicated client keeps the book of its
+silo itself, in its actor, on its own volume, and the driver only asks. Where cohorts are secret, one entry of the driver's book charges
+all clients at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.clients.pool import Pool
@@ -21,9 +21,14 @@ from fedray.privacy.ledger.chain import EVERYONE
 
 @dataclass(frozen=True)
 class Authorization:
-    """Who may train in a round; who was refused by its budget, or was away, and why (one sentence each, by client name).
+    """Who may train in a round.
 
-    ``begins`` is true where a charge was made in this round; false where an earlier charge covers it.
+    Attributes:
+        round: number of the round, from 0.
+        cohort: the clients that may train, with their reservations.
+        refused: one sentence for each client whose privacy budget does not allow the round, by client name.
+        away: one sentence for each client whose silo could not be asked, by client name.
+        begins: a charge was made in this round; false where an earlier charge covers it.
     """
 
     round: int
@@ -33,78 +38,17 @@ class Authorization:
     begins: bool = True
 
 
-class Books(Protocol):
-    """What the round needs of the books."""
+@dataclass(frozen=True)
+class BooksView:
+    """What the books of a run say before a round.
 
-    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
-        """Reserve one round for each client; those over budget are refused."""
-        ...
+    Attributes:
+        groups: figures by protected unit, subjects with equal figures together; empty where no privacy is claimed.
+        exhausted: clients that may not take part in the round; ``clients`` stands for all of them.
+    """
 
-    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
-        """Reserve once more for a client that is tried again: new noise is a new release. None where the budget does not allow it."""
-        ...
-
-    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
-        """Note whose updates went into the model, with their receipts."""
-        ...
-
-    def exhausted(self, round_: int) -> set[str]:
-        """Clients that may not take part in a round any more; ``clients`` for all of them."""
-        ...
-
-    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
-        """Figures by protected unit, subjects with equal ones together; empty where no privacy is claimed.
-
-        With ``rounds`` as if everyone had taken part in each of so many rounds, where who did is secret.
-        """
-        ...
-
-    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
-        """Each subject's figures by protected unit, in the subjects' order; ``rounds`` as for :meth:`lines`."""
-        ...
-
-    def parts(self) -> dict[str, dict[str, Any]]:
-        """This run's entries in books that outlive it, by the name of the book."""
-        ...
-
-    def heads(self) -> dict[str, str]:
-        """Hash of the last entry of each book, by name: what a checkpoint pins, so that a rolled-back book is noticed."""
-        ...
-
-
-class NoBooks:
-    """Runs without differential privacy."""
-
-    def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
-        """Everyone may train."""
-        return Authorization(round_, list(cohort))
-
-    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
-        """Always."""
-        return client
-
-    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
-        """Nothing to note."""
-
-    def exhausted(self, round_: int) -> set[str]:
-        """None."""
-        return set()
-
-    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
-        """None."""
-        return {}
-
-    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
-        """None."""
-        return {}
-
-    def parts(self) -> dict[str, dict[str, Any]]:
-        """None."""
-        return {}
-
-    def heads(self) -> dict[str, str]:
-        """None."""
-        return {}
+    groups: dict[str, list[Spent]] = field(default_factory=dict)
+    exhausted: frozenset[str] = frozenset()
 
 
 class RunBook:
@@ -114,65 +58,58 @@ class RunBook:
         name: of the book, ``records`` or ``clients``.
         unit: what it protects.
         account: the book, open.
-        lasting: it outlives the run.
+        lasting: the book outlives the run.
     """
 
     def __init__(self, name: str, unit: str, account: Account, lasting: bool) -> None:
         self._name, self._unit, self._account, self._lasting = name, unit, account, lasting
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
-        """Reserve for all clients of one attempt with one write to disk."""
-        granted: list[ClientTask] = []
-        refused: dict[str, str] = {}
+        """Charge all clients of one attempt with one write to the disk."""
+        result = Authorization(round_, [])
         for attempt in sorted({c.attempt for c in cohort}):
             clients = {c.name: c for c in cohort if c.attempt == attempt}
             decision = self._account.authorize(round_, attempt, list(clients))
-            granted += [_reserved(clients[name], self._unit, decision.reservations[name]) for name in decision.granted]
-            refused |= {name: str(refusal) for name, refusal in decision.refused.items()}
-        return Authorization(round_, granted, refused)
+            result.cohort.extend(_reserved(clients[name], self._unit, decision.reservations[name]) for name in decision.granted)
+            result.refused.update({name: str(refusal) for name, refusal in decision.refused.items()})
+        return result
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
-        """Reserve another attempt."""
+        """Charge another attempt."""
         return next(iter(self.authorize(round_, [client]).cohort), None)
 
-    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
-        """One commit entry a client."""
+    def commit(self, round_: int, trained: Sequence[ClientReport]) -> None:
+        """Enter the receipt of each client."""
         for attempt in sorted({r.attempt for r in trained}):
-            self._account.commit(permit.round, attempt, {r.name: r.receipts.get(self._unit) for r in trained if r.attempt == attempt})
+            self._account.commit(round_, attempt, {r.name: r.receipts.get(self._unit) for r in trained if r.attempt == attempt})
 
-    def exhausted(self, round_: int) -> set[str]:
-        """From the book."""
-        return _exhausted(self._account.groups())
-
-    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
-        """From the book."""
-        return {self._unit: self._account.groups(rounds)}
-
-    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
-        """From the book."""
-        return {self._unit: self._account.figures(rounds)}
-
-    def parts(self) -> dict[str, dict[str, Any]]:
-        """The book's entries of this run; none where the book is the run's own."""
-        return {self._name: self._account.part()} if self._lasting else {}
+    def view(self, rounds: int, everyone: bool) -> BooksView:
+        """Read the account; see :meth:`Books.view`."""
+        return _view(self._unit, self._account.groups(rounds if everyone else None))
 
     def heads(self) -> dict[str, str]:
-        """Of the one book."""
+        """Hash of the book's last entry."""
         return {self._name: self._account.head}
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """This run's entries, where the book outlives it."""
+        return {self._name: self._account.part()} if self._lasting else {}
 
 
 class PopulationBook(RunBook):
-    """A book of the driver in which one entry covers all clients, whether their secret coin fell or not.
+    """A book of the driver in which one entry charges all clients, whether they are drawn or not.
 
     Args:
-        due: whether a round needs a charge, or an earlier one covers it.
+        name: of the book.
+        account: the book, open.
+        lasting: the book outlives the run.
+        due: whether a round needs a charge; else an earlier one covers it.
     """
 
     def __init__(self, name: str, account: Account, lasting: bool, due: Callable[[int], bool]) -> None:
         super().__init__(name, "client", account, lasting)
         self._due = due
-        self._charged = 0
-        self._entry = ""
+        self._charged, self._entry = 0, ""  # the round of the last charge, and its entry
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
         """Charge everyone for the rounds that begin here.
@@ -189,23 +126,31 @@ class PopulationBook(RunBook):
         return Authorization(round_, [self._with_entry(c) for c in cohort], begins=begins)
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
-        """The sum is released once, with one noise, however often a client was asked for its part: nothing is charged."""
+        """Nothing is charged: the sum is released once, with one noise, however often a client is asked for its update."""
         return self._with_entry(client)
 
-    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
-        """That a sum is released; who is in it is nobody's business."""
+    def commit(self, round_: int, trained: Sequence[ClientReport]) -> None:
+        """Record that this round's sum was released. The participants are not recorded, because cohorts are secret."""
         self._account.commit(self._charged, 0, {EVERYONE: None})
 
-    def exhausted(self, round_: int) -> set[str]:
-        """All, where this round is not paid and cannot be."""
-        return super().exhausted(round_) if self._due(round_) else set()
+    def view(self, rounds: int, everyone: bool) -> BooksView:
+        """As of the account. Nobody is exhausted in a round that an earlier charge covers."""
+        view = super().view(rounds, everyone)
+        return view if self._due(rounds) else BooksView(view.groups)
 
     def _with_entry(self, client: ClientTask) -> ClientTask:
         return client._replace(reservations=(*client.reservations, ("client", self._entry)))
 
 
 class SiloBooks:
-    """Each dedicated client keeps its own book; asked through its actor."""
+    """The books of dedicated clients. Each client keeps its own, and is asked through its actor.
+
+    Args:
+        pool: has the actors.
+        clients: all clients.
+        unit: what the books protect.
+        timeout: seconds that an actor has to answer.
+    """
 
     def __init__(self, pool: Pool, clients: Sequence[ClientTask], unit: str, timeout: float) -> None:
         self._pool, self._unit, self._timeout = pool, unit, timeout
@@ -219,119 +164,120 @@ class SiloBooks:
         An actor found dead is replaced, and the new one asked once. If the old one had reserved before it
         died, the silo is charged twice: its ledger never says less than what may have been run.
         """
-        permit = Authorization(round_, [])
+        result = Authorization(round_, [])
         waiting = list(cohort)
         for last in (False, True):
             self._pool.settle(self._timeout)
-            waiting = self._ask_for(permit, waiting, last)
-        return permit
+            waiting = self._ask_for(result, waiting, last)
+        return result
 
-    def _ask_for(self, permit: Authorization, clients: Sequence[ClientTask], last: bool) -> list[ClientTask]:
-        """Enter the answers in ``permit``; returns those whose actor was found dead (none when ``last``)."""
+    def _ask_for(self, result: Authorization, clients: Sequence[ClientTask], last: bool) -> list[ClientTask]:
+        """Enter the answers in ``result``; returns the clients whose actor was found dead (none when ``last``)."""
         there = {c.index for c in clients if self._pool.handle_of(c.index) is not None}
-        answers = self._pool.ask("authorize", {c.index: (permit.round, c.attempt) for c in clients}, self._timeout)
+        answers = self._pool.ask("authorize", {c.index: (result.round, c.attempt) for c in clients}, self._timeout)
         dead = []
         for client in clients:
             name, decision = client.name, answers.get(client.index)
             if decision is not None:
-                permit.refused.update({n: str(refusal) for n, refusal in decision.refused.items()})
-                permit.cohort.extend([_reserved(client, self._unit, r) for r in decision.reservations.values()])
+                result.refused.update({n: str(refusal) for n, refusal in decision.refused.items()})
+                result.cohort.extend([_reserved(client, self._unit, r) for r in decision.reservations.values()])
             elif client.index not in there:
-                permit.away[name] = f"{name}: its actor is away."
+                result.away[name] = f"{name}: its actor is away."
             elif self._pool.handle_of(client.index) is not None:
-                permit.away[name] = f"{name}: its actor did not answer within {self._timeout:g} s."
+                result.away[name] = f"{name}: its actor did not answer within {self._timeout:g} s."
             elif last:
-                permit.away[name] = f"{name}: its actor died while it was asked."
+                result.away[name] = f"{name}: its actor died while it was asked."
             else:
                 dead.append(client)
         return dead
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
-        """Left to the client's next actor, which reserves before it trains (see ``ClientHost.train``)."""
+        """Leave the charge to the client's next actor, which reserves before it trains (see ``ClientHost.train``)."""
         return client
 
-    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
+    def commit(self, round_: int, trained: Sequence[ClientReport]) -> None:
         """Tell the silos; a silo that is away keeps its reservation, which is the charge."""
         for client in trained:
             handle = self._pool.handle_of(client.index)
             if handle is not None:
-                handle.commit.remote(permit.round, client.attempt, client.receipts.get(self._unit))
+                handle.commit.remote(round_, client.attempt, client.receipts.get(self._unit))
 
-    def exhausted(self, round_: int) -> set[str]:
-        """As each silo says."""
-        return {f.name for f in self._ask_figures() if f.exhausted}
-
-    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
-        """One group a silo."""
-        return {self._unit: [Spent(f, [f.name]) for f in self._ask_figures(rounds)]}
-
-    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
-        """The latest that each silo said."""
-        return {self._unit: self._ask_figures(rounds)}
+    def view(self, rounds: int, everyone: bool) -> BooksView:
+        """Ask every silo; of one that does not answer, what it said last."""
+        for name, (figures, head) in self._ask("spent", rounds if everyone else None).items():
+            self._known[name], self._heads[name] = figures, head
+        return _view(self._unit, [Spent(self._known[c.name], [c.name]) for c in self._clients if c.name in self._known])
 
     def heads(self) -> dict[str, str]:
-        """As each silo last said."""
+        """Hash of the last entry of each silo's book, as each silo last said."""
         return dict(self._heads)
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """Each silo's entries of this run."""
         return self._ask("ledger_part")
 
-    def _ask_figures(self, rounds: int | None = None) -> list[Figures]:
-        for name, (figures, head) in self._ask("spent", rounds).items():
-            self._known[name], self._heads[name] = figures, head
-        return [self._known[c.name] for c in self._clients if c.name in self._known]
-
     def _ask(self, method: str, *arguments: Any) -> dict[str, Any]:
         names = {c.index: c.name for c in self._clients}
         return {names[i]: answer for i, answer in self._pool.ask(method, dict.fromkeys(names, arguments), self._timeout).items()}
 
 
-class JointBooks:
-    """Two units at once: whole clients in the driver's book, records in theirs."""
+class Books:
+    """All books of a run: none without privacy, two where records and whole clients are protected.
 
-    def __init__(self, records: Books, clients: Books) -> None:
-        self._records, self._clients = records, clients
+    Args:
+        books: in the order of the run's guarantees: records before clients.
+    """
+
+    def __init__(self, *books: RunBook | SiloBooks) -> None:
+        self._books = books
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
-        """Both must allow it. A client that only its records' budget stops contributes nothing, which its other charge covers."""
-        first = self._clients.authorize(round_, cohort)
-        second = self._records.authorize(round_, first.cohort)
-        return Authorization(round_, second.cohort, first.refused | second.refused, first.away | second.away, first.begins)
+        """Charge one round to each client, in every book; clients over a budget are refused.
+
+        Whole clients are charged first: a client that only the budget of its records stops contributes nothing, which its other charge
+        covers.
+        """
+        result = Authorization(round_, list(cohort))
+        for book in reversed(self._books):
+            found = book.authorize(round_, result.cohort)
+            begins = result.begins and found.begins
+            result = Authorization(round_, found.cohort, result.refused | found.refused, result.away | found.away, begins)
+        return result
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
-        """Both must allow it."""
-        again = self._clients.retry(round_, client)
-        return None if again is None else self._records.retry(round_, again)
+        """Charge a client that is tried again: new noise is a new release. None where a budget does not allow it."""
+        again: ClientTask | None = client
+        for book in reversed(self._books):
+            again = None if again is None else book.retry(round_, again)
+        return again
 
-    def commit(self, permit: Authorization, trained: Sequence[ClientReport]) -> None:
-        """In both."""
-        self._clients.commit(permit, trained)
-        self._records.commit(permit, trained)
+    def commit(self, round_: int, trained: Sequence[ClientReport]) -> None:
+        """Enter whose updates changed the model, with their receipts."""
+        for book in reversed(self._books):
+            book.commit(round_, trained)
 
-    def exhausted(self, round_: int) -> set[str]:
-        """In either."""
-        return self._clients.exhausted(round_) | self._records.exhausted(round_)
+    def view(self, rounds: int, everyone: bool = False) -> BooksView:
+        """What the books say after ``rounds`` rounds of the run.
 
-    def lines(self, rounds: int | None = None) -> dict[str, list[Spent]]:
-        """Records first."""
-        return self._records.lines(rounds) | self._clients.lines(rounds)
-
-    def figures(self, rounds: int | None = None) -> dict[str, list[Figures]]:
-        """Records first."""
-        return self._records.figures(rounds) | self._clients.figures(rounds)
-
-    def parts(self) -> dict[str, dict[str, Any]]:
-        """Of both."""
-        return self._records.parts() | self._clients.parts()
+        Args:
+            rounds: rounds done; the next one has this number.
+            everyone: give the figures as if every client had taken part in each of the rounds, for where the cohorts are secret.
+        """
+        views = [book.view(rounds, everyone) for book in self._books]
+        groups = {unit: groups for view in views for unit, groups in view.groups.items()}
+        return BooksView(groups, frozenset().union(*(view.exhausted for view in views)))
 
     def heads(self) -> dict[str, str]:
-        """Of both."""
-        return self._records.heads() | self._clients.heads()
+        """Hash of the last entry of each book, by name. A checkpoint pins them, so that a book that was rolled back is noticed."""
+        return {name: head for book in self._books for name, head in book.heads().items()}
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """This run's entries in books that outlive it, by the name of the book."""
+        return {name: part for book in self._books for name, part in book.parts().items()}
 
 
-def _exhausted(groups: Sequence[Spent]) -> set[str]:
-    return {name for group in groups if group.figures.exhausted for name in group.names}
+def _view(unit: str, groups: list[Spent]) -> BooksView:
+    return BooksView({unit: groups}, frozenset(name for group in groups if group.figures.exhausted for name in group.names))
 
 
 def _reserved(client: ClientTask, unit: str, reservation: Reservation) -> ClientTask:

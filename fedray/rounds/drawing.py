@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -74,9 +74,10 @@ class CohortDraw:
 
     def draw(self, number: int) -> list[ClientTask]:
         """:meth:`take` without what was drawn ahead."""
-        eligible, needed = self._not_exhausted(number), self._config.cohort.min_clients
+        view, needed = self._books.view(number), self._config.cohort.min_clients
+        eligible = self._eligible(view.exhausted)
         if eligible.sum() < max(1, needed):
-            raise BudgetReached(self._privacy.sentence(self._books.lines(), int(eligible.sum()), needed))
+            raise BudgetReached(self._privacy.sentence(view.groups, int(eligible.sum()), needed))
         release, seed, drawn_from = self._release, self._config.seed, eligible
         if release is None:
             coins = generator(seed, "cohort", number).random(len(self._names))
@@ -94,9 +95,8 @@ class CohortDraw:
             return []
         return [ClientTask(i, self._names[i]) for i in indices.tolist()]
 
-    def _not_exhausted(self, number: int) -> npt.NDArray[np.bool_]:
+    def _eligible(self, exhausted: Collection[str]) -> npt.NDArray[np.bool_]:
         eligible = np.ones(len(self._names), dtype=np.bool_)
-        exhausted = self._books.exhausted(number)
         if EVERYONE in exhausted:
             eligible[:] = False
         elif exhausted:

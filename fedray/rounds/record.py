@@ -167,7 +167,7 @@ class Record:
         self.flush(wait=True)
 
     def _figures(self, final: bool = False) -> dict[str, float]:
-        groups = self._books.lines(self.rounds if self._privacy.secret else None)
+        groups = self._books.view(self.rounds, everyone=self._privacy.secret).groups
         return self._privacy.metrics(groups, self.rounds, self.left_out, final)
 
     def _write(self, row: Row) -> None:

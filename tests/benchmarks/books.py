@@ -60,7 +60,7 @@ def measure(cohort: dict[str, Any], rounds_before: int, directory: Path) -> dict
     began = time.perf_counter()
     account = Account.open_run(directory, dict.fromkeys(subjects, plan), "now/1", lasting=True)
     opened = time.perf_counter() - began
-    books: Books = (
+    books = Books(
         PopulationBook("clients", account, True, lambda round_: True) if everyone else RunBook("clients", "client", account, True)
     )
     privacy = Guarantees([GuaranteePlan("client", [plan])])
@@ -70,11 +70,11 @@ def measure(cohort: dict[str, Any], rounds_before: int, directory: Path) -> dict
     medians: dict[str, list[float]] = {"epsilon_ms": [], "round_ms": []}
     for round_ in range(ROUNDS):
         began = time.perf_counter()
-        books.exhausted(round_)
-        permit = books.authorize(round_, tasks)
-        books.commit(permit, reports)
+        books.view(round_)
+        books.authorize(round_, tasks)
+        books.commit(round_, reports)
         middle = time.process_time()
-        metrics = privacy.metrics(books.lines(), round_, 0, final=False)
+        metrics = privacy.metrics(books.view(round_ + 1).groups, round_, 0, final=False)
         medians["epsilon_ms"].append((time.process_time() - middle) * 1e3)
         medians["round_ms"].append((time.perf_counter() - began) * 1e3)
         took["epsilon"] = metrics["privacy/epsilon"]

@@ -32,7 +32,7 @@ import ray
 import fedray
 from fedray.algorithms.server import ServerSGD
 from fedray.driver import Driver
-from fedray.rounds import books
+from fedray.rounds.books import Books
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.record import Record
 from fedray.runfiles import RunFiles
@@ -49,7 +49,6 @@ STEPS = {
     "write": (Record, "_write"),
     "save": (Record, "save"),
 }
-BOOKS = (books.NoBooks, books.RunBook, books.PopulationBook)
 REGIMES: dict[str, dict[str, Any]] = {
     "none": {"cohort": {"kind": "fixed", "size": COHORT}},
     "client": {
@@ -114,10 +113,8 @@ def _instrument() -> None:
     for step, (owner, name) in STEPS.items():
         function = getattr(owner, name)
         setattr(owner, name, _told(function) if step == "row" else _timed(function, step))
-    for book in BOOKS:
-        for name in ("authorize", "commit"):
-            if name in vars(book):
-                setattr(book, name, _timed(vars(book)[name], name))
+    for name in ("authorize", "commit"):
+        setattr(Books, name, _timed(getattr(Books, name), name))
 
 
 @contextmanager

@@ -1,0 +1,93 @@
+"""All books of a run as one: none, one or two of them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedray.clients.messages import ClientReport, ClientTask
+from fedray.privacy.figures import LISTED, Figures, Spent, listed
+from fedray.rounds.books import Authorization, Books, BooksView, RunBook
+
+COHORT = [ClientTask(i, f"c{i}") for i in range(6)]
+
+
+def figures(epsilon: float, exhausted: bool = False) -> Figures:
+    return Figures("?", "client", 1, 1, epsilon, epsilon, None, epsilon, 1e-5, None, None, exhausted, cast(Any, ()))
+
+
+class Ledger:
+    """A book in memory that refuses some clients, and writes down what it is asked in a list that books can share."""
+
+    def __init__(self, unit: str, calls: list[tuple[str, str]], refused: set[str] | None = None, begins: bool = True) -> None:
+        self.unit, self.calls, self.refused, self.begins = unit, calls, refused or set(), begins
+
+    def authorize(self, round_: int, cohort: list[ClientTask]) -> Authorization:
+        self.calls.append((self.unit, "authorize"))
+        granted = [c._replace(reservations=(*c.reservations, (self.unit, "id"))) for c in cohort if c.name not in self.refused]
+        return Authorization(round_, granted, {c.name: self.unit for c in cohort if c.name in self.refused}, begins=self.begins)
+
+    def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
+        return next(iter(self.authorize(round_, [client]).cohort), None)
+
+    def commit(self, round_: int, trained: list[ClientReport]) -> None:
+        self.calls.append((self.unit, "commit"))
+
+    def view(self, rounds: int, everyone: bool) -> BooksView:
+        return BooksView({self.unit: [Spent(figures(float(rounds), True), self.refused)]}, frozenset(self.refused))
+
+    def heads(self) -> dict[str, str]:
+        return {self.unit: "head"}
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        return {self.unit: {}}
+
+
+def books(*ledgers: Ledger) -> Books:
+    return Books(*cast(list[RunBook], ledgers))
+
+
+def test_without_a_book_everyone_may_train() -> None:
+    none = Books()
+    assert none.authorize(3, COHORT) == Authorization(3, COHORT)
+    assert none.retry(3, COHORT[0]) is COHORT[0]
+    none.commit(3, [])
+    assert none.view(3) == BooksView() and not none.heads() and not none.parts()
+
+
+@given(st.sets(st.sampled_from([c.name for c in COHORT])), st.sets(st.sampled_from([c.name for c in COHORT])), st.booleans())
+def test_two_books_must_both_allow_a_client(records: set[str], clients: set[str], begins: bool) -> None:
+    calls: list[tuple[str, str]] = []
+    both = books(Ledger("record", calls, records), Ledger("client", calls, clients, begins))
+    found = both.authorize(0, COHORT)
+    assert [c.name for c in found.cohort] == [c.name for c in COHORT if c.name not in records | clients]
+    assert all(c.reservations == (("client", "id"), ("record", "id")) for c in found.cohort)
+    assert found.refused == dict.fromkeys(records - clients, "record") | dict.fromkeys(clients, "client")
+    assert found.begins == begins
+    both.commit(0, [])
+    assert calls == [("client", "authorize"), ("record", "authorize"), ("client", "commit"), ("record", "commit")]
+    for client in COHORT:
+        calls.clear()
+        assert (both.retry(0, client) is None) == (client.name in records | clients)
+        assert ("record", "authorize") not in calls or client.name not in clients  # who is refused once is charged no more
+    view = both.view(2)
+    assert list(view.groups) == list(both.heads()) == list(both.parts()) == ["record", "client"]
+    assert view.exhausted == records | clients
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
+def test_each_subject_has_the_figures_of_its_group(spent: list[int]) -> None:
+    names = [f"c{i}" for i in range(len(spent))]
+    groups = [Spent(figures(float(e)), [n for n, mine in zip(names, spent, strict=True) if mine == e]) for e in sorted(set(spent))]
+    found = listed(groups, [*names, "unknown"])
+    assert [(f.name, f.epsilon) for f in found] == list(zip(names, map(float, spent), strict=True))
+
+
+def test_of_very_many_subjects_those_that_spent_most_are_listed() -> None:
+    many = Spent(figures(1.0), [f"c{i}" for i in range(LISTED)])
+    found = listed([many, Spent(figures(2.0), ["most"])], [])
+    assert len(found) == LISTED and found[0].name == "most"
+    assert {f.epsilon for f in found[1:]} == {1.0}
