@@ -93,6 +93,8 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
                 progress.row(value)
             elif kind == "note":
                 progress.note(value)
+            elif kind == "fault":
+                progress.fault(value)
             elif kind == "signal":
                 stopped_by.append(value)
             if outlets.lost():

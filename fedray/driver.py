@@ -21,6 +21,7 @@ from fedray.clients.messages import ClientTask, PartialSum, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.errors import BudgetReached, ClaimVoid, Stopped
+from fedray.events import Fault
 from fedray.holder import Holder
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.receipt import check_receipt
@@ -28,7 +29,7 @@ from fedray.privacy.release import Release
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.drawing import CohortDraw, FailedRounds
 from fedray.rounds.evaluator import Evaluators
-from fedray.rounds.notes import one_line_each
+from fedray.rounds.notes import grouped
 from fedray.rounds.record import OpenRow, Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import Row
@@ -90,7 +91,7 @@ class Driver:
         begin = parts.begin.take()
         self._weights, self._state = begin.weights, begin.server
         self._shared = begin.in_store  # the weights as an argument of calls to actors
-        self._failures = FailedRounds(parts.config, parts.release, bool(parts.privacy.lines), parts.record.note)
+        self._failures = FailedRounds(parts.config, parts.release, bool(parts.privacy.lines), parts.record.tell)
 
     def run(self) -> str:
         """Run all rounds; returns ``completed``, ``budget_reached`` or ``interrupted``.
@@ -154,8 +155,8 @@ class Driver:
             cohort = p.cohorts.take(number)
             permit = p.books.authorize(number, cohort)
         record.left_out += len(permit.refused)
-        for line in one_line_each([*permit.refused.items(), *permit.away.items()]):
-            record.note(line)
+        for fault in grouped(Fault("client", text, number + 1, name) for name, text in (permit.refused | permit.away).items()):
+            record.tell(fault)
         task = self._task(number, permit)
         total = task.empty_sum(p.layout.size)
         parts = 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedray.checkpoint import Saved, save_checkpoint
 from fedray.errors import ConfigError, FedrayError, Stopped, StoreError
+from fedray.events import Fault
 from fedray.frozen import around
 from fedray.parameters import Layout, Values, Vector
 from fedray.storage import append_line, damaged, read_json, read_lines, reading, write_atomic, write_json
@@ -218,19 +219,15 @@ class RunFiles:
         self._check_owned()
         append_line(self.metrics, json.dumps(row))
 
-    def append_fault(self, round_: int, kind: str, what: str) -> None:
-        """Append one fault to the faults file.
-
-        Args:
-            round_: the round, from 1.
-            kind: actor, node, client, driver, store, tracking, memory or files.
-            what: one sentence on the fault.
-        """
+    def append_fault(self, fault: Fault) -> None:
+        """Add a fault of a known round to the faults file."""
         self._check_owned()
-        append_line(self.faults_file, json.dumps({"round": round_, "time": time.time(), "kind": kind, "what": what}))
+        where = {key: value for key, value in (("client", fault.client), ("node", fault.node)) if value is not None}
+        line = {"round": fault.round, "time": time.time(), "kind": fault.kind, "what": fault.text, **where}
+        append_line(self.faults_file, json.dumps(line))
 
     def faults(self) -> list[Row]:
-        """Read all faults in order: round, time (Unix seconds), kind, what.
+        """Read all faults in order: round, time (Unix seconds), kind, what (a sentence), client and node where they are known.
 
         Raises:
             FedrayError: the file is damaged.

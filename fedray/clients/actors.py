@@ -17,6 +17,7 @@ from fedray.clients.nodes import Node, describe, has_process, look, total, why_w
 from fedray.clients.placement import Place
 from fedray.clients.slots import Pulse, RoundLog, Silent, Slot, left_with_its_node
 from fedray.errors import FedrayError, Stopped, cause_of, first_line
+from fedray.events import Fault
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Actors:
         self.start_timeout = start_timeout
         self.should_stop = should_stop
         self.note = note
-        self.between = RoundLog()  # what befell actors outside a round; the next round's log tells it
+        self.between = RoundLog()  # faults outside a round, which the next round's log takes over
         self._start, self._restarts = start, restarts
         for slot in self.slots:
             self._launch(slot)
@@ -182,41 +183,42 @@ class Actors:
         slot.pending = slot.doing = None
         return value, None
 
-    def replace(self, slot: Slot, why: str, notes: RoundLog) -> None:
+    def replace(self, slot: Slot, why: str, log_: RoundLog) -> None:
         """Replace an actor that lives, but does not come back from client code: that is no fault of its place."""
-        notes.deaths += 1
-        notes.notes.append(f"{_named(slot)} is replaced: {why}")
+        log_.deaths += 1
+        log_.faults.append(_fault(slot, f"{_named(slot)} is replaced: {why}"))
         ray.kill(slot.handle)
         self._launch(slot)
 
-    def died(self, slot: Slot, error: BaseException, notes: RoundLog, counts: bool = True) -> None:
+    def died(self, slot: Slot, error: BaseException, log_: RoundLog, counts: bool = True) -> None:
         """Replace an actor; its clients must have been taken back before.
 
         Args:
             slot: the actor's.
             error: with which it is gone.
-            notes: get told.
+            log_: is given the fault.
             counts: whether its place may be to blame, so that after some deaths there it is given up.
         """
         slot.deaths += counts
-        notes.deaths += 1
+        log_.deaths += 1
         doing = f" while {slot.doing}" if slot.doing else ""
         text = f"{_named(slot)} died{doing}: {first_line(error)}"
         node = slot.node if left_with_its_node(error) else ""
         if not node:
-            notes.notes.append(text)
-        elif node not in notes.nodes_left:
-            notes.nodes_left.add(node)
+            log_.faults.append(_fault(slot, text))
+        elif node not in log_.nodes_left:
+            log_.nodes_left.add(node)
             assert slot.info is not None
             keys = [s.place.key for s in self.slots if s.node == node]
-            notes.notes.append(f"node {slot.info.node} ({node[:8]}) left or is out of reach, and with it {', '.join(keys)}: {text}")
+            whole = f"node {slot.info.node} ({node[:8]}) left or is out of reach, and with it {', '.join(keys)}: {text}"
+            log_.faults.append(Fault("node", whole, node=slot.info.node))
         log.warning("%s", text)
         if slot.handle is not None:
             ray.kill(slot.handle)  # returns at once, even while the head is away
         slot.leave()
         if slot.deaths > self._restarts:
             slot.abandoned = True
-            notes.notes.append(f"actor {slot.place.key} is given up after {slot.deaths} deaths; see clients.restarts")
+            log_.faults.append(_fault(slot, f"actor {slot.place.key} is given up after {slot.deaths} deaths; see clients.restarts"))
             log.error("%s", error)
         else:
             self._launch(slot)
@@ -265,6 +267,10 @@ def why_away(slot: Slot, nodes: Sequence[Node] | None) -> str:
         return "has its process, which loads programs or data"
     resources = slot.place.resources
     return f"asks for {describe(resources)}; {why_waiting(resources, nodes)}"
+
+
+def _fault(slot: Slot, text: str) -> Fault:
+    return Fault("actor", text, node=slot.info.node if slot.info else None)
 
 
 def _named(slot: Slot) -> str:

@@ -158,7 +158,7 @@ class Pool:
             FedrayError: an actor failed outside any client's work.
         """
         between, self._crew.between = self._crew.between, RoundLog()
-        notes.deaths, notes.notes = notes.deaths + between.deaths, notes.notes + between.notes
+        notes.deaths, notes.faults = notes.deaths + between.deaths, notes.faults + between.faults
         notes.nodes_left |= between.nodes_left
         self._take_room()
         yield from Round(

@@ -28,6 +28,7 @@ from fedray.clients.slots import RoundLog, Slot, left_with_its_node
 from fedray.clients.suspects import Suspects
 from fedray.clients.work import Queue, Work
 from fedray.errors import Stopped
+from fedray.events import Fault
 from fedray.spans import span
 
 #: Bytes of a part above which a node's actors share a sum, or hand theirs to the driver one after the other: all at once may be more than fits.
@@ -265,9 +266,8 @@ class Round:
                 lost += other.trained()
                 other.held = {}
         if lost:
-            self._notes.notes.append(
-                f"{len(lost)} clients whose updates lay in the same sum as those of actor {slot.place.key} are trained again"
-            )
+            text = f"{len(lost)} clients whose updates lay in the same sum as those of actor {slot.place.key} are trained again"
+            self._notes.faults.append(Fault("actor", text))
         return lost
 
     # -- reports and parts come in ---------------------------------------------------------------
@@ -331,10 +331,11 @@ class Round:
         """Say once what fits into an actor's memory. No client is named: who took part may be secret."""
         if fitted and min(fitted) != slot.fitted:
             slot.fitted = min(fitted)
-            self._notes.notes.append(
+            text = (
                 f"actor {slot.place.key} ran short of memory and trains with {slot.fitted} records at once; "
                 "set training.physical_batch to that, or give it more memory"
             )
+            self._notes.faults.append(Fault("memory", text, node=slot.info.node if slot.info else None))
 
     # -- what is lost is tried again -------------------------------------------------------------
 
@@ -365,7 +366,7 @@ class Round:
 
     def _lose_parts(self, parts: Sequence[Kept], why: str) -> None:
         for kept in parts:
-            self._notes.notes.append(f"the part of actor {kept.slot.place.key} was lost: {why}")
+            self._notes.faults.append(Fault("actor", f"the part of actor {kept.slot.place.key} was lost: {why}"))
             self._take_back(kept.clients(), "its part was lost")
 
     def _take_back(self, lost: Iterable[ClientTask], why: str) -> None:

@@ -14,6 +14,7 @@ from ray.exceptions import ActorUnavailableError, NodeDiedError
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, Status
 from fedray.clients.placement import Place
 from fedray.errors import FedrayError
+from fedray.events import Fault
 
 Doing = Literal["starting", "training", "handing over", "adding up", "owing"]
 
@@ -82,12 +83,20 @@ class Slot:
 
 @dataclass
 class RoundLog:
-    """What happened to every client of a round, and to the actors."""
+    """What happened to every client of a round, and to the actors.
+
+    Attributes:
+        reports: one for each client's turn that ended.
+        deaths: actors that died.
+        retries: turns that were given to another actor.
+        faults: of actors and nodes; their round is not filled in.
+        nodes_left: Ray's names of the nodes that left.
+    """
 
     reports: list[ClientReport] = field(default_factory=list)
     deaths: int = 0
     retries: int = 0
-    notes: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     nodes_left: set[str] = field(default_factory=set)
 
     def count(self, *status: Status) -> int:

@@ -21,6 +21,7 @@ from fedray import __version__, components, credentials, logs
 from fedray.config import Config
 from fedray.driver import Driver, Loop
 from fedray.errors import ClaimVoid, FedrayError, first_line
+from fedray.events import Fault
 from fedray.experiment.description import claim_tags, started, write_statement
 from fedray.experiment.headwatch import watching_head
 from fedray.experiment.listener import Batch, Events
@@ -160,7 +161,7 @@ class Experiment:
         """
         credentials.load()
         logs.setup(self._config.name)
-        logging.getLogger("fedray.tracking").addHandler(NoteHandler(self._events.on_note))
+        logging.getLogger("fedray.tracking").addHandler(NoteHandler(partial(self._events.put, "note")))
         again = ray.get_runtime_context().was_current_actor_reconstructed
         request = self._with_objects()
         components.provide(request.provided)
@@ -210,14 +211,16 @@ class Experiment:
         return found if found is not None and found.get("request") == request.id else None
 
     def _store_note(self, text: str) -> None:
-        self._files.append_fault(len(self._files.rows()) + 1, "store", text)
-        self._events.on_note(text)
+        fault = Fault("store", text, len(self._files.rows()) + 1)
+        self._files.append_fault(fault)
+        self._events.put("fault", fault)
 
     def _sent(self, missing: Sequence[str]) -> None:
         if missing:
-            self._events.on_note(
+            self._events.put(
+                "note",
                 f"{self._request.output}: the store was away for too long; {', '.join(missing)} are only in {self._files.root} on "
-                f"{socket.gethostname()}; start the run again there with --resume when the store is back, and they are sent."
+                f"{socket.gethostname()}; start the run again there with --resume when the store is back, and they are sent.",
             )
 
     def _train(self, request: Request) -> dict[str, Any]:
@@ -232,13 +235,14 @@ class Experiment:
             wiring.tick = driver.tick
             if self._was_on:
                 text = f"the driver on {self._was_on} was lost, and restarted on {socket.gethostname()}; it goes on after round {loop.first_round}."
-                loop.record.fault("driver", text)
+                loop.record.fault(Fault("driver", text))
             self._events.put(
                 "started", started(wiring.prepared, loop, request.output, wiring.run_id) | {"setup_seconds": time.monotonic() - began}
             )
             if loop.resumed and loop.first_round >= self._config.rounds:
-                self._events.on_note(
-                    f"the run in {request.output} is finished: its {loop.first_round} rounds were done before, and none is done again."
+                self._events.put(
+                    "note",
+                    f"the run in {request.output} is finished: its {loop.first_round} rounds were done before, and none is done again.",
                 )
             setup = time.monotonic() - began
             try:
@@ -287,8 +291,9 @@ class Experiment:
             summary["mlflow"]["complete"] = complete
             files.write_summary(summary)
             if not complete:
-                self._events.on_note(
-                    f"MLflow at {tracker.uri} was away for too long; nothing is lost: fedray sync {self._request.output} sends the rest."
+                self._events.put(
+                    "note",
+                    f"MLflow at {tracker.uri} was away for too long; nothing is lost: fedray sync {self._request.output} sends the rest.",
                 )
         return summary
 

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 
 import ray
 
+from fedray.events import Fault
+
 #: Seconds between two questions to the head, and seconds after which an unanswered one is reported.
 _PERIOD, _PATIENCE = 3.0, 4.0
 
 
 @contextmanager
-def watching_head(tell: Callable[[str, str], None]) -> Iterator[None]:
-    """Within the block, call ``tell("node", sentence)`` from another thread when the head stops answering and when it answers again."""
+def watching_head(tell: Callable[[Fault], None]) -> Iterator[None]:
+    """Within the block, give ``tell`` a fault from another thread when the head stops answering and when it answers again."""
     over = threading.Event()
     threading.Thread(target=_watch, args=(over, tell), name="head-watch", daemon=True).start()
     try:
@@ -24,7 +26,7 @@ def watching_head(tell: Callable[[str, str], None]) -> Iterator[None]:
         over.set()
 
 
-def _watch(over: threading.Event, tell: Callable[[str, str], None]) -> None:
+def _watch(over: threading.Event, tell: Callable[[Fault], None]) -> None:
     away: float | None = None
     while not over.wait(_PERIOD):
         asked, answered = time.monotonic(), threading.Event()
@@ -34,9 +36,9 @@ def _watch(over: threading.Event, tell: Callable[[str, str], None]) -> None:
                 return
             if away is None and time.monotonic() - asked > _PATIENCE:
                 away = asked
-                tell("node", "the cluster's head does not answer; training goes on, but no actor can be started until it is back.")
+                tell(Fault("node", "the cluster's head does not answer; training goes on, but no actor can be started until it is back."))
         if away is not None:
-            tell("node", f"the cluster's head is back after {time.monotonic() - away:.0f} s.")
+            tell(Fault("node", f"the cluster's head is back after {time.monotonic() - away:.0f} s."))
             away = None
 
 

@@ -22,6 +22,7 @@ from fedray.config import Config
 from fedray.configfile import resolve_config
 from fedray.data.records import Label
 from fedray.errors import ConfigError, FedrayError, first_line
+from fedray.events import Listener
 from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, ClusterAddress, find_place, joined, off_the_head
 from fedray.experiment.listener import LAST
@@ -47,7 +48,6 @@ RESTARTS = 20
 _POLL = 0.2  # seconds that the driver waits for an event before it answers
 _ANSWER = 10.0  # seconds within which the driver must answer
 _CONTROL = {"concurrency_group": "control"}
-Listener = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def run(
         model: a factory in place of ``model.kind``, which the config may leave out; takes any of input_shape, outputs and the
             section's arguments.
         data: a function in place of ``data.source``, which the config may leave out; as for ``python:`` sources.
-        callbacks: called with (kind, value) for each event: ``joining`` (a sentence), ``started`` (facts), ``row`` (a round's metrics),
-            ``note`` (a sentence), ``signal`` (a number).
+        callbacks: each is called with (kind, value) for every event; see :data:`fedray.events.Listener`.
         output: output directory; default ``runs/NAME``.
         resume: whether to continue the run in ``output``.
         profile: whether to write where the rounds' time went (``profile.txt``, and ``profile.json`` for a trace viewer).

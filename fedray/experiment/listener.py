@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedray.runfiles import Row
-
 #: Least seconds between two answers to followers: rounds may be much shorter, and people read no faster.
 GATHER = 0.1
 
@@ -41,16 +39,8 @@ class Events:
         self._teller = secrets.token_hex(4)
         self._told = 0.0  # when a follower was last answered (monotonic seconds)
 
-    def on_row(self, row: Row) -> None:
-        """Append a finished round's metrics row."""
-        self.put("row", row)
-
-    def on_note(self, text: str) -> None:
-        """Append a sentence for the user."""
-        self.put("note", text)
-
     def put(self, kind: str, value: Any) -> None:
-        """Append one event."""
+        """Append one event; a :data:`fedray.events.Listener`."""
         with self._changed:
             self._events.append((kind, value))
             self._changed.notify_all()

@@ -10,6 +10,7 @@ from typing import Any
 from fedray.checkpoint import Saved, load_latest
 from fedray.config import Config
 from fedray.errors import ConfigError
+from fedray.events import Fault
 from fedray.experiment.identity import another_run
 from fedray.experiment.request import Request
 from fedray.planning.preparation import Model
@@ -60,7 +61,7 @@ def begin(
     found = {} if checkpoint is None else checkpoint.meta
     result = Beginning("", checkpoint)
     for text in files.mend(result.round, (found.get("pending") or {}).get("round")):
-        files.append_fault(result.round + 1, "files", text)
+        files.append_fault(Fault("files", text, result.round + 1))
         note(text)
     started = files.begin(found.get("run"))
     return Beginning(f"{started.id}/{started.starts}", checkpoint, {**found, "identity": identity, "run": asdict(started)})

@@ -26,6 +26,7 @@ from fedray.clients.recognition import commit_federation
 from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.driver import Loop, ModelState
+from fedray.events import Listener
 from fedray.experiment.background import Background
 from fedray.experiment.description import guarantee_plans, tracking_parameters, tracking_tags
 from fedray.experiment.finished import frozen_of
@@ -45,7 +46,7 @@ from fedray.rounds.books import Books, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.evaluator import Evaluators
-from fedray.rounds.record import Callback, Record
+from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
@@ -80,6 +81,7 @@ class Wiring:
     ) -> None:
         self.prepared = prepared
         self._data, self._weights, self._request, self._files, self._events, self._stop = data, weights, request, files, events, stop
+        self._note = partial(events.put, "note")
         self.config: Config = prepared.config
         self.tick = stop.is_set
         self.tracker: Tracker | None = None
@@ -95,7 +97,7 @@ class Wiring:
         """
         config, p = self.config, self.prepared
         places = self._plan_places()  # before the evaluator takes its share
-        beginning = begin(self._files, self._request, identity(config, p.digest), p.model, self._events.on_note, config)
+        beginning = begin(self._files, self._request, identity(config, p.digest), p.model, self._note, config)
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         failed = threading.Event()
@@ -108,7 +110,7 @@ class Wiring:
             infos = pool.wait_ready(config.clients.start_timeout, everyone)
             blind = without_cuda(infos, [s.place.key for s in pool.slots if s.place.resources.gpu])
             if blind:
-                self._events.on_note(blind)
+                self._note(blind)
             silos_alone = p.model is None
             if silos_alone:
                 p = self.prepared = complete(p, [infos[name] for name in p.names])
@@ -138,13 +140,13 @@ class Wiring:
             self._open_client_book(p.client_plan)
         books = self._make_books(pool)
         self._files.rewind(beginning.round)
-        callbacks: list[Callback] = [self._events]
+        listeners: list[Listener] = [self._events.put]
         if self.tracker is not None:
-            callbacks.append(self.tracker)
-        callbacks.append(Gauges(config.experiment, config.name, config.rounds))
+            listeners.append(self.tracker.listen)
+        listeners.append(Gauges(config.experiment, config.name, config.rounds).listen)
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
-        record = Record(config, self._files, books, self._release, privacy, callbacks, meta, beginning.round, resumed)
+        record = Record(config, self._files, books, self._release, privacy, listeners, meta, beginning.round, resumed)
         return Loop(
             config=config,
             names=names,
@@ -189,9 +191,7 @@ class Wiring:
             return None
         uri = resolve_uri(config.tracking, self._files.root.parent)
         if self._files.remote is not None and sqlite_path(uri) is not None:
-            self._events.on_note(
-                f"MLflow's rows stay in a file on the driver's node {socket.gethostname()} ({uri}); set tracking.uri to a server."
-            )
+            self._note(f"MLflow's rows stay in a file on the driver's node {socket.gethostname()} ({uri}); set tracking.uri to a server.")
         return Tracker.open(
             self._files.root,
             tracking_parameters(prepared),
@@ -301,7 +301,7 @@ class Wiring:
             node_sums=config.clients.node_sums,
             grow=partial(more_places, config, p.groups, self._most) if hosted and request.elastic else None,
             should_stop=lambda: self.tick(),
-            note=self._events.on_note,
+            note=self._note,
         )
 
     def _preflight(self, pool: Pool) -> None:
@@ -341,4 +341,4 @@ class Wiring:
         if self.tracker is None or self.tracker.closed or not self._files.owned():  # another driver continues the MLflow run
             return
         if not self.tracker.close("KILLED" if self._stop.is_set() else "FAILED", 10.0):
-            self._events.on_note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")
+            self._note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")

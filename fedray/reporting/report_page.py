@@ -229,7 +229,7 @@ def _faults(run: Path) -> Iterator[str]:
     faults = RunFiles(run).faults()
     if not faults:
         return
-    yield from ("## What befell the run", "")
+    yield from ("## Faults of the run", "")
     yield from _table(("round", "when (UTC)", "what", ""), [(str(f["round"]), _time(f["time"]), f["kind"], f["what"]) for f in faults])
 
 

@@ -11,6 +11,7 @@ from fedray.clients.messages import ClientReport, ClientTask
 from fedray.config import Config
 from fedray.data.records import positions
 from fedray.errors import BudgetReached, Elsewhere, FedrayError, RoundFailed
+from fedray.events import Fault
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.release import Release
 from fedray.rng import generator
@@ -35,7 +36,7 @@ class CohortDraw:
         books: know whose privacy budget is used up.
         release: decides about participation where whole clients are protected, else None.
         privacy: the run's guarantees.
-        record: keeps how many clients are left out, and is given one sentence for each round that is skipped.
+        record: keeps how many clients are left out, and is told of each round that is skipped.
     """
 
     def __init__(
@@ -89,9 +90,8 @@ class CohortDraw:
         drawn = self._sampler(Population(drawn_from, self._rates, number, seed), coins)
         indices = drawn[eligible[drawn]]
         if not self._noised and len(indices) < needed:
-            self._record.note(
-                f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped."
-            )
+            text = f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped."
+            self._record.tell(Fault("round", text, number + 1))
             return []
         return [ClientTask(i, self._names[i]) for i in indices.tolist()]
 
@@ -113,11 +113,11 @@ class FailedRounds:
         config: the run.
         release: that of whole clients, where they are protected.
         charged: the clients' turns are charged to a privacy budget, so what a client says of itself is shown to nobody.
-        note: is given one sentence for each round that does not count.
+        tell: is given one fault for each round that does not count.
     """
 
-    def __init__(self, config: Config, release: Release | None, charged: bool, note: Callable[[str], None]) -> None:
-        self._config, self._release, self._charged, self._note = config, release, charged, note
+    def __init__(self, config: Config, release: Release | None, charged: bool, tell: Callable[[Fault], None]) -> None:
+        self._config, self._release, self._charged, self._tell = config, release, charged, tell
         self._in_a_row = 0
 
     def counts(self, number: int, cohort: Sequence[ClientTask], updates: int, reports: Sequence[ClientReport]) -> bool:
@@ -144,7 +144,7 @@ class FailedRounds:
         arrived = f"{updates} updates of {len(cohort)} clients" if self._release is None else "too few updates"
         failure = f"round {number + 1}: {arrived} arrived, cohort.min_clients asks for {needed}{why if self._release is None else ''}"
         failure += "" if failure.endswith((".", "!", "?")) else "."
-        self._note(f"{failure} The model stays as it was.")
+        self._tell(Fault("round", f"{failure} The model stays as it was.", number + 1))
         if self._in_a_row >= min(MAX_FAILED_ROUNDS, self._config.rounds):
             cause = Elsewhere(bad.traceback) if bad and bad.traceback and not self._charged else None
             raise RoundFailed(f"{failure} That was round {self._in_a_row} in a row; see the log for each client's error.") from cause

@@ -1,60 +1,63 @@
-"""Notes of one round that say the same are one line."""
+"""Faults of one round that say the same are told once."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from fedray.clients.messages import ClientReport
 from fedray.errors import place_in, readable
+from fedray.events import Fault
 
 _NAMED = 3  # besides the first
+_WORD = re.compile(r"[\w./+-]+")  # found in one pass, however long the text is
 
 
-def client_failures(round_: int, reports: Iterable[ClientReport]) -> tuple[list[tuple[str, str]], list[str]]:
-    """What befell clients in a round: whom, and a sentence; and the tracebacks, of which those that say the same are shown once.
+def client_failures(round_: int, reports: Iterable[ClientReport]) -> tuple[list[Fault], list[str]]:
+    """The clients that failed in a round; and their tracebacks, of which those that say the same are given once.
 
     Args:
         round_: from 1.
         reports: of all its turns.
     """
-    told: list[tuple[str, str]] = []
+    faults: list[Fault] = []
     traces: dict[str, str] = {}
     for report in reports:
         if report.status in ("failed", "rejected", "lost", "late", "refused"):
             place = place_in(report.traceback)
-            where = f"client {report.name} on {report.node or 'no node'}"
-            told.append(
-                (report.name, f"round {round_}: {where} {report.status}: {readable(report.error)}" + (f" ({place})" if place else ""))
-            )
+            who = f"client {report.name} on {report.node or 'no node'} {report.status}"
+            text = f"round {round_}: {who}: {readable(report.error)}" + (f" ({place})" if place else "")
+            faults.append(Fault("client", text, round_, report.name, report.node or None))
             if report.traceback:
                 traces.setdefault(likeness(report.name, report.error), f"client {report.name}, round {round_}:\n{report.traceback}")
-    return told, list(traces.values())
+    return faults, list(traces.values())
 
 
-def one_line_each(told: Iterable[tuple[str, str]], what: str = "clients") -> list[str]:
-    """Sentences, of which those that differ only in names and numbers become the first of them.
+def grouped(faults: Iterable[Fault], what: str = "clients") -> list[Fault]:
+    """Faults of which those whose sentences differ only in names and numbers become one: the first, which says how many more there are.
 
     Args:
-        told: whom each is about, and the sentence.
-        what: they are.
+        faults: of one round.
+        what: whom they are about, in the plural.
     """
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name, text in told:
-        groups.setdefault(likeness(name, text), []).append((name, text))
-    return [_line(group, what) for group in groups.values()]
+    groups: dict[str, list[Fault]] = {}
+    for fault in faults:
+        groups.setdefault(likeness(fault.client or "", fault.text), []).append(fault)
+    return [_one(group, what) for group in groups.values()]
 
 
 def likeness(name: str, text: str) -> str:
     """What sentences that say the same have in common."""
     named = text.replace(name, "#") if name else text
-    return re.sub(r"[\w./-]*\d[\w./+-]*", "#", named)
+    return _WORD.sub(lambda word: "#" if any(map(str.isdigit, word[0])) else word[0], named)
 
 
-def _line(group: list[tuple[str, str]], what: str) -> str:
-    (_, first), *others = group
+def _one(group: list[Fault], what: str) -> Fault:
+    first, *others = group
     if not others:
         return first
-    names = ", ".join(name for name, _ in others[:_NAMED] if name) + (", ..." if len(others) > _NAMED else ".")
-    stop = "" if first.endswith((".", "!", "?")) else "."
-    return f"{first}{stop} The same holds for {len(others)} more {what}" + (f": {names}" if others[0][0] else ".")
+    names = ", ".join(fault.client for fault in others[:_NAMED] if fault.client) + (", ..." if len(others) > _NAMED else ".")
+    stop = "" if first.text.endswith((".", "!", "?")) else "."
+    more = f"{stop} The same holds for {len(others)} more {what}" + (f": {names}" if others[0].client else ".")
+    return replace(first, text=first.text + more)

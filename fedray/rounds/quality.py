@@ -10,6 +10,7 @@ import numpy as np
 
 from fedray.clients.messages import LocalEvaluation
 from fedray.config import Evaluation
+from fedray.events import Fault
 from fedray.runfiles import Row
 from fedray.training.evaluate import find_metrics
 from fedray.training.metrics import lower_is_better
@@ -22,14 +23,14 @@ class Quality:
 
     Args:
         evaluation: the config's section; its first metric is the one that runs are judged by.
-        note: told once what is left out, and again where that changes.
+        tell: is told once of each metric without a value, and again where that changes.
     """
 
-    def __init__(self, evaluation: Evaluation, note: Callable[[str], None]) -> None:
+    def __init__(self, evaluation: Evaluation, tell: Callable[[Fault], None]) -> None:
         metrics = find_metrics(evaluation.metrics)
         self._lower = {name for name, metric in metrics.items() if lower_is_better(metric)}
         self._headline = evaluation.headline
-        self._note, self._told = note, dict[str, str]()
+        self._tell, self._said = tell, dict[str, str]()
         self.best: dict[str, float] = {}
         self.last: Row | None = None
 
@@ -49,9 +50,9 @@ class Quality:
         row = numbers_only(row)
         odd = row.get("not_finite", {})
         for name, value in odd.items():
-            self._tell(name, value, f"round {row['round']}: {name} came out as {value}, so it has no value in this round.")
-        for name in set(self._told) & set(row["metrics"]):
-            del self._told[name]
+            self._say(row["round"], name, value, f"round {row['round']}: {name} came out as {value}, so it has no value in this round.")
+        for name in set(self._said) & set(row["metrics"]):
+            del self._said[name]
         self.remember(row)
         return row
 
@@ -64,13 +65,13 @@ class Quality:
             text = (
                 f"round {round_}: {name} is not defined at {len(without)} of {len(rows)} clients ({who}), which its figures leave out{why}"
             )
-            self._tell(f"{name} at clients", who if without else "", text)
+            self._say(round_, f"{name} at clients", who if without else "", text)
         return summarize(rows, central, self._lower)
 
-    def _tell(self, about: str, what: str, text: str) -> None:
-        if what and self._told.get(about) != what:
-            self._note(text)
-        self._told[about] = what
+    def _say(self, round_: int, about: str, what: str, text: str) -> None:
+        if what and self._said.get(about) != what:
+            self._tell(Fault("round", text, round_))
+        self._said[about] = what
 
 
 def numbers_only(row: Row) -> Row:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fedray.checkpoint import Saved
 from fedray.clients.messages import LocalEvaluation
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.errors import FedrayError
+from fedray.events import Fault, Listener
 from fedray.parameters import Vector
 from fedray.privacy.release import Release
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.evaluator import PendingEvaluation
-from fedray.rounds.notes import client_failures, one_line_each
+from fedray.rounds.notes import client_failures, grouped
 from fedray.rounds.quality import Quality, numbers_only
 from fedray.rounds.round_metrics import Guarantees, round_metrics
 from fedray.runfiles import Row, RunFiles
@@ -27,18 +28,6 @@ log = logging.getLogger(__name__)
 #: The kinds of fault that a run counts. Where whole clients are protected only those of actors, nodes and drivers are shown.
 _COUNTED = ("actor_deaths", "nodes_left", "driver_restarts", "client_failures", "late", "retries")
 _SHOWN = ("actor_deaths", "nodes_left", "driver_restarts", "retries")
-
-
-class Callback(Protocol):
-    """Receives each finished row of metrics and each warning: the MLflow tracker, the progress display, the gauges of Ray's endpoint."""
-
-    def on_row(self, row: Row) -> None:
-        """A round's row is complete."""
-        ...
-
-    def on_note(self, text: str) -> None:
-        """Something happened that a person should read."""
-        ...
 
 
 @dataclass
@@ -65,7 +54,7 @@ class Record:
         books: the privacy books, whose figures are in the rows.
         release: that of whole clients, where they are protected.
         privacy: the run's guarantees.
-        callbacks: receive rows and warnings.
+        listeners: receive rows, notes and faults.
         meta: facts of the last checkpoint and of this start.
         rounds: how many are done already.
         resumed: there is a checkpoint of them.
@@ -82,17 +71,17 @@ class Record:
         books: Books,
         release: Release | None,
         privacy: Guarantees,
-        callbacks: Sequence[Callback],
+        listeners: Sequence[Listener],
         meta: dict[str, Any],
         rounds: int = 0,
         resumed: bool = False,
     ) -> None:
         self._config, self._files, self._books, self._release, self._privacy = config, files, books, release, privacy
-        self._callbacks, self._meta = callbacks, meta
+        self._listeners, self._meta = listeners, meta
         self.rounds, self.left_out = rounds, 0
         self._saved = rounds if resumed else -1
         self._open: list[OpenRow] = []
-        self._quality = Quality(config.evaluation, self.note)
+        self._quality = Quality(config.evaluation, self.tell)
         for row in files.rows():
             self._quality.remember(row)
         self._faults: dict[str, int] = dict.fromkeys(_COUNTED, 0) | meta.get("faults", {})
@@ -155,7 +144,8 @@ class Record:
                     with span("evaluation", "wait for it" if wait else "take it"):
                         entry.row["metrics"] |= entry.evaluation.result()
                 except FedrayError as error:
-                    self.fault("actor", f"round {entry.row['round']} could not be evaluated: {error}")
+                    number = entry.row["round"]
+                    self.fault(Fault("actor", f"round {number} could not be evaluated: {error}", number))
             self._open.pop(0)
             with span("logging", "a round's line"):
                 self._write(entry.row)
@@ -173,8 +163,7 @@ class Record:
     def _write(self, row: Row) -> None:
         row = self._quality.finished(row)
         self._files.append_row(row)
-        for callback in self._callbacks:
-            callback.on_row(row)
+        self._listen("row", row)
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -210,30 +199,41 @@ class Record:
         self._faults["client_failures"] += log_.count("failed", "rejected", "lost")
         self._faults["late"] += log_.count("late")
         self._faults["nodes_left"] += len(log_.nodes_left)
-        for note in log_.notes:
-            self._append("node" if note.startswith("node ") else "memory" if "short of memory" in note else "actor", note)
-        about, shown = client_failures(self.rounds + 1, log_.reports)
-        for _, text in about if self._release is None else ():
-            self._append("client", text)
-        for text in shown:
+        for fault in log_.faults:
+            self._append(fault)
+        clients, tracebacks = client_failures(self.rounds + 1, log_.reports)
+        for fault in clients if self._release is None else ():
+            self._append(fault)
+        for text in tracebacks:
             log.warning("%s", text)
-        for line in one_line_each([("", note) for note in log_.notes], "actors") + one_line_each(about):
-            self.note(line)
+        for fault in grouped(log_.faults, "actors") + grouped(clients):
+            self.tell(fault)
 
-    def fault(self, kind: str, text: str) -> None:
-        """Write a fault down and tell it. ``kind``: actor, node, client, driver, store, tracking, memory."""
-        self._append(kind, text)
-        self.note(text)
+    def fault(self, fault: Fault) -> None:
+        """Write a fault down and tell it."""
+        self._append(fault)
+        self.tell(fault)
 
-    def _append(self, kind: str, text: str) -> None:
-        self._faults["driver_restarts"] += kind == "driver"
-        self._files.append_fault(self.rounds + 1, kind, text)
+    def tell(self, fault: Fault) -> None:
+        """Tell a fault to whoever follows the run, without writing it down."""
+        log.info("%s", fault.text)
+        self._listen("fault", self._in_round(fault))
 
     def note(self, text: str) -> None:
         """Tell a sentence to whoever follows the run."""
         log.info("%s", text)
-        for callback in self._callbacks:
-            callback.on_note(text)
+        self._listen("note", text)
+
+    def _append(self, fault: Fault) -> None:
+        self._faults["driver_restarts"] += fault.kind == "driver"
+        self._files.append_fault(self._in_round(fault))
+
+    def _in_round(self, fault: Fault) -> Fault:
+        return fault if fault.round is not None else replace(fault, round=self.rounds + 1)
+
+    def _listen(self, kind: str, value: Any) -> None:
+        for listener in self._listeners:
+            listener(kind, value)
 
     # -- the summary -----------------------------------------------------------------------------
 

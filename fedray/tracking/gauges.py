@@ -80,7 +80,7 @@ EXPORTED: tuple[Exported, ...] = (*ROWS.values(), ROUND, PLANNED, TIME, EVALUATI
 
 
 class Gauges:
-    """A callback of the driver that exports each row; does nothing outside Ray.
+    """Listens to the driver and exports each row; does nothing outside Ray.
 
     Args:
         experiment, run: tags of every series.
@@ -94,8 +94,12 @@ class Gauges:
             self._metrics = {name: _metric(exported) for name, exported in {e.name: e for e in EXPORTED}.items()}
         self._show(PLANNED, rounds)
 
-    def on_row(self, row: Row) -> None:
-        """Export a round's metrics."""
+    def listen(self, kind: str, value: Any) -> None:
+        """Export each row; see :data:`fedray.events.Listener`."""
+        if kind == "row":
+            self._export(value)
+
+    def _export(self, row: Row) -> None:
         self._show(ROUND, row["round"])
         self._show(TIME, row["time"])
         for key, value in row["metrics"].items():
@@ -103,9 +107,6 @@ class Gauges:
                 self._show(ROWS[key], value)
             elif key.startswith("eval/"):
                 self._show(EVALUATION, value, metric=key.removeprefix("eval/"))
-
-    def on_note(self, text: str) -> None:
-        """Do nothing: sentences are no metrics."""
 
     def _show(self, exported: Exported, value: Any, **tags: str) -> None:
         finite, metric = number(value), self._metrics.get(exported.name)

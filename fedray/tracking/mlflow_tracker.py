@@ -134,12 +134,10 @@ class Tracker:
         """Queue a row that is in ``metrics.jsonl``; takes microseconds and never raises, whatever the server does."""
         self._queue.put(row)
 
-    def on_row(self, row: Row) -> None:
-        """Queue a row, as a callback of the driver."""
-        self.log(row)
-
-    def on_note(self, text: str) -> None:
-        """Do nothing: MLflow gets the faults with the run's artifacts."""
+    def listen(self, kind: str, value: Any) -> None:
+        """Log each row; see :data:`fedray.events.Listener`. MLflow has the faults in the run's artifacts."""
+        if kind == "row":
+            self.log(value)
 
     def close(self, status: str, timeout: float, model: ModelBuilder | None = None, tags: Mapping[str, str] | None = None) -> bool:
         """Wait until the server has everything, send the artifacts and the model, and end the MLflow run.

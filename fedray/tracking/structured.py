@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from fedray import logs
+from fedray.events import Fault
 from fedray.tracking.journal import Row
 from fedray.tracking.terminal import Progress, print_summary
-
-_ABOUT = re.compile(r"round (?P<round>\d+): (?:client (?P<client>.+?) on )?")
 
 
 class JsonProgress(Progress):
@@ -45,20 +43,18 @@ class JsonProgress(Progress):
         super().row(row)
 
     def note(self, text: str) -> None:
-        """Write a warning; ``round`` and ``client`` come from sentences that begin with them."""
-        about = _ABOUT.match(text)
-        found = about.groupdict() if about else {}
-        number = int(found["round"]) if found else None
-        self._write("WARNING", text, event="note", round=number, client=found.get("client"))
+        """A sentence that a person should read."""
+        self._write("WARNING", text, event="note")
+
+    def fault(self, fault: Fault) -> None:
+        """Something that went wrong: a note with the fault's fields."""
+        self._write("WARNING", fault.text, event="note", kind=fault.kind, round=fault.round, client=fault.client, node=fault.node)
 
     def ended(self, summary: Mapping[str, Any], output: str | Path, command: str) -> None:
         """Write how the run ended; see :func:`print_summary`."""
         text = io.StringIO()
         print_summary(summary, output, command, stream=text)
         self._write("INFO", text.getvalue().rstrip(), event="ended", summary=summary)
-
-    on_row = row
-    on_note = note
 
     def _say(self, line: str) -> None:
         self._write("INFO", line, **self._fields)

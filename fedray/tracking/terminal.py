@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedray.events import Fault
 from fedray.logs import fitted
 from fedray.rounding import claim_text, rounded_up
 from fedray.tracking.journal import Row, number
@@ -94,7 +95,7 @@ class Progress:
             self._say(self._line(row))
 
     def note(self, text: str) -> None:
-        """Show a fault or a warning."""
+        """Show a warning."""
         if self._closed:
             return
         if _draws(self._console):
@@ -112,9 +113,9 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    # The driver calls its callbacks by these names.
-    on_row = row
-    on_note = note
+    def fault(self, fault: Fault) -> None:
+        """Show a fault."""
+        self.note(fault.text)
 
     # -- figures ---------------------------------------------------------------------------------
 

@@ -26,7 +26,9 @@ def run(output: Path, **sections: Any) -> tuple[list[dict[str, float]], list[str
         "tracking": {"enabled": False},
         **sections,
     }
-    result = fedray.run(settings, output=str(output), callbacks=[lambda kind, value: notes.append(value) if kind == "note" else None])
+    result = fedray.run(
+        settings, output=str(output), callbacks=[lambda kind, value: notes.append(str(value)) if kind in ("note", "fault") else None]
+    )
     return [row["metrics"] for row in RunFiles(output).rows()], notes, result.summary
 
 

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 def run(output: Path, privacy: dict[str, Any], *, resume: bool = False, notes: list[str] | None = None, **sections: Any) -> fedray.Result:
     def listen(kind: str, value: Any) -> None:
-        if kind == "note" and notes is not None:
-            notes.append(value)
+        if kind in ("note", "fault") and notes is not None:
+            notes.append(str(value))
 
     raw: dict[str, Any] = {
         "name": "regimes",

@@ -51,7 +51,7 @@ def private_run(output: Path, **sections: Any) -> fedray.Result:
         "tracking": {"enabled": False},
     }
     notes: list[str] = []
-    result = fedray.run(raw | sections, output=str(output), callbacks=[lambda kind, value: kind == "note" and notes.append(value)])
+    result = fedray.run(raw | sections, output=str(output), callbacks=[lambda kind, value: kind == "fault" and notes.append(value.text)])
     result.summary["notes"] = notes
     return result
 
@@ -88,8 +88,8 @@ def test_an_actor_that_ray_kills_for_memory_is_followed_by_one_with_half_the_bat
             pool.wait_ready(90, everyone=True)
             total, _, log = ground.train(pool)
             assert total.count == 8
-            assert log.deaths == 2, log.notes  # at 30 records and at 15
-            assert all("low on memory" in n for n in log.notes if "died" in n), log.notes
+            assert log.deaths == 2, log.faults  # at 30 records and at 15
+            assert all("low on memory" in f.text for f in log.faults if "died" in f.text), log.faults
             assert {r.physical_batch for r in log.reports} == {7}
             assert ground.train(pool, 1)[2].deaths == 0  # it stays with what fits
         finally:

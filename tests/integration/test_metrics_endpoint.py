@@ -27,7 +27,7 @@ class Exporter:
     def rows(self, number: int) -> None:
         metrics = dict.fromkeys(ROWS, 2.0) | {"eval/accuracy": 0.75}
         for round_ in range(1, number + 1):
-            self._gauges.on_row({"round": round_, "time": time.time(), "metrics": metrics})
+            self._gauges.listen("row", {"round": round_, "time": time.time(), "metrics": metrics})
 
 
 def scraped(until: str, limit: float = 60.0) -> dict[str, dict[str, float]]:

@@ -99,7 +99,7 @@ def test_an_actor_that_falls_silent_is_replaced_and_never_counted(nodes: Any, tm
         thread.join()
         assert total.values.tobytes() == expected.values.tobytes()
         assert log.deaths == 1
-        assert any("did not answer for 3 s" in n for n in log.notes), log.notes
+        assert any("did not answer for 3 s" in f.text for f in log.faults), log.faults
         assert log.retries >= 1
     finally:
         pool.shutdown()

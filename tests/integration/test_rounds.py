@@ -36,8 +36,8 @@ def config(**sections: Any) -> dict[str, Any]:
 
 def run(output: Path, notes: list[str] | None = None, **sections: Any) -> fedray.Result:
     def listen(kind: str, value: Any) -> None:
-        if kind == "note" and notes is not None:
-            notes.append(value)
+        if kind in ("note", "fault") and notes is not None:
+            notes.append(str(value))
 
     return fedray.run(config(**sections), output=str(output), callbacks=[listen])
 

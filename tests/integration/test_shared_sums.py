@@ -85,7 +85,7 @@ def test_an_actor_that_is_lost_takes_the_sum_with_it(expected: bytes, tmp_path: 
     assert (tmp_path / "mark").exists()
     assert log.deaths == 1
     assert log.retries > 1  # not only the client in whose turn it died
-    assert any("lay in the same sum" in note for note in log.notes)
+    assert any("lay in the same sum" in fault.text for fault in log.faults)
     assert sorted(client for part in parts for client in part) == list(range(CLIENTS))
     assert total.values.tobytes() == expected
     assert (len(parts_again), log_again.deaths) == (1, 0)  # in the next round there is one again

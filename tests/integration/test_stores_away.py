@@ -96,8 +96,8 @@ def test_the_mlflow_server_and_the_store_are_away_for_a_minute(store: Store, tmp
             seen.append(value["round"])
             if value["round"] == 20:
                 away.start()
-        elif kind == "note":
-            notes.append(value)
+        elif kind in ("note", "fault"):
+            notes.append(str(value))
 
     slow = {**config, "model": {**config["model"], "slow": 0}, "tracking": {"uri": server.uri}}
     try:

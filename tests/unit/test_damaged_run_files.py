@@ -18,6 +18,7 @@ from test_report import finished
 from fedray.checkpoint import Saved
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError
+from fedray.events import Fault
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin
 from fedray.parameters import Layout, fingerprint
@@ -65,7 +66,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files.save_model(layout, weights)
     write_json(files.summary, {**summary, "model_sha256": fingerprint(weights)})
     write_json(folder / "run.json", {"id": "run", "starts": 1})
-    files.append_fault(2, "node", "node b was lost")
+    files.append_fault(Fault("node", "node b was lost", 2))
     State(f"sqlite:///{tmp_path}/mlflow.db", "e", "1", "r1", "trial", shipped={"eval/accuracy": 2}).save(folder)
 
     def stop(*_: Any, **__: Any) -> Any:
@@ -182,7 +183,7 @@ def interrupted(root: Path, rounds: int = 4) -> RunFiles:
         files.save_checkpoint(Saved(number, np.full(8, number, np.float32), {}, {**began.meta, "pending": row}), keep=2)
         if number < rounds:
             files.append_row(row)
-    files.append_fault(2, "node", "node b was lost")
+    files.append_fault(Fault("node", "node b was lost", 2))
     return files
 
 

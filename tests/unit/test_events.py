@@ -13,9 +13,9 @@ from fedray.experiment.listener import Events
 
 def test_followers_get_everything_in_order_and_anew_from_a_new_process() -> None:
     told = Events()
-    told.on_note("a")
+    told.put("note", "a")
     first = told.since("", 0, 0.0)
-    told.on_row({"round": 1, "metrics": {}})
+    told.put("row", {"round": 1, "metrics": {}})
     second = told.since(first.teller, first.next, 0.0)
     assert [kind for kind, _ in first.events + second.events] == ["note", "row"]
     assert told.since("another", 7, 0.0).events == first.events + second.events

@@ -17,8 +17,9 @@ from fedray.cli import cli
 from fedray.clients.messages import ClientReport
 from fedray.configfile import build_config, dump_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, own_place, raised
+from fedray.events import Fault
 from fedray.experiment.identity import another_run, differences, identity
-from fedray.rounds.notes import client_failures, one_line_each
+from fedray.rounds.notes import client_failures, grouped
 from fedray.runfiles import RunFiles
 
 RAW = {
@@ -48,15 +49,17 @@ def test_a_resume_with_another_config_names_what_differs(tmp_path: Path) -> None
 
 
 def test_thirty_notes_that_say_the_same_are_one_line() -> None:
-    told = [(f"client-{k:04d}", f"round 3: client client-{k:04d} on node{k} failed: ValueError: row {k} is odd") for k in range(30)]
-    told.insert(5, ("other", "round 3: client other on node1 late: too slow."))
-    first, second = one_line_each(told)
-    assert first == (
+    names = [f"client-{k:04d}" for k in range(30)]
+    faults = [Fault("client", f"round 3: client {n} on node{k} failed: ValueError: row {k} is odd", 3, n) for k, n in enumerate(names)]
+    faults.insert(5, Fault("client", "round 3: client other on node1 late: too slow.", 3, "other"))
+    first, second = grouped(faults)
+    assert (first.kind, first.round, first.client) == ("client", 3, "client-0000")
+    assert first.text == (
         "round 3: client client-0000 on node0 failed: ValueError: row 0 is odd. The same holds for 29 more clients: client-0001, "
         "client-0002, client-0003, ..."
     )
-    assert second == "round 3: client other on node1 late: too slow."
-    assert one_line_each([]) == []
+    assert second == faults[5]
+    assert grouped([]) == []
 
 
 def test_failed_clients_are_told_with_the_place_in_their_own_code_and_one_traceback() -> None:
@@ -65,10 +68,10 @@ def test_failed_clients_are_told_with_the_place_in_their_own_code_and_one_traceb
         ClientReport(k, f"c{k}", "failed", error=f"ValueError: row {k} " + "x" * 100_000, traceback=trace, node="n") for k in range(3)
     ]
     told, traces = client_failures(4, [*reports, ClientReport(9, "c9", "done")])
-    assert [name for name, _ in told] == ["c0", "c1", "c2"]
-    assert told[0][1].startswith("round 4: client c0 on n failed: ValueError: row 0 xxx")
-    assert told[0][1].endswith("(parts.py, line 7, in loss)")
-    assert len(told[0][1]) < 1000
+    assert [(f.kind, f.round, f.client, f.node) for f in told] == [("client", 4, f"c{k}", "n") for k in range(3)]
+    assert told[0].text.startswith("round 4: client c0 on n failed: ValueError: row 0 xxx")
+    assert told[0].text.endswith("(parts.py, line 7, in loss)")
+    assert len(told[0].text) < 1000
     assert traces == [f"client c0, round 4:\n{trace}"]
 
 

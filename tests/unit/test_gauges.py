@@ -43,8 +43,8 @@ def recorded(monkeypatch: Any) -> dict[str, Recorder]:
 
 def test_outside_ray_nothing_happens():
     exporter = Gauges("experiment", "run", 3)
-    exporter.on_row({"round": 1, "time": 0.0, "metrics": {"time/round_s": 1.0}})
-    exporter.on_note("something")
+    exporter.listen("row", {"round": 1, "time": 0.0, "metrics": {"time/round_s": 1.0}})
+    exporter.listen("note", "something")
 
 
 def test_a_row_is_exported_in_base_units_with_its_tags(monkeypatch):
@@ -61,7 +61,7 @@ def test_a_row_is_exported_in_base_units_with_its_tags(monkeypatch):
         "eval/loss": float("nan"),
         "train/lr": 0.1,
     }
-    exporter.on_row({"round": 4, "time": 1e9, "metrics": metrics})
+    exporter.listen("row", {"round": 4, "time": 1e9, "metrics": metrics})
     base = {"experiment": "hospitals", "run": "heart-2"}
     told = {name: recorder.told for name, recorder in made.items() if recorder.told}
     assert told == {

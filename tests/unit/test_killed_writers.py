@@ -11,6 +11,7 @@ from typing import NoReturn
 import numpy as np
 
 from fedray.checkpoint import Saved
+from fedray.events import Fault
 from fedray.experiment.request import Request
 from fedray.experiment.resume import Beginning, begin
 from fedray.parameters import Entry, Layout, fingerprint
@@ -45,7 +46,7 @@ def drive(root: Path, ready: int) -> NoReturn:
         pending = {"round": round_, "time": float(round_), "metrics": {"eval/accuracy": 1 / round_}}
         files.save_checkpoint(Saved(round_, weights(round_), {}, {**began.meta, "pending": pending}), keep=2)
         if round_ % 3 == 0:
-            files.append_fault(round_, "node", "a node was lost")
+            files.append_fault(Fault("node", "a node was lost", round_))
             files.save_model(LAYOUT, weights(round_))
             files.write_summary({"status": "interrupted", "rounds": round_, "model_sha256": fingerprint(weights(round_))})
 

@@ -12,6 +12,7 @@ from typing import Any
 from paths import ROOT
 
 from fedray import logs
+from fedray.events import Fault
 from fedray.tracking.structured import JsonProgress
 from fedray.tracking.terminal import Progress, print_summary
 
@@ -27,7 +28,7 @@ INFO = {
 }
 ROW = {"round": 2, "time": 1.0, "metrics": {"eval/accuracy": 0.5, "privacy/epsilon": 2.5, "round/clients_completed": 9.0}}
 SUMMARY = {"status": "completed", "name": "digits", "rounds": 3, "final": {"eval/accuracy": 0.5}, "faults": {"retries": 2}}
-NOTE = "round 2: client st. mary on node 7 failed: the sensor is broken"
+FAULT = Fault("client", "round 2: client st. mary on node 7 failed: the sensor is broken", 2, "st. mary", "node 7")
 
 
 def structured() -> list[dict[str, Any]]:
@@ -36,7 +37,7 @@ def structured() -> list[dict[str, Any]]:
     progress.joining("joining Ray")
     progress.start(INFO | {"run": "digits-1a2b"})
     progress.row(ROW)
-    progress.note(NOTE)
+    progress.fault(FAULT)
     progress.ended(SUMMARY, "/out", "fedray ui /out")
     assert out.getvalue().endswith("\n")
     return [json.loads(line) for line in out.getvalue().splitlines()]
@@ -48,7 +49,7 @@ def test_each_event_is_one_line_with_run_round_and_client() -> None:
     assert (joining["run"], ended["run"]) == ("digits", "digits-1a2b")
     assert started["info"]["rounds"] == 3
     assert (row["round"], row["metrics"], row["level"]) == (2, ROW["metrics"], "INFO")
-    assert (note["round"], note["client"], note["level"]) == (2, "st. mary", "WARNING")
+    assert (note["kind"], note["round"], note["client"], note["node"], note["level"]) == ("client", 2, "st. mary", "node 7", "WARNING")
     assert ended["summary"] == SUMMARY
     assert all(e["time"].endswith("+00:00") for e in (joining, ended))
 
@@ -58,7 +59,7 @@ def test_rendered_it_reads_as_the_plain_log() -> None:
     progress = Progress(plain)
     progress.start(INFO)
     progress.row(ROW)
-    progress.note(NOTE)
+    progress.fault(FAULT)
     print_summary(SUMMARY, "/out", "fedray ui /out", stream=plain)
     rendered = "".join(logs.render(json.dumps(event)) + "\n" for event in structured()[1:])
     assert rendered == plain.getvalue()

@@ -19,6 +19,7 @@ from processes import wait_until
 from fedray.checkpoint import Saved, load_latest
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError, Stopped, StoreError
+from fedray.events import Fault
 from fedray.runfiles import RunFiles, choose_output
 from fedray.stores import mirror as mirrors
 from fedray.stores.mirror import Mirror, local_copy, working_directory
@@ -385,7 +386,7 @@ def test_commands_take_addresses_and_send_back_what_they_write(run_address: str,
     from test_report import finished
 
     run = finished(tmp_path / "run")
-    RunFiles(run).append_fault(2, "node", "node b | died")
+    RunFiles(run).append_fault(Fault("node", "node b | died", 2))
     bucket = Bucket(ObjectPath.parse(run_address))
     for path in sorted(p for p in run.rglob("*") if p.is_file() and p.suffix != ".salt"):
         name = path.relative_to(run).as_posix()

@@ -28,7 +28,7 @@ NAN = math.nan
 
 def quality(*metrics: str) -> tuple[Quality, list[str]]:
     notes: list[str] = []
-    return Quality(Evaluation(metrics=list(metrics)), notes.append), notes
+    return Quality(Evaluation(metrics=list(metrics)), lambda fault: notes.append(fault.text)), notes
 
 
 def rows(**values: float) -> list[LocalEvaluation]:
