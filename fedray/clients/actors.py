@@ -37,7 +37,7 @@ class Actors:
         unreachable_after: seconds for which a working actor may leave calls unanswered.
         start_timeout: seconds for which others wait for an actor that is being placed and started.
         should_stop: polled while waiting.
-        note: told what a person should know while it lasts.
+        note: is given sentences for the user, such as why an actor is not up yet.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Actors:
             self._launch(self.slots[-1])
 
     def wait_ready(self, timeout: float, everyone: bool) -> dict[str, HostInfo]:
-        """Wait until actors are up: all of them, or one in each lane.
+        """Wait until actors are up: all of them, or one for each queue of clients.
 
         Raises:
             FedrayError: they are not after ``timeout`` seconds; says which, and what would satisfy them.
@@ -76,16 +76,16 @@ class Actors:
         limit = time.monotonic() + timeout
         while True:
             waiting = [s for s in self.slots if s.info is None and not s.abandoned]
-            lanes = {s.place.lane for s in self.slots} - {s.place.lane for s in self.slots if s.info is not None}
+            queues = {s.place.queue for s in self.slots} - {s.place.queue for s in self.slots if s.info is not None}
             gone = [s for s in self.slots if s.abandoned]
-            if gone and (everyone or {s.place.lane for s in gone} & lanes):
+            if gone and (everyone or {s.place.queue for s in gone} & queues):
                 raise FedrayError(f"client actor {gone[0].place.key} cannot start; its last error is above.")
-            if not waiting or (not everyone and not lanes):
+            if not waiting or (not everyone and not queues):
                 return {s.place.key: s.info for s in self.slots if s.info is not None}
             if self.should_stop():
                 raise Stopped("stopped while client actors were starting.")
             if time.monotonic() > limit:
-                blocking = waiting if everyone else [s for s in waiting if s.place.lane in lanes]
+                blocking = waiting if everyone else [s for s in waiting if s.place.queue in queues]
                 raise FedrayError(self.stuck(blocking, timeout))
             self._receive_starting()
 
@@ -110,7 +110,7 @@ class Actors:
         """Call a method on actors that are up, all at once.
 
         Returns:
-            Who answered, and what. Actors that died or do not answer pings are replaced meanwhile (their ``info`` is None
+            The answers by slot. Actors that died or do not answer pings are replaced meanwhile (their ``info`` is None
             then); others that are missing were too slow.
 
         Raises:
@@ -230,20 +230,20 @@ class Actors:
     def _launch(self, slot: Slot) -> None:
         slot.leave()
         slot.since = time.monotonic()
-        slot.said = slot.since + FIRST_WORD - NEXT_WORD
+        slot.last_notice = slot.since + FIRST_WORD - NEXT_WORD
         slot.handle = self._start(slot.place)
         slot.pending, slot.doing = slot.handle.ready.remote(), "starting"
 
-    # -- waiting is said -------------------------------------------------------------------------
+    # -- why actors are not up -------------------------------------------------------------------------
 
     def say_who_waits(self) -> None:
         """A note about actors that have been awaited for a while, and why."""
         now = time.monotonic()
-        late = [s for s in self.slots if s.doing == "starting" and now - s.said > NEXT_WORD]
+        late = [s for s in self.slots if s.doing == "starting" and now - s.last_notice > NEXT_WORD]
         if not late:
             return
         for slot in late:
-            slot.said = now
+            slot.last_notice = now
         nodes = look()
         alike = sorted(late, key=lambda s: s.place.resources.model_dump_json())
         for _, group in groupby(alike, key=lambda s: s.place.resources.model_dump_json()):

@@ -49,7 +49,7 @@ def with_room(places: Sequence[Place]) -> Sequence[Place]:
         ConfigError: the caller's placement group has nothing left, or this Ray job's own actors and placement groups hold what the
             clients need.
     """
-    needed = [place for place in places if place.client is not None] or list({place.lane: place for place in places}.values())
+    needed = [place for place in places if place.client is not None] or list({place.queue: place for place in places}.values())
     limit = time.monotonic() + _PATIENCE
     while (why := _why_never(needed)) is not None:
         if time.monotonic() > limit:

@@ -1,7 +1,7 @@
 """How the parts of a round reach the driver: one from each node, where actors share one, else one from each actor.
 
-An actor that has nothing more to train hands its part over by leaving it in its node's object store. When a node's actors are all
-done, one of them adds their parts up, and only the sum travels. A part outlives its actor, but not its node.
+An actor that has no more clients hands its partial sum over by leaving it in its node's object store. When all actors of a node are done,
+one of them adds their partial sums up, and only the result is sent. A partial sum outlives its actor, but not its node.
 
 Actors of a large model add into one sum in their node's memory (:mod:`fedray.aggregation.shared`); what they hand over then is only who
 is in it. When all of them have, the driver takes the sum as it lies there, where that is its own node, else one of them sends it. Such a sum
@@ -49,7 +49,7 @@ class Kept:
 
     @property
     def orphaned(self) -> bool:
-        """Whether its actor is gone, so that nobody's answers say whether the node is in reach."""
+        """Whether its actor is gone, so that no answer shows whether the node can be reached."""
         return self.slot.handle is not self.handle
 
     def clients(self) -> list[ClientTask]:
@@ -125,7 +125,7 @@ class Inbox:
             elif together and (shared or len(together) > 1) and adder is not None:
                 adder.pending, adder.doing = adder.handle.merge.remote(*(k.ref for k in together)), "adding up"
                 self.adding[adder] = together
-            elif shared:  # nobody is left who could send it
+            elif shared:  # no actor is left that could send it
                 self.resting += together
             else:
                 alone += together

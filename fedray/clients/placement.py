@@ -25,13 +25,13 @@ ACTOR_MEMORY = 500 * 2**20
 
 @dataclass(frozen=True)
 class Place:
-    """One actor's place: which lane of work it serves and what it asks of Ray.
+    """One actor's place: the queue of clients that it serves, and what it asks of Ray.
 
-    A lane is the clients that an actor may train: a group's (hosted) or one (dedicated).
+    A queue has the clients that its actors may train: those of a group (hosted), or one (dedicated).
     """
 
     key: str
-    lane: str
+    queue: str
     group: int
     resources: Resources
     client: ClientTask | None = None

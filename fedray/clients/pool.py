@@ -31,8 +31,8 @@ class Pool:
         places: where actors go.
         start: starts one.
         sizes: the clients' numbers of records.
-        members: the clients that each lane serves (hosted placement).
-        restarts: how often an actor is replaced.
+        members: the clients of each queue (hosted placement).
+        restarts: how often the actor of one place is replaced.
         retries: how often a client is tried again in a round, whose actor died in its turn.
         grace: seconds that clients have to stop after a deadline.
         unreachable_after: seconds for which a working actor may leave calls unanswered.
@@ -40,7 +40,7 @@ class Pool:
         node_sums: add parts up on the nodes.
         grow: what to add now, given all places, those whose actors are not up, and the cluster's nodes.
         should_stop: polled while waiting.
-        note: told what a person should know while it lasts.
+        note: is given sentences for the user, such as why an actor is not up yet.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Pool:
         note: Callable[[str], None] = log.info,
     ) -> None:
         self._work = Work(sizes)
-        self._work.assign(members or {p.lane: [p.client.index] for p in places if p.client is not None})
+        self._work.assign(members or {p.queue: [p.client.index] for p in places if p.client is not None})
         self._rules, self._grow = Rules(grace, node_sums), grow
         self._suspects, self._unmeasured = Suspects(retries), set[int]()
-        self._crew = Actors(
+        self._actors = Actors(
             places,
             start,
             restarts=restarts,
@@ -77,7 +77,7 @@ class Pool:
     @property
     def slots(self) -> list[Slot]:
         """All slots, with and without an actor that is up."""
-        return self._crew.slots
+        return self._actors.slots
 
     def learn_sizes(self, sizes: npt.NDArray[np.int64]) -> None:
         """Take the clients' record counts, where only their actors knew them; durations seen so far are forgotten."""
@@ -85,23 +85,23 @@ class Pool:
 
     def wait_ready(self, timeout: float, everyone: bool) -> dict[str, HostInfo]:
         """Wait until actors are up; see :meth:`fedray.clients.actors.Actors.wait_ready`."""
-        return self._crew.wait_ready(timeout, everyone)
+        return self._actors.wait_ready(timeout, everyone)
 
     def settle(self, timeout: float) -> None:
         """Wait for actors that are being replaced; those that are not up ``timeout`` seconds after they were asked for stay away."""
-        self._crew.settle(timeout)
+        self._actors.settle(timeout)
 
     def broadcast(self, method: str, *arguments: Any, timeout: float) -> dict[str, Any]:
         """Call a method on every actor that is up; see :meth:`fedray.clients.actors.Actors.broadcast`."""
-        return self._crew.broadcast(method, *arguments, timeout=timeout)
+        return self._actors.broadcast(method, *arguments, timeout=timeout)
 
     def shutdown(self) -> None:
         """End all actors."""
-        self._crew.shutdown()
+        self._actors.shutdown()
 
     def spans(self, timeout: float) -> dict[str, list[Span]]:
         """Where the time of each actor went, of those that answer in time."""
-        answers = self._crew.ask("spans", {s: () for s in self.slots if s.info is not None}, timeout)
+        answers = self._actors.ask("spans", {s: () for s in self.slots if s.info is not None}, timeout)
         return {slot.place.key: found for slot, found in answers.items()}
 
     # -- dedicated clients -----------------------------------------------------------------------
@@ -120,12 +120,12 @@ class Pool:
             FedrayError: the method failed.
         """
         slots = {slot: client for client in arguments if (slot := self._slot_of(client)) is not None}
-        answers = self._crew.ask(method, {slot: arguments[client] for slot, client in slots.items()}, timeout)
+        answers = self._actors.ask(method, {slot: arguments[client] for slot, client in slots.items()}, timeout)
         return {slots[slot]: answer for slot, answer in answers.items()}
 
     def _slot_of(self, client: int) -> Slot | None:
-        lane = self._work.lane(client)
-        return next((s for s in self.slots if s.place.lane == lane and s.info is not None), None)
+        queue = self._work.queue_of(client)
+        return next((s for s in self.slots if s.place.queue == queue and s.info is not None), None)
 
     # -- a round ---------------------------------------------------------------------------------
 
@@ -147,22 +147,22 @@ class Pool:
             cohort: who trains.
             task: the round.
             weights: the global model, or an object reference of it.
-            notes: filled with every client's report and what befell the actors.
+            notes: filled with every client's report and the faults of actors and nodes.
             deadline: seconds after which clients still training are late.
-            authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out (its budget is spent).
+            authorize: called before a client is tried again; returns the task with its new reservation, or None where its budget is spent.
             part_bytes: of one actor's part; large ones come one after the other.
             charged: whether a client's second try is charged to its privacy budget; if not, a node's actors may add large updates into one sum.
 
         Raises:
-            Stopped: the pool was asked to stop; the actors were told.
+            Stopped: the pool was asked to stop; so were the actors.
             FedrayError: an actor failed outside any client's work.
         """
-        between, self._crew.between = self._crew.between, RoundLog()
+        between, self._actors.between = self._actors.between, RoundLog()
         notes.deaths, notes.faults = notes.deaths + between.deaths, notes.faults + between.faults
         notes.nodes_left |= between.nodes_left
         self._take_room()
         yield from Round(
-            self._crew, self._work, self._suspects, self._rules, task, weights, notes, deadline, authorize, part_bytes, charged
+            self._actors, self._work, self._suspects, self._rules, task, weights, notes, deadline, authorize, part_bytes, charged
         ).parts(self._suspects.admitted(cohort, notes))
 
     def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:
@@ -174,20 +174,20 @@ class Pool:
         found: list[LocalEvaluation] = []
         work, alone = self._shared_out([c for c in cohort if c.index not in self._unmeasured], 0), list[ClientTask]()
         while work:
-            answers = self._crew.ask("evaluate", {slot: (weights, clients) for slot, clients in work.items()}, timeout)
+            answers = self._actors.ask("evaluate", {slot: (weights, clients) for slot, clients in work.items()}, timeout)
             found += [row for rows in answers.values() for row in rows]
             for slot, clients in work.items():
                 if slot in answers:
                     continue
                 if slot.info is not None:
-                    self._crew.replace(slot, f"it did not come back from an evaluation within {timeout:g} s", self._crew.between)
+                    self._actors.replace(slot, f"it did not come back from an evaluation within {timeout:g} s", self._actors.between)
                 if len(clients) > 1:
                     alone += clients
                 elif slot.place.client is None:
                     self._unmeasured.add(clients[0].index)
-                    self._crew.note(f"client {clients[0].name} is not evaluated any more: its evaluation ends or holds up its actor.")
+                    self._actors.note(f"client {clients[0].name} is not evaluated any more: its evaluation ends or holds up its actor.")
             if alone:
-                self._crew.settle(timeout)
+                self._actors.settle(timeout)
             work = self._shared_out(alone, 1)
             taken = {c.index for clients in work.values() for c in clients}
             alone = [c for c in alone if c.index not in taken]
@@ -198,10 +198,10 @@ class Pool:
         idle: dict[str, list[Slot]] = {}
         for slot in self.slots:
             if slot.idle:
-                idle.setdefault(slot.place.lane, []).append(slot)
+                idle.setdefault(slot.place.queue, []).append(slot)
         work: dict[Slot, list[ClientTask]] = {}
         for n, client in enumerate(clients):
-            slots = idle.get(self._work.lane(client.index), [])
+            slots = idle.get(self._work.queue_of(client.index), [])
             if slots and not (most and len(work.get(slots[n % len(slots)], ())) >= most):
                 work.setdefault(slots[n % len(slots)], []).append(client)
         return work
@@ -214,5 +214,5 @@ class Pool:
         unplaced = [s.place for s in self.slots if s.doing == "starting"]
         more = self._grow([s.place for s in self.slots], unplaced, nodes)
         if more:
-            self._crew.note(f"the cluster has room for {len(more)} more client actors, which join: {more[0].key} to {more[-1].key}.")
-            self._crew.add(more)
+            self._actors.note(f"the cluster has room for {len(more)} more client actors, which join: {more[0].key} to {more[-1].key}.")
+            self._actors.add(more)

@@ -1,11 +1,12 @@
-"""One round over a crew of actors: work is handed out, parts come in, what is lost is tried again.
+"""One round over all client actors: clients are handed out, partial sums come in, and what is lost is trained again.
 
-Work is handed out longest first, in chunks that shrink, to whichever actor is free; work that is done in no time goes out at once,
-in equal shares. An actor adds its clients' updates up and hands over one part when there is nothing left for it. Clients whose part did not arrive count as not trained, so nothing is counted
-twice and nothing is lost silently when an actor dies, falls silent, or its node leaves.
+Clients are handed out with the longest turns first, in shares that shrink, to whichever actor is free; where all turns together are short,
+each actor gets one equal share at once. An actor adds its clients' updates up and hands over one partial sum when no client is left for it.
+Clients whose partial sum did not arrive count as not trained. So no update is counted twice, and none is lost without a report when an actor
+dies, stops answering, or its node leaves.
 
-Actors of a large model share one sum a node, where that is allowed. If one of them is lost the sum is worthless, for half an update may be in
-it; all that the node's actors have added to it is trained again, and they go on with sums of their own.
+Where that is allowed, the actors of a large model on one node share one sum. If one of them is lost, the sum cannot be used, because it may
+hold half an update: all clients in it are trained again, and the node's actors go on with sums of their own.
 """
 
 from __future__ import annotations
@@ -47,14 +48,15 @@ def shares_sums(part_bytes: int, node_sums: bool, deadline: float | None, charge
         part_bytes: of a sum.
         node_sums: the config's wish.
         deadline: of a round; who is late may be adding when the sum is read.
-        charged: whether a client's second try is charged to its privacy budget: with the sum its node's clients are all tried again.
+        charged: whether a client's second try is charged to its privacy budget: if a shared sum is lost, all clients
+            on that node are trained again, and each retry would be charged.
     """
     return part_bytes > LARGE and node_sums and deadline is None and not charged
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a round does about failures; see :class:`fedray.clients.pool.Pool`."""
+    """The settings of :class:`fedray.clients.pool.Pool` that a round needs for failures."""
 
     grace: float
     node_sums: bool
@@ -62,7 +64,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class _Sum:
-    """A sum that a node's actors share, and whose actor keeps it."""
+    """A sum that a node's actors share, and the slot of the actor that keeps it."""
 
     at: SharedAt
     keeper: Slot
@@ -72,22 +74,22 @@ class Round:
     """See :meth:`parts`.
 
     Args:
-        crew: the actors.
-        work: who trains whom, and how long that takes.
+        actors: all client actors.
+        work: the clients' queues, and how long their turns take.
         suspects: clients that are trained apart.
         rules: what to do about failures.
         task: the round.
         weights: the global model, or an object reference of it.
-        notes: filled with every client's report and what befell the actors.
+        notes: filled with every client's report and the faults of actors and nodes.
         deadline: seconds after which clients still training are late.
-        authorize: asked before a client is tried again, gives the task with its new reservation; None leaves it out.
+        authorize: called before a client is tried again; returns the task with its new reservation, or None to leave the client out.
         part_bytes: of one actor's part.
         charged: whether a client's second try is charged to its privacy budget.
     """
 
     def __init__(
         self,
-        crew: Actors,
+        actors: Actors,
         work: Work,
         suspects: Suspects,
         rules: Rules,
@@ -100,7 +102,7 @@ class Round:
         charged: bool = True,
     ) -> None:
         suspects.begin()
-        self._crew, self._work, self._rules, self._task, self._weights = crew, work, rules, task, weights
+        self._actors, self._work, self._rules, self._task, self._weights = actors, work, rules, task, weights
         self._notes, self._deadline, self._authorize = notes, deadline, authorize
         self._queues: dict[str, Queue] = {}
         self._large = part_bytes > LARGE
@@ -109,14 +111,14 @@ class Round:
         self._into: dict[Slot, SharedAt | None] = {}  # where slots add what they train; None: to sums of their own
         self._spoilt: set[SharedAt] = set()
         self._suspects = suspects
-        self._parts = Inbox(ray.get_runtime_context().get_node_id(), rules.node_sums, crew.pulse.limit)
-        self._told: float | None = None  # when actors were told that the deadline had passed
+        self._parts = Inbox(ray.get_runtime_context().get_node_id(), rules.node_sums, actors.pulse.limit)
+        self._stopped: float | None = None  # when the actors were told to stop, because the deadline had passed
 
     def parts(self, cohort: Sequence[ClientTask]) -> Iterator[PartialSum]:
         """Train a cohort; yields parts as they arrive, in any order.
 
         Raises:
-            Stopped: asked to stop; the actors were told.
+            Stopped: the round was asked to stop; so were the actors.
             FedrayError: an actor failed outside any client's work.
         """
         self._queue(cohort)
@@ -125,10 +127,10 @@ class Round:
         began = time.monotonic()
         while True:
             now = time.monotonic()
-            if self._told is None and self._nobody_there():
-                began = now  # who has no actor yet is not late
-            if self._deadline is not None and self._told is None and now - began > self._deadline:
-                self._told = now
+            if self._stopped is None and self._nobody_there():
+                began = now  # the deadline counts from when there is an actor
+            if self._deadline is not None and self._stopped is None and now - began > self._deadline:
+                self._stopped = now
                 self._end([c for q in self._queues.values() for c in q.clients()], "late", "the deadline passed before its turn")
                 self._queues.clear()
                 self._tell_stop()
@@ -136,48 +138,50 @@ class Round:
                 self._hand_out()
             self._strand(now)
             yield from self._send()
-            if self._crew.should_stop():  # asked when actors have their work: who answers may write files first
+            if self._actors.should_stop():  # asked when actors have their work: who answers may write files first
                 self._tell_stop()
                 raise Stopped("training was stopped in the middle of a round.")
-            busy = [s for s in self._crew.slots if s.held or s.doing in _WORKING]
+            busy = [s for s in self._actors.slots if s.held or s.doing in _WORKING]
             if not busy and not self._parts and not any(self._queues.values()):
                 return
-            if self._told is not None and now - self._told > self._rules.grace:
+            if self._stopped is not None and now - self._stopped > self._rules.grace:
                 self._leave(busy)
                 return
-            self._crew.say_who_waits()
-            until = POLL if self._deadline is None or self._told is not None else min(POLL, max(0.0, began + self._deadline - now))
+            self._actors.say_who_waits()
+            until = POLL if self._deadline is None or self._stopped is not None else min(POLL, max(0.0, began + self._deadline - now))
             yield from self._receive(until)
             self._replace_silent()
 
     # -- work goes out ---------------------------------------------------------------------------
 
     def _queue(self, clients: Sequence[ClientTask]) -> None:
-        for lane, (those, seconds) in self._work.by_lane(clients).items():
-            self._queues.setdefault(lane, Queue()).put(*self._suspects.last(those, seconds))
+        for name, (those, seconds) in self._work.by_queue(clients).items():
+            self._queues.setdefault(name, Queue()).put(*self._suspects.last(those, seconds))
 
     def _nobody_there(self) -> bool:
         """Whether clients wait, and no actor is there that works or could."""
-        lanes = {lane for lane, queue in self._queues.items() if queue}
-        there = any(s.doing in _WORKING or (s.idle and s.place.lane in lanes) for s in self._crew.slots)
-        return bool(lanes) and not there
+        waiting = {name for name, queue in self._queues.items() if queue}
+        there = any(s.doing in _WORKING or (s.idle and s.place.queue in waiting) for s in self._actors.slots)
+        return bool(waiting) and not there
 
     def _hand_out(self) -> None:
         now = time.monotonic()
-        actors = Counter(s.place.lane for s in self._crew.slots if s.info is not None or self._awaited(s, now))
-        for slot in self._crew.slots:
+        serving = Counter(s.place.queue for s in self._actors.slots if s.info is not None or self._awaited(s, now))
+        for slot in self._actors.slots:
             if not slot.idle:
                 continue
-            queue = self._queues.get(slot.place.lane)
+            queue = self._queues.get(slot.place.queue)
             # A client that may take its actor down again goes alone, to an actor with nothing to lose.
             if queue and not (slot.held and queue.first.index in self._suspects):
                 before = queue.seconds
-                busy = sum(max(0.0, s.until - now) for s in self._crew.slots if s.doing == "training" and s.place.lane == slot.place.lane)
-                given = queue.take(actors[slot.place.lane], busy, self._suspects)
+                busy = sum(
+                    max(0.0, s.until - now) for s in self._actors.slots if s.doing == "training" and s.place.queue == slot.place.queue
+                )
+                given = queue.take(serving[slot.place.queue], busy, self._suspects)
                 slot.until = now + before - queue.seconds
-                halvings = self._work.halvings(slot.place.lane)
+                halvings = self._work.halvings(slot.place.queue)
                 slot.given = [c._replace(halvings=halvings) for c in given] if halvings else given
-                self._give(slot, last=not self._large and (not queue or queue.short(actors[slot.place.lane])))
+                self._give(slot, last=not self._large and (not queue or queue.short(serving[slot.place.queue])))
             elif slot.held and not self._must_wait(slot):
                 slot.pending, slot.sending = slot.handle.hand_over.options(num_returns=2).remote(self._task)
                 slot.doing = "handing over"
@@ -198,23 +202,25 @@ class Round:
         """Whether a large part stays where it is until another of its node, that is on its way to the driver, has arrived."""
         if not self._large or self._into.get(slot) is not None or not self._parts.alone(slot.node):
             return False
-        on_the_way = any(s.doing == "handing over" and s.node == slot.node for s in self._crew.slots)
+        on_the_way = any(s.doing == "handing over" and s.node == slot.node for s in self._actors.slots)
         return on_the_way or any(k.node == slot.node for k in [*self._parts.resting, *self._parts.travelling.values()])
 
     def _unfinished(self, slot: Slot) -> bool:
         """Whether a slot may yet hand over a part for which its node's others wait; after the deadline nobody waits."""
         if slot.doing == "handing over":
             return True
-        return self._told is None and (slot.doing == "training" or bool(slot.held) or bool(slot.idle and self._queues.get(slot.place.lane)))
+        return self._stopped is None and (
+            slot.doing == "training" or bool(slot.held) or bool(slot.idle and self._queues.get(slot.place.queue))
+        )
 
     def _awaited(self, slot: Slot, now: float) -> bool:
-        return slot.doing == "starting" and now - slot.since <= self._crew.start_timeout
+        return slot.doing == "starting" and now - slot.since <= self._actors.start_timeout
 
     def _strand(self, now: float) -> None:
         """End clients for whom there is no actor and none is to be expected."""
         stranded: list[tuple[Queue, Slot | None]] = []
-        for lane, queue in self._queues.items():
-            slots = [s for s in self._crew.slots if s.place.lane == lane] if queue else []
+        for name, queue in self._queues.items():
+            slots = [s for s in self._actors.slots if s.place.queue == name] if queue else []
             if queue and not any(s.info is not None or self._awaited(s, now) for s in slots):
                 stranded.append((queue, next((s for s in slots if not s.abandoned), None)))
         nodes = look() if any(away is not None for _, away in stranded) else None
@@ -226,7 +232,7 @@ class Round:
             queue.clear()
 
     def _tell_stop(self) -> None:
-        for slot in self._crew.slots:
+        for slot in self._actors.slots:
             if slot.doing == "training":
                 slot.handle.stop_round.options(concurrency_group="control").remote(self._task.round)
 
@@ -234,14 +240,14 @@ class Round:
 
     def _offer(self) -> None:
         """Have an actor of each node keep a sum for those that are there, and those that come."""
-        keepers = {slot.node: slot for slot in reversed(self._crew.slots) if slot.idle and slot.node}
-        for slot, at in self._crew.ask("offer_sum", dict.fromkeys(keepers.values(), (self._task,)), _OFFER).items():
+        keepers = {slot.node: slot for slot in reversed(self._actors.slots) if slot.idle and slot.node}
+        for slot, at in self._actors.ask("offer_sum", dict.fromkeys(keepers.values(), (self._task,)), _OFFER).items():
             if at is not None and slot.info is not None:
                 self._sums[slot.node] = _Sum(at, slot)
 
     def _send(self) -> Iterator[PartialSum]:
         """Set off what can go to the driver; yields sums that lie in its own node's memory."""
-        complete = {n: self._sums.pop(n, None) for n in self._parts.send(self._crew.slots, self._unfinished)}
+        complete = {n: self._sums.pop(n, None) for n in self._parts.send(self._actors.slots, self._unfinished)}
         for part, kept, why in self._parts.taken():
             if part is None:
                 self._lose_parts(kept, why)
@@ -261,7 +267,7 @@ class Round:
         del self._sums[slot.node]
         self._spoilt.add(common.at)
         lost = [client for kept in self._parts.spoil(common.at) for client in kept.clients()]
-        for other in self._crew.slots:
+        for other in self._actors.slots:
             if other is not slot and self._into.get(other) == common.at:
                 lost += other.trained()
                 other.held = {}
@@ -273,7 +279,7 @@ class Round:
     # -- reports and parts come in ---------------------------------------------------------------
 
     def _receive(self, seconds: float) -> Iterator[PartialSum]:
-        calls = {s.pending: s for s in self._crew.slots if s.pending is not None}
+        calls = {s.pending: s for s in self._actors.slots if s.pending is not None}
         refs = [*calls, *self._parts.travelling]
         with span("wait", "for actors"):
             found = ray.wait(refs, num_returns=1, timeout=seconds)[0]
@@ -288,7 +294,7 @@ class Round:
     def _settle(self, slot: Slot) -> PartialSum | None:
         """Take the result of a slot's pending call."""
         doing = slot.doing
-        value, error = self._crew.result(slot)
+        value, error = self._actors.result(slot)
         if error is not None:
             self._lose_actor(slot, error)
         elif doing == "training":
@@ -341,26 +347,26 @@ class Round:
 
     def _replace_silent(self) -> None:
         watched = self._parts.watched()
-        for slot in self._crew.pulse.silent(s for s in self._crew.slots if s.doing not in (None, "starting") or s in watched):
-            self._lose_actor(slot, self._crew.unreachable())
+        for slot in self._actors.pulse.silent(s for s in self._actors.slots if s.doing not in (None, "starting") or s in watched):
+            self._lose_actor(slot, self._actors.unreachable())
         self._replace_held_up()
         self._lose_parts(self._parts.overdue(), "its node is out of reach")
 
     def _replace_held_up(self) -> None:
         """An actor that answers, but has not come back from a turn long after it was told to stop, never will."""
-        for slot in self._crew.slots:
+        for slot in self._actors.slots:
             if slot.doing == "owing" and time.monotonic() > slot.due:
-                self._crew.replace(slot, "it did not come back from a client's turn after the deadline (cohort.grace)", self._notes)
+                self._actors.replace(slot, "it did not come back from a client's turn after the deadline (cohort.grace)", self._notes)
 
     def _lose_actor(self, slot: Slot, error: BaseException) -> None:
         given, held, adding = slot.given, [*slot.trained(), *self._spoil(slot)], self._parts.added(slot)
         self._into.pop(slot, None)
         suspected = len(given) == 1 and given[0].index in self._suspects and slot.place.client is None
-        self._crew.died(slot, error, self._notes, counts=not suspected)
+        self._actors.died(slot, error, self._notes, counts=not suspected)
         self._parts.send_alone(k for k in adding if k.shared is None)
         held += [client for k in adding if k.shared is not None for client in k.clients()]
         if killed_for_memory(error):
-            self._work.halve(slot.place.lane, given)
+            self._work.halve(slot.place.queue, given)
         self._suspects.actor_died(given, suspected and not killed_for_memory(error) and not left_with_its_node(error), self._task.round + 1)
         self._take_back([*given, *held], "its actor died")
 
@@ -372,7 +378,7 @@ class Round:
     def _take_back(self, lost: Iterable[ClientTask], why: str) -> None:
         for client in lost:
             died = self._suspects.deaths(client.index)
-            if self._told is not None:
+            if self._stopped is not None:
                 self._end([client], "late", f"{why} after the deadline")
             elif died:
                 self._end([client], "lost", f"its actor died {died} times in its turn (cohort.retries)")
@@ -384,7 +390,7 @@ class Round:
 
     def _leave(self, busy: Sequence[Slot]) -> None:
         training = [slot for slot in busy if slot.doing == "training"]
-        at_work = self._crew.who_is_at_work(training)
+        at_work = self._actors.who_is_at_work(training)
         for slot in training:
             slot.due = time.monotonic() + max(0.0, _COMING_BACK - self._rules.grace)
             self._suspects.held_up([c for c in slot.given if c.index in at_work.get(slot, (c.index,))])

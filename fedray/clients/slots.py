@@ -1,4 +1,4 @@
-"""A slot: a place and the actor that holds it now; what befell actors and clients in a round; whether actors answer."""
+"""A slot: a place and the actor that holds it now; the log of a round; whether actors answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Slot:
         deaths: actors that died here.
         abandoned: no actor is started here any more.
         due: when it must have come back from a late client's turn (monotonic seconds).
-        since, said: when its actor was asked for, and when it was last said that it waits (monotonic seconds).
+        since: when the actor was requested (monotonic seconds).
+        last_notice: when the user was last told that it is still starting (monotonic seconds).
         ping, silence, asked: an unanswered question whether it is there, for how many seconds that has been, and when one was last put.
     """
 
@@ -56,7 +57,7 @@ class Slot:
     abandoned: bool = False
     due: float = math.inf
     since: float = 0.0
-    said: float = 0.0
+    last_notice: float = 0.0
     ping: Any = None
     silence: float = 0.0
     asked: float = 0.0

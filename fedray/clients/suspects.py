@@ -1,8 +1,8 @@
-"""Clients whose code may take their actor down, or not come back: they are trained apart, so that nobody else is lost with them.
+"""Clients whose code may end their actor or not return: they are trained apart, so that no other client is lost with them.
 
-An actor that ends says nothing of whose turn it was, so all clients that it was given are suspects, and each goes alone from then on, after
-all others, to an actor with nothing to lose, until a turn of its own has ended well. Who is alone when an actor ends, too often in one
-round, is left out for the rest of the run.
+An actor that ended does not say which client's turn it was. So all clients that it was given become suspects: each is trained alone from then
+on, after all others, by an actor that holds no updates, until one of its turns has ended well. A client that was alone too often in one round
+when its actor ended is left out for the rest of the run.
 """
 
 from __future__ import annotations

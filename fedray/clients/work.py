@@ -1,4 +1,8 @@
-"""Which lane trains each client, how long that takes and what fits into memory: arrays, for there may be millions of clients."""
+"""The queue in which each client waits for an actor, the time that its turn takes, and what fits into memory.
+
+A queue is named after the group of clients whose actors serve it, or after the one client of a dedicated actor. All is kept in arrays, for
+there may be millions of clients.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ LEAST = 0.01
 Waiting = tuple[list[ClientTask], npt.NDArray[np.float64]]
 
 _SECONDS_A_RECORD = 1e-4  # until anyone has trained once
-_BRIEF = 1e-3  # seconds of a turn below which its own duration says less about the next than the lane's rate
+_BRIEF = 1e-3  # seconds of a turn below which its own duration says less about the next than the queue's rate
 
 
 class Work:
@@ -36,26 +40,26 @@ class Work:
     """
 
     def __init__(self, sizes: npt.NDArray[np.int64]) -> None:
-        self._lanes: list[str] = []
-        self._lane_of = np.zeros(len(sizes), dtype=np.int32)
+        self._queues: list[str] = []
+        self._queue_of = np.zeros(len(sizes), dtype=np.int32)
         self._halvings: Counter[str] = Counter()
         self.learn_sizes(sizes)
 
     def assign(self, members: Mapping[str, Sequence[int]]) -> None:
-        """Say which clients each lane serves."""
-        self._lanes = list(members)
+        """Set the clients of each queue, by its name."""
+        self._queues = list(members)
         self._rates = np.full(len(members), np.nan)
         for n, indices in enumerate(members.values()):
-            self._lane_of[np.asarray(indices, dtype=np.int64)] = n
+            self._queue_of[np.asarray(indices, dtype=np.int64)] = n
 
     def learn_sizes(self, sizes: npt.NDArray[np.int64]) -> None:
-        """Take the numbers of records, and forget the durations."""
+        """Set the clients' numbers of records, and forget the durations."""
         self._sizes = sizes
-        self._rates = np.full(len(self._lanes), np.nan)  # seconds a record in each lane, of late
+        self._rates = np.full(len(self._queues), np.nan)  # recent seconds for one record in each queue
         self._seconds = np.full(len(sizes), np.nan, dtype=np.float32)
 
     def learn(self, reports: Iterable[ClientReport]) -> None:
-        """Take the durations of turns; one that was cut short takes at least so long."""
+        """Learn from the durations of turns; a turn that was cut short would have taken at least that long."""
         done: list[ClientReport] = []
         for report in reports:
             if report.status == "done":
@@ -67,64 +71,64 @@ class Work:
         indices, seconds = [r.index for r in done], [r.seconds for r in done]
         self._seconds[indices] = seconds
         records = float(self._sizes[indices].sum())
-        lane, now = self._lane_of[indices[0]], sum(seconds) / max(records, 1.0)
-        self._rates[lane] = now if np.isnan(self._rates[lane]) else (self._rates[lane] + now) / 2
+        queue, now = self._queue_of[indices[0]], sum(seconds) / max(records, 1.0)
+        self._rates[queue] = now if np.isnan(self._rates[queue]) else (self._rates[queue] + now) / 2
 
-    def lane(self, client: int) -> str:
-        """The lane that serves a client."""
-        return self._lanes[int(self._lane_of[client])]
+    def queue_of(self, client: int) -> str:
+        """Name of the queue in which a client waits."""
+        return self._queues[int(self._queue_of[client])]
 
-    def halvings(self, lane: str) -> int:
-        """How often the physical batch is halved in a lane, because actors were killed for their memory."""
-        return self._halvings[lane]
+    def halvings(self, queue: str) -> int:
+        """How often the physical batch is halved for a queue's clients, because actors were killed for their memory."""
+        return self._halvings[queue]
 
-    def halve(self, lane: str, killed: Iterable[ClientTask]) -> None:
-        """Take note that an actor was killed for its memory with these clients; others that died with them halve nothing more."""
-        self._halvings[lane] = max([self._halvings[lane], *(c.halvings + 1 for c in killed)])
+    def halve(self, queue: str, killed: Iterable[ClientTask]) -> None:
+        """Halve the physical batch, because an actor was killed for its memory with these clients; others that died with them halve nothing more."""
+        self._halvings[queue] = max([self._halvings[queue], *(c.halvings + 1 for c in killed)])
 
     def longest_first(self, cohort: Sequence[ClientTask]) -> Waiting:
         """A cohort in the order in which it is handed out, with the seconds that each one's turn will take."""
         indices = np.fromiter((c.index for c in cohort), dtype=np.int64, count=len(cohort))
         seconds = self._seconds[indices].astype(np.float64)
-        expected = self._sizes[indices] * np.nan_to_num(self._rates, nan=_SECONDS_A_RECORD)[self._lane_of[indices]]
+        expected = self._sizes[indices] * np.nan_to_num(self._rates, nan=_SECONDS_A_RECORD)[self._queue_of[indices]]
         seconds = np.where(seconds >= _BRIEF, seconds, expected)
         order = np.lexsort((indices, -seconds))
         return [cohort[n] for n in order.tolist()], seconds[order]
 
-    def by_lane(self, cohort: Sequence[ClientTask]) -> dict[str, Waiting]:
-        """:meth:`longest_first`, by the lanes that serve them."""
+    def by_queue(self, cohort: Sequence[ClientTask]) -> dict[str, Waiting]:
+        """:meth:`longest_first`, by the name of each one's queue."""
         clients, seconds = self.longest_first(cohort)
-        served = self._lane_of[[c.index for c in clients]]
+        served = self._queue_of[[c.index for c in clients]]
         if (served == served[:1]).all():
-            return {self._lanes[served[0]]: (clients, seconds)} if clients else {}
-        mine = {lane: np.flatnonzero(served == lane) for lane in dict.fromkeys(served.tolist())}
-        return {self._lanes[lane]: ([clients[n] for n in those.tolist()], seconds[those]) for lane, those in mine.items()}
+            return {self._queues[served[0]]: (clients, seconds)} if clients else {}
+        mine = {queue: np.flatnonzero(served == queue) for queue in dict.fromkeys(served.tolist())}
+        return {self._queues[queue]: ([clients[n] for n in those.tolist()], seconds[those]) for queue, those in mine.items()}
 
 
 class Queue:
-    """Clients of one lane that wait for an actor."""
+    """The clients that wait for one of the actors of their queue."""
 
     def __init__(self) -> None:
-        self._clients: list[ClientTask] = []  # whoever was put here
-        self._ends = np.zeros(1)  # their turns' seconds, added up: before the first, after the first and so on
+        self._clients: list[ClientTask] = []  # all that were ever put here
+        self._ends = np.zeros(1)  # seconds of their turns in total: before the first, after the first and so on
         self._next = 0
-        self._shares = 0  # that were taken
+        self._shares = 0  # shares that were taken
 
     def __bool__(self) -> bool:
         return self._next < len(self._clients)
 
     @property
     def first(self) -> ClientTask:
-        """Who is next."""
+        """The next client."""
         return self._clients[self._next]
 
     @property
     def seconds(self) -> float:
-        """That the turns of those who wait will take."""
+        """Seconds that the turns of all waiting clients will take."""
         return float(self._ends[-1] - self._ends[self._next])
 
     def clients(self) -> list[ClientTask]:
-        """Who waits."""
+        """The waiting clients."""
         return self._clients[self._next :]
 
     def put(self, clients: Sequence[ClientTask], seconds: npt.NDArray[np.float64]) -> None:
@@ -137,8 +141,8 @@ class Queue:
         and never less than :data:`LEAST`, if so much is left.
 
         Args:
-            actors: of the lane.
-            busy: seconds that they still need for what they were given, added up.
+            actors: number of actors that serve the queue.
+            busy: seconds that they still need for the clients that they were given, in total.
             apart: clients that are taken by themselves; a share ends before the first of them.
         """
         self._shares += 1
@@ -162,7 +166,7 @@ class Queue:
         return float(self._ends[-1]) / actors <= WORTH_A_CALL
 
     def clear(self) -> None:
-        """Forget everyone who waits."""
+        """Remove all waiting clients."""
         self._clients, self._ends = self._clients[: self._next], self._ends[: self._next + 1]
 
     def _some(self, count: int) -> list[ClientTask]:

@@ -36,7 +36,7 @@ class CohortDraw:
         books: know whose privacy budget is used up.
         release: decides about participation where whole clients are protected, else None.
         privacy: the run's guarantees.
-        record: keeps how many clients are left out, and is told of each round that is skipped.
+        record: keeps how many clients are left out, and is given a fault for each round that is skipped.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class FailedRounds:
     Args:
         config: the run.
         release: that of whole clients, where they are protected.
-        charged: the clients' turns are charged to a privacy budget, so what a client says of itself is shown to nobody.
+        charged: the clients' turns are charged to a privacy budget, so no error message of a client is shown: it may hold private values.
         tell: is given one fault for each round that does not count.
     """
 
@@ -129,7 +129,7 @@ class FailedRounds:
         """
         needed = self._config.cohort.min_clients
         if self._release is not None and self._release.plan.regime == "client":
-            # Drop-outs change nothing that is released; but a run in which nobody trains any more is none.
+            # Drop-outs do not change what is released, but a run in which every client fails must end.
             self._in_a_row = 0 if updates or not cohort else self._in_a_row + 1
             if self._in_a_row >= MAX_FAILED_ROUNDS:
                 raise FedrayError(f"every client of {MAX_FAILED_ROUNDS} rounds in a row failed; see the log for each client's error.")

@@ -1,4 +1,4 @@
-"""Faults of one round that say the same are told once."""
+"""The failed clients of a round as faults, and faults with equal sentences as one."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from fedray.runfiles import Row
 from fedray.training.evaluate import find_metrics
 from fedray.training.metrics import lower_is_better
 
-_NAMED = 3  # clients that a note names
+_NAMED = 3  # largest number of clients that a sentence names
 
 
 class Quality:
@@ -23,7 +23,7 @@ class Quality:
 
     Args:
         evaluation: the config's section; its first metric is the one that runs are judged by.
-        tell: is told once of each metric without a value, and again where that changes.
+        tell: is given a fault for each metric without a value, once, and again where that changes.
     """
 
     def __init__(self, evaluation: Evaluation, tell: Callable[[Fault], None]) -> None:
@@ -35,7 +35,7 @@ class Quality:
         self.last: Row | None = None
 
     def remember(self, row: Row) -> None:
-        """Take a row that is complete, of this run or of the one that it continues."""
+        """Take a complete row, of this run or of the run that it continues, into account for the best result."""
         self.last = row
         name = self._headline
         value = row["metrics"].get(name)
@@ -46,7 +46,7 @@ class Quality:
             self.best = {name: value, "round": row["round"]}
 
     def finished(self, row: Row) -> Row:
-        """A row as it is written, see :func:`numbers_only`; what is not a number is told."""
+        """A row as it is written, see :func:`numbers_only`; reports metrics that are not finite."""
         row = numbers_only(row)
         odd = row.get("not_finite", {})
         for name, value in odd.items():
@@ -57,7 +57,7 @@ class Quality:
         return row
 
     def at_clients(self, round_: int, rows: Sequence[LocalEvaluation], central: bool) -> dict[str, float]:
-        """What the clients measured, in figures; see :func:`summarize`. Who is left out is told."""
+        """Summarise what the clients measured, see :func:`summarize`; reports the clients that are left out."""
         for name in dict.fromkeys(name for row in rows for name in row.metrics):
             without = [row for row in rows if not math.isfinite(row.metrics[name])]
             who = ", ".join(row.name for row in without[:_NAMED]) + (", ..." if len(without) > _NAMED else "")

@@ -210,17 +210,17 @@ class Record:
             self.tell(fault)
 
     def fault(self, fault: Fault) -> None:
-        """Write a fault down and tell it."""
+        """Append a fault to the faults file, and pass it on to the listeners."""
         self._append(fault)
         self.tell(fault)
 
     def tell(self, fault: Fault) -> None:
-        """Tell a fault to whoever follows the run, without writing it down."""
+        """Pass a fault on to the listeners, without writing it to the faults file."""
         log.info("%s", fault.text)
         self._listen("fault", self._in_round(fault))
 
     def note(self, text: str) -> None:
-        """Tell a sentence to whoever follows the run."""
+        """Pass a sentence for the user on to the listeners."""
         log.info("%s", text)
         self._listen("note", text)
 

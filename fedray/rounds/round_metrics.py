@@ -128,8 +128,8 @@ class Guarantees:
         """
         metrics: dict[str, float] = {}
         for line, prefix in zip(self.lines, ("privacy", "privacy/joint"), strict=False):
-            told = _metrics(line.plan, groups.get(line.unit, ()), rounds, final) | {"clients_exhausted": float(left_out)}
-            metrics |= {f"{prefix}/{name}": value for name, value in told.items()}
+            found = _metrics(line.plan, groups.get(line.unit, ()), rounds, final) | {"clients_exhausted": float(left_out)}
+            metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
         return metrics
 
     def sentence(self, groups: Mapping[str, Sequence[Spent]], eligible: int, needed: int) -> str:

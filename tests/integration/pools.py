@@ -89,7 +89,7 @@ class Ground:
         return more_places(self.config, self.prepared.groups, CLIENTS, places, unplaced, nodes)
 
     def train(self, pool: Pool, number: int = 0, **settings: Any) -> tuple[ExactSum, list[list[int]], RoundLog]:
-        """A round over all clients: the sum, the clients of each part that arrived, and what befell."""
+        """A round over all clients: the sum, the clients of each part that arrived, and the log."""
         total, parts, log = ExactSum.zero(self.model.facts.layout.size, 1e4), [], RoundLog()
         cohort = [ClientTask(i, name) for i, name in enumerate(self.prepared.names)]
         for part in pool.train(cohort, RoundTask(number, 1e4), self.weights, log, **settings):

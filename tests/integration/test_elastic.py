@@ -14,7 +14,7 @@ import ray
 from pools import Ground, several_nodes
 from processes import wait_until
 
-from fedray.clients import actors as crew
+from fedray.clients import actors
 from fedray.errors import FedrayError
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ ONE_CPU = {"resources": {"cpu": 1.0}}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "FIRST_WORD", 1.0)
+    monkeypatch.setattr(actors, "FIRST_WORD", 1.0)
 
 
 def test_a_node_that_leaves_in_mid_round_is_named_once_and_its_clients_train_elsewhere(tmp_path: Path) -> None:

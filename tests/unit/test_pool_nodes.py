@@ -201,16 +201,16 @@ def test_a_turn_tosses_its_coins_again_and_no_other_turn_does() -> None:
 def test_work_is_ordered_by_what_was_seen_and_else_by_size() -> None:
     work = Work(np.array([10, 30, 20, 5], dtype=np.int64))
     work.assign({"a": range(2), "b": [2, 3]})
-    assert [work.lane(i) for i in range(4)] == ["a", "a", "b", "b"]
+    assert [work.queue_of(i) for i in range(4)] == ["a", "a", "b", "b"]
     cohort = [ClientTask(i, f"c{i}") for i in range(4)]
     assert [c.index for c in work.longest_first(cohort)[0]] == [1, 2, 0, 3]
-    lanes = work.by_lane(cohort)
-    assert {lane: [c.index for c in those] for lane, (those, _) in lanes.items()} == {"a": [1, 0], "b": [2, 3]}
-    assert lanes["a"][1].tolist() == pytest.approx([3e-3, 1e-3])
-    assert {lane: [c.index for c in those] for lane, (those, _) in work.by_lane(cohort[:2]).items()} == {"a": [1, 0]}
-    assert work.by_lane([]) == {}
+    queues = work.by_queue(cohort)
+    assert {name: [c.index for c in those] for name, (those, _) in queues.items()} == {"a": [1, 0], "b": [2, 3]}
+    assert queues["a"][1].tolist() == pytest.approx([3e-3, 1e-3])
+    assert {name: [c.index for c in those] for name, (those, _) in work.by_queue(cohort[:2]).items()} == {"a": [1, 0]}
+    assert work.by_queue([]) == {}
     work.learn([ClientReport(3, "c3", "done", seconds=9.0)])
-    found, seconds = work.longest_first(cohort)  # others of its lane are judged by its time for a record, 1.8 s
+    found, seconds = work.longest_first(cohort)  # others of its queue are judged by its time for a record, 1.8 s
     assert [c.index for c in found] == [2, 3, 1, 0]
     assert seconds.tolist() == pytest.approx([36.0, 9.0, 0.003, 0.001])
     work.learn_sizes(np.array([1, 2, 3, 4], dtype=np.int64))
@@ -233,5 +233,5 @@ def test_who_was_late_is_known_to_take_that_long_at_least_and_has_a_share_of_its
 def test_work_of_a_million_clients_is_small() -> None:
     work = Work(np.ones(1_000_000, dtype=np.int64))
     work.assign({"all": range(1_000_000)})
-    assert work._lane_of.nbytes + work._seconds.nbytes == 8_000_000
-    assert work.lane(999_999) == "all"
+    assert work._queue_of.nbytes + work._seconds.nbytes == 8_000_000
+    assert work.queue_of(999_999) == "all"
