@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedray.errors import FedrayError
 from fedray.parameters import Vector
 from fedray.storage import damaged
@@ -34,18 +36,27 @@ class Saved:
         weights: the global model, float32 ``[d]``.
         server: state of the server optimiser: float32 vectors by name.
         meta: JSON data (identity of the run, best result, faults, pending metrics row, ...).
+        rest: the algorithm's other fields that are broadcast, float32, one after the other; None where there are none.
     """
 
     round: int
     weights: Vector
     server: dict[str, Vector] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    rest: Vector | None = None
+
+    @property
+    def globals(self) -> Vector:
+        """All that is broadcast, the model first."""
+        return self.weights if self.rest is None else np.concatenate((self.weights, self.rest))
 
 
 def save_checkpoint(directory: Path, checkpoint: Saved, keep: int) -> Path:
     """Write ``round-000012.safetensors``; delete all but the newest ``keep`` checkpoints and files of interrupted writers."""
     path = directory / f"{_stem(checkpoint.round)}.safetensors"
     tensors = {"weights": checkpoint.weights, **{f"server.{k}": v for k, v in checkpoint.server.items()}}
+    if checkpoint.rest is not None:
+        tensors["rest"] = checkpoint.rest
     header = {"format": _FORMAT, "round": checkpoint.round, "meta": checkpoint.meta}
     write_tensors(path, tensors, {"fedray": json.dumps(header, allow_nan=False)})
     for old in [*_files(directory)[keep:], *directory.glob(".round-*")]:
@@ -90,7 +101,7 @@ def _load(path: Path) -> Saved:
     if path.stem != _stem(header["round"]):
         raise damaged(path, f"it holds round {header['round']}, so it was renamed")
     server = {name.removeprefix("server."): v for name, v in tensors.items() if name.startswith("server.")}
-    return Saved(header["round"], tensors["weights"], server, header["meta"])
+    return Saved(header["round"], tensors["weights"], server, header["meta"], tensors.get("rest"))
 
 
 def _stem(round_: int) -> str:

@@ -16,12 +16,13 @@ from typing import Any
 import ray
 
 from fedray.aggregation.exact import ExactSum
-from fedray.algorithms.algorithm import Server
+from fedray.algorithms.algorithm import Algorithm, Mean, Server, stepped
 from fedray.clients.messages import ClientTask, PartialSum, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.errors import BudgetReached, ClaimVoid, Stopped
 from fedray.events import Fault
+from fedray.exchange import Exchange
 from fedray.holder import Holder
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.receipt import check_receipt
@@ -38,15 +39,15 @@ from fedray.spans import span
 
 @dataclass(frozen=True)
 class ModelState:
-    """The model between two rounds.
+    """What goes from round to round.
 
     Attributes:
-        weights: float32 ``[layout.size]``.
+        globals: all fields that are broadcast, the model first, float32 ``[exchange.down_size]``.
         server: the server optimiser's vectors by name.
-        in_store: reference of the weights, where they lie in the object store already.
+        in_store: reference of the globals, where they lie in the object store already.
     """
 
-    weights: Vector
+    globals: Vector
     server: dict[str, Vector]
     in_store: Any = None
 
@@ -59,6 +60,8 @@ class Loop:
     names: Sequence[str]
     capacity: float
     layout: Layout
+    algorithm: Algorithm
+    exchange: Exchange
     frozen: Mapping[str, Values]
     pool: Pool
     books: Books
@@ -89,8 +92,8 @@ class Driver:
     def __init__(self, parts: Loop, stop: threading.Event) -> None:
         self._p, self._record, self._stop = parts, parts.record, stop
         begin = parts.begin.take()
-        self._weights, self._state = begin.weights, begin.server
-        self._shared = begin.in_store  # the weights as an argument of calls to actors
+        self._globals, self._state = begin.globals, begin.server
+        self._shared = begin.in_store  # the globals as an argument of calls to actors
         self._failures = FailedRounds(parts.config, parts.release, bool(parts.privacy.lines), parts.record.tell)
 
     def run(self) -> str:
@@ -117,14 +120,14 @@ class Driver:
             status = "interrupted"
             record.note(f"{end} The run ends after round {record.rounds}; --resume continues it.")
         finally:
-            record.save(self._weights, self._state, force=True)
+            self._save(force=True)
             self._finish_rows(evaluate=status != "interrupted")
         return status
 
     @property
     def weights(self) -> Vector:
-        """The model as it stands."""
-        return self._weights
+        """The model as it stands, float32 ``[layout.size]``; it comes first in what is broadcast."""
+        return self._globals[: self._p.layout.size]
 
     def tick(self) -> bool:
         """Called often while the pool waits: do what can be done meanwhile; true when the run should stop."""
@@ -135,18 +138,18 @@ class Driver:
     # -- one round, as in the design -------------------------------------------------------------
 
     def _share(self) -> None:
-        """Put the weights where actors get them, unless they are there: into the store, from which a node fetches them once, or, where
+        """Put the globals where actors get them, unless they are there: into the store, from which a node fetches them once, or, where
         they are few, into each call.
 
         In the store they lie once for all processes of this node, this one among them.
         """
         if self._shared is not None:
             return
-        if self._weights.nbytes <= _SMALL:
-            self._shared = self._weights.copy()
+        if self._globals.nbytes <= _SMALL:
+            self._shared = self._globals.copy()
         else:
-            self._shared = ray.put(self._weights)
-            self._weights = ray.get(self._shared)
+            self._shared = ray.put(self._globals)
+            self._globals = ray.get(self._shared)
 
     def _run_round(self) -> None:
         p, record, began, number = self._p, self._record, time.perf_counter(), self._record.rounds
@@ -158,7 +161,7 @@ class Driver:
         for fault in grouped(Fault("client", text, number + 1, name) for name, text in (permit.refused | permit.away).items()):
             record.tell(fault)
         task = self._task(number, permit)
-        total = task.empty_sum(p.layout.size)
+        total = task.empty_sum(p.exchange)
         parts = 0
         granted = {c.index: c for c in permit.cohort}
         arriving = p.pool.train(
@@ -183,29 +186,29 @@ class Driver:
         counts = self._failures.counts(number, cohort, updates, log_.reports)
         if counts and (updates or p.noised):  # a sum of noise alone is released too: whether anyone took part must stay secret
             with span("aggregation", "mean"):
-                delta = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
+                mean = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
             del total  # with a large model, before there is another one
             with span("cohort", "commit"):
                 p.books.commit(number, [r for r in log_.reports if r.status == "done"])
             with span("aggregation", "server step"):
-                self._weights, self._state = self._step(delta)
-            del delta
+                self._step(mean, updates)
+            del mean
         with span("logging", "figures of the round"):
             row = record.round_done(permit, log_, updates, *self._traffic(parts), trained - began)
         with span("transfer", "put weights"):
             self._share()
         self._evaluate(row)
         record.took(row, time.perf_counter() - began)
-        record.save(self._weights, self._state)
+        self._save()
 
     def _task(self, number: int, permit: Authorization) -> RoundTask:
         release = self._p.release
         if release is None:
-            return RoundTask(number, self._p.capacity)
+            return RoundTask(number, self._p.capacity, clients=len(self._p.names))
         if permit.begins:
             release.begin(number)
         release.taken(number, [c.index for c in permit.cohort])
-        return RoundTask(number, self._p.capacity, release.client_step(number), release.plan.sha256)
+        return RoundTask(number, self._p.capacity, release.client_step(number), release.plan.sha256, len(self._p.names))
 
     def _retry(self, granted: dict[int, ClientTask], client: ClientTask) -> ClientTask | None:
         again = self._p.books.retry(self._record.rounds, client)
@@ -228,20 +231,22 @@ class Driver:
                 expected = line.expected(index, task.steps, round_task)
                 check_receipt(report.name, report.receipts.get(line.unit), {"reservation": reservations.get(line.unit), **expected})
 
-    def _step(self, delta: Vector) -> tuple[Vector, dict[str, Vector]]:
-        weights, state = self._p.server.step(self._weights, delta, self._state)
-        buffers = self._p.layout.mask("buffer")
-        if buffers.any():  # running statistics are averaged, not optimised
-            weights[buffers] = self._weights[buffers] + delta[buffers]
-        return weights, state
+    def _step(self, mean: Vector, updates: int) -> None:
+        p = self._p
+        came = Mean(p.exchange.views(mean, "up"), updates, updates / len(p.names))
+        self._globals, self._state = stepped(p.algorithm, p.server, p.layout, p.exchange, self._globals, self._state, came)
+
+    def _save(self, force: bool = False) -> None:
+        size = self._p.layout.size
+        self._record.save(self.weights, self._state, self._globals[size:] if len(self._globals) > size else None, force)
 
     def _traffic(self, parts: int) -> tuple[int, int]:
-        """Bytes of ``parts`` partial sums that the driver received, and of weights that were sent to nodes."""
+        """Bytes of ``parts`` partial sums that the driver received, and of globals that were sent to nodes."""
         p = self._p
         homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
         if p.release is not None:  # how many actors had something to hand over depends on who took part
             parts = homes if p.config.clients.node_sums else len(p.pool.slots)
-        return parts * p.layout.size * 8, homes * p.layout.size * 4
+        return parts * p.exchange.up_size * 8, homes * p.exchange.down_size * 4
 
     # -- evaluation ------------------------------------------------------------------------------
 

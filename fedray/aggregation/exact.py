@@ -23,6 +23,8 @@ MAX_COORDINATE = 2.0**12
 _HEADROOM_BITS = 62
 _MAX_BITS = 40
 _SHIFT = np.float64(1.5 * 2.0**52)
+#: What values are multiplied or divided by: one number for all, or one for each row.
+Factor = float | npt.NDArray[np.float64]
 #: Values that are added at a time: more calls cost more than a float64 scratch of 1 MiB that leaves a core's own cache.
 BLOCK = 1 << 17
 
@@ -49,12 +51,16 @@ def grid_bits(total_weight: float) -> int:
 class ExactSum:
     """A running weighted sum of float32 vectors in fixed point.
 
+    The values from ``ones_from`` on count each update once, whatever its weight, on a grid of their own.
+
     Attributes:
-        values: int64 of the vectors' shape, in units of ``2**-bits``.
+        values: int64 of the vectors' shape, in units of ``2**-bits``, from ``ones_from`` on of ``2**-ones_bits``.
         weight: sum of the weights (exact while weights are integers or dyadic fractions).
         count: number of updates added.
         bits: fraction bits of the grid.
         capacity: the weight that the grid was chosen for.
+        ones_from: position of the first value that is added with weight 1; None where all are weighted.
+        ones_bits: fraction bits of the grid from there on.
     """
 
     values: npt.NDArray[np.int64]
@@ -62,11 +68,23 @@ class ExactSum:
     count: int
     bits: int
     capacity: float
+    ones_from: int | None = None
+    ones_bits: int = 0
 
     @classmethod
-    def zero(cls, size: int, total_weight: float) -> ExactSum:
-        """An empty sum over vectors of ``size`` whose weights will add up to at most ``total_weight``."""
-        return cls(np.zeros(size, dtype=np.int64), 0.0, 0, grid_bits(total_weight), total_weight)
+    def zero(cls, size: int, total_weight: float, ones_from: int | None = None, clients: int = 0) -> ExactSum:
+        """An empty sum over vectors of ``size`` whose weights will add up to at most ``total_weight``.
+
+        Args:
+            size: of the vectors.
+            total_weight: bound on the sum of the weights.
+            ones_from: position from which on each of at most ``clients`` updates counts once.
+            clients: see there.
+        """
+        values, bits = np.zeros(size, dtype=np.int64), grid_bits(total_weight)
+        if ones_from is None or ones_from >= size:
+            return cls(values, 0.0, 0, bits, total_weight)
+        return cls(values, 0.0, 0, bits, total_weight, ones_from, grid_bits(clients))
 
     @classmethod
     def of_integers(cls, size: int, total_weight: float) -> ExactSum:
@@ -100,14 +118,17 @@ class ExactSum:
         """
         if update.shape != self.values.shape:
             raise UpdateRejected(f"an update of shape {update.shape} was sent for a model of {self.values.shape[0]} values.")
-        self.add_blocks(lambda: ((start, update[start : start + BLOCK]) for start in range(0, len(update), BLOCK)), weight)
+        bounds = [(0, len(update))] if self.ones_from is None else [(0, self.ones_from), (self.ones_from, len(update))]
+        self.add_blocks(
+            lambda: ((at, update[at : min(at + BLOCK, stop)]) for start, stop in bounds for at in range(start, stop, BLOCK)), weight
+        )
 
     def add_blocks(self, blocks: Callable[[], Iterator[tuple[int, npt.NDArray[np.float32]]]], weight: float = 1.0) -> None:
         """:meth:`add` an update that is never whole in memory.
 
         Args:
             blocks: gives (position of the first value, at most :data:`BLOCK` values) for all of the update, the same each time it is
-                called. A block is used before the next is asked for.
+                called. A block is used before the next is asked for, and lies on one side of ``ones_from``.
             weight: of the update.
 
         Raises:
@@ -115,18 +136,22 @@ class ExactSum:
         """
         _check_weight(weight)
         self._reserve(weight)
-        scale, scratch = math.ldexp(weight, self.bits), np.empty(min(BLOCK, len(self.values)))
-        added = 0
+        scratch, added = np.empty(min(BLOCK, len(self.values))), 0
+
+        def scale(start: int) -> float:
+            once = self.ones_from is not None and start >= self.ones_from
+            return math.ldexp(1.0, self.ones_bits) if once else math.ldexp(weight, self.bits)
+
         try:
             for start, block in blocks():
                 largest = float(_largest(block))
                 if not largest <= MAX_COORDINATE:
                     raise _rejection(np.concatenate([block.copy() for _, block in blocks()]))
-                self._add_at(start, _scaled(block, scale, largest, scratch))
+                self._add_at(start, _scaled(block, scale(start), largest, scratch))
                 added += 1
         except BaseException:  # whole numbers that are subtracted again leave no trace
             for start, block in itertools.islice(blocks(), added):
-                self._add_at(start, -_scaled(block, scale, float(_largest(block)), scratch))
+                self._add_at(start, -_scaled(block, scale(start), float(_largest(block)), scratch))
             raise
         self.weight += weight
         self.count += 1
@@ -152,20 +177,22 @@ class ExactSum:
         for weight in mine:
             _check_weight(float(weight))
         self._reserve(float(mine.sum()))
-        scales = np.ldexp(mine, self.bits)
+        scales, once = np.ldexp(mine, self.bits), math.ldexp(1.0, self.ones_bits)
         rows = updates if len(kept) == len(updates) else updates[kept]
         # Sums of whole numbers are exact in float64 below 2**53, and so can be converted at once.
-        if float((largest[kept].astype(np.float64) * scales + 1.0).sum()) >= 2.0**53:
+        most = scales if self.ones_from is None else np.maximum(scales, once)
+        if float((largest[kept].astype(np.float64) * most + 1.0).sum()) >= 2.0**53:
             for row, weight in zip(rows, mine, strict=True):
                 self.add(row, float(weight))
             return refused
         factor = scales[0] if len(kept) and (scales == scales[0]).all() else scales[:, None]  # by one number takes a third of the time
         block = max(1, BLOCK // max(1, len(rows)))
-        for start in range(0, len(self.values), block):
-            scaled = rows[:, start : start + block].astype(np.float64)
-            scaled *= factor
-            np.rint(scaled, out=scaled)
-            self._add_at(start, scaled.sum(0).astype(np.int64))
+        for first, stop, by in self._grids(factor, once):
+            for start in range(first, stop, block):
+                scaled = rows[:, start : min(start + block, stop)].astype(np.float64)
+                scaled *= by
+                np.rint(scaled, out=scaled)
+                self._add_at(start, scaled.sum(0).astype(np.int64))
         self.weight += float(mine.sum())
         self.count += len(kept)
         return refused
@@ -176,7 +203,7 @@ class ExactSum:
         Raises:
             FedrayError: different grids or lengths, or more weight than the grid was chosen for.
         """
-        if other.bits != self.bits or other.values.shape != self.values.shape:
+        if not self._alike(other):
             raise FedrayError(
                 f"partial sums of different grids cannot be added ({other.values.shape[0]} values at {other.bits} bits "
                 f"to {self.values.shape[0]} at {self.bits})."
@@ -192,7 +219,7 @@ class ExactSum:
         Raises:
             FedrayError: as :meth:`merge`.
         """
-        empty = not self.count and not self.weight and other.bits == self.bits and other.values.shape == self.values.shape
+        empty = not self.count and not self.weight and self._alike(other)
         if empty and other.values.flags.writeable and other.capacity == self.capacity:
             return other
         self.merge(other)
@@ -211,12 +238,25 @@ class ExactSum:
         divisor = self.weight if denominator is None else denominator
         if divisor <= 0:
             raise FedrayError("the mean of no updates was asked for.")
-        mean, scale = np.empty(len(self.values), dtype=np.float32), math.ldexp(divisor, self.bits)
-        for start in range(0, len(mean), BLOCK):  # float64 of all of them would be as large as the sum itself
-            mean[start : start + BLOCK] = self.values[start : start + BLOCK] / scale
-            if spend:
-                self._forget(start, start + BLOCK)
+        mean = np.empty(len(self.values), dtype=np.float32)
+        for first, stop, scale in self._grids(math.ldexp(divisor, self.bits), math.ldexp(self.count, self.ones_bits)):
+            for start in range(first, stop, BLOCK):  # float64 of all of them would be as large as the sum itself
+                end = min(start + BLOCK, stop)
+                mean[start:end] = self.values[start:end] / scale
+                if spend:
+                    self._forget(start, end)
         return mean
+
+    def _grids(self, weighted: Factor, once: float) -> list[tuple[int, int, Factor]]:
+        """(first, stop, factor) of the values that are weighted and of those that count each update once."""
+        size = len(self.values)
+        return [(0, size, weighted)] if self.ones_from is None else [(0, self.ones_from, weighted), (self.ones_from, size, once)]
+
+    def _alike(self, other: ExactSum) -> bool:
+        """Whether another sum has the same length and grids."""
+        return (other.bits, other.ones_from, other.ones_bits) == (self.bits, self.ones_from, self.ones_bits) and (
+            other.values.shape == self.values.shape
+        )
 
     def _add_at(self, start: int, numbers: npt.NDArray[np.int64]) -> None:
         """Add whole numbers to the values from ``start`` on; all that ever changes them."""

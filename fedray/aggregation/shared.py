@@ -68,8 +68,8 @@ class SharedMemory:
 class SharedSum(ExactSum):
     """An :class:`ExactSum` whose values other processes add to, too; ``weight`` and ``count`` are of what was added here."""
 
-    _memory: mmap.mmap = field(repr=False)
-    _fd: int = field(repr=False)
+    _memory: mmap.mmap = field(repr=False, kw_only=True)
+    _fd: int = field(repr=False, kw_only=True)
 
     @classmethod
     def at(cls, where: SharedAt, empty: ExactSum) -> SharedSum:
@@ -92,13 +92,13 @@ class SharedSum(ExactSum):
             os.close(fd)
             raise
         values = np.frombuffer(memory, dtype=np.int64, offset=_HEAD)
-        found = cls(values, 0.0, 0, empty.bits, empty.capacity, memory, fd)
+        found = cls(values, 0.0, 0, empty.bits, empty.capacity, empty.ones_from, empty.ones_bits, _memory=memory, _fd=fd)
         weakref.finalize(found, os.close, fd)
         return found
 
     def __reduce__(self) -> Any:
         """What travels is an ordinary sum."""
-        return ExactSum, (self.values, self.weight, self.count, self.bits, self.capacity)
+        return ExactSum, (self.values, self.weight, self.count, self.bits, self.capacity, self.ones_from, self.ones_bits)
 
     def _add_at(self, start: int, numbers: npt.NDArray[np.int64]) -> None:
         place = 8 * len(numbers), _HEAD + 8 * start
@@ -109,5 +109,8 @@ class SharedSum(ExactSum):
             fcntl.lockf(self._fd, fcntl.LOCK_UN, *place)
 
     def _forget(self, start: int, stop: int) -> None:
-        length = min(stop, len(self.values)) - start
-        self._memory.madvise(mmap.MADV_REMOVE, _HEAD + 8 * start, 8 * length)
+        page = mmap.PAGESIZE  # whole pages only: the others hold values of two blocks
+        first = -(-(_HEAD + 8 * start) // page) * page
+        last = _HEAD + 8 * len(self.values) if stop >= len(self.values) else (_HEAD + 8 * stop) // page * page
+        if last > first:
+            self._memory.madvise(mmap.MADV_REMOVE, first, last - first)

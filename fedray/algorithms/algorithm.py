@@ -1,52 +1,116 @@
-"""What an algorithm and a server optimiser are, and how the config names them."""
+"""What an algorithm and a server optimiser are, and how the config names them.
+
+An algorithm is both halves of a method on one page: what a client does with its records in a turn, and what the driver does with the
+mean of what the clients sent.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
 
 from fedray import components, config
+from fedray.algorithms.turn import Moved, Turn
 from fedray.errors import ConfigError
-from fedray.parameters import Vector
-from fedray.training.engine import Engine, LocalJob, LocalResult
+from fedray.exchange import Exchange, Field
+from fedray.parameters import Layout, Vector
+from fedray.traits import Traits
 
 #: What a server optimiser remembers between rounds; goes into checkpoints as it is.
 ServerState = dict[str, Vector]
 
 
-@runtime_checkable
-class Algorithm(Protocol):
-    """What a client does in a round, and how much its update counts in the mean.
+@dataclass(frozen=True)
+class Update:
+    """What a client's turn comes to.
 
-    An algorithm whose ``local`` does nothing but run the engine may say so by an attribute ``untouched = True``.
+    Attributes:
+        values: the fields that go up, float32; how far the model has moved may be given as :meth:`Turn.moved` gives it.
+        state: what the client keeps for its next turn, by name; None keeps nothing.
     """
+
+    values: Mapping[str, Vector | Moved]
+    state: Mapping[str, Vector] | None = None
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What came up in a round.
+
+    Attributes:
+        values: the mean of each field, float32; weighted by the clients' weights or counting each client once, as the field says.
+        clients: number of clients in it.
+        share: ``clients`` over the size of the population.
+    """
+
+    values: Mapping[str, Vector]
+    clients: int
+    share: float
+
+
+class Algorithm:
+    """Both halves of a method. As it stands it is federated averaging in which each client counts once; a method changes what differs.
+
+    Attributes:
+        traits: what the method declares of itself.
+    """
+
+    traits: ClassVar[Traits] = Traits()
+
+    def check(self, training: config.Training) -> None:
+        """Refuse local training that the method is not defined for.
+
+        Raises:
+            ConfigError: with what to change.
+        """
+
+    def exchange(self, layout: Layout) -> Exchange:
+        """The fields that go down and up, for a model of this layout."""
+        return Exchange((Field("model", layout.size),))
+
+    def begin(self, layout: Layout, weights: Vector) -> dict[str, Vector]:
+        """At the driver, once: the first values of all fields that go down; ``weights`` is the initial model."""
+        return {"model": weights}
 
     def weight(self, records: int) -> float:
         """Weight of a client with ``records`` training records."""
-        ...
+        return 1.0
 
-    def max_weight_total(self, sizes: npt.NDArray[np.int64]) -> float:
+    def largest_weight(self, sizes: npt.NDArray[np.int64]) -> float:
         """Bound on the sum of weights of any cohort from clients of these ``sizes``."""
-        ...
+        return float(len(sizes))
 
-    def local(self, engine: Engine, model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
-        """Train ``model`` in place on a client's records."""
-        ...
+    def local(self, turn: Turn) -> Update:
+        """A client's turn, where it trains: by the engine, from the global model."""
+        turn.train()
+        return Update({"model": turn.moved()})
+
+    def server(self, globals_: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
+        """At the driver, after each round: the new value of each field that goes down, but for ``model`` the direction in which the
+        server's optimiser moves it.
+        """
+        return {"model": mean.values["model"]}
+
+
+def only_trains(algorithm: Algorithm) -> bool:
+    """Whether a client's turn is the engine's training and nothing else."""
+    return type(algorithm).local is Algorithm.local
 
 
 @runtime_checkable
 class Server(Protocol):
-    """What the server does with the mean update: pure functions of weights, update and state."""
+    """How the server's optimiser moves the model: pure functions of weights, direction and state."""
 
     def init(self, size: int) -> ServerState:
         """State before the first round, for a vector of ``size`` values."""
         ...
 
     def step(self, weights: Vector, delta: Vector, state: ServerState) -> tuple[Vector, ServerState]:
-        """New weights and state from the mean of the clients' updates (new weights less old)."""
+        """New weights and state from the direction ``delta``, the mean of the clients' updates (new weights less old) in FedAvg."""
         ...
 
 
@@ -56,12 +120,7 @@ def make_algorithm(part: config.Choice) -> Algorithm:
     Raises:
         ConfigError: unknown algorithm or wrong arguments.
     """
-    return cast(Algorithm, _make(part, components.ALGORITHMS, Algorithm, "weight, max_weight_total and local"))
-
-
-def untouched(algorithm: Algorithm) -> bool:
-    """Whether local training is the engine's alone."""
-    return bool(getattr(algorithm, "untouched", False))
+    return cast(Algorithm, _make(part, components.ALGORITHMS, Algorithm, "is not derived from fedray.algorithms.algorithm.Algorithm"))
 
 
 def make_server(part: config.Choice) -> Server:
@@ -70,15 +129,44 @@ def make_server(part: config.Choice) -> Server:
     Raises:
         ConfigError: unknown server optimiser or wrong arguments.
     """
-    return cast(Server, _make(part, components.SERVERS, Server, "init and step"))
+    return cast(Server, _make(part, components.SERVERS, Server, "lacks init or step"))
 
 
-def _make(part: config.Choice, room: components.Room, protocol: Any, methods: str) -> object:
+def stepped(
+    algorithm: Algorithm,
+    server: Server,
+    layout: Layout,
+    exchange: Exchange,
+    globals_: Vector,
+    state: ServerState,
+    mean: Mean,
+) -> tuple[Vector, ServerState]:
+    """The vector that goes down next, and the server's state, from what came up in a round.
+
+    Args:
+        algorithm, server: of the run.
+        layout: of the model.
+        exchange: of the algorithm.
+        globals_: the vector that went down, float32 ``[exchange.down_size]``; left as it is.
+        state: of the server's optimiser.
+        mean: of the round.
+    """
+    before = exchange.views(globals_, "down")
+    after = algorithm.server(before, mean)
+    direction = after["model"]
+    weights, state = server.step(before["model"], direction, state)
+    buffers = layout.mask("buffer")
+    if buffers.any():  # running statistics are averaged, not optimised
+        weights[buffers] = before["model"][buffers] + direction[buffers]
+    return exchange.joined(after | {"model": weights}, "down"), state
+
+
+def _make(part: config.Choice, room: components.Room, kind: Any, otherwise: str) -> object:
     section = room.path.partition(".")[0]
     factory: Any = components.find(room, part.kind)
     if not callable(factory):
         raise ConfigError(f"{room.path}: '{part.kind}' is a {type(factory).__name__}; name a class or function that makes it.")
     made: object = factory(**components.check_arguments(factory, part.arguments, section))
-    if not isinstance(made, protocol):
-        raise ConfigError(f"{room.path}: '{part.kind}' made a {type(made).__name__}, which lacks one of {methods}.")
+    if not isinstance(made, kind):
+        raise ConfigError(f"{room.path}: '{part.kind}' made a {type(made).__name__}, which {otherwise}.")
     return made

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import make_aggregator
-from fedray.algorithms.algorithm import make_algorithm, make_server
+from fedray.algorithms.algorithm import Mean, make_algorithm, make_server, stepped
 from fedray.audit.probes import Subject, train_one
 from fedray.clients.groups import rates
 from fedray.clients.host import ClientHost, HostSpec
@@ -68,7 +68,7 @@ class LocalRun:
         self._algorithm, self._server = make_algorithm(self._config.algorithm), make_server(self._config.server)
         self._aggregate = make_aggregator(self._config.aggregation)
         self._sizes = federation.sizes
-        self._capacity = self._algorithm.max_weight_total(self._sizes)
+        self._capacity = self._algorithm.largest_weight(self._sizes)
         self._hosts: dict[int, ClientHost] = {}
         for group, plan in zip(prepared.groups, prepared.plans, strict=True):
             spec = HostSpec(self._config, group, plan, self._model.facts, threads=1)
@@ -76,7 +76,8 @@ class LocalRun:
             host.ready()
             self._hosts |= dict.fromkeys(group.members, host)
         self._everyone, self._rates = np.ones(len(prepared.names), dtype=np.bool_), rates(prepared.groups, len(prepared.names))
-        self.weights = self._model.weights.value.copy()
+        self._exchange = self._model.exchange
+        self._globals = self._exchange.joined(self._algorithm.begin(self._model.facts.layout, self._model.weights.value.copy()), "down")
         self._state = self._server.init(self._model.facts.layout.size)
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)
 
@@ -93,14 +94,23 @@ class LocalRun:
         for number in range(rounds):
             population = Population(self._everyone, self._rates, number, seed)
             cohort = self._prepared.sampler(population, generator(seed, "audit", "cohort", number).random(len(self._rates)))
-            total = ExactSum.zero(self._model.facts.layout.size, self._capacity)
+            total = ExactSum.zero(self._exchange.up_size, self._capacity, self._exchange.ones_from, len(self._rates))
             for i in cohort:
                 if not self._sizes[i]:
                     continue
                 task = ClientTask(int(i), self._prepared.names[i])
-                update, _, part = train_one(self._hosts[int(i)], self.weights, task, number, self._capacity)
+                update, _, part = train_one(self._hosts[int(i)], self._globals, task, number, self._capacity, len(self._rates))
                 self.participations[i] += 1
                 total.merge(part.total)
-                yield Released(int(i), number, self.weights, update)
+                yield Released(int(i), number, self.weights, update[self._exchange.up["model"]])
             if total.count:
-                self.weights, self._state = self._server.step(self.weights, self._aggregate(total), self._state)
+                count = total.count
+                mean = Mean(self._exchange.views(self._aggregate(total), "up"), count, count / len(self._rates))
+                self._globals, self._state = stepped(
+                    self._algorithm, self._server, self._model.facts.layout, self._exchange, self._globals, self._state, mean
+                )
+
+    @property
+    def weights(self) -> Vector:
+        """The global model as it is now, float32 ``[layout.size]``."""
+        return self._globals[: self._model.facts.layout.size]

@@ -65,13 +65,15 @@ def start_host(subject: Subject, federation: Federation) -> ClientHost:
     return host
 
 
-def train_one(host: ClientHost, weights: Vector, task: ClientTask, round_: int, capacity: float) -> tuple[Vector, ClientReport, PartialSum]:
+def train_one(
+    host: ClientHost, weights: Vector, task: ClientTask, round_: int, capacity: float, clients: int = 1
+) -> tuple[Vector, ClientReport, PartialSum]:
     """Train one client in a round; returns its update, float32 ``[d]``, with all messages that left the actor.
 
     Raises:
         FedrayError: the client reports that it has not trained.
     """
-    message = RoundTask(round_, capacity)
+    message = RoundTask(round_, capacity, clients=clients)
     report = host.train(message, weights, [task])[0]
     part = host.collect(message)
     if report.status != "done":

@@ -20,6 +20,7 @@ from fedray.audit import bounds
 from fedray.audit.findings import ERRORS, FALSE_ALARM, Attack, Check
 from fedray.audit.statistics import coin_check, guarded, independence_check, noise_check, secrecy_check
 from fedray.clients.messages import RoundTask
+from fedray.exchange import Exchange, Field
 from fedray.parameters import Vector
 from fedray.privacy import release as release_of_run
 from fedray.privacy.clientplan import ClientPlan
@@ -161,7 +162,7 @@ def bit_check(plan: ClientPlan, insecure_seed: int | None) -> Check:
     for number in range(_BITS):
         driver = release_of_run.Release(small, insecure_seed)
         driver.begin(number)
-        total = RoundTask(number, capacity, driver.client_step(number)).empty_sum(1)
+        total = RoundTask(number, capacity, driver.client_step(number)).empty_sum(Exchange((Field("model", 1),)))
         driver.mean(total.values, total.bits, number)
         below = adaptive.quantile - math.log(driver.clip / plan.clip) / adaptive.rate
         sums[number] = (below - 0.5) * plan.facts.cohort
@@ -229,7 +230,7 @@ def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> 
         if fresh or driver.due(number):
             driver.begin(number)
         step = driver.client_step(number)
-        total = RoundTask(number, capacity, step).empty_sum(DIMENSION)
+        total = RoundTask(number, capacity, step).empty_sum(Exchange((Field("model", DIMENSION),)))
         for i, update in enumerate(updates):
             total.add(step.encode(update, 1.0, noise_source(insecure_seed, number, f"update-{i}")))
         return driver.mean(total.values, total.bits, number)

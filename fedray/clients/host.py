@@ -208,7 +208,7 @@ class ClientHost:
         """Memory for a sum that all actors of this node share, and which this one keeps for the round; None where there is none to be had."""
         self._shared = None  # what it kept goes first
         try:
-            self._shared = SharedMemory(len(task.empty_sum(self._trainer.layout.size).values))
+            self._shared = SharedMemory(len(task.empty_sum(self._trainer.exchange).values))
         except OSError:
             return None
         return self._shared.at
@@ -221,7 +221,7 @@ class ClientHost:
     def evaluate(self, weights: Vector, clients: Sequence[ClientTask]) -> list[LocalEvaluation]:
         """Evaluate on the clients' own held-out records."""
         trainer = self._trainer
-        set_vector(trainer.model, trainer.layout, weights)
+        set_vector(trainer.model, trainer.layout, weights[: trainer.layout.size])
         metrics = find_metrics(self._config.evaluation.metrics)
         rows = []
         for client in clients:
@@ -317,7 +317,7 @@ class ClientHost:
         """This actor's part of a round, with values in ``shared`` memory or, where that cannot be had, in its own; any other is forgotten."""
         if self._part is None or self._part.round != task.round or self._asked != shared:
             self._part, self._asked = None, shared  # its memory goes first
-            total, lies = task.empty_sum(self._trainer.layout.size), shared
+            total, lies = task.empty_sum(self._trainer.exchange), shared
             if shared is not None:
                 try:
                     total = SharedSum.at(shared, total)

@@ -13,6 +13,7 @@ from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
 from fedray.data.silos import Silo
+from fedray.exchange import Exchange
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.mechanisms.base import ClientStep
 from fedray.privacy.recordplan import RecordPlan
@@ -65,18 +66,20 @@ class RoundTask:
         capacity: the weight that the exact sum is laid out for; the same for every part of a round.
         step: what is done to each update before it leaves, where whole clients are protected.
         plan: hash of that guarantee's plan.
+        clients: size of the population, which no cohort exceeds.
     """
 
     round: int
     capacity: float
     step: ClientStep | None = None
     plan: str | None = None
+    clients: int = 0
 
-    def empty_sum(self, dimension: int) -> ExactSum:
-        """What the parts of this round start from, for updates of ``dimension`` values."""
+    def empty_sum(self, exchange: Exchange) -> ExactSum:
+        """What the parts of this round start from."""
         if self.step is None:
-            return ExactSum.zero(dimension, self.capacity)
-        size = self.step.size(dimension)
+            return ExactSum.zero(exchange.up_size, self.capacity, exchange.ones_from, self.clients)
+        size = self.step.size(exchange.up_size)
         return ExactSum.of_integers(size, self.capacity) if self.step.integer else ExactSum.zero(size, self.capacity)
 
 
@@ -142,7 +145,7 @@ class PartialSum:
         if self.shared is None:
             return self
         t = self.total
-        return replace(self, total=ExactSum(np.zeros(0, dtype=np.int64), t.weight, t.count, t.bits, t.capacity))
+        return replace(self, total=ExactSum(np.zeros(0, dtype=np.int64), t.weight, t.count, t.bits, t.capacity, t.ones_from, t.ones_bits))
 
 
 def added_up(parts: Sequence[PartialSum]) -> PartialSum:

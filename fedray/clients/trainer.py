@@ -19,14 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from fedray.aggregation.exact import BLOCK, ExactSum
-from fedray.algorithms.algorithm import Algorithm, untouched
+from fedray.algorithms.algorithm import Algorithm, Update, only_trains
+from fedray.algorithms.turn import Adjust, Moved, TrainedTurn, Turn
 from fedray.clients.devices import on_device
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
 from fedray.clients.surroundings import Kept, described, told, unchanged
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
-from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blocks
+from fedray.exchange import MODEL
+from fedray.parameters import Layout, Vector
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.privacy.recordplan import check_history
@@ -36,8 +38,10 @@ from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs
 from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
+from fedray.training.evaluate import evaluate
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
+from fedray.training.metrics import mean_loss
 from fedray.training.schedules import learning_rate
 
 #: Weights from which an update is never made whole: a copy would leave the cache, and add as much memory to the actor as the model has.
@@ -79,7 +83,8 @@ class Trainer:
         self._federation = data if isinstance(data, Federation) else None
         self._own = data if isinstance(data, ClientData) else None
         training = spec.group.training
-        self._needs, alone = self._batch_needs(data), untouched(algorithm)
+        self.exchange, self._traits, self._only_trains = algorithm.exchange(self.layout), algorithm.traits, only_trains(algorithm)
+        self._needs, alone = self._batch_needs(data), self._traits.gradients == "engine"
         self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, alone, self._needs)
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
@@ -146,10 +151,10 @@ class Trainer:
                     return report("refused", error=reserved)
                 client = reserved
             with self._kept(partial(self._own_seed, task, client)), span("compute", "local training"):
-                result, fitted = self._run(task, weights, client, data, lr)
+                update, result, fitted = self._run(task, weights, client, data, lr)
             receipts = self._receipts(task, client, result)
-            with _whole_or_dead(), span("aggregation", "add an update"):
-                self._add_trained(task, client, records, weights, total)
+            with span("aggregation", "add an update"):
+                self._add_update(task, client, records, update, total)
         except Stopped as error:
             return report("late", error=str(error))
         except ClaimVoid:
@@ -166,8 +171,10 @@ class Trainer:
             return report("failed", error=described(error), traceback=told(error))
         return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted)
 
-    def _run(self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float) -> tuple[LocalResult, int | None]:
-        """Train the model; what was done, and the physical batch that fitted into memory where that was less than the config's."""
+    def _run(
+        self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float
+    ) -> tuple[Update, LocalResult, int | None]:
+        """A client's turn: what leaves, what was done, and the physical batch that fitted into memory where that was less than the config's."""
         training = self._spec.group.training
         if client.steps is not None:
             training = training.model_copy(update={"steps": client.steps})
@@ -176,28 +183,41 @@ class Trainer:
         x, y = self.tensors(data.train)
         seed = self._seed()
         secret = secrets.token_bytes(SECRET) if self._secret else None
+        globals_ = self.exchange.views(weights, "down")
 
-        def local(physical_batch: int) -> LocalResult:
+        def local(physical_batch: int) -> tuple[Update, LocalResult]:
             self.model = self.model if self._fresh is None else self._fresh()
-            set_vector(self.model, self.layout, weights)
             if secret is None:
                 seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)
             else:  # the same each time: a smaller batch after a lack of memory draws what the larger one would have
                 secretly_seed_torch(secret, self.device)
             fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
             job = self._job(task, fitted, lr, self._draws(task, seed)(client.index), None if noise is None else noise())
-            if not private:
-                return self._algorithm.local(self.engine, self.model, x, y, job)
-            charge = TurnCharge(job, self.model)
-            result = self._algorithm.local(self.engine, self.model, *charge.seal(x, y), job)
-            return replace(result, history=charge.history())
+            charge = TurnCharge(job, self.model) if private else None
+            records = (x, y) if charge is None else charge.seal(x, y)
+
+            def train(adjust: Adjust | None, stream: str) -> LocalResult:
+                usual = adjust is None and stream == "batches"
+                own = job if usual else replace(job, adjust=adjust, draws=self._draws(task, seed, stream)(client.index))
+                return self.engine(self.model, *records, own)
+
+            turn = Turn(task.round, client.index, len(y), lr, fitted, globals_, self.model, self.layout, train, self._loss_of(x, y))
+            update = self._algorithm.local(turn)
+            return update, _in_all(turn.results, None if charge is None else charge.history())
 
         whole = min(training.physical_batch, max(1, len(data.train)))
         first = whole if self._needs.whole else max(1, min(whole >> client.halvings, self._fits or whole))
-        result, fitted = fitting(local, first, self._needs.whole)
-        if fitted < whole:
-            self._fits = fitted
-        return result, (fitted if fitted < whole else None)
+        (update, result), fits = fitting(local, first, self._needs.whole)
+        if fits < whole:
+            self._fits = fits
+        return update, result, (fits if fits < whole else None)
+
+    def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[], float] | None:
+        """The mean loss over records, for algorithms that declare that they read it."""
+        if "loss" not in self._traits.reads:
+            return None
+        size = self._config.evaluation.batch_size
+        return lambda: evaluate(self.model, x, y, {"loss": mean_loss}, self._loss, size, self.device)["loss"]
 
     # -- many clients ----------------------------------------------------------------------------
 
@@ -220,12 +240,14 @@ class Trainer:
             job = self._job(task, self._spec.group.training, lr, draws())
             crowd = Crowd(*self._everyone(), starts, stops, lambda k: draws(clients[k].index))
             with self._kept(partial(self._own_seed, task)), span("compute", "local training, many clients at once"):
-                trained, results = train_crowd(self.model, self.layout, weights, crowd, job)
+                trained, results = train_crowd(self.model, self.layout, weights[: self.layout.size], crowd, job)
+                updates = np.subtract(trained, weights[: self.layout.size], out=trained)
+                if not self._only_trains:
+                    updates = self._after_training(task, weights, clients, sizes, updates, results, lr)
         except Stopped as error:
             return [self._report(c, "late", n, 0.0, error=str(error)) for c, n in zip(clients, sizes, strict=True)]
         except BaseException:
             return [self._turn(task, weights, client, lr, total) for client in clients]
-        updates = np.subtract(trained, weights, out=trained)
         with _whole_or_dead(), span("aggregation", "add updates"):
             refused = self._add_all(task, clients, sizes, updates, total)
         seconds = (time.perf_counter() - began) / len(clients)
@@ -235,6 +257,25 @@ class Trainer:
             else self._report(client, "rejected", records, seconds, error=str(why))
             for client, records, result, why in zip(clients, sizes, results, refused, strict=True)
         ]
+
+    def _after_training(
+        self,
+        task: RoundTask,
+        weights: Vector,
+        clients: Sequence[ClientTask],
+        sizes: Sequence[int],
+        updates: npt.NDArray[np.float32],
+        results: Sequence[LocalResult],
+        lr: float,
+    ) -> npt.NDArray[np.float32]:
+        """What leaves, float32 ``[clients, up_size]``, after each client's own turn around the training that was done together."""
+        globals_, training = self.exchange.views(weights, "down"), self._spec.group.training
+        leaves = np.empty((len(clients), self.exchange.up_size), dtype=np.float32)
+        for n, client in enumerate(clients):
+            about = task.round, client.index, sizes[n], lr, training, globals_, self.model, self.layout
+            turn = TrainedTurn(updates[n], *about, lambda adjust, stream, n=n: results[n])
+            leaves[n] = self._leaving(self._algorithm.local(turn))
+        return leaves
 
     def _everyone(self) -> tuple[Tensor, Tensor]:
         """All clients' records, on the CPU, where the actors of a node share them."""
@@ -276,9 +317,9 @@ class Trainer:
         """For the generators of numpy and Python, which client code may use."""
         return torch_seed(self._seed(), "own", task.round, -1 if client is None else client.index)
 
-    def _draws(self, task: RoundTask, seed: int) -> Keyed:
+    def _draws(self, task: RoundTask, seed: int, stream: str = "batches") -> Keyed:
         """What gives the generator for a client's batches, by its index."""
-        return Keyed(seed, "batches", task.round)
+        return Keyed(seed, stream, task.round)
 
     def _job(self, task: RoundTask, training: Any, lr: float, draws: np.random.Generator, noise: NoiseSource | None = None) -> LocalJob:
         plan = self._spec.plan
@@ -310,21 +351,29 @@ class Trainer:
             receipts["client"] = {"reservation": reservations.get("client"), "plan": task.plan, **task.step.terms()}
         return receipts
 
-    def _add_trained(self, task: RoundTask, client: ClientTask, records: int, weights: Vector, total: ExactSum) -> None:
-        """Add how far the model is from ``weights``.
+    def _leaving(self, update: Update) -> Vector:
+        """The fields of an update as one vector, float32 ``[up_size]``."""
+        values = {name: value.vector() if isinstance(value, Moved) else value for name, value in update.values.items()}
+        return self.exchange.joined(values, "up")
+
+    def _add_update(self, task: RoundTask, client: ClientTask, records: int, update: Update, total: ExactSum) -> None:
+        """Add what a client sends.
 
         Raises:
             UpdateRejected: it cannot be added.
         """
-        if task.step is None and self.device.type == "cpu" and self.layout.size >= _LARGE:
-            total.add_blocks(partial(update_blocks, self.model, self.layout, weights, BLOCK), self._algorithm.weight(records))
+        moved = update.values.get(MODEL)
+        whole = task.step is None and self.device.type == "cpu" and self.layout.size >= _LARGE and len(update.values) == 1
+        if whole and isinstance(moved, Moved):
+            with _whole_or_dead():
+                total.add_blocks(partial(moved.blocks, BLOCK), self._algorithm.weight(records))
             return
-        update = get_vector(self.model, self.layout)
-        update -= weights
-        if task.step is None:
-            total.add(update, self._algorithm.weight(records))
-        else:
-            self._add_protected(task, client, records, update, total)
+        leaving = self._leaving(update)
+        with _whole_or_dead():
+            if task.step is None:
+                total.add(leaving, self._algorithm.weight(records))
+            else:
+                self._add_protected(task, client, records, leaving, total)
 
     def _add_protected(self, task: RoundTask, client: ClientTask, records: int, update: Vector, total: ExactSum) -> None:
         """Add an update of a client that is protected as a whole: clipped, noised and encoded, with weight 1.
@@ -375,6 +424,16 @@ class Trainer:
             receipts or {},
             physical_batch,
         )
+
+
+def _in_all(results: Sequence[LocalResult], history: list[tuple[float, float, int]] | None) -> LocalResult:
+    """All trainings of a turn as one; ``history`` is what the charge has counted."""
+    if len(results) == 1:
+        return replace(results[0], history=history)
+    examples, losses = sum(r.examples for r in results), [r.loss for r in results]
+    known = [loss * r.examples for loss, r in zip(losses, results, strict=True) if loss is not None]
+    loss = sum(known) / examples if examples and len(known) == len(results) else None
+    return LocalResult(sum(r.steps for r in results), examples, loss, history)
 
 
 @contextmanager

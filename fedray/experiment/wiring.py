@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from fedray.aggregation.rule import make_aggregator
-from fedray.algorithms.algorithm import Server, make_server
+from fedray.algorithms.algorithm import Algorithm, Server, make_algorithm, make_server
 from fedray.checkpoint import Saved
 from fedray.clients.callers import with_room
 from fedray.clients.groups import rates
@@ -132,7 +132,7 @@ class Wiring:
         write_atomic(self._files.config, masked(dump_config(config)).encode())
         write_json(self._files.partition, {**p.partition, "model": model.document(), "class_labels": list(p.class_labels)})
         check_model(checkpoint, model, self._files.checkpoints)
-        server = make_server(config.server)
+        server, algorithm = make_server(config.server), make_algorithm(config.algorithm)
         aggregate = make_aggregator(config.aggregation)
         if p.client_plan is not None:
             self._release = Release(p.client_plan, config.privacy.insecure_seed)
@@ -152,6 +152,8 @@ class Wiring:
             names=names,
             capacity=capacity(config, sizes),
             layout=model.facts.layout,
+            algorithm=algorithm,
+            exchange=model.exchange,
             frozen=frozen_of(model.facts),
             pool=pool,
             books=books,
@@ -161,7 +163,7 @@ class Wiring:
             aggregate=aggregate,
             release=self._release,
             evaluator=evaluator,
-            begin=Holder(self._begin(checkpoint, model, server)),
+            begin=Holder(self._begin(checkpoint, model, algorithm, server)),
             privacy=privacy,
             first_round=beginning.round,
             resumed=resumed,
@@ -177,13 +179,15 @@ class Wiring:
         """Whether the driver keeps a privacy book itself, and not only the silos."""
         return bool(self._accounts)
 
-    def _begin(self, checkpoint: Saved | None, model: Model, server: Server) -> ModelState:
+    def _begin(self, checkpoint: Saved | None, model: Model, algorithm: Algorithm, server: Server) -> ModelState:
         """What the first round starts from. Only the driver keeps it in memory: the model as it was prepared is given up here."""
         in_store = None if self._weights is None else self._weights.take()
         weights = model.weights.take() if in_store is None else ray.get(in_store)
         if checkpoint is not None:
-            return ModelState(checkpoint.weights, checkpoint.server)
-        return ModelState(weights, server.init(model.facts.layout.size), in_store)
+            return ModelState(checkpoint.globals, checkpoint.server)
+        layout = model.facts.layout
+        globals_ = model.exchange.joined(algorithm.begin(layout, weights), "down")
+        return ModelState(globals_, server.init(layout.size), in_store if globals_ is weights else None)
 
     def _open_tracking(self, prepared: Prepared, checkpoint: Saved | None, failed: threading.Event) -> Tracker | None:
         config = self.config

@@ -14,7 +14,7 @@ import torch
 from fedray import components
 from fedray.aggregation.exact import grid_bits
 from fedray.aggregation.rule import make_aggregator
-from fedray.algorithms.algorithm import make_algorithm, make_server, untouched
+from fedray.algorithms.algorithm import make_algorithm, make_server
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import find
 from fedray.config import Config
@@ -23,6 +23,7 @@ from fedray.data.records import Federation, Label, Records
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
+from fedray.exchange import Exchange
 from fedray.frozen import frozen_values
 from fedray.holder import Holder
 from fedray.models.build import adapter, factory_arguments
@@ -45,6 +46,7 @@ class Model:
 
     Attributes:
         facts: how every process builds the model.
+        exchange: what goes down and up in each round.
         weights: float32 ``[facts.layout.size]``.
         engine: the local engine; that of the first group if groups have engines of their own.
         frozen_bytes: size of its frozen parameters.
@@ -52,6 +54,7 @@ class Model:
     """
 
     facts: ModelFacts
+    exchange: Exchange
     weights: Holder[Vector]
     engine: str
     frozen_bytes: int = 0
@@ -162,7 +165,7 @@ def prepare(config: Config) -> Prepared:
     """
     check_parts(config)
     check(config.data)
-    warnings = rules.check(config, private_statistics(config.data))
+    warnings = check_privacy(config)
     silos = per_silo(config.data) and config.clients.placement == "dedicated"
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
@@ -230,7 +233,7 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
         sizes=facts.sizes,
         model=model,
         partition=partition,
-        client_plan=prepared.client_plan or plan_whole_clients(config, groups, len(names), model.facts.layout.size),
+        client_plan=prepared.client_plan or plan_whole_clients(config, groups, len(names), model.exchange.up_size),
     )
 
 
@@ -261,7 +264,19 @@ def check_only(config: Config) -> None:
         ConfigError: as for :func:`prepare`.
     """
     check_parts(config)
-    rules.check(config, private_statistics(config.data))
+    check_privacy(config)
+
+
+def check_privacy(config: Config) -> list[str]:
+    """Refuse what a privacy claim may not be combined with; returns warnings of what should be known.
+
+    Raises:
+        ConfigError: as :func:`fedray.privacy.rules.check` and :func:`fedray.privacy.rules.check_algorithm`.
+    """
+    algorithm = make_algorithm(config.algorithm)
+    warnings = rules.check(config, private_statistics(config.data))
+    rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
+    return warnings
 
 
 def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, dimension: int) -> ClientPlan | None:
@@ -290,7 +305,7 @@ def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, 
 
 def capacity(config: Config, sizes: npt.NDArray[np.int64]) -> float:
     """The weight that the exact sum is laid out for: of all clients, each at most 1 where whole clients are protected."""
-    return float(len(sizes)) if config.privacy.whole_clients else make_algorithm(config.algorithm).max_weight_total(sizes)
+    return float(len(sizes)) if config.privacy.whole_clients else make_algorithm(config.algorithm).largest_weight(sizes)
 
 
 def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], facts: RecordFacts) -> Model:
@@ -308,16 +323,20 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         rules.check_buffers(model)
     if private:
         rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
-    alone = untouched(make_algorithm(config.algorithm))
+    algorithm = make_algorithm(config.algorithm)
+    alone = algorithm.traits.gradients == "engine"
     engines = []
     for group in groups:
         loss = find_loss(group.training.loss)
         needs = BatchNeeds() if private else batch_needs(model, loss, shape, tokens, classes, facts.targets, facts.target_shape)
         members = np.asarray(group.members)
+        algorithm.check(group.training)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
-    return Model(made, Holder(get_vector(model, made.layout)), engines[0], frozen_bytes, facts.columns, facts.scale)
+    return Model(
+        made, algorithm.exchange(made.layout), Holder(get_vector(model, made.layout)), engines[0], frozen_bytes, facts.columns, facts.scale
+    )
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: Sequence[str], sizes: npt.NDArray[np.int64]) -> None:
@@ -335,7 +354,7 @@ def check_parts(config: Config) -> None:
     Raises:
         ConfigError: a name is unknown or an argument does not fit.
     """
-    make_algorithm(config.algorithm)
+    make_algorithm(config.algorithm).check(config.training)
     make_server(config.server)
     make_aggregator(config.aggregation)
     if config.privacy.whole_clients:

@@ -15,6 +15,7 @@ from torch import nn
 from fedray.config import Config, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy.ledger.location import ledger_directory
+from fedray.traits import Traits
 
 #: Local engines that are known to clip and noise every record's gradient.
 ENGINES = ("auto", "book", "hooks", "ghost")
@@ -70,6 +71,44 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
     return _warnings(config)
 
 
+def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
+    """Refuse an algorithm that does with a client's records what the regime's guarantee does not cover.
+
+    Args:
+        config: the run.
+        traits: of the algorithm.
+        by_records: clients are weighted by their numbers of records.
+
+    Raises:
+        PrivacyRefusal: with what to use instead.
+    """
+    privacy, kind, regime = config.privacy, config.algorithm.kind, config.privacy.whole_clients
+    if privacy.record and traits.reads - {"count"}:
+        raise PrivacyRefusal(
+            f"algorithm.kind: '{kind}' sends what it has made of its records' {' and '.join(sorted(traits.reads))} without noise, which no "
+            "step of DP-SGD covers; use an algorithm that only trains, such as fedavg, fedprox or fednova.",
+            "privacy.incompatible.record.reads",
+        )
+    if privacy.record and traits.passes > 1:
+        raise PrivacyRefusal(
+            f"algorithm.kind: '{kind}' trains {traits.passes} times in a turn, of which a turn's charge covers one; use an algorithm that trains "
+            "once, such as fedavg, fedprox or fednova.",
+            "privacy.incompatible.record.passes",
+        )
+    if regime is not None and "count" in traits.reads:
+        raise PrivacyRefusal(
+            f"algorithm.kind: '{kind}' sends each client's number of local steps, which is no public constant; use fedavg or fedprox, or set "
+            "training.steps, with which all clients take as many steps, and fedavg.",
+            f"privacy.incompatible.{regime}.steps",
+        )
+    if regime is not None and by_records and privacy.weight_cap is None:
+        raise PrivacyRefusal(
+            "algorithm.weights: a mean weighted by records divides by the cohort's records, so one client moves it by more than its share; "
+            "set algorithm.weights=uniform, or privacy.weight_cap to the public number of records at which a client counts fully.",
+            f"privacy.incompatible.{regime}.sample_weights",
+        )
+
+
 def _check_none(privacy: Privacy) -> None:
     defaults = Privacy()
     given = [n for n in Privacy.model_fields if n != "regime" and getattr(privacy, n) != getattr(defaults, n)]
@@ -93,13 +132,6 @@ def _check_only_records(privacy: Privacy) -> None:
 def _check_whole_clients(config: Config) -> None:
     """Refuse what does not go together with a central, local or distributed guarantee for whole clients."""
     privacy, regime = config.privacy, config.privacy.whole_clients
-    kind, arguments = config.algorithm.kind, config.algorithm.arguments
-    if kind == "fedavg" and arguments.get("weights", "samples") == "samples" and privacy.weight_cap is None:
-        raise PrivacyRefusal(
-            "algorithm.weights: a mean weighted by records divides by the cohort's records, so one client can change it by more than the noise is made for; "
-            "set algorithm.weights=uniform, or privacy.weight_cap to the public number of records at which a client counts fully.",
-            f"privacy.incompatible.{regime}.sample_weights",
-        )
     if regime != "local" and config.aggregation.kind != "mean":
         raise PrivacyRefusal(
             f"aggregation.kind: '{config.aggregation.kind}' is no sum of bounded terms, so one client can change its result by more than the "
@@ -164,19 +196,6 @@ def _check_training(config: Config) -> None:
                 f"{path}: '{engine}' is not known to clip and noise every record's gradient; use auto, book, hooks or ghost.",
                 "privacy.incompatible.record.engine",
             )
-    kind, arguments = config.algorithm.kind, config.algorithm.arguments
-    if kind == "ifca":
-        raise PrivacyRefusal(
-            "algorithm.kind: with ifca a client chooses its cluster by its private loss, and this choice is released without noise; "
-            "use a clustering that the server computes from updates, or fedavg.",
-            "privacy.incompatible.record.ifca",
-        )
-    if kind == "scaffold" and str(arguments.get("option", 2)) in ("1", "I", "i"):
-        raise PrivacyRefusal(
-            "algorithm.option: SCAFFOLD's option I sends a full gradient over private records without noise; use option 2, "
-            "whose control variates are functions of noised steps.",
-            "privacy.incompatible.record.scaffold_option_1",
-        )
 
 
 def check_classes(privacy: Privacy, declared: bool, class_labels: Sequence[str | int | float | bool]) -> None:

@@ -56,7 +56,7 @@ class Evaluator:
     def evaluate(self, weights: Vector) -> tuple[dict[str, float], float]:
         """Metrics on the test set, and the seconds that took."""
         began = time.perf_counter()
-        set_vector(self._model, self._layout, weights)
+        set_vector(self._model, self._layout, weights[: self._layout.size])  # the model comes first in what is broadcast
         size = self._config.evaluation.batch_size
         with speaking(), self._kept(None):
             values = evaluate(self._model, self._x, self._y, self._metrics, self._loss, size, self._device)

@@ -167,12 +167,13 @@ class Record:
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def save(self, weights: Vector, server: dict[str, Vector], force: bool = False) -> None:
+    def save(self, weights: Vector, server: dict[str, Vector], rest: Vector | None = None, force: bool = False) -> None:
         """Write a checkpoint where one is due, or with ``force`` where this round has none.
 
         Args:
             weights: the model, float32 ``[layout.size]``.
             server: the server optimiser's vectors by name.
+            rest: the algorithm's other fields that are broadcast, float32; None where there are none.
             force: a checkpoint need not be due.
         """
         checkpoint = self._config.checkpoint
@@ -187,7 +188,7 @@ class Record:
             "traffic": self._traffic,
         }
         with span("logging", "checkpoint"):
-            self._files.save_checkpoint(Saved(self.rounds, weights, server, meta), checkpoint.keep)
+            self._files.save_checkpoint(Saved(self.rounds, weights, server, meta, rest), checkpoint.keep)
         self._saved = self.rounds
 
     # -- faults and notes ------------------------------------------------------------------------

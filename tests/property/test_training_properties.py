@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn import functional
 
 from fedray import components, rng
+from fedray.algorithms.algorithm import Mean, stepped
 from fedray.algorithms.fedavg import FedAvg
 from fedray.algorithms.server import ServerSGD
+from fedray.algorithms.turn import Moved, Turn
 from fedray.config import ModelChoice, Training
 from fedray.models.build import build_model
-from fedray.parameters import Layout, get_vector, set_vector
+from fedray.parameters import Layout, get_vector
 from fedray.training.engine import Clipping, DpStep, Engine, LocalJob, LossFn
 from fedray.training.losses import LOSSES, find_loss
 from fedray.training.plain import plain
@@ -48,9 +50,12 @@ def test_fedavg_with_one_client_and_one_full_step_is_central_sgd(n: int, seed: i
     weights, state = get_vector(model, layout), server.init(layout.size)
     optimizer = torch.optim.SGD(central.parameters(), lr=lr)
     for number in range(rounds):
-        set_vector(model, layout, weights)
-        algorithm.local(plain, model, x, y, job(Training(lr=lr, batch_size=n, epochs=1), number))
-        weights, state = server.step(weights, get_vector(model, layout) - weights, state)
+        section = Training(lr=lr, batch_size=n, epochs=1)
+        train = lambda adjust, stream: plain(model, x, y, job(section, number))  # noqa: B023, E731
+        update = algorithm.local(Turn(number, 0, n, lr, section, {"model": weights}, model, layout, train)).values["model"]
+        assert isinstance(update, Moved)
+        mean = Mean({"model": update.vector()}, 1, 1.0)
+        weights, state = stepped(algorithm, server, layout, algorithm.exchange(layout), weights, state, mean)
         optimizer.zero_grad()
         functional.cross_entropy(central(x), y).backward()
         optimizer.step()

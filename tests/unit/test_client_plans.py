@@ -16,7 +16,7 @@ from scipy import stats
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
-from fedray.privacy import rules
+from fedray.planning.preparation import check_privacy
 from fedray.privacy.accounting.accountant import bound
 from fedray.privacy.accounting.events import DistributedGaussian, Gaussian, Poisson, PureDp, Skellam, Tree, TruncatedPoisson, Wor, rate
 from fedray.privacy.clientplan import ClientPlan, plan_clients
@@ -159,7 +159,7 @@ class TestRefusals:
     @pytest.mark.parametrize(("privacy", "sections", "code"), REFUSED)
     def test_what_voids_the_guarantee(self, privacy: dict[str, Any], sections: dict[str, Any], code: str) -> None:
         with pytest.raises(PrivacyRefusal) as caught:
-            rules.check(config(privacy, **sections))
+            check_privacy(config(privacy, **sections))
         assert caught.value.code == code
 
     def test_too_large_a_delta(self) -> None:

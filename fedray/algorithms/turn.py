@@ -1,0 +1,164 @@
+"""One client's turn, as an algorithm sees it.
+
+Records, randomness, noise, and how a batch fits into memory stay with the trainer: an algorithm asks for training, and for what its
+traits declare, and says what leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fedray.config import Training
+from fedray.errors import FedrayError
+from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blocks
+from fedray.training.engine import LocalResult
+
+#: Called after the gradients of a step are final (under record privacy: after the noise) and before the optimiser moves the model.
+Adjust = Callable[[nn.Module], None]
+#: Trains the turn's model in place: (adjust, name of the stream of randomness that orders the batches).
+Train = Callable[[Adjust | None, str], LocalResult]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far a model has moved, computed when it is asked for.
+
+    Attributes:
+        vector: gives it whole, float32 ``[layout.size]``, a new array.
+        blocks: gives (position, at most so many values); a block lasts until the next is asked for.
+    """
+
+    vector: Callable[[], Vector]
+    blocks: Callable[[int], Iterator[tuple[int, Vector]]]
+
+    @classmethod
+    def of(cls, model: nn.Module, layout: Layout, start: Vector) -> Moved:
+        """How far ``model`` is from ``start``, float32 ``[layout.size]``."""
+
+        def vector() -> Vector:
+            found = get_vector(model, layout)
+            found -= start
+            return found
+
+        return cls(vector, partial(update_blocks, model, layout, start))
+
+    @classmethod
+    def ready(cls, vector: Vector) -> Moved:
+        """One that is known already."""
+        return cls(lambda: vector, lambda size: ((at, vector[at : at + size]) for at in range(0, len(vector), size)))
+
+
+class Turn:
+    """What an algorithm's ``local`` is given.
+
+    Attributes:
+        number: of the round, from 0.
+        client: index of the client.
+        records: number of its training records.
+        lr: learning rate of this round.
+        training: the training section, with the client's group's own settings.
+        globals: the fields that were broadcast, by name, float32; not to be changed.
+        state: what the client kept from its last turn that counted, by name; None if there was none.
+        model: that is trained; it holds the vector of the last training.
+        layout: of the model's exchanged parameters.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        client: int,
+        records: int,
+        lr: float,
+        training: Training,
+        globals_: Mapping[str, Vector],
+        model: nn.Module,
+        layout: Layout,
+        train: Train,
+        loss: Callable[[], float] | None = None,
+        state: Mapping[str, Vector] | None = None,
+    ) -> None:
+        self.number, self.client, self.records, self.lr, self.training = number, client, records, lr, training
+        self.globals, self.state, self.model, self.layout = globals_, state, model, layout
+        self._train, self._loss = train, loss
+        self._start: Vector = globals_["model"]
+        self.results: list[LocalResult] = []
+
+    def train(self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches") -> LocalResult:
+        """Train the model on the client's records with the run's engine.
+
+        Args:
+            start: from which vector, float32 ``[layout.size]``; None is the global model.
+            adjust: changes the gradients of each step (``p.grad``), which already carry the noise where records are protected.
+            stream: name of the stream of randomness that orders the batches; two trainings with one name see the same batches.
+        """
+        self._start = self.globals["model"] if start is None else start
+        set_vector(self.model, self.layout, self._start)
+        result = self._train(adjust, stream)
+        self.results.append(result)
+        return result
+
+    def moved(self) -> Moved:
+        """How far the last training moved the model from where it started."""
+        return Moved.of(self.model, self.layout, self._start)
+
+    def vector(self) -> Vector:
+        """The model as it is now, float32 ``[layout.size]``, a copy."""
+        return get_vector(self.model, self.layout)
+
+    def loss(self, at: Vector | None = None) -> float:
+        """Mean loss over the client's training records; for algorithms whose traits read ``loss``.
+
+        Args:
+            at: of which vector, float32 ``[layout.size]``; None is the global model.
+
+        Raises:
+            FedrayError: the algorithm does not declare it.
+        """
+        if self._loss is None:
+            raise FedrayError("algorithm.kind: it asks for a client's loss, which its traits do not declare; add reads={'loss'}.")
+        set_vector(self.model, self.layout, self.globals["model"] if at is None else at)
+        return self._loss()
+
+    def tensors(self, vector: Vector) -> dict[str, Tensor]:
+        """A vector of the model's layout as tensors on the model's device, by parameter name; not to be changed."""
+        device = next(self.model.parameters()).device
+        return {name: torch.from_numpy(view).to(device) for name, view in self.layout.views(vector.copy()).items()}
+
+
+class TrainedTurn(Turn):
+    """A turn whose training was done beforehand, together with that of other clients.
+
+    Args:
+        turn: as :class:`Turn` takes it.
+        update: how far the model has moved, float32 ``[layout.size]``.
+    """
+
+    def __init__(self, update: Vector, *turn: object, **more: object) -> None:
+        super().__init__(*turn, **more)  # type: ignore[arg-type]
+        self._update = update
+
+    def train(self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches") -> LocalResult:
+        """The result of the training that was done.
+
+        Raises:
+            FedrayError: another training than once from the global model was asked for.
+        """
+        if start is not None or adjust is not None or self.results:
+            raise FedrayError(
+                "algorithm.kind: it changes local training, or trains twice, which its traits do not declare; set gradients='adjusted'."
+            )
+        self.results.append(self._train(None, stream))
+        return self.results[0]
+
+    def moved(self) -> Moved:
+        """How far the training moved the model from the global one."""
+        return Moved.ready(self._update)
+
+    def vector(self) -> Vector:
+        """The trained model, float32 ``[layout.size]``, a copy."""
+        return self.globals["model"] + self._update

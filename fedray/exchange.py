@@ -1,0 +1,118 @@
+"""What a round exchanges: named fields, each a slice of one float32 vector that goes down and of one that comes up.
+
+Clipping, noise, the exact sum, shared memory and receipts see only a vector and its length, so a clip norm holds over all fields
+together. Only the algorithm, at both of its ends, knows the names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from fedray.errors import ConfigError
+from fedray.parameters import Vector
+
+#: The field that every algorithm has: the global model on the way down, a direction for the server's optimiser on the way up.
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named part of what is exchanged.
+
+    Attributes:
+        name: of the field.
+        size: number of float32 values, above 0.
+        down: it is broadcast with the round.
+        up: clients send a value, of which the mean is taken.
+        weigh: the mean is weighted by the clients' weights (``client``), or each client counts once (``one``).
+    """
+
+    name: str
+    size: int
+    down: bool = True
+    up: bool = True
+    weigh: Literal["client", "one"] = "client"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The fields of a run, in the order in which they lie in the vectors.
+
+    Raises:
+        ConfigError: a name twice, no values, a field that goes nowhere, or an order that the sum cannot be laid out for.
+    """
+
+    fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in self.fields]
+        if len(set(names)) < len(names) or any(f.size < 1 or not (f.down or f.up) for f in self.fields):
+            raise ConfigError(f"algorithm.kind: it exchanges {names}; each field needs a name of its own, values, and a way to go.")
+        if not self.fields or names[0] != MODEL or not self.fields[0].down:
+            raise ConfigError(f"algorithm.kind: the first field that it exchanges must be '{MODEL}', which goes down.")
+        weighed = [f.weigh for f in self.fields if f.up]
+        if not weighed or weighed != sorted(weighed):
+            raise ConfigError("algorithm.kind: fields that go up weighted by client must come before those that count each client once.")
+
+    @cached_property
+    def down(self) -> dict[str, slice]:
+        """Where each field lies in the vector that is broadcast; the model comes first."""
+        return _slices([f for f in self.fields if f.down])
+
+    @cached_property
+    def up(self) -> dict[str, slice]:
+        """Where each field lies in the vector that a client sends."""
+        return _slices([f for f in self.fields if f.up])
+
+    @property
+    def down_size(self) -> int:
+        """Values that are broadcast."""
+        return sum(f.size for f in self.fields if f.down)
+
+    @property
+    def up_size(self) -> int:
+        """Values that a client sends."""
+        return sum(f.size for f in self.fields if f.up)
+
+    @property
+    def ones_from(self) -> int:
+        """Position in the vector that comes up from which on each client counts once."""
+        return sum(f.size for f in self.fields if f.up and f.weigh == "client")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all fields, by which driver and clients make sure that they mean the same."""
+        return hashlib.sha256(json.dumps([asdict(f) for f in self.fields]).encode()).hexdigest()
+
+    def views(self, vector: Vector, way: Literal["down", "up"]) -> dict[str, Vector]:
+        """Name to a view of a vector that goes ``way``."""
+        return {name: vector[where] for name, where in getattr(self, way).items()}
+
+    def joined(self, values: Mapping[str, Vector], way: Literal["down", "up"]) -> Vector:
+        """One float32 vector of all fields that go ``way``; where there is one field, its own array.
+
+        Raises:
+            ConfigError: a field is missing, is not known, or has another shape.
+        """
+        where = getattr(self, way)
+        sizes = {name: s.stop - s.start for name, s in where.items()}
+        found = {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
+        if {name: value.shape for name, value in found.items()} != {name: (size,) for name, size in sizes.items()}:
+            given = {name: value.shape for name, value in found.items()}
+            raise ConfigError(f"algorithm.kind: it gave the fields {given} where it exchanges {sizes} values.")
+        return next(iter(found.values())) if len(found) == 1 else np.concatenate([found[name] for name in where])
+
+
+def _slices(fields: list[Field]) -> dict[str, slice]:
+    found, start = {}, 0
+    for f in fields:
+        found[f.name] = slice(start, start + f.size)
+        start += f.size
+    return found

@@ -1,0 +1,27 @@
+"""What an algorithm declares of itself, for all that must not know it by name: the choice of an engine, and the rules of privacy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: What an algorithm may read of a client's records besides the engine's own training.
+Reading = Literal["loss", "count", "records"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an algorithm declares of itself; the engine is chosen, and privacy claims are refused, by these and never by a name.
+
+    Attributes:
+        gradients: ``engine``: a turn calls ``turn.train()`` once, without arguments, so that an engine may train many clients at once;
+            ``adjusted``: it changes gradients, starts elsewhere, or trains more than once, always through ``turn.train``.
+        reads: what it makes of the records besides: their mean loss, how many there are (as in a number of local steps), or anything.
+        state: clients keep vectors between their turns.
+        passes: trainings over the records in one turn; each would have to be charged.
+    """
+
+    gradients: Literal["engine", "adjusted"] = "engine"
+    reads: frozenset[Reading] = frozenset()
+    state: bool = False
+    passes: int = 1

@@ -1,0 +1,100 @@
+"""A run's rounds in this process, without Ray: client actors' objects, any split of clients to them, any order in which their parts come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedray.algorithms.algorithm import Mean, ServerState, make_algorithm, make_server, stepped
+from fedray.clients.groups import make_groups
+from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.messages import ClientTask, RoundTask
+from fedray.config import Config
+from fedray.configfile import build_config
+from fedray.data.records import Federation, Records
+from fedray.models.facts import first_model
+from fedray.parameters import Vector, get_vector, set_vector
+
+
+def label_skewed(seed: int = 0, clients: int = 10) -> tuple[Federation, Records]:
+    """scikit-learn's digits, pixels / 16: each client has 1 to 4 shards of records that are sorted by label; a fifth is the test set."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x, draws = (x / 16).astype(np.float32), np.random.default_rng(seed)
+    order = draws.permutation(len(x))
+    test, train = order[: len(x) // 5], order[len(x) // 5 :]
+    shards_of = draws.integers(1, 5, clients)
+    shards = np.array_split(train[np.argsort(y[train], kind="stable")], int(shards_of.sum()))
+    dealt, parts = draws.permutation(len(shards)), []
+    for k, first in zip(shards_of, np.cumsum(shards_of) - shards_of, strict=True):
+        parts.append(np.concatenate([shards[n] for n in dealt[first : first + k]]))
+    rows, sizes = np.concatenate(parts), [len(part) for part in parts]
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    names = [f"client-{k}" for k in range(clients)]
+    return Federation(names, Records(x[rows], y[rows]), offsets, None, None, None, 10), Records(x[test], y[test])
+
+
+def config_of(algorithm: Mapping[str, Any], **sections: Any) -> Config:
+    """Softmax regression on digits by ``algorithm``."""
+    training = {"lr": 0.1, "batch_size": 10, "epochs": 2}
+    base = {"name": "t", "rounds": 1, "data": {"source": "sklearn:digits"}, "model": {"kind": "softmax"}}
+    return build_config({**base, "training": training, "algorithm": dict(algorithm), **sections})
+
+
+class Rehearsed:
+    """The rounds of one run.
+
+    Args:
+        config: the run.
+        federation: its clients.
+    """
+
+    def __init__(self, config: Config, federation: Federation) -> None:
+        self.algorithm, self.server = make_algorithm(config.algorithm), make_server(config.server)
+        self._config, self._federation = config, federation
+        self._group = make_groups(config, federation.names)[0]
+        shape = federation.train.x.shape[1:]
+        self.model, self._facts = first_model(config.model, shape, federation.classes or 1, config.seed)
+        self.layout = self._facts.layout
+        self.exchange = self.algorithm.exchange(self.layout)
+        self.globals: Vector = self.exchange.joined(self.algorithm.begin(self.layout, get_vector(self.model, self.layout)), "down")
+        self.state: ServerState = self.server.init(self.layout.size)
+        self.round = 0
+        self._hosts: list[ClientHost] = []
+
+    def host(self, k: int) -> ClientHost:
+        """The k-th actor."""
+        while len(self._hosts) <= k:
+            self._hosts.append(
+                ClientHost(HostSpec(self._config, self._group, None, self._facts, threads=1), self._federation, device="cpu")
+            )
+            self._hosts[-1].ready()
+        return self._hosts[k]
+
+    def train(self, split: Sequence[Sequence[int]], order: Sequence[int] | None = None) -> None:
+        """One round: the clients that each actor trains, and the order in which the actors' parts come."""
+        sizes, names = self._federation.sizes, self._federation.names
+        task = RoundTask(self.round, self.algorithm.largest_weight(sizes), clients=len(names))
+        parts = []
+        for k, clients in enumerate(split):
+            reports = self.host(k).train(task, self.globals, [ClientTask(i, names[i]) for i in clients])
+            assert all(r.status == "done" for r in reports), [r.error or r.traceback for r in reports]
+            parts.append(self.host(k).collect(task))
+        total = task.empty_sum(self.exchange)
+        for k in order or range(len(parts)):
+            total.merge(parts[k].total)
+        mean = Mean(self.exchange.views(total.mean(), "up"), total.count, total.count / len(names))
+        self.globals, self.state = stepped(self.algorithm, self.server, self.layout, self.exchange, self.globals, self.state, mean)
+        self.round += 1
+
+    def accuracy(self, test: Records) -> float:
+        """Of the global model."""
+        import torch
+
+        set_vector(self.model, self.layout, self.globals[: self.layout.size])
+        with torch.no_grad():
+            found = self.model(torch.from_numpy(test.x)).argmax(1).numpy()
+        return float((found == test.y).mean())
