@@ -34,7 +34,8 @@ def trained_model(files: RunFiles, config: Config) -> tuple[nn.Module, npt.NDArr
     with reading(files.partition):
         facts = (read_json(files.partition) or {})["model"]
         shape, outputs, tokens = tuple(map(int, facts["input_shape"])), facts["outputs"], bool(facts["tokens"])
-    model = build_model(without_weights(config.model), shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
+    dtype = torch.int64 if tokens else torch.float32
+    model = build_model(without_weights(config.model), shape, outputs, config.seed, dtype, facts.get("positions"))
     state = model.state_dict()
     try:
         model.load_state_dict({**state, **{name: torch.from_numpy(value) for name, value in tensors.items()}})

@@ -124,12 +124,14 @@ def _takes(config: Config, facts: _Facts, columns: Sequence[Column]) -> str:
 
 def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: npt.NDArray[Any], model: nn.Module) -> str:
     with torch.no_grad():
-        outputs = int(model(torch.from_numpy(np.repeat(example, 2, axis=0))).numel()) // 2
-    found = find_loss(loss)
+        given = model(torch.from_numpy(np.repeat(example, 2, axis=0)))
+    outputs, found = given.numel() // 2, find_loss(loss)
     if found.task == "values":
         return "gives the predicted number"
     if found.task == "survival":
         return "gives the logarithm of a relative risk: the larger, the earlier the event"
+    if found.task == "tokens":
+        return f"gives a logit for each of {given.shape[-1]} tokens that may come next, at each of {given.shape[1]} positions"
     if found.task == "labels":
         return f"gives a logit for each of {outputs} labels, above 0 where it holds" + (
             f": {', '.join(map(str, targets))}" if targets else ""

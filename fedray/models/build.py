@@ -21,7 +21,12 @@ _OWN = ("input_shape", "outputs")
 
 
 def build_model(
-    part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    part: config.ModelChoice,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    positions: int | None = None,
 ) -> nn.Module:
     """The model of the config on the CPU, in training mode as its factory left it.
 
@@ -37,24 +42,30 @@ def build_model(
         outputs: number of outputs for a record, see :func:`fedray.training.losses.outputs_for`.
         seed: the run's seed.
         dtype: of the records, float32 or int64 (tokens).
+        positions: how many outputs are needed along a record; None: one set of outputs for each record.
 
     Raises:
         ConfigError: unknown model, wrong arguments, or a model that does not fit the data.
     """
     with _seeded(rng.torch_seed(seed, "model")):
         model = _made(part, input_shape, outputs)
-        _check_outputs(model, part.kind, torch.zeros((2, *input_shape), dtype=dtype), outputs)
+        _check_outputs(model, part.kind, torch.zeros((2, *input_shape), dtype=dtype), outputs, positions)
     _check_parameters(model, part.kind)
     return model
 
 
 def untried_model(
-    part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    part: config.ModelChoice,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    positions: int | None = None,
 ) -> nn.Module:
     """:func:`build_model`'s model before it has been run for the first time, wherever it does not need that to have its parameters."""
     with _seeded(rng.torch_seed(seed, "model")):
         model = _made(part, input_shape, outputs)
-    return build_model(part, input_shape, outputs, seed, dtype) if _lazy(model) else model
+    return build_model(part, input_shape, outputs, seed, dtype, positions) if _lazy(model) else model
 
 
 def _made(part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -168,7 +179,7 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int) -> None:
+def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int, positions: int | None) -> None:
     try:
         with evaluating(model):
             result = model(records)
@@ -180,9 +191,13 @@ def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int) -
         ) from error
     if not isinstance(result, Tensor):
         raise ConfigError(f"model.kind: '{kind}' returns a {type(result).__name__} from forward; it should return one tensor of outputs.")
-    allowed = [(2,), (2, 1)] if outputs == 1 else [(2, outputs)]
+    allowed: list[tuple[int, ...]] = [(2,), (2, 1)] if outputs == 1 else [(2, outputs)]
+    if positions is not None:  # at the last position nothing may follow
+        allowed = [(2, positions, outputs), (2, positions + 1, outputs)]
     if tuple(result.shape) not in allowed:
         wanted = "the loss needs one output a record" if outputs == 1 else f"the data has {outputs} classes"
+        if positions is not None:
+            wanted = f"the loss needs outputs of shape {allowed[0]}, {outputs} at each of a record's {positions} targets"
         raise ConfigError(f"model.kind: '{kind}' gives outputs of shape {tuple(result.shape)} for 2 records, but {wanted}.")
 
 

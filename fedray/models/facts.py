@@ -25,6 +25,7 @@ class ModelFacts:
         dtype: of the records, float32 or int64 (tokens).
         layout: what is exchanged of it.
         frozen: digest of its frozen parameters; empty where nothing is frozen.
+        positions: at how many positions of a record it gives its outputs; None: once for each record.
     """
 
     choice: ModelChoice
@@ -34,6 +35,7 @@ class ModelFacts:
     dtype: torch.dtype
     layout: Layout
     frozen: str = ""
+    positions: int | None = None
 
     @property
     def tokens(self) -> bool:
@@ -46,18 +48,18 @@ class ModelFacts:
         Raises:
             ConfigError: its frozen parameters are others in this process.
         """
-        model = build_model(self.choice, self.shape, self.outputs, self.seed, self.dtype)
+        model = build_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions)
         check_frozen(model, self.choice.kind, self.frozen)
         return model
 
     def untried(self) -> nn.Module:
         """The model before it has been run for the first time, wherever it does not need that to have its parameters."""
-        return untried_model(self.choice, self.shape, self.outputs, self.seed, self.dtype)
+        return untried_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions)
 
 
 def first_model(
-    choice: ModelChoice, shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32
+    choice: ModelChoice, shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32, positions: int | None = None
 ) -> tuple[nn.Module, ModelFacts]:
     """A run's model, and what other processes need to know to make it; arguments and errors as for ``build_model``."""
-    model = build_model(choice, shape, outputs, seed, dtype)
-    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, Layout.of(model), frozen_digest(model, choice.kind))
+    model = build_model(choice, shape, outputs, seed, dtype, positions)
+    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, Layout.of(model), frozen_digest(model, choice.kind), positions)

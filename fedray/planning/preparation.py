@@ -36,7 +36,7 @@ from fedray.rounds.cohort import Sampler, make_sampler
 from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
-from fedray.training.losses import find_loss, outputs_for
+from fedray.training.losses import find_loss, outputs_for, positions_for
 from fedray.training.schedules import learning_rate
 
 
@@ -67,6 +67,7 @@ class Model:
         return {
             "input_shape": list(facts.shape),
             "outputs": facts.outputs,
+            "positions": facts.positions,
             "parameters": facts.layout.size,
             "tokens": facts.tokens,
             "frozen_sha256": facts.frozen,
@@ -316,7 +317,8 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     """
     classes, shape, tokens = facts.classes, facts.shape, facts.tokens
     outputs = outputs_for(config.training.loss, classes, facts.target_shape)
-    model, made = first_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32)
+    positions = positions_for(config.training.loss, facts.target_shape)
+    model, made = first_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32, positions)
     private = config.privacy.record
     check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
     if config.privacy.whole_clients:

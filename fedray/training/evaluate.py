@@ -18,9 +18,9 @@ from fedray.training.losses import Loss
 from fedray.training.metrics import MetricFn, mean_loss
 
 #: What metrics of several targets are for, and what goes with them.
-_TASKS = {"labels": "several labels a record", "survival": "times of events"}
-_LOSSES = {"labels": "bce", "survival": "cox"}
-_METRICS = {"labels": "micro_f1, mean_auroc or loss", "survival": "c_index or loss"}
+_TASKS = {"labels": "several labels a record", "survival": "times of events", "tokens": "next tokens"}
+_LOSSES = {"labels": "bce", "survival": "cox", "tokens": "next_token"}
+_METRICS = {"labels": "micro_f1, mean_auroc or loss", "survival": "c_index or loss", "tokens": "perplexity, token_accuracy or loss"}
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, MetricFn]:
@@ -56,7 +56,7 @@ def check_metrics(metrics: Mapping[str, MetricFn], loss: Loss, classes: int | No
     for name, metric in metrics.items():
         task, problem = getattr(metric, "task", None), ""
         several = len(loss.targets) > 1
-        if task in ("labels", "survival"):
+        if task in _TASKS:
             if not several or loss.task not in (None, task):
                 problem = f"{_TASKS[task]}, but training.loss={loss.name} is for others; use loss, or another loss ({_LOSSES[task]})"
         elif task is not None and several:

@@ -32,8 +32,8 @@ class Loss:
         name: as a config has it.
         outputs: numbers that a model gives for a record; None: one a class, or as ``targets`` says.
         classes: number of classes that the data must have; None: any, or none.
-        targets: shape of the targets, ``"n"`` for the records first; further sizes are numbers, ``"outputs"`` for one target an output, or
-            any other name for any size.
+        targets: shape of the targets, ``"n"`` for the records first; further sizes are numbers, ``"outputs"`` for one target an output,
+            ``"positions"`` where the model gives its outputs at each position of a record, or any other name for any size.
         couples: the loss is of a whole batch, which is never computed in parts, and the function returns one number, of the scale of a mean
             over records.
         task: what is learned, by which metrics are chosen; None: not known.
@@ -168,6 +168,11 @@ def outputs_for(loss_name: str, classes: int | None, target_shape: tuple[int, ..
             f"training.loss: {loss_name} needs classes, but the data has real-valued targets; use mse, or set your loss's `outputs`."
         )
     return int(outputs)
+
+
+def positions_for(loss_name: str, target_shape: tuple[int, ...]) -> int | None:
+    """At how many positions of a record a model gives its outputs; None where it gives them once for each record."""
+    return _named_sizes(find_loss(loss_name), target_shape).get("positions")
 
 
 def _named_sizes(loss: Loss, shape: tuple[int, ...]) -> dict[str, int]:

@@ -21,8 +21,8 @@ from fedray.training.engine import LossFn
 MetricFn = Callable[..., float]
 
 #: What is learned, and what a metric is for: any number of classes, two, a real number that is predicted by one output, several labels of
-#: which each holds or does not, or the order in which events happen.
-Task = Literal["classes", "two classes", "values", "labels", "survival"]
+#: which each holds or does not, the order in which events happen, or the next token at each position.
+Task = Literal["classes", "two classes", "values", "labels", "survival", "tokens"]
 
 
 def measures(task: Task | None, lower_is_better: bool = False) -> Callable[[MetricFn], MetricFn]:

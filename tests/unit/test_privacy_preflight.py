@@ -58,8 +58,13 @@ def test_built_in_losses_pass(name: str) -> None:
     loss = find_loss(name)
     outputs = loss.outputs or 3
     shape = (outputs,) * (len(loss.targets) - 1)
-    make = lambda: nn.Linear(6, outputs)  # noqa: E731
-    found = sensitivity_check(hooks, make, loss, (6,), outputs, TRAINING, 1.0, classes=loss.classes, target_shape=shape)
+    along = "positions" in loss.targets
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 9), nn.Unflatten(1, (3, 3))) if along else nn.Linear(6, outputs)
+
+    classes = 3 if along else loss.classes
+    found = sensitivity_check(hooks, make, loss, (6,), outputs, TRAINING, 1.0, classes=classes, target_shape=shape)
     assert found <= 1 + TOLERANCE
 
 

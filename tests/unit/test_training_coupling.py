@@ -145,11 +145,14 @@ def test_the_datas_own_targets_are_tried_where_they_may_be_looked_at() -> None:
 @pytest.mark.parametrize("name", sorted(components.LOSSES.parts()))
 def test_built_in_losses_keep_records_apart_or_say_that_they_do_not(name: str) -> None:
     loss = find_loss(name)
-    outputs, classes = loss.outputs or 3, loss.classes or (3 if loss.task == "classes" else None)
-    shape = tuple({"outputs": outputs}.get(str(size), size) for size in loss.targets[1:])
+    outputs, classes = loss.outputs or 3, loss.classes or (3 if loss.task in ("classes", "tokens") else None)
+    shape = tuple({"outputs": outputs, "positions": 2}.get(str(size), size) for size in loss.targets[1:])
+    model = nn.Linear(4, outputs)
+    if "positions" in loss.targets:
+        model = nn.Sequential(nn.Linear(4, 2 * outputs), nn.Unflatten(1, (2, outputs)))
     tried = replace(loss, function=lambda o, y: loss.function(o, y))
     for each in (loss, tried):
-        assert batch_needs(nn.Linear(4, outputs), each, (4,), False, classes, None, shape).couples == loss.couples
+        assert batch_needs(model, each, (4,), False, classes, None, shape).couples == loss.couples
 
 
 # -- models ------------------------------------------------------------------------------------------

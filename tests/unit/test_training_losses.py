@@ -43,8 +43,10 @@ def batch(name: str, n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     draws = torch.Generator().manual_seed(0)
     loss = find_loss(name)
     width = loss.outputs or 2
-    outputs = torch.randn(n, width, generator=draws)
-    targets = torch.randint(0, 2, (n, *(width if size == "outputs" else int(size) for size in loss.targets[1:])), generator=draws)
+    sizes = {"outputs": width, "positions": 4}
+    along = [sizes["positions"]] if "positions" in loss.targets else []
+    outputs = torch.randn(n, *along, width, generator=draws)
+    targets = torch.randint(0, 2, (n, *(sizes[size] if isinstance(size, str) else size for size in loss.targets[1:])), generator=draws)
     return outputs, targets.float() if name in ("mse", "mae") else targets
 
 
