@@ -95,7 +95,7 @@ def with_canaries(federation: Federation, canaries: Canaries, zeroed: bool) -> F
         sizes.append(len(own) + int(here.sum()))
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     train = Records(np.concatenate(xs), np.concatenate(ys))
-    return Federation(federation.names, train, offsets, None, None, None, federation.classes, federation.columns)
+    return Federation(federation.names, train, offsets, None, None, None, federation.classes, federation.columns, inputs=federation.inputs)
 
 
 def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed: int) -> list[Attack]:

@@ -85,6 +85,10 @@ def audit(request: AuditRequest) -> Report:
         prepared = prepare(_hosted(config))
     federation = prepared.federation
     assert federation is not None and prepared.model is not None
+    if any(one.tokens for one in federation.inputs):
+        raise ConfigError(
+            f"{request.target}: has records with several inputs of which some are tokens, which no audit can make up; audit without them."
+        )
     wanted = {request.attack} if request.attack != "all" else set(KINDS)
     if find_loss(config.training.loss).couples and wanted & _BY_LOSS:
         if request.attack != "all":

@@ -22,6 +22,7 @@ from fedray.data.silos import Silo, check_silos, join, nothing_held_out
 from fedray.data.source import Raw, Silos, Source, gather
 from fedray.data.transforms import Apply, Floats, Transform
 from fedray.errors import DataError
+from fedray.inputs import described
 
 _GIVEN = ("labels", "groups", "draws")
 
@@ -121,7 +122,7 @@ def load_federation(data: Data, seed: int) -> Federation:
         clients, test = [_silo_client(data, source, transform, seed, name) for name in source.names], silo_test(data)
         check_silos([Silo.of(client) for client in clients], data.holdout.fraction, None if test is None else test[1])
         return join(source, clients, None if test is None else test[0])
-    raw = _refuse_tokens(data, source.load())
+    raw = _refuse_normalizer(data, source.load())
     plan = _plan(data, raw, seed)
     offsets, train = plan.train.offsets, _records(raw, plan.train.order)
     held_out, held_out_offsets = None, None
@@ -149,6 +150,7 @@ def load_federation(data: Data, seed: int) -> Federation:
         raw.class_labels,
         raw.declared,
         raw.scale,
+        raw.inputs,
     )
 
 
@@ -166,7 +168,7 @@ def load_client(data: Data, seed: int, name: str) -> ClientData:
     if isinstance(source, Silos):
         _index(source.names, name, data)
         return _silo_client(data, source, transform, seed, name)
-    raw = _refuse_tokens(data, source.load())
+    raw = _refuse_normalizer(data, source.load())
     plan = _plan(data, raw, seed)
     k = _index(plan.names, name, data)
     test = _held_out(raw, plan, plan.client_test[k]) if plan.client_test is not None else None
@@ -182,10 +184,10 @@ def silo_test(data: Data) -> tuple[Records, Silo] | None:
     source, transform = _source(data), transform_of(data)
     if not isinstance(source, Silos) or source.test is None:
         return None
-    raw = _refuse_tokens(data, source.test())
+    raw = _refuse_normalizer(data, source.test())
     records = _records(raw, np.arange(len(raw.y)))
     test = _applied(transform.fit(_floats(records.x[:0])), records)
-    form = ClientData("", test, None, raw.classes, raw.columns, raw.scale)
+    form = ClientData("", test, None, raw.classes, raw.columns, raw.scale, raw.inputs)
     return test, replace(Silo.of(form), name="the test set")
 
 
@@ -227,7 +229,12 @@ def transform_of(data: Data) -> Transform:
     return made
 
 
-def _refuse_tokens(data: Data, raw: Raw) -> Raw:
+def _refuse_normalizer(data: Data, raw: Raw) -> Raw:
+    if raw.inputs and data.normalize.kind != "none":
+        raise DataError(
+            f"data.normalize.kind: {data.normalize.kind} is for records of one array, but those of {data.source} have the inputs "
+            f"{described(raw.inputs)}; use none, and normalise in the source."
+        )
     if raw.x.dtype == np.int64 and data.normalize.kind != "none":
         raise DataError(
             f"data.normalize.kind: {data.normalize.kind} needs real-valued features, "
@@ -321,11 +328,11 @@ def _client(raw: Raw, transform: Transform, name: str, train: Indices, test: Rec
     own = _records(raw, train)
     apply = transform.fit(_floats(own.x if transform.private_statistics else own.x[:0]))
     held_out = _applied(apply, test) if test is not None and len(test) else None
-    return ClientData(name, _applied(apply, own), held_out, raw.classes, raw.columns, raw.scale, own_test, raw.absent)
+    return ClientData(name, _applied(apply, own), held_out, raw.classes, raw.columns, raw.scale, raw.inputs, own_test, raw.absent)
 
 
 def _silo_client(data: Data, source: Silos, transform: Transform, seed: int, name: str) -> ClientData:
-    raw = _refuse_tokens(data, source.load(name))
+    raw = _refuse_normalizer(data, source.load(name))
     train: Indices = np.arange(len(raw.y))
     test: Records | None = None
     if raw.test is not None:

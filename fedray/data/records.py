@@ -11,6 +11,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from fedray.inputs import Input
+
 Features = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -113,6 +115,7 @@ class ClientData:
         classes: number of classes of the task (not of this client); None in regression.
         columns: names of the features if the source is a table. Silos that are read separately have the same features only if these agree.
         scale: divisor of the user's values (255 for the bytes of an image).
+        inputs: the inputs that stand side by side in a record; empty if a record is one array.
         own_test: whether the test records are a test set of the source, and not held out at random.
         absent: names in ``data.drop`` that are no columns of the client's table.
     """
@@ -123,6 +126,7 @@ class ClientData:
     classes: int | None = None
     columns: tuple[str, ...] = ()
     scale: float = 1.0
+    inputs: tuple[Input, ...] = ()
     own_test: bool = False
     absent: tuple[str, ...] = ()
 
@@ -143,6 +147,7 @@ class Federation:
         class_labels: the source's own label of each class, in class order; empty in regression.
         declared: whether the config, or the source as a public fact, names the classes; otherwise they were found in the records.
         scale: see :class:`ClientData`.
+        inputs: see :class:`ClientData`.
     """
 
     names: Sequence[str]
@@ -156,6 +161,7 @@ class Federation:
     class_labels: Sequence[Label] = ()
     declared: bool = False
     scale: float = 1.0
+    inputs: tuple[Input, ...] = ()
 
     def client(self, k: int) -> ClientData:
         """Return the data of client ``k`` as views (no copies)."""
@@ -164,7 +170,7 @@ class Federation:
         if self.client_test is not None and self.client_test_offsets is not None:
             held_out = self.client_test.slice(int(self.client_test_offsets[k]), int(self.client_test_offsets[k + 1]))
             test = held_out if len(held_out) else None
-        return ClientData(self.names[k], train, test, self.classes, self.columns, self.scale)
+        return ClientData(self.names[k], train, test, self.classes, self.columns, self.scale, self.inputs)
 
     @property
     def sizes(self) -> Indices:
@@ -190,6 +196,8 @@ class Federation:
         hasher.update(f"|{self.classes}|{self.columns!r}".encode())
         if list(self.class_labels) != list(range(self.classes or 0)):
             hasher.update(f"|{list(self.class_labels)!r}".encode())
+        if self.inputs:
+            hasher.update(f"|{self.inputs!r}".encode())
         parts: list[npt.NDArray[Any] | None] = [self.train.x, self.train.y, self.offsets]
         for records in (self.test, self.client_test):
             parts += [records.x, records.y] if records is not None else [None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from fedray.components import nearest
 from fedray.data.records import ClientData, Federation, Records, offsets_of
 from fedray.data.source import Silos
 from fedray.errors import DataError
+from fedray.inputs import Input, described
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Silo:
         tokens: whether records are integers.
         scale: divisor of the user's values.
         columns: names of the features if the source is a table.
+        inputs: the inputs that stand side by side in a record.
         absent: names in ``data.drop`` that are no columns of the silo's table.
     """
 
@@ -39,6 +42,7 @@ class Silo:
     tokens: bool
     scale: float
     columns: tuple[str, ...]
+    inputs: tuple[Input, ...]
     absent: tuple[str, ...]
 
     @classmethod
@@ -54,6 +58,7 @@ class Silo:
             client.train.x.dtype.kind == "i",
             client.scale,
             client.columns,
+            client.inputs,
             client.absent,
         )
 
@@ -71,7 +76,7 @@ def check_silos(silos: Sequence[Silo], fraction: float, test: Silo | None = None
     """
     first = silos[0]
     for silo in [*silos[1:], *([test] if test is not None else [])]:
-        if (silo.columns, silo.shape, silo.tokens, silo.scale) != (first.columns, first.shape, first.tokens, first.scale):
+        if _features(silo) != _features(first):
             different = sorted(set(silo.columns) ^ set(first.columns))
             what = f"columns {', '.join(different)} stand in one only" if different else f"{_form(first)} and {_form(silo)}"
             raise DataError(
@@ -123,9 +128,16 @@ def join(source: Silos, clients: Sequence[ClientData], test: Records | None) -> 
         source.class_labels,
         True,
         first.scale,
+        first.inputs,
     )
+
+
+def _features(silo: Silo) -> tuple[Any, ...]:
+    return silo.columns, silo.shape, silo.tokens, silo.scale, silo.inputs
 
 
 def _form(silo: Silo) -> str:
     divided = f" divided by {silo.scale:g}" if silo.scale != 1 else ""
+    if silo.inputs:
+        return described(silo.inputs)
     return f"{list(silo.columns) or silo.shape} {'int64' if silo.tokens else 'float32'}{divided}"

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fedray.data.labels import label_array, missing_values, number_classes, plain_array
 from fedray.data.records import Features, Indices, Label, Targets
 from fedray.errors import DataError
+from fedray.inputs import Input
 
 #: Texts of missing values, which name no client.
 _NO_CLIENT = frozenset(("nan", "NaN", "None", "NaT", "<NA>", "null", "NULL"))
@@ -45,6 +46,7 @@ class Raw:
         divided_by: divisor by which the source has divided the user's values.
         test_groups: int64, each test record's natural client, -1 for a client without training records; None if it is not known.
         absent: names in ``data.drop`` that are no columns of a silo's table.
+        inputs: the inputs that stand side by side in ``x``; empty if a record is one array.
     """
 
     x: RawFeatures
@@ -59,6 +61,7 @@ class Raw:
     divided_by: float = 1.0
     test_groups: Indices | None = None
     absent: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -175,6 +178,7 @@ def build(
     labels: Sequence[Label] | None = None,
     class_labels: Sequence[Label] | None = None,
     columns: tuple[str, ...] = (),
+    inputs: tuple[Input, ...] = (),
 ) -> Raw:
     """Check a source's arrays and number its classes.
 
@@ -194,6 +198,7 @@ def build(
         labels: declared labels, in class order.
         class_labels: with ``classes``, the meaning of each class; default: its number.
         columns: names of the features of a table.
+        inputs: the inputs that stand side by side in ``x``.
 
     Raises:
         DataError: no records, lengths or shapes that do not fit, values that are not finite, labels out of range.
@@ -236,6 +241,7 @@ def build(
         numbered.class_labels,
         numbered.declared,
         test_groups=test_codes,
+        inputs=inputs,
     )
 
 
@@ -261,7 +267,12 @@ def gather(x: RawFeatures, index: Indices) -> Features:
     return out
 
 
-def _features(values: npt.ArrayLike, where: str) -> RawFeatures:
+def feature_array(values: npt.ArrayLike, where: str) -> RawFeatures:
+    """Check features and convert them to float32, int64 (tokens) or uint8 (images) ``[n, ...]``.
+
+    Raises:
+        DataError: no values, values that are not finite, or a type that cannot be features.
+    """
     array = plain_array(values, "features", where)
     if array.ndim == 1:
         array = array[:, None]
@@ -302,7 +313,7 @@ def checked_pair(
     Raises:
         DataError: no records, not one label per record, or values that cannot be used.
     """
-    features, targets = _features(x, where), label_array(y, where, known)
+    features, targets = feature_array(x, where), label_array(y, where, known)
     if len(features) != len(targets):
         raise DataError(f"{where}: {len(features)} records but {len(targets)} labels; there must be one each.")
     if len(features) == 0:

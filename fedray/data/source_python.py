@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedray.components import check_arguments, import_path
 from fedray.data.labels import label_array
+from fedray.data.packing import pack
 from fedray.data.records import Indices, Label, Records
 from fedray.data.source import Raw, RawFeatures, Silos, Source, Whole, build, check_names, checked_pair
 from fedray.data.table import frame_features
 from fedray.errors import DataError, FedrayError, raised
+from fedray.inputs import Input, described
 
 _PARTS = "(x, y) or (x, y, x_test, y_test)"
 _SHAPES = f"{_PARTS}, or a dict of client name to these"
@@ -28,7 +30,8 @@ def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: 
     A function returns ``(x, y)``, ``(x, y, x_test, y_test)``, or a dict of client name to these (natural clients). In such a
     dict the entry ``"test"`` is no client but the driver's test set ``(x, y)``; clients' own test sets are evaluated on at the
     driver, all together, or at the clients with data.holdout.at=clients. ``x`` is ``[n, ...]`` (floats; uint8 images 0..255,
-    which become 0..1; other integers are tokens) or a pandas frame of numbers, ``y`` is ``[n]`` integers or text (classes) or
+    which become 0..1; other integers are tokens) or a pandas frame of numbers, or a dict of input name to these, which the model
+    takes as keyword arguments; ``y`` is ``[n]`` integers or text (classes) or
     floats (regression), or ``[n, ...]`` numbers where a record has several targets.
 
     A class is a source with one place a client: its instances have ``clients() -> list[str]``, which reads no
@@ -115,20 +118,38 @@ def _silo(value: Any, where: str, classes: int | None, labels: Sequence[Label] |
     return _built(where, train, test, classes=classes, labels=labels)
 
 
-def _built(where: str, train: tuple[Any, Any], test: tuple[Any, Any] | None, columns: tuple[str, ...] = (), **more: Any) -> Raw:
-    """Call :func:`fedray.data.source.build` for features that may be pandas frames; the test set gets the training set's columns."""
-    x, columns = _named(train[0], columns, where)
+def _built(where: str, train: tuple[Any, Any], test: tuple[Any, Any] | None, **more: Any) -> Raw:
+    """Call :func:`fedray.data.source.build` for features in any form; the test set must have the training set's form."""
+    x, form = _formed(train[0], None, where)
     if test is not None:
-        test = _named(test[0], columns, f"{where} (test set)")[0], test[1]
-    return build(where, x, train[1], test=test, columns=columns, **more)
+        test = _formed(test[0], form, f"{where} (test set)")[0], test[1]
+    return build(where, x, train[1], test=test, **form._asdict(), **more)
 
 
-def _named(x: Any, columns: tuple[str, ...], where: str) -> tuple[Any, tuple[str, ...]]:
-    """Return features and the names of their columns; those of a pandas frame in the order of ``columns``, if that is known."""
-    pandas = sys.modules.get("pandas")  # if pandas is not imported, no value is a frame
-    if pandas is None or not isinstance(x, pandas.DataFrame):
-        return x, columns
-    return frame_features(x, where, columns)
+class _Form(NamedTuple):
+    """The meaning of an array of features: the names of its columns, or several inputs that stand side by side."""
+
+    columns: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
+
+
+def _formed(x: Any, known: _Form | None, where: str) -> tuple[Any, _Form]:
+    """Return features as one array, and their form, which must be the known one; a frame's columns are put in its order."""
+    if isinstance(x, Mapping):
+        x, inputs = pack(x, where, known.inputs if known is not None else ())
+        form = _Form(inputs=inputs)
+    else:
+        form = _Form(known.columns if known is not None else ())
+        pandas = sys.modules.get("pandas")  # if pandas is not imported, no value is a frame
+        if pandas is not None and isinstance(x, pandas.DataFrame):
+            x, columns = frame_features(x, where, form.columns)
+            form = _Form(columns)
+    if known is not None and form.inputs != known.inputs:
+        one, several = (where, "others") if form.inputs == () else ("other parts", where)
+        raise DataError(
+            f"{where}: records are one array in {one}, but have the inputs {described(form.inputs or known.inputs)} in {several}."
+        )
+    return x, form
 
 
 def _numbers(targets: Any, where: str) -> npt.NDArray[np.float32]:
@@ -157,26 +178,27 @@ def _mapping(value: Mapping[Any, Any], name: str, classes: int | None, labels: S
         other = f"there is '{_TEST}', too" if _TEST in value else f"client {next(own for own in names if own not in tested)} has none"
         raise DataError(f"{name}: client {tested[0]} has a test set of its own, but {other}; give each client one, or none.")
     wheres = [f"{name} (client {own})" for own in names]
-    train, groups, columns = _stacked([train for train, _ in pairs], wheres, labels)
+    train, groups, form = _stacked([train for train, _ in pairs], wheres, labels)
     test, test_groups = None, None
     if tested:
         tests = [test for _, test in pairs if test is not None]
-        test, test_groups, _ = _stacked(tests, [f"{where} (test set)" for where in wheres], labels, columns)
+        test, test_groups, _ = _stacked(tests, [f"{where} (test set)" for where in wheres], labels, form)
     elif _TEST in value:
-        test = _pair(value[_TEST], f"{name} ({_TEST})", "(x, y)")
+        x, y = _pair(value[_TEST], f"{name} ({_TEST})", "(x, y)")
+        test = _formed(x, form, f"{name} ({_TEST})")[0], y
     more: dict[str, Any] = {"groups": groups, "group_names": names, "test_groups": test_groups, "classes": classes, "labels": labels}
-    return _built(name, train, test, columns, **more)
+    return build(name, train[0], train[1], test=test, columns=form.columns, inputs=form.inputs, **more)
 
 
 def _stacked(
-    pairs: Sequence[tuple[Any, Any]], wheres: Sequence[str], labels: Sequence[Label] | None, columns: tuple[str, ...] = ()
-) -> tuple[tuple[Any, Any], Indices, tuple[str, ...]]:
-    """Return the clients' records one after the other, the number of each record's client, and the names of the columns."""
+    pairs: Sequence[tuple[Any, Any]], wheres: Sequence[str], labels: Sequence[Label] | None, form: _Form | None = None
+) -> tuple[tuple[Any, Any], Indices, _Form]:
+    """Return the clients' records one after the other, the number of each record's client, and the form of their features."""
     features: list[RawFeatures] = []
     targets: list[npt.NDArray[Any]] = []
     for (features_of, labels_of), where in zip(pairs, wheres, strict=True):
-        named, columns = _named(features_of, columns, where)
-        x, y = checked_pair(named, labels_of, where, labels)
+        formed, form = _formed(features_of, form, where)
+        x, y = checked_pair(formed, labels_of, where, labels)
         if features and (x.shape[1:] != features[0].shape[1:] or x.dtype != features[0].dtype):
             raise DataError(f"{where}: has records of {x.shape[1:]} {x.dtype}, others {features[0].shape[1:]} {features[0].dtype}.")
         if targets and y.shape[1:] != targets[0].shape[1:]:
@@ -186,7 +208,7 @@ def _stacked(
         features.append(x)
         targets.append(y)
     groups = np.repeat(np.arange(len(features)), [len(x) for x in features])
-    return (np.concatenate(features), np.concatenate(targets)), groups, columns
+    return (np.concatenate(features), np.concatenate(targets)), groups, form or _Form()
 
 
 SOURCES = {"python": python}

@@ -13,6 +13,7 @@ from torch import nn
 from fedray.config import Config
 from fedray.errors import FedrayError, first_line
 from fedray.frozen import check_frozen, frozen_values
+from fedray.inputs import Input
 from fedray.models.build import build_model, without_weights
 from fedray.models.facts import ModelFacts
 from fedray.parameters import Values
@@ -34,8 +35,9 @@ def trained_model(files: RunFiles, config: Config) -> tuple[nn.Module, npt.NDArr
     with reading(files.partition):
         facts = (read_json(files.partition) or {})["model"]
         shape, outputs, tokens = tuple(map(int, facts["input_shape"])), facts["outputs"], bool(facts["tokens"])
+        inputs = [Input.of(document) for document in facts.get("inputs", [])]
     dtype = torch.int64 if tokens else torch.float32
-    model = build_model(without_weights(config.model), shape, outputs, config.seed, dtype, facts.get("positions"))
+    model = build_model(without_weights(config.model), shape, outputs, config.seed, dtype, facts.get("positions"), inputs)
     state = model.state_dict()
     try:
         model.load_state_dict({**state, **{name: torch.from_numpy(value) for name, value in tensors.items()}})

@@ -85,7 +85,7 @@ class Result:
         """Return the model's outputs, float32 ``[n, outputs]``, for rows as they were before fedray read them.
 
         Args:
-            rows: a pandas frame with the table's columns by name, or an array ``[n, *shape]``. Where ``data.normalize`` is
+            rows: a pandas frame with the table's columns by name, or an array ``[n, *shape]``, or a dict of the records' inputs. Where ``data.normalize`` is
                 ``standardize_client``, or the user's own without ``in_torch``, they must be normalised already.
 
         Raises:

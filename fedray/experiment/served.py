@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from fedray.config import Config
 from fedray.data import rows
 from fedray.data.dataset import source_arguments, transform_of
+from fedray.data.packing import pack
 from fedray.data.table import Column, raw_columns
 from fedray.data.transforms import Transform
 from fedray.experiment.finished import trained_model
+from fedray.inputs import Input, described
 from fedray.models.adapters import merged
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading
@@ -68,13 +70,14 @@ class _Facts:
     class_labels: Sequence[Any]
     shape: tuple[int, ...]
     tokens: bool
+    inputs: tuple[Input, ...]
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> _Facts:
         model = document["model"]
         scale = model.get("scale", 1)
         columns = model.get("columns", []) if scale == 1 else []
-        return cls(columns, scale, document.get("class_labels", []), tuple(model["input_shape"]), model["tokens"])
+        return cls(columns, scale, document.get("class_labels", []), tuple(model["input_shape"]), model["tokens"], _inputs(document))
 
 
 def served_model(files: RunFiles, config: Config) -> Built:
@@ -115,6 +118,11 @@ def _table(columns: Sequence[Column]) -> ColumnRows | None:
 def _takes(config: Config, facts: _Facts, columns: Sequence[Column]) -> str:
     if columns:
         return f"Takes raw rows: a table with the {len(columns)} named columns of the signature, in any order"
+    if facts.inputs:
+        return (
+            f"Takes arrays of {facts.shape[0]} numbers for each record, in which its inputs stand side by side, each flattened: "
+            f"{described(facts.inputs)}; images as numbers 0 to 1"
+        )
     inside = [] if config.data.normalize.kind == "none" else [f"data.normalize={config.data.normalize.kind}"]
     inside += [f"the division by {facts.scale:g}"] if facts.scale != 1 else []
     shape = "x".join(map(str, facts.shape))
@@ -145,14 +153,26 @@ def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: np
     return f"gives a logit for each of {outputs} classes, of which the largest is the class" + (f": {shown}" if labels else "")
 
 
+def _inputs(document: Mapping[str, Any]) -> tuple[Input, ...]:
+    return tuple(Input.of(one) for one in document.get("model", {}).get("inputs", []))
+
+
 def predict(files: RunFiles, config: Config, given: Any) -> npt.NDArray[np.float32]:
-    """Return the model's outputs, float32 ``[n, outputs]``, for raw rows: a pandas frame for a table, else an array ``[n, *shape]``.
+    """Return the model's outputs, float32 ``[n, outputs]``, for raw rows: a pandas frame for a table, a dict of several inputs, else an
+    array ``[n, *shape]``.
 
     Raises:
+        DataError: the dict holds other inputs than the model takes.
         ValueError: the model does not take such rows.
     """
     built = served_model(files, config)
     table = built.about.table
+    with reading(files.partition):
+        inputs = _inputs(read_json(files.partition) or {})
+    if isinstance(given, Mapping):
+        if not inputs:
+            raise ValueError("records are a dict of inputs, but the model takes one array.")
+        given = pack(given, "the records", inputs)[0]
     x = np.asarray(given) if table is None else rows.RowEncoder(table.columns)(given)
     if table is None:
         if x.shape[1:] != built.example.shape[1:]:

@@ -32,7 +32,8 @@ def complete(prepared: Prepared, infos: Sequence[HostInfo]) -> Prepared:
     counts = np.array(reported, dtype=np.int64) if len(reported) == len(infos) else None
     classes = len(prepared.class_labels) or None
     return with_records(
-        prepared, RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, first.target_shape, counts)
+        prepared,
+        RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, first.inputs, first.target_shape, counts),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fedray import components, config, rng
 from fedray.errors import ConfigError, FedrayError, raised
+from fedray.inputs import Input, described
 from fedray.models.adapters import check_adapted
+from fedray.models.keywords import Keywords
 from fedray.models.weights import load_weights
 
 _OWN = ("input_shape", "outputs")
@@ -27,6 +29,7 @@ def build_model(
     seed: int,
     dtype: torch.dtype = torch.float32,
     positions: int | None = None,
+    inputs: Sequence[Input] = (),
 ) -> nn.Module:
     """The model of the config on the CPU, in training mode as its factory left it.
 
@@ -43,13 +46,15 @@ def build_model(
         seed: the run's seed.
         dtype: of the records, float32 or int64 (tokens).
         positions: how many outputs are needed along a record; None: one set of outputs for each record.
+        inputs: the inputs that stand side by side in a record; the factory then gets a dict of their shapes as ``input_shape``, and its
+            model a tensor for each as a keyword argument.
 
     Raises:
         ConfigError: unknown model, wrong arguments, or a model that does not fit the data.
     """
     with _seeded(rng.torch_seed(seed, "model")):
-        model = _made(part, input_shape, outputs)
-        _check_outputs(model, part.kind, torch.zeros((2, *input_shape), dtype=dtype), outputs, positions)
+        model = _made(part, input_shape, outputs, inputs)
+        _check_outputs(model, part.kind, torch.zeros((2, *input_shape), dtype=dtype), outputs, positions, inputs)
     _check_parameters(model, part.kind)
     return model
 
@@ -61,19 +66,21 @@ def untried_model(
     seed: int,
     dtype: torch.dtype = torch.float32,
     positions: int | None = None,
+    inputs: Sequence[Input] = (),
 ) -> nn.Module:
     """:func:`build_model`'s model before it has been run for the first time, wherever it does not need that to have its parameters."""
     with _seeded(rng.torch_seed(seed, "model")):
-        model = _made(part, input_shape, outputs)
-    return build_model(part, input_shape, outputs, seed, dtype, positions) if _lazy(model) else model
+        model = _made(part, input_shape, outputs, inputs)
+    return build_model(part, input_shape, outputs, seed, dtype, positions, inputs) if _lazy(model) else model
 
 
-def _made(part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+def _made(part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int, inputs: Sequence[Input]) -> nn.Module:
     factory = components.find(components.MODELS, part.kind)
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' is a {type(factory).__name__}; name a function or class that makes the model.")
     arguments = factory_arguments(factory, part)
-    offered = {"input_shape": tuple(input_shape), "outputs": outputs}
+    shape = {i.name: i.shape for i in inputs} if inputs else tuple(input_shape)
+    offered = {"input_shape": shape, "outputs": outputs}
     taken = inspect.signature(factory).parameters
     try:
         model = factory(**{name: value for name, value in offered.items() if name in taken}, **arguments)
@@ -83,7 +90,8 @@ def _made(part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int) 
         raise ConfigError(f"model.kind: making '{part.kind}' failed with {raised(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' made a {type(model).__name__}; it should return a torch.nn.Module.")
-    return _prepared(model, part, None if _takes_weights(factory) else part.weights)
+    model = _prepared(model, part, None if _takes_weights(factory) else part.weights)
+    return Keywords(model, inputs) if inputs else model
 
 
 def _prepared(model: nn.Module, part: config.ModelChoice, weights: str | None) -> nn.Module:
@@ -179,11 +187,16 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int, positions: int | None) -> None:
+def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int, positions: int | None, inputs: Sequence[Input]) -> None:
     try:
         with evaluating(model):
             result = model(records)
     except Exception as error:
+        if inputs:
+            raise ConfigError(
+                f"model.kind: '{kind}' failed on records with the inputs {described(inputs)} with {raised(error)}; its forward should take a "
+                "tensor for each as a keyword argument."
+            ) from error
         raise ConfigError(
             f"model.kind: '{kind}' failed on a batch of {str(records.dtype).removeprefix('torch.')} records of shape "
             f"{tuple(records.shape[1:])} with {raised(error)}; choose a model for records of that shape"

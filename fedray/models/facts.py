@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from fedray.config import ModelChoice
 from fedray.frozen import check_frozen, frozen_digest
+from fedray.inputs import Input
 from fedray.models.build import build_model, untried_model
 from fedray.parameters import Layout
 
@@ -26,6 +28,7 @@ class ModelFacts:
         layout: what is exchanged of it.
         frozen: digest of its frozen parameters; empty where nothing is frozen.
         positions: at how many positions of a record it gives its outputs; None: once for each record.
+        inputs: the inputs that stand side by side in a record; empty if a record is one array.
     """
 
     choice: ModelChoice
@@ -36,6 +39,7 @@ class ModelFacts:
     layout: Layout
     frozen: str = ""
     positions: int | None = None
+    inputs: tuple[Input, ...] = ()
 
     @property
     def tokens(self) -> bool:
@@ -48,18 +52,25 @@ class ModelFacts:
         Raises:
             ConfigError: its frozen parameters are others in this process.
         """
-        model = build_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions)
+        model = build_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions, self.inputs)
         check_frozen(model, self.choice.kind, self.frozen)
         return model
 
     def untried(self) -> nn.Module:
         """The model before it has been run for the first time, wherever it does not need that to have its parameters."""
-        return untried_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions)
+        return untried_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions, self.inputs)
 
 
 def first_model(
-    choice: ModelChoice, shape: tuple[int, ...], outputs: int, seed: int, dtype: torch.dtype = torch.float32, positions: int | None = None
+    choice: ModelChoice,
+    shape: tuple[int, ...],
+    outputs: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    positions: int | None = None,
+    inputs: Sequence[Input] = (),
 ) -> tuple[nn.Module, ModelFacts]:
     """A run's model, and what other processes need to know to make it; arguments and errors as for ``build_model``."""
-    model = build_model(choice, shape, outputs, seed, dtype, positions)
-    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, Layout.of(model), frozen_digest(model, choice.kind), positions)
+    model = build_model(choice, shape, outputs, seed, dtype, positions, inputs)
+    frozen = frozen_digest(model, choice.kind)
+    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, Layout.of(model), frozen, positions, tuple(inputs))

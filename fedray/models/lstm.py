@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedray.errors import ConfigError
-from fedray.models.shapes import check_dropout
+from fedray.models.shapes import check_dropout, refuse_several
 
 
 class Lstm(nn.Module):
@@ -58,6 +58,7 @@ def lstm(
         if size < 1:
             raise ConfigError(f"model.{name}: {size} is below 1.")
     check_dropout(dropout)
+    refuse_several("lstm", input_shape)
     if tokens is not None:
         if len(input_shape) != 1:
             raise ConfigError(f"model.kind: lstm with tokens needs records of shape (T,), but they have {input_shape}.")

@@ -26,6 +26,7 @@ from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.exchange import Exchange
 from fedray.frozen import frozen_values
 from fedray.holder import Holder
+from fedray.inputs import Input
 from fedray.models.build import adapter, factory_arguments
 from fedray.models.facts import ModelFacts, first_model
 from fedray.parameters import Vector, get_vector
@@ -73,6 +74,7 @@ class Model:
             "frozen_sha256": facts.frozen,
             "columns": list(self.columns),
             "scale": self.scale,
+            **({"inputs": [i.document() for i in facts.inputs]} if facts.inputs else {}),
         }
 
 
@@ -86,6 +88,7 @@ class RecordFacts:
         classes: number of classes; None in regression.
         tokens: whether records are integers.
         columns, scale: see :class:`fedray.data.records.ClientData`.
+        inputs: the inputs that stand side by side in a record.
         target_shape: shape of one record's targets; () where it has one.
         class_counts: records of each class at each client, int64 ``[clients, classes]``, where they may be shown.
         targets: all clients' targets, where the driver may look at them.
@@ -97,6 +100,7 @@ class RecordFacts:
     tokens: bool
     columns: Sequence[str]
     scale: float
+    inputs: tuple[Input, ...] = ()
     target_shape: tuple[int, ...] = ()
     class_counts: npt.NDArray[np.int64] | None = None
     targets: npt.NDArray[Any] | None = None
@@ -205,6 +209,7 @@ def prepare(config: Config) -> Prepared:
         federation.train.x.dtype.kind == "i",
         federation.columns,
         federation.scale,
+        federation.inputs,
         federation.target_shape,
         class_counts(federation) if show_counts else None,
         None if private else federation.train.y,
@@ -318,7 +323,8 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     classes, shape, tokens = facts.classes, facts.shape, facts.tokens
     outputs = outputs_for(config.training.loss, classes, facts.target_shape)
     positions = positions_for(config.training.loss, facts.target_shape)
-    model, made = first_model(config.model, shape, outputs, config.seed, torch.int64 if tokens else torch.float32, positions)
+    dtype = torch.int64 if tokens else torch.float32
+    model, made = first_model(config.model, shape, outputs, config.seed, dtype, positions, facts.inputs)
     private = config.privacy.record
     check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
     if config.privacy.whole_clients:

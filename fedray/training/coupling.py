@@ -26,7 +26,7 @@ from fedray.training.engine import LossFn, seeded_torch
 from fedray.training.fast.sequential import observed
 from fedray.training.losses import Loss, known_apart
 from fedray.training.recorddraws import Pattern, RecordDraws, Shape, patterns_of
-from fedray.training.synthetic import synthetic_records, vocabulary_of, without_dropout
+from fedray.training.synthetic import synthetic_records, vocabulary_of, with_tokens, without_dropout
 from fedray.training.trial import tried
 
 #: Layers that treat every record by itself, by exact type and however they are set.
@@ -199,7 +199,7 @@ def _outputs(model: nn.Module, x: Tensor, rows: list[int], patterns: frozenset[P
 
 
 def _records(model: nn.Module, n: int, shape: tuple[int, ...], tokens: bool) -> Tensor:
-    x = synthetic_records(n + 2, shape, 1, None, (vocabulary_of(model) or 2) if tokens else None)[0]
+    x = with_tokens(model, synthetic_records(n + 2, shape, 1, None, (vocabulary_of(model) or 2) if tokens else None)[0])
     ordinary = x[[i for i in range(n + 2) if i not in ((n + 2) // 2, n + 1)]]
     return ordinary.double() if ordinary.is_floating_point() else ordinary
 

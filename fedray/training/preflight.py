@@ -24,7 +24,7 @@ from fedray.training.engine import Clipping, Engine, LossFn, seeded_torch
 from fedray.training.kept import kept, kept_refusal
 from fedray.training.probe import StepProbe
 from fedray.training.recorddraws import patterns_of
-from fedray.training.synthetic import odd, synthetic_records, without_dropout
+from fedray.training.synthetic import odd, synthetic_records, with_tokens, without_dropout
 
 CODE = "privacy.preflight.sensitivity"
 TOLERANCE = 1e-5
@@ -106,6 +106,7 @@ def sensitivity_check(
     model = make_model().to(device)
     large = sum(p.numel() for p in model.parameters()) > _LARGE
     x, y = synthetic_records(_FEW_RECORDS if large else _RECORDS, shape, outputs, classes, vocabulary, target_shape)
+    x = with_tokens(model, x)
     probe = StepProbe(engine, model, loss, one_step, x.to(device), y.to(device), clipping)
     threads = torch.get_num_threads()
     try:
@@ -206,7 +207,7 @@ def check_turns_apart(
         PrivacyRefusal: with where it is kept.
     """
     made = synthetic_records(_FEW_RECORDS, shape, outputs, classes, vocabulary, target_shape)
-    x, y = (values.to(next(model.parameters()).device) for values in made)
+    x, y = (values.to(next(model.parameters()).device) for values in (with_tokens(model, made[0]), made[1]))
     try:
         with as_written():
             path = kept(model.train(), loss, [(x[:2], y[:2]), (x, y)], own=False)

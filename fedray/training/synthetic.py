@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedray.models.keywords import Keywords
 from fedray.rng import generator
 
 _HUGE = 1e4
@@ -44,6 +45,31 @@ def synthetic_records(
     if kinds is not None:
         return x, torch.from_numpy(draws.integers(0, kinds, (n, *target_shape)))
     return x, torch.from_numpy(draws.standard_normal(n).astype(np.float32))
+
+
+def with_tokens(model: nn.Module, x: Tensor) -> Tensor:
+    """Put token numbers that a model of several inputs knows into those of its inputs that are tokens.
+
+    Args:
+        model: of any number of inputs.
+        x: synthetic records, of :func:`synthetic_records`; changed in place. A NaN is moved to the first input that can hold it.
+
+    Returns:
+        ``x``.
+    """
+    if not isinstance(model, Keywords):
+        return x
+    draws, known, start = generator(0, "preflight", "tokens"), vocabulary_of(model) or 2, 0
+    with_nan, numbers = x.isnan().any(1), list[int]()
+    for one in model.inputs:
+        if one.tokens:
+            x[:, start : start + one.size] = torch.from_numpy(draws.integers(0, known, (len(x), one.size))).to(x.dtype)
+        else:
+            numbers.append(start)
+        start += one.size
+    if numbers:
+        x[with_nan, numbers[0]] = torch.nan
+    return x
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

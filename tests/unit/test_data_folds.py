@@ -256,6 +256,7 @@ def silo(name: str, **facts: Any) -> Silo:
             "tokens": False,
             "scale": 1.0,
             "columns": (),
+            "inputs": (),
             "absent": (),
             **facts,
         }

@@ -29,7 +29,7 @@ def make(name: str, shape: tuple[int, ...], outputs: int | None = None, **argume
 
 
 def test_every_built_in_model_is_tested_here() -> None:
-    assert set(MODELS.parts()) == set(ALL)
+    assert set(MODELS.parts()) == {*ALL, "late_fusion"}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,17 @@ def test_lstm_reads_tokens_and_rows_of_images() -> None:
     x = torch.randn(2, 28, 28)
     with torch.no_grad():
         assert torch.equal(make("lstm", (28, 28))(x), make("lstm", (1, 28, 28))(x[:, None]))
+
+
+def test_late_fusion_takes_inputs_of_any_shape_and_lets_no_record_touch_another() -> None:
+    shapes = {"image": (2, 3, 3), "table": (4,)}
+    model = MODELS.parts()["late_fusion"](shapes, 5, hidden=6)
+    assert sum(p.numel() for p in model.parameters()) == (18 * 6 + 6) + (4 * 6 + 6) + (12 * 5 + 5)
+    inputs = {name: torch.randn(3, *shape, requires_grad=True) for name, shape in shapes.items()}
+    gradients = torch.autograd.grad(model(**inputs)[0].square().sum(), list(inputs.values()))
+    assert all(g[0].abs().sum() > 0 and not g[1:].any() for g in gradients)
+    with pytest.raises(ConfigError, match="hidden"):
+        MODELS.parts()["late_fusion"](shapes, 5, hidden=0)
 
 
 def test_every_model_says_what_it_is() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import multimodal
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,9 +26,11 @@ from fedray.config import Config
 from fedray.configfile import build_config, load_config
 from fedray.data import rows
 from fedray.data.dataset import load_federation
+from fedray.data.packing import pack
 from fedray.data.records import Federation
 from fedray.data.table import Column, raw_columns
 from fedray.data.transforms import TRANSFORMS, Transform, unit_norm
+from fedray.errors import DataError
 from fedray.experiment.launch import Result
 from fedray.experiment.served import predict, served_model
 from fedray.parameters import Layout, get_vector
@@ -322,6 +325,21 @@ def test_a_category_that_the_graph_does_not_know_gives_nan_and_no_other_category
         found = served(torch.tensor([[5.0, 1.0], [5.0, 7.0]]))
     assert math.isfinite(found[0].item())
     assert math.isnan(found[1].item())
+
+
+def test_a_model_of_several_inputs_takes_them_by_name_or_side_by_side(tmp_path: Path) -> None:
+    section = {"source": "python:multimodal:clients", "classes": 2}
+    training = {"lr": 0.1, "batch_size": 20, "epochs": 1}
+    made = {"name": "served", "rounds": 1, "data": section, "model": {"kind": "late_fusion"}, "training": training}
+    run = Run(tmp_path, build_config(made))
+    x, _ = multimodal.records(7, 3)
+    outputs = predict(run.files, run.config, x)
+    assert outputs == pytest.approx(predict(run.files, run.config, pack(x, "here")[0]), abs=1e-6)
+    saved = run.saved()
+    assert "side by side, each flattened: image (1x4x4), table (3)" in saved.description
+    assert run.outputs(saved, pack(x, "here")[0]) == pytest.approx(outputs, abs=1e-5)
+    with pytest.raises(DataError, match="has the inputs table"):
+        predict(run.files, run.config, {"table": x["table"]})
 
 
 @pytest.mark.parametrize(
