@@ -13,7 +13,7 @@ from fedray.errors import ConfigError
 from fedray.events import Fault
 from fedray.experiment.identity import another_run
 from fedray.experiment.request import Request
-from fedray.planning.preparation import Model
+from fedray.planning.global_model import Model
 from fedray.runfiles import RunFiles
 
 

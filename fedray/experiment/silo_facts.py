@@ -8,7 +8,8 @@ import numpy as np
 
 from fedray.clients.messages import HostInfo
 from fedray.data.silos import check_silos
-from fedray.planning.preparation import Prepared, RecordFacts, no_test_records, with_records
+from fedray.planning.global_model import RecordFacts
+from fedray.planning.preparation import Prepared, no_test_records, with_records
 
 
 def complete(prepared: Prepared, infos: Sequence[HostInfo]) -> Prepared:

@@ -36,7 +36,8 @@ from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
 from fedray.holder import Holder
-from fedray.planning.preparation import Model, Prepared, capacity
+from fedray.planning.global_model import Model
+from fedray.planning.preparation import Prepared, capacity
 from fedray.privacy.account import Account
 from fedray.privacy.clientplan import ClientPlan, Plan, level
 from fedray.privacy.ledger.location import ledger_directory

@@ -9,7 +9,8 @@ from fedray.algorithms.algorithm import make_server
 from fedray.clients.placement import ACTOR_MEMORY, asks, plan_places
 from fedray.clients.rounds import shares_sums
 from fedray.config import Training
-from fedray.planning.preparation import Model, Prepared
+from fedray.planning.global_model import Model
+from fedray.planning.preparation import Prepared
 from fedray.rounds.cohort import largest_cohort
 
 _FLOAT = 4

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedray import components
 from fedray.aggregation.exact import grid_bits
@@ -23,87 +22,15 @@ from fedray.data.records import Federation, Label, Records
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
-from fedray.exchange import Exchange
-from fedray.frozen import frozen_values
-from fedray.holder import Holder
-from fedray.inputs import Input
 from fedray.models.build import adapter, factory_arguments
-from fedray.models.facts import ModelFacts, first_model
-from fedray.parameters import Vector, get_vector
+from fedray.planning.global_model import Model, RecordFacts, make_model
 from fedray.privacy import rules
 from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
 from fedray.rounds.cohort import Sampler, make_sampler
-from fedray.training.choose import choose_engine
-from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
-from fedray.training.evaluate import check_metrics, find_metrics
-from fedray.training.losses import find_loss, outputs_for, positions_for
+from fedray.training.evaluate import find_metrics
+from fedray.training.losses import find_loss
 from fedray.training.schedules import learning_rate
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """The global model before the first round.
-
-    Attributes:
-        facts: how every process builds the model.
-        exchange: what goes down and up in each round.
-        weights: float32 ``[facts.layout.size]``.
-        engine: the local engine; that of the first group if groups have engines of their own.
-        frozen_bytes: size of its frozen parameters.
-        columns, scale: see :class:`fedray.data.records.ClientData`.
-    """
-
-    facts: ModelFacts
-    exchange: Exchange
-    weights: Holder[Vector]
-    engine: str
-    frozen_bytes: int = 0
-    columns: Sequence[str] = ()
-    scale: float = 1.0
-
-    def document(self) -> dict[str, Any]:
-        """What is needed to build the model again, as JSON data."""
-        facts = self.facts
-        return {
-            "input_shape": list(facts.shape),
-            "outputs": facts.outputs,
-            "positions": facts.positions,
-            "parameters": facts.layout.size,
-            "tokens": facts.tokens,
-            "frozen_sha256": facts.frozen,
-            "columns": list(self.columns),
-            "scale": self.scale,
-            **({"inputs": [i.document() for i in facts.inputs]} if facts.inputs else {}),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class RecordFacts:
-    """What the model and the checks need to know about all clients' records.
-
-    Attributes:
-        sizes: number of training records of each client, int64 ``[clients]``.
-        shape: shape of one record.
-        classes: number of classes; None in regression.
-        tokens: whether records are integers.
-        columns, scale: see :class:`fedray.data.records.ClientData`.
-        inputs: the inputs that stand side by side in a record.
-        target_shape: shape of one record's targets; () where it has one.
-        class_counts: records of each class at each client, int64 ``[clients, classes]``, where they may be shown.
-        targets: all clients' targets, where the driver may look at them.
-    """
-
-    sizes: npt.NDArray[np.int64]
-    shape: tuple[int, ...]
-    classes: int | None
-    tokens: bool
-    columns: Sequence[str]
-    scale: float
-    inputs: tuple[Input, ...] = ()
-    target_shape: tuple[int, ...] = ()
-    class_counts: npt.NDArray[np.int64] | None = None
-    targets: npt.NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,39 +239,6 @@ def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, 
 def capacity(config: Config, sizes: npt.NDArray[np.int64]) -> float:
     """The weight that the exact sum is laid out for: of all clients, each at most 1 where whole clients are protected."""
     return float(len(sizes)) if config.privacy.whole_clients else make_algorithm(config.algorithm).largest_weight(sizes)
-
-
-def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], facts: RecordFacts) -> Model:
-    """Build the global model and check that model, loss, metrics, engines and batches go together.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    classes, shape, tokens = facts.classes, facts.shape, facts.tokens
-    outputs = outputs_for(config.training.loss, classes, facts.target_shape)
-    positions = positions_for(config.training.loss, facts.target_shape)
-    dtype = torch.int64 if tokens else torch.float32
-    model, made = first_model(config.model, shape, outputs, config.seed, dtype, positions, facts.inputs)
-    private = config.privacy.record
-    check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
-    if config.privacy.whole_clients:
-        rules.check_buffers(model)
-    if private:
-        rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
-    algorithm = make_algorithm(config.algorithm)
-    alone = algorithm.traits.gradients == "engine"
-    engines = []
-    for group in groups:
-        loss = find_loss(group.training.loss)
-        needs = BatchNeeds() if private else batch_needs(model, loss, shape, tokens, classes, facts.targets, facts.target_shape)
-        members = np.asarray(group.members)
-        algorithm.check(group.training)
-        check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
-        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
-    frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
-    return Model(
-        made, algorithm.exchange(made.layout), Holder(get_vector(model, made.layout)), engines[0], frozen_bytes, facts.columns, facts.scale
-    )
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: Sequence[str], sizes: npt.NDArray[np.int64]) -> None:

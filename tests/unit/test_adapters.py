@@ -33,7 +33,7 @@ from fedray.models.build import build_model
 from fedray.models.facts import first_model
 from fedray.models.weights import load_weights
 from fedray.parameters import Layout, get_vector, set_vector
-from fedray.planning.preparation import Model
+from fedray.planning.global_model import Model
 from fedray.privacy.recordplan import plan_record
 from fedray.runfiles import RunFiles
 from fedray.storage import write_json

@@ -28,7 +28,7 @@ from fedray.holder import Holder
 from fedray.models.build import build_model
 from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector, set_vector
-from fedray.planning.preparation import Model
+from fedray.planning.global_model import Model
 from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.release import Release
 from fedray.rounds.evaluator import Evaluator

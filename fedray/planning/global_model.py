@@ -1,0 +1,124 @@
+"""The global model before the first round, and what goes together with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedray.algorithms.algorithm import make_algorithm
+from fedray.clients.groups import ClientGroup
+from fedray.config import Config
+from fedray.exchange import Exchange
+from fedray.frozen import frozen_values
+from fedray.holder import Holder
+from fedray.inputs import Input
+from fedray.models.facts import ModelFacts, first_model
+from fedray.parameters import Vector, get_vector
+from fedray.privacy import rules
+from fedray.training.choose import choose_engine
+from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
+from fedray.training.evaluate import check_metrics, find_metrics
+from fedray.training.losses import find_loss, outputs_for, positions_for
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The global model before the first round.
+
+    Attributes:
+        facts: how every process builds the model.
+        exchange: what goes down and up in each round.
+        weights: float32 ``[facts.layout.size]``.
+        engine: the local engine; that of the first group if groups have engines of their own.
+        frozen_bytes: size of its frozen parameters.
+        columns, scale: see :class:`fedray.data.records.ClientData`.
+    """
+
+    facts: ModelFacts
+    exchange: Exchange
+    weights: Holder[Vector]
+    engine: str
+    frozen_bytes: int = 0
+    columns: Sequence[str] = ()
+    scale: float = 1.0
+
+    def document(self) -> dict[str, Any]:
+        """What is needed to build the model again, as JSON data."""
+        facts = self.facts
+        return {
+            "input_shape": list(facts.shape),
+            "outputs": facts.outputs,
+            "positions": facts.positions,
+            "parameters": facts.layout.size,
+            "tokens": facts.tokens,
+            "frozen_sha256": facts.frozen,
+            "columns": list(self.columns),
+            "scale": self.scale,
+            **({"inputs": [i.document() for i in facts.inputs]} if facts.inputs else {}),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class RecordFacts:
+    """What the model and the checks need to know about all clients' records.
+
+    Attributes:
+        sizes: number of training records of each client, int64 ``[clients]``.
+        shape: shape of one record.
+        classes: number of classes; None in regression.
+        tokens: whether records are integers.
+        columns, scale: see :class:`fedray.data.records.ClientData`.
+        inputs: the inputs that stand side by side in a record.
+        target_shape: shape of one record's targets; () where it has one.
+        class_counts: records of each class at each client, int64 ``[clients, classes]``, where they may be shown.
+        targets: all clients' targets, where the driver may look at them.
+    """
+
+    sizes: npt.NDArray[np.int64]
+    shape: tuple[int, ...]
+    classes: int | None
+    tokens: bool
+    columns: Sequence[str]
+    scale: float
+    inputs: tuple[Input, ...] = ()
+    target_shape: tuple[int, ...] = ()
+    class_counts: npt.NDArray[np.int64] | None = None
+    targets: npt.NDArray[Any] | None = None
+
+
+def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], facts: RecordFacts) -> Model:
+    """Build the global model and check that model, loss, metrics, engines and batches go together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    classes, shape, tokens = facts.classes, facts.shape, facts.tokens
+    outputs = outputs_for(config.training.loss, classes, facts.target_shape)
+    positions = positions_for(config.training.loss, facts.target_shape)
+    dtype = torch.int64 if tokens else torch.float32
+    model, made = first_model(config.model, shape, outputs, config.seed, dtype, positions, facts.inputs)
+    private = config.privacy.record
+    check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
+    if config.privacy.whole_clients:
+        rules.check_buffers(model)
+    if private:
+        rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
+    algorithm = make_algorithm(config.algorithm)
+    alone = algorithm.traits.gradients == "engine"
+    engines = []
+    for group in groups:
+        loss = find_loss(group.training.loss)
+        needs = BatchNeeds() if private else batch_needs(model, loss, shape, tokens, classes, facts.targets, facts.target_shape)
+        members = np.asarray(group.members)
+        algorithm.check(group.training)
+        check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
+        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
+    frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
+    return Model(
+        made, algorithm.exchange(made.layout), Holder(get_vector(model, made.layout)), engines[0], frozen_bytes, facts.columns, facts.scale
+    )
