@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedray import components
+from fedray.algorithms.algorithm import make_algorithm
 from fedray.checkpoint import Saved
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
@@ -259,7 +260,9 @@ def test_the_saved_model_has_both_and_the_merged_one_reloads_with_the_same_outpu
     files = RunFiles(tmp_path / "run")
     files.root.mkdir()
     files.save_model(facts.layout, weights, frozen_of(facts))
-    write_json(files.partition, {"model": Model(facts, weights, "plain").document()})
+    write_json(
+        files.partition, {"model": Model(facts, make_algorithm(config.algorithm).exchange(facts.layout), weights, "plain").document()}
+    )
     (base / "model.safetensors").rename(base / "gone")
     found, _ = trained_model(files, config)
     assert state_of(found) == state_of(model)
@@ -281,7 +284,8 @@ def test_another_base_is_refused_in_other_processes_and_at_a_resume(tmp_path: Pa
     with pytest.raises(ConfigError, match="other frozen parameters"):
         facts.build()
     weights = get_vector(model, facts.layout)
-    other = Model(first_model(config.model, (WIDTH,), CLASSES, config.seed)[1], weights, "plain")
+    exchange = make_algorithm(config.algorithm).exchange(facts.layout)
+    other = Model(first_model(config.model, (WIDTH,), CLASSES, config.seed)[1], exchange, weights, "plain")
     with pytest.raises(FedrayError, match="frozen parameters are others"):
         check_model(Saved(3, weights, {}, {"frozen_sha256": facts.frozen}), other, "checkpoints")
     check_model(Saved(3, weights, {}, {"frozen_sha256": facts.frozen}), replace(other, facts=facts), "checkpoints")

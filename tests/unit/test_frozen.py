@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fedray.algorithms.algorithm import make_algorithm
 from fedray.checkpoint import Saved
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
@@ -123,7 +124,8 @@ def config_of(kind: str, **privacy: Any) -> Config:
 
 def made(config: Config) -> Model:
     model, facts = first_model(config.model, (WIDTH,), CLASSES, config.seed)
-    return Model(facts, Holder(get_vector(model, facts.layout)), "plain")
+    exchange = make_algorithm(config.algorithm).exchange(facts.layout)
+    return Model(facts, exchange, Holder(get_vector(model, facts.layout)), "plain")
 
 
 # -- what is exchanged ---------------------------------------------------------------------------------------------------
