@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,7 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
-from fedray.training.fast.bfloat16 import bfloat16_convolutions
-from fedray.training.fast.channels_last import channels_last, lay_out, turned_gradients
-from fedray.training.fast.direct import Direct
-from fedray.training.fast.sequential import forward_of, layers_of
+from fedray.training.fast.step import fast_step
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
@@ -29,8 +25,8 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
     With ``batch_size``: shuffled passes, a new permutation each, the last short batch kept, or joined to the one before where it has
     fewer records than ``job.fewest``; a step's gradient is the mean over its records. With ``sampling_rate``: each record joins a step by a coin of its
-    own; the gradient is the sum over those that did, over ``expected_batch``, and a step that nobody
-    joined has gradient zero. This is DP-SGD's twin without clip and noise.
+    own (Poisson sampling); the gradient is the sum over these records, divided by ``expected_batch``, and that of an empty step is zero.
+    This is DP-SGD without clip and noise.
 
     With ``job.couples`` a step's gradient is that of the loss of the whole batch.
 
@@ -52,33 +48,28 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     if not model.training:  # a walk over all modules, so only where needed
         model.train()
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
-    pixels, layers = lay_out(model, x), layers_of(model)
-    forward = forward_of(model, layers)
-    at_once = job.adjust is None and (training.batch_size or physical + 1) <= physical
+    one_pass = job.adjust is None and (training.batch_size or physical + 1) <= physical
     seen: float | Tensor = 0.0
     steps = examples = 0
-    halved = bfloat16_convolutions(model) if training.convolutions == "bfloat16" else nullcontext()
-    with Direct(model, training, job.lr, at_once, layers is not None) as direct, turned_gradients(model, pixels), halved:
-        parameters = direct.others
-        move = mover(model, parameters, training, job.lr, x.device)
+    with fast_step(model, x, training, job.lr, one_pass) as step:
+        move = mover(model, step.parameters, training, job.lr, x.device)
         for drawn in batches(len(x), training, job.draws, job.fewest):
             check_stop(job)
             check_batch(len(drawn), job)
             batch = torch.from_numpy(drawn).to(x.device)
-            for p in parameters:
+            for p in step.parameters:
                 p.grad = None
             size = len(batch)
             for part in (batch,) if 0 < size <= physical or (size and job.whole) else torch.split(batch, physical) if size else ():
-                records = x.index_select(0, part)
-                losses = job.loss(direct.forward(forward, channels_last(records) if pixels else records), y.index_select(0, part))
+                losses = job.loss(step.outputs(x.index_select(0, part)), y.index_select(0, part))
                 # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
-                direct.backward(losses, torch.full_like(losses, 1.0 if job.couples else 1.0 / (training.expected_batch or size)))
+                step.backward(losses, torch.full_like(losses, 1.0 if job.couples else 1.0 / (training.expected_batch or size)))
                 total = losses.detach().sum()
                 if job.couples:
                     total = total * size
                 seen = seen + (total.item() if on_cpu else total.double())  # on a GPU no wait for the step's end
             if poisson:
-                for p in parameters:  # momentum and decay act alike in every step, empty or not
+                for p in step.parameters:  # momentum and decay act alike in every step, empty or not
                     if p.grad is None:
                         p.grad = torch.zeros_like(p)
             if job.adjust is not None:

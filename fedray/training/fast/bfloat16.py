@@ -1,8 +1,8 @@
-"""Convolutions in bfloat16, where the user asks for them: twice the arithmetic in the same time on processors that know the format.
+"""Convolutions in bfloat16, where the user asks for them; processors with the format compute them twice as fast.
 
-Weights, updates and everything between the convolutions stay float32. A client's update then differs from the float32 one by what
-eight bits of mantissa lose, about a fifth of its norm in the FedAvg paper's CNN, which training averages out or does not: so it
-is never chosen by itself, and not under record-level privacy, where norms must be exact.
+Weights, updates and everything between the convolutions stay float32. Eight bits of mantissa change a client's update by about a fifth of its
+norm for the FedAvg paper's CNN. Whether training averages this out is not known, so it is never chosen automatically, and it is refused under
+record-level privacy, where norms must be exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @contextmanager
 def bfloat16_convolutions(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the model's convolutions compute in bfloat16 and give float32, forward and backward.
+    """Within the context the model's convolutions compute in bfloat16 and return float32, forward and backward.
 
     Args:
         model: on any device. Layers with a forward pass of their own keep it.

@@ -1,7 +1,7 @@
-"""Convolutions on a CPU run faster where a pixel's channels lie side by side, and pooling ten times as fast.
+"""Images in channels-last memory order, in which convolutions on a CPU are faster and max-pooling is ten times as fast.
 
-torch keeps to that order by itself once records and the convolutions' weights have it; but of a single channel it cannot tell
-which order it sees, and takes the slow one. So the strides are set, which moves nothing.
+torch keeps that order by itself once records and the weights of convolutions have it. With a single channel both orders have the same bytes,
+and torch takes the slow one; there the strides are set by hand, which moves no value.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from fedray.models.build import evaluating
 from fedray.training.engine import seeded_torch
 
-#: Whether a model was seen to stand the order.
+#: Whether a model was seen to work with records in this order.
 _STANDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def lay_out(model: nn.Module, x: Tensor) -> bool:
-    """Turn the weights of convolutions, where that helps: the same tensors, in another order of memory.
+    """Store the weights of convolutions in channels-last order where that is faster: for two-dimensional convolutions of images on a CPU.
 
-    It helps images on a CPU, and convolutions of two dimensions. A model that asks for the usual order (``view`` of activations
-    does) keeps it: tried with zeros, once a model.
+    A model that needs the usual order, because it calls ``view`` on activations, keeps it. Whether it does is tried with records of zeros,
+    once for each model.
 
     Args:
         model: will be trained.
         x: its records [n, ...].
 
     Returns:
-        Whether its records should be turned too, with :func:`channels_last`.
+        Whether its records should be stored so, too, with :func:`channels_last`.
     """
     if x.dim() != 4 or x.device.type != "cpu" or not x.is_floating_point() or not _STANDS.get(model, True):
         return False
@@ -50,11 +50,11 @@ def lay_out(model: nn.Module, x: Tensor) -> bool:
 
 @contextmanager
 def turned_gradients(model: nn.Module, turned: bool) -> Iterator[None]:
-    """While it lasts, gradients reach pooling layers channels last: given another order, torch copies the layer's input and result, too.
+    """Within the context gradients reach max-pooling layers in channels-last order; of another order torch would copy the layer's input and result, too.
 
     Args:
         model: in training.
-        turned: whether its records come channels last; else nothing is done.
+        turned: whether its records come in channels-last order; otherwise the context does nothing.
     """
     handles = [m.register_forward_hook(_turn_gradient) for m in model.modules() if type(m) is nn.MaxPool2d] if turned else []
     try:

@@ -1,12 +1,12 @@
-"""Plain SGD on large Linear layers without a gradient in memory.
+"""SGD on large Linear layers without keeping their gradient in memory.
 
-The gradient of a Linear layer's weight is a product g' x that is as large as the weight, written once and read once to be
-subtracted. Where the optimiser is plain SGD the product can be subtracted as it is made: from the layer's input and its output's
-gradient, when the backward pass is over.
+The gradient of a Linear layer's weight is the product g' x of its output's gradient and its input. It is as large as the weight, is written
+once, and is read once to be subtracted. With SGD without momentum and weight decay the product is subtracted while it is computed, after the
+backward pass.
 
-In a chain of layers nobody else reads the weight, and then it need not even move with every step: after steps with inputs x_s and
-gradients g_s the layer's output is x W' - lr sum_s (x x_s') g_s. So steps are remembered until they are as many rows as make one product
-worth while; the weight is then read and written once for all of them.
+In a sequential model nothing but the layer reads the weight, and then the weight need not change in every step: after steps with inputs x_s and
+output gradients g_s the layer's output is x W' - lr sum_s (x x_s') g_s. So a few steps are kept as rows of x_s and g_s and then subtracted in
+one product, which reads and writes the weight once for all of them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fedray.training.fast.layer_inputs import Tape, Use
 from fedray.training.fast.onednn_linear import linear
 from fedray.training.fast.sequential import observed
 
-#: Weights from which it pays: smaller ones and their gradients stay in a core's cache.
+#: Values of a weight from which this is faster: smaller weights and their gradients stay in a core's cache.
 _LARGE = 2**18
-#: Rows of steps that are remembered at most.
+#: Largest number of rows of steps that are kept.
 _ROWS = 64
 
 
@@ -37,11 +37,11 @@ class Direct:
         model: that is trained.
         training: the training section.
         lr: learning rate.
-        allowed: whether nobody wants to see gradients, and a step is one backward pass.
-        alone: whether nothing but the layers reads their weights: the model is a chain.
+        allowed: whether a step is one backward pass, of which nobody reads the gradients.
+        alone: whether nothing but the layers reads their weights, as in a sequential model.
 
     Attributes:
-        others: the trained parameters that are left, which have gradients as ever.
+        others: the other trained parameters, which get gradients as usual.
     """
 
     def __init__(self, model: nn.Module, training: Training, lr: float, allowed: bool, alone: bool) -> None:
@@ -116,7 +116,7 @@ class Direct:
         return linear(input, layer.weight, layer.bias, lambda: self._by_autograd)
 
     def _correct(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """A forward hook: the output as it is with the steps that the weight has not taken."""
+        """A forward hook: correct the output by the steps that are not yet in the weight."""
         assert isinstance(layer, nn.Linear)
         x, gradients = self._steps[layer].taken()
         if not len(x):
@@ -130,21 +130,21 @@ class Direct:
 
 
 class _Steps:
-    """Steps that a layer's weight has not taken: inputs [rows, in] and gradients of outputs [rows, out]."""
+    """Steps that are not yet in a layer's weight: inputs [rows, in] and gradients of outputs [rows, out]."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self._weight, self._rows = layer.weight, 0
         self._x, self._gradients = (layer.weight.new_empty((_ROWS, n)) for n in (layer.in_features, layer.out_features))
 
     def taken(self) -> tuple[Tensor, Tensor]:
-        """What is remembered."""
+        """Inputs and output gradients of the steps that are kept."""
         return self._x[: self._rows], self._gradients[: self._rows]
 
     def remember(self, x: Tensor, gradients: Tensor, lr: float) -> bool:
-        """Add a step, after making room for it; false where there is never room."""
+        """Keep a step, after applying the kept ones if there is no room; return False if the step is too large to be kept."""
         if self._rows + len(x) > _ROWS:
             self.flush(lr)
-        if 2 * len(x) > _ROWS:  # nothing to gain from fewer than two steps at once
+        if 2 * len(x) > _ROWS:  # a product for fewer than two steps saves nothing
             return False
         here = slice(self._rows, self._rows + len(x))
         self._x[here], self._gradients[here] = x, gradients
@@ -152,7 +152,7 @@ class _Steps:
         return True
 
     def flush(self, lr: float) -> None:
-        """Take the steps."""
+        """Subtract the kept steps from the weight."""
         if self._rows:
             x, gradients = self.taken()
             with torch.no_grad():

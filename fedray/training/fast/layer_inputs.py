@@ -1,7 +1,7 @@
-"""What layers see while a batch goes through a model: their inputs, and where their outputs' gradients will arrive.
+"""The inputs of layers during a forward pass, and the places in the graph where the gradients of their outputs arrive.
 
-For engines that make a layer's gradient themselves. One backward pass to the layers' outputs then does, and autograd computes no
-gradient of their parameters.
+Engines that compute a layer's gradient themselves need no more. Their backward pass ends at the layers' outputs, and autograd computes no
+gradient of the layers' parameters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 @dataclass(frozen=True)
 class Use:
-    """A layer's run on a batch: its input as it was, and where its output's gradient arrives (None: it runs without gradients)."""
+    """One call of a layer: its input, the input's version at the call, and the edge at which its output's gradient arrives (None: without gradients)."""
 
     layer: nn.Module
     x: Tensor

@@ -1,7 +1,7 @@
-"""Products of few rows with a large weight, by oneDNN where that is faster.
+"""Products of a few rows and a large weight by oneDNN, where that is faster.
 
-The library behind ``torch.mm`` copies the weight into an order of its own before it multiplies, which for a batch of ten rows takes as
-long as the product. oneDNN, which torch uses for convolutions, takes the weight as it lies.
+The library behind ``torch.mm`` first copies the weight into its own memory order, which for a batch of ten rows takes as long as the product.
+oneDNN, which torch uses for convolutions, reads the weight in the order in which it is stored.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-#: With AVX-512 it was seen to be as fast as ``torch.mm`` or up to three times as fast, with AVX2 the same, with less half as fast.
+#: With AVX-512 oneDNN was measured to be one to three times as fast as ``torch.mm``, with AVX2 as fast, and with less half as fast.
 _ONEDNN = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, weight_too: Callable[[], bool]) -> Tensor:
-    """What :func:`torch.nn.functional.linear` gives, to the last bits but few; the weight has a gradient only where asked for.
+    """Compute :func:`torch.nn.functional.linear` up to rounding; the weight gets a gradient only where ``weight_too`` says so.
 
     Args:
         x: [..., in].
@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, weight_too: Callable[
 
 
 def suits(weight: Tensor) -> bool:
-    """Whether a weight is what oneDNN takes as it lies: of other strides it would make a thousand times the work."""
+    """Whether oneDNN can read a weight without copying it; with other strides it is a thousand times slower."""
     return _ONEDNN and weight.dtype == torch.float32 and weight.is_contiguous()
 
 

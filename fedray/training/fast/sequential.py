@@ -1,6 +1,6 @@
-"""Models that are a chain of torch's own layers: one after the other, with nothing between them.
+"""Models that are a sequence of torch's own layers, one after the other, with nothing between them.
 
-Of such a model everything that reads a weight is known, so an engine may run it in an order that gives the same numbers sooner.
+Of such a model everything that reads a weight is known, so an engine may compute the same numbers in a faster order.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch.nn import functional
 
 
 def layers_of(model: nn.Module) -> list[nn.Module] | None:
-    """The layers in the order in which they run, those of nested Sequentials too; None where the model may be more than a chain.
+    """The layers in the order in which they run, those of nested Sequentials too; None where the model may compute anything else.
 
-    Subclasses, hooks and layers that hold others may compute anything, so there is no chain with them.
+    Subclasses, hooks and layers that contain others may compute anything, so a model with these has no such list.
     """
     if observed(model):
         return None
@@ -38,7 +38,7 @@ def pooled_first(layers: list[nn.Module]) -> list[nn.Module]:
 
 
 def forward_of(model: nn.Module, layers: list[nn.Module] | None) -> Callable[[Tensor], Tensor]:
-    """What computes the model's outputs, in the cheapest of equal orders where it is a chain of ``layers`` (:func:`layers_of`)."""
+    """A function that computes the model's outputs, in a faster order with equal results where ``layers`` (:func:`layers_of`) are known."""
     if layers is None:
         return model
     order = pooled_first(layers)
