@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedray.errors import FedrayError
-from fedray.parameters import Vector
+from fedray.parameters import Values, Vector
 from fedray.storage import damaged
 from fedray.tensorfile import read_tensors, write_tensors
 
@@ -37,6 +37,7 @@ class Saved:
         server: state of the server optimiser: float32 vectors by name.
         meta: JSON data (identity of the run, best result, faults, pending metrics row, ...).
         rest: the algorithm's other fields that are broadcast, float32, one after the other; None where there are none.
+        states: where the clients' states lie, arrays whose names begin with ``states.``.
     """
 
     round: int
@@ -44,6 +45,7 @@ class Saved:
     server: dict[str, Vector] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     rest: Vector | None = None
+    states: dict[str, Values] = field(default_factory=dict)
 
     @property
     def globals(self) -> Vector:
@@ -54,9 +56,10 @@ class Saved:
 def save_checkpoint(directory: Path, checkpoint: Saved, keep: int) -> Path:
     """Write ``round-000012.safetensors``; delete all but the newest ``keep`` checkpoints and files of interrupted writers."""
     path = directory / f"{_stem(checkpoint.round)}.safetensors"
-    tensors = {"weights": checkpoint.weights, **{f"server.{k}": v for k, v in checkpoint.server.items()}}
+    tensors: dict[str, Values] = {"weights": checkpoint.weights, **{f"server.{k}": v for k, v in checkpoint.server.items()}}
     if checkpoint.rest is not None:
         tensors["rest"] = checkpoint.rest
+    tensors |= checkpoint.states
     header = {"format": _FORMAT, "round": checkpoint.round, "meta": checkpoint.meta}
     write_tensors(path, tensors, {"fedray": json.dumps(header, allow_nan=False)})
     for old in [*_files(directory)[keep:], *directory.glob(".round-*")]:
@@ -101,7 +104,8 @@ def _load(path: Path) -> Saved:
     if path.stem != _stem(header["round"]):
         raise damaged(path, f"it holds round {header['round']}, so it was renamed")
     server = {name.removeprefix("server."): v for name, v in tensors.items() if name.startswith("server.")}
-    return Saved(header["round"], tensors["weights"], server, header["meta"], tensors.get("rest"))
+    states = {name: v for name, v in tensors.items() if name.startswith("states.")}
+    return Saved(header["round"], tensors["weights"], server, header["meta"], tensors.get("rest"), states)
 
 
 def _stem(round_: int) -> str:

@@ -28,6 +28,7 @@ from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release
 from fedray.rounds.books import Authorization, Books
+from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.drawing import CohortDraw, FailedRounds
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.notes import grouped
@@ -71,6 +72,7 @@ class Loop:
     aggregate: Callable[[ExactSum], Vector]
     release: Release | None
     evaluator: Evaluators | None
+    states: ClientStates | None
     begin: Holder[ModelState]
     privacy: Guarantees
     first_round: int = 0
@@ -156,13 +158,13 @@ class Driver:
         log_ = RoundLog()
         with span("cohort", "draw and authorize"):
             cohort = p.cohorts.take(number)
-            permit = p.books.authorize(number, cohort)
+            permit = p.books.authorize(number, cohort if p.states is None else p.states.attached(cohort))
         record.left_out += len(permit.refused)
         for fault in grouped(Fault("client", text, number + 1, name) for name, text in (permit.refused | permit.away).items()):
             record.tell(fault)
         task = self._task(number, permit)
         total = task.empty_sum(p.exchange)
-        parts = 0
+        parts, added = 0, list[int]()
         granted = {c.index: c for c in permit.cohort}
         arriving = p.pool.train(
             permit.cohort,
@@ -178,6 +180,7 @@ class Driver:
             self._check_receipts(part, granted, log_, task)
             with span("aggregation", "merge"):
                 total = total.joined(part.total)
+            added += part.clients
             del part  # or its memory would be held until the next is here
             parts += 1
         trained, updates = time.perf_counter(), total.count
@@ -188,6 +191,8 @@ class Driver:
             with span("aggregation", "mean"):
                 mean = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
             del total  # with a large model, before there is another one
+            if p.states is not None:
+                p.states.commit(log_.reports, added)
             with span("cohort", "commit"):
                 p.books.commit(number, [r for r in log_.reports if r.status == "done"])
             with span("aggregation", "server step"):
@@ -238,7 +243,7 @@ class Driver:
 
     def _save(self, force: bool = False) -> None:
         size = self._p.layout.size
-        self._record.save(self.weights, self._state, self._globals[size:] if len(self._globals) > size else None, force)
+        self._record.save(self.weights, self._state, self._globals[size:] if len(self._globals) > size else None, self._p.states, force)
 
     def _traffic(self, parts: int) -> tuple[int, int]:
         """Bytes of ``parts`` partial sums that the driver received, and of globals that were sent to nodes."""
@@ -263,6 +268,7 @@ class Driver:
         p, entry.evaluated = self._p, True
         if p.config.evaluation.federated:
             everyone = [ClientTask(i, name) for i, name in enumerate(p.names)]
+            everyone = everyone if p.states is None else p.states.attached(everyone)
             rows = p.pool.evaluate(everyone, self._shared, timeout=p.config.clients.start_timeout)
             self._record.at_clients(entry, rows, central=p.evaluator is not None)
         if p.evaluator is not None:

@@ -83,6 +83,11 @@ class RunFiles:
         return self.root / "checkpoints"
 
     @property
+    def states(self) -> Path:
+        """Directory of what clients keep between their turns."""
+        return self.root / "states"
+
+    @property
     def model(self) -> Path:
         """The final model's tensors by name."""
         return self.root / "model.safetensors"

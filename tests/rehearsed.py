@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,14 @@ import numpy as np
 from fedray.algorithms.algorithm import Mean, ServerState, make_algorithm, make_server, stepped
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
-from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.messages import ClientReport, ClientTask, RoundTask
+from fedray.clients.states import StateFiles, StatePlace
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.models.facts import first_model
 from fedray.parameters import Vector, get_vector, set_vector
+from fedray.rounds.clientstates import ClientStates
 
 
 def label_skewed(seed: int = 0, clients: int = 10) -> tuple[Federation, Records]:
@@ -63,24 +67,40 @@ class Rehearsed:
         self.globals: Vector = self.exchange.joined(self.algorithm.begin(self.layout, get_vector(self.model, self.layout)), "down")
         self.state: ServerState = self.server.init(self.layout.size)
         self.round = 0
+        self._folder = tempfile.TemporaryDirectory()
+        self.states = ClientStates(Path(self._folder.name), 1)
         self._hosts: list[ClientHost] = []
 
     def host(self, k: int) -> ClientHost:
         """The k-th actor."""
         while len(self._hosts) <= k:
-            self._hosts.append(
-                ClientHost(HostSpec(self._config, self._group, None, self._facts, threads=1), self._federation, device="cpu")
-            )
+            self._hosts.append(ClientHost(self._spec(), self._federation, device="cpu"))
             self._hosts[-1].ready()
         return self._hosts[k]
+
+    def _spec(self) -> HostSpec:
+        states = StatePlace(self._folder.name) if self.algorithm.traits.state else None
+        return HostSpec(self._config, self._group, None, self._facts, threads=1, states=states)
+
+    def kept(self) -> dict[int, dict[str, bytes]]:
+        """What each client keeps, by its index."""
+        files, tasks = StateFiles(self._folder.name), [ClientTask(i, name) for i, name in enumerate(self._federation.names)]
+        found = {t.index: t.state for t in self.states.attached(tasks) if t.state is not None}
+        return {index: {name: v.tobytes() for name, v in files.read(state).items()} for index, state in found.items()}
+
+    def restart(self) -> None:
+        """Go on as from a checkpoint, with other actors."""
+        self.states = ClientStates(Path(self._folder.name), 1, self.states.tensors())
+        self._hosts = []
 
     def train(self, split: Sequence[Sequence[int]], order: Sequence[int] | None = None) -> None:
         """One round: the clients that each actor trains, and the order in which the actors' parts come."""
         sizes, names = self._federation.sizes, self._federation.names
         task = RoundTask(self.round, self.algorithm.largest_weight(sizes), clients=len(names))
-        parts = []
+        parts, reports = [], list[ClientReport]()
         for k, clients in enumerate(split):
-            reports = self.host(k).train(task, self.globals, [ClientTask(i, names[i]) for i in clients])
+            tasks = self.states.attached([ClientTask(i, names[i]) for i in clients])
+            reports += self.host(k).train(task, self.globals, tasks)
             assert all(r.status == "done" for r in reports), [r.error or r.traceback for r in reports]
             parts.append(self.host(k).collect(task))
         total = task.empty_sum(self.exchange)
@@ -88,7 +108,9 @@ class Rehearsed:
             total.merge(parts[k].total)
         mean = Mean(self.exchange.views(total.mean(), "up"), total.count, total.count / len(names))
         self.globals, self.state = stepped(self.algorithm, self.server, self.layout, self.exchange, self.globals, self.state, mean)
+        self.states.commit(reports, [r.index for r in reports])
         self.round += 1
+        self.states.checkpointed(self.round)
 
     def accuracy(self, test: Records) -> float:
         """Of the global model."""

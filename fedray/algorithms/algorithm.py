@@ -89,6 +89,15 @@ class Algorithm:
         turn.train()
         return Update({"model": turn.moved()})
 
+    def measured(self, weights: Vector, state: Mapping[str, Vector] | None) -> Vector:
+        """The model that is evaluated on a client's own records, float32 ``[layout.size]``: the global one, or one that the client keeps.
+
+        Args:
+            weights: the global model.
+            state: what the client keeps; None if nothing yet.
+        """
+        return weights
+
     def server(self, globals_: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
         """At the driver, after each round: the new value of each field that goes down, but for ``model`` the direction in which the
         server's optimiser moves it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from fedray.audit.probes import Subject, train_one
 from fedray.clients.groups import rates
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
+from fedray.clients.states import StateAddress, StatePlace
 from fedray.data.records import Federation
 from fedray.parameters import Vector
 from fedray.planning.preparation import Prepared
@@ -70,8 +72,11 @@ class LocalRun:
         self._sizes = federation.sizes
         self._capacity = self._algorithm.largest_weight(self._sizes)
         self._hosts: dict[int, ClientHost] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="fedray-audit-")
+        self._states: dict[int, StateAddress] = {}
+        states = StatePlace(self._folder.name) if self._algorithm.traits.state else None
         for group, plan in zip(prepared.groups, prepared.plans, strict=True):
-            spec = HostSpec(self._config, group, plan, self._model.facts, threads=1)
+            spec = HostSpec(self._config, group, plan, self._model.facts, threads=1, states=states)
             host = ClientHost(spec, federation, device="cpu")
             host.ready()
             self._hosts |= dict.fromkeys(group.members, host)
@@ -98,9 +103,11 @@ class LocalRun:
             for i in cohort:
                 if not self._sizes[i]:
                     continue
-                task = ClientTask(int(i), self._prepared.names[i])
-                update, _, part = train_one(self._hosts[int(i)], self._globals, task, number, self._capacity, len(self._rates))
+                task = ClientTask(int(i), self._prepared.names[i], state=self._states.get(int(i)))
+                update, report, part = train_one(self._hosts[int(i)], self._globals, task, number, self._capacity, len(self._rates))
                 self.participations[i] += 1
+                if report.state is not None:
+                    self._states[int(i)] = report.state
                 total.merge(part.total)
                 yield Released(int(i), number, self.weights, update[self._exchange.up["model"]])
             if total.count:

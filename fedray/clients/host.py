@@ -221,7 +221,6 @@ class ClientHost:
     def evaluate(self, weights: Vector, clients: Sequence[ClientTask]) -> list[LocalEvaluation]:
         """Evaluate on the clients' own held-out records."""
         trainer = self._trainer
-        set_vector(trainer.model, trainer.layout, weights[: trainer.layout.size])
         metrics = find_metrics(self._config.evaluation.metrics)
         rows = []
         for client in clients:
@@ -229,6 +228,7 @@ class ClientHost:
             if test is None or not len(test):
                 continue
             x, y = trainer.tensors(test)
+            set_vector(trainer.model, trainer.layout, trainer.measured(weights, client))
             failed: dict[str, str] = {}
             try:
                 with self._kept(None):

@@ -11,6 +11,7 @@ import numpy as np
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.clients.groups import ClientGroup
+from fedray.clients.states import StateAddress, StatePlace
 from fedray.config import Config
 from fedray.data.silos import Silo
 from fedray.exchange import Exchange
@@ -41,6 +42,7 @@ class HostSpec:
         job: names this run in the ledger.
         provided: objects given to ``fedray.run`` by the caller.
         profile: keep spans.
+        states: where clients' states are, for algorithms whose clients keep any.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class HostSpec:
     job: str = ""
     provided: Mapping[str, Any] = field(default_factory=dict)
     profile: bool = False
+    states: StatePlace | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class ClientTask(NamedTuple):
         attempt: how often it was tried before in this round.
         reservations: unit (record, client) to the hash of the ledger's entry that charges this turn.
         steps: local steps, where fewer than the plan's were charged.
+        state: where what the client keeps between its turns lies; None if there is nothing.
         halvings: how often the physical batch is halved, because actors were killed for the memory that this client took.
     """
 
@@ -100,6 +104,7 @@ class ClientTask(NamedTuple):
     reservations: tuple[tuple[str, str], ...] = ()
     steps: int | None = None
     halvings: int = 0
+    state: StateAddress | None = None
 
 
 class ClientReport(NamedTuple):
@@ -108,6 +113,7 @@ class ClientReport(NamedTuple):
     ``loss`` is None under differential privacy: it is computed from private records.
     ``traceback`` is the client's own, for ``failed``. ``receipts`` say for each protected unit what was run.
     ``physical_batch`` is what fitted into memory, where that was less than the config's.
+    ``state`` is where the client's new state lies, which counts if the update does.
     """
 
     index: int  # type: ignore[assignment]
@@ -122,6 +128,7 @@ class ClientReport(NamedTuple):
     node: str = ""
     receipts: Mapping[str, Mapping[str, Any]] = {}
     physical_batch: int | None = None
+    state: StateAddress | None = None
 
 
 @dataclass(frozen=True)

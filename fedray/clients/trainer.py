@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from fedray.aggregation.exact import BLOCK, ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update, only_trains
 from fedray.algorithms.turn import Adjust, Moved, TrainedTurn, Turn
-from fedray.clients.devices import on_device
+from fedray.clients.devices import in_actor, node_of_actor, on_device
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
+from fedray.clients.states import StateAddress, states_at
 from fedray.clients.surroundings import Kept, described, told, unchanged
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
@@ -94,6 +95,7 @@ class Trainer:
         self.at_work: Sequence[int] = ()  # whose turn it is; read from another thread
         self._lr = -1, 0.0  # a round and its learning rate
         self._host = socket.gethostname()
+        self._states = None if spec.states is None else states_at(spec.states, node_of_actor() if in_actor() else "")
         privacy = spec.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
 
@@ -152,7 +154,7 @@ class Trainer:
                 client = reserved
             with self._kept(partial(self._own_seed, task, client)), span("compute", "local training"):
                 update, result, fitted = self._run(task, weights, client, data, lr)
-            receipts = self._receipts(task, client, result)
+            receipts, state = self._receipts(task, client, result), self._keep(task, update)
             with span("aggregation", "add an update"):
                 self._add_update(task, client, records, update, total)
         except Stopped as error:
@@ -169,7 +171,7 @@ class Trainer:
                 traceback.print_exc()
                 os._exit(1)
             return report("failed", error=described(error), traceback=told(error))
-        return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted)
+        return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted, state=state)
 
     def _run(
         self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float
@@ -183,7 +185,7 @@ class Trainer:
         x, y = self.tensors(data.train)
         seed = self._seed()
         secret = secrets.token_bytes(SECRET) if self._secret else None
-        globals_ = self.exchange.views(weights, "down")
+        globals_, state = self.exchange.views(weights, "down"), self.state_of(client)
 
         def local(physical_batch: int) -> tuple[Update, LocalResult]:
             self.model = self.model if self._fresh is None else self._fresh()
@@ -201,7 +203,8 @@ class Trainer:
                 own = job if usual else replace(job, adjust=adjust, draws=self._draws(task, seed, stream)(client.index))
                 return self.engine(self.model, *records, own)
 
-            turn = Turn(task.round, client.index, len(y), lr, fitted, globals_, self.model, self.layout, train, self._loss_of(x, y))
+            about = task.round, client.index, len(y), lr, fitted, globals_, self.model, self.layout
+            turn = Turn(*about, train, self._loss_of(x, y), state)
             update = self._algorithm.local(turn)
             return update, _in_all(turn.results, None if charge is None else charge.history())
 
@@ -211,6 +214,26 @@ class Trainer:
         if fits < whole:
             self._fits = fits
         return update, result, (fits if fits < whole else None)
+
+    def state_of(self, client: ClientTask) -> dict[str, Vector] | None:
+        """What a client kept from its last turn that counted; None if there was none.
+
+        Raises:
+            FedrayError: it is gone or damaged.
+        """
+        return None if client.state is None or self._states is None else self._states.read(client.state)
+
+    def measured(self, weights: Vector, client: ClientTask) -> Vector:
+        """The model that is evaluated on a client's own records, float32 ``[layout.size]``."""
+        return self._algorithm.measured(weights[: self.layout.size], self.state_of(client))
+
+    def _keep(self, task: RoundTask, update: Update) -> StateAddress | None:
+        """Write down what a client keeps for its next turn."""
+        if update.state is None:
+            return None
+        if self._states is None:
+            raise FedrayError("algorithm.kind: its clients keep a state, which its traits do not declare; add state=True.")
+        return self._states.append(task.round, update.state)
 
     def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[], float] | None:
         """The mean loss over records, for algorithms that declare that they read it."""
@@ -407,6 +430,7 @@ class Trainer:
         traceback: str = "",
         receipts: Mapping[str, Receipt] | None = None,
         physical_batch: int | None = None,
+        state: StateAddress | None = None,
     ) -> ClientReport:
         if self._config.privacy.whole_clients is not None:  # the number of records is the client's own
             records = 0
@@ -423,6 +447,7 @@ class Trainer:
             self._host,
             receipts or {},
             physical_batch,
+            state,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.aggregation.rule import make_aggregator
 from fedray.algorithms.algorithm import Algorithm, Server, make_algorithm, make_server
@@ -23,6 +24,7 @@ from fedray.clients.nodes import free_resources
 from fedray.clients.placement import Place, more_places, plan_places, start_actor
 from fedray.clients.pool import Pool
 from fedray.clients.recognition import commit_federation
+from fedray.clients.states import StateFiles, StatePlace
 from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.driver import Loop, ModelState
@@ -44,6 +46,7 @@ from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
 from fedray.rounds.books import Books, PopulationBook, RunBook, SiloBooks
+from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.evaluator import Evaluators
@@ -164,6 +167,7 @@ class Wiring:
             aggregate=aggregate,
             release=self._release,
             evaluator=evaluator,
+            states=self._client_states(checkpoint),
             begin=Holder(self._begin(checkpoint, model, algorithm, server)),
             privacy=privacy,
             first_round=beginning.round,
@@ -189,6 +193,19 @@ class Wiring:
         layout = model.facts.layout
         globals_ = model.exchange.joined(algorithm.begin(layout, weights), "down")
         return ModelState(globals_, server.init(layout.size), in_store if globals_ is weights else None)
+
+    def _state_place(self) -> StatePlace:
+        """Where clients' states are: in the run's directory on this node, with a keeper for the actors of other nodes."""
+        here = ray.get_runtime_context().get_node_id()
+        options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+        keeper = ray.remote(StateFiles).options(**options).remote(str(self._files.states))
+        return StatePlace(str(self._files.states), here, keeper)
+
+    def _client_states(self, checkpoint: Saved | None) -> ClientStates | None:
+        """The table of clients' states, as the checkpoint has it; None where clients keep none."""
+        if not make_algorithm(self.config.algorithm).traits.state:
+            return None
+        return ClientStates(self._files.states, self.config.checkpoint.keep, None if checkpoint is None else checkpoint.states)
 
     def _open_tracking(self, prepared: Prepared, checkpoint: Saved | None, failed: threading.Event) -> Tracker | None:
         config = self.config
@@ -270,6 +287,7 @@ class Wiring:
     def _start_pool(self, places: Sequence[Place]) -> Pool:
         p, config, request = self.prepared, self.config, self._request
         data = self._data[0] if self._data else None
+        states = self._state_place() if make_algorithm(config.algorithm).traits.state else None
 
         def start(place: Place) -> Any:
             group = p.groups[place.group]
@@ -288,6 +306,7 @@ class Wiring:
                 job=self._job,
                 provided=request.provided,
                 profile=request.profile,
+                states=states,
             )
             return start_actor(place, spec, None if dedicated else data)
 

@@ -101,6 +101,12 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
             "training.steps, with which all clients take as many steps, and fedavg.",
             f"privacy.incompatible.{regime}.steps",
         )
+    if regime is not None and traits.state:
+        raise PrivacyRefusal(
+            f"algorithm.kind: the clients of '{kind}' keep a state between their turns, which lies in the run's directory and shows who took "
+            "part; use privacy.regime=record, or an algorithm without state, such as fedavg or fedprox.",
+            f"privacy.incompatible.{regime}.client_state",
+        )
     if regime is not None and by_records and privacy.weight_cap is None:
         raise PrivacyRefusal(
             "algorithm.weights: a mean weighted by records divides by the cohort's records, so one client moves it by more than its share; "

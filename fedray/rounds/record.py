@@ -16,6 +16,7 @@ from fedray.events import Fault, Listener
 from fedray.parameters import Vector
 from fedray.privacy.release import Release
 from fedray.rounds.books import Authorization, Books
+from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.evaluator import PendingEvaluation
 from fedray.rounds.notes import client_failures, grouped
 from fedray.rounds.quality import Quality, numbers_only
@@ -167,13 +168,21 @@ class Record:
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def save(self, weights: Vector, server: dict[str, Vector], rest: Vector | None = None, force: bool = False) -> None:
+    def save(
+        self,
+        weights: Vector,
+        server: dict[str, Vector],
+        rest: Vector | None = None,
+        states: ClientStates | None = None,
+        force: bool = False,
+    ) -> None:
         """Write a checkpoint where one is due, or with ``force`` where this round has none.
 
         Args:
             weights: the model, float32 ``[layout.size]``.
             server: the server optimiser's vectors by name.
             rest: the algorithm's other fields that are broadcast, float32; None where there are none.
+            states: of the clients, where they keep any.
             force: a checkpoint need not be due.
         """
         checkpoint = self._config.checkpoint
@@ -188,7 +197,10 @@ class Record:
             "traffic": self._traffic,
         }
         with span("logging", "checkpoint"):
-            self._files.save_checkpoint(Saved(self.rounds, weights, server, meta, rest), checkpoint.keep)
+            table = {} if states is None else states.tensors()
+            self._files.save_checkpoint(Saved(self.rounds, weights, server, meta, rest, table), checkpoint.keep)
+            if states is not None:
+                states.checkpointed(self.rounds)
         self._saved = self.rounds
 
     # -- faults and notes ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from rounding import gamma
 from fedray import components
 from fedray.algorithms.algorithm import Algorithm, make_server, only_trains
 from fedray.algorithms.fednova import effective_steps
+from fedray.clients.messages import ClientReport, ClientTask, RoundTask
+from fedray.clients.states import StateFiles
 from fedray.config import Choice
 from fedray.configfile import build_config
-from fedray.errors import ConfigError, PrivacyRefusal
+from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
 from fedray.exchange import Exchange, Field
 from fedray.planning.preparation import check_only
+from fedray.rounds.clientstates import ClientStates
 
 ALGORITHMS = sorted(components.ALGORITHMS.parts())
 SERVERS = sorted(components.SERVERS.parts())
@@ -28,14 +32,16 @@ FEDERATION, TEST = label_skewed()
 
 @settings(max_examples=8, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(ALGORITHMS), rounds=st.integers(1, 2))
-def test_any_split_and_any_order_give_the_same_bytes(data: st.DataObject, kind: str, rounds: int) -> None:
+def test_any_split_any_order_and_other_actors_each_round_give_the_same_bytes(data: st.DataObject, kind: str, rounds: int) -> None:
     alone, split = (Rehearsed(config_of({"kind": kind}), FEDERATION) for _ in range(2))
     for _ in range(rounds):
         cohort = data.draw(st.permutations(range(10)))[:4]
         alone.train([sorted(cohort)])
         cut = data.draw(st.integers(0, 4))
         split.train([cohort[:cut], cohort[cut:]], data.draw(st.permutations(range(2))))
+        split.restart()
     assert alone.globals.tobytes() == split.globals.tobytes()
+    assert alone.kept() == split.kept()
     assert {k: v.tobytes() for k, v in alone.state.items()} == {k: v.tobytes() for k, v in split.state.items()}
 
 
@@ -157,6 +163,104 @@ def test_a_server_step_leaves_its_arguments(kind: str) -> None:
     assert (new > weights).all()
 
 
+def test_control_variates_are_option_two() -> None:
+    """Two rounds written out, in float64, for two clients of which the second trains in the second round alone."""
+    training = {"lr": 0.05, "batch_size": 5000, "epochs": 3, "physical_batch": 5000}
+    run = Rehearsed(config_of({"kind": "scaffold", "weights": "uniform"}, training=training), FEDERATION)
+    size, lr, steps = run.layout.size, 0.05, 3
+    data = [
+        (FEDERATION.train.x[a:b].astype(np.float64), FEDERATION.train.y[a:b])
+        for a, b in zip(FEDERATION.offsets, FEDERATION.offsets[1:], strict=False)
+    ]
+
+    def gradient(w: np.ndarray, k: int) -> np.ndarray:
+        x, y = data[k]
+        weight, bias = w[:640].reshape(10, 64), w[640:]
+        logits = x @ weight.T + bias
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        p[np.arange(len(y)), y] -= 1
+        return np.concatenate([(p.T @ x / len(y)).ravel(), p.mean(0)])
+
+    x, c, own = run.globals[:size].astype(np.float64), np.zeros(size), np.zeros((10, size))
+    for cohort in ([0], [0, 3]):
+        moves, changes = [], []
+        for k in cohort:
+            y = x.copy()
+            for _ in range(steps):
+                y -= lr * (gradient(y, k) - own[k] + c)
+            new = own[k] - c + (x - y) / (steps * lr)
+            moves.append(y - x)
+            changes.append(new - own[k])
+            own[k] = new
+        x, c = x + np.mean(moves, 0), c + len(cohort) / 10 * np.mean(changes, 0)
+        run.train([cohort])
+    np.testing.assert_allclose(run.globals, np.concatenate([x, c]), rtol=0, atol=1e-4)
+
+
+def test_a_turn_whose_update_did_not_count_leaves_the_state_before_it() -> None:
+    run = Rehearsed(config_of({"kind": "scaffold"}), FEDERATION)
+    run.train([[0, 1]])
+    before, task = run.kept(), RoundTask(1, run.algorithm.largest_weight(FEDERATION.sizes), clients=10)
+    (report,) = run.host(1).train(task, run.globals, run.states.attached([ClientTask(0, "client-0")]))
+    assert report.status == "done" and report.state is not None
+    run.states.commit([report], [])  # as where its part is lost with an actor
+    assert run.kept() == before
+    run.states.commit([report], [0])
+    assert run.kept() != before
+
+
+def test_state_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:
+    files = StateFiles(str(tmp_path))
+    address = files.append(0, {"a": np.arange(3, dtype=np.float32), "b": np.zeros(0, dtype=np.float32)})
+    other = files.append(0, {"a": np.ones(2, dtype=np.float32)})
+    assert {name: v.tolist() for name, v in files.read(address).items()} == {"a": [0, 1, 2], "b": []}
+    assert files.read(other)["a"].tolist() == [1, 1]
+    states = ClientStates(tmp_path, 1)
+    states.commit([ClientReport(4, "x", "done", state=other)], [4])
+    assert ClientStates(tmp_path, 1, states.tensors()).attached([ClientTask(4, "x")])[0].state == other
+    path = tmp_path / address.file
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(FedrayError, match="is not what was written"):
+        files.read(other)
+    saved = states.tensors()
+    path.write_bytes(b"")
+    with pytest.raises(FedrayError, match=r"client state in it that is gone; bring the file back"):
+        ClientStates(tmp_path, 1, saved)
+
+
+def test_files_without_a_state_that_counts_are_deleted(tmp_path: Path) -> None:
+    files, states = StateFiles(str(tmp_path)), ClientStates(tmp_path, 2)
+    for round_ in range(5):
+        address = files.append(round_, {"a": np.full(1, round_, dtype=np.float32)})
+        states.commit([ClientReport(0, "x", "done", state=address)], [0])
+        states.checkpointed(round_ + 1)
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["000003", "000004"]
+
+
+def test_dittos_clients_measure_models_of_their_own() -> None:
+    run = Rehearsed(config_of({"kind": "ditto", "pull": 0.1}), FEDERATION)
+    for _ in range(3):
+        run.train([range(10)])
+    own = {k: np.frombuffer(kept["model"], dtype=np.float32) for k, kept in run.kept().items()}
+    assert len(own) == 10
+
+    def loss(w: np.ndarray, k: int) -> float:
+        x, y = (v[slice(*FEDERATION.offsets[k : k + 2])] for v in (FEDERATION.train.x, FEDERATION.train.y))
+        logits = x.astype(np.float64) @ w[:640].reshape(10, 64).T + w[640:]
+        return float((np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]).mean())
+
+    training = {"lr": 0.1, "batch_size": 10, "epochs": 2, "engine": "plain"}
+    fedavg = Rehearsed(config_of({"kind": "fedavg"}, training=training), FEDERATION)
+    for _ in range(3):
+        fedavg.train([range(10)])
+    assert run.globals.tobytes() == fedavg.globals.tobytes()  # Ditto's global model is FedAvg's
+    assert all(loss(own[k], k) < loss(run.globals, k) for k in range(10))
+    tasks = run.states.attached([ClientTask(k, f"client-{k}") for k in range(10)])
+    measured = run.host(0)._trainer.measured(run.globals, tasks[4])
+    assert measured.tobytes() == own[4].tobytes()
+
+
 def test_only_an_algorithm_that_leaves_turns_alone_only_trains() -> None:
     parts = components.ALGORITHMS.parts()
     assert {kind for kind in ALGORITHMS if only_trains(parts[kind]())} == {"fedavg"}
@@ -213,6 +317,8 @@ TABLE = [
     ("fedprox", {}, None, "client.sample_weights"),
     ("fednova", {"weights": "uniform"}, None, "client.steps"),
     ("qfedavg", {}, "record.reads", None),
+    ("scaffold", {"weights": "uniform"}, None, "client.client_state"),
+    ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
 ]
 
 
