@@ -41,6 +41,22 @@ def label_skewed(seed: int = 0, clients: int = 10) -> tuple[Federation, Records]
     return Federation(names, Records(x[rows], y[rows]), offsets, None, None, None, 10), Records(x[test], y[test])
 
 
+def few_shards(seed: int = 0, clients: int = 10, shards: int = 20) -> tuple[Federation, Records]:
+    """As :func:`label_skewed`, but each client draws 1 to 4 of the shards by itself, so that some records have several owners and some none."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x, draws = (x / 16).astype(np.float32), np.random.default_rng(seed)
+    order = draws.permutation(len(x))
+    test, train = order[: len(x) // 5], order[len(x) // 5 :]
+    sorted_ = np.array_split(train[np.argsort(y[train], kind="stable")], shards)
+    counts = draws.integers(1, 5, clients)
+    parts = [np.concatenate([sorted_[n] for n in draws.choice(shards, k, replace=False)]) for k in counts]
+    rows, offsets = np.concatenate(parts), np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+    names = [f"client-{k}" for k in range(clients)]
+    return Federation(names, Records(x[rows], y[rows]), offsets, None, None, None, 10), Records(x[test], y[test])
+
+
 def config_of(algorithm: Mapping[str, Any], **sections: Any) -> Config:
     """Softmax regression on digits by ``algorithm``."""
     training = {"lr": 0.1, "batch_size": 10, "epochs": 2}
