@@ -25,3 +25,8 @@ class Traits:
     reads: frozenset[Reading] = frozenset()
     state: bool = False
     passes: int = 1
+
+    @property
+    def together(self) -> bool:
+        """Whether an engine may train many clients at once: a turn needs nothing of its own before the training."""
+        return self.gradients == "engine" and not self.state and self.reads <= {"count"}

@@ -8,7 +8,6 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedray.aggregation.exact import BLOCK, ExactSum
+from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update, only_trains
-from fedray.algorithms.turn import Adjust, Moved, TrainedTurn, Turn
+from fedray.algorithms.turn import Adjust, TrainedTurn, Turn
+from fedray.clients.adding import Adding
 from fedray.clients.devices import in_actor, node_of_actor, on_device
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
@@ -28,9 +28,7 @@ from fedray.clients.states import StateAddress, states_at
 from fedray.clients.surroundings import Kept, described, told, unchanged
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
-from fedray.exchange import MODEL
 from fedray.parameters import Layout, Vector
-from fedray.privacy.csprng import noise_source
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.privacy.recordplan import check_history
 from fedray.rng import Keyed, torch_seed
@@ -44,9 +42,6 @@ from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
 from fedray.training.metrics import mean_loss
 from fedray.training.schedules import learning_rate
-
-#: Weights from which an update is never made whole: a copy would leave the cache, and add as much memory to the actor as the model has.
-_LARGE = 2**20
 
 #: Gives a client its turn, with what was charged for it, or says why it has none.
 Reserve = Callable[[int, ClientTask], ClientTask | str]
@@ -85,7 +80,7 @@ class Trainer:
         self._own = data if isinstance(data, ClientData) else None
         training = spec.group.training
         self.exchange, self._traits, self._only_trains = algorithm.exchange(self.layout), algorithm.traits, only_trains(algorithm)
-        self._needs, alone = self._batch_needs(data), self._traits.gradients == "engine"
+        self._needs, alone = self._batch_needs(data), self._traits.together
         self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, alone, self._needs)
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
@@ -95,6 +90,7 @@ class Trainer:
         self.at_work: Sequence[int] = ()  # whose turn it is; read from another thread
         self._lr = -1, 0.0  # a round and its learning rate
         self._host = socket.gethostname()
+        self._adding = Adding(algorithm, self.exchange, self.device, spec.config.privacy.insecure_seed)
         self._states = None if spec.states is None else states_at(spec.states, node_of_actor() if in_actor() else "")
         privacy = spec.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
@@ -156,7 +152,7 @@ class Trainer:
                 update, result, fitted = self._run(task, weights, client, data, lr)
             receipts, state = self._receipts(task, client, result), self._keep(task, update)
             with span("aggregation", "add an update"):
-                self._add_update(task, client, records, update, total)
+                self._adding.one(task, client, records, update, total)
         except Stopped as error:
             return report("late", error=str(error))
         except ClaimVoid:
@@ -271,8 +267,8 @@ class Trainer:
             return [self._report(c, "late", n, 0.0, error=str(error)) for c, n in zip(clients, sizes, strict=True)]
         except BaseException:
             return [self._turn(task, weights, client, lr, total) for client in clients]
-        with _whole_or_dead(), span("aggregation", "add updates"):
-            refused = self._add_all(task, clients, sizes, updates, total)
+        with span("aggregation", "add updates"):
+            refused = self._adding.many(task, clients, sizes, updates, total)
         seconds = (time.perf_counter() - began) / len(clients)
         return [
             self._report(client, "done", records, seconds, loss=self._shown(result), receipts=self._receipts(task, client, result))
@@ -297,7 +293,7 @@ class Trainer:
         for n, client in enumerate(clients):
             about = task.round, client.index, sizes[n], lr, training, globals_, self.model, self.layout
             turn = TrainedTurn(updates[n], *about, lambda adjust, stream, n=n: results[n])
-            leaves[n] = self._leaving(self._algorithm.local(turn))
+            leaves[n] = self._adding.leaving(self._algorithm.local(turn))
         return leaves
 
     def _everyone(self) -> tuple[Tensor, Tensor]:
@@ -306,25 +302,6 @@ class Trainer:
             assert self._federation is not None
             self._shared = on_device(self._federation.train, torch.device("cpu"))
         return self._shared
-
-    def _add_all(
-        self,
-        task: RoundTask,
-        clients: Sequence[ClientTask],
-        sizes: Sequence[int],
-        updates: npt.NDArray[np.float32],
-        total: ExactSum,
-    ) -> list[UpdateRejected | None]:
-        """Add updates; for each None, or why it was left out."""
-        if task.step is None:
-            return total.add_many(updates, [self._algorithm.weight(n) for n in sizes])
-        refused: list[UpdateRejected | None] = [None] * len(clients)
-        for n, client in enumerate(clients):
-            try:
-                self._add_protected(task, client, sizes[n], updates[n], total)
-            except UpdateRejected as error:
-                refused[n] = error
-        return refused
 
     # -- both ------------------------------------------------------------------------------------
 
@@ -374,45 +351,6 @@ class Trainer:
             receipts["client"] = {"reservation": reservations.get("client"), "plan": task.plan, **task.step.terms()}
         return receipts
 
-    def _leaving(self, update: Update) -> Vector:
-        """The fields of an update as one vector, float32 ``[up_size]``."""
-        values = {name: value.vector() if isinstance(value, Moved) else value for name, value in update.values.items()}
-        return self.exchange.joined(values, "up")
-
-    def _add_update(self, task: RoundTask, client: ClientTask, records: int, update: Update, total: ExactSum) -> None:
-        """Add what a client sends.
-
-        Raises:
-            UpdateRejected: it cannot be added.
-        """
-        moved = update.values.get(MODEL)
-        whole = task.step is None and self.device.type == "cpu" and self.layout.size >= _LARGE and len(update.values) == 1
-        if whole and isinstance(moved, Moved):
-            with _whole_or_dead():
-                total.add_blocks(partial(moved.blocks, BLOCK), self._algorithm.weight(records))
-            return
-        leaving = self._leaving(update)
-        with _whole_or_dead():
-            if task.step is None:
-                total.add(leaving, self._algorithm.weight(records))
-            else:
-                self._add_protected(task, client, records, leaving, total)
-
-    def _add_protected(self, task: RoundTask, client: ClientTask, records: int, update: Vector, total: ExactSum) -> None:
-        """Add an update of a client that is protected as a whole: clipped, noised and encoded, with weight 1.
-
-        Raises:
-            UpdateRejected: it cannot be added.
-        """
-        step, seed = task.step, self._config.privacy.insecure_seed
-        assert step is not None
-        share = 1.0 if step.weight_cap is None else min(records / step.weight_cap, 1.0)
-        encoded = step.encode(update, share, noise_source(seed, task.round, f"update-{client.index}"))
-        if step.integer:
-            total.add_integers(encoded)
-        else:
-            total.add(encoded)
-
     def _shown(self, result: LocalResult) -> float | None:
         """The training loss, where it may be seen: it is computed from private records."""
         privacy = self._config.privacy
@@ -459,13 +397,3 @@ def _in_all(results: Sequence[LocalResult], history: list[tuple[float, float, in
     known = [loss * r.examples for loss, r in zip(losses, results, strict=True) if loss is not None]
     loss = sum(known) / examples if examples and len(known) == len(results) else None
     return LocalResult(sum(r.steps for r in results), examples, loss, history)
-
-
-@contextmanager
-def _whole_or_dead() -> Iterator[None]:
-    """Without memory, or the lock of a sum that others share, half of an update may be in the part: the process ends, so that none of it counts."""
-    try:
-        yield
-    except (MemoryError, OSError):
-        traceback.print_exc()
-        os._exit(1)

@@ -109,7 +109,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     if private:
         rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
     algorithm = make_algorithm(config.algorithm)
-    alone = algorithm.traits.gradients == "engine"
+    alone = algorithm.traits.together
     engines = []
     for group in groups:
         loss = find_loss(group.training.loss)

@@ -45,7 +45,7 @@ def test_any_split_any_order_and_other_actors_each_round_give_the_same_bytes(dat
     assert {k: v.tobytes() for k, v in alone.state.items()} == {k: v.tobytes() for k, v in split.state.items()}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ALGORITHMS if components.ALGORITHMS.parts()[kind].traits.gradients == "engine"])
+@pytest.mark.parametrize("kind", [kind for kind in ALGORITHMS if components.ALGORITHMS.parts()[kind].traits.together])
 def test_training_many_at_once_or_each_alone_is_the_same_but_for_rounding(kind: str) -> None:
     runs = []
     for engine in ("lockstep", "plain"):
