@@ -10,15 +10,16 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from fedray import components, config
+from fedray import components
 from fedray.aggregation.exact import ExactSum
+from fedray.choices import Choice
 from fedray.errors import ConfigError
 
 #: From the sum, which the rule may use up, to the vector that the server's optimiser takes, float32 ``[size]``.
 Aggregator = Callable[[ExactSum], npt.NDArray[np.float32]]
 
 
-def make_aggregator(part: config.Choice) -> Aggregator:
+def make_aggregator(part: Choice) -> Aggregator:
     """The rule of the config's ``aggregation`` section: a function of the sum and of the section's other keys.
 
     Raises:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fedray import components, config
 from fedray.algorithms.turn import Moved, Turn
+from fedray.choices import Choice
 from fedray.errors import ConfigError
 from fedray.exchange import Exchange, Field
 from fedray.parameters import Layout, Vector
@@ -123,7 +124,7 @@ class Server(Protocol):
         ...
 
 
-def make_algorithm(part: config.Choice) -> Algorithm:
+def make_algorithm(part: Choice) -> Algorithm:
     """The algorithm of the config's ``algorithm`` section.
 
     Raises:
@@ -132,7 +133,7 @@ def make_algorithm(part: config.Choice) -> Algorithm:
     return cast(Algorithm, _make(part, components.ALGORITHMS, Algorithm, "is not derived from fedray.algorithms.algorithm.Algorithm"))
 
 
-def make_server(part: config.Choice) -> Server:
+def make_server(part: Choice) -> Server:
     """The server optimiser of the config's ``server`` section.
 
     Raises:
@@ -170,7 +171,7 @@ def stepped(
     return exchange.joined(after | {"model": weights}, "down"), state
 
 
-def _make(part: config.Choice, room: components.Room, kind: Any, otherwise: str) -> object:
+def _make(part: Choice, room: components.Room, kind: Any, otherwise: str) -> object:
     section = room.path.partition(".")[0]
     factory: Any = components.find(room, part.kind)
     if not callable(factory):

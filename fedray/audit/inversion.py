@@ -18,9 +18,9 @@ from torch import nn
 
 from fedray.audit.findings import Attack
 from fedray.audit.probes import Subject, synthetic, train_one
+from fedray.choices import Choice, ModelChoice
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
-from fedray.config import Choice, ModelChoice
 from fedray.data.records import Federation, Records
 from fedray.models.facts import first_model
 from fedray.parameters import Layout, Vector, get_vector

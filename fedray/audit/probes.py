@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from fedray.choices import Choice, ModelChoice
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientReport, ClientTask, PartialSum, RoundTask
-from fedray.config import Choice, Config, ModelChoice
+from fedray.config import Config
 from fedray.data.records import Features, Federation, Records
 from fedray.errors import FedrayError
 from fedray.models.facts import ModelFacts, first_model

@@ -23,6 +23,27 @@ from fedray.clients.messages import ClientReport, ClientTask, PartialSum, added_
 from fedray.clients.slots import Slot
 from fedray.errors import cause_of, first_line
 
+#: Bytes of a part above which a node's actors share a sum, or hand theirs to the driver one after the other: all at once may be more than fits.
+LARGE = 2**26
+
+
+def is_large(part_bytes: int) -> bool:
+    """Whether a part of a round is so large that not all actors' parts may be on their way at once."""
+    return part_bytes > LARGE
+
+
+def shares_sums(part_bytes: int, node_sums: bool, deadline: float | None, charged: bool) -> bool:
+    """Whether a node's actors add into one sum.
+
+    Args:
+        part_bytes: of a sum.
+        node_sums: the config's wish.
+        deadline: of a round; who is late may be adding when the sum is read.
+        charged: whether a client's second try is charged to its privacy budget: if a shared sum is lost, all clients
+            on that node are trained again, and each retry would be charged.
+    """
+    return is_large(part_bytes) and node_sums and deadline is None and not charged
+
 
 @dataclass(eq=False)
 class Kept:

@@ -21,7 +21,7 @@ import ray
 
 from fedray.aggregation.shared import SharedAt
 from fedray.clients.actors import POLL, Actors, why_away
-from fedray.clients.inbox import Inbox, Kept
+from fedray.clients.inbox import Inbox, Kept, is_large, shares_sums
 from fedray.clients.memory import killed_for_memory
 from fedray.clients.messages import ClientReport, ClientTask, Packed, PartialSum, RoundTask, Status
 from fedray.clients.nodes import look
@@ -32,26 +32,11 @@ from fedray.errors import Stopped
 from fedray.events import Fault
 from fedray.spans import span
 
-#: Bytes of a part above which a node's actors share a sum, or hand theirs to the driver one after the other: all at once may be more than fits.
-LARGE = 2**26
 #: Seconds, the grace among them, after which an actor that was told to stop is not expected back from a client's turn.
 _COMING_BACK = 5.0
 _WORKING = ("training", "handing over", "adding up")
 #: Seconds within which an actor says where the sum is that its node shares.
 _OFFER = 10.0
-
-
-def shares_sums(part_bytes: int, node_sums: bool, deadline: float | None, charged: bool) -> bool:
-    """Whether a node's actors add into one sum.
-
-    Args:
-        part_bytes: of a sum.
-        node_sums: the config's wish.
-        deadline: of a round; who is late may be adding when the sum is read.
-        charged: whether a client's second try is charged to its privacy budget: if a shared sum is lost, all clients
-            on that node are trained again, and each retry would be charged.
-    """
-    return part_bytes > LARGE and node_sums and deadline is None and not charged
 
 
 @dataclass(frozen=True)
@@ -105,7 +90,7 @@ class Round:
         self._actors, self._work, self._rules, self._task, self._weights = actors, work, rules, task, weights
         self._notes, self._deadline, self._authorize = notes, deadline, authorize
         self._queues: dict[str, Queue] = {}
-        self._large = part_bytes > LARGE
+        self._large = is_large(part_bytes)
         self._share = shares_sums(part_bytes, rules.node_sums, deadline, charged)
         self._sums: dict[str, _Sum] = {}  # by node, while it may be added to
         self._into: dict[Slot, SharedAt | None] = {}  # where slots add what they train; None: to sums of their own

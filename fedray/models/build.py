@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedray import components, config, rng
+from fedray import components, rng
+from fedray.choices import Choice, ModelChoice
 from fedray.errors import ConfigError, FedrayError, raised
 from fedray.inputs import Input, described
 from fedray.models.adapters import check_adapted
@@ -23,7 +24,7 @@ _OWN = ("input_shape", "outputs")
 
 
 def build_model(
-    part: config.ModelChoice,
+    part: ModelChoice,
     input_shape: tuple[int, ...],
     outputs: int,
     seed: int,
@@ -60,7 +61,7 @@ def build_model(
 
 
 def untried_model(
-    part: config.ModelChoice,
+    part: ModelChoice,
     input_shape: tuple[int, ...],
     outputs: int,
     seed: int,
@@ -74,7 +75,7 @@ def untried_model(
     return build_model(part, input_shape, outputs, seed, dtype, positions, inputs) if _lazy(model) else model
 
 
-def _made(part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int, inputs: Sequence[Input]) -> nn.Module:
+def _made(part: ModelChoice, input_shape: tuple[int, ...], outputs: int, inputs: Sequence[Input]) -> nn.Module:
     factory = components.find(components.MODELS, part.kind)
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' is a {type(factory).__name__}; name a function or class that makes the model.")
@@ -94,7 +95,7 @@ def _made(part: config.ModelChoice, input_shape: tuple[int, ...], outputs: int, 
     return Keywords(model, inputs) if inputs else model
 
 
-def _prepared(model: nn.Module, part: config.ModelChoice, weights: str | None) -> nn.Module:
+def _prepared(model: nn.Module, part: ModelChoice, weights: str | None) -> nn.Module:
     """The factory's model with the weights and the adapters of the config."""
     if weights is None and part.adapters is None:
         return model
@@ -118,7 +119,7 @@ def _prepared(model: nn.Module, part: config.ModelChoice, weights: str | None) -
     return model
 
 
-def adapter(part: config.Choice) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+def adapter(part: Choice) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     """The adapter that a config names, a function of a model, and its other arguments.
 
     Raises:
@@ -132,7 +133,7 @@ def adapter(part: config.Choice) -> tuple[Callable[..., nn.Module], dict[str, An
     return adapt, components.check_arguments(adapt, part.arguments, "model.adapters", own=("model",))
 
 
-def factory_arguments(factory: Callable[..., Any], part: config.ModelChoice) -> dict[str, Any]:
+def factory_arguments(factory: Callable[..., Any], part: ModelChoice) -> dict[str, Any]:
     """A model's section as the arguments of its factory.
 
     Raises:
@@ -144,7 +145,7 @@ def factory_arguments(factory: Callable[..., Any], part: config.ModelChoice) -> 
     return components.check_arguments(factory, given, "model", own=_OWN)
 
 
-def without_weights(part: config.ModelChoice) -> config.ModelChoice:
+def without_weights(part: ModelChoice) -> ModelChoice:
     """The section without the folder of weights, for a model that gets all of its tensors from a run's files; that folder may be gone."""
     factory = components.find(components.MODELS, part.kind)
     return part if _takes_weights(factory) else part.model_copy(update={"weights": None})

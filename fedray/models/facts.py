@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedray.config import ModelChoice
+from fedray.choices import ModelChoice
 from fedray.frozen import check_frozen, frozen_digest
 from fedray.inputs import Input
 from fedray.models.build import build_model, untried_model

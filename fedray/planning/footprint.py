@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from fedray.algorithms.algorithm import make_server
+from fedray.clients.inbox import shares_sums
 from fedray.clients.placement import ACTOR_MEMORY, asks, plan_places
-from fedray.clients.rounds import shares_sums
 from fedray.config import Training
 from fedray.planning.global_model import Model
 from fedray.planning.preparation import Prepared

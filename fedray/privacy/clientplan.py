@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray import components
-from fedray.config import Choice, Config, Joint, Privacy
+from fedray.choices import Choice
+from fedray.config import Config, Joint, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Poisson, rate

@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from fedray.config import Section
+from fedray.choices import Section
 from fedray.configfile import parse_yaml
 from fedray.errors import ConfigError, LedgerError, PrivacyRefusal
 from fedray.privacy.clientplan import Plan

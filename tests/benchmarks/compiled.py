@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedray.choices import ModelChoice
 from fedray.clients.memory import keep_freed_memory
-from fedray.config import ModelChoice, Training
+from fedray.config import Training
 from fedray.models.build import build_model
 from fedray.training.engine import LocalJob
 from fedray.training.losses import cross_entropy

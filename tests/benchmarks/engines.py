@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 import fedray
+from fedray.choices import ModelChoice
 from fedray.clients.memory import keep_freed_memory
-from fedray.config import ModelChoice, Training
+from fedray.config import Training
 from fedray.models.build import build_model
 from fedray.privacy.csprng import Csprng
 from fedray.training.bookkeeping import book

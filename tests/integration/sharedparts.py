@@ -14,7 +14,7 @@ from torch import nn
 
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
-from fedray.clients import rounds
+from fedray.clients import inbox
 
 _real_add, _real_at, _real_offer = SharedSum._add_at, SharedSum.at.__func__, SharedMemory.__init__  # type: ignore[attr-defined]
 
@@ -46,7 +46,7 @@ def model(dies: str = "", mark: str = "", hold: str = "", whose: int = -1, opene
         large: every model counts as a large one.
     """
     if large:
-        rounds.LARGE = 0
+        inbox.LARGE = 0
     if in_actor():
         _spoil(dies, mark, opened)
     return Held(hold, whose)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import fedray
 from fedray.checkpoint import load_latest
-from fedray.config import ModelChoice
+from fedray.choices import ModelChoice
 from fedray.errors import ConfigError
 from fedray.experiment.finished import trained_model
 from fedray.frozen import frozen_values

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from pools import CLIENTS, Ground
 
+from fedray.clients.inbox import LARGE as BYTES
 from fedray.clients.inbox import Inbox
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.pool import Pool, RoundLog
-from fedray.clients.rounds import LARGE as BYTES
 from fedray.clients.rounds import Round
 from fedray.clients.slots import Slot
 

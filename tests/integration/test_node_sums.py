@@ -108,7 +108,7 @@ def test_an_actor_that_falls_silent_is_replaced_and_never_counted(nodes: Any, tm
 def test_a_sum_that_a_node_shares_is_sent_once_and_lost_with_its_own_actors_only(
     nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedray.clients.rounds.LARGE", 0)
+    monkeypatch.setattr("fedray.clients.inbox.LARGE", 0)
 
     def ground(**model: Any) -> Ground:
         return Ground(clients=RESOURCES, model={"kind": "python:sharedparts:model", **model})

@@ -13,9 +13,9 @@ from processes import wait_until
 
 import fedray
 from fedray.aggregation.exact import ExactSum
+from fedray.clients.inbox import LARGE
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.pool import RoundLog
-from fedray.clients.rounds import LARGE
 
 SHARED: dict[str, Any] = {"part_bytes": LARGE + 1, "charged": False}
 ACTORS = 3
@@ -35,7 +35,7 @@ class Runs(Ground):
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedray.clients.rounds.LARGE", 0)
+    monkeypatch.setattr("fedray.clients.inbox.LARGE", 0)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from fedray.algorithms.algorithm import Mean, stepped
 from fedray.algorithms.fedavg import FedAvg
 from fedray.algorithms.server import ServerSGD
 from fedray.algorithms.turn import Moved, Turn
-from fedray.config import ModelChoice, Training
+from fedray.choices import ModelChoice
+from fedray.config import Training
 from fedray.models.build import build_model
 from fedray.parameters import Layout, get_vector
 from fedray.training.engine import Clipping, DpStep, Engine, LocalJob, LossFn

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from fedray import components
 from fedray.algorithms.algorithm import make_algorithm
 from fedray.checkpoint import Saved
+from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, HostSpec, RoundTask
-from fedray.config import Config, ModelChoice, Training
+from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, FedrayError

@@ -16,9 +16,9 @@ from rounding import gamma
 from fedray import components
 from fedray.algorithms.algorithm import Algorithm, make_server, only_trains
 from fedray.algorithms.fednova import effective_steps
+from fedray.choices import Choice
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
 from fedray.clients.states import StateFiles
-from fedray.config import Choice
 from fedray.configfile import build_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
 from fedray.exchange import Exchange, Field

@@ -13,7 +13,7 @@ from rounding import gamma
 from fedray.algorithms.algorithm import make_algorithm, make_server
 from fedray.algorithms.fedavg import FedAvg
 from fedray.algorithms.server import ServerSGD
-from fedray.config import Choice
+from fedray.choices import Choice
 from fedray.errors import ConfigError
 
 

@@ -288,7 +288,7 @@ def test_classes_that_a_parquet_file_names(tmp_path: Path) -> None:
 
 
 def test_integers_get_the_sentence_that_fits() -> None:
-    from fedray.config import ModelChoice
+    from fedray.choices import ModelChoice
     from fedray.models.build import build_model
 
     torch = pytest.importorskip("torch")

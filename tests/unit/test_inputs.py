@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from fedray import components
+from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask, RoundTask
-from fedray.config import Config, Data, ModelChoice
+from fedray.config import Config, Data
 from fedray.configfile import build_config
 from fedray.data.commitment import check, commit_records, prove
 from fedray.data.dataset import load_client, load_federation

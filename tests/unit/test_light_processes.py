@@ -8,7 +8,8 @@ import sys
 CODE = """
 import sys
 import torch
-from fedray.config import Choice, ModelChoice, Training
+from fedray.choices import Choice, ModelChoice
+from fedray.config import Training
 from fedray.models.build import build_model
 from fedray.privacy.csprng import Csprng
 from fedray.rng import generator

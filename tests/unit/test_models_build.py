@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedray.config import ModelChoice
+from fedray.choices import ModelChoice
 from fedray.errors import ConfigError
 from fedray.models.build import build_model, evaluating
 from fedray.parameters import Layout, fingerprint, get_vector

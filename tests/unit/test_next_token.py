@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedray import components
+from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, HostSpec, RoundTask
-from fedray.config import ModelChoice, Training
+from fedray.config import Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.data.text import character_records

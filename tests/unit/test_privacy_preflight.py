@@ -13,8 +13,9 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from fedray.choices import ModelChoice
 from fedray.components import LOSSES
-from fedray.config import ModelChoice, Training
+from fedray.config import Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.models.build import build_model
 from fedray.training.bookkeeping import book

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fedray import components
+from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask, RoundTask
-from fedray.config import ModelChoice
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import PrivacyRefusal

@@ -17,7 +17,8 @@ from rounding import gamma, terms_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fedray.config import ModelChoice, Training
+from fedray.choices import ModelChoice
+from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.models.build import build_model
 from fedray.training import recordgrads

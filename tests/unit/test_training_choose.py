@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from fedray import components
-from fedray.config import ModelChoice
+from fedray.choices import ModelChoice
 from fedray.errors import ConfigError
 from fedray.models.build import build_model
 from fedray.training.choose import choose_engine

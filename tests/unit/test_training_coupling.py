@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedray import components
+from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.memory import fitting
 from fedray.clients.messages import ClientTask, RoundTask
-from fedray.config import ModelChoice, Training
+from fedray.config import Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, FedrayError

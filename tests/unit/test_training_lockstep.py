@@ -15,10 +15,11 @@ from torch import nn
 
 from fedray import components
 from fedray.aggregation.exact import ExactSum
+from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask, RoundTask
-from fedray.config import ModelChoice, Training
+from fedray.config import Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, Stopped

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from fedray import rng
-from fedray.config import ModelChoice, Training
+from fedray.choices import ModelChoice
+from fedray.config import Training
 from fedray.errors import Stopped
 from fedray.models.build import build_model
 from fedray.training.engine import LocalJob

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedray.choices import Choice
 from fedray.components import SCHEDULES
-from fedray.config import Choice, Training
+from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.training.schedules import learning_rate
 
