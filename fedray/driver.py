@@ -21,8 +21,8 @@ from fedray.clients.messages import ClientTask, PartialSum, RoundTask
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
 from fedray.errors import BudgetReached, ClaimVoid, Stopped
-from fedray.events import Fault
 from fedray.exchange import Exchange
+from fedray.faults import Fault
 from fedray.holder import Holder
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.receipt import check_receipt

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedray.checkpoint import Saved, save_checkpoint
 from fedray.errors import ConfigError, FedrayError, Stopped, StoreError
-from fedray.events import Fault
+from fedray.faults import Fault
 from fedray.frozen import around
 from fedray.parameters import Layout, Values, Vector
 from fedray.storage import append_line, damaged, read_json, read_lines, reading, write_atomic, write_json

@@ -1,6 +1,6 @@
-"""Adaptive server optimisers: FedAdagrad, FedAdam and FedYogi.
+"""AdaptiveServer server optimisers: FedAdagrad, FedAdam and FedYogi.
 
-Source: Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan 2021, Adaptive Federated Optimization, algorithm 2.
+Source: Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan 2021, AdaptiveServer Federated Optimization, algorithm 2.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from fedray.parameters import Vector
 
 
 @dataclass(frozen=True)
-class Adaptive(ABC):
+class AdaptiveServer(ABC):
     """What the three have in common: ``m = beta1 m + (1 - beta1) delta``, and a step of ``lr m / (sqrt(v) + tau)``.
 
-    Source: Reddi et al. 2021, Adaptive Federated Optimization, algorithm 2.
+    Source: Reddi et al. 2021, AdaptiveServer Federated Optimization, algorithm 2.
 
     Attributes:
         lr: server learning rate, above 0.
@@ -67,10 +67,10 @@ class Adaptive(ABC):
 
 
 @dataclass(frozen=True)
-class FedAdagrad(Adaptive):
+class FedAdagrad(AdaptiveServer):
     """Server Adagrad: the second moment is the sum of all squared updates. The paper uses ``beta1`` 0.
 
-    Source: Reddi et al. 2021, Adaptive Federated Optimization, algorithm 2.
+    Source: Reddi et al. 2021, AdaptiveServer Federated Optimization, algorithm 2.
     """
 
     beta1: float = 0.0
@@ -80,10 +80,10 @@ class FedAdagrad(Adaptive):
 
 
 @dataclass(frozen=True)
-class FedAdam(Adaptive):
+class FedAdam(AdaptiveServer):
     """Server Adam: the second moment is a running mean of squared updates; no bias correction, as in the paper.
 
-    Source: Reddi et al. 2021, Adaptive Federated Optimization, algorithm 2.
+    Source: Reddi et al. 2021, AdaptiveServer Federated Optimization, algorithm 2.
 
     Attributes:
         beta2: decay of the second moment, in [0, 1).
@@ -99,10 +99,10 @@ class FedAdam(Adaptive):
 
 
 @dataclass(frozen=True)
-class FedYogi(Adaptive):
+class FedYogi(AdaptiveServer):
     """Server Yogi: the second moment moves towards the squared update by no more than that.
 
-    Source: Reddi et al. 2021, Adaptive Federated Optimization, algorithm 2.
+    Source: Reddi et al. 2021, AdaptiveServer Federated Optimization, algorithm 2.
 
     Attributes:
         beta2: decay of the second moment, in [0, 1).

@@ -17,7 +17,7 @@ from fedray.clients.nodes import Node, describe, has_process, look, total, why_w
 from fedray.clients.placement import Place
 from fedray.clients.slots import Pulse, RoundLog, Silent, Slot, left_with_its_node
 from fedray.errors import FedrayError, Stopped, cause_of, first_line
-from fedray.events import Fault
+from fedray.faults import Fault
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from fedray.clients.slots import RoundLog, Slot, left_with_its_node
 from fedray.clients.suspects import Suspects
 from fedray.clients.work import Queue, Work
 from fedray.errors import Stopped
-from fedray.events import Fault
+from fedray.faults import Fault
 from fedray.spans import span
 
 #: Seconds, the grace among them, after which an actor that was told to stop is not expected back from a client's turn.

@@ -14,7 +14,7 @@ from ray.exceptions import ActorUnavailableError, NodeDiedError
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, Status
 from fedray.clients.placement import Place
 from fedray.errors import FedrayError
-from fedray.events import Fault
+from fedray.faults import Fault
 
 Doing = Literal["starting", "training", "handing over", "adding up", "owing"]
 

@@ -21,7 +21,6 @@ from fedray import __version__, components, credentials, logs
 from fedray.config import Config
 from fedray.driver import Driver, Loop
 from fedray.errors import ClaimVoid, FedrayError, first_line
-from fedray.events import Fault
 from fedray.experiment.description import claim_tags, started, write_statement
 from fedray.experiment.headwatch import watching_head
 from fedray.experiment.listener import Batch, Events
@@ -30,6 +29,7 @@ from fedray.experiment.profile import chrome_trace, summarize, table
 from fedray.experiment.request import Request
 from fedray.experiment.served import served_model
 from fedray.experiment.wiring import Wiring
+from fedray.faults import Fault
 from fedray.frozen import model_digest
 from fedray.holder import Holder
 from fedray.planning.planner import shortfalls

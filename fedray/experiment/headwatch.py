@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import ray
 
-from fedray.events import Fault
+from fedray.faults import Fault
 
 #: Seconds between two questions to the head, and seconds after which an unanswered one is reported.
 _PERIOD, _PATIENCE = 3.0, 4.0

@@ -22,13 +22,13 @@ from fedray.config import Config
 from fedray.configfile import resolve_config
 from fedray.data.records import Label
 from fedray.errors import ConfigError, FedrayError, first_line
-from fedray.events import Listener
 from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, ClusterAddress, find_place, joined, off_the_head
 from fedray.experiment.listener import LAST
 from fedray.experiment.occupied import PATIENCE, check_free
 from fedray.experiment.request import Request
 from fedray.experiment.signals import caught, kept_from_children
+from fedray.faults import Listener
 from fedray.runfiles import RunFiles, choose_output
 from fedray.storage import read_json, reading
 from fedray.stores.mirror import local_copy
@@ -116,7 +116,7 @@ def run(
         model: a factory in place of ``model.kind``, which the config may leave out; takes any of input_shape, outputs and the
             section's arguments.
         data: a function in place of ``data.source``, which the config may leave out; as for ``python:`` sources.
-        callbacks: each is called with (kind, value) for every event; see :data:`fedray.events.Listener`.
+        callbacks: each is called with (kind, value) for every event; see :data:`fedray.faults.Listener`.
         output: output directory; default ``runs/NAME``.
         resume: whether to continue the run in ``output``.
         profile: whether to write where the rounds' time went (``profile.txt``, and ``profile.json`` for a trace viewer).

@@ -40,7 +40,7 @@ class Events:
         self._told = 0.0  # when a follower was last answered (monotonic seconds)
 
     def put(self, kind: str, value: Any) -> None:
-        """Append one event; a :data:`fedray.events.Listener`."""
+        """Append one event; a :data:`fedray.faults.Listener`."""
         with self._changed:
             self._events.append((kind, value))
             self._changed.notify_all()

@@ -10,9 +10,9 @@ from typing import Any
 from fedray.checkpoint import Saved, load_latest
 from fedray.config import Config
 from fedray.errors import ConfigError
-from fedray.events import Fault
 from fedray.experiment.identity import another_run
 from fedray.experiment.request import Request
+from fedray.faults import Fault
 from fedray.planning.global_model import Model
 from fedray.runfiles import RunFiles
 

@@ -28,7 +28,6 @@ from fedray.clients.states import StateFiles, StatePlace
 from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.driver import Loop, ModelState
-from fedray.events import Listener
 from fedray.experiment.background import Background
 from fedray.experiment.description import guarantee_plans, tracking_parameters, tracking_tags
 from fedray.experiment.finished import frozen_of
@@ -37,6 +36,7 @@ from fedray.experiment.listener import Events
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
+from fedray.faults import Listener
 from fedray.holder import Holder
 from fedray.planning.global_model import Model
 from fedray.planning.preparation import Prepared, capacity

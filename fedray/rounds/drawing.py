@@ -11,7 +11,7 @@ from fedray.clients.messages import ClientReport, ClientTask
 from fedray.config import Config
 from fedray.data.records import positions
 from fedray.errors import BudgetReached, Elsewhere, FedrayError, RoundFailed
-from fedray.events import Fault
+from fedray.faults import Fault
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.release import Release
 from fedray.rng import generator

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fedray.clients.messages import ClientReport
 from fedray.errors import place_in, readable
-from fedray.events import Fault
+from fedray.faults import Fault
 
 _NAMED = 3  # besides the first
 _WORD = re.compile(r"[\w./+-]+")  # found in one pass, however long the text is

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedray.clients.messages import LocalEvaluation
 from fedray.config import Evaluation
-from fedray.events import Fault
+from fedray.faults import Fault
 from fedray.runfiles import Row
 from fedray.training.evaluate import find_metrics
 from fedray.training.metrics import lower_is_better

@@ -12,7 +12,7 @@ from fedray.clients.messages import LocalEvaluation
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.errors import FedrayError
-from fedray.events import Fault, Listener
+from fedray.faults import Fault, Listener
 from fedray.parameters import Vector
 from fedray.privacy.release import Release
 from fedray.rounds.books import Authorization, Books

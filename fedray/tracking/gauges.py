@@ -95,7 +95,7 @@ class Gauges:
         self._show(PLANNED, rounds)
 
     def listen(self, kind: str, value: Any) -> None:
-        """Export each row; see :data:`fedray.events.Listener`."""
+        """Export each row; see :data:`fedray.faults.Listener`."""
         if kind == "row":
             self._export(value)
 

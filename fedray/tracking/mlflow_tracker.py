@@ -135,7 +135,7 @@ class Tracker:
         self._queue.put(row)
 
     def listen(self, kind: str, value: Any) -> None:
-        """Log each row; see :data:`fedray.events.Listener`. MLflow has the faults in the run's artifacts."""
+        """Log each row; see :data:`fedray.faults.Listener`. MLflow has the faults in the run's artifacts."""
         if kind == "row":
             self.log(value)
 

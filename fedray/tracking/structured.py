@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fedray import logs
-from fedray.events import Fault
+from fedray.faults import Fault
 from fedray.tracking.journal import Row
 from fedray.tracking.terminal import Progress, print_summary
 

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedray.events import Fault
+from fedray.faults import Fault
 from fedray.logs import fitted
 from fedray.rounding import claim_text, rounded_up
 from fedray.tracking.journal import Row, number

@@ -18,9 +18,9 @@ from test_report import finished
 from fedray.checkpoint import Saved
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError
-from fedray.events import Fault
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin
+from fedray.faults import Fault
 from fedray.parameters import Layout, fingerprint
 from fedray.reporting import report_page
 from fedray.runfiles import RunFiles

@@ -17,8 +17,8 @@ from fedray.cli import cli
 from fedray.clients.messages import ClientReport
 from fedray.configfile import build_config, dump_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, own_place, raised
-from fedray.events import Fault
 from fedray.experiment.identity import another_run, differences, identity
+from fedray.faults import Fault
 from fedray.rounds.notes import client_failures, grouped
 from fedray.runfiles import RunFiles
 

@@ -11,9 +11,9 @@ from typing import NoReturn
 import numpy as np
 
 from fedray.checkpoint import Saved
-from fedray.events import Fault
 from fedray.experiment.request import Request
 from fedray.experiment.resume import Beginning, begin
+from fedray.faults import Fault
 from fedray.parameters import Entry, Layout, fingerprint
 from fedray.runfiles import RunFiles
 

@@ -12,7 +12,7 @@ from typing import Any
 from paths import ROOT
 
 from fedray import logs
-from fedray.events import Fault
+from fedray.faults import Fault
 from fedray.tracking.structured import JsonProgress
 from fedray.tracking.terminal import Progress, print_summary
 

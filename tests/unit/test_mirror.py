@@ -19,7 +19,7 @@ from processes import wait_until
 from fedray.checkpoint import Saved, load_latest
 from fedray.cli import cli
 from fedray.errors import ConfigError, FedrayError, Stopped, StoreError
-from fedray.events import Fault
+from fedray.faults import Fault
 from fedray.runfiles import RunFiles, choose_output
 from fedray.stores import mirror as mirrors
 from fedray.stores.mirror import Mirror, local_copy, working_directory

@@ -1,0 +1,32 @@
+"""An algorithm with client state whose actor dies once, for the tests of client state."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedray.algorithms.algorithm import Update
+from fedray.algorithms.scaffold import Scaffold
+from fedray.algorithms.turn import Turn
+
+
+@dataclass(frozen=True)
+class Dying(Scaffold):
+    """SCAFFOLD; the first turn of round 1 that finds no file ``mark`` makes it and ends its actor, after it has trained.
+
+    Attributes:
+        mark: path of the file.
+    """
+
+    mark: str = ""
+
+    def local(self, turn: Turn) -> Update:
+        update = super().local(turn)
+        if turn.number == 1:
+            try:
+                Path(self.mark).touch(exist_ok=False)
+            except FileExistsError:
+                return update
+            os._exit(1)
+        return update

@@ -1,0 +1,65 @@
+"""What clients keep between their turns, through Ray: with actors that die, other actors after a resume, and models of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedray
+from fedray.checkpoint import load_latest
+from fedray.clients.messages import ClientTask
+from fedray.clients.states import StateFiles
+from fedray.rounds.clientstates import ClientStates
+
+
+def run(output: Path, **sections: Any) -> fedray.Result:
+    config: dict[str, Any] = {
+        "name": "state",
+        "seed": 3,
+        "rounds": 3,
+        "data": {
+            "source": "sklearn:digits",
+            "partition": {"kind": "dirichlet", "alpha": 0.3, "clients": 6, "min_records": 20},
+            "holdout": {"fraction": 0.2, "at": "clients"},
+        },
+        "model": {"kind": "softmax"},
+        "clients": {"actors": 2},
+        "cohort": {"kind": "fixed", "size": 3},
+        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
+        "algorithm": {"kind": "scaffold"},
+        "evaluation": {"every": 3, "federated": True, "metrics": ["accuracy"]},
+        "checkpoint": {"every": 1},
+        "tracking": {"enabled": False},
+    }
+    resume = sections.pop("resume", False)
+    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+
+
+def kept(output: Path) -> dict[int, bytes]:
+    """The control variates that the newest checkpoint names, by client."""
+    saved = load_latest(output / "checkpoints")
+    assert saved is not None
+    states, files = ClientStates(output / "states", 1, saved.states), StateFiles(str(output / "states"))
+    found = {t.index: t.state for t in states.attached([ClientTask(i, str(i)) for i in range(6)]) if t.state is not None}
+    return {index: files.read(state)["control"].tobytes() for index, state in found.items()}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_state_is_the_same_with_a_dying_actor_and_after_a_resume_with_another(tmp_path: Path) -> None:
+    calm = run(tmp_path / "calm")
+    died = run(tmp_path / "died", algorithm={"kind": "python:stateparts:Dying", "mark": str(tmp_path / "mark")})
+    assert died.summary["faults"]["actor_deaths"] == 1
+    run(tmp_path / "resumed", rounds=2, clients={"actors": 1})
+    resumed = run(tmp_path / "resumed", resume=True)
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("calm", "died", "resumed")]
+    assert [r.summary["model_sha256"] for r in (died, resumed)] == [calm.summary["model_sha256"]] * 2
+    assert models[1:] == models[:1] * 2
+    assert kept(tmp_path / "calm") == kept(tmp_path / "died") == kept(tmp_path / "resumed") != {}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_clients_with_models_of_their_own_measure_those(tmp_path: Path) -> None:
+    shared, own = (run(tmp_path / kind, algorithm={"kind": kind}).summary["final"]["eval/accuracy"] for kind in ("fedavg", "ditto"))
+    assert own > shared
