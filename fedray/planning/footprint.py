@@ -36,11 +36,11 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
     for place in places:
         for name, amount in asks(place.resources).items():
             asked[name] = asked.get(name, 0.0) + amount
-    size = None if p.model is None else p.model.facts.layout.size
+    exchange = None if p.model is None else p.model.exchange
     busy = min(len(places), most)
     homes = min(nodes, busy)
     parts = homes if config.clients.node_sums else busy
-    up, down = (None, None) if size is None else (parts * size * _GRID, homes * size * _FLOAT)
+    up, down = (None, None) if exchange is None else (parts * exchange.up_size * _GRID, homes * exchange.down_size * _FLOAT)
     return {
         "memory": None if p.model is None else _memory(prepared, p.model),
         "traffic": {
@@ -76,8 +76,9 @@ def _memory(prepared: Prepared, made: Model) -> dict[str, Any]:
     server = sum(int(v.nbytes) for v in make_server(config.server).init(size).values())
     data = 0 if p.federation is None else sum(int(a.nbytes) for a in (p.federation.train.x, p.federation.train.y))
     held = data if config.clients.placement == "hosted" or p.sizes is None else data * int(p.sizes.max()) // max(1, int(p.sizes.sum()))
-    shared = shares_sums(size * _GRID, config.clients.node_sums, config.cohort.deadline, bool(config.privacy.regimes))
-    actor = ACTOR_MEMORY + made.frozen_bytes + 3 * model + state + gradients + (0 if shared else size * _GRID)
+    total, broadcast = made.exchange.up_size * _GRID, made.exchange.down_size * _FLOAT
+    shared = shares_sums(total, config.clients.node_sums, config.cohort.deadline, bool(config.privacy.regimes))
+    actor = ACTOR_MEMORY + made.frozen_bytes + broadcast + 2 * model + state + gradients + (0 if shared else total)
     return {
         "engine": made.engine,
         "parameters": size,
@@ -85,15 +86,15 @@ def _memory(prepared: Prepared, made: Model) -> dict[str, Any]:
         "frozen": made.frozen_bytes,
         "optimiser": state,
         "per_record_gradients": gradients,
-        "sum": size * _GRID,
+        "sum": total,
         "sum_lies": "once a node, shared" if shared else "in each actor",
         "physical_batch": batch,
         "actor": actor + (held if config.clients.placement == "dedicated" else 0),
         "data": held,
         "data_lies": "once a node, shared" if config.clients.placement == "hosted" else "at the largest client",
         "server_optimiser": server,
-        "driver": made.frozen_bytes + 2 * model + size * _GRID + server,
-        "checkpoint": model + server,
+        "driver": made.frozen_bytes + 2 * broadcast + total + server,
+        "checkpoint": broadcast + server,
     }
 
 

@@ -59,6 +59,7 @@ def test_state_is_the_same_with_a_dying_actor_and_after_a_resume_with_another(tm
     assert kept(tmp_path / "calm") == kept(tmp_path / "died") == kept(tmp_path / "resumed") != {}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_clients_with_models_of_their_own_measure_those(tmp_path: Path) -> None:
     shared, own = (run(tmp_path / kind, algorithm={"kind": kind}).summary["final"]["eval/accuracy"] for kind in ("fedavg", "ditto"))

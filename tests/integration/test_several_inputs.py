@@ -12,6 +12,7 @@ import pytest
 import fedray
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_silos_alone_and_together_train_the_same_model_of_several_inputs(tmp_path: Path) -> None:
     def run(placement: str, source: dict[str, Any]) -> fedray.Result:

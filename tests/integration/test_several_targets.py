@@ -26,6 +26,7 @@ def trained(folder: Path, data: dict[str, Any], name: str, **sections: Any) -> f
     return fedray.run(config | sections, output=str(folder / "runs" / name))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_silos_reach_the_concordance_of_their_pooled_records(tmp_path: Path) -> None:
     """Silos differ in size and in what they see; each is one batch. Who trains where changes no byte."""
