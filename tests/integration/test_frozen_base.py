@@ -56,6 +56,7 @@ def test_another_base_in_each_process_is_refused(tmp_path: Path) -> None:
         fedray.run(RUN | {"model": {"kind": "python:frozenparts:by_chance"}, "rounds": 1}, output=str(tmp_path / "chance"))
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_exchanged_summed_and_checkpointed(tmp_path: Path) -> None:
     source = {"kind": "mlp", "hidden": [30]}
     base = build_model(ModelChoice(**source), (64,), 10, 77).state_dict()

@@ -48,6 +48,7 @@ def test_silos_reach_the_concordance_of_their_pooled_records(tmp_path: Path) -> 
     assert abs(reached - best) <= 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_several_labels_are_learned_under_record_level_privacy(tmp_path: Path) -> None:
     silos = tmp_path / "silos"
