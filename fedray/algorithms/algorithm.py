@@ -130,7 +130,15 @@ def make_algorithm(part: Choice) -> Algorithm:
     Raises:
         ConfigError: unknown algorithm or wrong arguments.
     """
-    return cast(Algorithm, _make(part, components.ALGORITHMS, Algorithm, "is not derived from fedray.algorithms.algorithm.Algorithm"))
+    return cast(
+        Algorithm,
+        _make(
+            part,
+            components.ALGORITHMS,
+            Algorithm,
+            "is not derived from fedray.algorithms.algorithm.Algorithm (docs/algorithms.md shows how)",
+        ),
+    )
 
 
 def make_server(part: Choice) -> Server:
