@@ -191,13 +191,13 @@ class Driver:
             with span("aggregation", "mean"):
                 mean = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
             del total  # with a large model, before there is another one
-            if p.states is not None:
-                p.states.commit(log_.reports, added)
             with span("cohort", "commit"):
                 p.books.commit(number, [r for r in log_.reports if r.status == "done"])
             with span("aggregation", "server step"):
                 self._step(mean, updates)
             del mean
+            if p.states is not None:  # last: a client's state counts only if its update does
+                p.states.commit(log_.reports, added)
         with span("logging", "figures of the round"):
             row = record.round_done(permit, log_, updates, *self._traffic(parts), trained - began)
         with span("transfer", "put weights"):
@@ -238,7 +238,8 @@ class Driver:
 
     def _step(self, mean: Vector, updates: int) -> None:
         p = self._p
-        came = Mean(p.exchange.views(mean, "up"), updates, updates / len(p.names))
+        clients = float(updates) if p.release is None else p.release.participants(updates)
+        came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
         self._globals, self._state = stepped(p.algorithm, p.server, p.layout, p.exchange, self._globals, self._state, came)
 
     def _save(self, force: bool = False) -> None:

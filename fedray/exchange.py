@@ -6,10 +6,8 @@ together. Only the algorithm, at both of its ends, knows the names.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -85,11 +83,6 @@ class Exchange:
     def ones_from(self) -> int:
         """Position in the vector that comes up from which on each client counts once."""
         return sum(f.size for f in self.fields if f.up and f.weigh == "client")
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of all fields, by which driver and clients make sure that they mean the same."""
-        return hashlib.sha256(json.dumps([asdict(f) for f in self.fields]).encode()).hexdigest()
 
     def views(self, vector: Vector, way: Literal["down", "up"]) -> dict[str, Vector]:
         """Name to a view of a vector that goes ``way``."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 #: What an algorithm may read of a client's records besides the engine's own training.
-Reading = Literal["loss", "count", "records"]
+Reading = Literal["loss", "count"]
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,17 @@ class Traits:
     Attributes:
         gradients: ``engine``: a turn calls ``turn.train()`` once, without arguments, so that an engine may train many clients at once;
             ``adjusted``: it changes gradients, starts elsewhere, or trains more than once, always through ``turn.train``.
-        reads: what it makes of the records besides: their mean loss, how many there are (as in a number of local steps), or anything.
+        reads: what it makes of the records besides: their mean loss, or how many there are (as in a number of local steps).
         state: clients keep vectors between their turns.
         passes: trainings over the records in one turn; each would have to be charged.
+        divides: the driver divides by what the clients send, which noise can make zero or negative.
     """
 
     gradients: Literal["engine", "adjusted"] = "engine"
     reads: frozenset[Reading] = frozenset()
     state: bool = False
     passes: int = 1
+    divides: bool = False
 
     @property
     def together(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedray.algorithms.algorithm import Mean, ServerState, make_algorithm, make_server, stepped
 from fedray.clients.groups import make_groups
@@ -21,39 +22,43 @@ from fedray.models.facts import first_model
 from fedray.parameters import Vector, get_vector, set_vector
 from fedray.rounds.clientstates import ClientStates
 
+Indices = npt.NDArray[np.int64]
+
 
 def label_skewed(seed: int = 0, clients: int = 10) -> tuple[Federation, Records]:
     """scikit-learn's digits, pixels / 16: each client has 1 to 4 shards of records that are sorted by label; a fifth is the test set."""
-    from sklearn.datasets import load_digits
 
-    x, y = load_digits(return_X_y=True)
-    x, draws = (x / 16).astype(np.float32), np.random.default_rng(seed)
-    order = draws.permutation(len(x))
-    test, train = order[: len(x) // 5], order[len(x) // 5 :]
-    shards_of = draws.integers(1, 5, clients)
-    shards = np.array_split(train[np.argsort(y[train], kind="stable")], int(shards_of.sum()))
-    dealt, parts = draws.permutation(len(shards)), []
-    for k, first in zip(shards_of, np.cumsum(shards_of) - shards_of, strict=True):
-        parts.append(np.concatenate([shards[n] for n in dealt[first : first + k]]))
-    rows, sizes = np.concatenate(parts), [len(part) for part in parts]
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    names = [f"client-{k}" for k in range(clients)]
-    return Federation(names, Records(x[rows], y[rows]), offsets, None, None, None, 10), Records(x[test], y[test])
+    def deal(by_label: Indices, draws: np.random.Generator) -> list[Indices]:
+        shards_of = draws.integers(1, 5, clients)
+        shards = np.array_split(by_label, int(shards_of.sum()))
+        dealt = draws.permutation(len(shards))
+        firsts = np.cumsum(shards_of) - shards_of
+        return [np.concatenate([shards[n] for n in dealt[first : first + k]]) for k, first in zip(shards_of, firsts, strict=True)]
+
+    return _digits(seed, deal)
 
 
 def few_shards(seed: int = 0, clients: int = 10, shards: int = 20) -> tuple[Federation, Records]:
     """As :func:`label_skewed`, but each client draws 1 to 4 of the shards by itself, so that some records have several owners and some none."""
+
+    def deal(by_label: Indices, draws: np.random.Generator) -> list[Indices]:
+        parts = np.array_split(by_label, shards)
+        return [np.concatenate([parts[n] for n in draws.choice(shards, k, replace=False)]) for k in draws.integers(1, 5, clients)]
+
+    return _digits(seed, deal)
+
+
+def _digits(seed: int, deal: Callable[[Indices, np.random.Generator], list[Indices]]) -> tuple[Federation, Records]:
+    """Digits as ``deal`` gives the training rows, sorted by label, to clients; and the test set."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     x, draws = (x / 16).astype(np.float32), np.random.default_rng(seed)
     order = draws.permutation(len(x))
     test, train = order[: len(x) // 5], order[len(x) // 5 :]
-    sorted_ = np.array_split(train[np.argsort(y[train], kind="stable")], shards)
-    counts = draws.integers(1, 5, clients)
-    parts = [np.concatenate([sorted_[n] for n in draws.choice(shards, k, replace=False)]) for k in counts]
+    parts = deal(train[np.argsort(y[train], kind="stable")], draws)
     rows, offsets = np.concatenate(parts), np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    names = [f"client-{k}" for k in range(clients)]
+    names = [f"client-{k}" for k in range(len(parts))]
     return Federation(names, Records(x[rows], y[rows]), offsets, None, None, None, 10), Records(x[test], y[test])
 
 

@@ -44,12 +44,12 @@ class Mean:
 
     Attributes:
         values: the mean of each field, float32; weighted by the clients' weights or counting each client once, as the field says.
-        clients: number of clients in it.
+        clients: number of clients in it; the expected number where how many took part is secret.
         share: ``clients`` over the size of the population.
     """
 
     values: Mapping[str, Vector]
-    clients: int
+    clients: float
     share: float
 
 

@@ -1,6 +1,6 @@
 """AdaptiveServer server optimisers: FedAdagrad, FedAdam and FedYogi.
 
-Source: Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan 2021, AdaptiveServer Federated Optimization, algorithm 2.
+Source: Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan 2021, Adaptive Federated Optimization, algorithm 2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedray.parameters import Vector
 class AdaptiveServer(ABC):
     """What the three have in common: ``m = beta1 m + (1 - beta1) delta``, and a step of ``lr m / (sqrt(v) + tau)``.
 
-    Source: Reddi et al. 2021, AdaptiveServer Federated Optimization, algorithm 2.
+    Source: Reddi et al. 2021, Adaptive Federated Optimization, algorithm 2.
 
     Attributes:
         lr: server learning rate, above 0.
@@ -70,7 +70,7 @@ class AdaptiveServer(ABC):
 class FedAdagrad(AdaptiveServer):
     """Server Adagrad: the second moment is the sum of all squared updates. The paper uses ``beta1`` 0.
 
-    Source: Reddi et al. 2021, AdaptiveServer Federated Optimization, algorithm 2.
+    Source: Reddi et al. 2021, Adaptive Federated Optimization, algorithm 2.
     """
 
     beta1: float = 0.0
@@ -83,7 +83,7 @@ class FedAdagrad(AdaptiveServer):
 class FedAdam(AdaptiveServer):
     """Server Adam: the second moment is a running mean of squared updates; no bias correction, as in the paper.
 
-    Source: Reddi et al. 2021, AdaptiveServer Federated Optimization, algorithm 2.
+    Source: Reddi et al. 2021, Adaptive Federated Optimization, algorithm 2.
 
     Attributes:
         beta2: decay of the second moment, in [0, 1).
@@ -99,16 +99,11 @@ class FedAdam(AdaptiveServer):
 
 
 @dataclass(frozen=True)
-class FedYogi(AdaptiveServer):
-    """Server Yogi: the second moment moves towards the squared update by no more than that.
+class FedYogi(FedAdam):
+    """Server Yogi: Adam whose second moment moves towards the squared update by at most a share of it, ``1 - beta2``.
 
-    Source: Reddi et al. 2021, AdaptiveServer Federated Optimization, algorithm 2.
-
-    Attributes:
-        beta2: decay of the second moment, in [0, 1).
+    Source: Reddi et al. 2021, Adaptive Federated Optimization, algorithm 2.
     """
-
-    beta2: float = 0.99
 
     def _second(self, before: Vector, delta: Vector) -> Vector:
         squared = np.square(delta)

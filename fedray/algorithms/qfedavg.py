@@ -33,11 +33,11 @@ class QFedAvg(Algorithm):
 
     Attributes:
         q: 0 is FedAvg with uniform weights; the paper's were 0.001 to 15.
-        traits: the loss of the global model is read from the records without noise.
+        traits: the loss of the global model is read from the records without noise, and the server divides by the sum of the bounds.
     """
 
     q: float = 1.0
-    traits: ClassVar[Traits] = Traits(gradients="adjusted", reads=frozenset({"loss"}))
+    traits: ClassVar[Traits] = Traits(gradients="adjusted", reads=frozenset({"loss"}), divides=True)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.q) and self.q >= 0):

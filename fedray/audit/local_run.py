@@ -72,9 +72,9 @@ class LocalRun:
         self._sizes = federation.sizes
         self._capacity = self._algorithm.largest_weight(self._sizes)
         self._hosts: dict[int, ClientHost] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="fedray-audit-")
         self._states: dict[int, StateAddress] = {}
-        states = StatePlace(self._folder.name) if self._algorithm.traits.state else None
+        self._folder = tempfile.TemporaryDirectory(prefix="fedray-audit-") if self._algorithm.traits.state else None
+        states = None if self._folder is None else StatePlace(self._folder.name)
         for group, plan in zip(prepared.groups, prepared.plans, strict=True):
             spec = HostSpec(self._config, group, plan, self._model.facts, threads=1, states=states)
             host = ClientHost(spec, federation, device="cpu")

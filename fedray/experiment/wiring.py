@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.aggregation.rule import make_aggregator
-from fedray.algorithms.algorithm import Algorithm, Server, make_algorithm, make_server
+from fedray.algorithms.algorithm import Server, make_algorithm, make_server
 from fedray.checkpoint import Saved
 from fedray.clients.callers import with_room
 from fedray.clients.groups import rates
@@ -87,6 +87,7 @@ class Wiring:
         self._data, self._weights, self._request, self._files, self._events, self._stop = data, weights, request, files, events, stop
         self._note = partial(events.put, "note")
         self.config: Config = prepared.config
+        self._algorithm = make_algorithm(prepared.config.algorithm)
         self.tick = stop.is_set
         self.tracker: Tracker | None = None
         self.pool: Pool | None = None
@@ -136,7 +137,7 @@ class Wiring:
         write_atomic(self._files.config, masked(dump_config(config)).encode())
         write_json(self._files.partition, {**p.partition, "model": model.document(), "class_labels": list(p.class_labels)})
         check_model(checkpoint, model, self._files.checkpoints)
-        server, algorithm = make_server(config.server), make_algorithm(config.algorithm)
+        server = make_server(config.server)
         aggregate = make_aggregator(config.aggregation)
         if p.client_plan is not None:
             self._release = Release(p.client_plan, config.privacy.insecure_seed)
@@ -156,7 +157,7 @@ class Wiring:
             names=names,
             capacity=capacity(config, sizes),
             layout=model.facts.layout,
-            algorithm=algorithm,
+            algorithm=self._algorithm,
             exchange=model.exchange,
             frozen=frozen_of(model.facts),
             pool=pool,
@@ -168,7 +169,7 @@ class Wiring:
             release=self._release,
             evaluator=evaluator,
             states=self._client_states(checkpoint),
-            begin=Holder(self._begin(checkpoint, model, algorithm, server)),
+            begin=Holder(self._begin(checkpoint, model, server)),
             privacy=privacy,
             first_round=beginning.round,
             resumed=resumed,
@@ -184,14 +185,14 @@ class Wiring:
         """Whether the driver keeps a privacy book itself, and not only the silos."""
         return bool(self._accounts)
 
-    def _begin(self, checkpoint: Saved | None, model: Model, algorithm: Algorithm, server: Server) -> ModelState:
+    def _begin(self, checkpoint: Saved | None, model: Model, server: Server) -> ModelState:
         """What the first round starts from. Only the driver keeps it in memory: the model as it was prepared is given up here."""
         in_store = None if self._weights is None else self._weights.take()
         weights = model.weights.take() if in_store is None else ray.get(in_store)
         if checkpoint is not None:
             return ModelState(checkpoint.globals, checkpoint.server)
         layout = model.facts.layout
-        globals_ = model.exchange.joined(algorithm.begin(layout, weights), "down")
+        globals_ = model.exchange.joined(self._algorithm.begin(layout, weights), "down")
         return ModelState(globals_, server.init(layout.size), in_store if globals_ is weights else None)
 
     def _state_place(self) -> StatePlace:
@@ -203,7 +204,7 @@ class Wiring:
 
     def _client_states(self, checkpoint: Saved | None) -> ClientStates | None:
         """The table of clients' states, as the checkpoint has it; None where clients keep none."""
-        if not make_algorithm(self.config.algorithm).traits.state:
+        if not self._algorithm.traits.state:
             return None
         return ClientStates(self._files.states, self.config.checkpoint.keep, None if checkpoint is None else checkpoint.states)
 
@@ -287,7 +288,7 @@ class Wiring:
     def _start_pool(self, places: Sequence[Place]) -> Pool:
         p, config, request = self.prepared, self.config, self._request
         data = self._data[0] if self._data else None
-        states = self._state_place() if make_algorithm(config.algorithm).traits.state else None
+        states = self._state_place() if self._algorithm.traits.state else None
 
         def start(place: Place) -> Any:
             group = p.groups[place.group]

@@ -42,6 +42,12 @@ class Release:
         """Whether the model sees a round's sum only after the driver has noised it; under local privacy the clients add all the noise."""
         return self.plan.regime != "local"
 
+    def participants(self, updates: int) -> float:
+        """Number of clients that the next model may depend on: the expected number where the driver adds noise, for how many took part
+        is secret then; else ``updates``.
+        """
+        return float(self.plan.facts.cohort if self.noised else updates)
+
     def due(self, round_: int) -> bool:
         """Whether this round needs a charge because no earlier charge covers it."""
         return round_ >= self._covered

@@ -107,6 +107,12 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
             "part; use privacy.regime=record, or an algorithm without state, such as fedavg or fedprox.",
             f"privacy.incompatible.{regime}.client_state",
         )
+    if regime is not None and traits.divides:
+        raise PrivacyRefusal(
+            f"algorithm.kind: the driver of '{kind}' divides by what clients send, which noise can make zero or negative, and the model would be "
+            "meaningless; use fedavg or fedprox.",
+            f"privacy.incompatible.{regime}.quotient",
+        )
     if regime is not None and by_records and privacy.weight_cap is None:
         raise PrivacyRefusal(
             "algorithm.weights: a mean weighted by records divides by the cohort's records, so one client moves it by more than its share; "

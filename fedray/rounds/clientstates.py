@@ -34,7 +34,7 @@ class ClientStates:
 
     def __init__(self, directory: Path, keep: int, saved: Mapping[str, Values] | None = None) -> None:
         self._directory, self._saved = directory, deque[frozenset[str]](maxlen=max(1, keep))
-        self._table = _loaded(saved or {})
+        self._table, self._on_disk = _loaded(saved or {}), set[str]()
         for address in self._table.values():
             path = directory / address.file
             if not path.exists() or path.stat().st_size < address.offset + address.size:
@@ -60,8 +60,10 @@ class ClientStates:
             return {}
         files = sorted({address.file for address in self._table.values()})
         for name in files:
-            with open(self._directory / name, "rb") as file:
-                os.fsync(file.fileno())
+            if name not in self._on_disk:  # the file of an earlier round does not grow any more
+                with open(self._directory / name, "rb") as file:
+                    os.fsync(file.fileno())
+        self._on_disk = set(files)
         rows = sorted(self._table.items())
         position = {name: n for n, name in enumerate(files)}
         return {

@@ -316,7 +316,7 @@ TABLE = [
     ("fedprox", {"weights": "uniform"}, None, None),
     ("fedprox", {}, None, "client.sample_weights"),
     ("fednova", {"weights": "uniform"}, None, "client.steps"),
-    ("qfedavg", {}, "record.reads", None),
+    ("qfedavg", {}, "record.reads", "client.quotient"),
     ("scaffold", {"weights": "uniform"}, None, "client.client_state"),
     ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
 ]

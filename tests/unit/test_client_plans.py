@@ -155,6 +155,18 @@ class TestObservers:
         assert plan_clients(given, 100, 50, GRID, 1.0, one_rate=False).observers_rate is None
 
 
+class TestParticipants:
+    """The next model must not depend on how many clients took part where that is secret."""
+
+    @pytest.mark.parametrize("updates", [0, 3, 40])
+    def test_where_the_driver_adds_noise_the_expected_number_is_used(self, updates: int) -> None:
+        assert Release(plan(cohort=POISSON)).participants(updates) == 10.0
+
+    def test_where_clients_add_all_noise_those_who_came_are_counted(self) -> None:
+        local = plan({"regime": "local"})
+        assert Release(local).participants(3) == 3.0
+
+
 class TestRefusals:
     @pytest.mark.parametrize(("privacy", "sections", "code"), REFUSED)
     def test_what_voids_the_guarantee(self, privacy: dict[str, Any], sections: dict[str, Any], code: str) -> None:
