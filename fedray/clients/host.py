@@ -321,7 +321,7 @@ class ClientHost:
             if shared is not None:
                 try:
                     total = SharedSum.at(shared, total)
-                except OSError:  # its keeper is gone, or it may not look into another's /proc
+                except OSError:  # the actor that keeps the memory has ended, or this process may not open files of another
                     lies = None
             self._part = PartialSum(task.round, total, shared=lies)
         return self._part
