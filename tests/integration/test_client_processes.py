@@ -32,6 +32,7 @@ def run(output: Path, **sections: Any) -> tuple[list[dict[str, float]], list[str
     return [row["metrics"] for row in RunFiles(output).rows()], notes, result.summary
 
 
+@pytest.mark.slow
 def test_a_client_that_always_ends_its_process_does_so_in_one_round_only(tmp_path: Path) -> None:
     rows, notes, summary = run(tmp_path / "run", model={"kind": "python:slowparts:model", "dies": 2}, cohort={"kind": "all", "retries": 1})
     assert summary["status"] == "completed"

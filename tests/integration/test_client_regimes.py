@@ -99,6 +99,7 @@ def test_a_population_stops_when_its_budget_is_spent(tmp_path: Path) -> None:
     assert "eval/accuracy" in result.summary["final"]
 
 
+@pytest.mark.slow
 def test_silos_that_trust_nobody_keep_their_own_books(tmp_path: Path) -> None:
     privacy = {"regime": "local", "noise_multiplier": 50.0, "clip": 1.0, "ledger": str(tmp_path / "silos")}
     data = {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 3}}

@@ -103,7 +103,8 @@ def killed_once(directory: Path, victim: str, draw: random.Random) -> None:
         assert claimed[client] >= epsilon * (1 - 1e-9), f"{client} after killing {victim}"
 
 
-@pytest.mark.parametrize("victim", [pytest.param("ClientHost", marks=pytest.mark.slow), "Experiment"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["ClientHost", "Experiment"])
 def test_killed_once(victim: str, tmp_path: Path) -> None:
     killed_once(tmp_path, victim, random.Random(victim))
 

@@ -78,6 +78,7 @@ class TestFaultsOfClients:
         assert summary["status"] == "failed"
         assert "min_clients" in summary["error"]
 
+    @pytest.mark.slow
     def test_a_late_client_is_left_out_at_the_deadline(self, tmp_path: Path) -> None:
         notes: list[str] = []
         result = run(

@@ -33,6 +33,7 @@ def config(**sections: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("cluster")
 class TestRates:
+    @pytest.mark.slow
     def test_poisson_cohorts(self, tmp_path: Path) -> None:
         log, rounds, q = tmp_path / "turns", 60, 0.3
         result = fedray.run(
