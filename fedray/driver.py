@@ -216,7 +216,8 @@ class Driver:
         return RoundTask(number, self._p.capacity, release.client_step(number), release.plan.sha256, len(self._p.names))
 
     def _retry(self, granted: dict[int, ClientTask], client: ClientTask) -> ClientTask | None:
-        again = self._p.books.retry(self._record.rounds, client)
+        anew = granted[client.index]._replace(attempt=client.attempt, reservations=(), steps=None)  # with its state, which the pool forgets
+        again = self._p.books.retry(self._record.rounds, anew)
         if again is not None:
             granted[client.index] = again
         return again

@@ -13,7 +13,7 @@ from fedray.algorithms.turn import Turn
 
 @dataclass(frozen=True)
 class Dying(Scaffold):
-    """SCAFFOLD; the first turn of round 1 that finds no file ``mark`` makes it and ends its actor, after it has trained.
+    """SCAFFOLD; the first turn of round 1 with a state that finds no file ``mark`` makes it and ends its actor, after it has trained.
 
     Attributes:
         mark: path of the file.
@@ -23,7 +23,7 @@ class Dying(Scaffold):
 
     def local(self, turn: Turn) -> Update:
         update = super().local(turn)
-        if turn.number == 1:
+        if turn.number == 1 and turn.state is not None:
             try:
                 Path(self.mark).touch(exist_ok=False)
             except FileExistsError:
