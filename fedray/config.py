@@ -181,7 +181,7 @@ class Training(Section):
                 raise ValueError("sampling_rate: replaces batch_size and epochs; give steps and expected_batch beside it")
             if self.steps is None or self.expected_batch is None:
                 raise ValueError("sampling_rate: needs steps and expected_batch")
-        else:
+        elif self.trains:
             if self.batch_size is None:
                 raise ValueError("batch_size: give batch_size with epochs or steps, or sampling_rate with steps and expected_batch")
             if (self.epochs is None) == (self.steps is None):
@@ -189,6 +189,11 @@ class Training(Section):
             if self.expected_batch is not None:
                 raise ValueError("expected_batch: goes with sampling_rate")
         return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether it says how much a client trains; only algorithms whose clients do not train need not be told."""
+        return any(v is not None for v in (self.batch_size, self.epochs, self.steps, self.sampling_rate, self.expected_batch))
 
 
 Regime = Literal["none", "record", "client", "local", "distributed"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 #: What an algorithm may read of a client's records besides the engine's own training.
-Reading = Literal["loss", "count"]
+Reading = Literal["loss", "count", "records"]
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,12 @@ class Traits:
     Attributes:
         gradients: ``engine``: a turn calls ``turn.train()`` once, without arguments, so that an engine may train many clients at once;
             ``adjusted``: it changes gradients, starts elsewhere, or trains more than once, always through ``turn.train``.
-        reads: what it makes of the records besides: their mean loss, or how many there are (as in a number of local steps).
+        reads: what it makes of the records besides: their mean loss, how many there are (as in a number of local steps), or anything,
+            because it is given the records themselves.
         state: clients keep vectors between their turns.
-        passes: trainings over the records in one turn; each would have to be charged.
+        passes: trainings over the records in one turn; each would have to be charged. 0: clients do not train.
         divides: the driver divides by what the clients send, which noise can make zero or negative.
+        exact: clients send digits of whole numbers (:mod:`fedray.algorithms.totals`), of which nothing but the plain sum has a meaning.
     """
 
     gradients: Literal["engine", "adjusted"] = "engine"
@@ -27,6 +29,7 @@ class Traits:
     state: bool = False
     passes: int = 1
     divides: bool = False
+    exact: bool = False
 
     @property
     def together(self) -> bool:

@@ -21,6 +21,7 @@ from fedray.data.records import Federation, Records
 from fedray.models.facts import first_model
 from fedray.parameters import Vector, get_vector, set_vector
 from fedray.rounds.clientstates import ClientStates
+from fedray.training.losses import outputs_for
 
 Indices = npt.NDArray[np.int64]
 
@@ -82,7 +83,8 @@ class Rehearsed:
         self._config, self._federation = config, federation
         self._group = make_groups(config, federation.names)[0]
         shape = federation.train.x.shape[1:]
-        self.model, self._facts = first_model(config.model, shape, federation.classes or 1, config.seed)
+        outputs = outputs_for(config.training.loss, federation.classes)
+        self.model, self._facts = first_model(config.model, shape, outputs, config.seed)
         self.layout = self._facts.layout
         self.exchange = self.algorithm.exchange(self.layout)
         self.globals: Vector = self.exchange.joined(self.algorithm.begin(self.layout, get_vector(self.model, self.layout)), "down")

@@ -106,6 +106,20 @@ class Algorithm:
         return {"model": mean.values["model"]}
 
 
+def check_training(algorithm: Algorithm, training: config.Training) -> None:
+    """Refuse a training section that does not go with the algorithm: local training that it is not defined for, none, or for nothing.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    if algorithm.traits.passes and not training.trains:
+        raise ConfigError("training.batch_size: give batch_size with epochs or steps, or sampling_rate with steps and expected_batch.")
+    unread = sorted(training.model_fields_set - {"loss"}) if not algorithm.traits.passes else []
+    if unread:
+        raise ConfigError(f"training.{unread[0]}: has no effect, because the clients of this algorithm.kind do not train; take it out.")
+    algorithm.check(training)
+
+
 def only_trains(algorithm: Algorithm) -> bool:
     """Whether a client's turn is the engine's training and nothing else."""
     return type(algorithm).local is Algorithm.local

@@ -81,10 +81,11 @@ class Turn:
         train: Train,
         loss: Callable[[], float] | None = None,
         state: Mapping[str, Vector] | None = None,
+        rows: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.number, self.client, self.records, self.lr, self.training = number, client, records, lr, training
         self.globals, self.state, self.model, self.layout = globals_, state, model, layout
-        self._train, self._loss = train, loss
+        self._train, self._loss, self._rows = train, loss, rows
         self._start: Vector = globals_["model"]
         self.results: list[LocalResult] = []
 
@@ -123,6 +124,17 @@ class Turn:
             raise FedrayError("algorithm.kind: it asks for a client's loss, which its traits do not declare; add reads={'loss'}.")
         set_vector(self.model, self.layout, self.globals["model"] if at is None else at)
         return self._loss()
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The client's training records: x ``[n, ...]`` and y ``[n, ...]``, on the model's device; not to be changed. For algorithms
+        whose traits read ``records``.
+
+        Raises:
+            FedrayError: the algorithm does not declare it.
+        """
+        if self._rows is None:
+            raise FedrayError("algorithm.kind: it asks for a client's records, which its traits do not declare; add reads={'records'}.")
+        return self._rows
 
     def tensors(self, vector: Vector) -> dict[str, Tensor]:
         """A vector of the model's layout as tensors on the model's device, by parameter name; not to be changed."""

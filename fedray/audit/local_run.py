@@ -18,6 +18,8 @@ from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask
 from fedray.clients.states import StateAddress, StatePlace
 from fedray.data.records import Federation
+from fedray.errors import ConfigError
+from fedray.exchange import MODEL
 from fedray.parameters import Vector
 from fedray.planning.preparation import Prepared
 from fedray.rng import generator
@@ -82,6 +84,10 @@ class LocalRun:
             self._hosts |= dict.fromkeys(group.members, host)
         self._everyone, self._rates = np.ones(len(prepared.names), dtype=np.bool_), rates(prepared.groups, len(prepared.names))
         self._exchange = self._model.exchange
+        if MODEL not in self._exchange.up:
+            raise ConfigError(
+                "algorithm.kind: its clients send no model, in which an audit could look for records; audit another algorithm."
+            )
         self._globals = self._exchange.joined(self._algorithm.begin(self._model.facts.layout, self._model.weights.value.copy()), "down")
         self._state = self._server.init(self._model.facts.layout.size)
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)

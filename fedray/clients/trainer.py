@@ -200,7 +200,7 @@ class Trainer:
                 return self.engine(self.model, *records, own)
 
             about = task.round, client.index, len(y), lr, fitted, globals_, self.model, self.layout
-            turn = Turn(*about, train, self._loss_of(x, y), state)
+            turn = Turn(*about, train, self._loss_of(x, y), state, (x, y) if "records" in self._traits.reads else None)
             update = self._algorithm.local(turn)
             return update, _in_all(turn.results, None if charge is None else charge.history())
 

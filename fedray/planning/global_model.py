@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedray.algorithms.algorithm import make_algorithm
+from fedray.algorithms.algorithm import check_training, make_algorithm
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
 from fedray.exchange import Exchange
@@ -115,7 +115,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         loss = find_loss(group.training.loss)
         needs = BatchNeeds() if private else batch_needs(model, loss, shape, tokens, classes, facts.targets, facts.target_shape)
         members = np.asarray(group.members)
-        algorithm.check(group.training)
+        check_training(algorithm, group.training)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())

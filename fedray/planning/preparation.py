@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fedray import components
 from fedray.aggregation.exact import grid_bits
 from fedray.aggregation.rule import make_aggregator
-from fedray.algorithms.algorithm import make_algorithm, make_server
+from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import find
 from fedray.config import Config
@@ -256,7 +256,12 @@ def check_parts(config: Config) -> None:
     Raises:
         ConfigError: a name is unknown or an argument does not fit.
     """
-    make_algorithm(config.algorithm).check(config.training)
+    algorithm = make_algorithm(config.algorithm)
+    check_training(algorithm, config.training)
+    if algorithm.traits.exact and config.aggregation.kind != "mean":
+        raise ConfigError(
+            f"aggregation.kind: '{config.aggregation.kind}' is no plain sum, which '{config.algorithm.kind}' needs; use mean."
+        )
     make_server(config.server)
     make_aggregator(config.aggregation)
     if config.privacy.whole_clients:

@@ -85,8 +85,8 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
     privacy, kind, regime = config.privacy, config.algorithm.kind, config.privacy.whole_clients
     if privacy.record and traits.reads - {"count"}:
         raise PrivacyRefusal(
-            f"algorithm.kind: '{kind}' sends what it has made of its records' {' and '.join(sorted(traits.reads))} without noise, which no "
-            "step of DP-SGD covers; use an algorithm that only trains, such as fedavg, fedprox or fednova.",
+            f"algorithm.kind: the clients of '{kind}' send what they have made of their {' and '.join(sorted(traits.reads - {'count'}))} without "
+            "noise, which no step of DP-SGD covers; use an algorithm that only trains, such as fedavg, fedprox or fednova.",
             "privacy.incompatible.record.reads",
         )
     if privacy.record and traits.passes > 1:
@@ -112,6 +112,11 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
             f"algorithm.kind: the driver of '{kind}' divides by what clients send, which noise can make zero or negative, and the model would be "
             "meaningless; use fedavg or fedprox.",
             f"privacy.incompatible.{regime}.quotient",
+        )
+    if regime is not None and traits.exact:
+        raise PrivacyRefusal(
+            f"algorithm.kind: the clients of '{kind}' send exact digits, which clipping and noise would make meaningless; use fedavg or fedprox.",
+            f"privacy.incompatible.{regime}.exact_totals",
         )
     if regime is not None and by_records and privacy.weight_cap is None:
         raise PrivacyRefusal(

@@ -75,6 +75,13 @@ def f1(outputs: Tensor, targets: Tensor) -> float:
 
 
 @measures("two classes")
+def precision(outputs: Tensor, targets: Tensor) -> float:
+    """Part of the records predicted as the second of two classes that are of it; NaN where none is predicted as it."""
+    claimed, actual = predicted(outputs) == 1, _labels("precision", targets) == 1
+    return int((claimed & actual).sum()) / int(claimed.sum()) if claimed.any() else math.nan
+
+
+@measures("two classes")
 def auc(outputs: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve of two classes; NaN where only one is present.
 
@@ -119,6 +126,7 @@ METRICS: dict[str, MetricFn] = {
     "loss": mean_loss,
     "balanced_accuracy": balanced_accuracy,
     "f1": f1,
+    "precision": precision,
     "auc": auc,
     "mae": mae,
     "rmse": rmse,

@@ -319,6 +319,7 @@ TABLE = [
     ("qfedavg", {}, "record.reads", "client.quotient"),
     ("scaffold", {"weights": "uniform"}, None, "client.client_state"),
     ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
+    ("newton", {}, "record.reads", "client.exact_totals"),
 ]
 
 
@@ -327,6 +328,8 @@ def test_privacy_rules_go_by_traits(kind: str, arguments: dict[str, Any], record
     steps = {"training": {"sampling_rate": 0.25, "steps": 5, "expected_batch": 30}, "privacy": RECORD}
     cohort = {"cohort": {"kind": "poisson", "fraction": 0.5}}
     whole = {"training": {"lr": 0.1, "batch_size": 8, "epochs": 1}, "privacy": {"regime": "client", **WHOLE}, **cohort}
+    if not components.ALGORITHMS.parts()[kind].traits.passes:
+        steps["training"] = whole["training"] = {}
     for sections, refused in ((steps, record), (whole, client)):
         config = config_of({"kind": kind, **arguments}, **sections)
         if refused is None:

@@ -107,7 +107,7 @@ def test_own_metrics_are_judged_by_and_say_which_way_is_better(own: str, name: s
 
 
 def test_built_in_metrics_say_which_way_is_better() -> None:
-    names = ["accuracy", "loss", "balanced_accuracy", "f1", "auc", "mae", "rmse", "r2"]
+    names = ["accuracy", "loss", "balanced_accuracy", "f1", "precision", "auc", "mae", "rmse", "r2"]
     assert [n for n, m in find_metrics(names).items() if lower_is_better(m)] == ["loss", "mae", "rmse"]
 
 

@@ -58,6 +58,17 @@ def test_auc_is_scikit_learns_with_ties_and_in_all_three_shapes(seed: int) -> No
     assert math.isnan(score("auc", logits, np.zeros(50, dtype=np.int64)))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_precision_is_scikit_learns_of_the_second_class(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    targets = draws.integers(0, 2, 50)
+    logits = (draws.standard_normal(50) + targets).astype(np.float32)
+    truth = sk.precision_score(targets, logits > 0)
+    assert score("precision", logits[:, None], targets) == truth
+    assert score("precision", np.stack([np.zeros_like(logits), logits], 1), targets) == truth
+    assert math.isnan(score("precision", -np.abs(logits), targets))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_regression_metrics_are_scikit_learns(seed: int) -> None:
     draws = np.random.default_rng(seed)

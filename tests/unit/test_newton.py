@@ -1,0 +1,234 @@
+"""Newton's method, and the exact totals that it sends."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rehearsed import Rehearsed, config_of, label_skewed
+from torch import nn
+
+from fedray.aggregation.exact import ExactSum
+from fedray.algorithms.algorithm import Algorithm, Mean, Update, check_training
+from fedray.algorithms.newton import Newton
+from fedray.algorithms.totals import DIGITS, LARGEST, MOST_CLIENTS, RecordTotals, totals_of
+from fedray.algorithms.turn import Turn
+from fedray.audit.run import AuditRequest, audit
+from fedray.config import Training
+from fedray.configfile import build_config
+from fedray.data.records import Federation, Records, offsets_of
+from fedray.errors import ConfigError, FedrayError, UpdateRejected
+from fedray.parameters import Layout
+from fedray.planning.preparation import check_only
+
+FEDERATION, _ = label_skewed()
+
+
+def two_classes(n: int, width: int, seed: int) -> Records:
+    draws = np.random.default_rng(seed)
+    x = draws.standard_normal((n, width)).astype(np.float32)
+    return Records(x, (x @ draws.standard_normal(width) + draws.standard_normal(n) > 0).astype(np.int64))
+
+
+def dealt(records: Records, sizes: list[int]) -> Federation:
+    return Federation([f"c{k}" for k in range(len(sizes))], records, offsets_of(sizes), None, None, None, 2)
+
+
+def newton(federation: Federation, kind: str = "logistic", **arguments: object) -> Rehearsed:
+    loss = {"logistic": "binary_cross_entropy", "softmax": "cross_entropy"}[kind]
+    return Rehearsed(config_of({"kind": "newton", **arguments}, model={"kind": kind}, training={"loss": loss}), federation)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), clients=st.integers(1, 40), records=st.integers(1, 5), scale=st.integers(-36, 18))
+def test_totals_are_exact_sums_of_contributions_that_were_rounded_once(data: st.DataObject, clients: int, records: int, scale: int) -> None:
+    draws = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    values = draws.standard_normal((clients, 3, records)) * 2.0**scale
+    total = ExactSum.zero(18, float(clients), 0, clients)
+    for own in values:
+        totals = RecordTotals(3)
+        totals.add(0, own[:2].copy())
+        totals.add(2, own[2:].copy())
+        total.add(np.concatenate([totals.digits(0, 1), totals.digits(1, 3)]))
+    mean = total.mean()
+    found = [*totals_of(mean[:6], clients), *totals_of(mean[6:], clients)]
+    grid = [sum(round(Fraction(float(v)) * 2**32) for v in values[:, k].ravel()) for k in range(3)]
+    assert found == [float(Fraction(whole, 2**32)) for whole in grid]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("clients", [1, 3, 1000, MOST_CLIENTS])
+def test_totals_up_to_their_bound_are_carried(sign: int, clients: int) -> None:
+    own = sign * ((2**61 - 1) // clients >> 9) / 2.0**23  # below the bound, and a float64
+    totals = RecordTotals(1)
+    totals.add(0, np.array([[own]]))
+    total = ExactSum.zero(6, float(clients), 0, clients)
+    total.add_many(np.tile(totals.digits(0, 1), (clients, 1)), [1.0] * clients)
+    assert totals_of(total.mean(), clients) == float(totals.values[0]) * clients / 2**32
+
+
+def test_totals_beyond_their_bounds_are_refused() -> None:
+    totals = RecordTotals(1)
+    for contributions in ([LARGEST], [-LARGEST], [np.nan], [np.inf], [LARGEST / 2] * 2):
+        with pytest.raises(UpdateRejected, match="a total over records is not below"):
+            totals.add(0, np.array([contributions]))
+    assert totals.values.tolist() == [0]
+    totals.add(0, np.array([[0.9 * LARGEST]]))
+    digits = totals.digits(0, 1)
+    with pytest.raises(UpdateRejected, match="a total over records is not below"):
+        totals.add(0, np.array([[0.9 * LARGEST]]))
+    with pytest.raises(UpdateRejected, match="a total over records is not below"):
+        totals_of(digits, 2.0)
+    with pytest.raises(FedrayError, match="at most 8192 take part"):
+        totals_of(digits, MOST_CLIENTS + 1.0)
+    with pytest.raises(FedrayError, match="is not whole"):
+        totals_of(digits + np.float32(0.4), 1.0)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 1500), clients=st.integers(1, 6), kind=st.sampled_from(["logistic", "softmax"]))
+def test_any_split_of_the_records_gives_the_same_bytes(seed: int, n: int, clients: int, kind: str) -> None:
+    records, draws = two_classes(n, 3, seed), np.random.default_rng(seed)
+    order, cuts = draws.permutation(n), sorted(draws.integers(0, n + 1, min(clients, n) - 1).tolist())
+    sizes = np.diff([0, *cuts, n])
+    kept = [k for k in range(len(sizes)) if sizes[k]]
+    split = newton(dealt(Records(records.x[order], records.y[order]), sizes.tolist()), kind)
+    whole = newton(dealt(records, [n]), kind)
+    for _ in range(2):
+        split.train([kept[::2], kept[1::2]])
+        whole.train([[0]])
+    assert split.globals.tobytes() == whole.globals.tobytes()
+
+
+@pytest.mark.parametrize(("kind", "damping"), [("logistic", 1.0), ("logistic", 0.0), ("softmax", 0.5)])
+def test_a_step_is_newtons(kind: str, damping: float) -> None:
+    records = two_classes(300, 4, 5)
+    run = newton(dealt(records, [100, 150, 50]), kind, damping=damping)
+    start = run.globals.astype(np.float64)
+    x, y = torch.from_numpy(records.x).double(), torch.from_numpy(records.y)
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        outputs = run.layout.entries[0].shape[0]
+        logits = x @ w[: 4 * outputs].reshape(outputs, 4).T + w[4 * outputs :]
+        if kind == "logistic":
+            return nn.functional.binary_cross_entropy_with_logits(logits[:, 0], y.double(), reduction="sum")
+        return nn.functional.cross_entropy(logits, y, reduction="sum")
+
+    at = torch.from_numpy(start)
+    gradient = torch.autograd.functional.jacobian(loss, at).numpy()
+    hessian = torch.autograd.functional.hessian(loss, at).numpy()
+    run.train([[0, 1], [2]])
+    step = np.linalg.solve(hessian + damping * np.eye(len(start)), -gradient)
+    np.testing.assert_allclose(run.globals, start + step, rtol=0, atol=1e-6)
+
+
+def test_it_finds_the_optimum_in_a_few_steps() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    records = two_classes(400, 3, 1)
+    run = newton(dealt(records, [100] * 4), damping=0.0)
+    for _ in range(9):
+        run.train([range(4)])
+    best = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(records.x.astype(np.float64), records.y)
+    np.testing.assert_allclose(run.globals, np.append(best.coef_[0], best.intercept_), rtol=1e-4, atol=1e-5)
+
+
+def test_a_singular_hessian_is_said() -> None:
+    records = Records(np.zeros((4, 2), dtype=np.float32), np.array([0, 1, 0, 1]))
+    with pytest.raises(FedrayError, match="is singular; set the damping above 0"):
+        newton(dealt(records, [4]), damping=0.0).train([[0]])
+
+
+class Rectified(nn.Module):
+    """Looks like one linear layer, and is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x).relu()
+
+
+@pytest.mark.parametrize(
+    "layers", [[nn.Linear(3, 3), nn.Linear(3, 2)], [nn.Conv2d(1, 2, 3)], [nn.BatchNorm1d(3), nn.Linear(3, 2)], [nn.Flatten()]]
+)
+def test_a_model_of_other_layers_is_refused(layers: list[nn.Module]) -> None:
+    with pytest.raises(ConfigError, match="one linear layer of the features"):
+        Newton().exchange(Layout.of(nn.Sequential(*layers)))
+
+
+def test_a_model_without_a_bias_is_trained() -> None:
+    fields = Newton().exchange(Layout.of(nn.Linear(3, 2, bias=False))).up
+    assert {name: s.stop - s.start for name, s in fields.items()} == {"gradient": 6 * DIGITS, "hessian": 21 * DIGITS}
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_a_model_that_only_looks_linear_is_refused_by_its_outputs(width: int) -> None:
+    torch.manual_seed(0)
+    model, records = Rectified(), two_classes(20, width, 0)
+    layout = Layout.of(model)
+    weights = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
+    rows = torch.from_numpy(records.x), torch.from_numpy(records.y)
+    turn = Turn(0, 0, 20, 0.1, Training(), {"model": weights}, model, layout, lambda *_: None, rows=rows)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ConfigError, match="one linear layer of the features"):
+        Newton().local(turn)
+
+
+class Unsaid(Algorithm):
+    """Reads records without saying so."""
+
+    def local(self, turn: Turn) -> Update:
+        turn.rows()
+        return super().local(turn)
+
+
+def test_records_are_for_those_who_declare_it() -> None:
+    run = Rehearsed(config_of({"kind": "python:test_newton:Unsaid"}), FEDERATION)
+    with pytest.raises(AssertionError, match=r"asks for a client's records, which its traits do not declare; add reads=\{'records'\}"):
+        run.train([[0]])
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"training": {"loss": "cross_entropy", "lr": 0.1}}, "training.lr: has no effect"),
+        ({"training": {"batch_size": 8, "epochs": 1}}, "training.batch_size: has no effect"),
+        ({"training": {"loss": "focal"}}, "training.loss: newton knows the Hessian of"),
+        ({"training": {}, "algorithm": {"kind": "newton", "damping": -1}}, "algorithm.damping: -1"),
+        ({"training": {}, "algorithm": {"kind": "fedavg"}}, "training.batch_size: give batch_size"),
+        ({"training": {}, "aggregation": {"kind": "python:test_newton:two_classes"}}, "is no plain sum, which 'newton' needs"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(sections: dict[str, object], words: str) -> None:
+    base = {"name": "t", "rounds": 1, "data": {"source": "sklearn:digits"}, "model": {"kind": "softmax"}, "algorithm": {"kind": "newton"}}
+    with pytest.raises(ConfigError, match=words):
+        check_only(build_config({**base, **sections}))
+
+
+def test_who_trains_must_say_how_much() -> None:
+    check_training(Newton(), Training())
+    with pytest.raises(ConfigError, match="give batch_size with epochs or steps"):
+        check_training(Algorithm(), Training(lr=0.1))
+
+
+def test_of_one_client_the_mean_is_its_own() -> None:
+    totals = RecordTotals(2)
+    totals.add(0, np.array([[0.5, 0.25], [-3.0, 1e-3]]))
+    mean = Mean({"x": totals.digits(0, 2)}, 1.0, 1.0)
+    np.testing.assert_allclose(totals_of(mean.values["x"], mean.clients), [0.75, -2.999], rtol=0, atol=2**-31)
+
+
+def test_an_audit_that_looks_for_records_in_models_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "{name: t, rounds: 2, data: {source: 'sklearn:breast_cancer', partition: {kind: iid, clients: 4}}, model: {kind: logistic}, "
+        "training: {loss: binary_cross_entropy}, algorithm: {kind: newton}}"
+    )
+    with pytest.raises(ConfigError, match="its clients send no model, in which an audit could look for records"):
+        audit(AuditRequest(path, attack="canaries"))
