@@ -61,6 +61,8 @@ PARTITIONERS = Room("fedray.data", "PARTITIONERS", "data.partition.kind", ("labe
 TRANSFORMS = Room("fedray.data", "TRANSFORMS", "data.normalize.kind")
 ALGORITHMS = Room("fedray.algorithms", "ALGORITHMS", "algorithm.kind")
 SERVERS = Room("fedray.algorithms", "SERVERS", "server.kind")
+COMPRESSIONS = Room("fedray.updates", "COMPRESSIONS", "compression.kind")
+BOUNDS = Room("fedray.updates", "BOUNDS", "bound.kind")
 AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind", ("total",))
 MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
 SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind", ("population", "coins"))
@@ -85,6 +87,8 @@ ROOMS: Mapping[str, Room] = {
     "normalizers": TRANSFORMS,
     "algorithms": ALGORITHMS,
     "servers": SERVERS,
+    "compressions": COMPRESSIONS,
+    "bounds": BOUNDS,
     "aggregators": AGGREGATORS,
     "cohorts": SAMPLERS,
     "mechanisms": MECHANISMS,

@@ -384,7 +384,12 @@ class Config(Section):
     algorithm: Choice = Choice(kind="fedavg")
     server: Choice = Choice(kind="sgd")
     aggregation: Choice = Choice(kind="mean")
-    compression: Unread = Unread()
+    compression: Choice = Field(
+        Choice(kind="none"), description="What makes an update smaller on its way: none, or see `fedray list compressions`."
+    )
+    bound: Choice = Field(
+        Choice(kind="none"), description="What limits how far one update moves the model: none, or see `fedray list bounds`."
+    )
     secure: Unread = Unread()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()

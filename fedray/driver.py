@@ -32,10 +32,12 @@ from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.drawing import CohortDraw, FailedRounds
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.notes import grouped
-from fedray.rounds.record import OpenRow, Record
+from fedray.rounds.record import OpenRow, Record, Traffic
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import Row
 from fedray.spans import span
+from fedray.updates.pipeline import sent_bytes
+from fedray.updates.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ModelState:
 
 @dataclass
 class Loop:
-    """Everything the loop uses, wired by the composition root; ``begin`` is what the first round starts from."""
+    """Everything the loop uses, wired by the composition root; ``begin`` is what the first round starts from, ``stages`` are the config's."""
 
     config: Config
     names: Sequence[str]
@@ -70,6 +72,7 @@ class Loop:
     record: Record
     server: Server
     aggregate: Callable[[ExactSum], Vector]
+    stages: tuple[Stage, ...]
     release: Release | None
     evaluator: Evaluators | None
     states: ClientStates | None
@@ -164,7 +167,7 @@ class Driver:
             record.tell(fault)
         task = self._task(number, permit)
         total = task.empty_sum(p.exchange)
-        parts, added = 0, list[int]()
+        part_bytes, came, added = total.values.nbytes, list[int](), list[int]()
         granted = {c.index: c for c in permit.cohort}
         arriving = p.pool.train(
             permit.cohort,
@@ -173,7 +176,7 @@ class Driver:
             log_,
             deadline=p.config.cohort.deadline,
             authorize=partial(self._retry, granted),
-            part_bytes=total.values.nbytes,
+            part_bytes=part_bytes,
             charged=bool(p.privacy.lines),
         )
         for part in arriving:
@@ -181,8 +184,8 @@ class Driver:
             with span("aggregation", "merge"):
                 total = total.joined(part.total)
             added += part.clients
+            came.append(part.travelled or part_bytes)
             del part  # or its memory would be held until the next is here
-            parts += 1
         trained, updates = time.perf_counter(), total.count
         self._shared = None  # now, so that the store has room again when the next ones come; this process still has them open
         record.faults_of(log_)
@@ -199,7 +202,7 @@ class Driver:
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
         with span("logging", "figures of the round"):
-            row = record.round_done(permit, log_, updates, *self._traffic(parts), trained - began)
+            row = record.round_done(permit, log_, updates, self._traffic(came, part_bytes, task), trained - began)
         with span("transfer", "put weights"):
             self._share()
         self._evaluate(row)
@@ -209,11 +212,11 @@ class Driver:
     def _task(self, number: int, permit: Authorization) -> RoundTask:
         release = self._p.release
         if release is None:
-            return RoundTask(number, self._p.capacity, clients=len(self._p.names))
+            return RoundTask(number, self._p.capacity, self._p.stages, clients=len(self._p.names))
         if permit.begins:
             release.begin(number)
         release.taken(number, [c.index for c in permit.cohort])
-        return RoundTask(number, self._p.capacity, release.client_step(number), release.plan.sha256, len(self._p.names))
+        return RoundTask(number, self._p.capacity, release.stages(number), release.plan.sha256, len(self._p.names))
 
     def _retry(self, granted: dict[int, ClientTask], client: ClientTask) -> ClientTask | None:
         anew = granted[client.index]._replace(attempt=client.attempt, reservations=(), steps=None)  # with its state, which the pool forgets
@@ -247,13 +250,14 @@ class Driver:
         size = self._p.layout.size
         self._record.save(self.weights, self._state, self._globals[size:] if len(self._globals) > size else None, self._p.states, force)
 
-    def _traffic(self, parts: int) -> tuple[int, int]:
-        """Bytes of ``parts`` partial sums that the driver received, and of globals that were sent to nodes."""
+    def _traffic(self, came: Sequence[int], part_bytes: int, task: RoundTask) -> Traffic:
+        """What was sent in a round; ``came`` are the bytes of the partial sums that the driver received."""
         p = self._p
         homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
+        up = sum(came)
         if p.release is not None:  # how many actors had something to hand over depends on who took part
-            parts = homes if p.config.clients.node_sums else len(p.pool.slots)
-        return parts * p.exchange.up_size * 8, homes * p.exchange.down_size * 4
+            up = part_bytes * (homes if p.config.clients.node_sums else len(p.pool.slots))
+        return Traffic(up, homes * p.exchange.down_size * 4, sent_bytes(task.stages, p.exchange.up_size) if p.stages else None)
 
     # -- evaluation ------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedray.models.facts import first_model
 from fedray.parameters import Vector, get_vector, set_vector
 from fedray.rounds.clientstates import ClientStates
 from fedray.training.losses import outputs_for
+from fedray.updates.pipeline import keep_state, make_stages
 
 Indices = npt.NDArray[np.int64]
 
@@ -80,7 +82,7 @@ class Rehearsed:
 
     def __init__(self, config: Config, federation: Federation) -> None:
         self.algorithm, self.server = make_algorithm(config.algorithm), make_server(config.server)
-        self._config, self._federation = config, federation
+        self._config, self._federation, self.stages = config, federation, make_stages(config)
         self._group = make_groups(config, federation.names)[0]
         shape = federation.train.x.shape[1:]
         outputs = outputs_for(config.training.loss, federation.classes)
@@ -102,7 +104,7 @@ class Rehearsed:
         return self._hosts[k]
 
     def _spec(self) -> HostSpec:
-        states = StatePlace(self._folder.name) if self.algorithm.traits.state else None
+        states = StatePlace(self._folder.name) if self.algorithm.traits.state or keep_state(self.stages) else None
         return HostSpec(self._config, self._group, None, self._facts, threads=1, states=states)
 
     def kept(self) -> dict[int, dict[str, bytes]]:
@@ -119,13 +121,13 @@ class Rehearsed:
     def train(self, split: Sequence[Sequence[int]], order: Sequence[int] | None = None) -> None:
         """One round: the clients that each actor trains, and the order in which the actors' parts come."""
         sizes, names = self._federation.sizes, self._federation.names
-        task = RoundTask(self.round, self.algorithm.largest_weight(sizes), clients=len(names))
+        task = RoundTask(self.round, self.algorithm.largest_weight(sizes), self.stages, clients=len(names))
         parts, reports = [], list[ClientReport]()
         for k, clients in enumerate(split):
             tasks = self.states.attached([ClientTask(i, names[i]) for i in clients])
             reports += self.host(k).train(task, self.globals, tasks)
             assert all(r.status == "done" for r in reports), [r.error or r.traceback for r in reports]
-            parts.append(self.host(k).collect(task))
+            parts.append(pickle.loads(pickle.dumps(self.host(k).collect(task))))
         total = task.empty_sum(self.exchange)
         for k in order or range(len(parts)):
             total.merge(parts[k].total)

@@ -29,6 +29,7 @@ from fedray.privacy.mechanisms.central import BandedFactorization
 from fedray.privacy.mechanisms.streams import band_coefficients
 from fedray.rng import generator
 from fedray.rounds.cohort import Population, Sampler
+from fedray.updates.stage import At
 
 Floats = npt.NDArray[np.float64]
 RoundOf = Callable[[Sequence[Vector]], Vector]
@@ -162,7 +163,7 @@ def bit_check(plan: ClientPlan, insecure_seed: int | None) -> Check:
     for number in range(_BITS):
         driver = release_of_run.Release(small, insecure_seed)
         driver.begin(number)
-        total = RoundTask(number, capacity, driver.client_step(number)).empty_sum(Exchange((Field("model", 1),)))
+        total = RoundTask(number, capacity, driver.stages(number)).empty_sum(Exchange((Field("model", 1),)))
         driver.mean(total.values, total.bits, number)
         below = adaptive.quantile - math.log(driver.clip / plan.clip) / adaptive.rate
         sums[number] = (below - 0.5) * plan.facts.cohort
@@ -229,10 +230,10 @@ def driver_release(plan: ClientPlan, insecure_seed: int | None, fresh: bool) -> 
         number = next(rounds)
         if fresh or driver.due(number):
             driver.begin(number)
-        step = driver.client_step(number)
-        total = RoundTask(number, capacity, step).empty_sum(Exchange((Field("model", DIMENSION),)))
+        (stage,) = stages = driver.stages(number)
+        total = RoundTask(number, capacity, stages).empty_sum(Exchange((Field("model", DIMENSION),)))
         for i, update in enumerate(updates):
-            total.add(step.encode(update, 1.0, noise_source(insecure_seed, number, f"update-{i}")))
+            total.add(stage.out(update, At(number, 0, i, noise_source(insecure_seed, number, f"update-{i}"))).values)
         return driver.mean(total.values, total.bits, number)
 
     z, span = (plan.noise_multiplier if adaptive is None else adaptive.noise_multiplier), plan.charging.span
@@ -258,10 +259,10 @@ def client_release(plan: ClientPlan, insecure_seed: int | None) -> AuditedReleas
 
     def round_of(updates: Sequence[Vector]) -> Vector:
         number = next(rounds)
-        step = plan.mechanism.client(plan.noise_multiplier, plan.clip, facts, plan.weight_cap, False, number)
+        stage = plan.mechanism.client(plan.noise_multiplier, plan.clip, facts, False, number)
         total = np.zeros(DIMENSION)
         for i, update in enumerate(updates or [np.zeros(DIMENSION, dtype=np.float32)]):
-            total += step.encode(update, 1.0, noise_source(insecure_seed, number, f"update-{i}"))
+            total += stage.out(update, At(number, 0, i, noise_source(insecure_seed, number, f"update-{i}"))).values
         return total.astype(np.float32)
 
     return AuditedRelease(round_of, DIMENSION, plan.clip, plan.noise_multiplier, 1.0, at_clients=True)

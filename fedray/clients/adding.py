@@ -1,12 +1,13 @@
-"""How what a client sends gets into the sum of its actor: as it is, or clipped, noised and encoded where whole clients are protected."""
+"""How what a client sends gets into the sum of its actor: as it is, or after the stages of the round."""
 
 from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,13 @@ from fedray.aggregation.exact import BLOCK, ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.algorithms.turn import Moved
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.config import Config
 from fedray.errors import UpdateRejected
 from fedray.exchange import MODEL, Exchange
 from fedray.parameters import Vector
 from fedray.privacy.csprng import noise_source
+from fedray.updates.pipeline import of_algorithm, passed_all
+from fedray.updates.stage import At, Passed
 
 #: Weights from which an update is never made whole: a copy would leave the cache, and add as much memory to the actor as the model has.
 _LARGE = 2**20
@@ -32,50 +36,71 @@ class Adding:
         algorithm: gives the clients' weights.
         exchange: its fields.
         device: that the model is on.
-        insecure_seed: see ``privacy.insecure_seed``.
+        config: the run.
     """
 
-    def __init__(self, algorithm: Algorithm, exchange: Exchange, device: torch.device, insecure_seed: int | None) -> None:
-        self._algorithm, self._exchange, self._device, self._insecure_seed = algorithm, exchange, device, insecure_seed
+    def __init__(self, algorithm: Algorithm, exchange: Exchange, device: torch.device, config: Config) -> None:
+        self._algorithm, self._exchange, self._device = algorithm, exchange, device
+        self._weight_cap = config.privacy.weight_cap
+        # What stages draw can be repeated where nothing is protected; else noise has a seed in tests only.
+        self._seed = config.privacy.insecure_seed if config.privacy.regimes else config.seed
 
     def leaving(self, update: Update) -> Vector:
         """The fields of an update as one vector, float32 ``[up_size]``."""
         values = {name: value.vector() if isinstance(value, Moved) else value for name, value in update.values.items()}
         return self._exchange.joined(values, "up")
 
-    def one(self, task: RoundTask, client: ClientTask, records: int, update: Update, total: ExactSum) -> None:
-        """Add what a client sends.
+    def staged(
+        self, task: RoundTask, client: ClientTask, records: int, update: Update, kept: Mapping[str, Vector] | None
+    ) -> tuple[npt.NDArray[Any], dict[str, Vector] | None]:
+        """What a client sends after the round's stages, and what it keeps: its algorithm's vectors, and each stage's.
+
+        Args:
+            task: the round, with stages.
+            client: whose turn it is.
+            records: number of its training records.
+            update: what its algorithm gave.
+            kept: what it has kept so far.
+
+        Raises:
+            UpdateRejected: a stage cannot use it.
+        """
+        passed = self._passed(task, client, records, self.leaving(update), kept)
+        own = of_algorithm(kept) if update.state is None else update.state
+        return passed.values, {**(own or {}), **(passed.state or {})} or None
+
+    def _passed(
+        self, task: RoundTask, client: ClientTask, records: int, update: Vector, kept: Mapping[str, Vector] | None = None
+    ) -> Passed:
+        share = 1.0 if self._weight_cap is None else min(records / self._weight_cap, 1.0)
+        source = noise_source(self._seed, task.round, f"update-{client.index}")
+        return passed_all(task.stages, update, At(task.round, client.attempt, client.index, source, share), kept or {})
+
+    def one(self, task: RoundTask, records: int, sent: Update | npt.NDArray[Any], total: ExactSum) -> None:
+        """Add what a client sends: its update, or what the stages have made of it.
 
         Raises:
             UpdateRejected: it cannot be added.
         """
-        moved = update.values.get(MODEL)
-        whole = task.step is None and self._device.type == "cpu" and self._exchange.up_size >= _LARGE and len(update.values) == 1
+        if not isinstance(sent, Update):
+            self._add_staged(task, records, sent, total)
+            return
+        moved = sent.values.get(MODEL)
+        whole = self._device.type == "cpu" and self._exchange.up_size >= _LARGE and len(sent.values) == 1
         if whole and isinstance(moved, Moved):
             with _whole_or_dead():
                 total.add_blocks(partial(moved.blocks, BLOCK), self._algorithm.weight(records))
             return
-        leaving = self.leaving(update)
+        leaving = self.leaving(sent)
         with _whole_or_dead():
-            if task.step is None:
-                total.add(leaving, self._algorithm.weight(records))
+            total.add(leaving, self._algorithm.weight(records))
+
+    def _add_staged(self, task: RoundTask, records: int, values: npt.NDArray[Any], total: ExactSum) -> None:
+        with _whole_or_dead():
+            if task.integer:
+                total.add_integers(values)
             else:
-                self._add_protected(task, client, records, leaving, total)
-
-    def _add_protected(self, task: RoundTask, client: ClientTask, records: int, update: Vector, total: ExactSum) -> None:
-        """Add an update of a client that is protected as a whole: clipped, noised and encoded, with weight 1.
-
-        Raises:
-            UpdateRejected: it cannot be added.
-        """
-        step, seed = task.step, self._insecure_seed
-        assert step is not None
-        share = 1.0 if step.weight_cap is None else min(records / step.weight_cap, 1.0)
-        encoded = step.encode(update, share, noise_source(seed, task.round, f"update-{client.index}"))
-        if step.integer:
-            total.add_integers(encoded)
-        else:
-            total.add(encoded)
+                total.add(values, 1.0 if task.weighed else self._algorithm.weight(records))
 
     def many(
         self,
@@ -86,14 +111,13 @@ class Adding:
         total: ExactSum,
     ) -> list[UpdateRejected | None]:
         """Add what clients send, float32 ``[clients, up_size]``; for each None, or why it was left out."""
-        if task.step is None:
+        if not task.stages:
             with _whole_or_dead():
                 return total.add_many(updates, [self._algorithm.weight(n) for n in sizes])
         refused: list[UpdateRejected | None] = [None] * len(clients)
         for n, client in enumerate(clients):
             try:
-                with _whole_or_dead():
-                    self._add_protected(task, client, sizes[n], updates[n], total)
+                self._add_staged(task, sizes[n], self._passed(task, client, sizes[n], updates[n]).values, total)
             except UpdateRejected as error:
                 refused[n] = error
         return refused

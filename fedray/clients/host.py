@@ -323,7 +323,7 @@ class ClientHost:
                     total = SharedSum.at(shared, total)
                 except OSError:  # the actor that keeps the memory has ended, or this process may not open files of another
                     lies = None
-            self._part = PartialSum(task.round, total, shared=lies)
+            self._part = PartialSum(task.round, total, shared=lies, sparse=task.sparse)
         return self._part
 
     def _reserve(self, round_: int, client: ClientTask) -> ClientTask | str:

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.shared import SharedAt, SharedSum
+from fedray.aggregation.sparse import SparseValues
 from fedray.clients.groups import ClientGroup
 from fedray.clients.states import StateAddress, StatePlace
 from fedray.config import Config
 from fedray.data.silos import Silo
 from fedray.exchange import Exchange
 from fedray.privacy.clientplan import Plan
-from fedray.privacy.mechanisms.base import ClientStep
 from fedray.privacy.recordplan import RecordPlan
+from fedray.updates.stage import Stage
 
 if TYPE_CHECKING:
     from fedray.models.facts import ModelFacts
@@ -67,23 +69,52 @@ class RoundTask:
     Attributes:
         round: number of the round, from 0.
         capacity: the weight that the exact sum is laid out for; the same for every part of a round.
-        step: what is done to each update before it leaves, where whole clients are protected.
-        plan: hash of that guarantee's plan.
+        stages: what each update goes through before it is added up, in their order.
+        plan: hash of the plan of a guarantee for whole clients, whose mechanism is one of the stages then.
         clients: size of the population, which no cohort exceeds.
     """
 
     round: int
     capacity: float
-    step: ClientStep | None = None
+    stages: tuple[Stage, ...] = ()
     plan: str | None = None
     clients: int = 0
 
     def empty_sum(self, exchange: Exchange) -> ExactSum:
         """What the parts of this round start from."""
-        if self.step is None:
-            return ExactSum.zero(exchange.up_size, self.capacity, exchange.ones_from, self.clients)
-        size = self.step.size(exchange.up_size)
-        return ExactSum.of_integers(size, self.capacity) if self.step.integer else ExactSum.zero(size, self.capacity)
+        size = exchange.up_size
+        for stage in self.stages:
+            size = stage.size(size)
+        if self.integer:
+            return ExactSum.of_integers(size, self.capacity)
+        return ExactSum.zero(size, self.capacity, None if self.weighed else exchange.ones_from, self.clients)
+
+    @property
+    def integer(self) -> bool:
+        """Whether integers of a ring are added up."""
+        return any(stage.integer for stage in self.stages)
+
+    @property
+    def weighed(self) -> bool:
+        """Whether updates are weighed by a stage, and each is added with weight 1."""
+        return any(stage.weighs for stage in self.stages)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether parts travel as positions and values where that is smaller. Not where whole clients are protected: who took part would
+        show in their sizes.
+        """
+        return self.plan is None and any(stage.support != "all" for stage in self.stages)
+
+    def receipt(self, unit: str) -> dict[str, Any]:
+        """What a receipt for a protected unit must say of the stages: for whole clients the plan and the mechanism's constants, and for
+        both units the constants of the other stages, where there are any.
+        """
+        others = {key: value for s in self.stages if s.place != "linear" for key, value in s.terms().items()}
+        said: dict[str, Any] = {"stages": others} if others else {}
+        if unit == "record":
+            return said
+        return {"plan": self.plan, **{key: value for s in self.stages if s.place == "linear" for key, value in s.terms().items()}, **said}
 
 
 class ClientTask(NamedTuple):
@@ -140,19 +171,36 @@ class PartialSum:
         total: the sum. Where ``shared`` is set and it comes from an actor, it has no values, but the weight and count of what the actor added.
         clients: who was added.
         shared: where the values lie, to which others of the node add, too.
+        sparse: the values travel as positions and values of those that are not zero, where that is smaller.
+        travelled: bytes that the values had when they travelled last; 0 if they have not travelled as positions and values.
     """
 
     round: int
     total: ExactSum
     clients: list[int] = field(default_factory=list)
     shared: SharedAt | None = None
+    sparse: bool = False
+    travelled: int = 0
 
     def to_send(self) -> PartialSum:
         """The part without values that lie where the receiver finds them."""
-        if self.shared is None:
-            return self
-        t = self.total
-        return replace(self, total=ExactSum(np.zeros(0, dtype=np.int64), t.weight, t.count, t.bits, t.capacity, t.ones_from, t.ones_bits))
+        return self if self.shared is None else replace(self, total=_with_values(self.total, np.zeros(0, dtype=np.int64)))
+
+    def __reduce__(self) -> Any:
+        """A sparse part is packed for the way, and dense again where it arrives."""
+        packed = SparseValues.of(self.total.values) if self.sparse else None
+        if packed is None:
+            return PartialSum, (self.round, self.total, self.clients, self.shared, self.sparse)
+        return _arrived, (self.round, _with_values(self.total, packed.values), self.clients, packed.positions, packed.size)
+
+
+def _arrived(round_: int, total: ExactSum, clients: list[int], positions: npt.NDArray[np.uint32], size: int) -> PartialSum:
+    packed = SparseValues(size, positions, total.values)
+    return PartialSum(round_, _with_values(total, packed.dense()), clients, None, True, packed.nbytes)
+
+
+def _with_values(total: ExactSum, values: npt.NDArray[np.int64]) -> ExactSum:
+    return ExactSum(values, total.weight, total.count, total.bits, total.capacity, total.ones_from, total.ones_bits)
 
 
 def added_up(parts: Sequence[PartialSum]) -> PartialSum:
@@ -173,7 +221,7 @@ def added_up(parts: Sequence[PartialSum]) -> PartialSum:
             found.weight, found.count = sum(t.weight for t in ours), sum(t.count for t in ours)
         total = found if total is None else total.joined(found)
     assert total is not None
-    return PartialSum(parts[0].round, total, [index for part in parts for index in part.clients])
+    return PartialSum(parts[0].round, total, [index for part in parts for index in part.clients], sparse=parts[0].sparse)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
 from fedray.training.metrics import mean_loss
 from fedray.training.schedules import learning_rate
+from fedray.updates.pipeline import keep_state, make_stages, of_algorithm
 
 #: Gives a client its turn, with what was charged for it, or says why it has none.
 Reserve = Callable[[int, ClientTask], ClientTask | str]
@@ -80,7 +81,7 @@ class Trainer:
         self._own = data if isinstance(data, ClientData) else None
         training = spec.group.training
         self.exchange, self._traits, self._only_trains = algorithm.exchange(self.layout), algorithm.traits, only_trains(algorithm)
-        self._needs, alone = self._batch_needs(data), self._traits.together
+        self._needs, alone = self._batch_needs(data), self._traits.together and not keep_state(make_stages(spec.config))
         self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, alone, self._needs)
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
@@ -90,7 +91,7 @@ class Trainer:
         self.at_work: Sequence[int] = ()  # whose turn it is; read from another thread
         self._lr = -1, 0.0  # a round and its learning rate
         self._host = socket.gethostname()
-        self._adding = Adding(algorithm, self.exchange, self.device, spec.config.privacy.insecure_seed)
+        self._adding = Adding(algorithm, self.exchange, self.device, spec.config)
         self._states = None if spec.states is None else states_at(spec.states, node_of_actor() if in_actor() else "")
         privacy = spec.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
@@ -148,11 +149,13 @@ class Trainer:
                 if isinstance(reserved, str):
                     return report("refused", error=reserved)
                 client = reserved
+            kept = self.state_of(client)
             with self._kept(partial(self._own_seed, task, client)), span("compute", "local training"):
-                update, result, fitted = self._run(task, weights, client, data, lr)
-            receipts, state = self._receipts(task, client, result), self._keep(task, update)
+                update, result, fitted = self._run(task, weights, client, data, lr, of_algorithm(kept))
+                sent, new = self._adding.staged(task, client, records, update, kept) if task.stages else (update, update.state)
+            receipts, state = self._receipts(task, client, result), self._keep(task, new)
             with span("aggregation", "add an update"):
-                self._adding.one(task, client, records, update, total)
+                self._adding.one(task, records, sent, total)
         except Stopped as error:
             return report("late", error=str(error))
         except ClaimVoid:
@@ -170,7 +173,7 @@ class Trainer:
         return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted, state=state)
 
     def _run(
-        self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float
+        self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float, state: dict[str, Vector] | None
     ) -> tuple[Update, LocalResult, int | None]:
         """A client's turn: what leaves, what was done, and the physical batch that fitted into memory where that was less than the config's."""
         training = self._spec.group.training
@@ -181,7 +184,7 @@ class Trainer:
         x, y = self.tensors(data.train)
         seed = self._seed()
         secret = secrets.token_bytes(SECRET) if self._secret else None
-        globals_, state = self.exchange.views(weights, "down"), self.state_of(client)
+        globals_ = self.exchange.views(weights, "down")
 
         def local(physical_batch: int) -> tuple[Update, LocalResult]:
             self.model = self.model if self._fresh is None else self._fresh()
@@ -221,15 +224,15 @@ class Trainer:
 
     def measured(self, weights: Vector, client: ClientTask) -> Vector:
         """The model that is evaluated on a client's own records, float32 ``[layout.size]``."""
-        return self._algorithm.measured(weights[: self.layout.size], self.state_of(client))
+        return self._algorithm.measured(weights[: self.layout.size], of_algorithm(self.state_of(client)))
 
-    def _keep(self, task: RoundTask, update: Update) -> StateAddress | None:
+    def _keep(self, task: RoundTask, state: Mapping[str, Vector] | None) -> StateAddress | None:
         """Write down what a client keeps for its next turn."""
-        if update.state is None:
+        if state is None:
             return None
         if self._states is None:
             raise FedrayError("algorithm.kind: its clients keep a state, which its traits do not declare; add state=True.")
-        return self._states.append(task.round, update.state)
+        return self._states.append(task.round, state)
 
     def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[], float] | None:
         """The mean loss over records, for algorithms that declare that they read it."""
@@ -346,9 +349,10 @@ class Trainer:
         plan, reservations = self._spec.plan, dict(client.reservations)
         if plan is not None:
             check_history(result.history, plan, client.steps)
-            receipts["record"] = record_receipt(plan, result.history or [], self.engine_name, reservations.get("record"))
-        if task.step is not None:
-            receipts["client"] = {"reservation": reservations.get("client"), "plan": task.plan, **task.step.terms()}
+            ran = record_receipt(plan, result.history or [], self.engine_name, reservations.get("record"))
+            receipts["record"] = ran | task.receipt("record")
+        if task.plan is not None:
+            receipts["client"] = {"reservation": reservations.get("client"), **task.receipt("client")}
         return receipts
 
     def _shown(self, result: LocalResult) -> float | None:
@@ -372,21 +376,8 @@ class Trainer:
     ) -> ClientReport:
         if self._config.privacy.whole_clients is not None:  # the number of records is the client's own
             records = 0
-        return ClientReport(
-            client.index,
-            client.name,
-            status,
-            client.attempt,
-            records,
-            seconds,
-            loss,
-            error,
-            traceback,
-            self._host,
-            receipts or {},
-            physical_batch,
-            state,
-        )
+        about = client.index, client.name, status, client.attempt, records, seconds, loss, error, traceback, self._host
+        return ClientReport(*about, receipts or {}, physical_batch, state)
 
 
 def _in_all(results: Sequence[LocalResult], history: list[tuple[float, float, int]] | None) -> LocalResult:

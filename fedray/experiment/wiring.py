@@ -58,6 +58,7 @@ from fedray.stores.object_path import Location
 from fedray.tracking.gauges import Gauges
 from fedray.tracking.mlflow_store import masked, resolve_uri, sqlite_path
 from fedray.tracking.mlflow_tracker import Tracker
+from fedray.updates.pipeline import keep_state, make_stages
 
 
 class Wiring:
@@ -87,7 +88,8 @@ class Wiring:
         self._data, self._weights, self._request, self._files, self._events, self._stop = data, weights, request, files, events, stop
         self._note = partial(events.put, "note")
         self.config: Config = prepared.config
-        self._algorithm = make_algorithm(prepared.config.algorithm)
+        self._algorithm, self._stages = make_algorithm(self.config.algorithm), make_stages(self.config)
+        self._keep_state = self._algorithm.traits.state or keep_state(self._stages)
         self.tick = stop.is_set
         self.tracker: Tracker | None = None
         self.pool: Pool | None = None
@@ -140,7 +142,7 @@ class Wiring:
         server = make_server(config.server)
         aggregate = make_aggregator(config.aggregation)
         if p.client_plan is not None:
-            self._release = Release(p.client_plan, config.privacy.insecure_seed)
+            self._release = Release(p.client_plan, config.privacy.insecure_seed, self._stages)
             self._release.load(meta.get("release") or {})
             self._open_client_book(p.client_plan)
         books = self._make_books(pool)
@@ -166,6 +168,7 @@ class Wiring:
             record=record,
             server=server,
             aggregate=aggregate,
+            stages=self._stages,
             release=self._release,
             evaluator=evaluator,
             states=self._client_states(checkpoint),
@@ -204,7 +207,7 @@ class Wiring:
 
     def _client_states(self, checkpoint: Saved | None) -> ClientStates | None:
         """The table of clients' states, as the checkpoint has it; None where clients keep none."""
-        if not self._algorithm.traits.state:
+        if not self._keep_state:
             return None
         return ClientStates(self._files.states, self.config.checkpoint.keep, None if checkpoint is None else checkpoint.states)
 
@@ -288,7 +291,7 @@ class Wiring:
     def _start_pool(self, places: Sequence[Place]) -> Pool:
         p, config, request = self.prepared, self.config, self._request
         data = self._data[0] if self._data else None
-        states = self._state_place() if self._algorithm.traits.state else None
+        states = self._state_place() if self._keep_state else None
 
         def start(place: Place) -> Any:
             group = p.groups[place.group]

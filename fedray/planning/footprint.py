@@ -12,6 +12,7 @@ from fedray.config import Training
 from fedray.planning.global_model import Model
 from fedray.planning.preparation import Prepared
 from fedray.rounds.cohort import largest_cohort
+from fedray.updates.pipeline import make_stages, sent_bytes
 
 _FLOAT = 4
 _GRID = 8  # bytes of one value of an exact sum
@@ -26,7 +27,8 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
         JSON data: ``memory`` (bytes), ``traffic`` and ``actors``; figures that depend on the model's size are None without it. ``traffic``
         is in bytes between the driver's node and all nodes with client actors, each of which gets the weights once per round; ``parts``
         partial sums reach the driver per round, one per node with ``clients.node_sums``, else one per actor; ``sum_seconds`` is the time
-        that the driver takes to add them up.
+        that the driver takes to add them up. Sparse sums of updates are counted in full; ``update`` is what one update takes after the
+        config's stages, None where there are none.
     """
     config, p = prepared.config, prepared
     most = largest_cohort(config.cohort, len(p.names))
@@ -36,7 +38,7 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
     for place in places:
         for name, amount in asks(place.resources).items():
             asked[name] = asked.get(name, 0.0) + amount
-    exchange = None if p.model is None else p.model.exchange
+    exchange, stages = None if p.model is None else p.model.exchange, make_stages(config)
     busy = min(len(places), most)
     homes = min(nodes, busy)
     parts = homes if config.clients.node_sums else busy
@@ -48,6 +50,7 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
             "parts": parts,
             "up_per_round": up,
             "down_per_round": down,
+            "update": sent_bytes(stages, exchange.up_size) if stages and exchange is not None else None,
             "up_per_node": None if up is None else up / homes,
             "down_per_node": None if down is None else down / homes,
             "sum_seconds": None if up is None else up / SUM_RATE,

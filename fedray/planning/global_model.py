@@ -24,6 +24,7 @@ from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
 from fedray.training.losses import find_loss, outputs_for, positions_for
+from fedray.updates.pipeline import keep_state, make_stages
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     if private:
         rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
     algorithm = make_algorithm(config.algorithm)
-    alone = algorithm.traits.together
+    alone = algorithm.traits.together and not keep_state(make_stages(config))
     engines = []
     for group in groups:
         loss = find_loss(group.training.loss)

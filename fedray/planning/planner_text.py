@@ -132,6 +132,8 @@ def _footprint(plan: Mapping[str, Any]) -> list[str]:
     ]
     if memory is None:
         return [*lines, "memory    known when the silos have told the model's shape"]
+    update = traffic["update"]
+    after = "" if update is None else f"; one update takes {_bytes(update)} after its stages"
     lines += [
         f"memory    an actor about {_bytes(memory['actor'])}: model {_bytes(memory['model'])} ({memory['parameters']} parameters), optimiser "
         f"{_bytes(memory['optimiser'])}, per-record gradients {_bytes(memory['per_record_gradients'])} (engine {memory['engine']}, "
@@ -140,7 +142,7 @@ def _footprint(plan: Mapping[str, Any]) -> list[str]:
         f"traffic   on {traffic['nodes']} node{'s' if traffic['nodes'] > 1 else ''}: a round {_bytes(traffic['up_per_round'])} up "
         f"({_bytes(traffic['up_per_node'])} a node), {_bytes(traffic['down_per_round'])} down ({_bytes(traffic['down_per_node'])} a node); "
         f"{_bytes(traffic['in_all'])} in all; the driver adds up {traffic['parts']} part{'s' if traffic['parts'] > 1 else ''} a round "
-        f"in {_seconds(traffic['sum_seconds'])}",
+        f"in {_seconds(traffic['sum_seconds'])}{after}",
     ]
     return lines
 

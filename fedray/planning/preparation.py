@@ -27,10 +27,12 @@ from fedray.planning.global_model import Model, RecordFacts, make_model
 from fedray.privacy import rules
 from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
+from fedray.privacy.stagerules import check_stages
 from fedray.rounds.cohort import Sampler, make_sampler
 from fedray.training.evaluate import find_metrics
 from fedray.training.losses import find_loss
 from fedray.training.schedules import learning_rate
+from fedray.updates.pipeline import make_stages
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,11 +206,13 @@ def check_privacy(config: Config) -> list[str]:
     """Refuse what a privacy claim may not be combined with; returns warnings of what should be known.
 
     Raises:
-        ConfigError: as :func:`fedray.privacy.rules.check` and :func:`fedray.privacy.rules.check_algorithm`.
+        ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.rules.check_algorithm` and
+            :func:`fedray.privacy.stagerules.check_stages`.
     """
     algorithm = make_algorithm(config.algorithm)
     warnings = rules.check(config, private_statistics(config.data))
     rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
+    check_stages(config, make_stages(config), algorithm.traits)
     return warnings
 
 

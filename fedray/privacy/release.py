@@ -11,8 +11,9 @@ import numpy.typing as npt
 from fedray.errors import ClaimVoid
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.csprng import noise_source
-from fedray.privacy.mechanisms.base import ClientStep, DriverStep, Vector
+from fedray.privacy.mechanisms.base import DriverStep, Vector
 from fedray.privacy.mechanisms.clipping import next_clip
+from fedray.updates.stage import Stage
 
 _LONG_AGO = -(1 << 30)
 
@@ -26,10 +27,11 @@ class Release:
     Args:
         plan: the run's plan.
         insecure_seed: seed of replayable noise, for tests only; None for cryptographic noise.
+        stages: of the config, each of which keeps the number of values.
     """
 
-    def __init__(self, plan: ClientPlan, insecure_seed: int | None = None) -> None:
-        self.plan = plan
+    def __init__(self, plan: ClientPlan, insecure_seed: int | None = None, stages: Sequence[Stage] = ()) -> None:
+        self.plan, self._own_stages = plan, tuple(stages)
         self.clip = plan.clip
         self._insecure_seed = insecure_seed
         self._driver: DriverStep | None = None
@@ -62,7 +64,7 @@ class Release:
     @property
     def size(self) -> int:
         """Number of values that each client sends."""
-        return self.client_step(0).size(self.plan.facts.dimension)
+        return self._mechanism_stage(0).size(self.plan.facts.dimension)
 
     def eligible(self, round_: int) -> npt.NDArray[np.bool_] | None:
         """Which clients may take part by separation and number of participations, bool ``[clients]``; None if neither is limited."""
@@ -87,10 +89,19 @@ class Release:
         """A round's secret coins, float64 ``[clients]`` in [0, 1); every call draws new ones."""
         return noise_source(self._insecure_seed, round_, "cohort").uniform(self.plan.facts.clients)
 
-    def client_step(self, round_: int) -> ClientStep:
-        """The clients' part of the mechanism in this round."""
+    def stages(self, round_: int) -> tuple[Stage, ...]:
+        """What each update goes through in this round. The clip is last before the sum; local noise comes before lossy stages, which then
+        work on what is private already.
+        """
+        mechanism = self._mechanism_stage(round_)
+        if self.noised:
+            return (*self._own_stages, mechanism)
+        lossy = tuple(stage for stage in self._own_stages if stage.place == "lossy")
+        return (*(stage for stage in self._own_stages if stage not in lossy), mechanism, *lossy)
+
+    def _mechanism_stage(self, round_: int) -> Stage:
         plan = self.plan
-        return plan.mechanism.client(plan.noise_multiplier, self.clip, plan.facts, plan.weight_cap, plan.adaptive is not None, round_)
+        return plan.mechanism.client(plan.noise_multiplier, self.clip, plan.facts, plan.adaptive is not None, round_)
 
     def mean(self, values: npt.NDArray[np.int64], bits: int, round_: int) -> Vector:
         """The noised sum divided by the public denominator, float32 ``[dimension]``. An adaptive clip norm is updated.

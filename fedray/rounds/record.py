@@ -46,6 +46,26 @@ class OpenRow:
     evaluation: PendingEvaluation | None = None
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that were sent in a round.
+
+    Attributes:
+        up: of the partial sums that the driver received, as they travelled.
+        down: of what was broadcast to nodes.
+        update: that one client's update takes after the config's stages; None where there are none.
+    """
+
+    up: int
+    down: int
+    update: int | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """``traffic/`` metrics of a round."""
+        sent = {} if self.update is None else {"traffic/sent_mb": self.update / 1e6}
+        return {"traffic/uplink_mb": self.up / 1e6, "traffic/downlink_mb": self.down / 1e6, **sent}
+
+
 class Record:
     """Keeps the rows, faults and traffic of one run, and writes its checkpoints.
 
@@ -95,23 +115,22 @@ class Record:
         row = self._meta.get("pending")
         return row if row is not None and all(r["round"] != row["round"] for r in self._files.rows()) else None
 
-    def round_done(self, permit: Authorization, log_: RoundLog, updates: int, up: int, down: int, train_seconds: float) -> Row:
+    def round_done(self, permit: Authorization, log_: RoundLog, updates: int, traffic: Traffic, train_seconds: float) -> Row:
         """Count one more round; returns its row.
 
         Args:
             permit: who was allowed to train.
             log_: how the clients' turns went.
             updates: clients whose update is in the sum.
-            up: bytes that the driver received.
-            down: bytes of weights that were sent.
+            traffic: what was sent.
             train_seconds: until the last part of the sum was there.
         """
         self.rounds += 1
-        self._traffic["bytes_up"] += up
-        self._traffic["bytes_down"] += down
+        self._traffic["bytes_up"] += traffic.up
+        self._traffic["bytes_down"] += traffic.down
         self._traffic["clients"] += updates
         metrics = round_metrics(self._config, self.rounds - 1, permit, log_, updates)
-        metrics |= {**self._privacy.durations(train=train_seconds), "traffic/uplink_mb": up / 1e6, "traffic/downlink_mb": down / 1e6}
+        metrics |= {**self._privacy.durations(train=train_seconds), **traffic.metrics()}
         metrics |= self._figures()
         if self._release is not None and self._release.plan.adaptive is not None:
             metrics["privacy/clip"] = self._release.clip

@@ -80,8 +80,7 @@ class GuaranteePlan:
         """What a client's receipt must say beside its reservation."""
         plan = self.plan if self.group_of is None else self.plans[self.group_of[client]]
         if isinstance(plan, ClientPlan):
-            assert task.step is not None
-            return {"plan": task.plan, **task.step.terms()}
+            return task.receipt("client")
         return {
             "plan": plan.sha256,
             "steps": steps or plan.steps,
@@ -89,6 +88,7 @@ class GuaranteePlan:
             "noise_multiplier": plan.noise_multiplier,
             "clip": plan.clip,
             "engine": None,
+            **task.receipt("record"),
         }
 
 

@@ -34,7 +34,7 @@ def choose_engine(
         model: what will be trained; ``auto`` takes ``book`` where it knows all layers, else ``hooks``; without privacy
             ``lockstep`` where it can train the model and gains by it, else ``plain``.
         training: the training section.
-        untouched: whether the algorithm leaves local training to the engine alone.
+        untouched: whether the algorithm leaves local training to the engine alone, and clients keep nothing between their turns.
         needs: of a batch (:mod:`fedray.training.coupling`).
 
     Raises:
@@ -60,7 +60,9 @@ def choose_engine(
             f"training.engine: '{name}' is for record-level privacy, but privacy.regime is none; use auto, plain or lockstep."
         )
     if name == "lockstep" and training is not None:
-        reason = needs.whole or (lockstep.unsupported(model, training) if untouched else "the algorithm takes part in every step")
+        reason = needs.whole or (
+            lockstep.unsupported(model, training) if untouched else "the algorithm takes part in every step, or clients keep a state"
+        )
         if reason is not None:
             raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use auto or plain.")
     if needs.couples and name != "plain":

@@ -1,1 +1,1 @@
-"""What an update goes through on its way."""
+"""What an update goes through on its way: compression, and a bound on its norm."""

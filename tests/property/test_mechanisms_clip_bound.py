@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedray.privacy.mechanisms.clipping import clip_update
+from fedray.updates.norm import clip_update
 
 updates = hnp.arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32))
 finite = hnp.arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))

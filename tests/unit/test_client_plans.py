@@ -24,6 +24,7 @@ from fedray.privacy.csprng import InsecureSeeded
 from fedray.privacy.mechanisms.central import Clipped
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.release import Release
+from fedray.updates.stage import At
 
 GRID = 30
 
@@ -227,8 +228,8 @@ WILD = [
 def test_no_update_leaves_above_the_clip_norm(update: npt.NDArray[np.float64], clip: float, weight: float) -> None:
     with np.errstate(over="ignore"):
         update32 = update.astype(np.float32)
-    step = Clipped(clip, slack=clip * 1e-9, weight_cap=None, bit=True)
-    sent = step.encode(update32, weight, InsecureSeeded(1, 0, 0)).astype(np.float64)
+    stage = Clipped(clip, slack=clip * 1e-9, bit=True)
+    sent = stage.out(update32, At(0, 0, 0, InsecureSeeded(1, 0, 0), weight)).values.astype(np.float64)
     assert np.linalg.norm(sent[:-1]) <= clip
     assert sent[-1] in (-0.5, 0.5)
     if not np.isfinite(update32).all():

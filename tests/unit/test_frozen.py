@@ -214,7 +214,7 @@ def test_a_client_under_privacy_sends_noise_for_trained_parameters_only() -> Non
     model = made(config)
     release = Release(plan_clients(config, 4, model.facts.layout.size, 40), 1)
     release.begin(0)
-    task = RoundTask(0, 4.0, release.client_step(0), release.plan.sha256)
+    task = RoundTask(0, 4.0, release.stages(0), release.plan.sha256)
     host = ClientHost(HostSpec(config, make_groups(config, names)[0], None, model.facts, 1), federation, "cpu")
     host.ready()
     reports = host.train(task, model.weights.value, [ClientTask(k, name) for k, name in enumerate(names)])

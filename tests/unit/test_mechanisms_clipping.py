@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedray.errors import ConfigError
-from fedray.privacy.mechanisms.clipping import clip_update, l2_norm, next_clip, split_noise
+from fedray.privacy.mechanisms.clipping import next_clip, split_noise
+from fedray.updates.norm import clip_update, l2_norm
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -37,7 +37,7 @@ def made(path: str, value: Any) -> Config:
     return build_config(raw)
 
 
-@pytest.mark.parametrize("section", ["secure", "compression"])
+@pytest.mark.parametrize("section", ["secure"])
 @pytest.mark.parametrize("kind", ["python:os:getpid", "secagg", "topk", "NONE", ""])
 @pytest.mark.parametrize("privacy", [{}, PRIVATE])
 def test_a_section_that_no_part_reads_is_refused(section: str, kind: str, privacy: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def test_a_section_that_no_part_reads_is_refused(section: str, kind: str, privac
         build_config({**RAW, "cohort": {"kind": "all", "min_clients": 2}, "privacy": privacy, section: {"kind": kind}})
 
 
-@pytest.mark.parametrize("section", ["secure", "compression"])
+@pytest.mark.parametrize("section", ["secure"])
 def test_such_a_section_takes_no_arguments(section: str) -> None:
     assert getattr(build_config({**RAW, section: {"kind": "none"}}), section).kind == "none"
     with pytest.raises(ConfigError, match=rf"^{section}.bits: unknown key"):

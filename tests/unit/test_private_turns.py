@@ -90,7 +90,7 @@ def host(privacy: dict[str, Any], training: dict[str, Any], model: str = "python
     if config.privacy.whole_clients:
         release = Release(plan_clients(config, 10, layout.size, 40), config.privacy.insecure_seed)
         release.begin(0)
-        task = RoundTask(0, 10.0, release.client_step(0), release.plan.sha256)
+        task = RoundTask(0, 10.0, release.stages(0), release.plan.sha256)
     made = ClientHost(HostSpec(config, group, plan, first_model(config.model, (4,), 3, config.seed)[1], threads=1), federation, "cpu")
     made.ready()
     return made, task, get_vector(net, layout)

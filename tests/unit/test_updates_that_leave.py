@@ -45,7 +45,7 @@ def part_of(client: int, privacy: dict[str, Any]) -> tuple[np.ndarray, Release]:
     layout = Layout.of(model)
     release = Release(plan_clients(config, CLIENTS, layout.size, GRID), 1)
     release.begin(0)
-    task = RoundTask(0, 1.0, release.client_step(0), release.plan.sha256)
+    task = RoundTask(0, 1.0, release.stages(0), release.plan.sha256)
     host = ClientHost(
         HostSpec(config, make_groups(config, names)[0], None, first_model(config.model, (100,), 10, config.seed)[1], threads=1), federation
     )

@@ -1,8 +1,8 @@
 """The interface of a mechanism that protects whole clients.
 
-A mechanism has a part at the clients (:class:`ClientStep`, applied to an update before it leaves the client), a part at the driver
-(:class:`DriverStep`, applied to the sum before the model is updated), and rules of charging (:class:`Charging`). Its constants are public
-and do not depend on any client's data.
+A mechanism has a part at the clients (a linear :class:`fedray.updates.stage.Stage`, which an update passes before it leaves the client), a
+part at the driver (:class:`DriverStep`, applied to the sum before the model is updated), and rules of charging (:class:`Charging`). Its
+constants are public and do not depend on any client's data.
 """
 
 from __future__ import annotations
@@ -11,32 +11,17 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fedray.privacy.accounting.events import Adjacency, Event
+from fedray.updates.stage import Source, Stage
 
 Floats = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float32]
 Sampling = Literal["poisson", "fixed", "all", "cyclic"]
-
-
-class Source(Protocol):
-    """A source of random draws for privacy; :mod:`fedray.privacy.csprng` has the two implementations."""
-
-    def uniform(self, n: int) -> Floats:
-        """``n`` values in [0, 1), float64."""
-        ...
-
-    def normal(self, n: int) -> Floats:
-        """``n`` standard normal values, float64."""
-        ...
-
-    def u64(self, n: int) -> npt.NDArray[np.uint64]:
-        """``n`` uniform 64-bit words, uint64."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,32 +80,6 @@ class Charging:
     most: int = 1
 
 
-class ClientStep(Protocol):
-    """A mechanism's part at the clients. It is sent to the actors with each round."""
-
-    @property
-    def integer(self) -> bool:
-        """Whether the client sends integers of a ring instead of floats."""
-        ...
-
-    @property
-    def weight_cap(self) -> int | None:
-        """See ``privacy.weight_cap``."""
-        ...
-
-    def size(self, dimension: int) -> int:
-        """Number of values that a client sends for an update of ``dimension`` values."""
-        ...
-
-    def encode(self, update: Vector, weight: float, source: Source) -> npt.NDArray[Any]:
-        """The message for an update: float32 ``[size]``, or int64 ``[size]`` if ``integer``."""
-        ...
-
-    def terms(self) -> dict[str, Any]:
-        """The step's constants for the receipt, as JSON data."""
-        ...
-
-
 class DriverStep(Protocol):
     """A mechanism's part at the driver for the rounds of one charge."""
 
@@ -162,14 +121,13 @@ class Mechanism(ABC):
         """The event of one charge."""
 
     @abstractmethod
-    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
-        """The part at the clients in a round.
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, bit: bool, round_: int) -> Stage:
+        """The part at the clients in a round: a linear stage, which weighs the update by its share.
 
         Args:
             noise_multiplier: noise multiplier of the plan.
             clip: this round's clip norm.
             facts: public constants of the run.
-            weight_cap: see ``privacy.weight_cap``.
             bit: whether clients send, as an additional value, whether their update was within the clip norm.
             round_: public number of the round.
         """

@@ -15,41 +15,46 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import ConfigError
+from fedray.parameters import Vector
 from fedray.privacy.accounting.events import Event, Gaussian, Poisson, Tree, TruncatedPoisson, Wor
-from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
-from fedray.privacy.mechanisms.clipping import clip_update
+from fedray.privacy.mechanisms.base import Charging, DriverStep, Facts, Floats, Mechanism
 from fedray.privacy.mechanisms.streams import Banded, Independent, NoiseStream, TreeNoise, banded_event_noise
+from fedray.updates.norm import clip_update
+from fedray.updates.stage import At, Passed, Place, Source, Stage
 
 TRUST = "the driver and the actors are trusted; the guarantee holds against everyone who sees the models and the released metrics"
 
 
 @dataclass(frozen=True)
-class Clipped:
+class Clipped(Stage):
     """The part at the clients: clip the whole update and multiply it by its weight.
 
     Attributes:
         clip: L2 bound of the message, including the rounding to the sum's grid.
         slack: margin for that rounding.
-        weight_cap: see ``privacy.weight_cap``.
         bit: whether to append 1/2 if the update was within the clip norm, else -1/2 (Andrew et al. 2021).
     """
 
     clip: float
     slack: float
-    weight_cap: int | None
     bit: bool
-    integer: ClassVar[bool] = False
+    place: ClassVar[Place] = "linear"
+    weighs: ClassVar[bool] = True
 
     def size(self, dimension: int) -> int:
         """The length of the update, plus 1 for the bit."""
         return dimension + self.bit
 
-    def encode(self, update: Vector, weight: float, source: Source) -> Vector:
-        """The clipped update times its weight, float32 ``[size]``; an update that is not finite becomes zeros."""
-        clipped, within = clip_update(update, self.clip, self.slack)
-        if weight != 1.0:
-            clipped *= np.float32(weight)
-        return np.append(clipped, np.float32(0.5 if within else -0.5)) if self.bit else clipped
+    def out(self, x: Vector, at: At) -> Passed:
+        """The clipped update times its share, float32 ``[size]``; an update that is not finite becomes zeros."""
+        clipped, within = clip_update(x, self.clip, self.slack)
+        if at.share != 1.0:
+            clipped *= np.float32(at.share)
+        return Passed(np.append(clipped, np.float32(0.5 if within else -0.5)) if self.bit else clipped)
+
+    def sent(self, size: int, before: int) -> int:
+        """What came in, and the bit as a value."""
+        return before + 4 * self.bit
 
     def terms(self) -> dict[str, Any]:
         """The clip norm."""
@@ -76,9 +81,9 @@ class _Central(Mechanism):
     regime: ClassVar[str] = "client"
     trust: ClassVar[str] = TRUST
 
-    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, bit: bool, round_: int) -> Stage:
         """Clip and weigh the update."""
-        return Clipped(clip, facts.slack, weight_cap, bit)
+        return Clipped(clip, facts.slack, bit)
 
     def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
         """Add noise to the sum."""

@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import ConfigError
+from fedray.parameters import Vector
 from fedray.privacy.accounting.events import DistributedGaussian, Event, Skellam
-from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
-from fedray.privacy.mechanisms.clipping import clip_update
+from fedray.privacy.mechanisms.base import Charging, DriverStep, Facts, Floats, Mechanism
 from fedray.privacy.mechanisms.discrete import Grid, decode, encode
 from fedray.privacy.mechanisms.integernoise import Kind, table_error
+from fedray.updates.norm import clip_update
+from fedray.updates.stage import At, Passed, Place, Source, Stage
 
 TRUST = (
     "the driver and the actors are trusted with single updates, which they add up in the clear and which carry only a share of the noise: "
@@ -35,24 +37,29 @@ _LEAST_DELTA = 1e-12
 
 
 @dataclass(frozen=True)
-class RingStep:
+class RingStep(Stage):
     """Clip, round to the grid, add this client's share of integer noise, reduce to the ring."""
 
     grid: Grid
     kind: Kind
     rotation_seed: int
-    weight_cap: int | None
+    place: ClassVar[Place] = "linear"
     integer: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
 
     def size(self, dimension: int) -> int:
         """The length of the update, or with a rotation the next power of two."""
         return self.grid.padded
 
-    def encode(self, update: Vector, weight: float, source: Source) -> npt.NDArray[np.int64]:
+    def out(self, x: Vector, at: At) -> Passed:
         """int64 ``[padded]`` in [0, 2**bits)."""
-        if weight != 1.0:
-            update = clip_update(update, self.grid.clip)[0] * np.float32(weight)
-        return encode(update, self.grid, self.rotation_seed, source, self.kind)
+        if at.share != 1.0:
+            x = clip_update(x, self.grid.clip)[0] * np.float32(at.share)
+        return Passed(encode(x, self.grid, self.rotation_seed, at.source, self.kind))
+
+    def sent(self, size: int, before: int) -> int:
+        """All values with as many bits as the ring has."""
+        return -(-self.grid.padded * self.grid.bits // 8)
 
     def terms(self) -> dict[str, Any]:
         """Clip norm, grid, ring and share of the noise."""
@@ -114,9 +121,9 @@ class _Distributed(Mechanism):
         by_tables = _SIGMA * math.sqrt(shares) / (max(noise_multiplier, 1e-9) * facts.clip)
         return max(_SCALE_MARGIN * min(by_ring, by_tables), 1e-300)
 
-    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, bit: bool, round_: int) -> Stage:
         """Clip, round, add noise, and reduce to the ring."""
-        return RingStep(self.grid(noise_multiplier, facts), self.kind, round_, weight_cap)
+        return RingStep(self.grid(noise_multiplier, facts), self.kind, round_)
 
     def driver(self, noise_multiplier: float, facts: Facts, size: int, round_: int) -> DriverStep:
         """Decode the sum."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import ConfigError
-from fedray.privacy.mechanisms.base import Source
+from fedray.updates.stage import Source
 
 Kind = Literal["ddg", "skellam"]
 Integers = npt.NDArray[np.int64]

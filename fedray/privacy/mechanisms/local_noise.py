@@ -13,37 +13,39 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from fedray.parameters import Vector
 from fedray.privacy.accounting.events import Event, Gaussian, PureDp
-from fedray.privacy.mechanisms.base import Charging, ClientStep, DriverStep, Facts, Floats, Mechanism, Source, Vector
-from fedray.privacy.mechanisms.clipping import clip_update
+from fedray.privacy.mechanisms.base import Charging, DriverStep, Facts, Floats, Mechanism
 from fedray.privacy.mechanisms.privunit import PrivUnit
+from fedray.updates.norm import clip_update
+from fedray.updates.stage import At, Passed, Place, Source, Stage
 
 TRUST = "only the client itself is trusted: the guarantee holds against the driver, the other clients and everyone who sees the models"
 
 
 @dataclass(frozen=True)
-class _Step:
-    """The common parts of this module's client steps: the client sends its whole update as floats."""
+class _Noising(Stage):
+    """The common parts of this module's stages: the client sends its whole update as floats, none of which is zero."""
 
     clip: float
-    weight_cap: int | None
-    integer: ClassVar[bool] = False
+    place: ClassVar[Place] = "linear"
+    weighs: ClassVar[bool] = True
 
-    def size(self, dimension: int) -> int:
-        """The length of the update."""
-        return dimension
+    def sent(self, size: int, before: int) -> int:
+        """All values as float32."""
+        return 4 * size
 
 
 @dataclass(frozen=True)
-class GaussianStep(_Step):
+class GaussianStep(_Noising):
     """Clip the whole update and add Gaussian noise of standard deviation ``std`` to each value."""
 
     std: float
 
-    def encode(self, update: Vector, weight: float, source: Source) -> Vector:
+    def out(self, x: Vector, at: At) -> Passed:
         """The noised update, float32 ``[dimension]``."""
-        clipped, _ = clip_update(update, self.clip)
-        return (clipped * weight + source.normal(len(update)) * self.std).astype(np.float32)
+        clipped, _ = clip_update(x, self.clip)
+        return Passed((clipped * at.share + at.source.normal(len(x)) * self.std).astype(np.float32))
 
     def terms(self) -> dict[str, Any]:
         """Clip norm and noise."""
@@ -51,17 +53,16 @@ class GaussianStep(_Step):
 
 
 @dataclass(frozen=True)
-class PrivUnitStep(_Step):
+class PrivUnitStep(_Noising):
     """Clip the whole update and send PrivUnit's unbiased, epsilon-private estimate of it."""
 
     epsilon: float
 
-    def encode(self, update: Vector, weight: float, source: Source) -> Vector:
+    def out(self, x: Vector, at: At) -> Passed:
         """The randomised update, float32 ``[dimension]``."""
-        clipped, _ = clip_update(update, self.clip)
-        mechanism = _privunit(len(update), self.clip, self.epsilon)
-        encoded: Vector = mechanism.encode(clipped * np.float32(weight), source).astype(np.float32)
-        return encoded
+        clipped, _ = clip_update(x, self.clip)
+        mechanism = _privunit(len(x), self.clip, self.epsilon)
+        return Passed(mechanism.encode(clipped * np.float32(at.share), at.source).astype(np.float32))
 
     def terms(self) -> dict[str, Any]:
         """Clip norm and epsilon of one update."""
@@ -112,9 +113,9 @@ class LocalGaussian(_Local):
         """The event of one participation."""
         return Gaussian(float(noise_multiplier))
 
-    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, bit: bool, round_: int) -> Stage:
         """Clip the update and add noise."""
-        return GaussianStep(clip, weight_cap, noise_multiplier * clip)
+        return GaussianStep(clip, noise_multiplier * clip)
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ class PrivUnitMechanism(_Local):
         """The event of one participation."""
         return PureDp(1.0 / noise_multiplier)
 
-    def client(self, noise_multiplier: float, clip: float, facts: Facts, weight_cap: int | None, bit: bool, round_: int) -> ClientStep:
+    def client(self, noise_multiplier: float, clip: float, facts: Facts, bit: bool, round_: int) -> Stage:
         """Clip and randomise the update."""
-        return PrivUnitStep(clip, weight_cap, 1.0 / noise_multiplier)
+        return PrivUnitStep(clip, 1.0 / noise_multiplier)
 
 
 MECHANISMS = {"local_gaussian": LocalGaussian, "privunit": PrivUnitMechanism}

@@ -9,8 +9,9 @@ import numpy.typing as npt
 from scipy import optimize, special
 
 from fedray.errors import ConfigError
-from fedray.privacy.mechanisms.base import Floats, Source
-from fedray.privacy.mechanisms.clipping import l2_norm
+from fedray.privacy.mechanisms.base import Floats
+from fedray.updates.norm import l2_norm
+from fedray.updates.stage import Source
 
 #: Largest epsilon that is used; for larger values the probability of the cap would exceed float64.
 MAX_EPSILON = 500.0

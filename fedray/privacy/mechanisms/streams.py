@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import ClaimVoid
-from fedray.privacy.mechanisms.base import Source
+from fedray.updates.stage import Source
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,0 +1,106 @@
+"""The stages of a run in their order, and what an update and a client's state are after all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+
+from fedray import components
+from fedray.choices import Choice
+from fedray.config import Config
+from fedray.errors import ConfigError, FedrayError
+from fedray.parameters import Vector
+from fedray.updates.stage import At, Passed, Place, Stage
+
+_FLOAT = 4
+#: How the names of stages' vectors in a client's state begin; all others are the algorithm's.
+_OF_STAGE = re.compile(r"stage\d+\.")
+
+
+def make_stages(config: Config) -> tuple[Stage, ...]:
+    """The stages that the config asks for: the one of ``compression``, then the one of ``bound``; those of privacy are not among them.
+
+    Raises:
+        ConfigError: unknown stage, wrong arguments, or no stage of that place.
+    """
+    sections: tuple[tuple[Choice, components.Room, Place], ...] = (
+        (config.compression, components.COMPRESSIONS, "lossy"),
+        (config.bound, components.BOUNDS, "bound"),
+    )
+    found = (_made(part, room, place) for part, room, place in sections)
+    return tuple(stage for stage in found if stage is not None)
+
+
+def _made(part: Choice, room: components.Room, place: Place) -> Stage | None:
+    section = room.path.partition(".")[0]
+    if part.kind == "none":
+        if part.arguments:
+            raise ConfigError(f"{section}.{next(iter(part.arguments))}: kind is none, so it would do nothing; take it out, or name a kind.")
+        return None
+    factory = components.find(room, part.kind)
+    if not callable(factory):
+        raise ConfigError(f"{room.path}: '{part.kind}' is a {type(factory).__name__}; name a class or function that makes a stage.")
+    made = factory(**components.check_arguments(factory, part.arguments, section))
+    if not isinstance(made, Stage):
+        raise ConfigError(f"{room.path}: '{part.kind}' is not derived from fedray.updates.stage.Stage (docs/stages.md shows how).")
+    if made.place != place or made.integer or made.weighs:
+        named = made.place if made.place in get_args(Place) else repr(made.place)
+        raise ConfigError(f"{room.path}: '{part.kind}' declares the place {named}; this section takes a {place} stage of floats.")
+    return made
+
+
+def passed_all(stages: Sequence[Stage], update: Vector, at: At, kept: Mapping[str, Vector]) -> Passed:
+    """An update after all stages, and what they keep for the client.
+
+    Args:
+        stages: in their order.
+        update: float32 ``[size]``; unchanged.
+        at: where in the run; the state in it is not used.
+        kept: the client's state, with the vectors of each stage under names that begin with its position.
+
+    Returns:
+        What is added up, and the stages' vectors in the client's new state under such names, None if there are none.
+
+    Raises:
+        UpdateRejected: a stage cannot use the update.
+        FedrayError: a stage does not do what it declares.
+    """
+    values, state = update, dict[str, Vector]()
+    for number, stage in enumerate(stages):
+        prefix = f"stage{number}."
+        old = {name.removeprefix(prefix): vector for name, vector in kept.items() if name.startswith(prefix)}
+        passed = stage.out(values, replace(at, state=old))
+        expected = np.dtype(np.int64 if stage.integer else np.float32)
+        if passed.values.dtype != expected or passed.values.shape != (stage.size(len(values)),):
+            raise FedrayError(
+                f"{type(stage).__name__}: gave {passed.values.dtype} {passed.values.shape} for an update of {len(values)} values where it "
+                f"declares {expected} ({stage.size(len(values))},)."
+            )
+        new = old if passed.state is None else passed.state
+        if new and not stage.state:
+            raise FedrayError(f"{type(stage).__name__}: keeps a state, which it does not declare; let its property state be true.")
+        values = passed.values
+        state |= {prefix + name: vector for name, vector in new.items()}
+    return Passed(values, state or None)
+
+
+def of_algorithm(kept: Mapping[str, Vector] | None) -> dict[str, Vector] | None:
+    """The vectors of a client's state that are not the stages'; None if there are none."""
+    return {name: vector for name, vector in (kept or {}).items() if not _OF_STAGE.match(name)} or None
+
+
+def sent_bytes(stages: Sequence[Stage], size: int) -> int:
+    """Bytes that one update of ``size`` values takes on a wire after all stages."""
+    sent = _FLOAT * size
+    for stage in stages:
+        sent, size = stage.sent(size, sent), stage.size(size)
+    return sent
+
+
+def keep_state(stages: Sequence[Stage]) -> bool:
+    """Whether clients keep something for one of the stages."""
+    return any(stage.state for stage in stages)

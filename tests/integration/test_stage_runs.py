@@ -1,0 +1,84 @@
+"""Stages through Ray: what travels is what is counted, and clients' memories survive a dying actor and a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedray
+from fedray.checkpoint import load_latest
+from fedray.clients.messages import ClientTask
+from fedray.clients.states import StateFiles
+from fedray.rounds.clientstates import ClientStates
+from fedray.runfiles import RunFiles
+
+SIZE = 650  # softmax regression of digits
+TOPK = {"kind": "topk", "share": 0.02}
+
+
+def run(output: Path, **sections: Any) -> fedray.Result:
+    config: dict[str, Any] = {
+        "name": "stages",
+        "seed": 3,
+        "rounds": 3,
+        "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 6}},
+        "model": {"kind": "softmax"},
+        "clients": {"actors": 2, "node_sums": False},
+        "cohort": {"kind": "fixed", "size": 3},
+        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
+        "compression": TOPK,
+        "tracking": {"enabled": False},
+    }
+    resume = sections.pop("resume", False)
+    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+
+
+def kept(output: Path) -> dict[int, bytes]:
+    saved = load_latest(output / "checkpoints")
+    assert saved is not None
+    states, files = ClientStates(output / "states", 1, saved.states), StateFiles(str(output / "states"))
+    found = {t.index: t.state for t in states.attached([ClientTask(i, str(i)) for i in range(6)]) if t.state is not None}
+    return {index: files.read(state)["stage0.error"].tobytes() for index, state in found.items()}
+
+
+def traffic(result: fedray.Result, name: str) -> list[int]:
+    return [round(row["metrics"][f"traffic/{name}_mb"] * 1e6) for row in RunFiles(Path(result.output)).rows()]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_memories_are_the_same_after_a_resume_with_other_actors(tmp_path: Path) -> None:
+    calm = run(tmp_path / "calm")
+    run(tmp_path / "resumed", rounds=2, clients={"actors": 1})
+    resumed = run(tmp_path / "resumed", resume=True)
+    assert resumed.summary["model_sha256"] == calm.summary["model_sha256"]
+    assert kept(tmp_path / "calm") == kept(tmp_path / "resumed") != {}
+    assert any(np.frombuffer(error, dtype=np.float32).any() for error in kept(tmp_path / "calm").values())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_traffic_counts_what_travelled(tmp_path: Path) -> None:
+    each = int(0.02 * SIZE)
+    sparse = run(tmp_path / "sparse")
+    assert traffic(sparse, "sent") == [8 * each] * 3
+    for up in traffic(sparse, "uplink"):  # three clients in one or two parts, in which positions may meet
+        assert 0 < up <= 3 * each * 12 and up % 12 == 0
+    dense = run(tmp_path / "dense", compression={"kind": "none"})
+    assert all(up in (8 * SIZE, 2 * 8 * SIZE) for up in traffic(dense, "uplink"))
+    assert not any("traffic/sent_mb" in row["metrics"] for row in RunFiles(Path(dense.output)).rows())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_sizes_do_not_tell_who_took_part(tmp_path: Path) -> None:
+    privacy = {"regime": "client", "noise_multiplier": 1.0, "delta": 1e-3, "clip": 1.0, "budget": 1000}
+    sections = {
+        "compression": {**TOPK, "feedback": False},
+        "bound": {"kind": "norm", "norm": 2.0},
+        "algorithm": {"kind": "fedavg", "weights": "uniform"},
+    }
+    result = run(tmp_path / "r", privacy=privacy, cohort={"kind": "poisson", "fraction": 0.3}, **sections)
+    assert traffic(result, "uplink") == [2 * 8 * SIZE] * 3
+    assert traffic(result, "sent") == [8 * int(0.02 * SIZE)] * 3
+    assert result.summary["privacy"]["claim"] == "valid"

@@ -1,0 +1,49 @@
+"""Stich et al. 2018, Sparsified SGD with Memory: a hundredth of each update, with error feedback, costs no accuracy on MNIST.
+
+Ten dedicated clients, each of which sends a part of its own, train the 2NN of McMahan et al. 2017 for one epoch a round.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paths import ROOT
+from published import curve, keep
+
+import fedray
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
+
+ROUNDS = 60
+SETTINGS: dict[str, Any] = {
+    "rounds": ROUNDS,
+    "data.partition.clients": 10,
+    "clients.placement": "dedicated",
+    "clients.resources.cpu": 0.1,
+    "clients.node_sums": "false",
+    "cohort.fraction": 1.0,
+    "training.batch_size": 50,
+    "evaluation.every": 5,
+    "tracking.enabled": "false",
+    "ray.address": "local",
+}
+
+
+def test_a_hundredth_of_each_update_costs_no_accuracy(real_data: Path, tmp_path: Path) -> None:
+    overrides = [f"data.source=npz:{real_data / 'mnist.npz'}", *(f"{key}={value}" for key, value in SETTINGS.items())]
+    whole = fedray.run(ROOT / "configs" / "mnist.yaml", overrides=overrides, output=str(tmp_path / "whole"))
+    topk = [*overrides, "compression.kind=topk", "compression.share=0.01"]
+    sparse = fedray.run(ROOT / "configs" / "mnist.yaml", overrides=topk, output=str(tmp_path / "sparse"))
+    accuracies = [run.summary["final"]["eval/accuracy"] for run in (whole, sparse)]
+    sent = [run.summary["performance"]["bytes_up"] for run in (whole, sparse)]
+    update = curve(sparse, "traffic/sent_mb")[0] * 1e6
+    keep(
+        "mnist-topk",
+        sparse,
+        {"accuracy_whole": accuracies[0], "bytes_up": sent[1], "bytes_up_whole": sent[0], "bytes_of_an_update": update},
+    )
+    assert accuracies[1] > accuracies[0] - 0.01
+    assert sent[1] <= sent[0] / 50  # parts, as they travelled
+    assert update <= sent[0] / 2 / (10 * ROUNDS) / 50  # an update has half the bytes of a part
