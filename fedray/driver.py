@@ -26,7 +26,7 @@ from fedray.faults import Fault
 from fedray.holder import Holder
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.receipt import check_receipt
-from fedray.privacy.release import Release
+from fedray.privacy.regime import Regime
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.drawing import CohortDraw, FailedRounds
@@ -37,7 +37,6 @@ from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import Row
 from fedray.spans import span
 from fedray.updates.pipeline import sent_bytes
-from fedray.updates.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ModelState:
 
 @dataclass
 class Loop:
-    """Everything the loop uses, wired by the composition root; ``begin`` is what the first round starts from, ``stages`` are the config's."""
+    """Everything the loop uses, wired by the composition root; ``begin`` is what the first round starts from."""
 
     config: Config
     names: Sequence[str]
@@ -72,19 +71,13 @@ class Loop:
     record: Record
     server: Server
     aggregate: Callable[[ExactSum], Vector]
-    stages: tuple[Stage, ...]
-    release: Release | None
+    regime: Regime
     evaluator: Evaluators | None
     states: ClientStates | None
     begin: Holder[ModelState]
     privacy: Guarantees
     first_round: int = 0
     resumed: bool = False
-
-    @property
-    def noised(self) -> bool:
-        """Whether the model sees the round's sum only through the driver's half of a mechanism."""
-        return self.release is not None and self.release.noised
 
 
 #: Bytes of weights up to which they travel within each call: Ray would do the same with a call's argument, but not with an object.
@@ -99,7 +92,7 @@ class Driver:
         begin = parts.begin.take()
         self._globals, self._state = begin.globals, begin.server
         self._shared = begin.in_store  # the globals as an argument of calls to actors
-        self._failures = FailedRounds(parts.config, parts.release, bool(parts.privacy.lines), parts.record.tell)
+        self._failures = FailedRounds(parts.config, parts.regime, bool(parts.privacy.lines), parts.record.tell)
 
     def run(self) -> str:
         """Run all rounds; returns ``completed``, ``budget_reached`` or ``interrupted``.
@@ -190,9 +183,9 @@ class Driver:
         self._shared = None  # now, so that the store has room again when the next ones come; this process still has them open
         record.faults_of(log_)
         counts = self._failures.counts(number, cohort, updates, log_.reports)
-        if counts and (updates or p.noised):  # a sum of noise alone is released too: whether anyone took part must stay secret
+        if counts and (updates or p.regime.noised):  # a sum of noise alone is released too: whether anyone took part must stay secret
             with span("aggregation", "mean"):
-                mean = p.release.mean(total.values, total.bits, number) if p.noised and p.release else p.aggregate(total)
+                mean = p.regime.mean(total.values, total.bits, number) if p.regime.noised else p.aggregate(total)
             del total  # with a large model, before there is another one
             with span("cohort", "commit"):
                 p.books.commit(number, [r for r in log_.reports if r.status == "done"])
@@ -210,13 +203,11 @@ class Driver:
         self._save()
 
     def _task(self, number: int, permit: Authorization) -> RoundTask:
-        release = self._p.release
-        if release is None:
-            return RoundTask(number, self._p.capacity, self._p.stages, clients=len(self._p.names))
+        regime = self._p.regime
         if permit.begins:
-            release.begin(number)
-        release.taken(number, [c.index for c in permit.cohort])
-        return RoundTask(number, self._p.capacity, release.stages(number), release.plan.sha256, len(self._p.names))
+            regime.begin(number)
+        regime.taken(number, [c.index for c in permit.cohort])
+        return RoundTask(number, self._p.capacity, regime.stages(number), regime.plan_sha256, len(self._p.names))
 
     def _retry(self, granted: dict[int, ClientTask], client: ClientTask) -> ClientTask | None:
         anew = granted[client.index]._replace(attempt=client.attempt, reservations=(), steps=None)  # with its state, which the pool forgets
@@ -242,7 +233,7 @@ class Driver:
 
     def _step(self, mean: Vector, updates: int) -> None:
         p = self._p
-        clients = float(updates) if p.release is None else p.release.participants(updates)
+        clients = p.regime.participants(updates)
         came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
         self._globals, self._state = stepped(p.algorithm, p.server, p.layout, p.exchange, self._globals, self._state, came)
 
@@ -255,9 +246,9 @@ class Driver:
         p = self._p
         homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
         up = sum(came)
-        if p.release is not None:  # how many actors had something to hand over depends on who took part
+        if p.regime.hides_clients:  # how many actors had something to hand over depends on who took part
             up = part_bytes * (homes if p.config.clients.node_sums else len(p.pool.slots))
-        return Traffic(up, homes * p.exchange.down_size * 4, sent_bytes(task.stages, p.exchange.up_size) if p.stages else None)
+        return Traffic(up, homes * p.exchange.down_size * 4, sent_bytes(task.stages, p.exchange.up_size) if p.regime.has_stages else None)
 
     # -- evaluation ------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ from fedray.planning.preparation import Prepared, capacity
 from fedray.privacy.account import Account
 from fedray.privacy.clientplan import ClientPlan, Plan, level
 from fedray.privacy.ledger.location import ledger_directory
+from fedray.privacy.regime import Regime
 from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
 from fedray.rounds.books import Books, PopulationBook, RunBook, SiloBooks
@@ -94,7 +95,6 @@ class Wiring:
         self.tracker: Tracker | None = None
         self.pool: Pool | None = None
         self._accounts: dict[str, Account] = {}
-        self._release: Release | None = None
 
     def build(self) -> Loop:
         """Build everything that the driver's loop uses. MLflow is opened while the actors start.
@@ -142,10 +142,9 @@ class Wiring:
         server = make_server(config.server)
         aggregate = make_aggregator(config.aggregation)
         if p.client_plan is not None:
-            self._release = Release(p.client_plan, config.privacy.insecure_seed, self._stages)
-            self._release.load(meta.get("release") or {})
             self._open_client_book(p.client_plan)
-        books = self._make_books(pool)
+        regime = self._regime(meta.get("release") or {})
+        books = self._make_books(pool, regime)
         self._files.rewind(beginning.round)
         listeners: list[Listener] = [self._events.put]
         if self.tracker is not None:
@@ -153,7 +152,7 @@ class Wiring:
         listeners.append(Gauges(config.experiment, config.name, config.rounds).listen)
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
-        record = Record(config, self._files, books, self._release, privacy, listeners, meta, beginning.round, resumed)
+        record = Record(config, self._files, books, regime, privacy, listeners, meta, beginning.round, resumed)
         return Loop(
             config=config,
             names=names,
@@ -164,12 +163,11 @@ class Wiring:
             frozen=frozen_of(model.facts),
             pool=pool,
             books=books,
-            cohorts=CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, self._release, privacy, record),
+            cohorts=CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record),
             record=record,
             server=server,
             aggregate=aggregate,
-            stages=self._stages,
-            release=self._release,
+            regime=regime,
             evaluator=evaluator,
             states=self._client_states(checkpoint),
             begin=Holder(self._begin(checkpoint, model, server)),
@@ -337,7 +335,15 @@ class Wiring:
         if self.config.privacy.record:
             self._events.put("preflight", max(found.values()))
 
-    def _make_books(self, pool: Pool) -> Books:
+    def _regime(self, saved: Mapping[str, Any]) -> Regime:
+        """The regime, with its state in the checkpoint."""
+        p, config = self.prepared, self.config
+        whole = None if p.client_plan is None else Release(p.client_plan, config.privacy.insecure_seed, self._stages)
+        regime = whole or Regime(config.seed, len(p.names), self._stages)
+        regime.load(saved)
+        return regime
+
+    def _make_books(self, pool: Pool, regime: Regime) -> Books:
         config, lasting = self.config, {"records": self.config.privacy.ledger != "run"}
         lasting["clients"] = level(config.privacy).ledger != "run"
         books: list[RunBook | SiloBooks] = []
@@ -346,12 +352,13 @@ class Wiring:
                 books.append(RunBook("records", "record", self._accounts["records"], lasting["records"]))
             else:
                 books.append(self._silo_books(pool, "record"))
-        if self._release is not None:
+        plan = self.prepared.client_plan
+        if plan is not None:
             account = self._accounts.get("clients")
             if account is None:
                 books.append(self._silo_books(pool, "client"))
-            elif self._release.plan.charging.whom == "everyone":
-                books.append(PopulationBook("clients", account, lasting["clients"], self._release.due))
+            elif plan.charging.whom == "everyone":
+                books.append(PopulationBook("clients", account, lasting["clients"], regime.due))
             else:
                 books.append(RunBook("clients", "client", account, lasting["clients"]))
         return Books(*books)

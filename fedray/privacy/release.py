@@ -13,12 +13,13 @@ from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.mechanisms.base import DriverStep, Vector
 from fedray.privacy.mechanisms.clipping import next_clip
+from fedray.privacy.regime import Regime
 from fedray.updates.stage import Stage
 
 _LONG_AGO = -(1 << 30)
 
 
-class Release:
+class Release(Regime):
     """Limits participation and turns each round's sum into a mean that may be released.
 
     Noise that is correlated across rounds exists only in this object. A new process has a new object, so its first round is charged again
@@ -31,8 +32,8 @@ class Release:
     """
 
     def __init__(self, plan: ClientPlan, insecure_seed: int | None = None, stages: Sequence[Stage] = ()) -> None:
-        self.plan, self._own_stages = plan, tuple(stages)
-        self.clip = plan.clip
+        super().__init__(0, plan.facts.clients, stages)  # nothing follows from the run's seed: coins are secret
+        self.plan, self.clip = plan, plan.clip
         self._insecure_seed = insecure_seed
         self._driver: DriverStep | None = None
         self._covered = _LONG_AGO
@@ -41,8 +42,23 @@ class Release:
 
     @property
     def noised(self) -> bool:
-        """Whether the model sees a round's sum only after the driver has noised it; under local privacy the clients add all the noise."""
+        """Whether the driver noises a round's sum; under local privacy the clients add all the noise."""
         return self.plan.regime != "local"
+
+    @property
+    def plan_sha256(self) -> str | None:
+        """Hash of the plan, which receipts name."""
+        return self.plan.sha256
+
+    @property
+    def hides_clients(self) -> bool:
+        """True: who and how many took part is not released."""
+        return True
+
+    @property
+    def counts_without_updates(self) -> bool:
+        """Whether the driver adds all the noise, so that lost updates do not change what is released."""
+        return self.plan.regime == "client"
 
     def participants(self, updates: int) -> float:
         """Number of clients that the next model may depend on: the expected number where the driver adds noise, for how many took part
@@ -85,6 +101,13 @@ class Release:
         self._last[list(cohort)] = round_
         self._times[list(cohort)] += 1
 
+    def drawn_from(self, round_: int, solvent: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Who is charged for being drawn is drawn like all others and left out only then; under local privacy the solvent ones."""
+        if not self.noised:
+            return solvent
+        allowed = self.eligible(round_)
+        return np.ones_like(solvent) if allowed is None else allowed
+
     def coins(self, round_: int) -> npt.NDArray[np.float64]:
         """A round's secret coins, float64 ``[clients]`` in [0, 1); every call draws new ones."""
         return noise_source(self._insecure_seed, round_, "cohort").uniform(self.plan.facts.clients)
@@ -104,16 +127,7 @@ class Release:
         return plan.mechanism.client(plan.noise_multiplier, self.clip, plan.facts, plan.adaptive is not None, round_)
 
     def mean(self, values: npt.NDArray[np.int64], bits: int, round_: int) -> Vector:
-        """The noised sum divided by the public denominator, float32 ``[dimension]``. An adaptive clip norm is updated.
-
-        Args:
-            values: sum of the clients' values, int64 ``[size]``.
-            bits: number of fraction bits of ``values`` (0 for a ring).
-            round_: number of the round.
-
-        Raises:
-            ClaimVoid: no charge covers this round.
-        """
+        """See :meth:`fedray.privacy.regime.Regime.mean`. An adaptive clip norm is updated."""
         if self._driver is None or round_ >= self._covered:
             raise ClaimVoid(f"round {round_ + 1}: no charge in the ledger covers it; its sum must not be used.")
         plan, source = self.plan, noise_source(self._insecure_seed, round_, "driver")
@@ -123,6 +137,10 @@ class Release:
             self.clip = next_clip(self.clip, float(total[-1]), plan.facts.cohort, a.quantile, a.rate)
             total = total[:-1]
         return (total / plan.denominator).astype(np.float32)
+
+    def figures(self) -> dict[str, float]:
+        """The clip norm, where it adapts."""
+        return {} if self.plan.adaptive is None else {"privacy/clip": self.clip}
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint. It depends on released values only and never contains noise."""

@@ -13,8 +13,7 @@ from fedray.data.records import positions
 from fedray.errors import BudgetReached, Elsewhere, FedrayError, RoundFailed
 from fedray.faults import Fault
 from fedray.privacy.ledger.chain import EVERYONE
-from fedray.privacy.release import Release
-from fedray.rng import generator
+from fedray.privacy.regime import Regime
 from fedray.rounds.books import Books
 from fedray.rounds.cohort import Population, Sampler
 from fedray.rounds.record import Record
@@ -34,7 +33,7 @@ class CohortDraw:
         rates: a factor in [0, 1] for each client, float64 ``[clients]``.
         sampler: the configured one.
         books: know whose privacy budget is used up.
-        release: decides about participation where whole clients are protected, else None.
+        regime: decides about participation.
         privacy: the run's guarantees.
         record: keeps how many clients are left out, and is given a fault for each round that is skipped.
     """
@@ -46,13 +45,12 @@ class CohortDraw:
         rates: npt.NDArray[np.float64],
         sampler: Sampler,
         books: Books,
-        release: Release | None,
+        regime: Regime,
         privacy: Guarantees,
         record: Record,
     ) -> None:
         self._config, self._names, self._rates, self._sampler = config, names, rates, sampler
-        self._books, self._release, self._privacy, self._record = books, release, privacy, record
-        self._noised = release is not None and release.noised
+        self._books, self._regime, self._privacy, self._record = books, regime, privacy, record
         self._position: Callable[[str], int] | None = None
         self._ahead: tuple[int, list[ClientTask]] | None = None  # a round and its cohort, drawn during the one before
 
@@ -69,7 +67,7 @@ class CohortDraw:
         """Draw the cohort of round ``number`` while the round before it is trained. This is done only where nobody is charged, so that
         nothing in the round before decides about the cohort.
         """
-        if self._ahead is None and self._release is None and not self._privacy.lines and number < self._config.rounds:
+        if self._ahead is None and not self._privacy.lines and number < self._config.rounds:
             with span("cohort", "draw ahead"):
                 self._ahead = number, self.draw(number)
 
@@ -79,17 +77,10 @@ class CohortDraw:
         eligible = self._eligible(view.exhausted)
         if eligible.sum() < max(1, needed):
             raise BudgetReached(self._privacy.sentence(view.groups, int(eligible.sum()), needed))
-        release, seed, drawn_from = self._release, self._config.seed, eligible
-        if release is None:
-            coins = generator(seed, "cohort", number).random(len(self._names))
-        else:  # who takes part is part of the mechanism, and secret
-            coins = release.coins(number)
-            if self._noised:  # who is charged for being drawn is drawn like all others, and left out only then
-                allowed = release.eligible(number)
-                drawn_from = np.ones_like(eligible) if allowed is None else allowed
-        drawn = self._sampler(Population(drawn_from, self._rates, number, seed), coins)
+        population = Population(self._regime.drawn_from(number, eligible), self._rates, number, self._config.seed)
+        drawn = self._sampler(population, self._regime.coins(number))
         indices = drawn[eligible[drawn]]
-        if not self._noised and len(indices) < needed:
+        if not self._regime.noised and len(indices) < needed:
             text = f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped."
             self._record.tell(Fault("round", text, number + 1))
             return []
@@ -111,13 +102,13 @@ class FailedRounds:
 
     Args:
         config: the run.
-        release: that of whole clients, where they are protected.
+        regime: the run's.
         charged: the clients' turns are charged to a privacy budget, so no error message of a client is shown: it may hold private values.
         tell: is given one fault for each round that does not count.
     """
 
-    def __init__(self, config: Config, release: Release | None, charged: bool, tell: Callable[[Fault], None]) -> None:
-        self._config, self._release, self._charged, self._tell = config, release, charged, tell
+    def __init__(self, config: Config, regime: Regime, charged: bool, tell: Callable[[Fault], None]) -> None:
+        self._config, self._regime, self._charged, self._tell = config, regime, charged, tell
         self._in_a_row = 0
 
     def counts(self, number: int, cohort: Sequence[ClientTask], updates: int, reports: Sequence[ClientReport]) -> bool:
@@ -128,8 +119,7 @@ class FailedRounds:
             FedrayError: every client failed in each of the last rounds.
         """
         needed = self._config.cohort.min_clients
-        if self._release is not None and self._release.plan.regime == "client":
-            # Drop-outs do not change what is released, but a run in which every client fails must end.
+        if self._regime.counts_without_updates:  # but a run in which every client fails must end
             self._in_a_row = 0 if updates or not cohort else self._in_a_row + 1
             if self._in_a_row >= MAX_FAILED_ROUNDS:
                 raise FedrayError(f"every client of {MAX_FAILED_ROUNDS} rounds in a row failed; see the log for each client's error.")
@@ -141,8 +131,9 @@ class FailedRounds:
         bad = next((r for r in reports if r.status != "done"), None)
         # This sentence ends in the summary, which the tracking store gets; a client's own words may hold private values.
         why = f"; {bad.name} {bad.status}{': ' + bad.error if not self._charged else ''}" if bad else ""
-        arrived = f"{updates} updates of {len(cohort)} clients" if self._release is None else "too few updates"
-        failure = f"round {number + 1}: {arrived} arrived, cohort.min_clients asks for {needed}{why if self._release is None else ''}"
+        hidden = self._regime.hides_clients
+        arrived = "too few updates" if hidden else f"{updates} updates of {len(cohort)} clients"
+        failure = f"round {number + 1}: {arrived} arrived, cohort.min_clients asks for {needed}{'' if hidden else why}"
         failure += "" if failure.endswith((".", "!", "?")) else "."
         self._tell(Fault("round", f"{failure} The model stays as it was.", number + 1))
         if self._in_a_row >= min(MAX_FAILED_ROUNDS, self._config.rounds):

@@ -14,7 +14,7 @@ from fedray.config import Config
 from fedray.errors import FedrayError
 from fedray.faults import Fault, Listener
 from fedray.parameters import Vector
-from fedray.privacy.release import Release
+from fedray.privacy.regime import Regime
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.evaluator import PendingEvaluation
@@ -73,7 +73,7 @@ class Record:
         config: the run.
         files: where they are written.
         books: the privacy books, whose figures are in the rows.
-        release: that of whole clients, where they are protected.
+        regime: the run's, whose state is in the checkpoints.
         privacy: the run's guarantees.
         listeners: receive rows, notes and faults.
         meta: facts of the last checkpoint and of this start.
@@ -90,14 +90,14 @@ class Record:
         config: Config,
         files: RunFiles,
         books: Books,
-        release: Release | None,
+        regime: Regime,
         privacy: Guarantees,
         listeners: Sequence[Listener],
         meta: dict[str, Any],
         rounds: int = 0,
         resumed: bool = False,
     ) -> None:
-        self._config, self._files, self._books, self._release, self._privacy = config, files, books, release, privacy
+        self._config, self._files, self._books, self._regime, self._privacy = config, files, books, regime, privacy
         self._listeners, self._meta = listeners, meta
         self.rounds, self.left_out = rounds, 0
         self._saved = rounds if resumed else -1
@@ -129,11 +129,9 @@ class Record:
         self._traffic["bytes_up"] += traffic.up
         self._traffic["bytes_down"] += traffic.down
         self._traffic["clients"] += updates
-        metrics = round_metrics(self._config, self.rounds - 1, permit, log_, updates)
+        metrics = round_metrics(self._config, self.rounds - 1, permit, log_, updates, self._regime.hides_clients)
         metrics |= {**self._privacy.durations(train=train_seconds), **traffic.metrics()}
-        metrics |= self._figures()
-        if self._release is not None and self._release.plan.adaptive is not None:
-            metrics["privacy/clip"] = self._release.clip
+        metrics |= self._figures() | self._regime.figures()
         return numbers_only({"round": self.rounds, "time": self._privacy.stamp(), "metrics": metrics})
 
     def took(self, row: Row, seconds: float) -> None:
@@ -210,7 +208,7 @@ class Record:
         meta: dict[str, Any] = {
             **{key: self._meta.get(key) for key in ("identity", "frozen_sha256", "run", "mlflow")},
             "ledger_heads": self._books.heads(),
-            "release": None if self._release is None else self._release.state(),
+            "release": self._regime.state(),
             "pending": self._open[-1].row if self._open else None,
             "faults": self._faults,
             "traffic": self._traffic,
@@ -234,7 +232,7 @@ class Record:
         for fault in log_.faults:
             self._append(fault)
         clients, tracebacks = client_failures(self.rounds + 1, log_.reports)
-        for fault in clients if self._release is None else ():
+        for fault in () if self._regime.hides_clients else clients:
             self._append(fault)
         for text in tracebacks:
             log.warning("%s", text)
@@ -272,7 +270,7 @@ class Record:
     def result(self) -> dict[str, Any]:
         """Figures for the summary."""
         seconds, rounds = self._traffic["seconds"], max(1, self.rounds)
-        hidden = self._release is not None  # how many clients took part is not released
+        hidden = self._regime.hides_clients
         last = (self._quality.last or {}).get("metrics", {})
         return {
             "rounds": self.rounds,

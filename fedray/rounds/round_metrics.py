@@ -22,12 +22,12 @@ from fedray.rounds.books import Authorization
 from fedray.training.schedules import learning_rate
 
 
-def round_metrics(config: Config, number: int, permit: Authorization, log: RoundLog, updates: int) -> dict[str, float]:
-    """``round/``, ``train/`` metrics of round ``number`` (from 0).
+def round_metrics(config: Config, number: int, permit: Authorization, log: RoundLog, updates: int, hidden: bool) -> dict[str, float]:
+    """``round/``, ``train/`` metrics of round ``number`` (from 0); ``hidden``: without who and how many took part.
 
     Training loss appears only where clients send it, which under differential privacy they do not.
     """
-    if config.privacy.whole_clients is not None:  # who and how many took part is not released
+    if hidden:
         return {"round/actor_deaths": log.deaths, "train/lr": learning_rate(config.training, number, config.rounds)}
     metrics: dict[str, float] = {
         "round/clients_sampled": len(permit.cohort) + len(permit.refused) + len(permit.away),

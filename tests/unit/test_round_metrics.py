@@ -44,7 +44,7 @@ def test_the_mean_loss_has_the_same_bits_in_any_order() -> None:
     found = set()
     for _ in range(20):
         order = [reports[k] for k in draws.permutation(len(reports))]
-        found.add(round_metrics(config, 0, Authorization(0, []), RoundLog(order), len(order))["train/loss_mean"])
+        found.add(round_metrics(config, 0, Authorization(0, []), RoundLog(order), len(order), False)["train/loss_mean"])
     assert len(found) == 1
     right = sum(r.records * (r.loss or 0.0) for r in reports) / sum(r.records for r in reports)
     assert found.pop() == pytest.approx(right, rel=1e-12)
