@@ -21,7 +21,7 @@ from torch import nn
 from fedray import components, credentials
 from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
 from fedray.algorithms.algorithm import make_algorithm
-from fedray.clients.devices import device_of_actor, in_actor, node_of_actor
+from fedray.clients.devices import device_of_actor, end_if_lost, in_actor, node_of_actor, on_device
 from fedray.clients.memory import keep_freed_memory
 from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, PartialSum, RoundTask, added_up
 from fedray.clients.offspring import contain
@@ -227,7 +227,7 @@ class ClientHost:
             test = trainer.data(client).test
             if test is None or not len(test):
                 continue
-            x, y = trainer.tensors(test)
+            x, y = on_device(test, torch.device("cpu"))  # a batch at a time is moved from there
             set_vector(trainer.model, trainer.layout, trainer.measured(weights, client))
             failed: dict[str, str] = {}
             try:
@@ -236,6 +236,7 @@ class ClientHost:
             except FedrayError:
                 raise
             except BaseException as error:  # of the client's code or data: its own evaluation's end alone
+                end_if_lost(error)
                 log.warning("client %s could not be evaluated:\n%s", client.name, told(error))
                 values, failed = dict.fromkeys(metrics, math.nan), dict.fromkeys(metrics, described(error))
             rows.append(LocalEvaluation(client.name, len(test), values, failed))

@@ -20,7 +20,12 @@ T = TypeVar("T")
 #: glibc's names for what it is told, and the bytes up to which blocks come from its own memory, and that it keeps.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 2**26), (-1, 2**28)
 
-_WORDS = ("can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
+#: Besides torch's own OutOfMemoryError: what the CPU's allocators say, and CUDA and cuBLAS where memory runs out beside torch's allocator, as
+#: they often do on a GPU that others use, too. cuBLAS says of a handle for which there is no memory that it is "not initialized".
+_WORDS = (
+    *("can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc"),
+    *("cuda error: out of memory", "alloc_failed", "cublas_status_not_initialized"),
+)
 _MONITOR = "low on memory"  # of Ray's memory monitor, in the error of the actor that it killed
 
 

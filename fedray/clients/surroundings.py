@@ -27,6 +27,7 @@ from torch.utils import deterministic
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 
 from fedray.errors import FedrayError
+from fedray.training.dploop import precision_switches
 
 #: How a state is read, and how it is put back.
 State = tuple[Callable[[], Any], Callable[[Any], Any]]
@@ -111,6 +112,7 @@ def _states() -> list[State]:
         (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
         (matmul, torch.set_float32_matmul_precision),
         *(_attribute(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
+        *(_attribute(switch, "fp32_precision") for switch in precision_switches()),  # after the older ones, which move these
         (_hooks, _set_hooks),
         (np.geterr, lambda value: np.seterr(**value)),
         (np.geterrcall, np.seterrcall),
@@ -145,13 +147,15 @@ class Surroundings:
     """The process as it is now, to which it is put back."""
 
     def __init__(self) -> None:
-        self._states = _states()
-        self._found = [read() for read, _ in self._states]
+        self._found: list[tuple[State, Any]] = []
+        for state in _states():
+            with suppress(RuntimeError):  # of torch's older switches of precision, where code has used its newer ones
+                self._found.append((state, state[0]()))
 
     def restore(self) -> None:
         """Put back what differs; what cannot be read or put back any more is left."""
         torch.set_flush_denormal(False)
-        for (read, put), wanted in zip(self._states, self._found, strict=True):
+        for (read, put), wanted in self._found:
             try:
                 if read() == wanted:
                     continue

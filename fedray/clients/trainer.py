@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +19,7 @@ from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update, only_trains
 from fedray.algorithms.turn import Adjust, TrainedTurn, Turn
 from fedray.clients.adding import Adding
-from fedray.clients.devices import in_actor, node_of_actor, on_device
+from fedray.clients.devices import end_if_lost, in_actor, node_of_actor, on_device
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
 from fedray.clients.states import StateAddress, states_at
@@ -165,10 +163,7 @@ class Trainer:
         except FedrayError as error:
             return report("failed", error=str(error), traceback=told(error))
         except BaseException as error:  # a client's fault is reported, not fatal; also where its code asks to end the process
-            if isinstance(error, getattr(torch, "AcceleratorError", ())):
-                # The device context is unusable from here on: end, so that the pool starts a fresh actor.
-                traceback.print_exc()
-                os._exit(1)
+            end_if_lost(error)
             return report("failed", error=described(error), traceback=told(error))
         return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted, state=state)
 
@@ -253,7 +248,7 @@ class Trainer:
         """The turns of clients that are trained at once. Where that fails, each has its own turn, and fails by itself."""
         began = time.perf_counter()
         assert self._federation is not None
-        self.at_work = [client.index for client in clients]
+        self.at_work, failed = [client.index for client in clients], False
         starts, stops = (self._federation.offsets[[c.index + k for c in clients]].tolist() for k in (0, 1))
         sizes = [b - a for a, b in zip(starts, stops, strict=True)]
         try:
@@ -268,7 +263,10 @@ class Trainer:
                     updates = self._after_training(task, weights, clients, sizes, updates, results, lr)
         except Stopped as error:
             return [self._report(c, "late", n, 0.0, error=str(error)) for c, n in zip(clients, sizes, strict=True)]
-        except BaseException:
+        except BaseException as error:
+            end_if_lost(error)
+            failed = True
+        if failed:  # only here, where the error and with it the failed step's tensors are gone
             return [self._turn(task, weights, client, lr, total) for client in clients]
         with span("aggregation", "add updates"):
             refused = self._adding.many(task, clients, sizes, updates, total)

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray import components
-from fedray.clients.devices import device_of_actor, in_actor
+from fedray.clients.devices import device_of_actor, end_if_lost, in_actor
 from fedray.clients.nodes import asks, ray_options
 from fedray.clients.offspring import contain
 from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
@@ -58,8 +58,12 @@ class Evaluator:
         began = time.perf_counter()
         set_vector(self._model, self._layout, weights[: self._layout.size])  # the model comes first in what is broadcast
         size = self._config.evaluation.batch_size
-        with speaking(), self._kept(None):
-            values = evaluate(self._model, self._x, self._y, self._metrics, self._loss, size, self._device)
+        try:
+            with speaking(), self._kept(None):
+                values = evaluate(self._model, self._x, self._y, self._metrics, self._loss, size, self._device)
+        except RuntimeError as error:
+            end_if_lost(error)
+            raise
         return values, time.perf_counter() - began
 
 

@@ -165,7 +165,7 @@ def _factors(norms: Tensor, clip: float, bad: Tensor) -> Tensor:
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """No TF32, no bfloat16 inside float32 products, no autocast: norms and gradients must be rounded alike."""
-    switches = _precision_switches()
+    switches = precision_switches()
     before = [switch.fp32_precision for switch in switches]
 
     def restore() -> None:
@@ -182,7 +182,7 @@ def _full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _precision_switches() -> list[Any]:
+def precision_switches() -> list[Any]:
     """Torch's newer switches, of the CPU's and the GPU's libraries; none before torch 2.9."""
     backends: Any = torch.backends
     places = [(backends.cuda, ("matmul",)), (backends.cudnn, ("conv", "rnn")), (backends.mkldnn, ("matmul", "conv", "rnn"))]

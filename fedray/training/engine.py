@@ -168,7 +168,7 @@ def secretly_seed_torch(secret: bytes, device: torch.device) -> None:
     words[:] = np.frombuffer(secret, dtype="<u4", count=_WORDS)
     torch.default_generator.set_state(state)
     if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(int.from_bytes(secret[-8:], "little") >> 1)
+        torch.get_device_module(device).manual_seed_all(int.from_bytes(secret[-8:], "little") >> 1)  # of whichever number it is
 
 
 def torch_draws(device: torch.device) -> Callable[[], None]:

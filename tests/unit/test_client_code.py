@@ -97,6 +97,8 @@ MESSES: dict[str, Callable[[], Any]] = {
     "autocast": lambda: torch.set_autocast_enabled("cpu", True),
     "autocast dtype": lambda: torch.set_autocast_dtype("cpu", torch.float16),
     "matmul": lambda: torch.set_float32_matmul_precision("medium"),
+    "matmul, newer": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "convolutions, newer": lambda: setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16"),
     "benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", True),
     "hook": lambda: torch.nn.modules.module.register_module_forward_hook(lambda *_: torch.zeros(1)),
     "numpy": lambda: np.seterr(all="raise"),
@@ -125,6 +127,8 @@ LOOKS: dict[str, Callable[[], Any]] = {
     "autocast": lambda: torch.is_autocast_enabled("cpu"),
     "autocast dtype": lambda: torch.get_autocast_dtype("cpu"),
     "matmul": torch.get_float32_matmul_precision,
+    "matmul, newer": lambda: torch.backends.cuda.matmul.fp32_precision,
+    "convolutions, newer": lambda: torch.backends.mkldnn.conv.fp32_precision,
     "benchmark": lambda: torch.backends.cudnn.benchmark,
     "hook": lambda: len(torch.nn.modules.module._global_forward_hooks),
     "numpy": np.geterr,
@@ -223,6 +227,23 @@ def test_each_change_is_undone(mess: str) -> None:
         MESSES[mess]()
         assert LOOKS[mess]() != before
     assert LOOKS[mess]() == before
+
+
+def test_switches_that_cannot_be_read_any_more_are_no_error() -> None:
+    """Torch's older switches of precision, where a module of the user's has used the newer ones before."""
+    switches = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        with Surroundings().kept(None):
+            switches[0].fp32_precision = "ieee"
+        assert [switch.fp32_precision for switch in switches] == ["tf32", "tf32"]
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 def test_a_directory_that_is_gone_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
