@@ -10,10 +10,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from paths import ROOT
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -36,6 +40,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device that is tested: FEDRAY_TEST_DEVICE, by default the CPU."""
+    from elsewhere import DEVICE
+
+    return DEVICE
 
 
 @pytest.fixture(scope="session")

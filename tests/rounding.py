@@ -34,7 +34,7 @@ def flat(values: Values) -> npt.NDArray[np.float64]:
     """Parameters of a model, or the values of an array, one after the other."""
     if isinstance(values, nn.Module):
         values = torch.cat([p.detach().flatten() for p in values.parameters()])
-    return np.asarray(values, np.float64).ravel()
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, np.float64).ravel()
 
 
 def terms_of(model: nn.Module, records: int = 1) -> int:

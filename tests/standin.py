@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 NAME = "standin"
+_AUTOCAST = "AutocastPrivateUse1"
 
 #: How often something was asked of the device as a whole: its generator read, set or seeded.
 CALLS: Counter[str] = Counter()
@@ -28,7 +30,7 @@ _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes
 _libraries: list[Any] = []
 
 _aten = torch.ops.aten
-_CROSSING = (_aten._copy_from.default, _aten._to_copy.default, _aten.copy_.default, _aten.index.Tensor)
+_CROSSING = (_aten._copy_from.default, _aten._to_copy.default, _aten.copy_.default, _aten.index.Tensor, _aten.index.Tensor_out)
 
 
 class _Module(backend_registration._DummyBackendModule):
@@ -51,9 +53,21 @@ def register() -> None:
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     fallback, kernels = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     fallback.fallback(_compute, "PrivateUse1")
+    fallback.fallback(torch.library.fallthrough_kernel, _AUTOCAST)
+    for op in (_aten.linear.default, _aten.conv2d.default):
+        kernels.impl(op, partial(_lowered, op), _AUTOCAST)
     kernels.impl("convolution_overrideable", lambda *a: _compute(_aten.convolution.default, *a), "PrivateUse1")
     kernels.impl("convolution_backward_overrideable", _convolution_backward, "PrivateUse1")
     _libraries.extend((fallback, kernels))
+    # A model that moves keeps its parameter objects, as it does on its way to a GPU, so that layers that share one go on sharing it.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+
+
+def _lowered(op: Any, *args: Any) -> Any:
+    """What autocast does on the devices that torch knows."""
+    lower = torch.get_autocast_dtype(NAME)
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST))):
+        return op(*(a.to(lower) if isinstance(a, Tensor) else a for a in args))
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Any:
@@ -77,6 +91,11 @@ def _compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     tensors = [a for a in flat if isinstance(a, Tensor)]
     if op not in _CROSSING and any(t.device.type == "cpu" and t.dim() for t in tensors) and any(t.device.type == NAME for t in tensors):
         raise RuntimeError(f"Expected all tensors to be on the same device, but {op} was given tensors on {NAME} and on cpu.")
+    args = tuple(
+        torch.tensor(a) if isinstance(a, int | float) and str(s.type) == "Tensor" else a
+        for a, s in zip(args, op._schema.arguments, strict=False)
+    )
+    flat, spec = pytree.tree_flatten((args, kwargs))
     on_cpu: dict[int, tuple[Tensor, Tensor]] = {}
 
     def down(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from elsewhere import DEVICE, there
 from everyone import Everyone
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -53,10 +54,10 @@ def engine_sum(name: str, model: nn.Module, x: Tensor, y: Tensor, dp: DpStep) ->
     taken: list[list[Tensor]] = []
 
     def take(net: nn.Module) -> None:
-        taken.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in net.parameters() if p.requires_grad])
+        taken.append([(torch.zeros_like(p) if p.grad is None else p.grad.clone()).cpu() for p in net.parameters() if p.requires_grad])
 
     section = Training(lr=1.0, sampling_rate=1.0, steps=1, expected_batch=1.0)
-    ENGINES[name](model, x, y, LocalJob(section, 0.0, cross_entropy, rng.generator(0, "batches"), Everyone(), dp, take))
+    there(ENGINES[name])(model, x, y, LocalJob(section, 0.0, cross_entropy, rng.generator(0, "batches"), Everyone(), dp, take))
     return taken[0]
 
 
@@ -289,7 +290,7 @@ def test_what_an_engine_cannot_see_is_refused_by_itself_and_before_any_charge(na
     with pytest.raises(FedrayError):
         engine_sum(name, make(), batch(shape, words) if words else batch(shape, words).float(), torch.arange(N) % 3, DpStep(0.0, 1.0))
     with pytest.raises(FedrayError):
-        sensitivity_check(ENGINES[name], make, cross_entropy, shape[1:], 3, SECTION, 1.0, vocabulary=5 if words else None)
+        sensitivity_check(ENGINES[name], make, cross_entropy, shape[1:], 3, SECTION, 1.0, vocabulary=5 if words else None, device=DEVICE)
 
 
 SECTION = Training(lr=0.1, sampling_rate=0.25, steps=5, expected_batch=36.0)
@@ -316,7 +317,9 @@ def test_a_model_compiled_by_torch_is_clipped_as_it_was_written(name: str, wrap:
     except Exception as error:
         pytest.skip(f"torch compiles nothing here: {str(error).splitlines()[0]}")
     _, engine = choose_engine(name, True, wrap(plain()))
-    assert 0.99 < sensitivity_check(engine, lambda: wrap(plain()), cross_entropy, (6,), CLASSES, SECTION, 1.0) <= 1 + TOLERANCE
+    assert (
+        0.99 < sensitivity_check(engine, lambda: wrap(plain()), cross_entropy, (6,), CLASSES, SECTION, 1.0, device=DEVICE) <= 1 + TOLERANCE
+    )
     x, y = batch(FLAT, False).float(), torch.arange(N) % CLASSES
     name = "book" if name == "auto" else name
     sums = [engine_sum(name, net, x, y, DpStep(0.0, 0.5)) for net in (wrap(plain()), plain())]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 import standin
 import torch
+from elsewhere import DEVICE
 from rounding import apart, steps_apart, terms_of
 from torch import Tensor
 
@@ -35,12 +36,10 @@ from fedray.privacy.recordplan import plan_record
 from fedray.rounds import evaluator
 from fedray.training.bookkeeping import book
 from fedray.training.dpsgd import ghost, hooks
-from fedray.training.engine import DpStep, LocalJob
+from fedray.training.engine import SECRET, DpStep, LocalJob, secretly_seed_torch
 from fedray.training.losses import cross_entropy
 
-STANDIN = os.environ.get("FEDRAY_TEST_STANDIN") == "1"
-if STANDIN:
-    standin.register()
+STANDIN = DEVICE.type == standin.NAME
 HAS_STANDIN = hasattr(standin.backend_registration, "_setup_privateuseone_for_python_backend")  # torch 2.9 and later
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 ON_STANDIN = pytest.mark.skipif(not STANDIN, reason="runs in the process of test_all_of_these_on_a_second_device")
@@ -124,7 +123,7 @@ def round_of(host: ClientHost, data: Federation, weights: Vector, round_: int = 
 @pytest.mark.skipif(STANDIN or not HAS_STANDIN, reason="is that process, or torch is too old for it")
 def test_all_of_these_on_a_second_device() -> None:
     """The tests below in a process where there is one."""
-    environment = os.environ | {"FEDRAY_TEST_STANDIN": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"FEDRAY_TEST_DEVICE": standin.NAME, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "standin", str(Path(__file__))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -337,6 +336,13 @@ def test_the_standin_refuses_to_be_mixed() -> None:
     with pytest.raises((RuntimeError, TypeError)):
         there.numpy()
     assert (there + 1).cpu().tolist() == [2.0, 2.0, 2.0]
+
+
+@ON_STANDIN
+def test_a_secret_seeds_the_generators_of_whichever_device_is_trained_on() -> None:
+    standin.CALLS.clear()
+    secretly_seed_torch(bytes(range(256)) * (SECRET // 256 + 1), torch.device("standin:0"))
+    assert standin.CALLS["manual_seed_all"] == 1
 
 
 def test_outside_ray_the_device_is_the_cpu() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from elsewhere import there
 from everyone import Everyone
 from rounding import gamma, terms_of
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from fedray.training.dpsgd import ghost, hooks
 from fedray.training.engine import DpStep, LocalJob
 from fedray.training.losses import cross_entropy, mse
 
+book, ghost, hooks = there(book), there(ghost), there(hooks)
+
 CLIPPING = pytest.mark.parametrize("clipping", ["flat", "per_layer"])
 #: Kept gradients, or norms that are taken from products or inner products and sums that are computed anew.
 MEMORY = pytest.mark.parametrize("keep", [recordgrads.KEEP, 0], ids=["kept", "anew"])
@@ -41,7 +44,7 @@ def clipped_sum(
     taken: list[Tensor] = []
 
     def take(model: nn.Module) -> None:
-        taken.append(torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None]))
+        taken.append(torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None]).cpu())
 
     one = Training(lr=1.0, sampling_rate=1.0, steps=1, expected_batch=1.0)
     engine(model, x, y, LocalJob(one, 0.0, loss, np.random.default_rng(0), Everyone(), DpStep(0.0, clip, clipping), take))
@@ -393,7 +396,7 @@ class Quiet(Twice):
 
 class Positions(Twice):
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layer(torch.eye(5))[: len(x)].mean(0)
+        return x + self.layer(torch.eye(5, device=x.device))[: len(x)].mean(0)
 
 
 class InPlace(Twice):
@@ -411,7 +414,7 @@ class Penalty(Twice):
 
 class Halved(Twice):
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
             return self.layer(x).float()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from elsewhere import there
 from rounding import FLOAT32, apart, gamma, steps_apart, terms_of
 from scipy import stats
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from fedray.training.bookkeeping import book
 from fedray.training.dpsgd import ghost, hooks
 from fedray.training.engine import DpStep, LocalJob
 from fedray.training.losses import cross_entropy
+
+book, ghost, hooks = there(book), there(ghost), there(hooks)
 
 #: A correct engine fails one statistical test with this probability.
 ALPHA = 1e-6
@@ -203,7 +206,7 @@ def test_the_noise_of_one_step_has_the_charged_deviation_on_the_sum(engine: Any)
     model = nn.Linear(300, 300)
     taken: list[Tensor] = []
     one = training(sampling_rate=1e-12, steps=1)
-    adjust = lambda m: taken.extend(p.grad.clone() for p in m.parameters())  # noqa: E731
+    adjust = lambda m: taken.extend(p.grad.cpu().clone() for p in m.parameters())  # noqa: E731
     engine(model, torch.zeros(4, 300), torch.zeros(4, dtype=torch.int64), job(one, Csprng(), z=2.0, clip=0.25, adjust=adjust))
     noise = torch.cat([t.flatten() for t in taken]).double().numpy() * 12.0
     low, high = stats.chi2.ppf([ALPHA / 2, 1 - ALPHA / 2], len(noise)) / len(noise)
@@ -216,7 +219,7 @@ def test_noise_differs_between_rounds_clients_steps_and_tensors(engine: Any) -> 
         torch.manual_seed(0)
         model = nn.Linear(30, 30)
         steps: list[Tensor] = []
-        adjust = lambda m: steps.append(torch.cat([p.grad.flatten() for p in m.parameters()]))  # noqa: E731
+        adjust = lambda m: steps.append(torch.cat([p.grad.flatten() for p in m.parameters()]).cpu())  # noqa: E731
         rates = training(sampling_rate=1e-12, steps=2)
         engine(model, torch.zeros(4, 30), torch.zeros(4, dtype=torch.int64), job(rates, noise, z=1.0, adjust=adjust))
         return torch.stack(steps)
@@ -250,7 +253,7 @@ def test_every_record_joins_every_step_at_its_own_coin(engine: Any) -> None:
             self.layer = nn.Linear(1, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            drawn.append(x[:, 0].long())
+            drawn.append(x[:, 0].long().cpu())
             return self.layer(x)
 
     x, y = torch.arange(n, dtype=torch.float32)[:, None], torch.zeros(n, dtype=torch.int64)

@@ -100,16 +100,16 @@ def test_metrics_refuse_outputs_that_are_not_theirs() -> None:
         score("rmse", np.zeros((4, 3), np.float32), np.zeros(4, np.float32))
 
 
-def test_evaluation_does_not_depend_on_the_split_and_leaves_the_model_as_it_was() -> None:
+def test_evaluation_does_not_depend_on_the_split_and_leaves_the_model_as_it_was(device: torch.device) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)).to(device)
     model[1].eval()
     x, y = torch.randn(101, 4), torch.randint(0, 3, (101,))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     metrics, loss = find_metrics(["accuracy", "loss", "f1"]), find_loss("cross_entropy")
-    one = evaluate(model, x, y, metrics, loss)
+    one = evaluate(model, x, y, metrics, loss, device=device)
     for size in (1, 7, 101):
-        other = evaluate(model, x, y, metrics, loss, batch_size=size)
+        other = evaluate(model, x, y, metrics, loss, batch_size=size, device=device)
         assert other["accuracy"] == one["accuracy"]
         assert other["loss"] == pytest.approx(one["loss"], rel=2 * gamma(terms_of(model)))
     assert list(one) == ["accuracy", "loss", "f1"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from elsewhere import DEVICE
 from rounding import apart, gamma, steps_apart, terms_of
 from torch import nn
 from torch.nn import functional
@@ -28,11 +29,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def data(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
     draws = np.random.default_rng(1)
-    return torch.from_numpy(draws.standard_normal((n, 6), dtype=np.float32)), torch.from_numpy(draws.integers(0, 4, n))
+    x, y = draws.standard_normal((n, 6), dtype=np.float32), draws.integers(0, 4, n)
+    return torch.from_numpy(x).to(DEVICE), torch.from_numpy(y).to(DEVICE)
 
 
 def model(kind: str = "mlp", **arguments: object) -> nn.Module:
-    return build_model(ModelChoice(kind=kind, **arguments), (6,), 4, seed=2)
+    return build_model(ModelChoice(kind=kind, **arguments), (6,), 4, seed=2).to(DEVICE)
 
 
 def job(training: Training, **more: object) -> LocalJob:
@@ -190,7 +192,7 @@ def test_training_stops_between_steps() -> None:
 
 def test_where_records_lie_in_memory_changes_nothing() -> None:
     x, y = data()
-    odd = torch.empty(N * 6 + 1)[1:].reshape(N, 6).copy_(x)
+    odd = torch.empty(N * 6 + 1, device=DEVICE)[1:].reshape(N, 6).copy_(x)
     one, two = model("2nn"), model("2nn")
     plain(one, x, y, job(Training(lr=0.3, batch_size=N, epochs=3)))
     plain(two, odd, y, job(Training(lr=0.3, batch_size=N, epochs=3)))
@@ -216,7 +218,7 @@ def test_dropout_follows_torchs_generator_and_nothing_else_does() -> None:
 
 def test_a_model_in_evaluation_mode_is_trained_and_frozen_layers_stay() -> None:
     x, y = data()
-    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).to(DEVICE)
     net[0].requires_grad_(False)
     net.eval()
     frozen = net[0].weight.clone()
