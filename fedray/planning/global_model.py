@@ -35,7 +35,7 @@ class Model:
         facts: how every process builds the model.
         exchange: what goes down and up in each round.
         weights: float32 ``[facts.layout.size]``.
-        engine: the local engine; that of the first group if groups have engines of their own.
+        engine: the local engine; that of the first group if groups have engines of their own. None where clients do not train.
         frozen_bytes: size of its frozen parameters.
         columns, scale: see :class:`fedray.data.records.ClientData`.
     """
@@ -43,7 +43,7 @@ class Model:
     facts: ModelFacts
     exchange: Exchange
     weights: Holder[Vector]
-    engine: str
+    engine: str | None
     frozen_bytes: int = 0
     columns: Sequence[str] = ()
     scale: float = 1.0
@@ -120,6 +120,6 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
-    return Model(
-        made, algorithm.exchange(made.layout), Holder(get_vector(model, made.layout)), engines[0], frozen_bytes, facts.columns, facts.scale
-    )
+    engine = engines[0] if algorithm.traits.passes else None
+    weights = Holder(get_vector(model, made.layout))
+    return Model(made, algorithm.exchange(made.layout), weights, engine, frozen_bytes, facts.columns, facts.scale)

@@ -27,8 +27,9 @@ def round_metrics(config: Config, number: int, permit: Authorization, log: Round
 
     Training loss appears only where clients send it, which under differential privacy they do not.
     """
+    lr = {"train/lr": learning_rate(config.training, number, config.rounds)} if config.training.trains else {}
     if hidden:
-        return {"round/actor_deaths": log.deaths, "train/lr": learning_rate(config.training, number, config.rounds)}
+        return {"round/actor_deaths": log.deaths, **lr}
     metrics: dict[str, float] = {
         "round/clients_sampled": len(permit.cohort) + len(permit.refused) + len(permit.away),
         "round/clients_completed": updates,
@@ -37,7 +38,7 @@ def round_metrics(config: Config, number: int, permit: Authorization, log: Round
         "round/clients_refused": len(permit.refused) + log.count("refused"),
         "round/actor_deaths": log.deaths,
         "round/retries": log.retries,
-        "train/lr": learning_rate(config.training, number, config.rounds),
+        **lr,
     }
     losses = [(r.loss, r.records) for r in log.reports if r.loss is not None]
     if losses:

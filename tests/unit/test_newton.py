@@ -19,12 +19,15 @@ from fedray.algorithms.newton import Newton
 from fedray.algorithms.totals import DIGITS, LARGEST, MOST_CLIENTS, RecordTotals, totals_of
 from fedray.algorithms.turn import Turn
 from fedray.audit.run import AuditRequest, audit
+from fedray.clients.pool import RoundLog
 from fedray.config import Training
-from fedray.configfile import build_config
+from fedray.configfile import build_config, load_config
 from fedray.data.records import Federation, Records, offsets_of
 from fedray.errors import ConfigError, FedrayError, UpdateRejected
 from fedray.parameters import Layout
-from fedray.planning.preparation import check_only
+from fedray.planning.preparation import check_only, prepare
+from fedray.rounds.books import Authorization
+from fedray.rounds.round_metrics import round_metrics
 
 FEDERATION, _ = label_skewed()
 
@@ -224,11 +227,22 @@ def test_of_one_client_the_mean_is_its_own() -> None:
     np.testing.assert_allclose(totals_of(mean.values["x"], mean.clients), [0.75, -2.999], rtol=0, atol=2**-31)
 
 
-def test_an_audit_that_looks_for_records_in_models_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
+def without_training(folder: Path) -> Path:
+    path = folder / "config.yaml"
     path.write_text(
         "{name: t, rounds: 2, data: {source: 'sklearn:breast_cancer', partition: {kind: iid, clients: 4}}, model: {kind: logistic}, "
         "training: {loss: binary_cross_entropy}, algorithm: {kind: newton}}"
     )
+    return path
+
+
+def test_a_run_without_training_claims_no_engine_and_no_learning_rate(tmp_path: Path) -> None:
+    prepared = prepare(load_config(without_training(tmp_path)))
+    assert prepared.model is not None and prepared.model.engine is None
+    assert not any(name.startswith("train/") for name in round_metrics(prepared.config, 0, Authorization(0, []), RoundLog(), 0, False))
+
+
+def test_an_audit_that_looks_for_records_in_models_is_refused(tmp_path: Path) -> None:
+    path = without_training(tmp_path)
     with pytest.raises(ConfigError, match="its clients send no model, in which an audit could look for records"):
         audit(AuditRequest(path, attack="canaries"))
