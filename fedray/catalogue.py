@@ -61,7 +61,7 @@ def describe(room: Room, name: str) -> Description:
 
 
 def _arguments(room: Room, part: Any) -> list[Argument]:
-    if room.own is None or not callable(part):
+    if not room.keys or not callable(part):
         return []
     try:
         hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)

@@ -14,10 +14,10 @@ import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from fedray.errors import ConfigError, raised, shortened
 
@@ -30,13 +30,27 @@ class Room:
         package: the package whose modules hold the parts.
         table: name of the modules' tables of parts.
         path: dotted config key that names a part.
-        own: arguments of a part that the program passes itself; None if configs pass no arguments.
+        own: arguments that the program passes itself: by position, so that the user's own part may call them otherwise.
+        keys: whether configs pass further arguments, by keys of the section.
+        named: whether the program passes ``own`` by name, each only to a part that takes it.
     """
 
     package: str
     table: str
     path: str
-    own: tuple[str, ...] | None = ()
+    own: tuple[str, ...] = ()
+    keys: bool = True
+    named: bool = False
+
+    @property
+    def section(self) -> str:
+        """Dotted config key of the section that holds the part's arguments."""
+        return self.path.rpartition(".")[0]
+
+    @property
+    def call(self) -> str:
+        """What a part is, as the object of ``name ...``."""
+        return "a function or class that makes one" if self.named or not self.own else f"a function of ({', '.join(self.own)})"
 
     def parts(self) -> dict[str, Any]:
         """Return the parts of all modules of the package by name."""
@@ -54,7 +68,7 @@ def _parts(package: str, table: str) -> dict[str, Any]:
     return found
 
 
-MODELS = Room("fedray.models", "MODELS", "model.kind", ("input_shape", "outputs"))
+MODELS = Room("fedray.models", "MODELS", "model.kind", ("input_shape", "outputs"), named=True)
 ADAPTERS = Room("fedray.models", "ADAPTERS", "model.adapters.kind", ("model",))
 SOURCES = Room("fedray.data", "SOURCES", "data.source", ("where",))
 PARTITIONERS = Room("fedray.data", "PARTITIONERS", "data.partition.kind", ("labels", "groups", "draws"))
@@ -66,10 +80,10 @@ BOUNDS = Room("fedray.updates", "BOUNDS", "bound.kind")
 AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind", ("total",))
 MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
 SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind", ("population", "coins"))
-LOSSES = Room("fedray.training", "LOSSES", "training.loss", None)
-METRICS = Room("fedray.training", "METRICS", "evaluation.metrics", None)
+LOSSES = Room("fedray.training", "LOSSES", "training.loss", ("outputs", "targets"), keys=False)
+METRICS = Room("fedray.training", "METRICS", "evaluation.metrics", ("outputs", "targets"), keys=False)
 SCHEDULES = Room("fedray.training", "SCHEDULES", "training.schedule.kind", ("round", "rounds"))
-ENGINES = Room("fedray.training", "ENGINES", "training.engine", None)
+ENGINES = Room("fedray.training", "ENGINES", "training.engine", ("model", "x", "y", "job"), keys=False)
 
 _PROVIDED: dict[str, Any] = {}
 
@@ -126,6 +140,66 @@ def find(room: Room, name: str) -> Any:
     return parts[name]
 
 
+def is_own(name: str) -> bool:
+    """Whether a config names a part of the user's own."""
+    return name.startswith("python:")
+
+
+def find_callable(room: Room, name: str) -> Callable[..., Any]:
+    """Return the part with this name, which can be called; the user's own, if it takes what the program passes by position.
+
+    Raises:
+        ConfigError: no such part exists, or it cannot be called so.
+    """
+    part = find(room, name)
+    if not callable(part):
+        raise ConfigError(f"{room.path}: '{name}' is a {type(part).__name__}; name {room.call}.")
+    if is_own(name) and room.own and not room.named:
+        _check_call(room, name, part)
+    return part  # type: ignore[no-any-return]
+
+
+def configured(room: Room, name: str, given: Mapping[str, Any]) -> partial[Any]:
+    """Return the part with this name as a function of what the program passes by position alone: the config's arguments are checked and bound.
+
+    Args:
+        room: the kind of part.
+        name: of the part.
+        given: the keys and values of its section beside the name.
+
+    Raises:
+        ConfigError: as :func:`find_callable` and :func:`check_arguments`.
+    """
+    part = find_callable(room, name)
+    return partial(part, **check_arguments(part, given, room.section, own=_taking(room, part)))
+
+
+def _taking(room: Room, part: Callable[..., Any]) -> list[str]:
+    """The names of the parameters of a part that take what the program passes by position."""
+    try:
+        parameters = inspect.signature(part).parameters.values()
+    except ValueError:  # some functions that are written in C
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(room.own)]
+
+
+def _check_call(room: Room, name: str, part: Callable[..., Any]) -> None:
+    try:
+        parameters = inspect.signature(part).parameters
+    except ValueError:
+        return
+    taking, wanted = _taking(room, part), f"({', '.join(room.own)})"
+    if len(taking) < len(room.own) and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        raise ConfigError(
+            f"{room.path}: '{name}' takes ({', '.join(map(str, parameters.values()))}), but is called with {wanted}; write it so."
+        )
+    if room.keys:
+        return
+    for p in parameters.values():
+        if p.name not in taking and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise ConfigError(f"{room.path}: '{name}' needs {p.name} besides {wanted}, which a config cannot give; give it a default.")
+
+
 def import_path(name: str, path: str) -> Any:
     """Import ``python:package.module:attribute``; ``path`` is the config key that names it, for messages."""
     if name in _PROVIDED:
@@ -135,9 +209,9 @@ def import_path(name: str, path: str) -> Any:
         raise ConfigError(f"{path}: '{name}' should read python:package.module:name.")
     try:
         imported = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{path}: cannot import '{module}' ({error}); is it on PYTHONPATH or beside the config?") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):  # and not one that the user's imports
+            raise ConfigError(f"{path}: cannot import '{module}' ({error}); is it on PYTHONPATH or beside the config?") from error
         raise ConfigError(f"{path}: importing '{module}' failed with {raised(error)}.") from error
     if not hasattr(imported, attribute):
         raise ConfigError(f"{path}: module '{module}' has no '{attribute}'.{nearest(attribute, vars(imported))}")
@@ -176,7 +250,7 @@ def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], path:
             raise ConfigError(f"{path}.{key}: unknown argument of {name} (it takes {allowed}).{nearest(key, parameters)}")
     try:
         hints = typing.get_type_hints(factory)
-    except (NameError, TypeError):
+    except Exception:  # whatever reading the user's annotations raises
         hints = {}
     checked: dict[str, Any] = {}
     for key, parameter in parameters.items():
@@ -194,6 +268,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
         return adapter.validate_python(value, strict=False)
+    except PydanticUserError:  # an annotation that says nothing of values
+        return value
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {shortened(repr(value))}.") from None

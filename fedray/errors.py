@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,22 @@ def raised(error: BaseException) -> str:
     """Describe an error by its class, its text, and the place in the user's own code that raised it."""
     place, said = own_place(error), str(error).strip().splitlines()
     return f"{type(error).__name__}" + (f": {said[0].rstrip('.')}" if said else "") + (f" ({place})" if place else "")
+
+
+@contextmanager
+def blaming(part: str, kind: type[FedrayError] = ConfigError) -> Iterator[None]:
+    """Make one sentence of whatever a part of the user's raises, ``SystemExit`` too; fedray's own errors pass.
+
+    Args:
+        part: the beginning of the sentence, such as ``cohort.kind: 'python:mine:sampler'``.
+        kind: class of the error.
+    """
+    try:
+        yield
+    except FedrayError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise kind(f"{part} failed with {raised(error)}.") from error
 
 
 _FRAME = re.compile(r'^  File "([^"]+)", line (\d+), in (\S+)', re.MULTILINE)

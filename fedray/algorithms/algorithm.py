@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray import components, config
+from fedray.algorithms.own_server import OwnServer
 from fedray.algorithms.turn import Moved, Turn
 from fedray.choices import Choice
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, blaming
 from fedray.exchange import Exchange, Field
 from fedray.parameters import Layout, Vector
 from fedray.traits import Traits
@@ -161,7 +162,8 @@ def make_server(part: Choice) -> Server:
     Raises:
         ConfigError: unknown server optimiser or wrong arguments.
     """
-    return cast(Server, _make(part, components.SERVERS, Server, "lacks init or step"))
+    made = cast(Server, _make(part, components.SERVERS, Server, "lacks init or step"))
+    return OwnServer(made, part.kind) if components.is_own(part.kind) else made
 
 
 def stepped(
@@ -194,11 +196,9 @@ def stepped(
 
 
 def _make(part: Choice, room: components.Room, kind: Any, otherwise: str) -> object:
-    section = room.path.partition(".")[0]
-    factory: Any = components.find(room, part.kind)
-    if not callable(factory):
-        raise ConfigError(f"{room.path}: '{part.kind}' is a {type(factory).__name__}; name a class or function that makes it.")
-    made: object = factory(**components.check_arguments(factory, part.arguments, section))
+    factory = components.configured(room, part.kind, part.arguments)
+    with blaming(f"{room.path}: making '{part.kind}'"):
+        made: object = factory()
     if not isinstance(made, kind):
         raise ConfigError(f"{room.path}: '{part.kind}' made a {type(made).__name__}, which {otherwise}.")
     return made

@@ -26,7 +26,7 @@ from torch.overrides import _pop_mode
 from torch.utils import deterministic
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 
-from fedray.errors import FedrayError
+from fedray.errors import FedrayError, own_place
 from fedray.training.dploop import precision_switches
 
 #: How a state is read, and how it is put back.
@@ -197,12 +197,13 @@ def speaking() -> Iterator[None]:
 
 
 def described(error: BaseException) -> str:
-    """What client code raised, as ``Class: text``; a text that cannot be had is left out."""
+    """What client code raised, as ``Class: text (file, line, function)``; a text that cannot be had is left out."""
     try:
         text = str(error)
     except BaseException:
         text = "its text cannot be read"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    place = own_place(error)
+    return type(error).__name__ + (f": {text}" if text else "") + (f" ({place})" if place else "")
 
 
 def told(error: BaseException) -> str:

@@ -6,25 +6,24 @@ federation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
 from fedray import rng
-from fedray.components import PARTITIONERS, SOURCES, TRANSFORMS, check_arguments, find, nearest
+from fedray.components import PARTITIONERS, SOURCES, TRANSFORMS, check_arguments, configured, find, is_own, nearest
 from fedray.config import Data
 from fedray.data.holdout import split
 from fedray.data.partition import Deal, check_parts, natural
 from fedray.data.records import ClientData, Features, Federation, Indices, Label, Numbered, Records, Targets, offsets_of
 from fedray.data.silos import Silo, check_silos, join, nothing_held_out
 from fedray.data.source import Raw, Silos, Source, gather
-from fedray.data.transforms import Apply, Floats, Transform
-from fedray.errors import DataError
+from fedray.data.transforms import Apply, Floats, Transform, check_in_torch, checked
+from fedray.errors import DataError, blaming
 from fedray.inputs import described
-
-_GIVEN = ("labels", "groups", "draws")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +54,9 @@ def check(data: Data) -> None:
     """
     source = _source(data)
     transform = transform_of(data)
-    function, arguments = _partitioner(data)
+    partitioner = _partitioner(data)
     if isinstance(source, Silos):
-        if function is not natural:
+        if partitioner.func is not natural:
             raise DataError(
                 f"data.partition.kind: {data.source} has one place a client, "
                 f"which cannot be dealt anew by '{data.partition.kind}'; use natural."
@@ -66,7 +65,7 @@ def check(data: Data) -> None:
             raise _no_statistics(data)
     elif transform.private_statistics and data.holdout.at == "driver" and data.holdout.fraction > 0:
         raise _no_statistics(data)
-    clients = arguments.get("clients")
+    clients = partitioner.keywords.get("clients")
     if isinstance(clients, int) and clients < 1:
         raise DataError(f"data.partition.clients: should be 1 or more, but is {clients}.")
 
@@ -97,11 +96,11 @@ def client_names(data: Data, seed: int) -> Sequence[str]:
     source = _source(data)
     if isinstance(source, Silos):
         return list(source.names)
-    function, arguments = _partitioner(data)
-    if not data.partition.kind.startswith("python:") and "clients" in arguments:
-        return Numbered(arguments["clients"])
+    partitioner = _partitioner(data)
+    if not is_own(data.partition.kind) and "clients" in partitioner.keywords:
+        return Numbered(partitioner.keywords["clients"])
     raw = source.load()
-    if function is natural and raw.groups is not None:
+    if partitioner.func is natural and raw.groups is not None:
         return list(raw.group_names)
     return _plan(data, raw, seed).names
 
@@ -208,9 +207,8 @@ def _source(data: Data) -> Source:
     return cast(Source, find(SOURCES, kind)(where, **source_arguments(data)))
 
 
-def _partitioner(data: Data) -> tuple[Callable[..., Any], dict[str, Any]]:
-    function = find(PARTITIONERS, data.partition.kind)
-    return function, check_arguments(function, data.partition.arguments, "data.partition", own=_GIVEN)
+def _partitioner(data: Data) -> partial[Any]:
+    return configured(PARTITIONERS, data.partition.kind, data.partition.arguments)
 
 
 def transform_of(data: Data) -> Transform:
@@ -219,14 +217,31 @@ def transform_of(data: Data) -> Transform:
     Raises:
         ConfigError: the transform is not known, or does not take the arguments.
     """
-    factory = find(TRANSFORMS, data.normalize.kind)
-    made = factory(**check_arguments(factory, data.normalize.arguments, "data.normalize"))
+    kind, where = data.normalize.kind, _normalizer(data)
+    factory = configured(TRANSFORMS, kind, data.normalize.arguments)
+    with blaming(where, DataError):
+        made = factory()
     if not isinstance(made, Transform):
-        raise DataError(
-            f"data.normalize.kind: '{data.normalize.kind}' should return a "
-            f"fedray.data.transforms.Transform, but returned {type(made).__name__}."
-        )
-    return made
+        raise DataError(f"{where} should return a fedray.data.transforms.Transform, but returned {type(made).__name__}.")
+    return checked(made, where) if is_own(kind) else made
+
+
+def check_own_transform(data: Data, shape: tuple[int, ...]) -> None:
+    """Compare the two forms of the user's own transform.
+
+    Args:
+        data: the section.
+        shape: of one record's features.
+
+    Raises:
+        DataError: see :func:`fedray.data.transforms.check_in_torch`.
+    """
+    if is_own(data.normalize.kind):
+        check_in_torch(transform_of(data), shape, _normalizer(data))
+
+
+def _normalizer(data: Data) -> str:
+    return f"data.normalize.kind: '{data.normalize.kind}'"
 
 
 def _refuse_normalizer(data: Data, raw: Raw) -> Raw:
@@ -251,23 +266,24 @@ def _no_statistics(data: Data) -> DataError:
 
 
 def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
-    function, arguments = _partitioner(data)
+    partitioner = _partitioner(data)
+    by_source = partitioner.func is natural
     n = len(raw.y)
-    own_test = function is natural and data.holdout.at == "clients" and raw.test is not None and raw.test_groups is not None
+    own_test = by_source and data.holdout.at == "clients" and raw.test is not None and raw.test_groups is not None
     pool: Indices = np.arange(n)
     driver_test: Indices | None = None
     holdout = data.holdout
     splits = raw.test is None and holdout.fraction > 0
     if splits and holdout.at == "driver":
-        kept = raw.groups if function is natural else None
+        kept = raw.groups if by_source else None
         pool, driver_test = split(raw.y, holdout.fraction, holdout.stratify, rng.generator(seed, "holdout"), kept)
         if not len(driver_test):
             raise nothing_held_out(holdout.fraction, f"{n} records" + (" (each client keeps one)" if kept is not None else ""))
     labels, groups = raw.y[pool], raw.groups[pool] if raw.groups is not None else None
-    dealt = function(labels, groups, rng.generator(seed, "partition"), **arguments)
-    checked = check_parts(dealt, len(pool), "data.partition")
-    parts = Deal(pool[checked.order], checked.offsets)
-    names = list(raw.group_names) if function is natural else Numbered(len(parts))
+    with blaming(f"data.partition.kind: '{data.partition.kind}'", DataError):
+        dealt = check_parts(partitioner(labels, groups, rng.generator(seed, "partition")), len(pool), "data.partition")
+    parts = Deal(pool[dealt.order], dealt.offsets)
+    names = list(raw.group_names) if by_source else Numbered(len(parts))
     client_test: Deal | None = None
     if splits and holdout.at == "clients":
         pairs = [_hold_out(data, raw.y, part, seed, name) for name, part in zip(names, parts, strict=True)]

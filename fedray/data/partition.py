@@ -231,12 +231,16 @@ def check_parts(parts: Any, n: int, where: str) -> Deal:
     """
     if not isinstance(parts, Deal):
         try:
-            arrays = [np.asarray(part, dtype=np.int64).reshape(-1) for part in parts]
+            arrays = [np.asarray(part) for part in parts]
         except (TypeError, ValueError):
-            raise DataError(f"{where}: the partitioner should return a list of index arrays, one a client.") from None
+            arrays = [np.zeros(())]
+        if any(a.ndim != 1 or (a.size and a.dtype.kind not in "iu") for a in arrays):
+            raise DataError(
+                f"{where}: the partitioner should return a list of arrays of whole numbers, the places of each client's records."
+            )
         if not arrays:
             raise DataError(f"{where}: the partitioner made no clients.")
-        parts = Deal.of(arrays)
+        parts = Deal.of([a.astype(np.int64) for a in arrays])
     deal: Deal = parts
     empty = np.flatnonzero(deal.sizes == 0)
     if len(empty):

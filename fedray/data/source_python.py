@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from fedray.data.packing import pack
 from fedray.data.records import Indices, Label, Records
 from fedray.data.source import Raw, RawFeatures, Silos, Source, Whole, build, check_names, checked_pair
 from fedray.data.table import frame_features
-from fedray.errors import DataError, FedrayError, raised
+from fedray.errors import DataError, blaming
 from fedray.inputs import Input, described
 
 _PARTS = "(x, y) or (x, y, x_test, y_test)"
@@ -54,7 +54,10 @@ def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: 
     name = f"python:{where}"
     if not callable(made):
         raise DataError(f"{name}: is neither a function nor a class; it should return {_SHAPES}.")
-    taken = inspect.signature(made).parameters
+    try:
+        taken: Mapping[str, Any] = inspect.signature(made).parameters
+    except ValueError:  # some functions that are written in C
+        taken = {}
     given: dict[str, Any] = ({"classes": classes} if classes != "own" else {}) | ({"labels": labels} if labels is not None else {})
     checked = check_arguments(made, {**arguments, **{k: v for k, v in given.items() if k in taken}}, "data")
     count = None if classes == "own" else classes
@@ -63,13 +66,16 @@ def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: 
     silos: Any = _call(name, made, **checked)
     if not (callable(getattr(silos, "clients", None)) and callable(getattr(silos, "load", None))):
         raise DataError(f"{name}: a class needs clients(), load(client) and classes; a function returns {_SHAPES}.")
-    names = check_names([str(n) for n in _call(name, silos.clients)], name)
+    clients = _call(name, silos.clients)
+    if not isinstance(clients, Iterable) or isinstance(clients, str):
+        raise DataError(f"{name}: clients() should give the clients' names, but gave {_what(clients)}.")
+    names = check_names([str(n) for n in clients], name)
     if labels is None and count is None:
         if classes == "own" and not hasattr(silos, "classes"):
             raise DataError(f"{name}: says nothing of its classes; give it the attribute classes, or set data.classes or data.labels.")
         count = getattr(silos, "classes", None)
-        if count is not None and not isinstance(count, int):
-            raise DataError(f"{name}: classes should be a whole number, or None in regression, but is {count!r}.")
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise DataError(f"{name}: classes should be a whole number above 0, or None in regression, but is {count!r}.")
     found = len(labels) if labels is not None else count
     stand_for = tuple(labels) if labels is not None else range(count or 0)
     return Silos(
@@ -83,12 +89,8 @@ def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: 
 
 def _call(name: str, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     """Call the user's code; its errors become one sentence, with the original error as the cause."""
-    try:
+    with blaming(name, DataError):
         return function(*arguments, **named)
-    except FedrayError:
-        raise
-    except Exception as error:
-        raise DataError(f"{name}: failed with {raised(error)}.") from error
 
 
 def _pair(value: Any, where: str, expected: str) -> tuple[Any, Any]:

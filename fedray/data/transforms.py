@@ -7,13 +7,15 @@ such statistics one record's gradient depends on all others, which record-level 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fedray.errors import DataError
+from fedray.errors import DataError, blaming
+from fedray.rng import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Apply = Callable[[Floats], Floats]
 _BLOCK = 8192
+_TRIED = 4  # records that show whether one changes another
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,78 @@ class Transform:
     fit: Callable[[Floats], Apply]
     private_statistics: bool = False
     in_torch: Callable[[Tensor], Tensor] | None = None
+
+
+def checked(transform: Transform, where: str) -> Transform:
+    """Return a transform of the user's own, each result of which is checked.
+
+    Args:
+        transform: the user's.
+        where: beginning of its errors, such as ``data.normalize.kind: 'python:mine:logs'``.
+
+    Raises:
+        DataError: by ``fit`` and what that returns: they fail, return anything but features of the same shape, or records change each other.
+    """
+
+    def fit(train: Floats) -> Apply:
+        with blaming(f"{where}: fit", DataError):
+            apply: Any = transform.fit(train)
+        if not callable(apply):
+            raise DataError(f"{where}: fit returned a {type(apply).__name__}; return the function that is applied to features.")
+        return partial(_apply_checked, apply, where)
+
+    if transform.private_statistics and transform.in_torch is not None:
+        raise DataError(f"{where}: has private_statistics and in_torch, but one graph cannot hold each client's statistics; leave one out.")
+    return replace(transform, fit=fit)
+
+
+def check_in_torch(transform: Transform, shape: tuple[int, ...], where: str) -> None:
+    """Compare ``in_torch`` of the user's own transform with what it applies, on random features of records of ``shape``.
+
+    Args:
+        transform: from :func:`checked`.
+        shape: of one record's features.
+        where: as for :func:`checked`.
+
+    Raises:
+        DataError: ``in_torch`` fails, or is another function.
+    """
+    if transform.in_torch is None:
+        return
+    import torch
+
+    x = generator(0, "in_torch").standard_normal((_TRIED, *shape)).astype(np.float32)
+    try:
+        expected = transform.fit(x[:0])(x.copy())
+    except DataError:  # it need not stand random features
+        return
+    with blaming(f"{where}: in_torch", DataError):
+        found = transform.in_torch(torch.from_numpy(x))
+        same = found.dtype == torch.float32 and found.shape == expected.shape and np.allclose(found.numpy(), expected, rtol=1e-3, atol=1e-5)
+    if not same:
+        raise DataError(
+            f"{where}: in_torch gives other features than the function that fit returns; make it the same, for float32 tensors."
+        )
+
+
+def _apply_checked(apply: Apply, where: str, x: Floats) -> Floats:
+    some = x[:_TRIED].copy()
+    with blaming(where, DataError):
+        result: Any = apply(x)
+    if not isinstance(result, np.ndarray) or result.shape != x.shape or result.dtype.kind != "f":
+        what = f"{result.dtype} {list(result.shape)}" if isinstance(result, np.ndarray) else f"a {type(result).__name__}"
+        raise DataError(f"{where}: returned {what} for features float32 {list(x.shape)}; return the same shape, as floats.")
+    for start in range(0, len(result), _BLOCK):
+        if not np.isfinite(result[start : start + _BLOCK]).all():
+            raise DataError(f"{where}: gave a feature that is NaN or infinite; treat such values before.")
+    if len(some) > 1:
+        with blaming(where, DataError):
+            same = np.allclose(apply(some[:1].copy()), result[:1], rtol=1e-4, atol=1e-6)
+        if not same:
+            raise DataError(
+                f"{where}: gives a record other values beside other records; compute statistics in fit, with private_statistics=True."
+            )
+    return cast(Floats, result.astype(np.float32, copy=False))
 
 
 def none() -> Transform:

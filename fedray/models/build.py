@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from fedray import components, rng
 from fedray.choices import Choice, ModelChoice
-from fedray.errors import ConfigError, FedrayError, raised
+from fedray.errors import ConfigError, blaming, raised
 from fedray.inputs import Input, described
 from fedray.models.adapters import check_adapted
 from fedray.models.keywords import Keywords
 from fedray.models.weights import load_weights
-
-_OWN = ("input_shape", "outputs")
 
 
 def build_model(
@@ -83,12 +81,8 @@ def _made(part: ModelChoice, input_shape: tuple[int, ...], outputs: int, inputs:
     shape = {i.name: i.shape for i in inputs} if inputs else tuple(input_shape)
     offered = {"input_shape": shape, "outputs": outputs}
     taken = inspect.signature(factory).parameters
-    try:
+    with blaming(f"model.kind: making '{part.kind}'"):
         model = factory(**{name: value for name, value in offered.items() if name in taken}, **arguments)
-    except FedrayError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"model.kind: making '{part.kind}' failed with {raised(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.kind: '{part.kind}' made a {type(model).__name__}; it should return a torch.nn.Module.")
     model = _prepared(model, part, None if _takes_weights(factory) else part.weights)
@@ -108,29 +102,28 @@ def _prepared(model: nn.Module, part: ModelChoice, weights: str | None) -> nn.Mo
         load_weights(model, weights)
     if part.adapters is None:
         return model
-    adapt, arguments = adapter(part.adapters)
-    try:
-        model = adapt(model, **arguments)
-    except FedrayError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"model.adapters.kind: putting '{part.adapters.kind}' on the model failed with {raised(error)}.") from error
-    check_adapted(model, part.kind)
-    return model
+    kind = part.adapters.kind
+    with blaming(f"model.adapters.kind: putting '{kind}' on the model"):
+        adapted = adapter(part.adapters)(model)
+    if not isinstance(adapted, nn.Module):
+        raise ConfigError(
+            f"model.adapters.kind: '{kind}' returned a {type(adapted).__name__}; it should return the model, a torch.nn.Module, with the adapters."
+        )
+    if not any(p.requires_grad for p in adapted.parameters()):
+        raise ConfigError(
+            f"model.adapters.kind: '{kind}' leaves nothing to train; set requires_grad of the parameters that it adds or chooses."
+        )
+    check_adapted(adapted, part.kind)
+    return adapted
 
 
-def adapter(part: Choice) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    """The adapter that a config names, a function of a model, and its other arguments.
+def adapter(part: Choice) -> Callable[..., Any]:
+    """The adapter that a config names with its arguments, a function of a model.
 
     Raises:
         ConfigError: it is not known, or its arguments do not fit.
     """
-    adapt = components.find(components.ADAPTERS, part.kind)
-    if not callable(adapt):
-        raise ConfigError(
-            f"model.adapters.kind: '{part.kind}' is a {type(adapt).__name__}; name a function that takes a model and gives one."
-        )
-    return adapt, components.check_arguments(adapt, part.arguments, "model.adapters", own=("model",))
+    return components.configured(components.ADAPTERS, part.kind, part.arguments)
 
 
 def factory_arguments(factory: Callable[..., Any], part: ModelChoice) -> dict[str, Any]:
@@ -142,7 +135,7 @@ def factory_arguments(factory: Callable[..., Any], part: ModelChoice) -> dict[st
     given = part.arguments
     if part.weights is not None and _takes_weights(factory):
         given["weights"] = part.weights
-    return components.check_arguments(factory, given, "model", own=_OWN)
+    return components.check_arguments(factory, given, "model", own=components.MODELS.own)
 
 
 def without_weights(part: ModelChoice) -> ModelChoice:
@@ -205,6 +198,8 @@ def _check_outputs(model: nn.Module, kind: str, records: Tensor, outputs: int, p
         ) from error
     if not isinstance(result, Tensor):
         raise ConfigError(f"model.kind: '{kind}' returns a {type(result).__name__} from forward; it should return one tensor of outputs.")
+    if not result.is_floating_point():
+        raise ConfigError(f"model.kind: '{kind}' gives outputs of {result.dtype}; it should give floats, which training can change.")
     allowed: list[tuple[int, ...]] = [(2,), (2, 1)] if outputs == 1 else [(2, outputs)]
     if positions is not None:  # at the last position nothing may follow
         allowed = [(2, positions, outputs), (2, positions + 1, outputs)]

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedray.algorithms.algorithm import check_training, make_algorithm
+from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
+from fedray.algorithms.own_server import OwnServer
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
 from fedray.exchange import Exchange
@@ -24,6 +25,7 @@ from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
 from fedray.training.losses import find_loss, outputs_for, positions_for
+from fedray.training.schedules import check_schedule
 from fedray.updates.pipeline import keep_state, make_stages
 
 
@@ -117,9 +119,12 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         needs = BatchNeeds() if private else batch_needs(model, loss, shape, tokens, classes, facts.targets, facts.target_shape)
         members = np.asarray(group.members)
         check_training(algorithm, group.training)
+        check_schedule(group.training, config.rounds)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
+    weights, server = get_vector(model, made.layout), make_server(config.server)
+    if isinstance(server, OwnServer):
+        server.rehearse(weights)
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
     engine = engines[0] if algorithm.traits.passes else None
-    weights = Holder(get_vector(model, made.layout))
-    return Model(made, algorithm.exchange(made.layout), weights, engine, frozen_bytes, facts.columns, facts.scale)
+    return Model(made, algorithm.exchange(made.layout), Holder(weights), engine, frozen_bytes, facts.columns, facts.scale)

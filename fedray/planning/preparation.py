@@ -17,7 +17,16 @@ from fedray.algorithms.algorithm import check_training, make_algorithm, make_ser
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import find
 from fedray.config import Config
-from fedray.data.dataset import check, client_names, declared_labels, load_federation, per_silo, private_statistics, silo_test
+from fedray.data.dataset import (
+    check,
+    check_own_transform,
+    client_names,
+    declared_labels,
+    load_federation,
+    per_silo,
+    private_statistics,
+    silo_test,
+)
 from fedray.data.records import Federation, Label, Records
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
@@ -31,7 +40,7 @@ from fedray.privacy.stagerules import check_stages
 from fedray.rounds.cohort import Sampler, make_sampler
 from fedray.training.evaluate import find_metrics
 from fedray.training.losses import find_loss
-from fedray.training.schedules import learning_rate
+from fedray.training.schedules import check_schedule
 from fedray.updates.pipeline import make_stages
 
 
@@ -155,6 +164,7 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     config, names, groups = prepared.config, prepared.names, prepared.groups
     check_sizes(prepared.plans, groups, names, facts.sizes)
     model = make_model(config, groups, names, facts)
+    check_own_transform(config.data, facts.shape)
     if config.privacy.whole_clients and "partition" not in config.privacy.unprotected:
         partition: dict[str, Any] = {"clients": len(names)}
     else:
@@ -274,7 +284,7 @@ def check_parts(config: Config) -> None:
         if find_loss(name).couples and config.privacy.record:
             raise rules.coupled_loss(path, name)
     find_metrics(config.evaluation.metrics)
-    learning_rate(config.training, 0, config.rounds)
+    check_schedule(config.training, config.rounds)
     factory = find(components.MODELS, config.model.kind)
     if inspect.isroutine(factory) or inspect.isclass(factory):
         factory_arguments(factory, config.model)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fedray import components
 from fedray.choices import Choice
 from fedray.config import Config, Joint, Privacy
-from fedray.errors import ConfigError, PrivacyRefusal
+from fedray.errors import ConfigError, PrivacyRefusal, blaming
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Poisson, rate
 from fedray.privacy.ledger.chain import EVERYONE
@@ -221,8 +221,9 @@ def make_mechanism(privacy: Privacy) -> tuple[str, Mechanism]:
     regime = privacy.whole_clients
     assert regime is not None
     part = privacy.mechanism or Choice(kind=_DEFAULTS[regime])
-    factory = components.find(components.MECHANISMS, part.kind)
-    made = factory(**components.check_arguments(factory, part.arguments, "privacy.mechanism"))
+    factory = components.configured(components.MECHANISMS, part.kind, part.arguments)
+    with blaming(f"privacy.mechanism.kind: '{part.kind}'"):
+        made = factory()
     if not isinstance(made, Mechanism):
         raise ConfigError(f"privacy.mechanism.kind: '{part.kind}' is no subclass of fedray.privacy.mechanisms.base.Mechanism; name one.")
     if made.regime != regime:

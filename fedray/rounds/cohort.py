@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.components import SAMPLERS as ROOM
-from fedray.components import check_arguments, find
+from fedray.components import configured, is_own
 from fedray.config import Cohort
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, blaming, shortened
 from fedray.rng import generator
 
 Indices = npt.NDArray[np.int64]
@@ -111,11 +111,12 @@ def make_sampler(cohort: Cohort, clients: int) -> Sampler:
     """The configured sampler.
 
     Raises:
-        ConfigError: unknown kind or arguments, or a size that the population does not have.
+        ConfigError: unknown kind or arguments, a size that the population does not have, or a sampler of the user's own that fails when
+            it is tried on the whole population.
     """
-    function = find(ROOM, cohort.kind)
-    arguments = check_arguments(function, cohort.arguments, "cohort", own=("population", "coins"))
-    fraction, size = arguments.get("fraction"), arguments.get("size")
+    sampler = configured(ROOM, cohort.kind, cohort.arguments)
+    own = is_own(cohort.kind)
+    fraction, size = (None, None) if own else (sampler.keywords.get("fraction"), sampler.keywords.get("size"))
     if cohort.kind == "fixed" and (size is None) == (fraction is None):
         raise ConfigError("cohort.size: a fixed cohort takes exactly one of size and fraction.")
     if fraction is not None and not 0 < fraction <= 1:
@@ -124,7 +125,30 @@ def make_sampler(cohort: Cohort, clients: int) -> Sampler:
         raise ConfigError(f"cohort.size: should be between 1 and the {clients} clients there are, but is {size}.")
     if cohort.min_clients > (size or clients):
         raise ConfigError(f"cohort.min_clients: {cohort.min_clients} updates a round cannot come from {size or clients} clients.")
-    return partial(function, **arguments)
+    if not own:
+        return sampler
+    checked = partial(_checked, sampler, cohort.kind)
+    checked(Population(np.ones(clients, dtype=np.bool_), np.ones(clients)), generator(0, "cohort", 0).random(clients))
+    return checked
+
+
+def _checked(sampler: Sampler, kind: str, population: Population, coins: Coins) -> Indices:
+    """The cohort that a sampler of the user's own draws, in increasing order.
+
+    Raises:
+        ConfigError: it fails, or returns anything but different clients' indices.
+    """
+    clients = len(coins)
+    with blaming(f"cohort.kind: '{kind}' in round {population.round + 1}"):
+        drawn = np.asarray(sampler(population, coins))
+    if drawn.ndim == 1 and not len(drawn):
+        return np.empty(0, dtype=np.int64)
+    if drawn.ndim != 1 or drawn.dtype.kind not in "iu" or drawn.min() < 0 or drawn.max() >= clients or len(np.unique(drawn)) < len(drawn):
+        raise ConfigError(
+            f"cohort.kind: '{kind}' returned {shortened(repr(drawn.tolist()), 60)} in round {population.round + 1}; return the indices of "
+            f"the clients it chooses, different whole numbers from 0 to {clients - 1} (np.flatnonzero of a mask)."
+        )
+    return np.sort(drawn).astype(np.int64)
 
 
 def largest_cohort(cohort: Cohort, clients: int) -> int:

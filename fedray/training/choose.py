@@ -67,7 +67,4 @@ def choose_engine(
             raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use auto or plain.")
     if needs.couples and name != "plain":
         raise ConfigError(f"training.engine: '{name}' cannot train this, because {needs.whole}; use auto or plain.")
-    engine = components.find(components.ENGINES, name)
-    if not callable(engine):
-        raise ConfigError(f"training.engine: '{name}' is a {type(engine).__name__}; name a function of (model, x, y, job).")
-    return name, cast(Engine, engine)
+    return name, cast(Engine, components.find_callable(components.ENGINES, name))

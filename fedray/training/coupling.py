@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.config import Training
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, blaming
 from fedray.models.build import evaluating
 from fedray.rng import generator
 from fedray.training.engine import LossFn, seeded_torch
@@ -78,7 +78,7 @@ def batch_needs(
         target_shape: of one record's targets.
 
     Raises:
-        ConfigError: the loss couples records and does not say so.
+        ConfigError: the loss couples records and does not say so, or it fails on the model's outputs and the data's targets.
     """
     needs = _of_model(model, shape, tokens)
     if loss.couples:
@@ -94,7 +94,18 @@ def batch_needs(
             f"training.loss: '{loss.name}' gives a record another value or gradient in another batch; make each record's loss a function of "
             "that record alone, or set the function's attribute couples = True and return one number for the whole batch."
         )
+    if found is None and some is not None:
+        tried(partial(_call_once, model, loss, shape, tokens, some[:_RECORDS]), otherwise=None)
     return needs if found is False else BatchNeeds(needs.whole or "training.loss could not be tried on parts of a batch", needs.fewest)
+
+
+def _call_once(model: nn.Module, loss: Loss, shape: tuple[int, ...], tokens: bool, targets: Tensor) -> None:
+    """Call a loss that stood none of the outputs it was tried on with those of the model, for records of zeros, and the data's targets."""
+    x = torch.zeros((len(targets), *shape), dtype=torch.int64 if tokens else torch.float32, device=next(model.parameters()).device)
+    with evaluating(model):
+        outputs = model(x).cpu()
+    with blaming(f"training.loss: '{loss.name}'"):
+        loss(outputs, targets)
 
 
 def check_batches(needs: BatchNeeds, training: Training, sizes: npt.NDArray[np.int64], names: Sequence[str]) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from fedray import components
-from fedray.errors import ConfigError, DataError, FedrayError, raised
+from fedray.errors import ConfigError, DataError, blaming
 from fedray.models.build import evaluating
 from fedray.training.coupling import apart_in_evaluation
 from fedray.training.engine import LossFn
 from fedray.training.losses import Loss
-from fedray.training.metrics import MetricFn, mean_loss
+from fedray.training.metrics import MetricFn, Task, mean_loss
 
 #: What metrics of several targets are for, and what goes with them.
 _TASKS = {"labels": "several labels a record", "survival": "times of events", "tokens": "next tokens"}
@@ -31,14 +31,23 @@ def find_metrics(names: Iterable[str]) -> dict[str, MetricFn]:
     """
     found: dict[str, MetricFn] = {}
     for name in names:
-        metric = components.find(components.METRICS, name)
-        if not callable(metric):
-            raise ConfigError(f"evaluation.metrics: '{name}' is a {type(metric).__name__}; name a function of (outputs, targets).")
+        metric = components.find_callable(components.METRICS, name)
+        _check_said(name, metric)
         short = components.short_name(name)
         if short in found:
             raise ConfigError(f"evaluation.metrics: two metrics are called '{short}'; name each once.")
-        found[short] = cast(MetricFn, metric)
+        found[short] = metric
     return found
+
+
+def _check_said(name: str, metric: MetricFn) -> None:
+    task, lower = getattr(metric, "task", None), getattr(metric, "lower_is_better", False)
+    if task is not None and task not in get_args(Task):
+        raise ConfigError(
+            f"evaluation.metrics: '{name}' has task = {task!r}; give one of {', '.join(map(repr, get_args(Task)))}, or None for any."
+        )
+    if not isinstance(lower, bool):
+        raise ConfigError(f"evaluation.metrics: '{name}' has lower_is_better = {lower!r}; give True or False.")
 
 
 def check_metrics(metrics: Mapping[str, MetricFn], loss: Loss, classes: int | None, outputs: int) -> None:
@@ -122,13 +131,11 @@ def evaluate(
 
 
 def _number(name: str, outputs: Tensor, targets: Tensor, metric: MetricFn, loss: LossFn) -> float:
-    try:
+    with blaming(f"evaluation.metrics: '{name}'"):
         value = mean_loss(outputs, targets, loss) if metric is mean_loss else metric(outputs, targets)
-    except FedrayError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"evaluation.metrics: '{name}' failed with {raised(error)}.") from error
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"evaluation.metrics: '{name}' returned a {type(value).__name__} that is not one number.") from error
+        raise ConfigError(
+            f"evaluation.metrics: '{name}' returned a {type(value).__name__}; return one number, NaN where it is not defined."
+        ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -67,6 +67,11 @@ class Loss:
                 else "one loss for each (or set its attribute couples = True)"
             )
             raise ConfigError(f"training.loss: '{self.name}' returned {got} for {len(targets)} records; return {wanted}.")
+        if outputs.requires_grad and not losses.requires_grad:
+            raise ConfigError(
+                f"training.loss: '{self.name}' returned {str(losses.dtype).removeprefix('torch.')} values without a gradient; compute them of "
+                "the outputs by differentiable functions of torch, without argmax, detach or numpy."
+            )
         return losses
 
 
@@ -130,13 +135,11 @@ def find_loss(name: str) -> Loss:
     Raises:
         ConfigError: no such loss, not a function, or its attributes are none that a loss can have.
     """
-    found = components.find(components.LOSSES, name)
-    if not callable(found):
-        raise ConfigError(f"training.loss: '{name}' is a {type(found).__name__}; name a function of (outputs, targets).")
+    found = components.find_callable(components.LOSSES, name)
     said = {key: getattr(found, key) for key in _SAID if hasattr(found, key)}
-    if "targets" in said:
-        said["targets"] = _checked_targets(name, said["targets"])
-    return Loss(cast(LossFn, found), name, **said, own=name.startswith("python:"))
+    if components.is_own(name):
+        said = _checked(name, said)
+    return Loss(found, name, **said, own=components.is_own(name))
 
 
 def known_apart(loss: LossFn) -> bool:
@@ -196,10 +199,28 @@ def _written(shape: tuple[int | str, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _checked_targets(name: str, targets: Any) -> tuple[int | str, ...]:
-    if not isinstance(targets, tuple | list) or not targets or targets[0] != "n" or not all(isinstance(t, int | str) for t in targets):
-        raise ConfigError(f"training.loss: '{name}' has targets = {targets!r}; give a tuple such as ('n', 2), which begins with 'n'.")
-    return tuple(targets)
+def _checked(name: str, said: dict[str, Any]) -> dict[str, Any]:
+    """What a loss of the user's own says of itself, if all of it is what a loss can say."""
+    wanted: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "outputs": ("a whole number above 0, or None", lambda v: v is None or _whole(v, 1)),
+        "classes": ("a whole number above 1, or None", lambda v: v is None or _whole(v, 2)),
+        "targets": ("a tuple such as ('n', 2), which begins with 'n'", _is_shape),
+        "couples": ("True or False", lambda v: isinstance(v, bool)),
+        "task": (f"one of {', '.join(map(repr, get_args(Task)))}, or None", lambda v: v is None or v in get_args(Task)),
+    }
+    for key, value in said.items():
+        what, fits = wanted[key]
+        if not fits(value):
+            raise ConfigError(f"training.loss: '{name}' has {key} = {value!r}; give {what}.")
+    return said | ({"targets": tuple(said["targets"])} if "targets" in said else {})
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple | list) and bool(value) and value[0] == "n" and all(isinstance(v, str) or _whole(v, 1) for v in value)
 
 
 def _one(outputs: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ is the number planned. It sees nothing else, so under DP it releases nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from numbers import Real
 
 from fedray import components, config
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, blaming
 
 
 def constant(round: int, rounds: int) -> float:
@@ -104,6 +106,17 @@ SCHEDULES = {
 }
 
 
+def check_schedule(training: config.Training, rounds: int) -> None:
+    """Try the schedule at every round that is planned.
+
+    Raises:
+        ConfigError: as :func:`learning_rate`.
+    """
+    schedule = _configured(training)
+    for round in range(rounds):
+        _factor(training, schedule, round, rounds)
+
+
 def learning_rate(training: config.Training, round: int, rounds: int) -> float:
     """The learning rate of a round; call it once a round, not once a client.
 
@@ -113,18 +126,25 @@ def learning_rate(training: config.Training, round: int, rounds: int) -> float:
         rounds: planned number of rounds.
 
     Raises:
-        ConfigError: unknown schedule, wrong arguments, or a factor that is negative or not finite.
+        ConfigError: unknown schedule, wrong arguments, one that fails, or a factor that is no number, negative or not finite.
     """
-    schedule = components.find(components.SCHEDULES, training.schedule.kind)
-    if not callable(schedule):
-        raise ConfigError(
-            f"training.schedule.kind: '{training.schedule.kind}' is a {type(schedule).__name__}; name a function of (round, rounds)."
-        )
-    arguments = components.check_arguments(schedule, training.schedule.arguments, "training.schedule", own=("round", "rounds"))
-    factor = float(schedule(round, rounds, **arguments))
-    if not (math.isfinite(factor) and factor >= 0.0):
-        raise ConfigError(f"training.schedule: {training.schedule.kind} gives a factor of {factor} in round {round}; it must be 0 or more.")
-    return training.lr * factor
+    return training.lr * _factor(training, _configured(training), round, rounds)
+
+
+def _configured(training: config.Training) -> Callable[[int, int], object]:
+    return components.configured(components.SCHEDULES, training.schedule.kind, training.schedule.arguments)
+
+
+def _factor(training: config.Training, schedule: Callable[[int, int], object], round: int, rounds: int) -> float:
+    kind = training.schedule.kind
+    with blaming(f"training.schedule.kind: '{kind}' in round {round + 1}"):
+        factor = schedule(round, rounds)
+    if not isinstance(factor, Real):
+        raise ConfigError(f"training.schedule.kind: '{kind}' returned a {type(factor).__name__} in round {round + 1}; return a number.")
+    number = float(factor)
+    if not (math.isfinite(number) and number >= 0.0):
+        raise ConfigError(f"training.schedule: {kind} gives a factor of {number} in round {round + 1}; it must be 0 or more.")
+    return number
 
 
 def _at_least(name: str, value: int, least: int) -> None:

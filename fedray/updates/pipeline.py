@@ -12,7 +12,7 @@ import numpy as np
 from fedray import components
 from fedray.choices import Choice
 from fedray.config import Config
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, blaming
 from fedray.parameters import Vector
 from fedray.updates.stage import At, Passed, Place, Stage
 
@@ -41,10 +41,9 @@ def _made(part: Choice, room: components.Room, place: Place) -> Stage | None:
         if part.arguments:
             raise ConfigError(f"{section}.{next(iter(part.arguments))}: kind is none, so it would do nothing; take it out, or name a kind.")
         return None
-    factory = components.find(room, part.kind)
-    if not callable(factory):
-        raise ConfigError(f"{room.path}: '{part.kind}' is a {type(factory).__name__}; name a class or function that makes a stage.")
-    made = factory(**components.check_arguments(factory, part.arguments, section))
+    factory = components.configured(room, part.kind, part.arguments)
+    with blaming(f"{room.path}: making '{part.kind}'"):
+        made = factory()
     if not isinstance(made, Stage):
         raise ConfigError(f"{room.path}: '{part.kind}' is not derived from fedray.updates.stage.Stage (docs/stages.md shows how).")
     if made.place != place or made.integer or made.weighs:
