@@ -149,7 +149,7 @@ class Trainer:
                 client = reserved
             kept = self.state_of(client)
             with self._kept(partial(self._own_seed, task, client)), span("compute", "local training"):
-                update, result, fitted = self._run(task, weights, client, data, lr, of_algorithm(kept))
+                update, result, fitted = self._run(task, weights, client, data, lr, kept and of_algorithm(kept))
                 sent, new = self._adding.staged(task, client, records, update, kept) if task.stages else (update, update.state)
             receipts, state = self._receipts(task, client, result), self._keep(task, new)
             with span("aggregation", "add an update"):

@@ -16,7 +16,7 @@ import fedray
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
-ROUNDS = 60
+ROUNDS = 40
 SETTINGS: dict[str, Any] = {
     "rounds": ROUNDS,
     "data.partition.clients": 10,
@@ -24,8 +24,9 @@ SETTINGS: dict[str, Any] = {
     "clients.resources.cpu": 0.1,
     "clients.node_sums": "false",
     "cohort.fraction": 1.0,
-    "training.batch_size": 50,
-    "evaluation.every": 5,
+    "training.batch_size": 100,
+    "training.lr": 0.2,
+    "evaluation.every": 10,
     "tracking.enabled": "false",
     "ray.address": "local",
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,15 +13,23 @@ import pytest
 from rehearsed import Rehearsed, config_of, label_skewed
 
 from fedray.clients.adding import Adding
+from fedray.clients.groups import make_groups
+from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask, PartialSum, RoundTask
-from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, UpdateRejected
+from fedray.clients.states import StatePlace
+from fedray.errors import ClaimVoid, ConfigError, FedrayError, PrivacyRefusal, UpdateRejected
 from fedray.exchange import Exchange, Field
+from fedray.models.facts import first_model
+from fedray.parameters import get_vector
 from fedray.planning.footprint import footprint
 from fedray.planning.preparation import check_only, prepare
 from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.csprng import InsecureSeeded
 from fedray.privacy.mechanisms.central import Clipped
+from fedray.privacy.receipt import check_receipt
+from fedray.privacy.recordplan import plan_record
 from fedray.privacy.release import Release
+from fedray.rounds.round_metrics import GuaranteePlan
 from fedray.updates.norm import NormBound
 from fedray.updates.pipeline import make_stages, passed_all, sent_bytes
 from fedray.updates.stage import At, Passed, Stage
@@ -195,6 +205,29 @@ def test_receipts_name_the_stages_that_ran_and_no_others() -> None:
     said = RoundTask(0, 1.0, (TopK(0.1), NormBound(2.0))).receipt("record")
     assert said == {"stages": {"TopK": {"share": 0.1, "feedback": True}, "NormBound": {"norm": 2.0}}}
     assert RoundTask(0, 1.0, (TopK(0.1),)).receipt("record") != RoundTask(0, 1.0, (TopK(0.2),)).receipt("record")
+
+
+def test_an_update_without_the_stages_of_its_round_is_not_used(tmp_path: Path) -> None:
+    """Under record privacy a client's receipt names its stages; one that ran others voids the claim."""
+    config = config_of({"kind": "fedavg"}, **RECORD, compression=TOPK, bound=NORM)
+    group, stages, names = make_groups(config, FEDERATION.names)[0], make_stages(config), FEDERATION.names
+    plan = plan_record(config, group.training)
+    model, facts = first_model(config.model, (64,), 10, config.seed)
+    host = ClientHost(HostSpec(config, group, plan, facts, threads=1, states=StatePlace(str(tmp_path))), FEDERATION, device="cpu")
+    host.ready()
+    capacity = float(FEDERATION.sizes.sum())
+
+    def receipt(task: RoundTask) -> Mapping[str, Any]:
+        (report,) = host.train(task, get_vector(model, facts.layout), [ClientTask(0, names[0], reservations=(("record", "r"),))])
+        assert report.status == "done", report.traceback
+        return report.receipts["record"]
+
+    task = RoundTask(0, capacity, stages, clients=10)
+    expected = {"reservation": "r", **GuaranteePlan("record", [plan]).expected(0, None, task)}
+    check_receipt(names[0], receipt(task), expected)
+    for number, others in enumerate(((), stages[:1], (TopK(0.02), *stages[1:])), 1):
+        with pytest.raises(ClaimVoid, match="its receipt says stages"):
+            check_receipt(names[0], receipt(RoundTask(number, capacity, others, clients=10)), expected)
 
 
 @pytest.mark.parametrize(("kind", "words"), [("Silent", "keeps a state, which it does not declare"), ("Double", "gave float64")])
