@@ -1,6 +1,7 @@
-"""Stich et al. 2018, Sparsified SGD with Memory: a hundredth of each update, with error feedback, costs no accuracy on MNIST.
+"""Stich et al. 2018, Sparsified SGD with Memory: a hundredth of each update, with error feedback, costs less than a point on MNIST.
 
-Ten dedicated clients, each of which sends a part of its own, train the 2NN of McMahan et al. 2017 for one epoch a round.
+Ten dedicated clients, each of which sends a part of its own, train the 2NN of McMahan et al. 2017 for one epoch a round. Measured: 0.9767 with
+whole updates, 0.9706 with top-k, with 1/67 of the bytes of parts and 1/50 of the bytes of an update.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def test_a_hundredth_of_each_update_costs_no_accuracy(real_data: Path, tmp_path: Path) -> None:
+def test_a_hundredth_of_each_update_costs_less_than_a_point(real_data: Path, tmp_path: Path) -> None:
     overrides = [f"data.source=npz:{real_data / 'mnist.npz'}", *(f"{key}={value}" for key, value in SETTINGS.items())]
     whole = fedray.run(ROOT / "configs" / "mnist.yaml", overrides=overrides, output=str(tmp_path / "whole"))
     topk = [*overrides, "compression.kind=topk", "compression.share=0.01"]
     sparse = fedray.run(ROOT / "configs" / "mnist.yaml", overrides=topk, output=str(tmp_path / "sparse"))
     accuracies = [run.summary["final"]["eval/accuracy"] for run in (whole, sparse)]
     sent = [run.summary["performance"]["bytes_up"] for run in (whole, sparse)]
-    update = curve(sparse, "traffic/sent_mb")[0] * 1e6
+    update = round(curve(sparse, "traffic/sent_mb")[0] * 1e6)
     keep(
         "mnist-topk",
         sparse,
