@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Vector = npt.NDArray[np.float32]
 #: Numbers of any type and shape.
 Values = npt.NDArray[Any]
-Kind = Literal["shared", "personal", "buffer"]
+Kind = Literal["shared", "buffer"]
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,32 @@ class Entry:
 class Layout:
     """Names, shapes and offsets of a model's tensors, in ``state_dict`` order.
 
-    Trained parameters are ``shared`` (or ``personal``, where they stay at the client); floating-point buffers are ``buffer``. Frozen
-    parameters (:mod:`fedray.frozen`) and integer buffers (BatchNorm's step counter) are not exchanged.
+    Trained parameters are ``shared``, floating-point buffers ``buffer``. Frozen parameters (:mod:`fedray.frozen`) and integer buffers
+    (BatchNorm's step counter) are in no layout.
     """
 
     entries: tuple[Entry, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, personal: tuple[str, ...] = ()) -> Layout:
-        """The layout of ``model``; names that start with one of ``personal`` stay at the client."""
+    def of(cls, model: nn.Module, personal: Sequence[str] = ()) -> Layout:
+        """The layout of what is exchanged: everything but the layers that stay with the clients, see :func:`belongs`."""
+        return cls._where(model, lambda name: not belongs(name, personal))
+
+    @classmethod
+    def personal(cls, model: nn.Module, personal: Sequence[str]) -> Layout:
+        """The layout of the layers that stay with the clients, see :func:`belongs`."""
+        return cls._where(model, lambda name: belongs(name, personal))
+
+    @classmethod
+    def _where(cls, model: nn.Module, holds: Callable[[str], bool]) -> Layout:
         from torch import nn
 
         entries, offset = [], 0
         for name, tensor in model.state_dict(keep_vars=True).items():
             parameter = isinstance(tensor, nn.Parameter)
-            if not tensor.is_floating_point() or (parameter and not tensor.requires_grad):
+            if not tensor.is_floating_point() or (parameter and not tensor.requires_grad) or not holds(name):
                 continue
-            kind: Kind = "buffer" if not parameter else "personal" if name.startswith(personal or ("\0",)) else "shared"
-            entry = Entry(name, tuple(tensor.shape), offset, kind)
+            entry = Entry(name, tuple(tensor.shape), offset, "shared" if parameter else "buffer")
             entries.append(entry)
             offset += entry.size
         return cls(tuple(entries))
@@ -82,6 +90,11 @@ class Layout:
     def views(self, vector: Vector) -> dict[str, Vector]:
         """Name to a view of the vector in the entry's shape (no copies)."""
         return {e.name: vector[e.offset : e.offset + e.size].reshape(e.shape) for e in self.entries}
+
+
+def belongs(name: str, prefixes: Sequence[str]) -> bool:
+    """Whether a tensor is one of ``prefixes`` or lies below one: ``fc1`` holds ``fc1.weight``, and not ``fc10.weight``."""
+    return any(f"{name}.".startswith(f"{prefix.rstrip('.')}.") for prefix in prefixes)
 
 
 def get_vector(model: nn.Module, layout: Layout) -> Vector:

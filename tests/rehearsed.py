@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,26 @@ def _digits(seed: int, deal: Callable[[Indices, np.random.Generator], list[Indic
     return Federation(names, Records(x[rows], y[rows]), offsets, None, None, None, 10), Records(x[test], y[test])
 
 
+def with_client_tests(federation: Federation, seed: int = 0) -> Federation:
+    """The federation with a fifth of each client's records, drawn by ``seed``, held out at the client."""
+    draws, train, test = np.random.default_rng(seed), list[Indices](), list[Indices]()
+    for first, end in itertools.pairwise(federation.offsets.tolist()):
+        rows = first + draws.permutation(end - first)
+        test.append(rows[: len(rows) // 5])
+        train.append(rows[len(rows) // 5 :])
+    (kept, offsets), (held, held_offsets) = (
+        (np.concatenate(parts), np.cumsum([0, *map(len, parts)], dtype=np.int64)) for parts in (train, test)
+    )
+    x, y = federation.train.x, federation.train.y
+    return replace(
+        federation,
+        train=Records(x[kept], y[kept]),
+        offsets=offsets,
+        client_test=Records(x[held], y[held]),
+        client_test_offsets=held_offsets,
+    )
+
+
 def config_of(algorithm: Mapping[str, Any], **sections: Any) -> Config:
     """Softmax regression on digits by ``algorithm``."""
     training = {"lr": 0.1, "batch_size": 10, "epochs": 2}
@@ -86,7 +108,7 @@ class Rehearsed:
         self._group = make_groups(config, federation.names)[0]
         shape = federation.train.x.shape[1:]
         outputs = outputs_for(config.training.loss, federation.classes)
-        self.model, self._facts = first_model(config.model, shape, outputs, config.seed)
+        self.model, self._facts = first_model(config.model, shape, outputs, config.seed, personal=self.algorithm.personal)
         self.layout = self._facts.layout
         self.exchange = self.algorithm.exchange(self.layout)
         self.globals: Vector = self.exchange.joined(self.algorithm.begin(self.layout, get_vector(self.model, self.layout)), "down")
@@ -136,6 +158,11 @@ class Rehearsed:
         self.states.commit(reports, [r.index for r in reports])
         self.round += 1
         self.states.checkpointed(self.round)
+
+    def client_accuracy(self) -> float:
+        """Mean over the clients, of what each evaluates on its own held-out records."""
+        tasks = self.states.attached([ClientTask(i, name) for i, name in enumerate(self._federation.names)])
+        return float(np.mean([row.metrics["accuracy"] for row in self.host(0).evaluate(self.globals, tasks)]))
 
     def accuracy(self, test: Records) -> float:
         """Of the global model."""

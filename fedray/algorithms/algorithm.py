@@ -6,7 +6,7 @@ mean of what the clients sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fedray import components, config
 from fedray.algorithms.own_server import OwnServer
-from fedray.algorithms.turn import Moved, Turn
+from fedray.algorithms.turn import ClientView, Moved, Turn
 from fedray.choices import Choice
 from fedray.errors import ConfigError, blaming
 from fedray.exchange import Exchange, Field
@@ -59,9 +59,12 @@ class Algorithm:
 
     Attributes:
         traits: what the method declares of itself.
+        personal: the model's layers that stay with each client, by name or by what their names begin with up to a dot. They are trained with
+            the others, are in no exchange, and are kept with the client's state, so ``traits.state`` must be true.
     """
 
     traits: ClassVar[Traits] = Traits()
+    personal: Sequence[str] = ()
 
     def check(self, training: config.Training) -> None:
         """Refuse local training that the method is not defined for.
@@ -91,14 +94,9 @@ class Algorithm:
         turn.train()
         return Update({"model": turn.moved()})
 
-    def measured(self, weights: Vector, state: Mapping[str, Vector] | None) -> Vector:
-        """The model that is evaluated on a client's own records, float32 ``[layout.size]``: the global one, or one that the client keeps.
-
-        Args:
-            weights: the global model.
-            state: what the client keeps; None if nothing yet.
-        """
-        return weights
+    def measured(self, client: ClientView) -> Vector:
+        """The model that is evaluated on a client's own records, float32 ``[layout.size]``: the global one, or one that the client keeps."""
+        return client.globals["model"]
 
     def server(self, globals_: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
         """At the driver, after each round: the new value of each field that goes down, but for ``model`` the direction in which the

@@ -6,14 +6,13 @@ Source: Li, Hu, Beirami, Smith 2021, Ditto: Fair and Robust Federated Learning T
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fedray.algorithms.algorithm import Update
 from fedray.algorithms.fedavg import FedAvg
 from fedray.algorithms.fedprox import pulled
-from fedray.algorithms.turn import Turn
+from fedray.algorithms.turn import ClientView, Turn
 from fedray.errors import ConfigError
 from fedray.parameters import Vector
 from fedray.traits import Traits
@@ -38,16 +37,14 @@ class Ditto(FedAvg):
 
     def local(self, turn: Turn) -> Update:
         """Train the client's own model from where it was, and the global model as FedAvg does."""
-        turn.train(
-            start=self.measured(turn.globals["model"], turn.state), adjust=pulled(turn, turn.globals["model"], self.pull), stream="own"
-        )
+        turn.train(start=self.measured(turn), adjust=pulled(turn, turn.globals["model"], self.pull), stream="own")
         own = turn.vector()
         turn.train()
         return Update({"model": turn.moved()}, state={"model": own})
 
-    def measured(self, weights: Vector, state: Mapping[str, Vector] | None) -> Vector:
+    def measured(self, client: ClientView) -> Vector:
         """The client's own model, where it has one."""
-        return weights if state is None else state["model"]
+        return client.globals["model"] if client.state is None else client.state["model"]
 
 
 ALGORITHMS = {"ditto": Ditto}

@@ -7,8 +7,9 @@ traits declare, and says what leaves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from fedray.config import Training
 from fedray.errors import FedrayError
 from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blocks
 from fedray.training.engine import LocalResult
+
+#: Name of the personal layers in what a client keeps.
+PERSONAL = "personal"
 
 #: Called after the gradients of a step are final (under record privacy: after the noise) and before the optimiser moves the model.
 Adjust = Callable[[nn.Module], None]
@@ -53,63 +57,51 @@ class Moved:
         return cls(lambda: vector, lambda size: ((at, vector[at : at + size]) for at in range(0, len(vector), size)))
 
 
-class Turn:
-    """What an algorithm's ``local`` is given.
+class Personal(NamedTuple):
+    """The layers of a model that stay with one client.
 
     Attributes:
-        number: of the round, from 0.
+        layout: of them.
+        values: float32 ``[layout.size]``.
+    """
+
+    layout: Layout
+    values: Vector
+
+
+class ClientView:
+    """What an algorithm knows of a client, in its turn and where it says which model is evaluated on the client's records.
+
+    Attributes:
         client: index of the client.
         records: number of its training records.
-        lr: learning rate of this round.
-        training: the training section, with the client's group's own settings.
         globals: the fields that were broadcast, by name, float32; not to be changed.
         state: what the client kept from its last turn that counted, by name; None if there was none.
-        model: that is trained; it holds the vector of the last training.
+        model: that is trained or evaluated.
         layout: of the model's exchanged parameters.
+        personal: the client's own layers, as its last turn that counted or a training since has left them; None where there are none.
     """
 
     def __init__(
         self,
-        number: int,
         client: int,
         records: int,
-        lr: float,
-        training: Training,
         globals_: Mapping[str, Vector],
         model: nn.Module,
         layout: Layout,
-        train: Train,
         loss: Callable[[], float] | None = None,
         state: Mapping[str, Vector] | None = None,
-        rows: tuple[Tensor, Tensor] | None = None,
+        rows: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        personal: Personal | None = None,
     ) -> None:
-        self.number, self.client, self.records, self.lr, self.training = number, client, records, lr, training
-        self.globals, self.state, self.model, self.layout = globals_, state, model, layout
-        self._train, self._loss, self._rows = train, loss, rows
-        self._start: Vector = globals_["model"]
-        self.results: list[LocalResult] = []
+        self.client, self.records, self.globals, self.state = client, records, globals_, state
+        self.model, self.layout, self.personal, self._loss, self._rows = model, layout, personal, loss, rows
 
-    def train(self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches") -> LocalResult:
-        """Train the model on the client's records with the run's engine.
-
-        Args:
-            start: from which vector, float32 ``[layout.size]``; None is the global model.
-            adjust: changes the gradients of each step (``p.grad``), which already carry the noise where records are protected.
-            stream: name of the stream of randomness that orders the batches; two trainings with one name see the same batches.
-        """
-        self._start = self.globals["model"] if start is None else start
-        set_vector(self.model, self.layout, self._start)
-        result = self._train(adjust, stream)
-        self.results.append(result)
-        return result
-
-    def moved(self) -> Moved:
-        """How far the last training moved the model from where it started."""
-        return Moved.of(self.model, self.layout, self._start)
-
-    def vector(self) -> Vector:
-        """The model as it is now, float32 ``[layout.size]``, a copy."""
-        return get_vector(self.model, self.layout)
+    def put(self, vector: Vector) -> None:
+        """Set the model to a vector, float32 ``[layout.size]``, and to the client's own layers."""
+        set_vector(self.model, self.layout, vector)
+        if self.personal is not None:
+            set_vector(self.model, *self.personal)
 
     def loss(self, at: Vector | None = None) -> float:
         """Mean loss over the client's training records; for algorithms whose traits read ``loss``.
@@ -122,7 +114,7 @@ class Turn:
         """
         if self._loss is None:
             raise FedrayError("algorithm.kind: it asks for a client's loss, which its traits do not declare; add reads={'loss'}.")
-        set_vector(self.model, self.layout, self.globals["model"] if at is None else at)
+        self.put(self.globals["model"] if at is None else at)
         return self._loss()
 
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -134,12 +126,64 @@ class Turn:
         """
         if self._rows is None:
             raise FedrayError("algorithm.kind: it asks for a client's records, which its traits do not declare; add reads={'records'}.")
-        return self._rows
+        return self._rows()
+
+
+class Turn(ClientView):
+    """What an algorithm's ``local`` is given: the client, and its training. ``model`` holds the vector of the last training.
+
+    Args:
+        number: of the round, from 0.
+        lr: learning rate of this round.
+        training: the training section, with the client's group's own settings.
+        train: trains the model in place.
+        view: as :class:`ClientView` takes it.
+    """
+
+    def __init__(self, number: int, lr: float, training: Training, train: Train, *view: Any, **more: Any) -> None:
+        super().__init__(*view, **more)
+        self.number, self.lr, self.training, self._train = number, lr, training, train
+        self._start: Vector = self.globals["model"]
+        self.results: list[LocalResult] = []
+
+    def train(self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches") -> LocalResult:
+        """Train the model on the client's records with the run's engine; its personal layers go on from where they are.
+
+        Args:
+            start: from which vector, float32 ``[layout.size]``; None is the global model.
+            adjust: changes the gradients of each step (``p.grad``), which already carry the noise where records are protected.
+            stream: name of the stream of randomness that orders the batches; two trainings with one name see the same batches.
+        """
+        self._start = self.globals["model"] if start is None else start
+        self.put(self._start)
+        result = self._train(adjust, stream)
+        if self.personal is not None:
+            self.personal = self.personal._replace(values=get_vector(self.model, self.personal.layout))
+        self.results.append(result)
+        return result
+
+    def moved(self) -> Moved:
+        """How far the last training moved the model from where it started."""
+        return Moved.of(self.model, self.layout, self._start)
+
+    def vector(self) -> Vector:
+        """The model as it is now, float32 ``[layout.size]``, a copy."""
+        return get_vector(self.model, self.layout)
 
     def tensors(self, vector: Vector) -> dict[str, Tensor]:
         """A vector of the model's layout as tensors on the model's device, by parameter name; not to be changed."""
         device = next(self.model.parameters()).device
         return {name: torch.from_numpy(view).to(device) for name, view in self.layout.views(vector.copy()).items()}
+
+    def in_all(self, history: list[tuple[float, float, int]] | None) -> LocalResult:
+        """All trainings of the turn as one; ``history`` is what its charge has counted."""
+        results = self.results
+        if len(results) == 1:
+            return replace(results[0], history=history)
+        examples = sum(r.examples for r in results)
+        known = [r.loss * r.examples for r in results if r.loss is not None]
+        loss = sum(known) / examples if examples and len(known) == len(results) else None
+        return LocalResult(sum(r.steps for r in results), examples, loss, history)
 
 
 class TrainedTurn(Turn):
@@ -150,8 +194,8 @@ class TrainedTurn(Turn):
         update: how far the model has moved, float32 ``[layout.size]``.
     """
 
-    def __init__(self, update: Vector, *turn: object, **more: object) -> None:
-        super().__init__(*turn, **more)  # type: ignore[arg-type]
+    def __init__(self, update: Vector, *turn: Any, **more: Any) -> None:
+        super().__init__(*turn, **more)
         self._update = update
 
     def train(self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches") -> LocalResult:

@@ -6,6 +6,7 @@ clip that is not joint. All checks run the code of the run's clients (see :mod:`
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from fedray.algorithms.algorithm import make_algorithm
 from fedray.audit.findings import Check
 from fedray.audit.probes import Floats, Probe, Subject, start_host, synthetic, train_one
 from fedray.audit.statistics import coin_check, guarded, independence_check, largest, noise_check, secrecy_check
 from fedray.clients.messages import ClientTask
+from fedray.clients.states import StatePlace
 from fedray.data.records import Federation, Records
 from fedray.parameters import get_vector
 from fedray.privacy.accounting import accountant
@@ -36,8 +39,9 @@ _COIN_STEPS, _COIN_RECORDS, _MOST_COIN_RECORDS, _MEAN_BATCH = 256, 64, 1000, 8
 #: Number of rounds whose coins are drawn a second time.
 _SECRET_ROUNDS = 32
 _GRADIENT = 500
-#: Fields of a report that may differ between equal runs.
-_MAY_DIFFER = ("seconds", "pid")
+#: Fields of a report that may differ: between equal runs, and the address of the client's state, which holds the hash of what the noised
+#: steps have made.
+_MAY_DIFFER = ("seconds", "pid", "state")
 
 
 def record_checks(subject: Subject, classes: int | None, target_shape: tuple[int, ...] = ()) -> list[Check]:
@@ -182,13 +186,15 @@ def _telemetry(name: str, subject: Subject, classes: int | None, target_shape: t
     """Two clients that differ in every record send equal messages except for their updates."""
     one_step = subject.group.training.model_copy(update={"steps": 1})
     short = replace(subject, group=replace(subject.group, training=one_step), plan=replace(subject.plan, steps=1))
-    weights = get_vector(subject.model.build(), subject.model.layout)
+    algorithm, layout = make_algorithm(subject.config.algorithm), subject.model.layout
+    weights = algorithm.exchange(layout).joined(algorithm.begin(layout, get_vector(subject.model.build(), layout)), "down")
     sent = []
     for seed in (1, 2):
         federation = _federation(subject, classes, target_shape, 12, seed)
-        host = start_host(short, federation)
-        info = host.ready()
-        _, report, part = train_one(host, weights, ClientTask(0, "probe"), 0, 12.0)
+        with tempfile.TemporaryDirectory(prefix="fedray-audit-") as folder:
+            host = start_host(short, federation, StatePlace(folder) if algorithm.traits.state else None)
+            info = host.ready()
+            _, report, part = train_one(host, weights, ClientTask(0, "probe"), 0, 12.0)
         if report.loss is not None:
             return Check(name, False, f"the client's report holds its training loss ({report.loss:.4f})")
         total = {k: v for k, v in vars(part.total).items() if k != "values"}

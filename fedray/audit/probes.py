@@ -19,6 +19,7 @@ from fedray.choices import Choice, ModelChoice
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientReport, ClientTask, PartialSum, RoundTask
+from fedray.clients.states import StatePlace
 from fedray.config import Config
 from fedray.data.records import Features, Federation, Records
 from fedray.errors import FedrayError
@@ -58,9 +59,9 @@ class Subject:
     model: ModelFacts
 
 
-def start_host(subject: Subject, federation: Federation) -> ClientHost:
-    """A hosted client actor's object in this process, ready to train; it keeps no ledger."""
-    spec = HostSpec(subject.config, subject.group, subject.plan, subject.model, threads=1)
+def start_host(subject: Subject, federation: Federation, states: StatePlace | None = None) -> ClientHost:
+    """A hosted client actor's object in this process, ready to train; it keeps no ledger, and clients' states at ``states``."""
+    spec = HostSpec(subject.config, subject.group, subject.plan, subject.model, threads=1, states=states)
     host = ClientHost(spec, federation, device="cpu")
     host.ready()
     return host

@@ -33,7 +33,7 @@ from fedray.data.records import ClientData, Federation
 from fedray.data.silos import Silo
 from fedray.errors import FedrayError
 from fedray.models.facts import ModelFacts
-from fedray.parameters import Vector, set_vector
+from fedray.parameters import Vector
 from fedray.privacy.account import Account, Decision, Reservation
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures
@@ -228,11 +228,11 @@ class ClientHost:
             if test is None or not len(test):
                 continue
             x, y = on_device(test, torch.device("cpu"))  # a batch at a time is moved from there
-            set_vector(trainer.model, trainer.layout, trainer.measured(weights, client))
             failed: dict[str, str] = {}
             try:
                 with self._kept(None):
-                    values = evaluate(trainer.model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device, failed)
+                    model = trainer.measured(weights, client)
+                    values = evaluate(model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device, failed)
             except FedrayError:
                 raise
             except BaseException as error:  # of the client's code or data: its own evaluation's end alone

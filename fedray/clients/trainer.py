@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update, only_trains
-from fedray.algorithms.turn import Adjust, TrainedTurn, Turn
+from fedray.algorithms.turn import Adjust, ClientView, TrainedTurn, Turn
 from fedray.clients.adding import Adding
-from fedray.clients.devices import end_if_lost, in_actor, node_of_actor, on_device
+from fedray.clients.devices import end_if_lost, on_device
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
-from fedray.clients.states import StateAddress, states_at
+from fedray.clients.states import StateAddress
 from fedray.clients.surroundings import Kept, described, told, unchanged
+from fedray.clients.views import Views, with_personal
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
-from fedray.parameters import Layout, Vector
+from fedray.parameters import Vector
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.privacy.recordplan import check_history
 from fedray.rng import Keyed, torch_seed
@@ -35,10 +36,8 @@ from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs
 from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
-from fedray.training.evaluate import evaluate
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
-from fedray.training.metrics import mean_loss
 from fedray.training.schedules import learning_rate
 from fedray.updates.pipeline import keep_state, make_stages, of_algorithm
 
@@ -73,7 +72,8 @@ class Trainer:
     ) -> None:
         self._fresh = fresh
         self._spec, self._config, self._loss, self._algorithm, self._reserve = spec, spec.config, loss, algorithm, reserve
-        self.model, self.layout, self.device = model, Layout.of(model), next(model.parameters()).device
+        self._views = Views(spec, model, loss, algorithm)
+        self.model, self.layout, self.device = model, self._views.layout, next(model.parameters()).device
         self._kept = kept
         self._federation = data if isinstance(data, Federation) else None
         self._own = data if isinstance(data, ClientData) else None
@@ -90,7 +90,6 @@ class Trainer:
         self._lr = -1, 0.0  # a round and its learning rate
         self._host = socket.gethostname()
         self._adding = Adding(algorithm, self.exchange, self.device, spec.config)
-        self._states = None if spec.states is None else states_at(spec.states, node_of_actor() if in_actor() else "")
         privacy = spec.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
 
@@ -147,11 +146,11 @@ class Trainer:
                 if isinstance(reserved, str):
                     return report("refused", error=reserved)
                 client = reserved
-            kept = self.state_of(client)
+            kept = self._views.state_of(client)
             with self._kept(partial(self._own_seed, task, client)), span("compute", "local training"):
                 update, result, fitted = self._run(task, weights, client, data, lr, kept and of_algorithm(kept))
                 sent, new = self._adding.staged(task, client, records, update, kept) if task.stages else (update, update.state)
-            receipts, state = self._receipts(task, client, result), self._keep(task, new)
+            receipts, state = self._receipts(task, client, result), self._views.keep(task, new)
             with span("aggregation", "add an update"):
                 self._adding.one(task, records, sent, total)
         except Stopped as error:
@@ -179,7 +178,6 @@ class Trainer:
         x, y = self.tensors(data.train)
         seed = self._seed()
         secret = secrets.token_bytes(SECRET) if self._secret else None
-        globals_ = self.exchange.views(weights, "down")
 
         def local(physical_batch: int) -> tuple[Update, LocalResult]:
             self.model = self.model if self._fresh is None else self._fresh()
@@ -197,10 +195,9 @@ class Trainer:
                 own = job if usual else replace(job, adjust=adjust, draws=self._draws(task, seed, stream)(client.index))
                 return self.engine(self.model, *records, own)
 
-            about = task.round, client.index, len(y), lr, fitted, globals_, self.model, self.layout
-            turn = Turn(*about, train, self._loss_of(x, y), state, (x, y) if "records" in self._traits.reads else None)
-            update = self._algorithm.local(turn)
-            return update, _in_all(turn.results, None if charge is None else charge.history())
+            turn = Turn(task.round, lr, fitted, train, *self._views.of(client, state, weights, len(y), self.model, lambda: (x, y)))
+            update = with_personal(self._algorithm.local(turn), turn.personal)
+            return update, turn.in_all(None if charge is None else charge.history())
 
         whole = min(training.physical_batch, max(1, len(data.train)))
         first = whole if self._needs.whole else max(1, min(whole >> client.halvings, self._fits or whole))
@@ -209,32 +206,12 @@ class Trainer:
             self._fits = fits
         return update, result, (fits if fits < whole else None)
 
-    def state_of(self, client: ClientTask) -> dict[str, Vector] | None:
-        """What a client kept from its last turn that counted; None if there was none.
-
-        Raises:
-            FedrayError: it is gone or damaged.
-        """
-        return None if client.state is None or self._states is None else self._states.read(client.state)
-
-    def measured(self, weights: Vector, client: ClientTask) -> Vector:
-        """The model that is evaluated on a client's own records, float32 ``[layout.size]``."""
-        return self._algorithm.measured(weights[: self.layout.size], of_algorithm(self.state_of(client)))
-
-    def _keep(self, task: RoundTask, state: Mapping[str, Vector] | None) -> StateAddress | None:
-        """Write down what a client keeps for its next turn."""
-        if state is None:
-            return None
-        if self._states is None:
-            raise FedrayError("algorithm.kind: its clients keep a state, which its traits do not declare; add state=True.")
-        return self._states.append(task.round, state)
-
-    def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[], float] | None:
-        """The mean loss over records, for algorithms that declare that they read it."""
-        if "loss" not in self._traits.reads:
-            return None
-        size = self._config.evaluation.batch_size
-        return lambda: evaluate(self.model, x, y, {"loss": mean_loss}, self._loss, size, self.device)["loss"]
+    def measured(self, weights: Vector, client: ClientTask) -> nn.Module:
+        """The model that is evaluated on a client's own records."""
+        train, state = self.data(client).train, of_algorithm(self._views.state_of(client))
+        view = ClientView(*self._views.of(client, state, weights, len(train), self.model, lambda: self.tensors(train)))
+        view.put(self._algorithm.measured(view))
+        return self.model
 
     # -- many clients ----------------------------------------------------------------------------
 
@@ -292,8 +269,8 @@ class Trainer:
         globals_, training = self.exchange.views(weights, "down"), self._spec.group.training
         leaves = np.empty((len(clients), self.exchange.up_size), dtype=np.float32)
         for n, client in enumerate(clients):
-            about = task.round, client.index, sizes[n], lr, training, globals_, self.model, self.layout
-            turn = TrainedTurn(updates[n], *about, lambda adjust, stream, n=n: results[n])
+            view = client.index, sizes[n], globals_, self.model, self.layout
+            turn = TrainedTurn(updates[n], task.round, lr, training, lambda adjust, stream, n=n: results[n], *view)
             leaves[n] = self._adding.leaving(self._algorithm.local(turn))
         return leaves
 
@@ -376,13 +353,3 @@ class Trainer:
             records = 0
         about = client.index, client.name, status, client.attempt, records, seconds, loss, error, traceback, self._host
         return ClientReport(*about, receipts or {}, physical_batch, state)
-
-
-def _in_all(results: Sequence[LocalResult], history: list[tuple[float, float, int]] | None) -> LocalResult:
-    """All trainings of a turn as one; ``history`` is what the charge has counted."""
-    if len(results) == 1:
-        return replace(results[0], history=history)
-    examples, losses = sum(r.examples for r in results), [r.loss for r in results]
-    known = [loss * r.examples for loss, r in zip(losses, results, strict=True) if loss is not None]
-    loss = sum(known) / examples if examples and len(known) == len(results) else None
-    return LocalResult(sum(r.steps for r in results), examples, loss, history)

@@ -28,7 +28,8 @@ def trained_model(files: RunFiles, config: Config) -> tuple[nn.Module, npt.NDArr
         The ``torch.nn.Module`` in evaluation mode, and an input of one record whose values are zero, float32 or int64 ``[1, *shape]``.
 
     Raises:
-        FedrayError: ``partition.json`` or ``model.safetensors`` is missing, damaged, or of another model than the config's.
+        FedrayError: ``partition.json`` or ``model.safetensors`` is missing, damaged, or of another model than the config's; or what the
+            run has trained does not predict by itself.
         ConfigError: the model's factory made other frozen parameters than in the run.
     """
     tensors = files.load_model()
@@ -36,6 +37,8 @@ def trained_model(files: RunFiles, config: Config) -> tuple[nn.Module, npt.NDArr
         facts = (read_json(files.partition) or {})["model"]
         shape, outputs, tokens = tuple(map(int, facts["input_shape"])), facts["outputs"], bool(facts["tokens"])
         inputs = [Input.of(document) for document in facts.get("inputs", [])]
+    if "apart" in facts:
+        raise FedrayError(f"{files.model}: the model of this run does not predict by itself, because {facts['apart']}.")
     dtype = torch.int64 if tokens else torch.float32
     model = build_model(without_weights(config.model), shape, outputs, config.seed, dtype, facts.get("positions"), inputs)
     state = model.state_dict()

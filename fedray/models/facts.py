@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
 
 from fedray.choices import ModelChoice
+from fedray.components import nearest
+from fedray.errors import ConfigError
 from fedray.frozen import check_frozen, frozen_digest
 from fedray.inputs import Input
 from fedray.models.build import build_model, untried_model
-from fedray.parameters import Layout
+from fedray.parameters import Layout, belongs
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class ModelFacts:
         frozen: digest of its frozen parameters; empty where nothing is frozen.
         positions: at how many positions of a record it gives its outputs; None: once for each record.
         inputs: the inputs that stand side by side in a record; empty if a record is one array.
+        personal: the layers that stay with the clients.
     """
 
     choice: ModelChoice
@@ -40,6 +44,7 @@ class ModelFacts:
     frozen: str = ""
     positions: int | None = None
     inputs: tuple[Input, ...] = ()
+    personal: Layout = Layout(())  # noqa: RUF009 - frozen
 
     @property
     def tokens(self) -> bool:
@@ -69,8 +74,33 @@ def first_model(
     dtype: torch.dtype = torch.float32,
     positions: int | None = None,
     inputs: Sequence[Input] = (),
+    personal: Sequence[str] = (),
 ) -> tuple[nn.Module, ModelFacts]:
-    """A run's model, and what other processes need to know to make it; arguments and errors as for ``build_model``."""
+    """A run's model, and what other processes need to know to make it; arguments and errors as for ``build_model``.
+
+    Args:
+        personal: names, or beginnings of names, of the layers that stay with the clients.
+
+    Raises:
+        ConfigError: also where one of them is no name of the model, or nothing is left to exchange.
+    """
     model = build_model(choice, shape, outputs, seed, dtype, positions, inputs)
     frozen = frozen_digest(model, choice.kind)
-    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, Layout.of(model), frozen, positions, tuple(inputs))
+    shared, own = Layout.of(model, personal), Layout.personal(model, personal)
+    _check_personal(personal, shared, own)
+    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, shared, frozen, positions, tuple(inputs), own)
+
+
+def _check_personal(personal: Sequence[str], shared: Layout, own: Layout) -> None:
+    names = [e.name for e in (*shared.entries, *own.entries)]
+    for prefix in personal:
+        if not any(belongs(name, [prefix]) for name in names):
+            layers = dict.fromkeys(part for name in names for part in accumulate(name.split("."), "{}.{}".format))
+            raise ConfigError(
+                f"algorithm.personal: no trained parameter of the model is named '{prefix}' or begins with '{prefix}.'; it has "
+                f"{', '.join(names)}.{nearest(prefix, layers)}"
+            )
+    if own.entries and not shared.mask("shared").any():
+        raise ConfigError(
+            f"algorithm.personal: {', '.join(personal)} is the whole model, so the clients would exchange nothing; name only its last layers."
+        )

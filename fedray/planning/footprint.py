@@ -71,12 +71,12 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
 
 def _memory(prepared: Prepared, made: Model) -> dict[str, Any]:
     """Return bytes of memory; activations are not counted, because they depend on the model's layers."""
-    config, p, size = prepared.config, prepared, made.facts.layout.size
+    config, p, size = prepared.config, prepared, made.facts.layout.size + made.facts.personal.size
     model, largest = size * _FLOAT, None if p.sizes is None else int(p.sizes.max(initial=1))
     batch = max(min(g.training.physical_batch, largest or g.training.physical_batch) for g in p.groups)
     gradients = batch * model if made.engine == "hooks" else 0
     state = max(_optimiser(g.training) for g in p.groups) * model
-    server = sum(int(v.nbytes) for v in make_server(config.server).init(size).values())
+    server = sum(int(v.nbytes) for v in make_server(config.server).init(made.facts.layout.size).values())
     data = 0 if p.federation is None else sum(int(a.nbytes) for a in (p.federation.train.x, p.federation.train.y))
     held = data if config.clients.placement == "hosted" or p.sizes is None else data * int(p.sizes.max()) // max(1, int(p.sizes.sum()))
     total, broadcast = made.exchange.up_size * _GRID, made.exchange.down_size * _FLOAT
@@ -84,7 +84,7 @@ def _memory(prepared: Prepared, made: Model) -> dict[str, Any]:
     actor = ACTOR_MEMORY + made.frozen_bytes + broadcast + 2 * model + state + gradients + (0 if shared else total)
     return {
         "engine": made.engine,
-        "parameters": size,
+        "parameters": made.facts.layout.size,
         "model": model,
         "frozen": made.frozen_bytes,
         "optimiser": state,

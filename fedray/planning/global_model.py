@@ -50,6 +50,12 @@ class Model:
     columns: Sequence[str] = ()
     scale: float = 1.0
 
+    @property
+    def apart(self) -> str:
+        """Why nothing at the driver predicts by itself, as a clause; empty where the global model does."""
+        personal = self.facts.personal.entries
+        return f"its layers {', '.join(e.name for e in personal)} stay with the clients" if personal else ""
+
     def document(self) -> dict[str, Any]:
         """What is needed to build the model again, as JSON data."""
         facts = self.facts
@@ -63,6 +69,7 @@ class Model:
             "columns": list(self.columns),
             "scale": self.scale,
             **({"inputs": [i.document() for i in facts.inputs]} if facts.inputs else {}),
+            **({"apart": self.apart} if self.apart else {}),
         }
 
 
@@ -104,14 +111,14 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     outputs = outputs_for(config.training.loss, classes, facts.target_shape)
     positions = positions_for(config.training.loss, facts.target_shape)
     dtype = torch.int64 if tokens else torch.float32
-    model, made = first_model(config.model, shape, outputs, config.seed, dtype, positions, facts.inputs)
+    algorithm = make_algorithm(config.algorithm)
+    model, made = first_model(config.model, shape, outputs, config.seed, dtype, positions, facts.inputs, algorithm.personal)
     private = config.privacy.record
     check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
     if config.privacy.whole_clients:
         rules.check_buffers(model)
     if private:
         rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
-    algorithm = make_algorithm(config.algorithm)
     alone = algorithm.traits.together and not keep_state(make_stages(config))
     engines = []
     for group in groups:

@@ -165,6 +165,7 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     check_sizes(prepared.plans, groups, names, facts.sizes)
     model = make_model(config, groups, names, facts)
     check_own_transform(config.data, facts.shape)
+    config, test, notes = _evaluated_apart(config, model.apart, prepared.test)
     if config.privacy.whole_clients and "partition" not in config.privacy.unprotected:
         partition: dict[str, Any] = {"clients": len(names)}
     else:
@@ -174,7 +175,9 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
         partition["digest"] = prepared.digest
     return replace(
         prepared,
-        warnings=[*prepared.warnings, *_said_of_one_class(facts.class_counts, prepared.class_labels)],
+        config=config,
+        warnings=[*prepared.warnings, *notes, *_said_of_one_class(facts.class_counts, prepared.class_labels)],
+        test=test,
         sizes=facts.sizes,
         model=model,
         partition=partition,
@@ -317,6 +320,38 @@ def _evaluated(config: Config, test: Records | None, at_clients: bool | None) ->
         ways += "" if per_silo(config.data) else " or data.holdout.at=driver"
     else:
         why, ways = "no test records are held out", "data.holdout.fraction above 0"
+    return _without_metrics(config, why, ways, at_clients)
+
+
+def _evaluated_apart(config: Config, apart: str, test: Records | None) -> tuple[Config, Records | None, list[str]]:
+    """Return the config and the driver's test set as far as they are used where nothing at the driver predicts by itself, and a warning.
+
+    Args:
+        config: the run.
+        apart: the reason as a clause; empty where the global model can be evaluated.
+        test: the driver's test set.
+
+    Raises:
+        ConfigError: the config asks for metrics, but the clients are not asked.
+    """
+    if not apart or not config.evaluation.metrics:
+        return config, test, []
+    if config.evaluation.federated:
+        said = f"The driver's test records are not used: the model does not predict by itself, because {apart}; the clients evaluate it."
+        return config, None, [] if test is None else [said]
+    ways = "evaluation.federated=true" + (" with privacy.unprotected=[evaluation]" if config.privacy.regimes else "")
+    why = f"the model does not predict by itself, because {apart}, and the clients are not asked"
+    config, notes = _without_metrics(config, why, ways, True)
+    return config, None, notes
+
+
+def _without_metrics(config: Config, why: str, ways: str, at_clients: bool) -> tuple[Config, list[str]]:
+    """Return the config without metrics, and a warning that says so.
+
+    Raises:
+        ConfigError: the config names metrics, or the clients could be asked for them and nothing is protected.
+    """
+    e = config.evaluation
     # The default metrics are dropped without an error where no test records are held out, or where privacy keeps the driver from asking.
     if "metrics" in e.model_fields_set or (at_clients and not config.privacy.regimes):
         raise ConfigError(

@@ -6,22 +6,39 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rehearsed import Rehearsed, config_of, few_shards
+from rehearsed import Rehearsed, config_of, few_shards, with_client_tests
+
+from fedray.config import Config
+from fedray.data.records import Federation
 
 pytestmark = pytest.mark.slow
 
 SEEDS, ROUNDS = 5, 25
 
 
+def trained(config: Config, federation: Federation, seed: int) -> Rehearsed:
+    """A run after 25 rounds of 5 of 10 clients."""
+    run = Rehearsed(config, federation)
+    for number in range(ROUNDS):
+        run.train([sorted(np.random.default_rng([seed, number]).permutation(10)[:5].tolist())])
+    return run
+
+
 def accuracy(algorithm: dict[str, Any]) -> float:
-    """Mean over the seeds, after 25 rounds of 5 of 10 clients."""
+    """Mean over the seeds, of the global model."""
     found = []
     for seed in range(SEEDS):
         federation, test = few_shards(seed)
-        run = Rehearsed(config_of(algorithm, seed=seed), federation)
-        for number in range(ROUNDS):
-            run.train([sorted(np.random.default_rng([seed, number]).permutation(10)[:5].tolist())])
-        found.append(run.accuracy(test))
+        found.append(trained(config_of(algorithm, seed=seed), federation, seed).accuracy(test))
+    return float(np.mean(found))
+
+
+def accuracy_at_clients(algorithm: dict[str, Any]) -> float:
+    """Mean over the seeds and the clients, of a network of 32 hidden units on each client's own test records."""
+    found = []
+    for seed in range(SEEDS):
+        config = config_of(algorithm, seed=seed, model={"kind": "mlp", "hidden": [32]})
+        found.append(trained(config, with_client_tests(few_shards(seed)[0], seed), seed).client_accuracy())
     return float(np.mean(found))
 
 
@@ -33,3 +50,9 @@ def test_what_is_made_for_clients_that_differ_beats_fedavg() -> None:
     assert scaffold > fedavg + 0.06
     assert fednova > fedavg + 0.01
     assert fedprox > fedavg - 0.005
+
+
+def test_layers_of_their_own_beat_fedavg_at_the_clients() -> None:
+    """Measured: FedAvg 0.892, FedPer 0.977."""
+    fedavg, fedper = (accuracy_at_clients(part) for part in ({"kind": "fedavg"}, {"kind": "fedper", "personal": ["out"]}))
+    assert fedper > fedavg + 0.03

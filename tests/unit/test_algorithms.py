@@ -14,7 +14,7 @@ from rehearsed import Rehearsed, config_of, label_skewed
 from rounding import gamma
 
 from fedray import components
-from fedray.algorithms.algorithm import Algorithm, make_server, only_trains
+from fedray.algorithms.algorithm import Algorithm, make_algorithm, make_server, only_trains
 from fedray.algorithms.fednova import effective_steps
 from fedray.choices import Choice
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
@@ -22,18 +22,26 @@ from fedray.clients.states import StateFiles
 from fedray.configfile import build_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
 from fedray.exchange import Exchange, Field
+from fedray.parameters import get_vector
 from fedray.planning.preparation import check_only
 from fedray.rounds.clientstates import ClientStates
 
 ALGORITHMS = sorted(components.ALGORITHMS.parts())
 SERVERS = sorted(components.SERVERS.parts())
 FEDERATION, TEST = label_skewed()
+#: What an algorithm cannot do without.
+ARGUMENTS: dict[str, dict[str, Any]] = {"fedper": {"personal": ["fc.bias"]}}
+
+
+def part_of(kind: str) -> dict[str, Any]:
+    """The section that names an algorithm."""
+    return {"kind": kind, **ARGUMENTS.get(kind, {})}
 
 
 @settings(max_examples=8, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(ALGORITHMS), rounds=st.integers(1, 2))
 def test_any_split_any_order_and_other_actors_each_round_give_the_same_bytes(data: st.DataObject, kind: str, rounds: int) -> None:
-    alone, split = (Rehearsed(config_of({"kind": kind}), FEDERATION) for _ in range(2))
+    alone, split = (Rehearsed(config_of(part_of(kind)), FEDERATION) for _ in range(2))
     for _ in range(rounds):
         cohort = data.draw(st.permutations(range(10)))[:4]
         alone.train([sorted(cohort)])
@@ -258,12 +266,11 @@ def test_dittos_clients_measure_models_of_their_own() -> None:
     assert all(loss(own[k], k) < loss(run.globals, k) for k in range(10))
     tasks = run.states.attached([ClientTask(k, f"client-{k}") for k in range(10)])
     measured = run.host(0)._trainer.measured(run.globals, tasks[4])
-    assert measured.tobytes() == own[4].tobytes()
+    assert get_vector(measured, run.layout).tobytes() == own[4].tobytes()
 
 
 def test_only_an_algorithm_that_leaves_turns_alone_only_trains() -> None:
-    parts = components.ALGORITHMS.parts()
-    assert {kind for kind in ALGORITHMS if only_trains(parts[kind]())} == {"fedavg"}
+    assert {kind for kind in ALGORITHMS if only_trains(make_algorithm(Choice(**part_of(kind))))} == {"fedavg", "fedper"}
 
 
 @pytest.mark.parametrize(
@@ -320,6 +327,7 @@ TABLE = [
     ("scaffold", {"weights": "uniform"}, None, "client.client_state"),
     ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
     ("newton", {}, "record.reads", "client.exact_totals"),
+    ("fedper", {"weights": "uniform", "personal": ["fc.bias"]}, None, "client.client_state"),
 ]
 
 
@@ -342,6 +350,6 @@ def test_privacy_rules_go_by_traits(kind: str, arguments: dict[str, Any], record
 
 def test_each_is_listed_with_what_it_takes() -> None:
     for kind in ALGORITHMS:
-        made = components.ALGORITHMS.parts()[kind]()
+        made = make_algorithm(Choice(**part_of(kind)))
         assert isinstance(made, Algorithm) and "Source:" in (type(made).__doc__ or "")
     build_config(config_of({"kind": "fedavg"}, server={"kind": "adam", "lr": 0.01}).model_dump(exclude_unset=True))

@@ -36,6 +36,13 @@ def test_a_sound_run_passes_every_check(engine: str, rate: float, clipping: str)
     assert len(checks) == 12
 
 
+@pytest.mark.parametrize("algorithm", ["{kind: scaffold}", "{kind: fedper, personal: [fc.bias]}"])
+def test_a_run_whose_clients_keep_a_state_passes(algorithm: str) -> None:
+    prepared = prepare(digits(f"algorithm={algorithm}", "evaluation.metrics=[]", "server.momentum=0"))
+    checks = record_checks(subjects(prepared)[0], 10)
+    assert failed(checks) == [], [c.found for c in checks if not c.passed]
+
+
 def test_groups_with_settings_of_their_own_are_checked_apart() -> None:
     prepared = prepare(digits("clients.groups=[{name: few, clients: 2, training: {sampling_rate: 0.1}}]"))
     rates = [float(s.plan.sampling_rate) for s in subjects(prepared)]

@@ -31,10 +31,10 @@ def net() -> nn.Module:
 
 def test_vector_round_trip_and_layout_kinds():
     model, other = net(), net()
-    layout = Layout.of(model, personal=("3.",))
-    assert {e.kind for e in layout.entries} == {"shared", "personal", "buffer"}
+    layout = Layout.of(model)
+    assert {e.kind for e in layout.entries} == {"shared", "buffer"}
     assert "1.num_batches_tracked" not in {e.name for e in layout.entries}
-    assert layout.mask("personal").sum() == 8 * 3 + 3
+    assert layout.mask("shared").sum() == 9 * 2 + 2 + 4 + 8 * 3 + 3
     vector = get_vector(model, layout) * 2 + 1
     set_vector(other, layout, vector)
     assert (get_vector(other, layout) == vector).all()

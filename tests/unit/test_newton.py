@@ -178,7 +178,7 @@ def test_a_model_that_only_looks_linear_is_refused_by_its_outputs(width: int) ->
     layout = Layout.of(model)
     weights = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
     rows = torch.from_numpy(records.x), torch.from_numpy(records.y)
-    turn = Turn(0, 0, 20, 0.1, Training(), {"model": weights}, model, layout, lambda *_: None, rows=rows)  # type: ignore[arg-type, return-value]
+    turn = Turn(0, 0.1, Training(), lambda *_: None, 0, 20, {"model": weights}, model, layout, rows=lambda: rows)  # type: ignore[arg-type, return-value]
     with pytest.raises(ConfigError, match="one linear layer of the features"):
         Newton().local(turn)
 
