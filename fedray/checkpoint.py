@@ -33,7 +33,7 @@ class Saved:
 
     Attributes:
         round: number of completed rounds.
-        weights: the global model, float32 ``[d]``.
+        weights: the global model, float32 ``[d]``; where there are several, one after the other.
         server: state of the server optimiser: float32 vectors by name.
         meta: JSON data (identity of the run, best result, faults, pending metrics row, ...).
         rest: the algorithm's other fields that are broadcast, float32, one after the other; None where there are none.

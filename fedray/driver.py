@@ -124,8 +124,8 @@ class Driver:
 
     @property
     def weights(self) -> Vector:
-        """The model as it stands, float32 ``[layout.size]``; it comes first in what is broadcast."""
-        return self._globals[: self._p.layout.size]
+        """The model as it stands, or all where there are several, float32 ``[exchange.model_size]``; it comes first in what is broadcast."""
+        return self._globals[: self._p.exchange.model_size]
 
     def tick(self) -> bool:
         """Called often while the pool waits: do what can be done meanwhile; true when the run should stop."""
@@ -160,7 +160,7 @@ class Driver:
             record.tell(fault)
         task = self._task(number, permit)
         total = task.empty_sum(p.exchange)
-        part_bytes, came, added = total.values.nbytes, list[int](), list[int]()
+        part_bytes, came, added, figures = total.values.nbytes, list[int](), list[int](), dict[str, float]()
         granted = {c.index: c for c in permit.cohort}
         arriving = p.pool.train(
             permit.cohort,
@@ -190,12 +190,13 @@ class Driver:
             with span("cohort", "commit"):
                 p.books.commit(number, [r for r in log_.reports if r.status == "done"])
             with span("aggregation", "server step"):
-                self._step(mean, updates)
+                figures = self._step(mean, updates)
             del mean
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
         with span("logging", "figures of the round"):
             row = record.round_done(permit, log_, updates, self._traffic(came, part_bytes, task), trained - began)
+        row["metrics"] |= figures
         with span("transfer", "put weights"):
             self._share()
         self._evaluate(row)
@@ -231,14 +232,16 @@ class Driver:
                 expected = line.expected(index, task.steps, round_task)
                 check_receipt(report.name, report.receipts.get(line.unit), {"reservation": reservations.get(line.unit), **expected})
 
-    def _step(self, mean: Vector, updates: int) -> None:
+    def _step(self, mean: Vector, updates: int) -> dict[str, float]:
+        """Move the globals; returns what the round's row shows of the mean."""
         p = self._p
         clients = p.regime.participants(updates)
         came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
         self._globals, self._state = stepped(p.algorithm, p.server, p.layout, p.exchange, self._globals, self._state, came)
+        return {} if p.config.privacy.regimes else p.algorithm.figures(came)
 
     def _save(self, force: bool = False) -> None:
-        size = self._p.layout.size
+        size = self._p.exchange.model_size
         self._record.save(self.weights, self._state, self._globals[size:] if len(self._globals) > size else None, self._p.states, force)
 
     def _traffic(self, came: Sequence[int], part_bytes: int, task: RoundTask) -> Traffic:

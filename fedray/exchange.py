@@ -16,7 +16,8 @@ import numpy as np
 from fedray.errors import ConfigError
 from fedray.parameters import Vector
 
-#: The field that every algorithm has: the global model on the way down, a direction for the server's optimiser on the way up.
+#: The field that every algorithm has: the global model, or several one after the other, on the way down, and a direction for the server's
+#: optimiser on the way up.
 MODEL = "model"
 
 
@@ -68,6 +69,11 @@ class Exchange:
     def up(self) -> dict[str, slice]:
         """Where each field lies in the vector that a client sends."""
         return _slices([f for f in self.fields if f.up])
+
+    @property
+    def model_size(self) -> int:
+        """Values of the global model, or of all where there are several; they come first in what is broadcast."""
+        return self.fields[0].size
 
     @property
     def down_size(self) -> int:

@@ -264,14 +264,17 @@ class RunFiles:
         save_checkpoint(self.checkpoints, checkpoint, keep)
 
     def save_model(self, layout: Layout, weights: Vector, frozen: Mapping[str, Values] | None = None) -> None:
-        """Write the model's tensors by name, in the order in which :func:`fedray.frozen.model_digest` reads them.
+        """Write the model's tensors by name, in the order in which :func:`fedray.frozen.model_digest` reads them; where there are several
+        models, with their number and a dot in front of each name.
 
         The summary of an earlier model is removed first, so that a crash cannot leave a summary that names another model than the file.
         """
         self._check_owned()
         self.summary.unlink(missing_ok=True)
         before, behind = around(frozen or {})
-        write_tensors(self.model, {**before, **layout.views(weights), **behind}, {"format": "pt"})
+        models = [layout.views(part) for part in (weights[at : at + layout.size] for at in range(0, len(weights), layout.size))]
+        many = {f"{k}.{name}": value for k, model in enumerate(models) for name, value in model.items()}
+        write_tensors(self.model, {**before, **(models[0] if len(models) == 1 else many), **behind}, {"format": "pt"})
 
     def load_model(self) -> dict[str, Values]:
         """Read the final model's tensors by name.

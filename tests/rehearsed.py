@@ -67,6 +67,21 @@ def _digits(seed: int, deal: Callable[[Indices, np.random.Generator], list[Indic
     return Federation(names, Records(x[rows], y[rows]), offsets, None, None, None, 10), Records(x[test], y[test])
 
 
+def half_rotated(seed: int = 0, clients: int = 10) -> Federation:
+    """scikit-learn's digits, dealt at random, which the second half of the clients see turned by 90 degrees; each tests on a fifth."""
+    dealt = _digits(seed, lambda rows, draws: np.array_split(draws.permutation(rows), clients))[0]
+    federation = with_client_tests(dealt, seed)
+    assert federation.client_test is not None and federation.client_test_offsets is not None
+
+    def turned(records: Records, offsets: Indices) -> Records:
+        x, first = records.x.copy(), int(offsets[clients // 2])
+        x[first:] = np.rot90(x[first:].reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64)
+        return Records(x, records.y)
+
+    train, test = turned(federation.train, federation.offsets), turned(federation.client_test, federation.client_test_offsets)
+    return replace(federation, train=train, client_test=test)
+
+
 def with_client_tests(federation: Federation, seed: int = 0) -> Federation:
     """The federation with a fifth of each client's records, drawn by ``seed``, held out at the client."""
     draws, train, test = np.random.default_rng(seed), list[Indices](), list[Indices]()
@@ -111,8 +126,10 @@ class Rehearsed:
         self.model, self._facts = first_model(config.model, shape, outputs, config.seed, personal=self.algorithm.personal)
         self.layout = self._facts.layout
         self.exchange = self.algorithm.exchange(self.layout)
-        self.globals: Vector = self.exchange.joined(self.algorithm.begin(self.layout, get_vector(self.model, self.layout)), "down")
-        self.state: ServerState = self.server.init(self.layout.size)
+        self.globals: Vector = self.exchange.joined(
+            self.algorithm.begin(self.layout, get_vector(self.model, self.layout), self._facts.another), "down"
+        )
+        self.state: ServerState = self.server.init(self.exchange.model_size)
         self.round = 0
         self._folder = tempfile.TemporaryDirectory()
         self.states = ClientStates(Path(self._folder.name), 1)
@@ -158,6 +175,11 @@ class Rehearsed:
         self.states.commit(reports, [r.index for r in reports])
         self.round += 1
         self.states.checkpointed(self.round)
+
+    def measured(self) -> list[Vector]:
+        """The exchanged part of the model that each client evaluates."""
+        tasks = self.states.attached([ClientTask(i, name) for i, name in enumerate(self._federation.names)])
+        return [get_vector(self.host(0)._trainer.measured(self.globals, task), self.layout) for task in tasks]
 
     def client_accuracy(self) -> float:
         """Mean over the clients, of what each evaluates on its own held-out records."""

@@ -6,7 +6,7 @@ mean of what the clients sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
@@ -74,11 +74,17 @@ class Algorithm:
         """
 
     def exchange(self, layout: Layout) -> Exchange:
-        """The fields that go down and up, for a model of this layout."""
+        """The fields that go down and up, for a model of this layout; ``model`` may hold several models one after the other."""
         return Exchange((Field("model", layout.size),))
 
-    def begin(self, layout: Layout, weights: Vector) -> dict[str, Vector]:
-        """At the driver, once: the first values of all fields that go down; ``weights`` is the initial model."""
+    def begin(self, layout: Layout, weights: Vector, another: Callable[[int], Vector]) -> dict[str, Vector]:
+        """At the driver, once: the first values of all fields that go down.
+
+        Args:
+            layout: of the model.
+            weights: the initial model, float32 ``[layout.size]``.
+            another: gives the model as it would begin with another seed, which follows from the run's and a number.
+        """
         return {"model": weights}
 
     def weight(self, records: int) -> float:
@@ -103,6 +109,10 @@ class Algorithm:
         server's optimiser moves it.
         """
         return {"model": mean.values["model"]}
+
+    def figures(self, mean: Mean) -> dict[str, float]:
+        """At the driver, after each round: what the round's row shows of the mean besides, by name; only where nothing is protected."""
+        return {}
 
 
 def check_training(algorithm: Algorithm, training: config.Training) -> None:
@@ -189,6 +199,7 @@ def stepped(
     weights, state = server.step(before["model"], direction, state)
     buffers = layout.mask("buffer")
     if buffers.any():  # running statistics are averaged, not optimised
+        buffers = np.tile(buffers, exchange.model_size // layout.size)
         weights[buffers] = before["model"][buffers] + direction[buffers]
     return exchange.joined(after | {"model": weights}, "down"), state
 

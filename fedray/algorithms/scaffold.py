@@ -6,7 +6,7 @@ algorithm 1 with option II.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,7 +48,7 @@ class Scaffold(FedAvg):
         """The model, and the control variate of all clients, whose changes count each client once."""
         return Exchange((Field("model", layout.size), Field("control", layout.size, weigh="one")))
 
-    def begin(self, layout: Layout, weights: Vector) -> dict[str, Vector]:
+    def begin(self, layout: Layout, weights: Vector, another: Callable[[int], Vector]) -> dict[str, Vector]:
         """The initial model and a control variate of zeros."""
         return {"model": weights, "control": np.zeros(layout.size, dtype=np.float32)}
 

@@ -186,8 +186,9 @@ def _telemetry(name: str, subject: Subject, classes: int | None, target_shape: t
     """Two clients that differ in every record send equal messages except for their updates."""
     one_step = subject.group.training.model_copy(update={"steps": 1})
     short = replace(subject, group=replace(subject.group, training=one_step), plan=replace(subject.plan, steps=1))
-    algorithm, layout = make_algorithm(subject.config.algorithm), subject.model.layout
-    weights = algorithm.exchange(layout).joined(algorithm.begin(layout, get_vector(subject.model.build(), layout)), "down")
+    algorithm, facts = make_algorithm(subject.config.algorithm), subject.model
+    first = algorithm.begin(facts.layout, get_vector(facts.build(), facts.layout), facts.another)
+    weights = algorithm.exchange(facts.layout).joined(first, "down")
     sent = []
     for seed in (1, 2):
         federation = _federation(subject, classes, target_shape, 12, seed)

@@ -83,13 +83,13 @@ class LocalRun:
             host.ready()
             self._hosts |= dict.fromkeys(group.members, host)
         self._everyone, self._rates = np.ones(len(prepared.names), dtype=np.bool_), rates(prepared.groups, len(prepared.names))
-        self._exchange = self._model.exchange
+        self._exchange, facts = self._model.exchange, self._model.facts
         if MODEL not in self._exchange.up:
             raise ConfigError(
                 "algorithm.kind: its clients send no model, in which an audit could look for records; audit another algorithm."
             )
-        self._globals = self._exchange.joined(self._algorithm.begin(self._model.facts.layout, self._model.weights.value.copy()), "down")
-        self._state = self._server.init(self._model.facts.layout.size)
+        self._globals = self._exchange.joined(self._algorithm.begin(facts.layout, self._model.weights.value.copy(), facts.another), "down")
+        self._state = self._server.init(self._exchange.model_size)
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)
 
     def run(self, rounds: int, seed: int) -> Iterator[Released]:

@@ -75,7 +75,7 @@ def check_model(found: Saved | None, model: Model | None, where: Path | str) -> 
     """
     if found is None or model is None:
         return
-    if found.weights.shape != (model.facts.layout.size,) or found.globals.shape != (model.exchange.down_size,):
+    if found.weights.shape != (model.exchange.model_size,) or found.globals.shape != (model.exchange.down_size,):
         raise ConfigError(
             f"--resume: the checkpoint in {where} is of another model; bring back the config and the data that it was written with."
         )

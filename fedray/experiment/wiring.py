@@ -192,9 +192,8 @@ class Wiring:
         weights = model.weights.take() if in_store is None else ray.get(in_store)
         if checkpoint is not None:
             return ModelState(checkpoint.globals, checkpoint.server)
-        layout = model.facts.layout
-        globals_ = model.exchange.joined(self._algorithm.begin(layout, weights), "down")
-        return ModelState(globals_, server.init(layout.size), in_store if globals_ is weights else None)
+        globals_ = model.exchange.joined(self._algorithm.begin(model.facts.layout, weights, model.facts.another), "down")
+        return ModelState(globals_, server.init(model.exchange.model_size), in_store if globals_ is weights else None)
 
     def _state_place(self) -> StatePlace:
         """Where clients' states are: in the run's directory on this node, with a keeper for the actors of other nodes."""

@@ -15,7 +15,8 @@ from fedray.errors import ConfigError
 from fedray.frozen import check_frozen, frozen_digest
 from fedray.inputs import Input
 from fedray.models.build import build_model, untried_model
-from fedray.parameters import Layout, belongs
+from fedray.parameters import Layout, Vector, belongs, get_vector
+from fedray.rng import torch_seed
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class ModelFacts:
         model = build_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions, self.inputs)
         check_frozen(model, self.choice.kind, self.frozen)
         return model
+
+    def another(self, number: int) -> Vector:
+        """What is exchanged of the model as it would begin with another seed, which follows from the run's and ``number``."""
+        seed = torch_seed(self.seed, "another model", number)
+        model = build_model(self.choice, self.shape, self.outputs, seed, self.dtype, self.positions, self.inputs)
+        return get_vector(model, self.layout)
 
     def untried(self) -> nn.Module:
         """The model before it has been run for the first time, wherever it does not need that to have its parameters."""

@@ -76,7 +76,7 @@ def _memory(prepared: Prepared, made: Model) -> dict[str, Any]:
     batch = max(min(g.training.physical_batch, largest or g.training.physical_batch) for g in p.groups)
     gradients = batch * model if made.engine == "hooks" else 0
     state = max(_optimiser(g.training) for g in p.groups) * model
-    server = sum(int(v.nbytes) for v in make_server(config.server).init(made.facts.layout.size).values())
+    server = sum(int(v.nbytes) for v in make_server(config.server).init(made.exchange.model_size).values())
     data = 0 if p.federation is None else sum(int(a.nbytes) for a in (p.federation.train.x, p.federation.train.y))
     held = data if config.clients.placement == "hosted" or p.sizes is None else data * int(p.sizes.max()) // max(1, int(p.sizes.sum()))
     total, broadcast = made.exchange.up_size * _GRID, made.exchange.down_size * _FLOAT

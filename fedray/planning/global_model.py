@@ -53,8 +53,10 @@ class Model:
     @property
     def apart(self) -> str:
         """Why nothing at the driver predicts by itself, as a clause; empty where the global model does."""
-        personal = self.facts.personal.entries
-        return f"its layers {', '.join(e.name for e in personal)} stay with the clients" if personal else ""
+        personal, models = self.facts.personal.entries, self.exchange.model_size // self.facts.layout.size
+        if personal:
+            return f"its layers {', '.join(e.name for e in personal)} stay with the clients"
+        return f"there are {models}, of which each client takes its own" if models > 1 else ""
 
     def document(self) -> dict[str, Any]:
         """What is needed to build the model again, as JSON data."""

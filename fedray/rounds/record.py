@@ -196,7 +196,7 @@ class Record:
         """Write a checkpoint where one is due, or with ``force`` where this round has none.
 
         Args:
-            weights: the model, float32 ``[layout.size]``.
+            weights: the model, or all where there are several, float32.
             server: the server optimiser's vectors by name.
             rest: the algorithm's other fields that are broadcast, float32; None where there are none.
             states: of the clients, where they keep any.

@@ -11,7 +11,9 @@ import fedray
 from fedray.checkpoint import load_latest
 from fedray.clients.messages import ClientTask
 from fedray.clients.states import StateFiles
+from fedray.errors import FedrayError
 from fedray.rounds.clientstates import ClientStates
+from fedray.runfiles import RunFiles
 
 
 def run(output: Path, **sections: Any) -> fedray.Result:
@@ -64,3 +66,25 @@ def test_state_is_the_same_with_a_dying_actor_and_after_a_resume_with_another(tm
 def test_clients_with_models_of_their_own_measure_those(tmp_path: Path) -> None:
     shared, own = (run(tmp_path / kind, algorithm={"kind": kind}).summary["final"]["eval/accuracy"] for kind in ("fedavg", "ditto"))
     assert own > shared
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", [{"kind": "fedper", "personal": ["out"]}, {"kind": "ifca", "clusters": 3}], ids=lambda a: a["kind"])
+def test_models_apart_are_the_same_after_a_resume_and_measured_at_the_clients(tmp_path: Path, algorithm: dict[str, Any]) -> None:
+    sections: dict[str, Any] = {"algorithm": algorithm, "model": {"kind": "mlp", "hidden": [8]}}
+    calm = run(tmp_path / "calm", **sections)
+    run(tmp_path / "resumed", rounds=2, clients={"actors": 1}, **sections)
+    resumed = run(tmp_path / "resumed", resume=True, **sections)
+    assert resumed.summary["model_sha256"] == calm.summary["model_sha256"]
+    assert resumed.summary["final"] == calm.summary["final"] and 0 < calm.summary["final"]["eval/accuracy"] <= 1
+    with pytest.raises(FedrayError, match="the model of this run does not predict by itself"):
+        calm.model()
+    if algorithm["kind"] == "ifca":
+        counts = [
+            [v for name, v in row["metrics"].items() if name.startswith("round/cluster_")] for row in RunFiles(tmp_path / "calm").rows()
+        ]
+        assert [(len(row), sum(row)) for row in counts] == [(3, 3)] * 3
+    else:
+        saved = load_latest(tmp_path / "calm" / "checkpoints")
+        assert saved is not None and saved.weights.shape == (64 * 8 + 8,) and saved.rest is None

@@ -327,6 +327,7 @@ TABLE = [
     ("scaffold", {"weights": "uniform"}, None, "client.client_state"),
     ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
     ("newton", {}, "record.reads", "client.exact_totals"),
+    ("ifca", {"weights": "uniform"}, "record.reads", "client.quotient"),
     ("fedper", {"weights": "uniform", "personal": ["fc.bias"]}, None, "client.client_state"),
 ]
 

@@ -1,4 +1,4 @@
-"""Algorithms that end with more than one model: layers that stay with each client."""
+"""Algorithms that end with more than one model: layers that stay with each client, and a model for each cluster of clients."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rehearsed import Rehearsed, config_of, label_skewed, with_client_tests
+from rehearsed import Rehearsed, config_of, half_rotated, label_skewed, with_client_tests
 from rounding import gamma
+from torch import nn
 
+from fedray.algorithms.algorithm import Mean, make_algorithm
+from fedray.choices import Choice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientTask, RoundTask
@@ -20,17 +23,20 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.finished import trained_model
+from fedray.frozen import model_digest
 from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector
 from fedray.planning.preparation import prepare
 from fedray.privacy.recordplan import plan_record
 from fedray.runfiles import RunFiles
 from fedray.storage import write_json
+from fedray.tensorfile import DIGEST, read_tensors
 
 FEDERATION, _ = label_skewed()
 MLP = {"kind": "mlp", "hidden": [8]}
 PLAIN = {"lr": 0.1, "batch_size": 10, "epochs": 2, "engine": "plain"}
 FEDPER = {"kind": "fedper", "personal": ["out"]}
+IFCA = {"kind": "ifca", "clusters": 3}
 
 
 def run(algorithm: dict[str, Any], federation: Federation = FEDERATION, **sections: Any) -> Rehearsed:
@@ -42,7 +48,7 @@ def personal(rehearsed: Rehearsed) -> dict[int, np.ndarray]:
     return {k: np.frombuffer(kept["personal"], dtype=np.float32) for k, kept in rehearsed.kept().items()}
 
 
-@pytest.mark.parametrize("algorithm", [FEDPER], ids=lambda part: part["kind"])
+@pytest.mark.parametrize("algorithm", [FEDPER, IFCA], ids=lambda part: part["kind"])
 def test_actors_and_restarts_change_no_bytes(algorithm: dict[str, Any]) -> None:
     alone, split = run(algorithm), run(algorithm)
     for first, second in (([0, 3], [8]), ([3], [0, 5])):
@@ -168,12 +174,20 @@ RECORD = {
 }
 
 
-def test_only_the_clients_evaluate_a_model_whose_layers_they_hold() -> None:
-    prepared = prepare(build_config(DIGITS))
+@pytest.mark.parametrize(
+    ("algorithm", "why"),
+    [(FEDPER, "its layers out.weight, out.bias stay with the clients"), (IFCA, "there are 3, of which each client takes its own")],
+)
+def test_only_the_clients_evaluate_what_does_not_predict_at_the_driver(algorithm: dict[str, Any], why: str) -> None:
+    config = {**DIGITS, "algorithm": algorithm}
+    prepared = prepare(build_config(config))
     assert prepared.config.evaluation.metrics and not any("evaluat" in text for text in prepared.warnings)
-    assert prepared.model is not None and "out.weight" in prepared.model.document()["apart"]
-    with pytest.raises(ConfigError, match=r"out\.weight, out\.bias stay with the clients, and the clients are not asked.*federated=true"):
-        prepare(build_config({**DIGITS, **AT_DRIVER}))
+    assert prepared.model is not None and prepared.model.document()["apart"] == why
+    with pytest.raises(ConfigError, match=f"because {why}, and the clients are not asked.*federated=true"):
+        prepare(build_config({**config, **AT_DRIVER}))
+
+
+def test_without_metrics_that_privacy_would_void_the_run_trains_and_says_so() -> None:
     private = prepare(build_config({**DIGITS, **AT_DRIVER, **RECORD}))
     assert not private.config.evaluation.metrics and private.test is None
     assert any("The model is not evaluated: the model does not predict by itself" in text for text in private.warnings)
@@ -188,3 +202,86 @@ def test_a_finished_run_says_that_its_file_does_not_predict(tmp_path: Path) -> N
     write_json(files.partition, {"model": model.document()})
     with pytest.raises(FedrayError, match="does not predict by itself, because its layers out.weight, out.bias stay with the clients"):
         trained_model(files, prepared.config)
+
+
+def best(rehearsed: Rehearsed, k: int) -> int:
+    """The model whose logits fit a client's training records best, computed by hand."""
+    x, y = (v[slice(*FEDERATION.offsets[k : k + 2])] for v in (FEDERATION.train.x, FEDERATION.train.y))
+    losses = []
+    for weights in np.split(rehearsed.globals, 3):
+        v = {name: view.astype(np.float64) for name, view in rehearsed.layout.views(weights).items()}
+        logits = np.maximum(x @ v["fc1.weight"].T + v["fc1.bias"], 0) @ v["out.weight"].T + v["out.bias"]
+        losses.append(float((np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]).mean()))
+    return int(np.argmin(losses))
+
+
+def test_each_cluster_moves_by_the_mean_of_its_own_clients() -> None:
+    clusters = run(IFCA)
+    assert len({part.tobytes() for part in np.split(clusters.globals, 3)}) == 3
+    assert clusters.globals.tobytes() == run(IFCA).globals.tobytes() != run(IFCA, seed=1).globals.tobytes()
+    choice = {k: best(clusters, k) for k in range(10)}
+    assert len(set(choice.values())) > 1
+    alike = [k for k in choice if choice[k] == choice[0]][:2]
+    cohort = [*alike, next(k for k in choice if choice[k] != choice[0])]
+    before = np.split(clusters.globals.copy(), 3)
+    clusters.train([cohort])
+    for number, (old, new) in enumerate(zip(before, np.split(clusters.globals, 3), strict=True)):
+        members = [k for k in cohort if choice[k] == number]
+        alone = run({"kind": "fedavg"})
+        alone.globals = old.copy()
+        if members:
+            alone.train([members])
+            np.testing.assert_allclose(new, alone.globals, rtol=0, atol=gamma(20))
+        else:
+            assert new.tobytes() == old.tobytes()
+
+
+def test_a_round_shows_how_many_clients_each_cluster_has() -> None:
+    algorithm = make_algorithm(Choice(kind="ifca", clusters=3))
+    mean = Mean({"members": np.array([0.7, 0.0, 0.3], dtype=np.float32)}, clients=10.0, share=1.0)
+    assert algorithm.figures(mean) == {"round/cluster_0_clients": 7.0, "round/cluster_1_clients": 0.0, "round/cluster_2_clients": 3.0}
+
+
+def test_clients_measure_the_model_that_fits_their_training_records() -> None:
+    clusters = run(IFCA)
+    clusters.train([range(10)])
+    models = np.split(clusters.globals, 3)
+    for k, found in enumerate(clusters.measured()):
+        assert found.tobytes() == models[best(clusters, k)].tobytes()
+
+
+def zeros(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A linear model that begins alike with every seed."""
+    model = nn.Linear(input_shape[0], outputs)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "model", "words"),
+    [
+        ({"kind": "ifca", "clusters": 1}, MLP, "1 is not 2 or more"),
+        (IFCA, {"kind": f"python:{__name__}:zeros"}, "models that begin differently"),
+    ],
+)
+def test_one_model_or_models_that_begin_alike_are_no_clusters(algorithm: dict[str, Any], model: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(algorithm, model=model)
+
+
+def test_two_groups_that_see_turned_images_are_found() -> None:
+    rehearsed = run({"kind": "ifca"}, half_rotated(), model={"kind": "softmax"})
+    for _ in range(6):
+        rehearsed.train([range(10)])
+    found = [model.tobytes() for model in rehearsed.measured()]
+    assert len(set(found[:5])) == len(set(found[5:])) == 1 and found[0] != found[5]
+
+
+def test_several_models_are_saved_by_number(tmp_path: Path) -> None:
+    files, clusters = RunFiles(tmp_path), run(IFCA)
+    files.save_model(clusters.layout, clusters.globals)
+    saved = files.load_model()
+    assert list(saved)[:5] == ["0.fc1.weight", "0.fc1.bias", "0.out.weight", "0.out.bias", "1.fc1.weight"]
+    assert np.concatenate([value.ravel() for value in saved.values()]).tobytes() == clusters.globals.tobytes()
+    assert (files.summary.exists(), model_digest(clusters.globals, {})) == (False, read_tensors(files.model)[1][DIGEST])
