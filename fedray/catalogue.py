@@ -8,7 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from fedray.components import Room, nearest
@@ -64,7 +64,8 @@ def _arguments(room: Room, part: Any) -> list[Argument]:
     if not room.keys or not callable(part):
         return []
     try:
-        hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
+        own = inspect.isclass(part) and not is_dataclass(part)
+        hints = typing.get_type_hints(part.__init__ if own else part)  # a dataclass's __init__ does not know its base classes' modules
     except (NameError, TypeError):
         hints = {}
     meanings = _meanings(part)
@@ -90,8 +91,8 @@ def _meanings(part: Any) -> dict[str, str]:
             if not line.startswith(" "):
                 inside = line in ("Args:", "Attributes:") or (inside and not line)
             elif inside and entry is not None:
-                name = entry[1]
-                found.setdefault(name, entry[2])
+                name = entry[1] if entry[1] not in found else ""
+                found.setdefault(entry[1], entry[2])
             elif inside and name and line.startswith("      ") and found[name] and line.strip() not in found[name]:
                 found[name] = f"{found[name]} {line.strip()}"
     return found
