@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test proofs processors golden lint bench ui clean
+.PHONY: run test proofs processors golden lint gpu bench ui clean
 
 run: $(READY)          ## train: make run [CONFIG=configs/x.yaml] [ARGS="rounds=5 --resume"]
 	$(BIN)/fedray run $(CONFIG) $(ARGS)
@@ -30,6 +30,9 @@ lint: $(READY)         ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+gpu: $(READY)          ## what only a GPU can show, in 8 minutes: make gpu [ARGS="--budget 480 --only engines"]
+	$(BIN)/python -m tests.gpu $(ARGS)
 
 bench: $(READY)        ## benchmarks
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -1,6 +1,6 @@
 """The floor: federated averaging as a user would write it by hand, one process, one thread, no framework.
 
-``python -m tests.benchmarks.plain_loop W1 --rounds 13`` writes a line after each round.
+``python -m tests.benchmarks.plain_loop W1 --rounds 13 [--device cuda]`` writes a line after each round. All records lie on the device from the start.
 """
 
 from __future__ import annotations
@@ -69,12 +69,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", choices=list(WORKS))
     parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     work = WORKS[arguments.work]
     torch.set_num_threads(1)
-    x, y = (torch.from_numpy(a) for a in records(arguments.work))
+    x, y = (torch.from_numpy(a).to(arguments.device) for a in records(arguments.work))
     xs, ys = x.reshape(work.clients, work.records, *x.shape[1:]), y.reshape(work.clients, work.records)
-    model = make_model(work, tuple(x.shape[1:]))
+    model = make_model(work, tuple(x.shape[1:])).to(arguments.device)
     for number in range(arguments.rounds):
         total: dict[str, torch.Tensor] | None = None
         for k in np.random.RandomState(number).choice(work.clients, work.cohort, replace=False):
@@ -86,6 +87,8 @@ def main() -> None:
                     total[name] += value
         assert total is not None
         model.load_state_dict({name: value / work.cohort for name, value in total.items()})
+        if x.is_cuda:
+            torch.cuda.synchronize()  # a round ends with its work, and not with its being asked for
         print("ROUND", flush=True)
 
 

@@ -1,0 +1,1 @@
+"""What only a GPU can show, as one script: ``make gpu``."""
