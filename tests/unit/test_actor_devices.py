@@ -110,7 +110,9 @@ def test_an_actor_ends_with_its_device_and_not_for_want_of_memory(engine: str, m
     with pytest.raises(Ended):
         host.evaluate(weights, clients)
     fail_with(FULL)
-    assert [(r.status, r.error) for r in host.train(task, weights, clients)] == [("failed", f"AcceleratorError: {FULL}")] * 2
+    reports = host.train(task, weights, clients)
+    assert [r.status for r in reports] == ["failed", "failed"]
+    assert all(r.error.startswith(f"AcceleratorError: {FULL}") for r in reports)
     assert all(np.isnan(list(row.metrics.values())).all() for row in host.evaluate(weights, clients))
 
 
