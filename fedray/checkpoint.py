@@ -38,6 +38,7 @@ class Saved:
         meta: JSON data (identity of the run, best result, faults, pending metrics row, ...).
         rest: the algorithm's other fields that are broadcast, float32, one after the other; None where there are none.
         states: where the clients' states lie, arrays whose names begin with ``states.``.
+        rule: what the aggregation rule remembers: arrays by name.
     """
 
     round: int
@@ -46,6 +47,7 @@ class Saved:
     meta: dict[str, Any] = field(default_factory=dict)
     rest: Vector | None = None
     states: dict[str, Values] = field(default_factory=dict)
+    rule: dict[str, Values] = field(default_factory=dict)
 
     @property
     def globals(self) -> Vector:
@@ -59,7 +61,7 @@ def save_checkpoint(directory: Path, checkpoint: Saved, keep: int) -> Path:
     tensors: dict[str, Values] = {"weights": checkpoint.weights, **{f"server.{k}": v for k, v in checkpoint.server.items()}}
     if checkpoint.rest is not None:
         tensors["rest"] = checkpoint.rest
-    tensors |= checkpoint.states
+    tensors |= checkpoint.states | {f"rule.{k}": v for k, v in checkpoint.rule.items()}
     header = {"format": _FORMAT, "round": checkpoint.round, "meta": checkpoint.meta}
     write_tensors(path, tensors, {"fedray": json.dumps(header, allow_nan=False)})
     for old in [*_files(directory)[keep:], *directory.glob(".round-*")]:
@@ -105,7 +107,8 @@ def _load(path: Path) -> Saved:
         raise damaged(path, f"it holds round {header['round']}, so it was renamed")
     server = {name.removeprefix("server."): v for name, v in tensors.items() if name.startswith("server.")}
     states = {name: v for name, v in tensors.items() if name.startswith("states.")}
-    return Saved(header["round"], tensors["weights"], server, header["meta"], tensors.get("rest"), states)
+    rule = {name.removeprefix("rule."): v for name, v in tensors.items() if name.startswith("rule.")}
+    return Saved(header["round"], tensors["weights"], server, header["meta"], tensors.get("rest"), states, rule)
 
 
 def _stem(round_: int) -> str:

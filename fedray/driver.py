@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
 
+from fedray.aggregation.each import Each, PartLost, RowsAt, segments_for
 from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.rule import Memory, Rule, combined
 from fedray.algorithms.algorithm import Algorithm, Mean, Server, stepped
 from fedray.clients.messages import ClientTask, PartialSum, RoundTask
 from fedray.clients.pool import Pool, RoundLog
@@ -29,6 +31,7 @@ from fedray.privacy.receipt import check_receipt
 from fedray.privacy.regime import Regime
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
+from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.drawing import CohortDraw, FailedRounds
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.notes import grouped
@@ -46,11 +49,13 @@ class ModelState:
     Attributes:
         globals: all fields that are broadcast, the model first, float32 ``[exchange.down_size]``.
         server: the server optimiser's vectors by name.
+        rule: what the aggregation rule remembers.
         in_store: reference of the globals, where they lie in the object store already.
     """
 
     globals: Vector
     server: dict[str, Vector]
+    rule: Memory
     in_store: Any = None
 
 
@@ -70,7 +75,7 @@ class Loop:
     cohorts: CohortDraw
     record: Record
     server: Server
-    aggregate: Callable[[ExactSum], Vector]
+    rule: Rule[Any]
     regime: Regime
     evaluator: Evaluators | None
     states: ClientStates | None
@@ -90,7 +95,7 @@ class Driver:
     def __init__(self, parts: Loop, stop: threading.Event) -> None:
         self._p, self._record, self._stop = parts, parts.record, stop
         begin = parts.begin.take()
-        self._globals, self._state = begin.globals, begin.server
+        self._globals, self._state, self._kept = begin.globals, begin.server, begin.rule
         self._shared = begin.in_store  # the globals as an argument of calls to actors
         self._failures = FailedRounds(parts.config, parts.regime, bool(parts.privacy.lines), parts.record.tell)
 
@@ -159,8 +164,9 @@ class Driver:
         for fault in grouped(Fault("client", text, number + 1, name) for name, text in (permit.refused | permit.away).items()):
             record.tell(fault)
         task = self._task(number, permit)
-        total = task.empty_sum(p.exchange)
-        part_bytes, came, added, figures = total.values.nbytes, list[int](), list[int](), dict[str, float]()
+        total: ExactSum | Each = task.empty_sum(p.exchange) if p.rule.wants == "sum" else Each(p.exchange.up_size, task.segments)
+        part_bytes = total.values.nbytes if isinstance(total, ExactSum) else 0  # single updates need not travel yet
+        update_bytes, came, added, figures = 4 * p.exchange.up_size, list[int](), list[int](), dict[str, float]()
         granted = {c.index: c for c in permit.cohort}
         arriving = p.pool.train(
             permit.cohort,
@@ -175,23 +181,27 @@ class Driver:
         for part in arriving:
             self._check_receipts(part, granted, log_, task)
             with span("aggregation", "merge"):
-                total = total.joined(part.total)
+                total = _joined(total, part)
             added += part.clients
-            came.append(part.travelled or part_bytes)
+            came.append(part.travelled or part_bytes if isinstance(part, PartialSum) else len(part.clients) * update_bytes)
             del part  # or its memory would be held until the next is here
-        trained, updates = time.perf_counter(), total.count
+        trained = time.perf_counter()
         self._shared = None  # now, so that the store has room again when the next ones come; this process still has them open
+        of_each = None
+        if isinstance(total, Each):  # first, because clients whose updates are gone by now do not count
+            total, of_each = self._of_each(total, log_)
+        updates = total.count
         record.faults_of(log_)
         counts = self._failures.counts(number, cohort, updates, log_.reports)
         if counts and (updates or p.regime.noised):  # a sum of noise alone is released too: whether anyone took part must stay secret
             with span("aggregation", "mean"):
-                mean = p.regime.mean(total.values, total.bits, number) if p.regime.noised else p.aggregate(total)
-            del total  # with a large model, before there is another one
+                mean, memory = of_each or self._of_sum(total, number)
+            del total, of_each  # with a large model, before there is another one
             with span("cohort", "commit"):
                 p.books.commit(number, [r for r in log_.reports if r.status == "done"])
             with span("aggregation", "server step"):
-                figures = self._step(mean, updates)
-            del mean
+                figures = self._step(mean, updates, memory)
+            del mean, memory
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
         with span("logging", "figures of the round"):
@@ -204,11 +214,14 @@ class Driver:
         self._save()
 
     def _task(self, number: int, permit: Authorization) -> RoundTask:
-        regime = self._p.regime
+        p = self._p
         if permit.begins:
-            regime.begin(number)
-        regime.taken(number, [c.index for c in permit.cohort])
-        return RoundTask(number, self._p.capacity, regime.stages(number), regime.plan_sha256, len(self._p.names))
+            p.regime.begin(number)
+        p.regime.taken(number, [c.index for c in permit.cohort])
+        segments = segments_for(len(permit.cohort), p.exchange.up_size)
+        return RoundTask(
+            number, p.capacity, p.regime.stages(number), p.regime.plan_sha256, len(p.names), collect=p.rule.wants, segments=segments
+        )
 
     def _retry(self, granted: dict[int, ClientTask], client: ClientTask) -> ClientTask | None:
         anew = granted[client.index]._replace(attempt=client.attempt, reservations=(), steps=None)  # with its state, which the pool forgets
@@ -217,7 +230,7 @@ class Driver:
             granted[client.index] = again
         return again
 
-    def _check_receipts(self, part: PartialSum, granted: Mapping[int, ClientTask], log_: RoundLog, round_task: RoundTask) -> None:
+    def _check_receipts(self, part: PartialSum | RowsAt, granted: Mapping[int, ClientTask], log_: RoundLog, round_task: RoundTask) -> None:
         """Fail closed: no part is added unless every client in it says that it ran what was reserved for it."""
         p = self._p
         if not p.privacy.lines:
@@ -232,25 +245,51 @@ class Driver:
                 expected = line.expected(index, task.steps, round_task)
                 check_receipt(report.name, report.receipts.get(line.unit), {"reservation": reservations.get(line.unit), **expected})
 
-    def _step(self, mean: Vector, updates: int) -> dict[str, float]:
+    def _of_sum(self, total: ExactSum | Each, number: int) -> tuple[Vector, Memory]:
+        """The mean of a round's sum, private where whole clients are protected, and what the rule remembers."""
+        p = self._p
+        assert isinstance(total, ExactSum)
+        if p.regime.noised:
+            return p.regime.mean(total.values, total.bits, number), self._kept
+        return combined(p.rule, total, self._kept, p.exchange.up_size)
+
+    def _of_each(self, total: Each, log_: RoundLog) -> tuple[Each, tuple[Vector, Memory] | None]:
+        """The updates that can still be read, and what the rule makes of them; None where they are too few for the round to count."""
+        p = self._p
+        while total.count >= max(1, p.config.cohort.min_clients):
+            try:
+                with span("aggregation", "combine single updates"):
+                    return total, combined(p.rule, total, self._kept, p.exchange.up_size)
+            except PartLost as lost:
+                total = total.without(lost.part)
+                log_.lose(lost.part.clients, "its update was lost before it was combined")
+                text = f"the updates of {len(lost.part.clients)} clients were lost before they were combined: {lost}"
+                log_.faults.append(Fault("actor", text))
+        return total, None
+
+    def _step(self, mean: Vector, updates: int, memory: Memory) -> dict[str, float]:
         """Move the globals; returns what the round's row shows of the mean."""
         p = self._p
         clients = p.regime.participants(updates)
         came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
         self._globals, self._state = stepped(p.algorithm, p.server, p.layout, p.exchange, self._globals, self._state, came)
+        self._kept = memory
         return {} if p.config.privacy.regimes else p.algorithm.figures(came)
 
     def _save(self, force: bool = False) -> None:
         size = self._p.exchange.model_size
-        self._record.save(self.weights, self._state, self._globals[size:] if len(self._globals) > size else None, self._p.states, force)
+        rest = self._globals[size:] if len(self._globals) > size else None
+        self._record.save(self.weights, self._state, rest, self._p.states, force, self._kept)
 
     def _traffic(self, came: Sequence[int], part_bytes: int, task: RoundTask) -> Traffic:
-        """What was sent in a round; ``came`` are the bytes of the partial sums that the driver received."""
+        """What was sent in a round; ``came`` are the bytes of the partial sums or single updates that the driver received."""
         p = self._p
         homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
         up = sum(came)
         if p.regime.hides_clients:  # how many actors had something to hand over depends on who took part
             up = part_bytes * (homes if p.config.clients.node_sums else len(p.pool.slots))
+            if task.collect == "each":
+                up = 4 * p.exchange.up_size * largest_cohort(p.config.cohort, len(p.names))
         return Traffic(up, homes * p.exchange.down_size * 4, sent_bytes(task.stages, p.exchange.up_size) if p.regime.has_stages else None)
 
     # -- evaluation ------------------------------------------------------------------------------
@@ -282,3 +321,12 @@ class Driver:
                 self._start_evaluation(last)
             self._record.open(last)
         self._record.finish(final=evaluate)
+
+
+def _joined(total: ExactSum | Each, part: PartialSum | RowsAt) -> ExactSum | Each:
+    """What has arrived, with one part more."""
+    if isinstance(total, Each):
+        assert isinstance(part, RowsAt)
+        return total.joined(part)
+    assert isinstance(part, PartialSum) and isinstance(part.total, ExactSum)
+    return total.joined(part.total)

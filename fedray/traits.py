@@ -1,4 +1,5 @@
-"""What an algorithm declares of itself, for all that must not know it by name: the choice of an engine, and the rules of privacy."""
+"""What algorithms and aggregation rules declare of themselves, for all that must not know them by name: the choice of an engine, and the
+rules of privacy."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ from typing import Literal
 
 #: What an algorithm may read of a client's records besides the engine's own training.
 Reading = Literal["loss", "count", "records"]
+
+#: What an aggregation rule is given of a round: the exact sum of all updates, or each update for itself.
+Wants = Literal["sum", "each"]
 
 
 @dataclass(frozen=True)

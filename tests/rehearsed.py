@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedray.aggregation.each import Each, Rows, RowsAt
+from fedray.aggregation.rule import combined, make_rule
 from fedray.algorithms.algorithm import Mean, ServerState, make_algorithm, make_server, stepped
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
@@ -118,7 +120,7 @@ class Rehearsed:
     """
 
     def __init__(self, config: Config, federation: Federation) -> None:
-        self.algorithm, self.server = make_algorithm(config.algorithm), make_server(config.server)
+        self.algorithm, self.server, self.rule = make_algorithm(config.algorithm), make_server(config.server), make_rule(config.aggregation)
         self._config, self._federation, self.stages = config, federation, make_stages(config)
         self._group = make_groups(config, federation.names)[0]
         shape = federation.train.x.shape[1:]
@@ -130,6 +132,7 @@ class Rehearsed:
             self.algorithm.begin(self.layout, get_vector(self.model, self.layout), self._facts.another), "down"
         )
         self.state: ServerState = self.server.init(self.exchange.model_size)
+        self.memory = self.rule.begin(len(federation.names), self.exchange.up_size)
         self.round = 0
         self._folder = tempfile.TemporaryDirectory()
         self.states = ClientStates(Path(self._folder.name), 1)
@@ -160,17 +163,24 @@ class Rehearsed:
     def train(self, split: Sequence[Sequence[int]], order: Sequence[int] | None = None) -> None:
         """One round: the clients that each actor trains, and the order in which the actors' parts come."""
         sizes, names = self._federation.sizes, self._federation.names
-        task = RoundTask(self.round, self.algorithm.largest_weight(sizes), self.stages, clients=len(names))
+        capacity = self.algorithm.largest_weight(sizes)
+        task = RoundTask(self.round, capacity, self.stages, clients=len(names), collect=self.rule.wants)
         parts, reports = [], list[ClientReport]()
         for k, clients in enumerate(split):
             tasks = self.states.attached([ClientTask(i, names[i]) for i in clients])
             reports += self.host(k).train(task, self.globals, tasks)
             assert all(r.status == "done" for r in reports), [r.error or r.traceback for r in reports]
             parts.append(pickle.loads(pickle.dumps(self.host(k).collect(task))))
-        total = task.empty_sum(self.exchange)
+        total, each = task.empty_sum(self.exchange), Each(self.exchange.up_size)
         for k in order or range(len(parts)):
-            total.merge(parts[k].total)
-        mean = Mean(self.exchange.views(total.mean(), "up"), total.count, total.count / len(names))
+            came = parts[k].total
+            if isinstance(came, Rows):
+                each = each.joined(RowsAt.here(parts[k].clients, came))
+            else:
+                total.merge(came)
+        got = total if self.rule.wants == "sum" else each
+        vector, self.memory = combined(self.rule, got, self.memory, self.exchange.up_size)
+        mean = Mean(self.exchange.views(vector, "up"), got.count, got.count / len(names))
         self.globals, self.state = stepped(self.algorithm, self.server, self.layout, self.exchange, self.globals, self.state, mean)
         self.states.commit(reports, [r.index for r in reports])
         self.round += 1

@@ -134,7 +134,7 @@ class ExactSum:
         Raises:
             As :meth:`add`.
         """
-        _check_weight(weight)
+        check_weight(weight)
         self._reserve(weight)
         scratch, added = np.empty(min(BLOCK, len(self.values))), 0
 
@@ -144,14 +144,14 @@ class ExactSum:
 
         try:
             for start, block in blocks():
-                largest = float(_largest(block))
+                largest = float(largest_magnitude(block))
                 if not largest <= MAX_COORDINATE:
-                    raise _rejection(np.concatenate([block.copy() for _, block in blocks()]))
+                    raise rejection(np.concatenate([block.copy() for _, block in blocks()]))
                 self._add_at(start, _scaled(block, scale(start), largest, scratch))
                 added += 1
         except BaseException:  # whole numbers that are subtracted again leave no trace
             for start, block in itertools.islice(blocks(), added):
-                self._add_at(start, -_scaled(block, scale(start), float(_largest(block)), scratch))
+                self._add_at(start, -_scaled(block, scale(start), float(largest_magnitude(block)), scratch))
             raise
         self.weight += weight
         self.count += 1
@@ -169,13 +169,13 @@ class ExactSum:
         Raises:
             FedrayError: the weights exceed what the grid was chosen for; the sum is unchanged.
         """
-        largest = _largest(updates)
+        largest = largest_magnitude(updates)
         with np.errstate(invalid="ignore"):
-            refused = [None if value <= MAX_COORDINATE else _rejection(row) for row, value in zip(updates, largest, strict=True)]
+            refused = [None if value <= MAX_COORDINATE else rejection(row) for row, value in zip(updates, largest, strict=True)]
         kept = np.array([n for n, why in enumerate(refused) if why is None], dtype=np.int64)
         mine = np.array([weights[n] for n in kept], dtype=np.float64)
         for weight in mine:
-            _check_weight(float(weight))
+            check_weight(float(weight))
         self._reserve(float(mine.sum()))
         scales, once = np.ldexp(mine, self.bits), math.ldexp(1.0, self.ones_bits)
         rows = updates if len(kept) == len(updates) else updates[kept]
@@ -270,7 +270,12 @@ class ExactSum:
             raise FedrayError(f"weights add up to {self.weight + weight:g}, but the sum was laid out for {self.capacity:g}.")
 
 
-def _check_weight(weight: float) -> None:
+def check_weight(weight: float) -> None:
+    """Refuse a weight that is negative or no finite number.
+
+    Raises:
+        UpdateRejected: it is.
+    """
     if not (math.isfinite(weight) and weight >= 0):
         raise UpdateRejected(f"a weight of {weight} was sent with an update.")
 
@@ -296,13 +301,14 @@ def _whole_numbers(values: npt.NDArray[np.float64], largest: float) -> npt.NDArr
     return np.rint(values, out=values).astype(np.int64)
 
 
-def _largest(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def largest_magnitude(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The largest magnitude over the last axis; of NaN it is NaN."""
     return np.asarray(np.maximum(values.max(-1, initial=0.0), -values.min(-1, initial=0.0)))
 
 
-def _rejection(update: npt.NDArray[np.float32]) -> UpdateRejected:
-    largest = float(_largest(update))
+def rejection(update: npt.NDArray[np.float32]) -> UpdateRejected:
+    """Why an update with a value that is not finite or exceeds :data:`MAX_COORDINATE` is left out."""
+    largest = float(largest_magnitude(update))
     if not math.isfinite(largest):
         bad = int(np.count_nonzero(~np.isfinite(update)))
         return UpdateRejected(

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from fedray.aggregation.each import Each, Rows, RowsAt
 from fedray.aggregation.exact import ExactSum
-from fedray.aggregation.rule import make_aggregator
+from fedray.aggregation.rule import combined, make_rule
 from fedray.algorithms.algorithm import Mean, make_algorithm, make_server, stepped
 from fedray.audit.probes import Subject, train_one
 from fedray.clients.groups import rates
@@ -70,7 +71,7 @@ class LocalRun:
         assert prepared.model is not None
         self._prepared, self._config, self._model = prepared, prepared.config, prepared.model
         self._algorithm, self._server = make_algorithm(self._config.algorithm), make_server(self._config.server)
-        self._aggregate = make_aggregator(self._config.aggregation)
+        self._rule = make_rule(self._config.aggregation)
         self._sizes = federation.sizes
         self._capacity = self._algorithm.largest_weight(self._sizes)
         self._hosts: dict[int, ClientHost] = {}
@@ -90,6 +91,7 @@ class LocalRun:
             )
         self._globals = self._exchange.joined(self._algorithm.begin(facts.layout, self._model.weights.value.copy(), facts.another), "down")
         self._state = self._server.init(self._exchange.model_size)
+        self._kept = self._rule.begin(len(prepared.names), self._exchange.up_size)
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)
 
     def run(self, rounds: int, seed: int) -> Iterator[Released]:
@@ -105,7 +107,8 @@ class LocalRun:
         for number in range(rounds):
             population = Population(self._everyone, self._rates, number, seed)
             cohort = self._prepared.sampler(population, generator(seed, "audit", "cohort", number).random(len(self._rates)))
-            total = ExactSum.zero(self._exchange.up_size, self._capacity, self._exchange.ones_from, len(self._rates))
+            size, came = self._exchange.up_size, list[int]()
+            total, rows = ExactSum.zero(size, self._capacity, self._exchange.ones_from, len(self._rates)), Rows(size)
             for i in cohort:
                 if not self._sizes[i]:
                     continue
@@ -114,11 +117,17 @@ class LocalRun:
                 self.participations[i] += 1
                 if report.state is not None:
                     self._states[int(i)] = report.state
-                total.merge(part.total)
+                assert isinstance(part.total, ExactSum)
+                if self._rule.wants == "sum":
+                    total.merge(part.total)
+                else:
+                    rows.add(update, part.total.weight)
+                came.append(int(i))
                 yield Released(int(i), number, self.weights, update[self._exchange.up["model"]])
-            if total.count:
-                count = total.count
-                mean = Mean(self._exchange.views(self._aggregate(total), "up"), count, count / len(self._rates))
+            if came:
+                got = total if self._rule.wants == "sum" else Each(size).joined(RowsAt.here(came, rows))
+                vector, self._kept = combined(self._rule, got, self._kept, size)
+                mean = Mean(self._exchange.views(vector, "up"), len(came), len(came) / len(self._rates))
                 self._globals, self._state = stepped(
                     self._algorithm, self._server, self._model.facts.layout, self._exchange, self._globals, self._state, mean
                 )

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from fedray.aggregation.exact import ExactSum
 from fedray.choices import Choice, ModelChoice
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost, HostSpec
@@ -80,6 +81,7 @@ def train_one(
     part = host.collect(message)
     if report.status != "done":
         raise FedrayError(f"client {task.name} {report.status} in round {round_}: {report.error}")
+    assert isinstance(part.total, ExactSum)
     return part.total.mean(), report, part
 
 

@@ -1,4 +1,4 @@
-"""How what a client sends gets into the sum of its actor: as it is, or after the stages of the round."""
+"""How what a client sends gets into the part of its actor: as it is, or after the stages of the round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from fedray.aggregation.exact import BLOCK, ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.algorithms.turn import Moved
-from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.messages import ClientTask, Collected, RoundTask
 from fedray.config import Config
 from fedray.errors import UpdateRejected
 from fedray.exchange import MODEL, Exchange
@@ -76,7 +76,7 @@ class Adding:
         source = noise_source(self._seed, task.round, f"update-{client.index}")
         return passed_all(task.stages, update, At(task.round, client.attempt, client.index, source, share), kept or {})
 
-    def one(self, task: RoundTask, records: int, sent: Update | npt.NDArray[Any], total: ExactSum) -> None:
+    def one(self, task: RoundTask, records: int, sent: Update | npt.NDArray[Any], total: Collected) -> None:
         """Add what a client sends: its update, or what the stages have made of it.
 
         Raises:
@@ -95,9 +95,10 @@ class Adding:
         with _whole_or_dead():
             total.add(leaving, self._algorithm.weight(records))
 
-    def _add_staged(self, task: RoundTask, records: int, values: npt.NDArray[Any], total: ExactSum) -> None:
+    def _add_staged(self, task: RoundTask, records: int, values: npt.NDArray[Any], total: Collected) -> None:
         with _whole_or_dead():
             if task.integer:
+                assert isinstance(total, ExactSum)
                 total.add_integers(values)
             else:
                 total.add(values, 1.0 if task.weighed else self._algorithm.weight(records))
@@ -108,7 +109,7 @@ class Adding:
         clients: Sequence[ClientTask],
         sizes: Sequence[int],
         updates: npt.NDArray[np.float32],
-        total: ExactSum,
+        total: Collected,
     ) -> list[UpdateRejected | None]:
         """Add what clients send, float32 ``[clients, up_size]``; for each None, or why it was left out."""
         if not task.stages:

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from fedray import components, credentials
+from fedray.aggregation.each import Rows
+from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
 from fedray.algorithms.algorithm import make_algorithm
 from fedray.clients.devices import device_of_actor, end_if_lost, in_actor, node_of_actor, on_device
@@ -187,6 +189,13 @@ class ClientHost:
         """:meth:`train` the last clients of a round, then :meth:`hand_over`: one call less."""
         return self.train(task, weights, clients), self.collect(task)
 
+    def train_each(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> list[Any]:
+        """:meth:`train`, with the reports in front and then the segments of the clients' single updates: each an object in Ray."""
+        reports = self.train(task, weights, clients)
+        rows = self.collect(task).total
+        assert isinstance(rows, Rows)
+        return [reports, *rows.cut(task.segments)]
+
     def collect(self, task: RoundTask) -> PartialSum:
         """Hand over the part and start an empty one."""
         part, self._part, self._asked = self._part_of(task, self._asked), None, None
@@ -318,8 +327,8 @@ class ClientHost:
         """This actor's part of a round, with values in ``shared`` memory or, where that cannot be had, in its own; any other is forgotten."""
         if self._part is None or self._part.round != task.round or self._asked != shared:
             self._part, self._asked = None, shared  # its memory goes first
-            total, lies = task.empty_sum(self._trainer.exchange), shared
-            if shared is not None:
+            total, lies = task.empty_part(self._trainer.exchange), shared
+            if shared is not None and isinstance(total, ExactSum):
                 try:
                     total = SharedSum.at(shared, total)
                 except OSError:  # the actor that keeps the memory has ended, or this process may not open files of another

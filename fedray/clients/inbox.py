@@ -6,6 +6,8 @@ one of them adds their partial sums up, and only the result is sent. A partial s
 Actors of a large model add into one sum in their node's memory (:mod:`fedray.aggregation.shared`); what they hand over then is only who
 is in it. When all of them have, the driver takes the sum as it lies there, where that is its own node, else one of them sends it. Such a sum
 does not outlive any of its actors.
+
+Parts with single updates, for rules that want each of them, are neither added up nor sent: the driver gets to know where they lie.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from fedray.aggregation.each import Rows, RowsAt
 from fedray.aggregation.shared import SharedAt
 from fedray.clients.messages import ClientReport, ClientTask, PartialSum, added_up
 from fedray.clients.slots import Slot
@@ -25,6 +29,9 @@ from fedray.errors import cause_of, first_line
 
 #: Bytes of a part above which a node's actors share a sum, or hand theirs to the driver one after the other: all at once may be more than fits.
 LARGE = 2**26
+
+#: Seconds after which a part with single updates counts as lost that does not come; Ray gives it up earlier where its node is known to be gone.
+_GONE = 600.0
 
 
 def is_large(part_bytes: int) -> bool:
@@ -52,7 +59,7 @@ class Kept:
     Attributes:
         slot, handle: who left it; the slot's actor may be another by now.
         node: Ray's name of the node.
-        ref: the part.
+        ref: the part; of single updates the references of its segments.
         reports: of the clients in it.
         shared: where its values lie, if not in the store.
         alone: it travels by itself, because adding up failed.
@@ -155,6 +162,14 @@ class Inbox:
                 self.travelling[kept.ref] = kept
         return complete
 
+    def found(self) -> Iterator[tuple[RowsAt, Kept]]:
+        """Where parts with single updates lie, and whose they are. The driver owns the references, so they outlive their actors, and may
+        be moved to disk where a store is full.
+        """
+        while self.resting:
+            kept = self.resting.pop()
+            yield RowsAt([r.index for r in kept.reports], partial(_segment, kept.ref)), kept
+
     def taken(self) -> Iterator[tuple[PartialSum | None, list[Kept], str]]:
         """Sums that lie in the memory of the driver's own node, and whose parts they are; None where one is gone, and why."""
         while self.lying:
@@ -201,3 +216,12 @@ class Inbox:
         left = [*self.resting, *self.travelling.values(), *(k for parts in [*self.adding.values(), *self.lying] for k in parts)]
         self.resting, self.travelling, self.adding, self.lying = [], {}, {}, []
         return left
+
+
+def _segment(refs: Sequence[Any], number: int) -> Rows | str:
+    """A segment of a part's single updates, or why it is gone."""
+    try:
+        rows: Rows = ray.get(refs[number], timeout=_GONE)
+    except (RayError, GetTimeoutError) as error:
+        return first_line(error)
+    return rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fedray.aggregation.each import Rows
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.aggregation.sparse import SparseValues
@@ -19,11 +20,14 @@ from fedray.data.silos import Silo
 from fedray.exchange import Exchange
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.recordplan import RecordPlan
+from fedray.traits import Wants
 from fedray.updates.stage import Stage
 
 if TYPE_CHECKING:
     from fedray.models.facts import ModelFacts
 
+#: What an actor adds updates to.
+Collected = ExactSum | Rows
 Status = Literal["done", "failed", "rejected", "late", "lost", "refused"]
 
 
@@ -72,6 +76,8 @@ class RoundTask:
         stages: what each update goes through before it is added up, in their order.
         plan: hash of the plan of a guarantee for whole clients, whose mechanism is one of the stages then.
         clients: size of the population, which no cohort exceeds.
+        collect: what a part holds: the sum of its clients' updates, or each of them.
+        segments: into how many ranges of columns single updates are cut.
     """
 
     round: int
@@ -79,15 +85,28 @@ class RoundTask:
     stages: tuple[Stage, ...] = ()
     plan: str | None = None
     clients: int = 0
+    collect: Wants = "sum"
+    segments: int = 1
+
+    def empty_part(self, exchange: Exchange) -> Collected:
+        """What a part of this round starts from."""
+        if self.collect == "sum":
+            return self.empty_sum(exchange)
+        return Rows(self.size(exchange))
 
     def empty_sum(self, exchange: Exchange) -> ExactSum:
-        """What the parts of this round start from."""
-        size = exchange.up_size
-        for stage in self.stages:
-            size = stage.size(size)
+        """What a sum of this round starts from."""
+        size = self.size(exchange)
         if self.integer:
             return ExactSum.of_integers(size, self.capacity)
         return ExactSum.zero(size, self.capacity, None if self.weighed else exchange.ones_from, self.clients)
+
+    def size(self, exchange: Exchange) -> int:
+        """Number of values of what a client sends, after the stages."""
+        size = exchange.up_size
+        for stage in self.stages:
+            size = stage.size(size)
+        return size
 
     @property
     def integer(self) -> bool:
@@ -164,11 +183,12 @@ class ClientReport(NamedTuple):
 
 @dataclass(frozen=True)
 class PartialSum:
-    """The sum over the clients that one actor, or the actors of one node, trained in a round, and who they are.
+    """The sum over the clients that one actor, or the actors of one node, trained in a round, or each one's update, and who they are.
 
     Attributes:
         round: number of the round.
-        total: the sum. Where ``shared`` is set and it comes from an actor, it has no values, but the weight and count of what the actor added.
+        total: the sum, or the updates in the order of ``clients``. Where ``shared`` is set and it comes from an actor, it has no
+            values, but the weight and count of what the actor added.
         clients: who was added.
         shared: where the values lie, to which others of the node add, too.
         sparse: the values travel as positions and values of those that are not zero, where that is smaller.
@@ -176,7 +196,7 @@ class PartialSum:
     """
 
     round: int
-    total: ExactSum
+    total: Collected
     clients: list[int] = field(default_factory=list)
     shared: SharedAt | None = None
     sparse: bool = False
@@ -184,14 +204,17 @@ class PartialSum:
 
     def to_send(self) -> PartialSum:
         """The part without values that lie where the receiver finds them."""
-        return self if self.shared is None else replace(self, total=_with_values(self.total, np.zeros(0, dtype=np.int64)))
+        if self.shared is None or isinstance(self.total, Rows):
+            return self
+        return replace(self, total=_with_values(self.total, np.zeros(0, dtype=np.int64)))
 
     def __reduce__(self) -> Any:
         """A sparse part is packed for the way, and dense again where it arrives."""
-        packed = SparseValues.of(self.total.values) if self.sparse else None
-        if packed is None:
-            return PartialSum, (self.round, self.total, self.clients, self.shared, self.sparse)
-        return _arrived, (self.round, _with_values(self.total, packed.values), self.clients, packed.positions, packed.size)
+        total = self.total
+        packed = SparseValues.of(total.values) if self.sparse and isinstance(total, ExactSum) else None
+        if packed is None or isinstance(total, Rows):
+            return PartialSum, (self.round, total, self.clients, self.shared, self.sparse)
+        return _arrived, (self.round, _with_values(total, packed.values), self.clients, packed.positions, packed.size)
 
 
 def _arrived(round_: int, total: ExactSum, clients: list[int], positions: npt.NDArray[np.uint32], size: int) -> PartialSum:
@@ -211,7 +234,7 @@ def added_up(parts: Sequence[PartialSum]) -> PartialSum:
     """
     total: ExactSum | None = None
     for where in dict.fromkeys(part.shared for part in parts):
-        ours = [part.total for part in parts if part.shared == where]
+        ours = [part.total for part in parts if part.shared == where and isinstance(part.total, ExactSum)]
         if where is None:
             found = replace(ours[0], values=ours[0].values.copy())
             for one in ours[1:]:

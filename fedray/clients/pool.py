@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedray.aggregation.each import RowsAt
 from fedray.clients.actors import Actors
 from fedray.clients.messages import ClientTask, HostInfo, LocalEvaluation, PartialSum, RoundTask
 from fedray.clients.nodes import Node, look
@@ -140,8 +141,8 @@ class Pool:
         authorize: Callable[[ClientTask], ClientTask | None] = lambda client: client,
         part_bytes: int = 0,
         charged: bool = True,
-    ) -> Iterator[PartialSum]:
-        """Train a cohort; yields parts as they arrive, in any order.
+    ) -> Iterator[PartialSum | RowsAt]:
+        """Train a cohort; yields parts as they arrive, or where they lie if the round collects single updates, in any order.
 
         Args:
             cohort: who trains.

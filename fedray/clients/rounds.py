@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from fedray.aggregation.each import RowsAt
 from fedray.aggregation.shared import SharedAt
 from fedray.clients.actors import POLL, Actors, why_away
 from fedray.clients.inbox import Inbox, Kept, is_large, shares_sums
@@ -99,8 +100,8 @@ class Round:
         self._parts = Inbox(ray.get_runtime_context().get_node_id(), rules.node_sums, actors.pulse.limit)
         self._stopped: float | None = None  # when the actors were told to stop, because the deadline had passed
 
-    def parts(self, cohort: Sequence[ClientTask]) -> Iterator[PartialSum]:
-        """Train a cohort; yields parts as they arrive, in any order.
+    def parts(self, cohort: Sequence[ClientTask]) -> Iterator[PartialSum | RowsAt]:
+        """Train a cohort; yields parts as they arrive, or where they lie, in any order.
 
         Raises:
             Stopped: the round was asked to stop; so were the actors.
@@ -173,7 +174,10 @@ class Round:
 
     def _give(self, slot: Slot, last: bool) -> None:
         """Let an actor train what its slot was given; ``last``: and hand over its part."""
-        if last:
+        if self._task.collect == "each":  # handed over after each call, so that no actor holds many of them
+            call = slot.handle.train_each.options(num_returns=1 + self._task.segments)
+            slot.pending, *slot.sending = call.remote(self._task, self._weights, Packed(slot.given))
+        elif last:
             call = slot.handle.train_and_hand_over.options(num_returns=2)
             slot.pending, slot.sending = call.remote(self._task, self._weights, Packed(slot.given))
         else:
@@ -230,8 +234,13 @@ class Round:
             if at is not None and slot.info is not None:
                 self._sums[slot.node] = _Sum(at, slot)
 
-    def _send(self) -> Iterator[PartialSum]:
-        """Set off what can go to the driver; yields sums that lie in its own node's memory."""
+    def _send(self) -> Iterator[PartialSum | RowsAt]:
+        """Set off what can go to the driver; yields sums that lie in its own node's memory, and where single updates lie."""
+        if self._task.collect == "each":
+            for at, whole in self._parts.found():
+                self._notes.reports += whole.reports
+                yield at
+            return
         complete = {n: self._sums.pop(n, None) for n in self._parts.send(self._actors.slots, self._unfinished)}
         for part, kept, why in self._parts.taken():
             if part is None:

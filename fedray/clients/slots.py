@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,6 +99,14 @@ class RoundLog:
     retries: int = 0
     faults: list[Fault] = field(default_factory=list)
     nodes_left: set[str] = field(default_factory=set)
+
+    def lose(self, clients: Sequence[int], why: str) -> None:
+        """Take down that clients' updates are gone, which had arrived."""
+        gone = set(clients)
+        self.reports = [
+            r._replace(status="lost", error=why, loss=None, receipts={}, state=None) if r.status == "done" and r.index in gone else r
+            for r in self.reports
+        ]
 
     def count(self, *status: Status) -> int:
         """Number of clients that ended in one of these ways."""

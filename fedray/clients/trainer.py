@@ -15,13 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update, only_trains
 from fedray.algorithms.turn import Adjust, ClientView, TrainedTurn, Turn
 from fedray.clients.adding import Adding
 from fedray.clients.devices import end_if_lost, on_device
 from fedray.clients.memory import fitting, turn_noise
-from fedray.clients.messages import ClientReport, ClientTask, HostSpec, RoundTask
+from fedray.clients.messages import ClientReport, ClientTask, Collected, HostSpec, RoundTask
 from fedray.clients.states import StateAddress
 from fedray.clients.surroundings import Kept, described, told, unchanged
 from fedray.clients.views import Views, with_personal
@@ -105,7 +104,7 @@ class Trainer:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
         self._stop_round = max(self._stop_round, round_)
 
-    def train(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], total: ExactSum) -> list[ClientReport]:
+    def train(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], total: Collected) -> list[ClientReport]:
         """Train clients and add their updates to ``total``; who was added has the status ``done``."""
         if task.round != self._lr[0]:
             self._lr = task.round, learning_rate(self._spec.group.training, task.round, self._config.rounds)
@@ -131,7 +130,7 @@ class Trainer:
 
     # -- one client ------------------------------------------------------------------------------
 
-    def _turn(self, task: RoundTask, weights: Vector, client: ClientTask, lr: float, total: ExactSum) -> ClientReport:
+    def _turn(self, task: RoundTask, weights: Vector, client: ClientTask, lr: float, total: Collected) -> ClientReport:
         began, records, self.at_work = time.perf_counter(), 0, (client.index,)
 
         def report(status: Any, **more: Any) -> ClientReport:
@@ -220,7 +219,7 @@ class Trainer:
         return (clients[start : start + size] for start in range(0, len(clients), size))
 
     def _turn_together(
-        self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], lr: float, total: ExactSum
+        self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], lr: float, total: Collected
     ) -> list[ClientReport]:
         """The turns of clients that are trained at once. Where that fails, each has its own turn, and fails by itself."""
         began = time.perf_counter()

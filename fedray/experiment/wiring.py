@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedray.aggregation.rule import make_aggregator
+from fedray.aggregation.rule import Rule, make_rule
 from fedray.algorithms.algorithm import Server, make_algorithm, make_server
 from fedray.checkpoint import Saved
 from fedray.clients.callers import with_room
@@ -140,7 +140,7 @@ class Wiring:
         write_json(self._files.partition, {**p.partition, "model": model.document(), "class_labels": list(p.class_labels)})
         check_model(checkpoint, model, self._files.checkpoints)
         server = make_server(config.server)
-        aggregate = make_aggregator(config.aggregation)
+        rule = make_rule(config.aggregation)
         if p.client_plan is not None:
             self._open_client_book(p.client_plan)
         regime = self._regime(meta.get("release") or {})
@@ -166,11 +166,11 @@ class Wiring:
             cohorts=CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record),
             record=record,
             server=server,
-            aggregate=aggregate,
+            rule=rule,
             regime=regime,
             evaluator=evaluator,
             states=self._client_states(checkpoint),
-            begin=Holder(self._begin(checkpoint, model, server)),
+            begin=Holder(self._begin(checkpoint, model, server, rule)),
             privacy=privacy,
             first_round=beginning.round,
             resumed=resumed,
@@ -186,14 +186,15 @@ class Wiring:
         """Whether the driver keeps a privacy book itself, and not only the silos."""
         return bool(self._accounts)
 
-    def _begin(self, checkpoint: Saved | None, model: Model, server: Server) -> ModelState:
+    def _begin(self, checkpoint: Saved | None, model: Model, server: Server, rule: Rule[Any]) -> ModelState:
         """What the first round starts from. Only the driver keeps it in memory: the model as it was prepared is given up here."""
         in_store = None if self._weights is None else self._weights.take()
         weights = model.weights.take() if in_store is None else ray.get(in_store)
         if checkpoint is not None:
-            return ModelState(checkpoint.globals, checkpoint.server)
+            return ModelState(checkpoint.globals, checkpoint.server, checkpoint.rule)
         globals_ = model.exchange.joined(self._algorithm.begin(model.facts.layout, weights, model.facts.another), "down")
-        return ModelState(globals_, server.init(model.exchange.model_size), in_store if globals_ is weights else None)
+        memory = rule.begin(len(self.prepared.names), model.exchange.up_size)
+        return ModelState(globals_, server.init(model.exchange.model_size), memory, in_store if globals_ is weights else None)
 
     def _state_place(self) -> StatePlace:
         """Where clients' states are: in the run's directory on this node, with a keeper for the actors of other nodes."""

@@ -133,19 +133,29 @@ def _footprint(plan: Mapping[str, Any]) -> list[str]:
     if memory is None:
         return [*lines, "memory    known when the silos have told the model's shape"]
     trained = "" if memory["engine"] is None else f" (engine {memory['engine']}, {memory['physical_batch']} records at once)"
-    update = traffic["update"]
-    after = "" if update is None else f"; one update takes {_bytes(update)} after its stages"
+    updates = f"sum of updates {_bytes(memory['sum'])}"
+    driver = f"the driver adds up {_counted(traffic['parts'], 'part')} a round"
+    if traffic["sum_seconds"] is None:
+        updates = f"single updates, at most {_bytes(memory['sum'])},"
+        driver = f"the driver combines {_counted(traffic['parts'], 'update')} a round"
+    else:
+        driver += f" in {_seconds(traffic['sum_seconds'])}"
+    if traffic["update"] is not None:
+        driver += f"; one update takes {_bytes(traffic['update'])} after its stages"
     lines += [
         f"memory    an actor about {_bytes(memory['actor'])}: model {_bytes(memory['model'])} ({memory['parameters']} parameters), optimiser "
         f"{_bytes(memory['optimiser'])}, per-record gradients {_bytes(memory['per_record_gradients'])}{trained}, "
-        f"activations not counted; sum of updates {_bytes(memory['sum'])} {memory['sum_lies']}; "
+        f"activations not counted; {updates} {memory['sum_lies']}; "
         f"data {_bytes(memory['data'])} {memory['data_lies']}; driver's vectors {_bytes(memory['driver'])}, a checkpoint {_bytes(memory['checkpoint'])}",
         f"traffic   on {traffic['nodes']} node{'s' if traffic['nodes'] > 1 else ''}: a round {_bytes(traffic['up_per_round'])} up "
         f"({_bytes(traffic['up_per_node'])} a node), {_bytes(traffic['down_per_round'])} down ({_bytes(traffic['down_per_node'])} a node); "
-        f"{_bytes(traffic['in_all'])} in all; the driver adds up {traffic['parts']} part{'s' if traffic['parts'] > 1 else ''} a round "
-        f"in {_seconds(traffic['sum_seconds'])}{after}",
+        f"{_bytes(traffic['in_all'])} in all; {driver}",
     ]
     return lines
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def _seconds(value: float) -> str:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from fedray import components
 from fedray.aggregation.exact import grid_bits
-from fedray.aggregation.rule import make_aggregator
+from fedray.aggregation.mean import WeightedMean
+from fedray.aggregation.rule import Rule, make_rule
 from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import find
@@ -34,6 +35,7 @@ from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.models.build import adapter, factory_arguments
 from fedray.planning.global_model import Model, RecordFacts, make_model
 from fedray.privacy import rules
+from fedray.privacy.aggregationrules import check_rule
 from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
 from fedray.privacy.stagerules import check_stages
@@ -219,14 +221,20 @@ def check_privacy(config: Config) -> list[str]:
     """Refuse what a privacy claim may not be combined with; returns warnings of what should be known.
 
     Raises:
-        ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.rules.check_algorithm` and
-            :func:`fedray.privacy.stagerules.check_stages`.
+        ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.rules.check_algorithm`,
+            :func:`fedray.privacy.aggregationrules.check_rule` and :func:`fedray.privacy.stagerules.check_stages`.
     """
-    algorithm = make_algorithm(config.algorithm)
+    algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
     warnings = rules.check(config, private_statistics(config.data))
+    warnings += check_rule(config, rule.wants, _is_mean(rule))
     rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
     check_stages(config, make_stages(config), algorithm.traits)
     return warnings
+
+
+def _is_mean(rule: Rule[Any]) -> bool:
+    """Whether a rule is the weighted mean, whatever it is called."""
+    return type(rule).combine is WeightedMean.combine
 
 
 def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, dimension: int) -> ClientPlan | None:
@@ -273,14 +281,18 @@ def check_parts(config: Config) -> None:
     Raises:
         ConfigError: a name is unknown or an argument does not fit.
     """
-    algorithm = make_algorithm(config.algorithm)
+    algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
     check_training(algorithm, config.training)
-    if algorithm.traits.exact and config.aggregation.kind != "mean":
+    if algorithm.traits.exact and not _is_mean(rule):
         raise ConfigError(
             f"aggregation.kind: '{config.aggregation.kind}' is no plain sum, which '{config.algorithm.kind}' needs; use mean."
         )
+    if algorithm.traits.divides and rule.wants == "each":
+        raise ConfigError(
+            f"aggregation.kind: the driver of '{config.algorithm.kind}' divides one sum of what clients send by another, which "
+            f"'{config.aggregation.kind}' does not give; use mean, or an algorithm such as fedavg or fedprox."
+        )
     make_server(config.server)
-    make_aggregator(config.aggregation)
     if config.privacy.whole_clients:
         make_mechanism(config.privacy)
     for path, name in rules.everywhere(config, "loss").items():

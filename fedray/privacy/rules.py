@@ -20,7 +20,6 @@ from fedray.traits import Traits
 #: Local engines that are known to clip and noise every record's gradient.
 ENGINES = ("auto", "book", "hooks", "ghost")
 
-_ROBUST = ("median", "trimmed", "krum", "geometric", "geo_median", "fltrust", "cosine", "bulyan")
 _UNPROTECTED = {
     "evaluation": "clients report metrics on their private held-out records without noise",
     "class_counts": "the number of records of each class and client is published without noise",
@@ -149,12 +148,6 @@ def _check_only_records(privacy: Privacy) -> None:
 def _check_whole_clients(config: Config) -> None:
     """Refuse what does not go together with a central, local or distributed guarantee for whole clients."""
     privacy, regime = config.privacy, config.privacy.whole_clients
-    if regime != "local" and config.aggregation.kind != "mean":
-        raise PrivacyRefusal(
-            f"aggregation.kind: '{config.aggregation.kind}' is no sum of bounded terms, so one client can change its result by more than the "
-            "noise is made for; use mean.",
-            f"privacy.incompatible.{regime}.aggregation",
-        )
     if privacy.denominator is not None and regime == "local":
         raise ConfigError(
             "privacy.denominator: has no effect with privacy.regime local, which takes the mean of the noised updates; take it out."
@@ -252,11 +245,6 @@ def _warnings(config: Config) -> list[str]:
     if privacy.insecure_seed is not None:
         warnings.append("privacy.insecure_seed: noise and sampling can be replayed; the privacy claim of this run is void.")
     warnings += [f"privacy.unprotected: {_UNPROTECTED[name]}; the privacy claim of this run is void." for name in privacy.unprotected]
-    if any(word in config.aggregation.kind for word in _ROBUST):
-        warnings.append(
-            f"aggregation.kind: '{config.aggregation.kind}' judges updates by their distances, which are mostly DP noise; "
-            "expect it to drop good updates."
-        )
     if config.algorithm.kind.startswith("python:"):
         warnings.append("algorithm.kind: epsilon does not cover what your own algorithm sends besides the model that the engine trained.")
     if (privacy.target_epsilon or privacy.budget or 0.0) > 10:

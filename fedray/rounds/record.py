@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.errors import FedrayError
 from fedray.faults import Fault, Listener
-from fedray.parameters import Vector
+from fedray.parameters import Values, Vector
 from fedray.privacy.regime import Regime
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
@@ -192,6 +192,7 @@ class Record:
         rest: Vector | None = None,
         states: ClientStates | None = None,
         force: bool = False,
+        rule: Mapping[str, Values] | None = None,
     ) -> None:
         """Write a checkpoint where one is due, or with ``force`` where this round has none.
 
@@ -201,6 +202,7 @@ class Record:
             rest: the algorithm's other fields that are broadcast, float32; None where there are none.
             states: of the clients, where they keep any.
             force: a checkpoint need not be due.
+            rule: what the aggregation rule remembers.
         """
         checkpoint = self._config.checkpoint
         if self.rounds == self._saved or not (force or (checkpoint.every and self.rounds % checkpoint.every == 0)):
@@ -215,7 +217,7 @@ class Record:
         }
         with span("logging", "checkpoint"):
             table = {} if states is None else states.tensors()
-            self._files.save_checkpoint(Saved(self.rounds, weights, server, meta, rest, table), checkpoint.keep)
+            self._files.save_checkpoint(Saved(self.rounds, weights, server, meta, rest, table, dict(rule or {})), checkpoint.keep)
             if states is not None:
                 states.checkpointed(self.rounds)
         self._saved = self.rounds

@@ -6,6 +6,8 @@ Noise is cryptographic and has no seed here; each test says with what probabilit
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,15 +82,20 @@ def test_verdicts() -> None:
     assert Attack("x", math.inf, None, 1.0).row()["lower"] == "infinity"
 
 
-def test_a_local_run_trains_as_the_run_does() -> None:
+@pytest.mark.parametrize(("rule", "combine"), [("mean", partial(np.mean, axis=0)), ("median", partial(np.median, axis=0))])
+def test_a_local_run_trains_as_the_run_does(rule: str, combine: Any) -> None:
     """Without privacy, where nothing is random but the batches: the model improves, and cohorts are those of the config."""
-    prepared = prepare(digits("privacy={regime: none}", "cohort={kind: fixed, size: 3}", "training.engine=auto"))
+    sections = ("privacy={regime: none}", "cohort={kind: fixed, size: 3}", "training.engine=auto", "algorithm.weights=uniform")
+    prepared = prepare(digits(*sections, f"aggregation.kind={rule}"))
     assert prepared.federation is not None and prepared.model is not None
     local = LocalRun(prepared, prepared.federation)
     released = list(local.run(4, seed=1))
     assert len(released) == 12 == local.participations.sum()
     assert not np.array_equal(local.weights, prepared.model.weights.value)
     np.testing.assert_array_equal(released[0].before, prepared.model.weights.value)
+    of_first = [r.update for r in released if r.round == 0]
+    second = next(r.before for r in released if r.round == 1)
+    np.testing.assert_allclose(second - released[0].before, combine(of_first), rtol=0, atol=1e-6)
 
 
 def test_much_leaks_without_privacy_and_little_with_it() -> None:

@@ -36,12 +36,14 @@ for write in (lambda: save_checkpoint(folder, Saved(2, np.ones(300_000, np.float
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     view = WEIGHTS.view()
     view.flags.writeable = False  # as weights in the object store
-    save_checkpoint(tmp_path, Saved(3, view, {"momentum": -WEIGHTS}, {"a": 1}), keep=2)
+    remembered = {"previous": np.linspace(0, 1, 7), "counts": np.arange(3)}
+    save_checkpoint(tmp_path, Saved(3, view, {"momentum": -WEIGHTS}, {"a": 1}, rule=remembered), keep=2)
     found = load_latest(tmp_path)
     assert found is not None
     assert (found.round, found.meta) == (3, {"a": 1})
     assert found.weights.tobytes() == WEIGHTS.tobytes()
     assert found.server["momentum"].tobytes() == (-WEIGHTS).tobytes()
+    assert {k: (v.dtype, v.tobytes()) for k, v in found.rule.items()} == {k: (v.dtype, v.tobytes()) for k, v in remembered.items()}
 
 
 def test_a_disk_that_is_full_is_told_and_the_old_files_stand(tmp_path: Path) -> None:

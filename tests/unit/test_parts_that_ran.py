@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
+from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.rule import Rule, make_rule
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
 from fedray.planning.preparation import check_only, prepare
+from fedray.traits import Wants
 
 RAW: dict[str, Any] = {
     "name": "t",
@@ -65,9 +70,30 @@ def test_an_argument_that_no_part_takes_is_refused(section: str) -> None:
         prepare(made(f"{section}.foo", 1))
 
 
-def halved(total: Any, by: float = 2.0) -> Any:
+@dataclass(frozen=True)
+class Halved(Rule[ExactSum]):
     """A rule with an argument of its own."""
-    return total.mean() / by
+
+    wants: ClassVar[Wants] = "sum"
+    by: float = 2.0
+
+    def combine(self, got: ExactSum, kept: Any) -> Any:
+        return got.mean() / np.float32(self.by), {}
+
+
+class Unfinished(Rule[ExactSum]):
+    """A rule that lacks its half."""
+
+
+class Greedy(Halved):
+    """A rule that wants what there is not."""
+
+    wants: ClassVar[Any] = "all"
+
+
+def old_form(total: ExactSum) -> Any:
+    """A plain function."""
+    return total.mean()
 
 
 def nothing() -> None:
@@ -78,26 +104,25 @@ HERE = f"python:{__name__}:"
 
 
 def test_a_rule_of_ones_own_gets_its_arguments_and_no_others() -> None:
-    import numpy as np
-
-    from fedray.aggregation.exact import ExactSum
-    from fedray.aggregation.rule import make_aggregator
-
     total = ExactSum.zero(3, 1.0)
     total.add(np.array([1.0, 2.0, 4.0], dtype=np.float32), 1.0)
-    config = made("aggregation", {"kind": f"{HERE}halved", "by": 4})
-    assert make_aggregator(config.aggregation)(total).tolist() == [0.25, 0.5, 1.0]
-    with pytest.raises(ConfigError, match=r"^aggregation.total: unknown argument of halved"):
-        check_only(made("aggregation", {"kind": f"{HERE}halved", "total": 1}))
+    config = made("aggregation", {"kind": f"{HERE}Halved", "by": 4})
+    assert make_rule(config.aggregation).combine(total, {})[0].tolist() == [0.25, 0.5, 1.0]
+    with pytest.raises(ConfigError, match=r"^aggregation.total: unknown argument of Halved"):
+        check_only(made("aggregation", {"kind": f"{HERE}Halved", "total": 1}))
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (f"{HERE}nothing", "takes no argument"),
-        ("python:os:getpid", "takes no argument"),
+        (f"{HERE}old_form", "is a function; name a class derived from fedray.aggregation.rule.Rule"),
+        (f"{HERE}nothing", "is a function; name a class"),
+        ("python:os:getpid", "is a builtin_function_or_method; name a class"),
+        ("python:collections:Counter", "is the class Counter; name a class derived from"),
         (f"{HERE}RAW", "is a dict"),
-        ("median", "is not known"),
+        (f"{HERE}Unfinished", "lacks combine"),
+        (f"{HERE}Greedy", "wants 'all'; set wants to 'sum' or 'each'"),
+        ("medium", "is not known.*Did you mean 'median'"),
     ],
 )
 def test_what_is_no_rule_is_refused(kind: str, words: str) -> None:

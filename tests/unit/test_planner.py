@@ -230,6 +230,17 @@ def test_a_run_without_privacy_has_a_plan_too() -> None:
     assert "nothing is protected" in plan_text(plan)
 
 
+def test_single_updates_are_planned_as_such() -> None:
+    sections = ("privacy={regime: none}", "cohort={kind: fixed, size: 6}")
+    mean, median = (make_plan(prepared(*sections, f"aggregation.kind={kind}")) for kind in ("mean", "median"))
+    assert median["traffic"]["up_per_round"] == 6 * median["memory"]["model"]
+    assert mean["traffic"]["up_per_round"] == 2 * mean["traffic"]["parts"] * mean["memory"]["model"]
+    assert "the driver combines 6 updates a round" in plan_text(median)
+    assert "the driver adds up" in plan_text(mean)
+    clipping = make_plan(prepared(*sections, "aggregation={kind: centered_clipping, radius: 1.0}"))
+    assert clipping["memory"]["checkpoint"] == median["memory"]["checkpoint"] + median["memory"]["model"]
+
+
 def test_the_sum_of_a_large_model_lies_once_a_node_where_nobody_is_charged_for_a_second_try() -> None:
     large = ("model={kind: mlp, hidden: [9000, 1000]}", "privacy={regime: none}")
     plans = [make_plan(prepared(*large, *more))["memory"] for more in ((), ("cohort.deadline=60",), ("clients.node_sums=false",))]

@@ -17,6 +17,7 @@ from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy import rules
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import FINAL_INTERVAL, bound
+from fedray.privacy.aggregationrules import check_rule
 from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.recordplan import plan_record
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
@@ -112,7 +113,8 @@ def test_what_is_accepted_without_protection_warns_and_voids_the_claim(
 
 
 def test_what_is_legal_but_doubtful_warns() -> None:
-    assert "DP noise" in rules.check(config(aggregation={"kind": "trimmed_mean"}))[0]
+    assert "mostly noise" in check_rule(config(aggregation={"kind": "trimmed_mean"}), "each", mean=False)[0]
+    assert check_rule(config(aggregation={"kind": "python:mine:trimmed_mean"}), "sum", mean=False) == []
     assert "weak" in rules.check(config({"noise_multiplier": None, "target_epsilon": 20.0}))[0]
     assert "does not cover" in rules.check(config(algorithm={"kind": "python:mine:algorithm"}))[0]
 
