@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fedray.aggregation.each import Each, Rows, RowsAt
 from fedray.aggregation.rule import combined, make_rule
-from fedray.algorithms.algorithm import Mean, ServerState, make_algorithm, make_server, stepped
+from fedray.algorithms.algorithm import Mean, ServerState, begun, make_algorithm, make_server, stepped
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
@@ -128,9 +128,8 @@ class Rehearsed:
         self.model, self._facts = first_model(config.model, shape, outputs, config.seed, personal=self.algorithm.personal)
         self.layout = self._facts.layout
         self.exchange = self.algorithm.exchange(self.layout)
-        self.globals: Vector = self.exchange.joined(
-            self.algorithm.begin(self.layout, get_vector(self.model, self.layout), self._facts.another), "down"
-        )
+        first = get_vector(self.model, self.layout)
+        self.globals: Vector = begun(self.algorithm, self.exchange, self.layout, first, self._facts.another)
         self.state: ServerState = self.server.init(self.exchange.model_size)
         self.memory = self.rule.begin(len(federation.names), self.exchange.up_size)
         self.round = 0

@@ -134,6 +134,34 @@ def only_trains(algorithm: Algorithm) -> bool:
     return type(algorithm).local is Algorithm.local
 
 
+def begun(algorithm: Algorithm, exchange: Exchange, layout: Layout, weights: Vector, another: Callable[[int], Vector]) -> Vector:
+    """The first vector that goes down, float32 ``[exchange.down_size]``; arguments as of :meth:`Algorithm.begin`.
+
+    Raises:
+        ConfigError: the algorithm fails, or returns anything but the fields of its exchange.
+    """
+    where = f"algorithm.kind: begin of '{type(algorithm).__name__}'"
+    with blaming(where):
+        first: Any = algorithm.begin(layout, weights, another)
+    if not isinstance(first, dict):
+        raise ConfigError(f"{where} returned a {type(first).__name__}; return a dict with each field that goes down.")
+    return exchange.joined(first, "down")
+
+
+def turned(algorithm: Algorithm, turn: Turn) -> Update:
+    """What a client's turn comes to.
+
+    Raises:
+        ConfigError: the algorithm returned anything but an :class:`Update`.
+    """
+    update: Any = algorithm.local(turn)
+    if not isinstance(update, Update):
+        raise ConfigError(
+            f"algorithm.kind: local of '{type(algorithm).__name__}' returned a {type(update).__name__}; return an Update (docs/algorithms.md)."
+        )
+    return update
+
+
 @runtime_checkable
 class Server(Protocol):
     """How the server's optimiser moves the model: pure functions of weights, direction and state."""
@@ -194,7 +222,7 @@ def stepped(
         mean: of the round.
     """
     before = exchange.views(globals_, "down")
-    after = algorithm.server(before, mean)
+    after = _served(algorithm, before, mean)
     direction = after["model"]
     weights, state = server.step(before["model"], direction, state)
     buffers = layout.mask("buffer")
@@ -202,6 +230,16 @@ def stepped(
         buffers = np.tile(buffers, exchange.model_size // layout.size)
         weights[buffers] = before["model"][buffers] + direction[buffers]
     return exchange.joined(after | {"model": weights}, "down"), state
+
+
+def _served(algorithm: Algorithm, before: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
+    where = f"algorithm.kind: server of '{type(algorithm).__name__}'"
+    with blaming(where):
+        after: Any = algorithm.server(before, mean)
+    if not isinstance(after, dict) or set(after) != set(before):
+        what = f"the fields {sorted(map(str, after))}" if isinstance(after, dict) else f"a {type(after).__name__}"
+        raise ConfigError(f"{where} returned {what}; return a dict with each field that goes down: {', '.join(before)}.")
+    return after
 
 
 def _make(part: Choice, room: components.Room, kind: Any, otherwise: str) -> object:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedray.aggregation.each import Each, Rows, RowsAt
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import combined, make_rule
-from fedray.algorithms.algorithm import Mean, make_algorithm, make_server, stepped
+from fedray.algorithms.algorithm import Mean, begun, make_algorithm, make_server, stepped
 from fedray.audit.probes import Subject, train_one
 from fedray.clients.groups import rates
 from fedray.clients.host import ClientHost, HostSpec
@@ -89,7 +89,7 @@ class LocalRun:
             raise ConfigError(
                 "algorithm.kind: its clients send no model, in which an audit could look for records; audit another algorithm."
             )
-        self._globals = self._exchange.joined(self._algorithm.begin(facts.layout, self._model.weights.value.copy(), facts.another), "down")
+        self._globals = begun(self._algorithm, self._exchange, facts.layout, self._model.weights.value.copy(), facts.another)
         self._state = self._server.init(self._exchange.model_size)
         self._kept = self._rule.begin(len(prepared.names), self._exchange.up_size)
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedray.algorithms.algorithm import Algorithm, Update, only_trains
+from fedray.algorithms.algorithm import Algorithm, Update, only_trains, turned
 from fedray.algorithms.turn import Adjust, ClientView, TrainedTurn, Turn
 from fedray.clients.adding import Adding
 from fedray.clients.devices import end_if_lost, on_device
@@ -195,7 +195,7 @@ class Trainer:
                 return self.engine(self.model, *records, own)
 
             turn = Turn(task.round, lr, fitted, train, *self._views.of(client, state, weights, len(y), self.model, lambda: (x, y)))
-            update = with_personal(self._algorithm.local(turn), turn.personal)
+            update = with_personal(turned(self._algorithm, turn), turn.personal)
             return update, turn.in_all(None if charge is None else charge.history())
 
         whole = min(training.physical_batch, max(1, len(data.train)))
@@ -270,7 +270,7 @@ class Trainer:
         for n, client in enumerate(clients):
             view = client.index, sizes[n], globals_, self.model, self.layout
             turn = TrainedTurn(updates[n], task.round, lr, training, lambda adjust, stream, n=n: results[n], *view)
-            leaves[n] = self._adding.leaving(self._algorithm.local(turn))
+            leaves[n] = self._adding.leaving(turned(self._algorithm, turn))
         return leaves
 
     def _everyone(self) -> tuple[Tensor, Tensor]:

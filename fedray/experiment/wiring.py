@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.aggregation.rule import Rule, make_rule
-from fedray.algorithms.algorithm import Server, make_algorithm, make_server
+from fedray.algorithms.algorithm import Server, begun, make_algorithm, make_server
 from fedray.checkpoint import Saved
 from fedray.clients.callers import with_room
 from fedray.clients.groups import rates
@@ -192,7 +192,7 @@ class Wiring:
         weights = model.weights.take() if in_store is None else ray.get(in_store)
         if checkpoint is not None:
             return ModelState(checkpoint.globals, checkpoint.server, checkpoint.rule)
-        globals_ = model.exchange.joined(self._algorithm.begin(model.facts.layout, weights, model.facts.another), "down")
+        globals_ = begun(self._algorithm, model.exchange, model.facts.layout, weights, model.facts.another)
         memory = rule.begin(len(self.prepared.names), model.exchange.up_size)
         return ModelState(globals_, server.init(model.exchange.model_size), memory, in_store if globals_ is weights else None)
 

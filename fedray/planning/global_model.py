@@ -14,6 +14,7 @@ from fedray.algorithms.algorithm import check_training, make_algorithm, make_ser
 from fedray.algorithms.own_server import OwnServer
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
+from fedray.errors import ConfigError, blaming
 from fedray.exchange import Exchange
 from fedray.frozen import frozen_values
 from fedray.holder import Holder
@@ -136,4 +137,10 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         server.rehearse(weights)
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
     engine = engines[0] if algorithm.traits.passes else None
-    return Model(made, algorithm.exchange(made.layout), Holder(weights), engine, frozen_bytes, facts.columns, facts.scale)
+    with blaming(f"algorithm.kind: exchange of '{type(algorithm).__name__}'"):
+        exchange = algorithm.exchange(made.layout)
+    if not isinstance(exchange, Exchange):
+        raise ConfigError(
+            f"algorithm.kind: exchange of '{type(algorithm).__name__}' returned a {type(exchange).__name__}; return an Exchange."
+        )
+    return Model(made, exchange, Holder(weights), engine, frozen_bytes, facts.columns, facts.scale)

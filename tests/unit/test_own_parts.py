@@ -15,6 +15,7 @@ import yaml
 from rehearsed import Rehearsed
 
 from fedray import components
+from fedray.algorithms.algorithm import Mean, stepped
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.config import Config
 from fedray.configfile import build_config
@@ -92,6 +93,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.data.transforms import Transform
 
 value = 3
@@ -195,6 +197,22 @@ def outside(population, coins): return [len(coins)]
 def square(population, coins): return np.zeros((2, 2), dtype=int)
 def halves(population, coins): return np.array([0.5])
 
+# algorithms
+class NoUpdate(Algorithm):
+    def local(self, turn): turn.train()
+class NoFields(Algorithm):
+    def exchange(self, layout): return None
+class OtherField(Algorithm):
+    def local(self, turn): return Update({"other": turn.train() and turn.moved()})
+class Begins(Algorithm):
+    def begin(self, layout, weights, another): return weights
+class Serves(Algorithm):
+    def server(self, globals_, mean): return None
+class ServesOther(Algorithm):
+    def server(self, globals_, mean): return {"other": 3}
+class ServesRaises(Algorithm):
+    def server(self, globals_, mean): return raises()
+
 # server optimisers
 class Still:
     def init(self, size): return {}
@@ -266,6 +284,15 @@ def used(config: Config) -> None:
         Evaluator(config, prepared.test, prepared.model.facts, {}).ready()
     run = Rehearsed(config, prepared.federation)
     (report,) = run.host(0).train(RoundTask(0, 100.0, clients=3), run.globals, [ClientTask(0, prepared.names[0])])
+    stepped(
+        run.algorithm,
+        run.server,
+        run.layout,
+        run.exchange,
+        run.globals,
+        run.state,
+        Mean(run.exchange.views(np.full(run.exchange.up_size, 1e-3, np.float32), "up"), 1, 1 / 3),
+    )
     if report.status != "done":
         raise FedrayError(f"{report.name} {report.status}: {report.error}")
 
@@ -601,6 +628,38 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "halves",
         {},
         "cohort.kind: 'python:mine:halves' returned [0.5] in round 1; return the indices of the clients it chooses, different whole numbers from 0 to 2 (np.flatnonzero of a mask).",
+    ),
+    (
+        "algorithm.kind",
+        "NoUpdate",
+        {},
+        "client-0000 failed: algorithm.kind: local of 'NoUpdate' returned a NoneType; return an Update (docs/algorithms.md).",
+    ),
+    (
+        "algorithm.kind",
+        "OtherField",
+        {},
+        "client-0000 failed: algorithm.kind: it gave the fields {'other': (15,)} where it exchanges {'model': 15} values.",
+    ),
+    ("algorithm.kind", "NoFields", {}, "algorithm.kind: exchange of 'NoFields' returned a NoneType; return an Exchange."),
+    ("algorithm.kind", "Begins", {}, "algorithm.kind: begin of 'Begins' returned a ndarray; return a dict with each field that goes down."),
+    (
+        "algorithm.kind",
+        "Serves",
+        {},
+        "algorithm.kind: server of 'Serves' returned a NoneType; return a dict with each field that goes down: model.",
+    ),
+    (
+        "algorithm.kind",
+        "ServesOther",
+        {},
+        "algorithm.kind: server of 'ServesOther' returned the fields ['other']; return a dict with each field that goes down: model.",
+    ),
+    (
+        "algorithm.kind",
+        "ServesRaises",
+        {},
+        "algorithm.kind: server of 'ServesRaises' failed with ValueError: no such thing (mine.py, line N, in raises).",
     ),
     ("server.kind", "Stepless", {}, "server.kind: 'python:mine:Stepless' made a Stepless, which lacks init or step."),
     (
