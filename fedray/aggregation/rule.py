@@ -13,7 +13,7 @@ from fedray import components
 from fedray.aggregation.each import Each
 from fedray.aggregation.exact import ExactSum
 from fedray.choices import Choice
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, blaming
 from fedray.parameters import Values, Vector
 from fedray.traits import Wants
 
@@ -71,7 +71,9 @@ def make_rule(part: Choice) -> Rule[Any]:
         raise ConfigError(f"{path}: '{part.kind}' lacks combine (docs/rules.md shows one).")
     if factory.wants not in get_args(Wants):
         raise ConfigError(f"{path}: '{part.kind}' wants {factory.wants!r}; set wants to 'sum' or 'each'.")
-    return factory(**components.check_arguments(factory, part.arguments, "aggregation"))
+    arguments = components.check_arguments(factory, part.arguments, "aggregation")
+    with blaming(f"{path}: making '{part.kind}'"):
+        return factory(**arguments)
 
 
 def combined(rule: Rule[Any], got: ExactSum | Each, kept: Mapping[str, Values], size: int) -> tuple[Vector, Memory]:

@@ -32,7 +32,7 @@ def _stop() -> None:
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The value of ``FEDRAY_WORK`` in the cluster's processes."""
+    """The value of ``FEDRAY_WORK`` in the cluster's processes, which import modules from there, too."""
     return tmp_path_factory.mktemp("work")
 
 
@@ -57,7 +57,7 @@ def cluster(work: Path) -> Iterator[None]:
         logging_level=logging.ERROR,
         namespace=NAMESPACE,
         object_store_memory=300 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent), "FEDRAY_WORK": str(work), **ENVIRONMENT}},
+        runtime_env={"env_vars": {"PYTHONPATH": f"{Path(__file__).parent}:{work}", "FEDRAY_WORK": str(work), **ENVIRONMENT}},
     )
     _running = True
     yield
