@@ -73,11 +73,13 @@ def psnr(original: Floats, rebuilt: Floats) -> float:
 
 
 def _with_dense_front(subject: Subject) -> Subject:
-    """The subject, with a small dense network as its model unless the model already begins with a dense layer over the whole record."""
+    """The subject, with a small dense network as its model unless the model begins with a dense layer over the whole record and is exchanged
+    as a whole.
+    """
     model = subject.model.build()
     first = next((m for m in model.modules() if any(True for _ in m.parameters(recurse=False))), None)
     dense = isinstance(first, nn.Linear) and first.bias is not None and first.in_features == math.prod(subject.model.shape)
-    if dense and first is not None and all(p.requires_grad for p in first.parameters(recurse=False)):
+    if dense and not subject.model.personal.entries and first is not None and all(p.requires_grad for p in first.parameters(recurse=False)):
         return subject
     choice = ModelChoice(kind="mlp")
     _, facts = first_model(choice, subject.model.shape, subject.model.outputs, subject.config.seed)

@@ -90,12 +90,16 @@ def audit(request: AuditRequest) -> Report:
             f"{request.target}: has records with several inputs of which some are tokens, which no audit can make up; audit without them."
         )
     wanted = {request.attack} if request.attack != "all" else set(KINDS)
-    if find_loss(config.training.loss).couples and wanted & _BY_LOSS:
+    apart, couples = prepared.model.apart, find_loss(config.training.loss).couples
+    if (apart or couples) and wanted & _BY_LOSS:
+        why = (
+            f"the model does not predict by itself, because {apart}"
+            if apart
+            else f"training.loss={config.training.loss} is of whole batches"
+        )
         if request.attack != "all":
-            raise ConfigError(
-                f"--attack {request.attack}: goes by each record's loss, but training.loss={config.training.loss} is of whole batches."
-            )
-        notes.append(f"No attacks by a record's loss: training.loss={config.training.loss} is of whole batches.")
+            raise ConfigError(f"--attack {request.attack}: goes by each record's loss, but {why}.")
+        notes.append(f"No attacks by a record's loss: {why}.")
         wanted -= _BY_LOSS
     checks: list[Check] = []
     attacks: list[Attack] = []

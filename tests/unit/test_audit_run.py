@@ -148,6 +148,16 @@ def test_a_run_that_has_learnt_nothing_gives_nothing_away(tmp_path: Path) -> Non
     assert found.attacks[0].epsilon is None and found.attacks[0].facts["shadows"] == 16
 
 
+def test_a_model_that_does_not_predict_by_itself_is_checked_and_not_attacked(tmp_path: Path) -> None:
+    settings = ("algorithm={kind: fedper, personal: [fc.bias]}", "evaluation.metrics=[]", "training.steps=1")
+    root = finished(tmp_path, *settings)
+    with pytest.raises(ConfigError, match=r"--attack membership: .* does not predict by itself, because its layers fc\.bias stay"):
+        audit(AuditRequest(root, attack="membership"))
+    found = audit(AuditRequest(root, attack="all"))
+    assert any("No attacks by a record's loss" in note for note in found.notes)
+    assert found.checks and not found.faults and [a.name for a in found.attacks if "canar" in a.name or "member" in a.name] == []
+
+
 def report(tmp_path: Path, *attacks: Attack, **more: Any) -> Report:
     return Report(digits(), tmp_path, tmp_path, [Check("noise", True, "fine")], attacks, 0, **more)
 
