@@ -62,7 +62,9 @@ def several(record: Record) -> Figures:
             figures[f"memory_gone_after_{actors}"] = gone(record, before)
             tensors = RunFiles(place / "run").load_model()
             found[actors] = np.concatenate([values.ravel() for values in tensors.values()]), summary["model_sha256"]
-            figures[f"devices_of_{actors}"] = sorted(json.loads(note.read_text())["device"] for note in notes.glob("train-*.json"))
+            noted = [json.loads(note.read_text()) for note in notes.glob("train-*.json")]
+            # The driver tries the model, too, and has no GPU.
+            figures[f"devices_of_{actors}"] = sorted(note["device"] for note in noted if note["granted"] or not record.on_gpu)
     model = nn.Linear(64, 10)
     one, several = found[1][0], found[ACTORS][0]
     moved = steps_apart(np.zeros_like(one), one, terms_of(model, BATCH), steps=ROUNDS * -(-RECORDS // CLIENTS // BATCH))
