@@ -242,8 +242,9 @@ class Driver:
                 raise ClaimVoid(f"client {report.name}: attempt {report.attempt} was handed over where {task.attempt} was reserved.")
             reservations = dict(task.reservations)
             for line in p.privacy.lines:
-                expected = line.expected(index, task.steps, round_task)
-                check_receipt(report.name, report.receipts.get(line.unit), {"reservation": reservations.get(line.unit), **expected})
+                reserved = {"reservation": reservations.get(line.unit), "exchange": p.exchange.sha256}
+                expected = reserved | line.expected(index, task.steps, round_task)
+                check_receipt(report.name, report.receipts.get(line.unit), expected)
 
     def _of_sum(self, total: ExactSum | Each, number: int) -> tuple[Vector, Memory]:
         """The mean of a round's sum, private where whole clients are protected, and what the rule remembers."""

@@ -6,8 +6,10 @@ together. Only the algorithm, at both of its ends, knows the names.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -74,6 +76,11 @@ class Exchange:
     def model_size(self) -> int:
         """Values of the global model, or of all where there are several; they come first in what is broadcast."""
         return self.fields[0].size
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all fields, hexadecimal: what a client's receipt says of what its update was made for."""
+        return hashlib.sha256(json.dumps([astuple(f) for f in self.fields]).encode()).hexdigest()
 
     @property
     def down_size(self) -> int:

@@ -327,6 +327,8 @@ class Trainer:
             receipts["record"] = ran | task.receipt("record")
         if task.plan is not None:
             receipts["client"] = {"reservation": reservations.get("client"), **task.receipt("client")}
+        for receipt in receipts.values():
+            receipt["exchange"] = self.exchange.sha256
         return receipts
 
     def _shown(self, result: LocalResult) -> float | None:

@@ -207,8 +207,8 @@ def test_receipts_name_the_stages_that_ran_and_no_others() -> None:
     assert RoundTask(0, 1.0, (TopK(0.1),)).receipt("record") != RoundTask(0, 1.0, (TopK(0.2),)).receipt("record")
 
 
-def test_an_update_without_the_stages_of_its_round_is_not_used(tmp_path: Path) -> None:
-    """Under record privacy a client's receipt names its stages; one that ran others voids the claim."""
+def test_an_update_with_other_stages_or_fields_than_its_rounds_is_not_used(tmp_path: Path) -> None:
+    """Under record privacy a client's receipt names its stages and fields; one that ran others voids the claim."""
     config = config_of({"kind": "fedavg"}, **RECORD, compression=TOPK, bound=NORM)
     group, stages, names = make_groups(config, FEDERATION.names)[0], make_stages(config), FEDERATION.names
     plan = plan_record(config, group.training)
@@ -223,8 +223,12 @@ def test_an_update_without_the_stages_of_its_round_is_not_used(tmp_path: Path) -
         return report.receipts["record"]
 
     task = RoundTask(0, capacity, stages, clients=10)
-    expected = {"reservation": "r", **GuaranteePlan("record", [plan]).expected(0, None, task)}
+    exchange = Exchange((Field("model", 650),))
+    expected = {"reservation": "r", "exchange": exchange.sha256, **GuaranteePlan("record", [plan]).expected(0, None, task)}
     check_receipt(names[0], receipt(task), expected)
+    for fields in ((Field("model", 650, weigh="one"),), (Field("model", 650), Field("control", 650))):
+        with pytest.raises(ClaimVoid, match="its receipt says exchange"):
+            check_receipt(names[0], receipt(task), expected | {"exchange": Exchange(fields).sha256})
     for number, others in enumerate(((), stages[:1], (TopK(0.02), *stages[1:])), 1):
         with pytest.raises(ClaimVoid, match="its receipt says stages"):
             check_receipt(names[0], receipt(RoundTask(number, capacity, others, clients=10)), expected)
