@@ -25,6 +25,8 @@ _MAX_BITS = 40
 _SHIFT = np.float64(1.5 * 2.0**52)
 #: What values are multiplied or divided by: one number for all, or one for each row.
 Factor = float | npt.NDArray[np.float64]
+#: The factor of an update that counts fully. Factors are whole numbers up to this, a power of two, so that products with them are exact.
+FULL = 256
 #: Values that are added at a time: more calls cost more than a float64 scratch of 1 MiB that leaves a core's own cache.
 BLOCK = 1 << 17
 
@@ -109,8 +111,13 @@ class ExactSum:
         self.weight += 1.0
         self.count += 1
 
-    def add(self, update: npt.NDArray[np.float32], weight: float = 1.0) -> None:
+    def add(self, update: npt.NDArray[np.float32], weight: float = 1.0, factor: int = FULL) -> None:
         """Add ``weight * update``, rounded to the grid (half to even).
+
+        Args:
+            update: float32 ``[size]``.
+            weight: of the update, by whose sum a mean divides.
+            factor: of :data:`FULL`; the values are multiplied by ``factor / FULL``, the weight is not.
 
         Raises:
             UpdateRejected: a coordinate is not finite or exceeds ``MAX_COORDINATE``; the sum is unchanged.
@@ -120,16 +127,19 @@ class ExactSum:
             raise UpdateRejected(f"an update of shape {update.shape} was sent for a model of {self.values.shape[0]} values.")
         bounds = [(0, len(update))] if self.ones_from is None else [(0, self.ones_from), (self.ones_from, len(update))]
         self.add_blocks(
-            lambda: ((at, update[at : min(at + BLOCK, stop)]) for start, stop in bounds for at in range(start, stop, BLOCK)), weight
+            lambda: ((at, update[at : min(at + BLOCK, stop)]) for start, stop in bounds for at in range(start, stop, BLOCK)), weight, factor
         )
 
-    def add_blocks(self, blocks: Callable[[], Iterator[tuple[int, npt.NDArray[np.float32]]]], weight: float = 1.0) -> None:
+    def add_blocks(
+        self, blocks: Callable[[], Iterator[tuple[int, npt.NDArray[np.float32]]]], weight: float = 1.0, factor: int = FULL
+    ) -> None:
         """:meth:`add` an update that is never whole in memory.
 
         Args:
             blocks: gives (position of the first value, at most :data:`BLOCK` values) for all of the update, the same each time it is
                 called. A block is used before the next is asked for, and lies on one side of ``ones_from``.
             weight: of the update.
+            factor: as in :meth:`add`.
 
         Raises:
             As :meth:`add`.
@@ -140,7 +150,7 @@ class ExactSum:
 
         def scale(start: int) -> float:
             once = self.ones_from is not None and start >= self.ones_from
-            return math.ldexp(1.0, self.ones_bits) if once else math.ldexp(weight, self.bits)
+            return math.ldexp(factor / FULL, self.ones_bits) if once else math.ldexp(weight * factor / FULL, self.bits)
 
         try:
             for start, block in blocks():
@@ -156,12 +166,15 @@ class ExactSum:
         self.weight += weight
         self.count += 1
 
-    def add_many(self, updates: npt.NDArray[np.float32], weights: Sequence[float]) -> list[UpdateRejected | None]:
+    def add_many(
+        self, updates: npt.NDArray[np.float32], weights: Sequence[float], factors: Sequence[int] = ()
+    ) -> list[UpdateRejected | None]:
         """Add rows, each as :meth:`add` would: the same bits.
 
         Args:
             updates: [k, size].
             weights: of the rows.
+            factors: of the rows, as in :meth:`add`; empty where all count fully.
 
         Returns:
             For each row None, or why it was left out.
@@ -178,6 +191,10 @@ class ExactSum:
             check_weight(float(weight))
         self._reserve(float(mine.sum()))
         scales, once = np.ldexp(mine, self.bits), math.ldexp(1.0, self.ones_bits)
+        if any(factor != FULL for factor in factors):
+            for k, n in enumerate(kept):
+                self.add(updates[n], float(mine[k]), factors[n])
+            return refused
         rows = updates if len(kept) == len(updates) else updates[kept]
         # Sums of whole numbers are exact in float64 below 2**53, and so can be converted at once.
         most = scales if self.ones_from is None else np.maximum(scales, once)
@@ -212,6 +229,14 @@ class ExactSum:
         self._add_at(0, other.values)
         self.weight += other.weight
         self.count += other.count
+
+    def discounted(self, factor: int) -> ExactSum:
+        """The sum with its values times ``factor / FULL``, rounded to the grid (half up); weight and count stay. It may be this one."""
+        if factor == FULL:
+            return self
+        low = ((self.values & (FULL - 1)) * factor + FULL // 2) // FULL  # in two halves: the product of the whole could overflow
+        values = self.values // FULL * factor + low
+        return ExactSum(values, self.weight, self.count, self.bits, self.capacity, self.ones_from, self.ones_bits)
 
     def joined(self, other: ExactSum) -> ExactSum:
         """This sum and another, neither of which is used afterwards: where this one is empty, the other as it is.

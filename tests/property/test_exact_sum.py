@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedray.aggregation.exact import BLOCK, MAX_COORDINATE, ExactSum, grid_bits
+from fedray.aggregation.exact import BLOCK, FULL, MAX_COORDINATE, ExactSum, grid_bits
 from fedray.errors import FedrayError, UpdateRejected
 
 SIZE = 7
@@ -189,3 +189,34 @@ def test_values_are_rounded_half_to_even_whatever_their_size(update, weight, bit
         v for v, sure in zip(expected, exact, strict=True) if sure
     ]
     assert (total.values == np.rint(products).astype(np.int64)).all()
+
+
+@given(updates, st.data())
+@settings(max_examples=100)
+def test_factors_are_exact_and_leave_the_weight(items, data):
+    factors = data.draw(st.lists(st.integers(1, FULL), min_size=len(items), max_size=len(items)))
+    capacity = 1.0 + sum(w for _, w in items)
+    single, together, exact = ExactSum.zero(SIZE, capacity), ExactSum.zero(SIZE, capacity), [Fraction(0)] * SIZE
+    for (update, weight), factor in zip(items, factors, strict=True):
+        single.add(update, weight, factor)
+        for n, value in enumerate(update.tolist()):
+            exact[n] += Fraction(round(Fraction(value) * weight * factor / FULL * 2**single.bits), 2**single.bits)
+    together.add_many(np.stack([u for u, _ in items]), [w for _, w in items], factors)
+    assert together.values.tobytes() == single.values.tobytes()
+    assert [Fraction(v, 2**single.bits) for v in single.values.tolist()] == exact
+    assert together.weight == single.weight == sum(w for _, w in items)
+
+
+@given(updates, st.integers(1, FULL))
+@settings(max_examples=100)
+def test_a_discounted_sum_is_rounded_once(items, factor):
+    total = total_of([items], 1.0 + sum(w for _, w in items))
+    less = total.discounted(factor)
+    expected = [(Fraction(v * factor, FULL) + Fraction(1, 2)).__floor__() for v in total.values.tolist()]
+    assert less.values.tolist() == expected
+    assert (less.weight, less.count, less.bits) == (total.weight, total.count, total.bits)
+
+
+def test_a_full_sum_can_be_discounted():
+    total = ExactSum(np.array([2**62 - 1, -(2**62)]), 1.0, 1, 8, 1.0)
+    assert total.discounted(255).values.tolist() == [((2**62 - 1) * 255 + 128) // 256, -(2**62) // 256 * 255]
