@@ -39,6 +39,8 @@ class Saved:
         rest: the algorithm's other fields that are broadcast, float32, one after the other; None where there are none.
         states: where the clients' states lie, arrays whose names begin with ``states.``.
         rule: what the aggregation rule remembers: arrays by name.
+        pacing: what the schedule's next step follows from, arrays whose names begin with ``pacing.``.
+        versions: earlier globals that clients who still train have started from, by the number of completed rounds.
     """
 
     round: int
@@ -48,6 +50,8 @@ class Saved:
     rest: Vector | None = None
     states: dict[str, Values] = field(default_factory=dict)
     rule: dict[str, Values] = field(default_factory=dict)
+    pacing: dict[str, Values] = field(default_factory=dict)
+    versions: dict[int, Vector] = field(default_factory=dict)
 
     @property
     def globals(self) -> Vector:
@@ -62,6 +66,7 @@ def save_checkpoint(directory: Path, checkpoint: Saved, keep: int) -> Path:
     if checkpoint.rest is not None:
         tensors["rest"] = checkpoint.rest
     tensors |= checkpoint.states | {f"rule.{k}": v for k, v in checkpoint.rule.items()}
+    tensors |= checkpoint.pacing | {f"versions.{n}": v for n, v in checkpoint.versions.items()}
     header = {"format": _FORMAT, "round": checkpoint.round, "meta": checkpoint.meta}
     write_tensors(path, tensors, {"fedray": json.dumps(header, allow_nan=False)})
     for old in [*_files(directory)[keep:], *directory.glob(".round-*")]:
@@ -106,9 +111,10 @@ def _load(path: Path) -> Saved:
     if path.stem != _stem(header["round"]):
         raise damaged(path, f"it holds round {header['round']}, so it was renamed")
     server = {name.removeprefix("server."): v for name, v in tensors.items() if name.startswith("server.")}
-    states = {name: v for name, v in tensors.items() if name.startswith("states.")}
+    states, pacing = ({name: v for name, v in tensors.items() if name.startswith(prefix)} for prefix in ("states.", "pacing."))
     rule = {name.removeprefix("rule."): v for name, v in tensors.items() if name.startswith("rule.")}
-    return Saved(header["round"], tensors["weights"], server, header["meta"], tensors.get("rest"), states, rule)
+    versions = {int(name.removeprefix("versions.")): v for name, v in tensors.items() if name.startswith("versions.")}
+    return Saved(header["round"], tensors["weights"], server, header["meta"], tensors.get("rest"), states, rule, pacing, versions)
 
 
 def _stem(round_: int) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -37,3 +37,33 @@ class ModelChoice(Choice):
     adapters: Choice | None = Field(
         None, description="What is trained in place of the model's own parameters, which are then frozen (see `fedray list adapters`)."
     )
+
+
+class PacingChoice(Choice):
+    """The schedule of rounds, and the time in which updates arrive. Other keys are the schedule's arguments."""
+
+    kind: str = Field(
+        description="synchronous (a step of the model waits for the cohort), semi_synchronous (over: more clients are asked than count), fedbuff "
+        "(buffer, concurrency: a step for every so many updates, from whatever version of the model), or python:package.module:name."
+    )
+    arrival: Literal["real", "simulated"] = Field(
+        "real",
+        description="real: updates count as they come. simulated: as they would come from clients of different speeds, in a virtual time that "
+        "follows from the seed and not from the machine.",
+    )
+    spread: float | None = Field(
+        None, ge=1.0, description="simulated: speed of the fastest client over that of the slowest; log-uniform between; null = 20."
+    )
+    records_per_second: float | None = Field(
+        None, gt=0.0, description="simulated: records that the fastest client trains on in a virtual second; null = 1000."
+    )
+    jitter: float | None = Field(
+        None, ge=0.0, lt=1.0, description="simulated: a turn takes up to this fraction more or less than usual for its client; null = 0.1."
+    )
+
+    @model_validator(mode="after")
+    def _read(self) -> PacingChoice:
+        given = [name for name in ("spread", "records_per_second", "jitter") if getattr(self, name) is not None]
+        if given and self.arrival == "real":
+            raise ValueError(f"{given[0]}: has no effect on real arrivals; set arrival to simulated, or take it out")
+        return self

@@ -80,6 +80,7 @@ BOUNDS = Room("fedray.updates", "BOUNDS", "bound.kind")
 AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind")
 MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
 SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind", ("population", "coins"))
+PACINGS = Room("fedray.rounds", "PACINGS", "pacing.kind")
 LOSSES = Room("fedray.training", "LOSSES", "training.loss", ("outputs", "targets"), keys=False)
 METRICS = Room("fedray.training", "METRICS", "evaluation.metrics", ("outputs", "targets"), keys=False)
 SCHEDULES = Room("fedray.training", "SCHEDULES", "training.schedule.kind", ("round", "rounds"))
@@ -105,6 +106,7 @@ ROOMS: Mapping[str, Room] = {
     "bounds": BOUNDS,
     "aggregators": AGGREGATORS,
     "cohorts": SAMPLERS,
+    "pacings": PACINGS,
     "mechanisms": MECHANISMS,
     "losses": LOSSES,
     "metrics": METRICS,

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedray.choices import Choice, ModelChoice, Section
+from fedray.choices import Choice, ModelChoice, PacingChoice, Section
 from fedray.components import short_name
 
 Open01 = Field(gt=0.0, le=1.0)
@@ -129,7 +129,7 @@ class Cohort(Section):
     )
     min_clients: int = Field(1, ge=0, description="Updates that a round needs; with fewer the round fails.")
     deadline: float | None = Field(
-        None, gt=0.0, description="Seconds after which clients still training are late and left out; null = wait."
+        None, gt=0.0, description="Seconds, virtual ones if arrival is simulated, after which clients still training are late; null = wait."
     )
     grace: float = Field(5.0, ge=0.0, description="Seconds that a late actor gets to hand over what it has finished.")
     retries: int = Field(2, ge=0, description="How often a client is tried again within a round after its actor died.")
@@ -380,6 +380,7 @@ class Config(Section):
     model: ModelChoice
     clients: Clients = Clients()
     cohort: Cohort = Cohort()
+    pacing: PacingChoice = PacingChoice(kind="synchronous")
     training: Training
     algorithm: Choice = Choice(kind="fedavg")
     server: Choice = Choice(kind="sgd")

@@ -9,34 +9,33 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
-from fedray.aggregation.each import Each, PartLost, RowsAt, segments_for
+from fedray.aggregation.each import Each, PartLost, RowsAt
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import Memory, Rule, combined
 from fedray.algorithms.algorithm import Algorithm, Mean, Server, stepped
-from fedray.clients.messages import ClientTask, PartialSum, RoundTask
+from fedray.checkpoint import Saved
+from fedray.clients.messages import ClientTask, PartialSum
 from fedray.clients.pool import Pool, RoundLog
 from fedray.config import Config
-from fedray.errors import BudgetReached, ClaimVoid, Stopped
+from fedray.errors import BudgetReached, Stopped
 from fedray.exchange import Exchange
 from fedray.faults import Fault
 from fedray.holder import Holder
 from fedray.parameters import Layout, Values, Vector
-from fedray.privacy.receipt import check_receipt
 from fedray.privacy.regime import Regime
-from fedray.rounds.books import Authorization, Books
+from fedray.rounds.books import Books
+from fedray.rounds.broadcast import Broadcast
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.cohort import largest_cohort
-from fedray.rounds.drawing import CohortDraw, FailedRounds
+from fedray.rounds.dispatch import Dispatch, UnderWay
+from fedray.rounds.drawing import FailedRounds
 from fedray.rounds.evaluator import Evaluators
-from fedray.rounds.notes import grouped
 from fedray.rounds.record import OpenRow, Record, Traffic
 from fedray.rounds.round_metrics import Guarantees
+from fedray.rounds.steps import Steps
 from fedray.runfiles import Row
 from fedray.spans import span
 from fedray.updates.pipeline import sent_bytes
@@ -51,12 +50,14 @@ class ModelState:
         server: the server optimiser's vectors by name.
         rule: what the aggregation rule remembers.
         in_store: reference of the globals, where they lie in the object store already.
+        earlier: globals that clients who still train have started from, by the number of rounds that were done.
     """
 
     globals: Vector
     server: dict[str, Vector]
     rule: Memory
     in_store: Any = None
+    earlier: Mapping[int, Vector] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Loop:
     frozen: Mapping[str, Values]
     pool: Pool
     books: Books
-    cohorts: CohortDraw
+    steps: Steps
     record: Record
     server: Server
     rule: Rule[Any]
@@ -85,18 +86,18 @@ class Loop:
     resumed: bool = False
 
 
-#: Bytes of weights up to which they travel within each call: Ray would do the same with a call's argument, but not with an object.
-_SMALL = 60_000
-
-
 class Driver:
     """Runs the rounds; see :meth:`run`."""
 
     def __init__(self, parts: Loop, stop: threading.Event) -> None:
         self._p, self._record, self._stop = parts, parts.record, stop
         begin = parts.begin.take()
-        self._globals, self._state, self._kept = begin.globals, begin.server, begin.rule
-        self._shared = begin.in_store  # the globals as an argument of calls to actors
+        self._state, self._kept = begin.server, begin.rule
+        self._broadcast = Broadcast(parts.record.rounds, begin.globals, begin.in_store, begin.earlier)
+        self._pacing = parts.steps.tensors()  # as of the last step
+        about = parts.regime, parts.privacy, parts.record, parts.exchange, len(parts.names), parts.capacity, parts.rule.wants
+        self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about)
+        self._under_way: UnderWay | None = None
         self._failures = FailedRounds(parts.config, parts.regime, bool(parts.privacy.lines), parts.record.tell)
 
     def run(self) -> str:
@@ -109,15 +110,17 @@ class Driver:
         """
         record, status = self._record, "completed"
         try:
-            self._share()
+            self._broadcast.share(record.rounds, self._p.steps.versions())
             pending = record.pending()
             if pending is not None:
                 self._evaluate(pending)
             while record.rounds < self._p.config.rounds:
                 with span("round", f"round {record.rounds + 1}"):
                     self._run_round()
+            self._dispatch.end(self._under_way)
         except BudgetReached as end:
             status = "budget_reached"
+            self._dispatch.end(self._under_way)
             record.note(str(end))
         except Stopped as end:
             status = "interrupted"
@@ -130,121 +133,67 @@ class Driver:
     @property
     def weights(self) -> Vector:
         """The model as it stands, or all where there are several, float32 ``[exchange.model_size]``; it comes first in what is broadcast."""
-        return self._globals[: self._p.exchange.model_size]
+        return self._broadcast.globals[: self._p.exchange.model_size]
 
     def tick(self) -> bool:
         """Called often while the pool waits: do what can be done meanwhile; true when the run should stop."""
         self._record.flush(wait=False)
-        self._p.cohorts.draw_ahead(self._record.rounds + 1)
+        self._p.steps.look_ahead(self._record.rounds + 1)
         return self._stop.is_set()
 
     # -- one round, as in the design -------------------------------------------------------------
 
-    def _share(self) -> None:
-        """Put the globals where actors get them, unless they are there: into the store, from which a node fetches them once, or, where
-        they are few, into each call.
-
-        In the store they lie once for all processes of this node, this one among them.
-        """
-        if self._shared is not None:
-            return
-        if self._globals.nbytes <= _SMALL:
-            self._shared = self._globals.copy()
-        else:
-            self._shared = ray.put(self._globals)
-            self._globals = ray.get(self._shared)
-
     def _run_round(self) -> None:
         p, record, began, number = self._p, self._record, time.perf_counter(), self._record.rounds
-        log_ = RoundLog()
         with span("cohort", "draw and authorize"):
-            cohort = p.cohorts.take(number)
-            permit = p.books.authorize(number, cohort if p.states is None else p.states.attached(cohort))
-        record.left_out += len(permit.refused)
-        for fault in grouped(Fault("client", text, number + 1, name) for name, text in (permit.refused | permit.away).items()):
-            record.tell(fault)
-        task = self._task(number, permit)
+            plan = p.steps.next(number)
+        under = self._under_way = self._under_way or self._dispatch.begin(number, plan, self._broadcast.versions)
+        task = under.task
         total: ExactSum | Each = task.empty_sum(p.exchange) if p.rule.wants == "sum" else Each(p.exchange.up_size, task.segments)
-        part_bytes = total.values.nbytes if isinstance(total, ExactSum) else 0  # single updates need not travel yet
         update_bytes, came, added, figures = 4 * p.exchange.up_size, list[int](), list[int](), dict[str, float]()
-        granted = {c.index: c for c in permit.cohort}
-        arriving = p.pool.train(
-            permit.cohort,
-            task,
-            self._shared,
-            log_,
-            deadline=p.config.cohort.deadline,
-            authorize=partial(self._retry, granted),
-            part_bytes=part_bytes,
-            charged=bool(p.privacy.lines),
-        )
-        for part in arriving:
-            self._check_receipts(part, granted, log_, task)
-            with span("aggregation", "merge"):
-                total = _joined(total, part)
-            added += part.clients
-            came.append(part.travelled or part_bytes if isinstance(part, PartialSum) else len(part.clients) * update_bytes)
+        for part in under.arriving:
+            self._dispatch.check_receipts(part, under)
+            if factor := p.steps.factor(part.clients):
+                with span("aggregation", "merge"):
+                    total = _joined(total, part, factor)
+                added += part.clients
+            else:
+                under.log.lose(part.clients, "more steps of the model were made since it started than an update may be behind", "late")
+            came.append(part.travelled or under.part_bytes if isinstance(part, PartialSum) else len(part.clients) * update_bytes)
             del part  # or its memory would be held until the next is here
-        trained = time.perf_counter()
-        self._shared = None  # now, so that the store has room again when the next ones come; this process still has them open
+            if plan.joining is not None and total.count == plan.enough:
+                break
+        else:
+            self._under_way = None
+        log_, trained = under.log, time.perf_counter()
+        self._broadcast.trained(p.steps.versions())
         of_each = None
         if isinstance(total, Each):  # first, because clients whose updates are gone by now do not count
             total, of_each = self._of_each(total, log_)
         updates = total.count
         record.faults_of(log_)
-        counts = self._failures.counts(number, cohort, updates, log_.reports)
+        counts = self._failures.counts(number, plan.asked, updates, log_.reports)
         if counts and (updates or p.regime.noised):  # a sum of noise alone is released too: whether anyone took part must stay secret
             with span("aggregation", "mean"):
                 mean, memory = of_each or self._of_sum(total, number)
             del total, of_each  # with a large model, before there is another one
             with span("cohort", "commit"):
-                p.books.commit(number, [r for r in log_.reports if r.status == "done"])
+                p.books.commit(number, list(under.granted.values()), log_.reports)
             with span("aggregation", "server step"):
                 figures = self._step(mean, updates, memory)
             del mean, memory
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
         with span("logging", "figures of the round"):
-            row = record.round_done(permit, log_, updates, self._traffic(came, part_bytes, task), trained - began)
+            row = record.round_done(under.permit, log_, updates, self._traffic(came, under), trained - began, plan)
         row["metrics"] |= figures
         with span("transfer", "put weights"):
-            self._share()
+            self._broadcast.share(record.rounds, p.steps.versions())
+        under.stepped(record.rounds)
         self._evaluate(row)
         record.took(row, time.perf_counter() - began)
+        self._pacing = p.steps.tensors()
         self._save()
-
-    def _task(self, number: int, permit: Authorization) -> RoundTask:
-        p = self._p
-        if permit.begins:
-            p.regime.begin(number)
-        p.regime.taken(number, [c.index for c in permit.cohort])
-        segments = segments_for(len(permit.cohort), p.exchange.up_size)
-        return RoundTask(
-            number, p.capacity, p.regime.stages(number), p.regime.plan_sha256, len(p.names), collect=p.rule.wants, segments=segments
-        )
-
-    def _retry(self, granted: dict[int, ClientTask], client: ClientTask) -> ClientTask | None:
-        anew = granted[client.index]._replace(attempt=client.attempt, reservations=(), steps=None)  # with its state, which the pool forgets
-        again = self._p.books.retry(self._record.rounds, anew)
-        if again is not None:
-            granted[client.index] = again
-        return again
-
-    def _check_receipts(self, part: PartialSum | RowsAt, granted: Mapping[int, ClientTask], log_: RoundLog, round_task: RoundTask) -> None:
-        """Fail closed: no part is added unless every client in it says that it ran what was reserved for it."""
-        p = self._p
-        if not p.privacy.lines:
-            return
-        reports = {r.index: r for r in log_.reports if r.status == "done"}
-        for index in part.clients:
-            report, task = reports[index], granted[index]
-            if report.attempt != task.attempt:
-                raise ClaimVoid(f"client {report.name}: attempt {report.attempt} was handed over where {task.attempt} was reserved.")
-            reservations = dict(task.reservations)
-            for line in p.privacy.lines:
-                reserved = {"reservation": reservations.get(line.unit), "exchange": p.exchange.sha256}
-                expected = reserved | line.expected(index, task.steps, round_task)
-                check_receipt(report.name, report.receipts.get(line.unit), expected)
 
     def _of_sum(self, total: ExactSum | Each, number: int) -> tuple[Vector, Memory]:
         """The mean of a round's sum, private where whole clients are protected, and what the rule remembers."""
@@ -271,27 +220,31 @@ class Driver:
     def _step(self, mean: Vector, updates: int, memory: Memory) -> dict[str, float]:
         """Move the globals; returns what the round's row shows of the mean."""
         p = self._p
-        clients = p.regime.participants(updates)
+        clients, about = p.regime.participants(updates), (p.algorithm, p.server, p.layout, p.exchange)
         came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
-        self._globals, self._state = stepped(p.algorithm, p.server, p.layout, p.exchange, self._globals, self._state, came)
+        self._broadcast.globals, self._state = stepped(*about, self._broadcast.globals, self._state, came)
         self._kept = memory
         return {} if p.config.privacy.regimes else p.algorithm.figures(came)
 
     def _save(self, force: bool = False) -> None:
-        size = self._p.exchange.model_size
-        rest = self._globals[size:] if len(self._globals) > size else None
-        self._record.save(self.weights, self._state, rest, self._p.states, force, self._kept)
+        size, sent = self._p.exchange.model_size, self._broadcast
+        rest = sent.globals[size:] if len(sent.globals) > size else None
+        versions = sent.earlier() if self._pacing else {}
+        state = Saved(self._record.rounds, self.weights, self._state, {}, rest, {}, self._kept, dict(self._pacing), versions)
+        self._record.save(state, self._p.states, force)
 
-    def _traffic(self, came: Sequence[int], part_bytes: int, task: RoundTask) -> Traffic:
+    def _traffic(self, came: Sequence[int], under: UnderWay) -> Traffic:
         """What was sent in a round; ``came`` are the bytes of the partial sums or single updates that the driver received."""
         p = self._p
         homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
         up = sum(came)
         if p.regime.hides_clients:  # how many actors had something to hand over depends on who took part
-            up = part_bytes * (homes if p.config.clients.node_sums else len(p.pool.slots))
-            if task.collect == "each":
+            up = under.part_bytes * (homes if p.config.clients.node_sums else len(p.pool.slots))
+            if under.task.collect == "each":
                 up = 4 * p.exchange.up_size * largest_cohort(p.config.cohort, len(p.names))
-        return Traffic(up, homes * p.exchange.down_size * 4, sent_bytes(task.stages, p.exchange.up_size) if p.regime.has_stages else None)
+        return Traffic(
+            up, homes * p.exchange.down_size * 4, sent_bytes(under.task.stages, p.exchange.up_size) if p.regime.has_stages else None
+        )
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -309,25 +262,25 @@ class Driver:
         if p.config.evaluation.federated:
             everyone = [ClientTask(i, name) for i, name in enumerate(p.names)]
             everyone = everyone if p.states is None else p.states.attached(everyone)
-            rows = p.pool.evaluate(everyone, self._shared, timeout=p.config.clients.start_timeout)
+            rows = p.pool.evaluate(everyone, self._broadcast.newest, timeout=p.config.clients.start_timeout)
             self._record.at_clients(entry, rows, central=p.evaluator is not None)
         if p.evaluator is not None:
-            entry.evaluation = p.evaluator.begin(self._shared)
+            entry.evaluation = p.evaluator.begin(self._broadcast.newest)
 
     def _finish_rows(self, evaluate: bool) -> None:
         last = self._record.take_last() if evaluate else None
         if last is not None:
             if not last.evaluated:
-                self._share()
+                self._broadcast.share(self._record.rounds, self._p.steps.versions())
                 self._start_evaluation(last)
             self._record.open(last)
         self._record.finish(final=evaluate)
 
 
-def _joined(total: ExactSum | Each, part: PartialSum | RowsAt) -> ExactSum | Each:
-    """What has arrived, with one part more."""
+def _joined(total: ExactSum | Each, part: PartialSum | RowsAt, factor: int) -> ExactSum | Each:
+    """What has arrived, with one part more, which counts by a factor where it is a sum."""
     if isinstance(total, Each):
         assert isinstance(part, RowsAt)
         return total.joined(part)
     assert isinstance(part, PartialSum) and isinstance(part.total, ExactSum)
-    return total.joined(part.total)
+    return total.joined(part.total.discounted(factor))

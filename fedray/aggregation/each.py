@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fedray.aggregation.exact import MAX_COORDINATE, check_weight, largest_magnitude, rejection
+from fedray.aggregation.exact import FULL, MAX_COORDINATE, check_weight, largest_magnitude, rejection
 from fedray.errors import FedrayError, UpdateRejected
 
 #: Most values of all clients in a segment: 32 MiB in float32. Each segment of a part is an object of its own, so there should not be too many.
@@ -54,15 +54,17 @@ class Rows:
         """Sum of the weights."""
         return float(sum(self.weights))
 
-    def add(self, update: npt.NDArray[np.float32], weight: float = 1.0) -> None:
-        """Add a copy of an update.
+    def add(self, update: npt.NDArray[np.float32], weight: float = 1.0, factor: int = FULL) -> None:
+        """Add a copy of an update, times ``factor / FULL``.
 
         Raises:
             UpdateRejected: a coordinate is not finite or exceeds ``MAX_COORDINATE``, or another length; nothing is added.
         """
-        self.add_blocks(lambda: iter([(0, update)]), weight)
+        self.add_blocks(lambda: iter([(0, update)]), weight, factor)
 
-    def add_blocks(self, blocks: Callable[[], Iterator[tuple[int, npt.NDArray[np.float32]]]], weight: float = 1.0) -> None:
+    def add_blocks(
+        self, blocks: Callable[[], Iterator[tuple[int, npt.NDArray[np.float32]]]], weight: float = 1.0, factor: int = FULL
+    ) -> None:
         """:meth:`add` an update that is given as (position of the first value, values).
 
         Raises:
@@ -79,18 +81,21 @@ class Rows:
             raise UpdateRejected(f"an update of {filled} values was sent for a model of {self.size} values.")
         if not largest_magnitude(row)[0] <= MAX_COORDINATE:
             raise rejection(row[0])
-        self.blocks.append(row)
+        self.blocks.append(row if factor == FULL else row * np.float32(factor / FULL))
         self.weights.append(weight)
 
-    def add_many(self, updates: npt.NDArray[np.float32], weights: Sequence[float]) -> list[UpdateRejected | None]:
-        """Add copies of rows, float32 ``[k, size]``; for each None, or why it was left out."""
+    def add_many(
+        self, updates: npt.NDArray[np.float32], weights: Sequence[float], factors: Sequence[int] = ()
+    ) -> list[UpdateRejected | None]:
+        """Add copies of rows, float32 ``[k, size]``, times their factors as in :meth:`add`; for each None, or why it was left out."""
         largest = largest_magnitude(updates)
         refused = [None if value <= MAX_COORDINATE else rejection(row) for row, value in zip(updates, largest, strict=True)]
         mine = [n for n, why in enumerate(refused) if why is None]
         for n in mine:
             check_weight(weights[n])
         if mine:
-            self.blocks.append(updates[mine])
+            less = np.array([factors[n] / FULL for n in mine] if factors else 1.0, dtype=np.float32)
+            self.blocks.append(updates[mine] if (less == 1).all() else updates[mine] * less[:, None])
             self.weights += [weights[n] for n in mine]
         return refused
 

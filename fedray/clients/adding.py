@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedray.aggregation.exact import BLOCK, ExactSum
+from fedray.aggregation.exact import BLOCK, FULL, ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.algorithms.turn import Moved
 from fedray.clients.messages import ClientTask, Collected, RoundTask
@@ -76,32 +76,32 @@ class Adding:
         source = noise_source(self._seed, task.round, f"update-{client.index}")
         return passed_all(task.stages, update, At(task.round, client.attempt, client.index, source, share), kept or {})
 
-    def one(self, task: RoundTask, records: int, sent: Update | npt.NDArray[Any], total: Collected) -> None:
-        """Add what a client sends: its update, or what the stages have made of it.
+    def one(self, task: RoundTask, records: int, sent: Update | npt.NDArray[Any], total: Collected, factor: int = FULL) -> None:
+        """Add what a client sends, its update or what the stages have made of it, times ``factor / FULL``.
 
         Raises:
             UpdateRejected: it cannot be added.
         """
         if not isinstance(sent, Update):
-            self._add_staged(task, records, sent, total)
+            self._add_staged(task, records, sent, total, factor)
             return
         moved = sent.values.get(MODEL)
         whole = self._device.type == "cpu" and self._exchange.up_size >= _LARGE and len(sent.values) == 1
         if whole and isinstance(moved, Moved):
             with _whole_or_dead():
-                total.add_blocks(partial(moved.blocks, BLOCK), self._algorithm.weight(records))
+                total.add_blocks(partial(moved.blocks, BLOCK), self._algorithm.weight(records), factor)
             return
         leaving = self.leaving(sent)
         with _whole_or_dead():
-            total.add(leaving, self._algorithm.weight(records))
+            total.add(leaving, self._algorithm.weight(records), factor)
 
-    def _add_staged(self, task: RoundTask, records: int, values: npt.NDArray[Any], total: Collected) -> None:
+    def _add_staged(self, task: RoundTask, records: int, values: npt.NDArray[Any], total: Collected, factor: int) -> None:
         with _whole_or_dead():
             if task.integer:
                 assert isinstance(total, ExactSum)
                 total.add_integers(values)
             else:
-                total.add(values, 1.0 if task.weighed else self._algorithm.weight(records))
+                total.add(values, 1.0 if task.weighed else self._algorithm.weight(records), factor)
 
     def many(
         self,
@@ -114,11 +114,11 @@ class Adding:
         """Add what clients send, float32 ``[clients, up_size]``; for each None, or why it was left out."""
         if not task.stages:
             with _whole_or_dead():
-                return total.add_many(updates, [self._algorithm.weight(n) for n in sizes])
+                return total.add_many(updates, [self._algorithm.weight(n) for n in sizes], [c.factor for c in clients])
         refused: list[UpdateRejected | None] = [None] * len(clients)
         for n, client in enumerate(clients):
             try:
-                self._add_staged(task, sizes[n], self._passed(task, client, sizes[n], updates[n]).values, total)
+                self._add_staged(task, sizes[n], self._passed(task, client, sizes[n], updates[n]).values, total, client.factor)
             except UpdateRejected as error:
                 refused[n] = error
         return refused

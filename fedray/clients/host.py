@@ -25,7 +25,18 @@ from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
 from fedray.algorithms.algorithm import make_algorithm
 from fedray.clients.devices import device_of_actor, end_if_lost, in_actor, node_of_actor, on_device
 from fedray.clients.memory import keep_freed_memory
-from fedray.clients.messages import ClientReport, ClientTask, HostInfo, HostSpec, LocalEvaluation, Packed, PartialSum, RoundTask, added_up
+from fedray.clients.messages import (
+    ClientReport,
+    ClientTask,
+    HostInfo,
+    HostSpec,
+    LocalEvaluation,
+    Packed,
+    PartialSum,
+    RoundTask,
+    added_up,
+    by_version,
+)
 from fedray.clients.offspring import contain
 from fedray.clients.recognition import commit_silo
 from fedray.clients.surroundings import Kept, Surroundings, described, speaking, told, unchanged
@@ -178,16 +189,29 @@ class ClientHost:
 
     # -- training --------------------------------------------------------------------------------
 
-    def train(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], shared: SharedAt | None = None) -> list[ClientReport]:
-        """Train some clients and add their updates to this actor's part of the round; ``shared`` is where its values lie, if not here."""
-        part = self._part_of(task, shared)
-        reports = self._trainer.train(task, weights, clients, part.total)
+    def train(
+        self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], shared: SharedAt | None = None, *more: Vector
+    ) -> list[ClientReport]:
+        """Train some clients and add their updates to this actor's part of the round.
+
+        Args:
+            task: the round.
+            weights: the globals of the first version that clients start from.
+            clients: who trains.
+            shared: where the part's values lie, if not here.
+            more: the globals of the other versions, in the order of :func:`fedray.clients.messages.by_version`.
+        """
+        part, reports = self._part_of(task, shared), list[ClientReport]()
+        for (version, those), globals_ in zip(by_version(task.round, clients).items(), (weights, *more), strict=True):
+            reports += self._trainer.train(task.started(version), globals_, those, part.total)
         part.clients.extend(r.index for r in reports if r.status == "done")
         return Packed(reports)
 
-    def train_and_hand_over(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> tuple[list[ClientReport], PartialSum]:
+    def train_and_hand_over(
+        self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], *more: Vector
+    ) -> tuple[list[ClientReport], PartialSum]:
         """:meth:`train` the last clients of a round, then :meth:`hand_over`: one call less."""
-        return self.train(task, weights, clients), self.collect(task)
+        return self.train(task, weights, clients, None, *more), self.collect(task)
 
     def train_each(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> list[Any]:
         """:meth:`train`, with the reports in front and then the segments of the clients' single updates: each an object in Ray."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.aggregation.each import Rows
-from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.exact import FULL, ExactSum
 from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.aggregation.sparse import SparseValues
 from fedray.clients.groups import ClientGroup
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: What an actor adds updates to.
 Collected = ExactSum | Rows
-Status = Literal["done", "failed", "rejected", "late", "lost", "refused"]
+Status = Literal["done", "failed", "rejected", "late", "lost", "refused", "surplus"]
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ class RoundTask:
     """What every client of a round is told beside the weights.
 
     Attributes:
-        round: number of the round, from 0.
+        round: number of the round, from 0; it names all draws of its clients' turns.
         capacity: the weight that the exact sum is laid out for; the same for every part of a round.
         stages: what each update goes through before it is added up, in their order.
         plan: hash of the plan of a guarantee for whole clients, whose mechanism is one of the stages then.
         clients: size of the population, which no cohort exceeds.
         collect: what a part holds: the sum of its clients' updates, or each of them.
         segments: into how many ranges of columns single updates are cut.
+        behind: steps that the model has made since the clients started, so that their updates go into the sum of round ``round + behind``.
     """
 
     round: int
@@ -87,6 +88,11 @@ class RoundTask:
     clients: int = 0
     collect: Wants = "sum"
     segments: int = 1
+    behind: int = 0
+
+    def started(self, version: int) -> RoundTask:
+        """The task of this round for clients that start from an earlier ``version`` of the model: their turns are those of that round."""
+        return self if version == self.round else replace(self, round=version, behind=self.round - version)
 
     def empty_part(self, exchange: Exchange) -> Collected:
         """What a part of this round starts from."""
@@ -146,6 +152,8 @@ class ClientTask(NamedTuple):
         steps: local steps, where fewer than the plan's were charged.
         state: where what the client keeps between its turns lies; None if there is nothing.
         halvings: how often the physical batch is halved, because actors were killed for the memory that this client took.
+        version: of the model that it starts from, the number of steps that this has made; None: the round's.
+        factor: by which its update counts, of :data:`fedray.aggregation.exact.FULL`.
     """
 
     index: int  # type: ignore[assignment]
@@ -155,11 +163,14 @@ class ClientTask(NamedTuple):
     steps: int | None = None
     halvings: int = 0
     state: StateAddress | None = None
+    version: int | None = None
+    factor: int = FULL
 
 
 class ClientReport(NamedTuple):
     """How one client's turn went.
 
+    ``surplus`` is a client that was asked beyond the number that counts, and came after the others.
     ``loss`` is None under differential privacy: it is computed from private records.
     ``traceback`` is the client's own, for ``failed``. ``receipts`` say for each protected unit what was run.
     ``physical_batch`` is what fitted into memory, where that was less than the config's.
@@ -274,6 +285,16 @@ class LocalEvaluation:
 
 
 Message = TypeVar("Message", ClientTask, ClientReport)
+
+
+def by_version(number: int, clients: Sequence[ClientTask]) -> Mapping[int, Sequence[ClientTask]]:
+    """Clients by the version of the model that they start from, in the order in which the versions appear; ``number`` is the round's."""
+    if {client.version for client in clients} <= {None}:
+        return {number: clients}
+    found: dict[int, list[ClientTask]] = {}
+    for client in clients:
+        found.setdefault(number if client.version is None else client.version, []).append(client)
+    return found
 
 
 class Packed(list[Message]):

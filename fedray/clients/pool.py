@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fedray.aggregation.each import RowsAt
 from fedray.clients.actors import Actors
+from fedray.clients.course import Course
 from fedray.clients.messages import ClientTask, HostInfo, LocalEvaluation, PartialSum, RoundTask
 from fedray.clients.nodes import Node, look
 from fedray.clients.placement import Place
@@ -138,6 +139,8 @@ class Pool:
         notes: RoundLog,
         *,
         deadline: float | None = None,
+        enough: int | None = None,
+        more: Callable[[], Sequence[ClientTask] | None] | None = None,
         authorize: Callable[[ClientTask], ClientTask | None] = lambda client: client,
         part_bytes: int = 0,
         charged: bool = True,
@@ -147,9 +150,10 @@ class Pool:
         Args:
             cohort: who trains.
             task: the round.
-            weights: the global model, or an object reference of it.
+            weights: the globals, or an object reference of them; by version of the model, where clients start from several.
             notes: filled with every client's report and the faults of actors and nodes.
             deadline: seconds after which clients still training are late.
+            enough, more: see :class:`fedray.clients.course.Course`.
             authorize: called before a client is tried again; returns the task with its new reservation, or None where its budget is spent.
             part_bytes: of one actor's part; large ones come one after the other.
             charged: whether a client's second try is charged to its privacy budget; if not, a node's actors may add large updates into one sum.
@@ -162,8 +166,10 @@ class Pool:
         notes.deaths, notes.faults = notes.deaths + between.deaths, notes.faults + between.faults
         notes.nodes_left |= between.nodes_left
         self._take_room()
+        versions = weights if isinstance(weights, Mapping) else {task.round: weights}
+        course = Course(deadline, enough, more)
         yield from Round(
-            self._actors, self._work, self._suspects, self._rules, task, weights, notes, deadline, authorize, part_bytes, charged
+            self._actors, self._work, self._suspects, self._rules, task, versions, notes, course, authorize, part_bytes, charged
         ).parts(self._suspects.admitted(cohort, notes))
 
     def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from fedray.aggregation.each import RowsAt
-from fedray.aggregation.shared import SharedAt
 from fedray.clients.actors import POLL, Actors, why_away
+from fedray.clients.course import Course
 from fedray.clients.inbox import Inbox, Kept, is_large, shares_sums
 from fedray.clients.memory import killed_for_memory
-from fedray.clients.messages import ClientReport, ClientTask, Packed, PartialSum, RoundTask, Status
+from fedray.clients.messages import ClientReport, ClientTask, Packed, PartialSum, RoundTask, Status, by_version
 from fedray.clients.nodes import look
+from fedray.clients.nodesums import NodeSums
 from fedray.clients.slots import RoundLog, Slot, left_with_its_node
 from fedray.clients.suspects import Suspects
 from fedray.clients.work import Queue, Work
@@ -36,8 +37,6 @@ from fedray.spans import span
 #: Seconds, the grace among them, after which an actor that was told to stop is not expected back from a client's turn.
 _COMING_BACK = 5.0
 _WORKING = ("training", "handing over", "adding up")
-#: Seconds within which an actor says where the sum is that its node shares.
-_OFFER = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,6 @@ class Rules:
 
     grace: float
     node_sums: bool
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """A sum that a node's actors share, and the slot of the actor that keeps it."""
-
-    at: SharedAt
-    keeper: Slot
 
 
 class Round:
@@ -65,9 +56,9 @@ class Round:
         suspects: clients that are trained apart.
         rules: what to do about failures.
         task: the round.
-        weights: the global model, or an object reference of it.
+        weights: the globals, or an object reference of them, by version of the model, for all versions that clients start from.
         notes: filled with every client's report and the faults of actors and nodes.
-        deadline: seconds after which clients still training are late.
+        course: what ends the round.
         authorize: called before a client is tried again; returns the task with its new reservation, or None to leave the client out.
         part_bytes: of one actor's part.
         charged: whether a client's second try is charged to its privacy budget.
@@ -80,25 +71,25 @@ class Round:
         suspects: Suspects,
         rules: Rules,
         task: RoundTask,
-        weights: Any,
+        weights: Mapping[int, Any],
         notes: RoundLog,
-        deadline: float | None,
+        course: Course,
         authorize: Callable[[ClientTask], ClientTask | None],
         part_bytes: int = 0,
         charged: bool = True,
     ) -> None:
         suspects.begin()
         self._actors, self._work, self._rules, self._task, self._weights = actors, work, rules, task, weights
-        self._notes, self._deadline, self._authorize = notes, deadline, authorize
+        self._notes, self._course, self._authorize = notes, course, authorize
         self._queues: dict[str, Queue] = {}
         self._large = is_large(part_bytes)
-        self._share = shares_sums(part_bytes, rules.node_sums, deadline, charged)
-        self._sums: dict[str, _Sum] = {}  # by node, while it may be added to
-        self._into: dict[Slot, SharedAt | None] = {}  # where slots add what they train; None: to sums of their own
-        self._spoilt: set[SharedAt] = set()
+        self._share = shares_sums(part_bytes, rules.node_sums and not course.singly, course.deadline, charged)
+        self._sums = NodeSums()
         self._suspects = suspects
-        self._parts = Inbox(ray.get_runtime_context().get_node_id(), rules.node_sums, actors.pulse.limit)
-        self._stopped: float | None = None  # when the actors were told to stop, because the deadline had passed
+        self._parts = Inbox(ray.get_runtime_context().get_node_id(), rules.node_sums and not course.singly, actors.pulse.limit)
+        self._stopped: float | None = None  # when the actors were told to stop, before all clients were done
+        self._left: Status = "late"  # how clients end who are not done then
+        self._arrived_updates = 0
 
     def parts(self, cohort: Sequence[ClientTask]) -> Iterator[PartialSum | RowsAt]:
         """Train a cohort; yields parts as they arrive, or where they lie, in any order.
@@ -109,17 +100,13 @@ class Round:
         """
         self._queue(cohort)
         if self._share:
-            self._offer()
+            self._sums.offer(self._actors, self._task)
         began = time.monotonic()
         while True:
             now = time.monotonic()
             if self._stopped is None and self._nobody_there():
                 began = now  # the deadline counts from when there is an actor
-            if self._deadline is not None and self._stopped is None and now - began > self._deadline:
-                self._stopped = now
-                self._end([c for q in self._queues.values() for c in q.clients()], "late", "the deadline passed before its turn")
-                self._queues.clear()
-                self._tell_stop()
+            self._go_on(now, began)
             with span("transfer", "hand out"):
                 self._hand_out()
             self._strand(now)
@@ -134,9 +121,32 @@ class Round:
                 self._leave(busy)
                 return
             self._actors.say_who_waits()
-            until = POLL if self._deadline is None or self._stopped is not None else min(POLL, max(0.0, began + self._deadline - now))
-            yield from self._receive(until)
+            deadline = None if self._stopped is not None else self._course.deadline
+            yield from self._receive(POLL if deadline is None else min(POLL, max(0.0, began + deadline - now)))
             self._replace_silent()
+
+    def _go_on(self, now: float, began: float) -> None:
+        """Let clients join, or end the round where that is due."""
+        course = self._course
+        if self._stopped is not None:
+            return
+        if course.deadline is not None and now - began > course.deadline:
+            self._stop(now, "the deadline passed before its turn")
+        elif course.enough is not None and self._arrived_updates >= course.enough:
+            self._left = "surplus"
+            self._stop(now, "enough updates came before its turn")
+        elif course.more is not None:
+            joining = course.more()
+            if joining is None:
+                self._stop(now, "the run ended before its turn")
+            elif joining:
+                self._queue(self._suspects.admitted(joining, self._notes))
+
+    def _stop(self, now: float, why: str) -> None:
+        self._stopped = now
+        self._end([c for q in self._queues.values() for c in q.clients()], self._left, why)
+        self._queues.clear()
+        self._tell_stop()
 
     # -- work goes out ---------------------------------------------------------------------------
 
@@ -158,38 +168,37 @@ class Round:
                 continue
             queue = self._queues.get(slot.place.queue)
             # A client that may take its actor down again goes alone, to an actor with nothing to lose.
-            if queue and not (slot.held and queue.first.index in self._suspects):
+            if queue and not (slot.held and (self._course.singly or queue.first.index in self._suspects)):
                 before = queue.seconds
                 busy = sum(
                     max(0.0, s.until - now) for s in self._actors.slots if s.doing == "training" and s.place.queue == slot.place.queue
                 )
-                given = queue.take(serving[slot.place.queue], busy, self._suspects)
+                given = queue.take_one() if self._course.singly else queue.take(serving[slot.place.queue], busy, self._suspects)
                 slot.until = now + before - queue.seconds
                 halvings = self._work.halvings(slot.place.queue)
                 slot.given = [c._replace(halvings=halvings) for c in given] if halvings else given
-                self._give(slot, last=not self._large and (not queue or queue.short(serving[slot.place.queue])))
+                self._give(slot, last=not self._large and (self._course.singly or not queue or queue.short(serving[slot.place.queue])))
             elif slot.held and not self._must_wait(slot):
                 slot.pending, slot.sending = slot.handle.hand_over.options(num_returns=2).remote(self._task)
                 slot.doing = "handing over"
 
     def _give(self, slot: Slot, last: bool) -> None:
         """Let an actor train what its slot was given; ``last``: and hand over its part."""
+        weights, *more = [self._weights[version] for version in by_version(self._task.round, slot.given)]
         if self._task.collect == "each":  # handed over after each call, so that no actor holds many of them
             call = slot.handle.train_each.options(num_returns=1 + self._task.segments)
-            slot.pending, *slot.sending = call.remote(self._task, self._weights, Packed(slot.given))
+            slot.pending, *slot.sending = call.remote(self._task, weights, Packed(slot.given))
         elif last:
             call = slot.handle.train_and_hand_over.options(num_returns=2)
-            slot.pending, slot.sending = call.remote(self._task, self._weights, Packed(slot.given))
+            slot.pending, slot.sending = call.remote(self._task, weights, Packed(slot.given), *more)
         else:
-            common = self._sums.get(slot.node)
-            self._into[slot] = None if common is None else common.at
-            slot.pending = slot.handle.train.remote(self._task, self._weights, Packed(slot.given), self._into[slot])
+            slot.pending = slot.handle.train.remote(self._task, weights, Packed(slot.given), self._sums.given(slot), *more)
             slot.sending = None
         slot.doing = "training"
 
     def _must_wait(self, slot: Slot) -> bool:
         """Whether a large part stays where it is until another of its node, that is on its way to the driver, has arrived."""
-        if not self._large or self._into.get(slot) is not None or not self._parts.alone(slot.node):
+        if not self._large or self._sums.into(slot) is not None or not self._parts.alone(slot.node):
             return False
         on_the_way = any(s.doing == "handing over" and s.node == slot.node for s in self._actors.slots)
         return on_the_way or any(k.node == slot.node for k in [*self._parts.resting, *self._parts.travelling.values()])
@@ -225,46 +234,28 @@ class Round:
             if slot.doing == "training":
                 slot.handle.stop_round.options(concurrency_group="control").remote(self._task.round)
 
-    # -- a node's actors share a sum -------------------------------------------------------------
-
-    def _offer(self) -> None:
-        """Have an actor of each node keep a sum for those that are there, and those that come."""
-        keepers = {slot.node: slot for slot in reversed(self._actors.slots) if slot.idle and slot.node}
-        for slot, at in self._actors.ask("offer_sum", dict.fromkeys(keepers.values(), (self._task,)), _OFFER).items():
-            if at is not None and slot.info is not None:
-                self._sums[slot.node] = _Sum(at, slot)
-
     def _send(self) -> Iterator[PartialSum | RowsAt]:
         """Set off what can go to the driver; yields sums that lie in its own node's memory, and where single updates lie."""
         if self._task.collect == "each":
             for at, whole in self._parts.found():
-                self._notes.reports += whole.reports
-                yield at
+                if self._come(whole):
+                    yield at
             return
-        complete = {n: self._sums.pop(n, None) for n in self._parts.send(self._actors.slots, self._unfinished)}
+        complete = self._sums.completed(self._parts.send(self._actors.slots, self._unfinished))
         for part, kept, why in self._parts.taken():
             if part is None:
                 self._lose_parts(kept, why)
                 continue
             common = complete[kept[0].node]
-            if common is not None and common.keeper.handle is not None:  # it is open here; the keeper's memory goes with it
-                common.keeper.handle.forget_sum.options(concurrency_group="control").remote(common.at)
+            if common is not None:
+                common.forget()
             self._notes.reports += [r for k in kept for r in k.reports]
             yield part
             del part
 
     def _spoil(self, slot: Slot) -> list[ClientTask]:
         """Whose updates are lost with the sum that a slot's actor, which is gone, has shared."""
-        common = self._sums.get(slot.node)
-        if common is None or (slot is not common.keeper and self._into.get(slot) != common.at):
-            return []
-        del self._sums[slot.node]
-        self._spoilt.add(common.at)
-        lost = [client for kept in self._parts.spoil(common.at) for client in kept.clients()]
-        for other in self._actors.slots:
-            if other is not slot and self._into.get(other) == common.at:
-                lost += other.trained()
-                other.held = {}
+        lost = self._sums.spoil(slot, self._actors.slots, self._parts)
         if lost:
             text = f"{len(lost)} clients whose updates lay in the same sum as those of actor {slot.place.key} are trained again"
             self._notes.faults.append(Fault("actor", text))
@@ -297,11 +288,11 @@ class Round:
             if self._suspects:
                 self._suspects.ended_well(r.index for r in value)
             done = {r.index: r for r in value if r.status == "done"}
-            if self._into.get(slot) in self._spoilt:
+            if self._sums.spoilt(slot):
                 self._take_back([ClientTask(r.index, r.name, r.attempt) for r in done.values()], "the sum that it was added to was lost")
             else:
                 slot.held |= done
-            self._notes.reports += [r for r in value if r.status != "done"]
+            self._notes.reports += [r._replace(status=self._left) if r.status == "late" else r for r in value if r.status != "done"]
             self._say_batch(slot, [r.physical_batch for r in value if r.physical_batch is not None])
             if slot.sending is not None and slot.held:
                 self._parts.keep(slot)
@@ -323,9 +314,17 @@ class Round:
         part, kept, why = self._parts.arrived(ref)
         if part is None:
             self._lose_parts([kept], why)
-        else:
-            self._notes.reports += kept.reports
-        return part
+            return None
+        return part if self._come(kept) else None
+
+    def _come(self, kept: Kept) -> bool:
+        """Take down that a part has come; whether it counts, because enough had not come before."""
+        if self._course.enough is not None and self._arrived_updates >= self._course.enough:
+            self._end(kept.clients(), "surplus", "enough updates came before its own")
+            return False
+        self._arrived_updates += len(kept.reports)
+        self._notes.reports += kept.reports
+        return True
 
     def _say_batch(self, slot: Slot, fitted: Sequence[int]) -> None:
         """Say once what fits into an actor's memory. No client is named: who took part may be secret."""
@@ -354,7 +353,6 @@ class Round:
 
     def _lose_actor(self, slot: Slot, error: BaseException) -> None:
         given, held, adding = slot.given, [*slot.trained(), *self._spoil(slot)], self._parts.added(slot)
-        self._into.pop(slot, None)
         suspected = len(given) == 1 and given[0].index in self._suspects and slot.place.client is None
         self._actors.died(slot, error, self._notes, counts=not suspected)
         self._parts.send_alone(k for k in adding if k.shared is None)
@@ -373,7 +371,7 @@ class Round:
         for client in lost:
             died = self._suspects.deaths(client.index)
             if self._stopped is not None:
-                self._end([client], "late", f"{why} after the deadline")
+                self._end([client], self._left, f"{why} after the deadline")
             elif died:
                 self._end([client], "lost", f"its actor died {died} times in its turn (cohort.retries)")
             elif (again := self._authorize(ClientTask(client.index, client.name, client.attempt + 1))) is None:
@@ -389,12 +387,12 @@ class Round:
             slot.due = time.monotonic() + max(0.0, _COMING_BACK - self._rules.grace)
             self._suspects.held_up([c for c in slot.given if c.index in at_work.get(slot, (c.index,))])
         for slot in busy:
-            self._end(slot.given, "late", "it did not stop within cohort.grace")
-            self._end(slot.trained(), "late", "its actor did not hand over in time")
+            self._end(slot.given, self._left, "it did not stop within cohort.grace")
+            self._end(slot.trained(), self._left, "its actor did not hand over in time")
             slot.given, slot.held, slot.sending, slot.doing = [], {}, None, None if slot.pending is None else "owing"
         self._replace_held_up()
         for kept in self._parts.give_up():
-            self._end(kept.clients(), "late", "its part did not arrive in time")
+            self._end(kept.clients(), self._left, "its part did not arrive in time")
 
     def _end(self, clients: Iterable[ClientTask], status: Status, reason: str) -> None:
         self._notes.reports += [ClientReport(c.index, c.name, status, c.attempt, error=reason) for c in clients]

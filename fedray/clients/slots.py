@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import ray
@@ -100,13 +100,19 @@ class RoundLog:
     faults: list[Fault] = field(default_factory=list)
     nodes_left: set[str] = field(default_factory=set)
 
-    def lose(self, clients: Sequence[int], why: str) -> None:
-        """Take down that clients' updates are gone, which had arrived."""
+    def lose(self, clients: Sequence[int], why: str, status: Status = "lost") -> None:
+        """Take down that clients' updates are gone, which had arrived, or that they do not count."""
         gone = set(clients)
         self.reports = [
-            r._replace(status="lost", error=why, loss=None, receipts={}, state=None) if r.status == "done" and r.index in gone else r
+            r._replace(status=status, error=why, loss=None, receipts={}, state=None) if r.status == "done" and r.index in gone else r
             for r in self.reports
         ]
+
+    def taken(self) -> RoundLog:
+        """What has happened so far, as a log of its own; this one begins anew."""
+        found = replace(self)
+        self.reports, self.deaths, self.retries, self.faults, self.nodes_left = [], 0, 0, [], set()
+        return found
 
     def count(self, *status: Status) -> int:
         """Number of clients that ended in one of these ways."""

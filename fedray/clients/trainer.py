@@ -151,7 +151,7 @@ class Trainer:
                 sent, new = self._adding.staged(task, client, records, update, kept) if task.stages else (update, update.state)
             receipts, state = self._receipts(task, client, result), self._views.keep(task, new)
             with span("aggregation", "add an update"):
-                self._adding.one(task, records, sent, total)
+                self._adding.one(task, records, sent, total, client.factor)
         except Stopped as error:
             return report("late", error=str(error))
         except ClaimVoid:
@@ -283,7 +283,7 @@ class Trainer:
     # -- both ------------------------------------------------------------------------------------
 
     def _check_stop(self, task: RoundTask) -> None:
-        if self._stop_round >= task.round:
+        if self._stop_round >= task.round + task.behind:
             raise Stopped("the round ended before this client's turn.")
 
     def _seed(self) -> int:
@@ -307,7 +307,7 @@ class Trainer:
             draws=draws,
             noise=noise,
             dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping),
-            should_stop=lambda: self._stop_round >= task.round,
+            should_stop=lambda: self._stop_round >= task.round + task.behind,
             whole=self._needs.whole,
             fewest=self._needs.fewest,
             couples=self._needs.couples,

@@ -161,6 +161,11 @@ class Queue:
             count = next((k for k in range(1, count) if self._clients[self._next + k].index in apart), count)
         return self._some(1 if apart and self.first.index in apart else count)
 
+    def take_one(self) -> list[ClientTask]:
+        """Take the next client alone."""
+        self._shares += 1
+        return self._some(1)
+
     def short(self, actors: int) -> bool:
         """Whether one call for each actor is enough."""
         return float(self._ends[-1]) / actors <= WORTH_A_CALL

@@ -26,6 +26,8 @@ def _deciding(raw: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in raw.items() if k not in _FREE}
     kept["groups"] = [{k: g[k] for k in ("clients", "rate", "training")} for g in raw["clients"]["groups"]]
     kept["cohort"] = {k: v for k, v in raw["cohort"].items() if k not in ("deadline", "grace", "retries", "min_clients")}
+    if raw.get("pacing", {}).get("arrival") == "simulated":
+        kept["cohort"]["deadline"] = raw["cohort"]["deadline"]
     return kept
 
 

@@ -46,9 +46,9 @@ from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.regime import Regime
 from fedray.privacy.release import Release
 from fedray.privacy.rules import claim
+from fedray.rounds.arrival import make_steps
 from fedray.rounds.books import Books, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.clientstates import ClientStates
-from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.record import Record
@@ -153,6 +153,7 @@ class Wiring:
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
         record = Record(config, self._files, books, regime, privacy, listeners, meta, beginning.round, resumed)
+        cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record)
         return Loop(
             config=config,
             names=names,
@@ -163,7 +164,7 @@ class Wiring:
             frozen=frozen_of(model.facts),
             pool=pool,
             books=books,
-            cohorts=CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record),
+            steps=make_steps(config, p.schedule, cohorts, names, p.groups, sizes, {} if checkpoint is None else checkpoint.pacing),
             record=record,
             server=server,
             rule=rule,
@@ -191,7 +192,7 @@ class Wiring:
         in_store = None if self._weights is None else self._weights.take()
         weights = model.weights.take() if in_store is None else ray.get(in_store)
         if checkpoint is not None:
-            return ModelState(checkpoint.globals, checkpoint.server, checkpoint.rule)
+            return ModelState(checkpoint.globals, checkpoint.server, checkpoint.rule, earlier=checkpoint.versions)
         globals_ = begun(self._algorithm, model.exchange, model.facts.layout, weights, model.facts.another)
         memory = rule.begin(len(self.prepared.names), model.exchange.up_size)
         return ModelState(globals_, server.init(model.exchange.model_size), memory, in_store if globals_ is weights else None)
@@ -277,7 +278,7 @@ class Wiring:
 
     @property
     def _most(self) -> int:
-        return largest_cohort(self.config.cohort, len(self.prepared.names))
+        return self.prepared.most_at_once
 
     def _start_evaluator(self) -> Evaluators | None:
         """Start the actors that evaluate the model; None where there is nothing to evaluate, or no model yet."""

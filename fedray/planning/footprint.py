@@ -13,7 +13,6 @@ from fedray.clients.placement import ACTOR_MEMORY, asks, plan_places
 from fedray.config import Training
 from fedray.planning.global_model import Model
 from fedray.planning.preparation import Prepared
-from fedray.rounds.cohort import largest_cohort
 from fedray.updates.pipeline import make_stages, sent_bytes
 
 _FLOAT = 4
@@ -34,7 +33,7 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
         cohort, and ``sum_seconds`` is None.
     """
     config, p = prepared.config, prepared
-    most = largest_cohort(config.cohort, len(p.names))
+    most = p.most_at_once
     free = {"CPU": float(config.ray.cpus or os.cpu_count() or 1), "GPU": float(config.ray.gpus or 0)}
     places = plan_places(config, p.groups, p.names, free, most, elastic=True)
     asked: dict[str, float] = {}

@@ -164,7 +164,7 @@ def _alike(past: Mapping[str, History], names: Sequence[str]) -> Iterable[tuple[
 
 def _participation(prepared: Prepared, rate: float, most: int | None) -> Participation:
     """Return how often a client takes part whose group has the rate factor ``rate``; ``most``: at most so many times."""
-    cohort, clients = prepared.config.cohort, len(prepared.names)
+    cohort, clients = prepared.drawn, len(prepared.names)
     rounds, arguments = prepared.config.rounds, cohort.arguments
     if rate == 0:
         return Participation(rounds, 0.0, 1, most)
@@ -232,10 +232,10 @@ def _notes(prepared: Prepared) -> list[str]:
             notes.append(
                 "distributed noise costs what the model's size makes it cost, so it can be planned only where the data is read here."
             )
-    if config.cohort.kind not in ("poisson", "fixed", "cyclic", "all"):
-        notes.append(
-            f"cohort.kind: how often '{config.cohort.kind}' asks a client is not known, so every client is counted in every round."
-        )
+    own = config.cohort.kind not in ("poisson", "fixed", "cyclic", "all")
+    if own or prepared.schedule.carries:
+        key, kind = ("cohort", config.cohort.kind) if own else ("pacing", config.pacing.kind)
+        notes.append(f"{key}.kind: how often '{kind}' asks a client is not known, so every client is counted in every round.")
     return notes
 
 

@@ -17,7 +17,7 @@ from fedray.aggregation.rule import Rule, make_rule
 from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import find
-from fedray.config import Config
+from fedray.config import Cohort, Config
 from fedray.data.dataset import (
     check,
     check_own_transform,
@@ -37,9 +37,11 @@ from fedray.planning.global_model import Model, RecordFacts, make_model
 from fedray.privacy import rules
 from fedray.privacy.aggregationrules import check_rule
 from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
+from fedray.privacy.pacingrules import check_pacing
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
 from fedray.privacy.stagerules import check_stages
 from fedray.rounds.cohort import Sampler, make_sampler
+from fedray.rounds.pacing import Schedule, check_exchange, drawn_cohort, make_schedule, most_at_once
 from fedray.training.evaluate import find_metrics
 from fedray.training.losses import find_loss
 from fedray.training.schedules import check_schedule
@@ -59,6 +61,7 @@ class Prepared:
         groups: the groups of clients.
         plans: plan of record-level privacy of each group; None for all groups where records are not protected.
         sampler: draws cohorts.
+        schedule: says when the model makes a step.
         warnings: sentences for the user.
         federation: all records; None where the driver has none.
         test: the driver's test set, or None.
@@ -78,6 +81,7 @@ class Prepared:
     groups: list[ClientGroup]
     plans: list[RecordPlan | None]
     sampler: Sampler
+    schedule: Schedule
     warnings: Sequence[str]
     federation: Federation | None = None
     test: Records | None = None
@@ -88,6 +92,16 @@ class Prepared:
     model: Model | None = None
     partition: Mapping[str, Any] = field(default_factory=dict)
     client_plan: ClientPlan | None = None
+
+    @property
+    def drawn(self) -> Cohort:
+        """The cohort section with the number of clients that are drawn for a round."""
+        return drawn_cohort(self.config, self.schedule, len(self.names))
+
+    @property
+    def most_at_once(self) -> int:
+        """How many clients may be expected to train at a time."""
+        return most_at_once(self.config, self.schedule, len(self.names))
 
     @property
     def client_ledger(self) -> str:
@@ -116,7 +130,9 @@ def prepare(config: Config) -> Prepared:
     names = client_names(config.data, config.seed) if federation is None else federation.names
     groups = make_groups(config, names)
     plans = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
-    prepared = Prepared(config, names, groups, plans, make_sampler(config.cohort, len(names)), warnings)
+    schedule = make_schedule(config)
+    sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
+    prepared = Prepared(config, names, groups, plans, sampler, schedule, warnings)
     if federation is None:
         test, form = silo_test(config.data) or (None, None)
         config, notes = _evaluated(config, test, None)
@@ -168,6 +184,7 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     model = make_model(config, groups, names, facts)
     check_own_transform(config.data, facts.shape)
     config, test, notes = _evaluated_apart(config, model.apart, prepared.test)
+    check_exchange(prepared.schedule, config, make_algorithm(config.algorithm).traits, make_rule(config.aggregation).wants, model.exchange)
     if config.privacy.whole_clients and "partition" not in config.privacy.unprotected:
         partition: dict[str, Any] = {"clients": len(names)}
     else:
@@ -229,6 +246,8 @@ def check_privacy(config: Config) -> list[str]:
     warnings += check_rule(config, rule.wants, _is_mean(rule))
     rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
     check_stages(config, make_stages(config), algorithm.traits)
+    schedule = make_schedule(config)
+    check_pacing(config, schedule.carries, schedule.selects)
     return warnings
 
 

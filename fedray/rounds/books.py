@@ -8,10 +8,10 @@ all clients at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedray.clients.messages import ClientReport, ClientTask
+from fedray.clients.messages import ClientReport, ClientTask, by_version
 from fedray.clients.pool import Pool
 from fedray.errors import BudgetReached
 from fedray.privacy.account import Account, Reservation
@@ -232,29 +232,40 @@ class Books:
         self._books = books
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
-        """Charge one round to each client, in every book; clients over a budget are refused.
+        """Charge one round to each client, in every book: that whose model it starts from. Clients over a budget are refused.
 
         Whole clients are charged first: a client that only the budget of its records stops contributes nothing, which its other charge
         covers.
         """
         result = Authorization(round_, list(cohort))
         for book in reversed(self._books):
-            found = book.authorize(round_, result.cohort)
-            begins = result.begins and found.begins
-            result = Authorization(round_, found.cohort, result.refused | found.refused, result.away | found.away, begins)
+            asked, result = result.cohort, replace(result, cohort=[])
+            for version, clients in by_version(round_, asked).items():
+                found = book.authorize(version, clients)
+                begins = result.begins and (found.begins or version != round_)
+                cohort = [*result.cohort, *found.cohort]
+                result = Authorization(round_, cohort, result.refused | found.refused, result.away | found.away, begins)
         return result
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
         """Charge a client that is tried again: new noise is a new release. None where a budget does not allow it."""
         again: ClientTask | None = client
         for book in reversed(self._books):
-            again = None if again is None else book.retry(round_, again)
+            again = None if again is None else book.retry(round_ if client.version is None else client.version, again)
         return again
 
-    def commit(self, round_: int, trained: Sequence[ClientReport]) -> None:
-        """Enter whose updates changed the model, with their receipts."""
+    def commit(self, round_: int, granted: Sequence[ClientTask], reports: Sequence[ClientReport]) -> None:
+        """Enter whose updates changed the model, with their receipts.
+
+        Args:
+            round_: that of the step.
+            granted: who was allowed to train for it.
+            reports: of their turns.
+        """
+        done = {r.index: r for r in reports if r.status == "done"} if self._books else {}
         for book in reversed(self._books):
-            book.commit(round_, trained)
+            for version, clients in by_version(round_, granted).items():
+                book.commit(version, [done[c.index] for c in clients if c.index in done])
 
     def view(self, rounds: int, everyone: bool = False) -> BooksView:
         """What the books say after ``rounds`` rounds of the run.

@@ -73,10 +73,7 @@ class CohortDraw:
 
     def draw(self, number: int) -> list[ClientTask]:
         """:meth:`take` without what was drawn ahead."""
-        view, needed = self._books.view(number), self._config.cohort.min_clients
-        eligible = self._eligible(view.exhausted)
-        if eligible.sum() < max(1, needed):
-            raise BudgetReached(self._privacy.sentence(view.groups, int(eligible.sum()), needed))
+        eligible, needed = self._with_budget(number), self._config.cohort.min_clients
         population = Population(self._regime.drawn_from(number, eligible), self._rates, number, self._config.seed)
         drawn = self._sampler(population, self._regime.coins(number))
         indices = drawn[eligible[drawn]]
@@ -85,6 +82,26 @@ class CohortDraw:
             self._record.tell(Fault("round", text, number + 1))
             return []
         return [ClientTask(i, self._names[i]) for i in indices.tolist()]
+
+    def eligible(self, number: int) -> npt.NDArray[np.bool_]:
+        """Who may start in round ``number`` (from 0), where clients start one by one, bool ``[clients]``.
+
+        Raises:
+            BudgetReached: too few clients have any privacy budget left.
+        """
+        return self._with_budget(number) & (self._rates > 0)
+
+    def _with_budget(self, number: int) -> npt.NDArray[np.bool_]:
+        """Who may take part in a round by the books, bool ``[clients]``.
+
+        Raises:
+            BudgetReached: too few.
+        """
+        view, needed = self._books.view(number), self._config.cohort.min_clients
+        eligible = self._eligible(view.exhausted)
+        if eligible.sum() < max(1, needed):
+            raise BudgetReached(self._privacy.sentence(view.groups, int(eligible.sum()), needed))
+        return eligible
 
     def _eligible(self, exhausted: Collection[str]) -> npt.NDArray[np.bool_]:
         eligible = np.ones(len(self._names), dtype=np.bool_)
@@ -111,8 +128,8 @@ class FailedRounds:
         self._config, self._regime, self._charged, self._tell = config, regime, charged, tell
         self._in_a_row = 0
 
-    def counts(self, number: int, cohort: Sequence[ClientTask], updates: int, reports: Sequence[ClientReport]) -> bool:
-        """Whether round ``number`` (from 0) has enough ``updates`` of its ``cohort`` to change the model.
+    def counts(self, number: int, asked: int, updates: int, reports: Sequence[ClientReport]) -> bool:
+        """Whether round ``number`` (from 0) has enough ``updates`` of the clients that were ``asked`` to change the model.
 
         Raises:
             RoundFailed: it has too few, as the rounds before it.
@@ -120,19 +137,19 @@ class FailedRounds:
         """
         needed = self._config.cohort.min_clients
         if self._regime.counts_without_updates:  # but a run in which every client fails must end
-            self._in_a_row = 0 if updates or not cohort else self._in_a_row + 1
+            self._in_a_row = 0 if updates or not asked else self._in_a_row + 1
             if self._in_a_row >= MAX_FAILED_ROUNDS:
                 raise FedrayError(f"every client of {MAX_FAILED_ROUNDS} rounds in a row failed; see the log for each client's error.")
             return True
-        if not cohort or updates >= needed:
+        if not asked or updates >= needed:
             self._in_a_row = 0
             return True
         self._in_a_row += 1
-        bad = next((r for r in reports if r.status != "done"), None)
+        bad = next((r for r in reports if r.status not in ("done", "surplus")), None)
         # This sentence ends in the summary, which the tracking store gets; a client's own words may hold private values.
         why = f"; {bad.name} {bad.status}{': ' + bad.error if not self._charged else ''}" if bad else ""
         hidden = self._regime.hides_clients
-        arrived = "too few updates" if hidden else f"{updates} updates of {len(cohort)} clients"
+        arrived = "too few updates" if hidden else f"{updates} updates of {asked} clients"
         failure = f"round {number + 1}: {arrived} arrived, cohort.min_clients asks for {needed}{'' if hidden else why}"
         failure += "" if failure.endswith((".", "!", "?")) else "."
         self._tell(Fault("round", f"{failure} The model stays as it was.", number + 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.errors import FedrayError
 from fedray.faults import Fault, Listener
-from fedray.parameters import Values, Vector
 from fedray.privacy.regime import Regime
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
@@ -21,6 +20,7 @@ from fedray.rounds.evaluator import PendingEvaluation
 from fedray.rounds.notes import client_failures, grouped
 from fedray.rounds.quality import Quality, numbers_only
 from fedray.rounds.round_metrics import Guarantees, round_metrics
+from fedray.rounds.steps import StepPlan
 from fedray.runfiles import Row, RunFiles
 from fedray.spans import span
 
@@ -115,7 +115,9 @@ class Record:
         row = self._meta.get("pending")
         return row if row is not None and all(r["round"] != row["round"] for r in self._files.rows()) else None
 
-    def round_done(self, permit: Authorization, log_: RoundLog, updates: int, traffic: Traffic, train_seconds: float) -> Row:
+    def round_done(
+        self, permit: Authorization, log_: RoundLog, updates: int, traffic: Traffic, train_seconds: float, plan: StepPlan
+    ) -> Row:
         """Count one more round; returns its row.
 
         Args:
@@ -124,13 +126,15 @@ class Record:
             updates: clients whose update is in the sum.
             traffic: what was sent.
             train_seconds: until the last part of the sum was there.
+            plan: whose updates were to make the step.
         """
         self.rounds += 1
         self._traffic["bytes_up"] += traffic.up
         self._traffic["bytes_down"] += traffic.down
         self._traffic["clients"] += updates
-        metrics = round_metrics(self._config, self.rounds - 1, permit, log_, updates, self._regime.hides_clients)
-        metrics |= {**self._privacy.durations(train=train_seconds), **traffic.metrics()}
+        metrics = round_metrics(self._config, self.rounds - 1, permit, log_, updates, plan, self._regime.hides_clients)
+        seconds = {} if plan.seconds is None else {"virtual": plan.seconds}
+        metrics |= {**self._privacy.durations(train=train_seconds, **seconds), **traffic.metrics()}
         metrics |= self._figures() | self._regime.figures()
         return numbers_only({"round": self.rounds, "time": self._privacy.stamp(), "metrics": metrics})
 
@@ -185,24 +189,13 @@ class Record:
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def save(
-        self,
-        weights: Vector,
-        server: dict[str, Vector],
-        rest: Vector | None = None,
-        states: ClientStates | None = None,
-        force: bool = False,
-        rule: Mapping[str, Values] | None = None,
-    ) -> None:
+    def save(self, state: Saved, states: ClientStates | None = None, force: bool = False) -> None:
         """Write a checkpoint where one is due, or with ``force`` where this round has none.
 
         Args:
-            weights: the model, or all where there are several, float32.
-            server: the server optimiser's vectors by name.
-            rest: the algorithm's other fields that are broadcast, float32; None where there are none.
+            state: what goes from round to round; the record adds its own facts, and the table of the clients' states.
             states: of the clients, where they keep any.
             force: a checkpoint need not be due.
-            rule: what the aggregation rule remembers.
         """
         checkpoint = self._config.checkpoint
         if self.rounds == self._saved or not (force or (checkpoint.every and self.rounds % checkpoint.every == 0)):
@@ -217,7 +210,7 @@ class Record:
         }
         with span("logging", "checkpoint"):
             table = {} if states is None else states.tensors()
-            self._files.save_checkpoint(Saved(self.rounds, weights, server, meta, rest, table, dict(rule or {})), checkpoint.keep)
+            self._files.save_checkpoint(replace(state, round=self.rounds, meta=meta, states=table), checkpoint.keep)
             if states is not None:
                 states.checkpointed(self.rounds)
         self._saved = self.rounds

@@ -19,10 +19,13 @@ from fedray.privacy.figures import Spent, headline, median
 from fedray.privacy.recordplan import RecordPlan
 from fedray.rounding import as_given, rounded_up
 from fedray.rounds.books import Authorization
+from fedray.rounds.steps import StepPlan
 from fedray.training.schedules import learning_rate
 
 
-def round_metrics(config: Config, number: int, permit: Authorization, log: RoundLog, updates: int, hidden: bool) -> dict[str, float]:
+def round_metrics(
+    config: Config, number: int, permit: Authorization, log: RoundLog, updates: int, plan: StepPlan, hidden: bool
+) -> dict[str, float]:
     """``round/``, ``train/`` metrics of round ``number`` (from 0); ``hidden``: without who and how many took part.
 
     Training loss appears only where clients send it, which under differential privacy they do not.
@@ -31,7 +34,7 @@ def round_metrics(config: Config, number: int, permit: Authorization, log: Round
     if hidden:
         return {"round/actor_deaths": log.deaths, **lr}
     metrics: dict[str, float] = {
-        "round/clients_sampled": len(permit.cohort) + len(permit.refused) + len(permit.away),
+        "round/clients_sampled": len(permit.cohort) + len(permit.refused) + len(permit.away) + len(plan.left),
         "round/clients_completed": updates,
         "round/clients_failed": log.count("failed", "rejected", "lost") + len(permit.away),
         "round/clients_late": log.count("late"),
@@ -40,6 +43,10 @@ def round_metrics(config: Config, number: int, permit: Authorization, log: Round
         "round/retries": log.retries,
         **lr,
     }
+    if surplus := log.count("surplus"):
+        metrics["round/clients_surplus"] = surplus
+    if plan.staleness:
+        metrics |= {"round/staleness_mean": sum(plan.staleness) / len(plan.staleness), "round/staleness_most": max(plan.staleness)}
     losses = [(r.loss, r.records) for r in log.reports if r.loss is not None]
     if losses:
         metrics["train/loss_mean"] = mean_over_records(losses)

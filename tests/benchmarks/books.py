@@ -72,7 +72,7 @@ def measure(cohort: dict[str, Any], rounds_before: int, directory: Path) -> dict
         began = time.perf_counter()
         books.view(round_)
         books.authorize(round_, tasks)
-        books.commit(round_, reports)
+        books.commit(round_, tasks, reports)
         middle = time.process_time()
         metrics = privacy.metrics(books.view(round_ + 1).groups, round_, 0, final=False)
         medians["epsilon_ms"].append((time.process_time() - middle) * 1e3)

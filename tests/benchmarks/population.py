@@ -31,8 +31,8 @@ import ray
 
 import fedray
 from fedray.algorithms.server import ServerSGD
-from fedray.driver import Driver
 from fedray.rounds.books import Books
+from fedray.rounds.dispatch import Dispatch
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.record import Record
 from fedray.runfiles import RunFiles
@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results"
 #: The driver's methods that are sampling and bookkeeping: all that a round does but train, sum, step and evaluate.
 STEPS = {
     "draw": (CohortDraw, "draw"),
-    "receipts": (Driver, "_check_receipts"),
+    "receipts": (Dispatch, "check_receipts"),
     "row": (Record, "round_done"),
     "write": (Record, "_write"),
     "save": (Record, "save"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -53,7 +54,7 @@ def test_without_a_book_everyone_may_train() -> None:
     none = Books()
     assert none.authorize(3, COHORT) == Authorization(3, COHORT)
     assert none.retry(3, COHORT[0]) is COHORT[0]
-    none.commit(3, [])
+    none.commit(3, [], [])
     assert none.view(3) == BooksView() and not none.heads() and not none.parts()
 
 
@@ -66,7 +67,7 @@ def test_two_books_must_both_allow_a_client(records: set[str], clients: set[str]
     assert all(c.reservations == (("client", "id"), ("record", "id")) for c in found.cohort)
     assert found.refused == dict.fromkeys(records - clients, "record") | dict.fromkeys(clients, "client")
     assert found.begins == begins
-    both.commit(0, [])
+    both.commit(0, [], [])
     assert calls == [("client", "authorize"), ("record", "authorize"), ("client", "commit"), ("record", "commit")]
     for client in COHORT:
         calls.clear()
@@ -91,3 +92,24 @@ def test_of_very_many_subjects_those_that_spent_most_are_listed() -> None:
     found = listed([many, Spent(figures(2.0), ["most"])], [])
     assert len(found) == LISTED and found[0].name == "most"
     assert {f.epsilon for f in found[1:]} == {1.0}
+
+
+def test_clients_are_charged_for_the_version_that_they_start_from() -> None:
+    charged: list[tuple[str, int, list[str]]] = []
+
+    class Noting(Ledger):
+        def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
+            charged.append(("authorize", round_, [c.name for c in cohort]))
+            return super().authorize(round_, cohort)
+
+        def commit(self, round_: int, trained: list[ClientReport]) -> None:
+            charged.append(("commit", round_, [r.name for r in trained]))
+
+    one, cohort = books(Noting("record", [], set())), [COHORT[0], COHORT[1]._replace(version=3), COHORT[2]._replace(version=5)]
+    permit = one.authorize(5, cohort)
+    assert sorted(c.name for c in permit.cohort) == sorted(c.name for c in cohort) and permit.round == 5
+    one.retry(5, cohort[1])
+    one.commit(5, permit.cohort, [ClientReport(c.index, c.name, "done") for c in permit.cohort[1:]])
+    names = [c.name for c in cohort]
+    assert charged[:3] == [("authorize", 5, [names[0], names[2]]), ("authorize", 3, [names[1]]), ("authorize", 3, [names[1]])]
+    assert charged[3:] == [("commit", 5, [names[2]]), ("commit", 3, [names[1]])]

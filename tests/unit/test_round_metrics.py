@@ -19,6 +19,7 @@ from fedray.models.facts import first_model
 from fedray.parameters import Layout, get_vector
 from fedray.rounds.books import Authorization
 from fedray.rounds.round_metrics import mean_over_records, round_metrics
+from fedray.rounds.steps import StepPlan
 
 CLIENTS = 12
 
@@ -44,7 +45,7 @@ def test_the_mean_loss_has_the_same_bits_in_any_order() -> None:
     found = set()
     for _ in range(20):
         order = [reports[k] for k in draws.permutation(len(reports))]
-        found.add(round_metrics(config, 0, Authorization(0, []), RoundLog(order), len(order), False)["train/loss_mean"])
+        found.add(round_metrics(config, 0, Authorization(0, []), RoundLog(order), len(order), StepPlan([]), False)["train/loss_mean"])
     assert len(found) == 1
     right = sum(r.records * (r.loss or 0.0) for r in reports) / sum(r.records for r in reports)
     assert found.pop() == pytest.approx(right, rel=1e-12)

@@ -1,0 +1,185 @@
+"""Who trains: clients are charged, told what to do, and their parts let through if all in them ran what was reserved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from fedray.aggregation.each import RowsAt, segments_for
+from fedray.clients.messages import ClientTask, PartialSum, RoundTask
+from fedray.clients.pool import Pool
+from fedray.clients.slots import RoundLog
+from fedray.errors import ClaimVoid, Stopped
+from fedray.exchange import Exchange
+from fedray.faults import Fault
+from fedray.privacy.receipt import check_receipt
+from fedray.privacy.regime import Regime
+from fedray.rounds.books import Authorization, Books
+from fedray.rounds.clientstates import ClientStates
+from fedray.rounds.notes import grouped
+from fedray.rounds.record import Record
+from fedray.rounds.round_metrics import Guarantees
+from fedray.rounds.steps import Joining, StepPlan
+from fedray.spans import span
+from fedray.traits import Wants
+
+
+@dataclass
+class UnderWay:
+    """Clients who train: those of one round, or, where clients go on when the model makes a step, those of all rounds.
+
+    Attributes:
+        task: what the clients were told.
+        permit: who was allowed to train since the last step.
+        log: what has happened since then.
+        part_bytes: of a part of an actor.
+        granted: all that train, or have an update that is in no step yet, by index.
+        arriving: their updates, as they come.
+    """
+
+    task: RoundTask
+    permit: Authorization
+    log: RoundLog
+    part_bytes: int
+    granted: dict[int, ClientTask] = field(default_factory=dict)
+    arriving: Iterator[PartialSum | RowsAt] = field(default_factory=lambda: iter(()))
+
+    def __post_init__(self) -> None:
+        self.granted |= {c.index: c for c in self.permit.cohort}
+
+    def join(self, permit: Authorization) -> None:
+        """More clients were allowed to train."""
+        before = self.permit
+        cohort = [*before.cohort, *permit.cohort]
+        self.permit = Authorization(before.round, cohort, before.refused | permit.refused, before.away | permit.away, before.begins)
+        self.granted |= {c.index: c for c in permit.cohort}
+
+    def stepped(self, number: int) -> None:
+        """A step was made; what comes next is for round ``number``."""
+        for report in self.log.taken().reports:
+            self.granted.pop(report.index, None)
+        self.permit = Authorization(number, [])
+
+
+class Dispatch:
+    """Lets clients train.
+
+    Args:
+        pool: trains them.
+        books: charge them.
+        states: of the clients, where they keep any.
+        regime: the run's.
+        privacy: the run's guarantees.
+        record: is told who may not train.
+        exchange: of the algorithm.
+        clients: number of all clients.
+        capacity: the weight that sums are laid out for.
+        wants: what the aggregation rule is given.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        books: Books,
+        states: ClientStates | None,
+        regime: Regime,
+        privacy: Guarantees,
+        record: Record,
+        exchange: Exchange,
+        clients: int,
+        capacity: float,
+        wants: Wants,
+    ) -> None:
+        self._pool, self._books, self._states, self._regime, self._privacy, self._record = pool, books, states, regime, privacy, record
+        self._exchange, self._clients, self._capacity, self._wants = exchange, clients, capacity, wants
+        self._ends = False  # nobody joins any more
+
+    def begin(self, number: int, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay:
+        """Let the clients of round ``number`` train, or, where there are no rounds, those who join from now on.
+
+        Args:
+            number: from 0.
+            plan: whose updates make the step.
+            versions: the globals that clients start from, by version; more may come.
+        """
+        permit = self._authorize(number, plan.cohort)
+        task = self._task(number, permit)
+        part_bytes = task.empty_sum(self._exchange).values.nbytes if self._wants == "sum" else 0  # single updates need not travel yet
+        under = UnderWay(task, permit, RoundLog(list(plan.left)), part_bytes)
+        under.arriving = self._pool.train(
+            permit.cohort,
+            task,
+            versions,
+            under.log,
+            deadline=plan.deadline,
+            enough=plan.enough if plan.joining is None else None,
+            more=None if plan.joining is None else partial(self._more, under, plan.joining),
+            authorize=partial(self._retry, under.granted),
+            part_bytes=part_bytes,
+            charged=bool(self._privacy.lines),
+        )
+        return under
+
+    def end(self, under: UnderWay | None) -> None:
+        """The run ends: nobody joins any more, and clients who still train need not go on."""
+        self._ends = True
+        with suppress(Stopped):
+            for _ in () if under is None else under.arriving:
+                pass
+
+    def check_receipts(self, part: PartialSum | RowsAt, under: UnderWay) -> None:
+        """Fail closed: no part is added unless every client in it says that it ran what was reserved for it.
+
+        Raises:
+            ClaimVoid: a client does not.
+        """
+        if not self._privacy.lines:
+            return
+        reports = {r.index: r for r in under.log.reports if r.status == "done"}
+        for index in part.clients:
+            report, task = reports[index], under.granted[index]
+            if report.attempt != task.attempt:
+                raise ClaimVoid(f"client {report.name}: attempt {report.attempt} was handed over where {task.attempt} was reserved.")
+            reservations = dict(task.reservations)
+            for line in self._privacy.lines:
+                reserved = {"reservation": reservations.get(line.unit), "exchange": self._exchange.sha256}
+                expected = reserved | line.expected(index, task.steps, under.task)
+                check_receipt(report.name, report.receipts.get(line.unit), expected)
+
+    def _authorize(self, number: int, cohort: Sequence[ClientTask]) -> Authorization:
+        with span("cohort", "authorize"):
+            permit = self._books.authorize(number, cohort if self._states is None else self._states.attached(cohort))
+        self._record.left_out += len(permit.refused)
+        for fault in grouped(Fault("client", text, number + 1, name) for name, text in (permit.refused | permit.away).items()):
+            self._record.tell(fault)
+        return permit
+
+    def _task(self, number: int, permit: Authorization) -> RoundTask:
+        regime = self._regime
+        if permit.begins:
+            regime.begin(number)
+        regime.taken(number, [c.index for c in permit.cohort])
+        segments = segments_for(len(permit.cohort), self._exchange.up_size)
+        about = regime.stages(number), regime.plan_sha256, self._clients
+        return RoundTask(number, self._capacity, *about, collect=self._wants, segments=segments)
+
+    def _more(self, under: UnderWay, joining: Joining) -> Sequence[ClientTask] | None:
+        """Clients who start now, while others train; None where the run ends."""
+        if self._ends:
+            return None
+        asked = joining(under.log.reports, under.granted)
+        if not asked:
+            return asked
+        permit = self._authorize(self._record.rounds, asked)
+        under.join(permit)
+        return permit.cohort
+
+    def _retry(self, granted: dict[int, ClientTask], client: ClientTask) -> ClientTask | None:
+        anew = granted[client.index]._replace(attempt=client.attempt, reservations=(), steps=None)  # with its state, which the pool forgets
+        again = self._books.retry(self._record.rounds, anew)
+        if again is not None:
+            granted[client.index] = again
+        return again

@@ -1,0 +1,171 @@
+"""A stand-in for Ray in this process: calls to actors take virtual seconds, which pass only while somebody waits for one to end.
+
+What a call gives is computed when it is made. So a test decides in which order updates arrive, and nothing sleeps.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedray.aggregation.rule import make_rule
+from fedray.algorithms.algorithm import make_algorithm, make_server
+from fedray.clients import actors, inbox, rounds, slots
+from fedray.clients.groups import rates
+from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.messages import ClientTask, PartialSum, RoundTask
+from fedray.clients.placement import Place
+from fedray.clients.pool import Pool
+from fedray.config import Config
+from fedray.driver import Driver, Loop, ModelState
+from fedray.holder import Holder
+from fedray.planning.preparation import capacity, prepare
+from fedray.privacy.regime import Regime
+from fedray.rounds.arrival import make_steps
+from fedray.rounds.books import Books
+from fedray.rounds.drawing import CohortDraw
+from fedray.rounds.record import Record
+from fedray.rounds.round_metrics import Guarantees
+from fedray.runfiles import Row, RunFiles
+
+
+@dataclass(eq=False)
+class Ref:
+    """What a call gives, and when."""
+
+    value: Any
+    done: float
+
+
+class VirtualRay:
+    """What the pool uses of Ray.
+
+    Args:
+        seconds: of a client's turn.
+    """
+
+    def __init__(self, seconds: Callable[[ClientTask], float]) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def wait(self, refs: Sequence[Ref], num_returns: int = 1, timeout: float | None = None) -> tuple[list[Ref], list[Ref]]:
+        if timeout and not any(ref.done <= self.now for ref in refs):
+            self.now = min([self.now + timeout, *(ref.done for ref in refs)])
+        ready = sorted((ref for ref in refs if ref.done <= self.now), key=lambda ref: ref.done)[:num_returns]
+        return ready, [ref for ref in refs if ref not in ready]
+
+    def get(self, ref: Any, timeout: float | None = None) -> Any:
+        if isinstance(ref, list):
+            return [one.value for one in ref]
+        assert ref.done <= self.now
+        return ref.value
+
+    def kill(self, handle: Any) -> None:
+        raise AssertionError("no actor should be replaced")
+
+    def get_runtime_context(self) -> VirtualRay:
+        return self
+
+    def get_node_id(self) -> str:
+        return "driver"
+
+
+class Handle:
+    """An actor: one call after the other, but for those that only look."""
+
+    def __init__(self, ray: VirtualRay, host: ClientHost) -> None:
+        self.ray, self.host, self.free = ray, host, 0.0
+        self.training: list[tuple[RoundTask, Ref, Ref]] = []
+
+    def __getattr__(self, name: str) -> Call:
+        return Call(self, name)
+
+    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        ray = self.ray
+        if name == "stop_round":
+            for task, reports, part in [t for t in self.training if t[1].done > ray.now]:
+                reports.value = [r._replace(status="late") for r in reports.value]
+                part.value = PartialSum(task.round, task.empty_sum(self.host._trainer.exchange))
+                reports.done = part.done = self.free = ray.now
+            return None
+        value = getattr(self.host, name)(*arguments)
+        if name == "ready":
+            value = replace(value, node_id="driver")
+        if name in ("train", "train_and_hand_over"):
+            self.free = max(self.free, ray.now) + sum(map(ray.seconds, arguments[2]))
+        if name not in ("train_and_hand_over", "hand_over"):
+            return Ref(value, self.free)
+        first, part = (Ref(one, self.free) for one in value)
+        if name == "train_and_hand_over":
+            self.training.append((arguments[0], first, part))
+        return first, part
+
+
+@dataclass
+class Call:
+    handle: Handle
+    name: str
+
+    def options(self, **options: Any) -> Call:
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        return self.handle.call(self.name, arguments)
+
+
+def drive(
+    config: Config, folder: Path, seconds: Callable[[ClientTask], float], number: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Row], VirtualRay, np.ndarray]:
+    """Run a config without privacy with so many actors; its rows, the time at the end, and the model."""
+    ray = VirtualRay(seconds)
+    for module in (actors, inbox, rounds, slots):
+        monkeypatch.setattr(module, "ray", ray)
+    p = prepare(config)
+    assert p.model is not None and p.sizes is not None and p.federation is not None
+    group, names, model = p.groups[0], p.names, p.model
+    spec = HostSpec(config, group, None, model.facts, threads=1)
+    pool = Pool(
+        [Place(f"{group.name}/{n}", group.name, 0, group.resources) for n in range(number)],
+        lambda place: Handle(ray, ClientHost(spec, p.federation, device="cpu")),
+        p.sizes,
+        members={group.name: group.members},
+        restarts=0,
+        retries=0,
+        grace=math.inf,
+        should_stop=lambda: False,
+    )
+    pool.wait_ready(1.0, True)
+    books, regime, privacy, files = Books(), Regime(config.seed, len(names)), Guarantees(), RunFiles(folder)
+    record = Record(config, files, books, regime, privacy, [], {})
+    cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record)
+    algorithm, server = make_algorithm(config.algorithm), make_server(config.server)
+    weights, rule = model.weights.take(), make_rule(config.aggregation)
+    loop = Loop(
+        config=config,
+        names=names,
+        capacity=capacity(config, p.sizes),
+        layout=model.facts.layout,
+        algorithm=algorithm,
+        exchange=model.exchange,
+        frozen={},
+        pool=pool,
+        books=books,
+        steps=make_steps(config, p.schedule, cohorts, names, p.groups, p.sizes, {}),
+        record=record,
+        server=server,
+        rule=rule,
+        regime=regime,
+        evaluator=None,
+        states=None,
+        begin=Holder(ModelState(weights, server.init(model.facts.layout.size), rule.begin(len(names), model.exchange.up_size))),
+        privacy=privacy,
+    )
+    driver = Driver(loop, threading.Event())
+    assert driver.run() == "completed"
+    return files.rows(), ray, driver.weights
