@@ -61,10 +61,12 @@ def parse_yaml(text: str, what: str) -> Any:
         what: what the text is, for messages.
 
     Raises:
-        ConfigError: the text is not YAML; the sentence names the line.
+        ConfigError: the text is not YAML, or a key stands twice; the sentence names the line.
     """
     try:
         return yaml.load(text, Loader=_Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{shortened(what)}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
