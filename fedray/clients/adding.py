@@ -18,7 +18,6 @@ from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.algorithms.turn import Moved
 from fedray.clients.messages import ClientTask, Collected, RoundTask
 from fedray.config import Config
-from fedray.errors import UpdateRejected
 from fedray.exchange import MODEL, Exchange
 from fedray.parameters import Vector
 from fedray.privacy.csprng import noise_source
@@ -110,18 +109,20 @@ class Adding:
         sizes: Sequence[int],
         updates: npt.NDArray[np.float32],
         total: Collected,
-    ) -> list[UpdateRejected | None]:
-        """Add what clients send, float32 ``[clients, up_size]``; for each None, or why it was left out."""
+    ) -> Sequence[BaseException | None]:
+        """Add what clients send, float32 ``[clients, up_size]``; for each None, or why it was left out, which may be anything that a stage
+        of the user's own raises.
+        """
         if not task.stages:
             with _whole_or_dead():
                 return total.add_many(updates, [self._algorithm.weight(n) for n in sizes], [c.factor for c in clients])
-        refused: list[UpdateRejected | None] = [None] * len(clients)
+        left_out: list[BaseException | None] = [None] * len(clients)
         for n, client in enumerate(clients):
             try:
                 self._add_staged(task, sizes[n], self._passed(task, client, sizes[n], updates[n]).values, total, client.factor)
-            except UpdateRejected as error:
-                refused[n] = error
-        return refused
+            except BaseException as error:
+                left_out[n] = error
+        return left_out
 
 
 @contextmanager

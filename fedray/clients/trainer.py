@@ -152,17 +152,10 @@ class Trainer:
             receipts, state = self._receipts(task, client, result), self._views.keep(task, new)
             with span("aggregation", "add an update"):
                 self._adding.one(task, records, sent, total, client.factor)
-        except Stopped as error:
-            return report("late", error=str(error))
         except ClaimVoid:
             raise  # what ran is not what was charged: the whole run must end
-        except UpdateRejected as error:
-            return report("rejected", error=str(error))
-        except FedrayError as error:
-            return report("failed", error=str(error), traceback=told(error))
         except BaseException as error:  # a client's fault is reported, not fatal; also where its code asks to end the process
-            end_if_lost(error)
-            return report("failed", error=described(error), traceback=told(error))
+            return report(**_ended(error))
         return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted, state=state)
 
     def _run(
@@ -244,14 +237,15 @@ class Trainer:
             failed = True
         if failed:  # only here, where the error and with it the failed step's tensors are gone
             return [self._turn(task, weights, client, lr, total) for client in clients]
-        with span("aggregation", "add updates"):
-            refused = self._adding.many(task, clients, sizes, updates, total)
+        around = self._kept if task.stages else unchanged
+        with around(partial(self._own_seed, task)), span("aggregation", "add updates"):
+            left_out = self._adding.many(task, clients, sizes, updates, total)
         seconds = (time.perf_counter() - began) / len(clients)
         return [
             self._report(client, "done", records, seconds, loss=self._shown(result), receipts=self._receipts(task, client, result))
-            if why is None
-            else self._report(client, "rejected", records, seconds, error=str(why))
-            for client, records, result, why in zip(clients, sizes, results, refused, strict=True)
+            if error is None
+            else self._report(client, records=records, seconds=seconds, **_ended(error))
+            for client, records, result, error in zip(clients, sizes, results, left_out, strict=True)
         ]
 
     def _after_training(
@@ -270,7 +264,9 @@ class Trainer:
         for n, client in enumerate(clients):
             view = client.index, sizes[n], globals_, self.model, self.layout
             turn = TrainedTurn(updates[n], task.round, lr, training, lambda adjust, stream, n=n: results[n], *view)
-            leaves[n] = self._adding.leaving(turned(self._algorithm, turn))
+            update = turned(self._algorithm, turn)
+            self._views.keep(task, update.state)  # refuses a state that the traits do not declare
+            leaves[n] = self._adding.leaving(update)
         return leaves
 
     def _everyone(self) -> tuple[Tensor, Tensor]:
@@ -354,3 +350,11 @@ class Trainer:
             records = 0
         about = client.index, client.name, status, client.attempt, records, seconds, loss, error, traceback, self._host
         return ClientReport(*about, receipts or {}, physical_batch, state)
+
+
+def _ended(error: BaseException) -> dict[str, Any]:
+    """What is reported of a turn that an error has ended."""
+    if isinstance(error, Stopped | UpdateRejected):
+        return {"status": "late" if isinstance(error, Stopped) else "rejected", "error": str(error)}
+    end_if_lost(error)
+    return {"status": "failed", "error": str(error) if isinstance(error, FedrayError) else described(error), "traceback": told(error)}
