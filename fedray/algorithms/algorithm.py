@@ -179,17 +179,15 @@ def make_algorithm(part: Choice) -> Algorithm:
     """The algorithm of the config's ``algorithm`` section.
 
     Raises:
-        ConfigError: unknown algorithm or wrong arguments.
+        ConfigError: unknown algorithm, wrong arguments, or personal layers without a state that keeps them.
     """
-    return cast(
-        Algorithm,
-        _make(
-            part,
-            components.ALGORITHMS,
-            Algorithm,
-            "is not derived from fedray.algorithms.algorithm.Algorithm (docs/algorithms.md shows how)",
-        ),
-    )
+    otherwise = "is not derived from fedray.algorithms.algorithm.Algorithm (docs/algorithms.md shows how)"
+    made = cast(Algorithm, _make(part, components.ALGORITHMS, Algorithm, otherwise))
+    if made.personal and not made.traits.state:
+        raise ConfigError(
+            f"algorithm.kind: clients of '{part.kind}' keep personal layers between their turns, which its traits do not declare; add state=True."
+        )
+    return made
 
 
 def make_server(part: Choice) -> Server:

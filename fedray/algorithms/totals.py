@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedray.errors import FedrayError, UpdateRejected
+from fedray.errors import ConfigError, FedrayError, UpdateRejected
 from fedray.parameters import Vector
 
 #: Float32 values that a total is sent as.
@@ -62,6 +62,19 @@ class RecordTotals:
             left = (left - digit) >> _BITS
         found[-1] = left  # at most 2**11 in magnitude: within what a coordinate of an update may be
         return found.reshape(-1)
+
+
+def check_cohort(kind: str, clients: int) -> None:
+    """Refuse rounds of more ``clients`` than totals can be added up of, before anything is computed.
+
+    Raises:
+        ConfigError: they are too many; ``kind`` is the algorithm's.
+    """
+    if clients > MOST_CLIENTS:
+        raise ConfigError(
+            f"cohort: up to {clients} clients would take part in a round, but the exact totals of '{kind}' can be added up of at most "
+            f"{MOST_CLIENTS}; use cohort.kind=fixed with a smaller size."
+        )
 
 
 def totals_of(mean: Vector, clients: float) -> npt.NDArray[np.float64]:

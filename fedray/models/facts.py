@@ -94,11 +94,11 @@ def first_model(
     model = build_model(choice, shape, outputs, seed, dtype, positions, inputs)
     frozen = frozen_digest(model, choice.kind)
     shared, own = Layout.of(model, personal), Layout.personal(model, personal)
-    _check_personal(personal, shared, own)
+    _check_personal(model, personal, shared, own)
     return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, shared, frozen, positions, tuple(inputs), own)
 
 
-def _check_personal(personal: Sequence[str], shared: Layout, own: Layout) -> None:
+def _check_personal(model: nn.Module, personal: Sequence[str], shared: Layout, own: Layout) -> None:
     names = [e.name for e in (*shared.entries, *own.entries)]
     for prefix in personal:
         if not any(belongs(name, [prefix]) for name in names):
@@ -111,3 +111,10 @@ def _check_personal(personal: Sequence[str], shared: Layout, own: Layout) -> Non
         raise ConfigError(
             f"algorithm.personal: {', '.join(personal)} is the whole model, so the clients would exchange nothing; name only its last layers."
         )
+    tensors = model.state_dict(keep_vars=True)
+    both = {id(tensors[e.name]): e.name for e in shared.entries}
+    for e in own.entries:
+        if id(tensors[e.name]) in both:
+            raise ConfigError(
+                f"algorithm.personal: '{e.name}' is the same tensor as '{both[id(tensors[e.name])]}', which clients exchange; name both or none."
+            )

@@ -12,6 +12,7 @@ import torch
 
 from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
 from fedray.algorithms.own_server import OwnServer
+from fedray.algorithms.totals import check_cohort
 from fedray.clients.groups import ClientGroup
 from fedray.config import Config
 from fedray.errors import ConfigError, blaming
@@ -22,12 +23,14 @@ from fedray.inputs import Input
 from fedray.models.facts import ModelFacts, first_model
 from fedray.parameters import Vector, get_vector
 from fedray.privacy import rules
+from fedray.privacy.csprng import noise_source
+from fedray.rounds.cohort import largest_cohort
 from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
 from fedray.training.losses import find_loss, outputs_for, positions_for
 from fedray.training.schedules import check_schedule
-from fedray.updates.pipeline import keep_state, make_stages
+from fedray.updates.pipeline import keep_state, make_stages, rehearse
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +135,9 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         check_schedule(group.training, config.rounds)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
+    if algorithm.traits.exact:
+        check_cohort(config.algorithm.kind, largest_cohort(config.cohort, len(names)))
     weights, server = get_vector(model, made.layout), make_server(config.server)
-    if isinstance(server, OwnServer):
-        server.rehearse(weights)
     frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
     engine = engines[0] if algorithm.traits.passes else None
     with blaming(f"algorithm.kind: exchange of '{type(algorithm).__name__}'"):
@@ -143,4 +146,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         raise ConfigError(
             f"algorithm.kind: exchange of '{type(algorithm).__name__}' returned a {type(exchange).__name__}; return an Exchange."
         )
+    if isinstance(server, OwnServer):
+        server.rehearse(np.resize(weights, exchange.model_size))
+    rehearse(config, exchange.up_size, noise_source(0, 0, "rehearsal"))
     return Model(made, exchange, Holder(weights), engine, frozen_bytes, facts.columns, facts.scale)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import get_args
 
@@ -12,9 +14,9 @@ import numpy as np
 from fedray import components
 from fedray.choices import Choice
 from fedray.config import Config
-from fedray.errors import ConfigError, FedrayError, blaming
+from fedray.errors import ConfigError, FedrayError, UpdateRejected, blaming
 from fedray.parameters import Vector
-from fedray.updates.stage import At, Passed, Place, Stage
+from fedray.updates.stage import At, Passed, Place, Source, Stage, Support
 
 _FLOAT = 4
 #: How the names of stages' vectors in a client's state begin; all others are the algorithm's.
@@ -27,12 +29,44 @@ def make_stages(config: Config) -> tuple[Stage, ...]:
     Raises:
         ConfigError: unknown stage, wrong arguments, or no stage of that place.
     """
-    sections: tuple[tuple[Choice, components.Room, Place], ...] = (
-        (config.compression, components.COMPRESSIONS, "lossy"),
-        (config.bound, components.BOUNDS, "bound"),
-    )
-    found = (_made(part, room, place) for part, room, place in sections)
+    found = (_made(part, room, place) for part, room, place in _sections(config))
     return tuple(stage for stage in found if stage is not None)
+
+
+def rehearse(config: Config, size: int, source: Source) -> None:
+    """Let a small update pass twice through each stage of the user's own, before anything is trained.
+
+    Args:
+        config: the run.
+        size: number of values of an update.
+        source: of what the stages draw.
+
+    Raises:
+        ConfigError: a stage fails, changes the number of values, or has terms that a receipt cannot hold.
+        FedrayError: a stage does not do what it declares.
+    """
+    for part, room, place in _sections(config):
+        if not components.is_own(part.kind):
+            continue
+        where = f"{room.path}: '{part.kind}'"
+        stage, kept = _made(part, room, place), dict[str, Vector]()
+        assert stage is not None
+        with blaming(where):
+            terms, after = stage.terms(), stage.size(size)
+        if after != size:
+            raise ConfigError(f"{where} makes {after} values of {size}; keep their number, and leave those at zero that are not sent.")
+        try:
+            json.dumps(terms)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{where} has terms that are no JSON data, which receipts need; override terms().") from None
+        for round_ in range(2):
+            with blaming(where), suppress(UpdateRejected):
+                passed = passed_all((stage,), np.full(size, 1e-3, dtype=np.float32), At(round_, 0, 0, source), kept)
+                kept = dict(passed.state or {})
+
+
+def _sections(config: Config) -> tuple[tuple[Choice, components.Room, Place], ...]:
+    return (config.compression, components.COMPRESSIONS, "lossy"), (config.bound, components.BOUNDS, "bound")
 
 
 def _made(part: Choice, room: components.Room, place: Place) -> Stage | None:
@@ -49,6 +83,8 @@ def _made(part: Choice, room: components.Room, place: Place) -> Stage | None:
     if made.place != place or made.integer or made.weighs:
         named = made.place if made.place in get_args(Place) else repr(made.place)
         raise ConfigError(f"{room.path}: '{part.kind}' declares the place {named}; this section takes a {place} stage of floats.")
+    if made.support not in get_args(Support):
+        raise ConfigError(f"{room.path}: '{part.kind}' declares the support {made.support!r}; give one of {', '.join(get_args(Support))}.")
     return made
 
 
@@ -73,6 +109,8 @@ def passed_all(stages: Sequence[Stage], update: Vector, at: At, kept: Mapping[st
         prefix = f"stage{number}."
         old = {name.removeprefix(prefix): vector for name, vector in kept.items() if name.startswith(prefix)}
         passed = stage.out(values, replace(at, state=old))
+        if not (isinstance(passed, Passed) and isinstance(passed.values, np.ndarray)):
+            raise FedrayError(f"{type(stage).__name__}: its out should return a Passed with an array of values.")
         expected = np.dtype(np.int64 if stage.integer else np.float32)
         if passed.values.dtype != expected or passed.values.shape != (stage.size(len(values)),):
             raise FedrayError(

@@ -16,7 +16,7 @@ from torch import nn
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import Algorithm, Mean, Update, check_training
 from fedray.algorithms.newton import Newton
-from fedray.algorithms.totals import DIGITS, LARGEST, MOST_CLIENTS, RecordTotals, totals_of
+from fedray.algorithms.totals import DIGITS, LARGEST, MOST_CLIENTS, RecordTotals, check_cohort, totals_of
 from fedray.algorithms.turn import Turn
 from fedray.audit.run import AuditRequest, audit
 from fedray.clients.pool import RoundLog
@@ -205,13 +205,20 @@ def test_records_are_for_those_who_declare_it() -> None:
         ({"training": {"loss": "focal"}}, "training.loss: newton knows the Hessian of"),
         ({"training": {}, "algorithm": {"kind": "newton", "damping": -1}}, "algorithm.damping: -1"),
         ({"training": {}, "algorithm": {"kind": "fedavg"}}, "training.batch_size: give batch_size"),
-        ({"training": {}, "aggregation": {"kind": "python:test_newton:two_classes"}}, "is no plain sum, which 'newton' needs"),
+        ({"training": {}, "aggregation": {"kind": "median"}}, "is no plain sum, which 'newton' needs"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(sections: dict[str, object], words: str) -> None:
     base = {"name": "t", "rounds": 1, "data": {"source": "sklearn:digits"}, "model": {"kind": "softmax"}, "algorithm": {"kind": "newton"}}
     with pytest.raises(ConfigError, match=words):
         check_only(build_config({**base, **sections}))
+
+
+def test_more_clients_than_totals_can_be_added_up_of_are_refused_at_once() -> None:
+    for fits in (1, MOST_CLIENTS):
+        check_cohort("newton", fits)
+    with pytest.raises(ConfigError, match="up to 8193 clients would take part in a round.*of at most 8192"):
+        check_cohort("newton", MOST_CLIENTS + 1)
 
 
 def test_who_trains_must_say_how_much() -> None:

@@ -13,7 +13,8 @@ from rehearsed import Rehearsed, config_of, half_rotated, label_skewed, with_cli
 from rounding import gamma
 from torch import nn
 
-from fedray.algorithms.algorithm import Mean, make_algorithm
+from fedray.algorithms.algorithm import Algorithm, Mean, Update, make_algorithm
+from fedray.algorithms.turn import Turn
 from fedray.choices import Choice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost, HostSpec
@@ -108,6 +109,49 @@ def test_a_client_measures_its_own_layers_and_a_new_one_those_of_the_beginning()
 def test_layers_that_the_model_does_not_have_or_all_of_them_are_refused(names: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         run({"kind": "fedper", "personal": names})
+
+
+def tied(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Two layers with one weight."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, outputs))
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_a_tensor_with_two_names_is_not_both_personal_and_exchanged() -> None:
+    model = {"kind": f"python:{__name__}:tied"}
+    with pytest.raises(ConfigError, match=r"'1\.weight' is the same tensor as '0\.weight', which clients exchange"):
+        run({"kind": "fedper", "personal": ["1"]}, model=model)
+    own = run({"kind": "fedper", "personal": ["0", "1"]}, model=model)
+    own.train([[0]])
+    assert len(personal(own)[0]) == 2 * 64 * 65
+
+
+class Forgetful(Algorithm):
+    """Has personal layers and does not say that they are kept."""
+
+    personal = ("out",)
+
+
+class Undeclared(Algorithm):
+    """Keeps a state that it does not declare."""
+
+    def local(self, turn: Turn) -> Update:
+        turn.train()
+        return Update({"model": turn.moved()}, {"seen": np.ones(1, dtype=np.float32)})
+
+
+def test_personal_layers_without_a_state_are_refused() -> None:
+    with pytest.raises(ConfigError, match="keep personal layers between their turns, which its traits do not declare; add state=True"):
+        make_algorithm(Choice(kind=f"python:{__name__}:Forgetful"))
+
+
+@pytest.mark.parametrize("engine", ["lockstep", "plain"])
+def test_a_state_that_is_not_declared_is_said_with_every_engine(engine: str) -> None:
+    rehearsed = run({"kind": f"python:{__name__}:Undeclared"}, training={**PLAIN, "engine": engine})
+    reports = rehearsed.host(0).train(RoundTask(0, 10.0, clients=10), rehearsed.globals, [ClientTask(k, f"client-{k}") for k in (0, 1)])
+    assert [r.status for r in reports] == ["failed", "failed"]
+    assert "its clients keep a state, which its traits do not declare" in reports[0].error
 
 
 def test_a_name_holds_what_lies_below_it_and_not_what_begins_alike() -> None:

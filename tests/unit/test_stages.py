@@ -80,6 +80,49 @@ class Double(Signs):
         return Passed(x.astype(np.float64))
 
 
+class Whimsical(Signs):
+    """Raises for one update."""
+
+    def out(self, x: Any, at: At) -> Passed:
+        if at.client == 1:
+            raise ValueError("no such level")
+        return super().out(x, at)
+
+
+class Shorter(Signs):
+    """Drops a value."""
+
+    def size(self, size: int) -> int:
+        return size - 1
+
+
+class Refusing(Signs):
+    """Works on no update."""
+
+    def out(self, x: Any, at: At) -> Passed:
+        raise KeyError("levels")
+
+
+class Arrays(Signs):
+    """Gives an array in place of what has passed."""
+
+    def out(self, x: Any, at: At) -> Any:
+        return x
+
+
+class Tables(Signs):
+    """Has an array among its terms."""
+
+    def terms(self) -> dict[str, Any]:
+        return {"Tables": np.zeros(3)}
+
+
+class Misspelt(Signs):
+    """Declares a support that there is not."""
+
+    support: ClassVar[Any] = "none"
+
+
 def not_a_stage() -> int:
     return 3
 
@@ -238,6 +281,34 @@ def test_an_update_with_other_stages_or_fields_than_its_rounds_is_not_used(tmp_p
 def test_a_stage_does_what_it_declares(kind: str, words: str) -> None:
     with pytest.raises(FedrayError, match=words):
         passed_all((globals()[kind](),), np.ones(3, dtype=np.float32), AT, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("Shorter", r"^compression.kind: '.*Shorter' makes 649 values of 650; keep their number"),
+        ("Refusing", r"^compression.kind: '.*Refusing' failed with KeyError: 'levels' \("),
+        ("Arrays", "Arrays: its out should return a Passed"),
+        ("Double", "gave float64"),
+        ("Silent", "keeps a state, which it does not declare"),
+        ("Tables", "has terms that are no JSON data"),
+        ("Misspelt", "declares the support 'none'; give one of all, public, own"),
+    ],
+)
+def test_a_stage_of_ones_own_is_tried_before_anything_is_trained(kind: str, words: str) -> None:
+    data = {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 3}}
+    with pytest.raises(FedrayError, match=words):
+        prepare(config_of({"kind": "fedavg"}, data=data, compression={"kind": f"{HERE}{kind}"}))
+
+
+@pytest.mark.parametrize("engine", ["lockstep", "plain"])
+def test_what_a_stage_raises_is_one_clients_fault_with_every_engine(engine: str) -> None:
+    run = run_of(compression={"kind": f"{HERE}Whimsical"}, training={"lr": 0.1, "batch_size": 10, "epochs": 1, "engine": engine})
+    task = RoundTask(0, 10.0, run.stages, clients=10)
+    reports = run.host(0).train(task, run.globals, [ClientTask(k, f"client-{k}") for k in range(3)])
+    assert [r.status for r in reports] == ["done", "failed", "done"]
+    assert "ValueError: no such level" in reports[1].error and "Traceback" in reports[1].traceback
+    assert run.host(0).collect(task).clients == [0, 2]
 
 
 def test_a_sparse_part_travels_small_and_arrives_whole() -> None:
