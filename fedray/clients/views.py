@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.algorithms.turn import PERSONAL, Personal
 from fedray.clients.devices import in_actor, node_of_actor
+from fedray.clients.memory import fitting
 from fedray.clients.messages import ClientTask, HostSpec, RoundTask
 from fedray.clients.states import StateAddress, states_at
 from fedray.errors import FedrayError
@@ -70,8 +71,11 @@ class Views:
         if personal is not None and state is not None:
             personal = personal._replace(values=state[PERSONAL])
 
+        def loss_by(batch: int) -> float:
+            return evaluate(model, *data(), {"loss": mean_loss}, self._loss, batch, self._device)["loss"]
+
         def loss() -> float:
-            return evaluate(model, *data(), {"loss": mean_loss}, self._loss, self._batch, self._device)["loss"]
+            return fitting(loss_by, self._batch)[0]
 
         globals_, reads = self._exchange.views(weights, "down"), self._traits.reads
         allowed = loss if "loss" in reads else None, state, data if "records" in reads else None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rehearsed import Rehearsed, config_of, half_rotated, label_skewed, with_client_tests
 from rounding import gamma
-from torch import nn
+from torch import Tensor, nn
 
 from fedray.algorithms.algorithm import Algorithm, Mean, Update, make_algorithm
 from fedray.algorithms.turn import Turn
@@ -312,6 +312,28 @@ def zeros(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
 def test_one_model_or_models_that_begin_alike_are_no_clusters(algorithm: dict[str, Any], model: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         run(algorithm, model=model)
+
+
+class Narrow(nn.Linear):
+    """Evaluates a few records at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and len(x) > 8:
+            raise MemoryError
+        return super().forward(x)
+
+
+def narrow(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    return Narrow(input_shape[0], outputs)
+
+
+def test_a_loss_for_which_memory_does_not_suffice_at_once_is_taken_in_parts() -> None:
+    model = {"kind": f"python:{__name__}:narrow"}
+    tight, enough = run(IFCA, model=model), run(IFCA, model=model, evaluation={"batch_size": 8})
+    for rehearsed in (tight, enough):
+        rehearsed.train([[0, 5]])
+    assert tight.host(0)._trainer._fits is None  # training itself has had memory enough
+    np.testing.assert_allclose(tight.globals, enough.globals, rtol=0, atol=gamma(20))
 
 
 def test_two_groups_that_see_turned_images_are_found() -> None:
