@@ -15,7 +15,7 @@ from typing import Any
 from fedray.aggregation.each import Each, PartLost, RowsAt
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import Memory, Rule, combined
-from fedray.algorithms.algorithm import Algorithm, Mean, Server, stepped
+from fedray.algorithms.algorithm import Algorithm, Mean, Server, figured, stepped
 from fedray.checkpoint import Saved
 from fedray.clients.messages import ClientTask, PartialSum
 from fedray.clients.pool import Pool, RoundLog
@@ -172,6 +172,7 @@ class Driver:
             total, of_each = self._of_each(total, log_)
         updates = total.count
         record.faults_of(log_)
+        traffic = self._traffic(came, under)
         counts = self._failures.counts(number, plan.asked, updates, log_.reports)
         if counts and (updates or p.regime.noised):  # a sum of noise alone is released too: whether anyone took part must stay secret
             with span("aggregation", "mean"):
@@ -185,7 +186,7 @@ class Driver:
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
         with span("logging", "figures of the round"):
-            row = record.round_done(under.permit, log_, updates, self._traffic(came, under), trained - began, plan)
+            row = record.round_done(under.permit, log_, updates, traffic, trained - began, plan)
         row["metrics"] |= figures
         with span("transfer", "put weights"):
             self._broadcast.share(record.rounds, p.steps.versions())
@@ -222,9 +223,10 @@ class Driver:
         p = self._p
         clients, about = p.regime.participants(updates), (p.algorithm, p.server, p.layout, p.exchange)
         came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
+        figures = {} if p.config.privacy.regimes else figured(p.algorithm, came)  # code that may fail comes before the model moves
         self._broadcast.globals, self._state = stepped(*about, self._broadcast.globals, self._state, came)
         self._kept = memory
-        return {} if p.config.privacy.regimes else p.algorithm.figures(came)
+        return figures
 
     def _save(self, force: bool = False) -> None:
         size, sent = self._p.exchange.model_size, self._broadcast

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedray import components, config
 from fedray.algorithms.own_server import OwnServer
 from fedray.algorithms.turn import ClientView, Moved, Turn
 from fedray.choices import Choice
-from fedray.errors import ConfigError, blaming
+from fedray.errors import ConfigError, blaming, shortened
 from fedray.exchange import Exchange, Field
 from fedray.parameters import Layout, Vector
 from fedray.traits import Traits
@@ -228,6 +229,20 @@ def stepped(
         buffers = np.tile(buffers, exchange.model_size // layout.size)
         weights[buffers] = before["model"][buffers] + direction[buffers]
     return exchange.joined(after | {"model": weights}, "down"), state
+
+
+def figured(algorithm: Algorithm, mean: Mean) -> dict[str, float]:
+    """What the round's row shows of the mean.
+
+    Raises:
+        ConfigError: the algorithm fails, or returns anything but numbers by name.
+    """
+    where = f"algorithm.kind: figures of '{type(algorithm).__name__}'"
+    with blaming(where):
+        found: Any = algorithm.figures(mean)
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Real) for k, v in found.items()):
+        raise ConfigError(f"{where} returned {shortened(repr(found))}; return a dict of name to number.")
+    return {name: float(value) for name, value in found.items()}
 
 
 def _served(algorithm: Algorithm, before: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rehearsed import Rehearsed, config_of, label_skewed
 from rounding import gamma
+from virtualray import drive
 
 from fedray import components
-from fedray.algorithms.algorithm import Algorithm, make_algorithm, make_server, only_trains
+from fedray.algorithms.algorithm import Algorithm, Mean, make_algorithm, make_server, only_trains
 from fedray.algorithms.fednova import effective_steps
+from fedray.checkpoint import load_latest
 from fedray.choices import Choice
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
 from fedray.clients.states import StateFiles
@@ -25,6 +27,7 @@ from fedray.exchange import Exchange, Field
 from fedray.parameters import get_vector
 from fedray.planning.preparation import check_only
 from fedray.rounds.clientstates import ClientStates
+from fedray.runfiles import RunFiles
 
 ALGORITHMS = sorted(components.ALGORITHMS.parts())
 SERVERS = sorted(components.SERVERS.parts())
@@ -354,3 +357,32 @@ def test_each_is_listed_with_what_it_takes() -> None:
         made = make_algorithm(Choice(**part_of(kind)))
         assert isinstance(made, Algorithm) and "Source:" in (type(made).__doc__ or "")
     build_config(config_of({"kind": "fedavg"}, server={"kind": "adam", "lr": 0.01}).model_dump(exclude_unset=True))
+
+
+class Boastful(Algorithm):
+    """Its figures fail in the second round."""
+
+    rounds = 0
+
+    def figures(self, mean: Mean) -> Any:
+        self.rounds += 1
+        return {"round/clients": np.float32(mean.clients)} if self.rounds < 2 else {"round/clients": "many"}
+
+
+def test_a_step_whose_figures_fail_is_not_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(folder: str, rounds: int) -> Any:
+        config = config_of(
+            {"kind": f"python:{__name__}:Boastful"},
+            rounds=rounds,
+            data={"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 4}},
+            evaluation={"metrics": []},
+            checkpoint={"every": 10},
+        )
+        return drive(config, tmp_path / folder, lambda client: 1.0, 2, monkeypatch)
+
+    rows, _, weights = run("one", 1)
+    assert rows[0]["metrics"]["round/clients"] == 4.0
+    with pytest.raises(ConfigError, match="figures of 'Boastful' returned {'round/clients': 'many'}; return a dict of name to number"):
+        run("two", 2)
+    saved = load_latest(RunFiles(tmp_path / "two").checkpoints)
+    assert saved is not None and saved.round == 1 and saved.weights.tobytes() == weights.tobytes()
