@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from numbers import Integral
 from typing import get_args
 
 import numpy as np
@@ -52,7 +53,9 @@ def rehearse(config: Config, size: int, source: Source) -> None:
         stage, kept = _made(part, room, place), dict[str, Vector]()
         assert stage is not None
         with blaming(where):
-            terms, after = stage.terms(), stage.size(size)
+            terms, after, sent = stage.terms(), stage.size(size), stage.sent(size, _FLOAT * size)
+        if not isinstance(sent, Integral) or sent < 0:
+            raise ConfigError(f"{where} says that an update takes {sent!r} bytes; let sent() return a whole number.")
         if after != size:
             raise ConfigError(f"{where} makes {after} values of {size}; keep their number, and leave those at zero that are not sent.")
         try:

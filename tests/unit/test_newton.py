@@ -28,6 +28,7 @@ from fedray.parameters import Layout
 from fedray.planning.preparation import check_only, prepare
 from fedray.rounds.books import Authorization
 from fedray.rounds.round_metrics import round_metrics
+from fedray.rounds.steps import StepPlan
 
 FEDERATION, _ = label_skewed()
 
@@ -246,7 +247,8 @@ def without_training(folder: Path) -> Path:
 def test_a_run_without_training_claims_no_engine_and_no_learning_rate(tmp_path: Path) -> None:
     prepared = prepare(load_config(without_training(tmp_path)))
     assert prepared.model is not None and prepared.model.engine is None
-    assert not any(name.startswith("train/") for name in round_metrics(prepared.config, 0, Authorization(0, []), RoundLog(), 0, False))
+    found = round_metrics(prepared.config, 0, Authorization(0, []), RoundLog(), 0, StepPlan([]), False)
+    assert not any(name.startswith("train/") for name in found)
 
 
 def test_an_audit_that_looks_for_records_in_models_is_refused(tmp_path: Path) -> None:

@@ -90,8 +90,6 @@ class Whimsical(Signs):
 
 
 class Shorter(Signs):
-    """Drops a value."""
-
     def size(self, size: int) -> int:
         return size - 1
 
@@ -111,10 +109,13 @@ class Arrays(Signs):
 
 
 class Tables(Signs):
-    """Has an array among its terms."""
-
     def terms(self) -> dict[str, Any]:
         return {"Tables": np.zeros(3)}
+
+
+class Half(Signs):
+    def sent(self, size: int, before: int) -> Any:
+        return size / 2
 
 
 class Misspelt(Signs):
@@ -291,6 +292,7 @@ def test_a_stage_does_what_it_declares(kind: str, words: str) -> None:
         ("Arrays", "Arrays: its out should return a Passed"),
         ("Double", "gave float64"),
         ("Silent", "keeps a state, which it does not declare"),
+        ("Half", r"says that an update takes 325\.0 bytes; let sent\(\) return a whole number"),
         ("Tables", "has terms that are no JSON data"),
         ("Misspelt", "declares the support 'none'; give one of all, public, own"),
     ],
