@@ -186,8 +186,7 @@ class Driver:
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
         with span("logging", "figures of the round"):
-            row = record.round_done(under.permit, log_, updates, traffic, trained - began, plan)
-        row["metrics"] |= figures
+            row = record.round_done(under.permit, log_, updates, traffic, trained - began, plan, figures)
         with span("transfer", "put weights"):
             self._broadcast.share(record.rounds, p.steps.versions())
         under.stepped(record.rounds)

@@ -116,7 +116,14 @@ class Record:
         return row if row is not None and all(r["round"] != row["round"] for r in self._files.rows()) else None
 
     def round_done(
-        self, permit: Authorization, log_: RoundLog, updates: int, traffic: Traffic, train_seconds: float, plan: StepPlan
+        self,
+        permit: Authorization,
+        log_: RoundLog,
+        updates: int,
+        traffic: Traffic,
+        train_seconds: float,
+        plan: StepPlan,
+        figures: dict[str, float],
     ) -> Row:
         """Count one more round; returns its row.
 
@@ -127,6 +134,7 @@ class Record:
             traffic: what was sent.
             train_seconds: until the last part of the sum was there.
             plan: whose updates were to make the step.
+            figures: of the algorithm.
         """
         self.rounds += 1
         self._traffic["bytes_up"] += traffic.up
@@ -135,7 +143,7 @@ class Record:
         metrics = round_metrics(self._config, self.rounds - 1, permit, log_, updates, plan, self._regime.hides_clients)
         seconds = {} if plan.seconds is None else {"virtual": plan.seconds}
         metrics |= {**self._privacy.durations(train=train_seconds, **seconds), **traffic.metrics()}
-        metrics |= self._figures() | self._regime.figures()
+        metrics |= self._figures() | self._regime.figures() | figures
         return numbers_only({"round": self.rounds, "time": self._privacy.stamp(), "metrics": metrics})
 
     def took(self, row: Row, seconds: float) -> None:

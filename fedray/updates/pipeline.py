@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -53,7 +53,8 @@ def rehearse(config: Config, size: int, source: Source) -> None:
         stage, kept = _made(part, room, place), dict[str, Vector]()
         assert stage is not None
         with blaming(where):
-            terms, after, sent = stage.terms(), stage.size(size), stage.sent(size, _FLOAT * size)
+            sent: Any = stage.sent(size, _FLOAT * size)
+            terms, after = stage.terms(), stage.size(size)
         if not isinstance(sent, Integral) or sent < 0:
             raise ConfigError(f"{where} says that an update takes {sent!r} bytes; let sent() return a whole number.")
         if after != size:

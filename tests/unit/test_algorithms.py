@@ -366,7 +366,7 @@ class Boastful(Algorithm):
 
     def figures(self, mean: Mean) -> Any:
         self.rounds += 1
-        return {"round/clients": np.float32(mean.clients)} if self.rounds < 2 else {"round/clients": "many"}
+        return {"round/clients": np.float32(mean.clients), "round/odd": np.nan} if self.rounds < 2 else {"round/clients": "many"}
 
 
 def test_a_step_whose_figures_fail_is_not_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +381,7 @@ def test_a_step_whose_figures_fail_is_not_in_the_checkpoint(tmp_path: Path, monk
         return drive(config, tmp_path / folder, lambda client: 1.0, 2, monkeypatch)
 
     rows, _, weights = run("one", 1)
-    assert rows[0]["metrics"]["round/clients"] == 4.0
+    assert rows[0]["metrics"]["round/clients"] == 4.0 and rows[0]["not_finite"] == {"round/odd": "nan"}
     with pytest.raises(ConfigError, match="figures of 'Boastful' returned {'round/clients': 'many'}; return a dict of name to number"):
         run("two", 2)
     saved = load_latest(RunFiles(tmp_path / "two").checkpoints)
