@@ -1,7 +1,9 @@
 """Nguyen et al. 2022, Federated Learning with Buffered Asynchronous Aggregation, on MNIST with clients whose speeds differ by a factor of 20.
 
 The paper reports that FedBuff reaches a target accuracy up to 3.3 times as fast as synchronous rounds with over-selection. Here both train
-ten clients at a time, in a virtual time, and FedBuff must reach what synchronous rounds end with in half of their time.
+ten clients at a time, in a virtual time, and FedBuff must reach what 30 synchronous rounds end with in half of their time.
+
+Measured: IID 0.959 after 271 s with synchronous rounds, after 99 s with FedBuff; Dirichlet(0.5) 0.953 after 286 s, after 98 s.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ def test_fedbuff_takes_half_of_the_time(partition: str, real_data: Path, tmp_pat
     buffered = run(
         real_data,
         tmp_path / "buffered",
-        rounds=60,
+        rounds=80,
         cohort="{kind: all}",
-        pacing="{kind: fedbuff, buffer: 10, concurrency: 10, arrival: simulated, spread: 20}",
+        pacing="{kind: fedbuff, buffer: 5, concurrency: 10, arrival: simulated, spread: 20}",
         **shared,
     )
     accuracy, times = curve(rounds, "eval/accuracy")[-1], curve(buffered, "time/virtual_s")
