@@ -66,6 +66,7 @@ class Pool:
         self._work.assign(members or {p.queue: [p.client.index] for p in places if p.client is not None})
         self._rules, self._grow = Rules(grace, node_sums), grow
         self._suspects, self._unmeasured = Suspects(retries), set[int]()
+        self._open = False  # clients join and leave a round
         self._actors = Actors(
             places,
             start,
@@ -116,12 +117,14 @@ class Pool:
     def ask(self, method: str, arguments: Mapping[int, tuple[Any, ...]], timeout: float) -> dict[int, Any]:
         """Call a method on dedicated clients' actors; client to answer, for those that answered in time.
 
-        Actors that die or fall silent meanwhile are replaced, and their :meth:`handle_of` is None. Those that are away are not asked.
+        Actors that die or fall silent meanwhile are replaced, and their :meth:`handle_of` is None. Those that are away are not asked, nor, while clients
+        join and leave, those that train, whose answer would wait for the end of a turn.
 
         Raises:
             FedrayError: the method failed.
         """
         slots = {slot: client for client in arguments if (slot := self._slot_of(client)) is not None}
+        slots = {slot: client for slot, client in slots.items() if not (self._open and slot.doing == "training")}
         answers = self._actors.ask(method, {slot: arguments[client] for slot, client in slots.items()}, timeout)
         return {slots[slot]: answer for slot, answer in answers.items()}
 
@@ -168,9 +171,12 @@ class Pool:
         self._take_room()
         versions = weights if isinstance(weights, Mapping) else {task.round: weights}
         course = Course(deadline, enough, more)
-        yield from Round(
-            self._actors, self._work, self._suspects, self._rules, task, versions, notes, course, authorize, part_bytes, charged
-        ).parts(self._suspects.admitted(cohort, notes))
+        about = self._actors, self._work, self._suspects, self._rules, task, versions, notes, course, authorize, part_bytes, charged
+        self._open = more is not None
+        try:
+            yield from Round(*about).parts(self._suspects.admitted(cohort, notes))
+        finally:
+            self._open = False
 
     def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:
         """Evaluate at the clients; clients whose actor is away are left out.
