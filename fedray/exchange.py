@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from operator import methodcaller
 from typing import Literal
 
 import numpy as np
@@ -79,8 +80,8 @@ class Exchange:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all fields, hexadecimal: what a client's receipt says of what its update was made for."""
-        return hashlib.sha256(json.dumps([astuple(f) for f in self.fields]).encode()).hexdigest()
+        """Hash of all fields, hexadecimal: what a client's receipt says of what its update was made for. Sizes may be numpy's numbers."""
+        return hashlib.sha256(json.dumps([astuple(f) for f in self.fields], default=methodcaller("item")).encode()).hexdigest()
 
     @property
     def down_size(self) -> int:

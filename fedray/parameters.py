@@ -75,6 +75,15 @@ class Layout:
             offset += entry.size
         return cls(tuple(entries))
 
+    def document(self) -> list[list[Any]]:
+        """The layout as JSON data: name, shape, offset and kind of each entry."""
+        return [[e.name, list(e.shape), e.offset, e.kind] for e in self.entries]
+
+    @classmethod
+    def read(cls, document: Sequence[Sequence[Any]]) -> Layout:
+        """The layout of :meth:`document`."""
+        return cls(tuple(Entry(name, tuple(shape), offset, kind) for name, shape, offset, kind in document))
+
     @property
     def size(self) -> int:
         """Number of float32 values in the vector."""

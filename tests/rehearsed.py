@@ -17,9 +17,10 @@ from fedray.aggregation.each import Each, Rows, RowsAt
 from fedray.aggregation.rule import combined, make_rule
 from fedray.algorithms.algorithm import Mean, ServerState, begun, make_algorithm, make_server, stepped
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
 from fedray.clients.states import StateFiles, StatePlace
+from fedray.clients.terms import Site, Terms, make_terms
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
@@ -140,13 +141,13 @@ class Rehearsed:
     def host(self, k: int) -> ClientHost:
         """The k-th actor."""
         while len(self._hosts) <= k:
-            self._hosts.append(ClientHost(self._spec(), self._federation, device="cpu"))
+            self._hosts.append(ClientHost(*self._given(), self._federation))
             self._hosts[-1].ready()
         return self._hosts[k]
 
-    def _spec(self) -> HostSpec:
+    def _given(self) -> tuple[Terms, Site]:
         states = StatePlace(self._folder.name) if self.algorithm.traits.state or keep_state(self.stages) else None
-        return HostSpec(self._config, self._group, None, self._facts, threads=1, states=states)
+        return make_terms(self._config, self._group, None, self._facts), Site(device="cpu", states=states)
 
     def kept(self) -> dict[int, dict[str, bytes]]:
         """What each client keeps, by its index."""

@@ -19,10 +19,11 @@ from fedray.aggregation.rule import make_rule
 from fedray.algorithms.algorithm import make_algorithm, make_server
 from fedray.clients import actors, inbox, rounds, slots
 from fedray.clients.groups import rates
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, PartialSum, RoundTask
 from fedray.clients.placement import Place
 from fedray.clients.pool import Pool
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
 from fedray.driver import Driver, Loop, ModelState
 from fedray.holder import Holder
@@ -129,10 +130,10 @@ def drive(
     p = prepare(config)
     assert p.model is not None and p.sizes is not None and p.federation is not None
     group, names, model = p.groups[0], p.names, p.model
-    spec = HostSpec(config, group, None, model.facts, threads=1)
+    terms = make_terms(config, group, None, model.facts)
     pool = Pool(
         [Place(f"{group.name}/{n}", group.name, 0, group.resources) for n in range(number)],
-        lambda place: Handle(ray, ClientHost(spec, p.federation, device="cpu")),
+        lambda place: Handle(ray, ClientHost(terms, Site(device="cpu"), p.federation)),
         p.sizes,
         members={group.name: group.members},
         restarts=0,

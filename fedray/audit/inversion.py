@@ -19,8 +19,9 @@ from torch import nn
 from fedray.audit.findings import Attack
 from fedray.audit.probes import Subject, synthetic, train_one
 from fedray.choices import Choice, ModelChoice
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask
+from fedray.clients.terms import Site, make_terms
 from fedray.data.records import Federation, Records
 from fedray.models.facts import first_model
 from fedray.parameters import Layout, Vector, get_vector
@@ -99,7 +100,7 @@ def _rebuild(subject: Subject, setting: str, record: Records) -> Floats:
     group = replace(subject.group, training=subject.group.training.model_copy(update={**common, **how}))
     config = subject.config.model_copy(update={"algorithm": Choice(kind="fedavg")})
     federation = Federation(["one"], record, np.array([0, 1], dtype=np.int64), None, None, None, None)
-    host = ClientHost(HostSpec(config, group, plan, subject.model, threads=1), federation, device="cpu")
+    host = ClientHost(make_terms(config, group, plan, subject.model), Site(device="cpu"), federation)
     host.ready()
     layout = subject.model.layout
     update, _, _ = train_one(host, get_vector(subject.model.build(), layout), ClientTask(0, "one"), 0, 1.0)

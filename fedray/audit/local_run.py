@@ -15,9 +15,10 @@ from fedray.aggregation.rule import combined, make_rule
 from fedray.algorithms.algorithm import Mean, begun, make_algorithm, make_server, stepped
 from fedray.audit.probes import Subject, train_one
 from fedray.clients.groups import rates
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask
 from fedray.clients.states import StateAddress, StatePlace
+from fedray.clients.terms import Site, make_terms
 from fedray.data.records import Federation
 from fedray.errors import ConfigError
 from fedray.exchange import MODEL
@@ -79,8 +80,8 @@ class LocalRun:
         self._folder = tempfile.TemporaryDirectory(prefix="fedray-audit-") if self._algorithm.traits.state else None
         states = None if self._folder is None else StatePlace(self._folder.name)
         for group, plan in zip(prepared.groups, prepared.plans, strict=True):
-            spec = HostSpec(self._config, group, plan, self._model.facts, threads=1, states=states)
-            host = ClientHost(spec, federation, device="cpu")
+            terms = make_terms(self._config, group, plan, self._model.facts)
+            host = ClientHost(terms, Site(device="cpu", states=states), federation)
             host.ready()
             self._hosts |= dict.fromkeys(group.members, host)
         self._everyone, self._rates = np.ones(len(prepared.names), dtype=np.bool_), rates(prepared.groups, len(prepared.names))

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fedray.aggregation.exact import ExactSum
 from fedray.choices import Choice, ModelChoice
 from fedray.clients.groups import ClientGroup
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientReport, ClientTask, PartialSum, RoundTask
 from fedray.clients.states import StatePlace
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
 from fedray.data.records import Features, Federation, Records
 from fedray.errors import FedrayError
@@ -62,8 +63,8 @@ class Subject:
 
 def start_host(subject: Subject, federation: Federation, states: StatePlace | None = None) -> ClientHost:
     """A hosted client actor's object in this process, ready to train; it keeps no ledger, and clients' states at ``states``."""
-    spec = HostSpec(subject.config, subject.group, subject.plan, subject.model, threads=1, states=states)
-    host = ClientHost(spec, federation, device="cpu")
+    terms = make_terms(subject.config, subject.group, subject.plan, subject.model)
+    host = ClientHost(terms, Site(device="cpu", states=states), federation)
     host.ready()
     return host
 

@@ -16,6 +16,7 @@ from fedray.clients.messages import HostInfo
 from fedray.clients.nodes import Node, describe, has_process, look, total, why_waiting
 from fedray.clients.placement import Place
 from fedray.clients.slots import Pulse, RoundLog, Silent, Slot, left_with_its_node
+from fedray.clients.terms import check_terms
 from fedray.errors import FedrayError, Stopped, cause_of, first_line
 from fedray.faults import Fault
 
@@ -38,6 +39,7 @@ class Actors:
         start_timeout: seconds for which others wait for an actor that is being placed and started.
         should_stop: polled while waiting.
         note: is given sentences for the user, such as why an actor is not up yet.
+        terms: hash of the terms by which the actor of a place must work; None: it is not compared.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Actors:
         start_timeout: float,
         should_stop: Callable[[], bool],
         note: Callable[[str], None],
+        terms: Callable[[Place], str] | None = None,
     ) -> None:
         self.slots = [Slot(place) for place in places]
         self.pulse = Pulse(unreachable_after)
@@ -57,7 +60,7 @@ class Actors:
         self.should_stop = should_stop
         self.note = note
         self.between = RoundLog()  # faults outside a round, which the next round's log takes over
-        self._start, self._restarts = start, restarts
+        self._start, self._restarts, self._terms = start, restarts, terms
         for slot in self.slots:
             self._launch(slot)
 
@@ -170,7 +173,7 @@ class Actors:
         """The answer to a slot's pending call, or the error with which its actor is gone: then :meth:`died` must follow.
 
         Raises:
-            FedrayError: the actor failed outside any client's work.
+            FedrayError: the actor failed outside any client's work, or works by other terms.
         """
         try:
             value = ray.get(slot.pending, timeout=self.pulse.limit)
@@ -179,6 +182,8 @@ class Actors:
         except (RayError, GetTimeoutError) as error:
             return None, error
         if slot.doing == "starting":
+            if self._terms is not None:
+                check_terms(slot.place.key, value.terms, self._terms(slot.place))
             slot.info = value
         slot.pending = slot.doing = None
         return value, None

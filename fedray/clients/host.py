@@ -12,6 +12,7 @@ import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ from fedray.clients.messages import (
     ClientReport,
     ClientTask,
     HostInfo,
-    HostSpec,
     LocalEvaluation,
     Packed,
     PartialSum,
@@ -40,11 +40,12 @@ from fedray.clients.messages import (
 from fedray.clients.offspring import contain
 from fedray.clients.recognition import commit_silo
 from fedray.clients.surroundings import Kept, Surroundings, described, speaking, told, unchanged
+from fedray.clients.terms import Site, Terms
 from fedray.clients.trainer import Trainer
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation
 from fedray.data.silos import Silo
-from fedray.errors import FedrayError
+from fedray.errors import ConfigError, FedrayError
 from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector
 from fedray.privacy.account import Account, Decision, Reservation
@@ -61,15 +62,21 @@ from fedray.training.synthetic import vocabulary_of
 
 log = logging.getLogger(__name__)
 
-__all__ = ["ClientHost", "HostSpec", "device_of_actor"]
+__all__ = ["ClientHost", "device_of_actor"]
 
 
 class ClientHost:
-    """See the module's text. ``data`` is the federation in shared memory (hosted), else None."""
+    """See the module's text.
 
-    def __init__(self, spec: HostSpec, data: Federation | None = None, device: str | None = None) -> None:
+    Args:
+        terms: the run's.
+        site: the place's own.
+        data: the federation in shared memory (hosted), else None.
+    """
+
+    def __init__(self, terms: Terms, site: Site, data: Federation | None = None) -> None:
         # Nothing that can fail: an exception here would reach the driver as a dead actor, without its type.
-        self._spec, self._config, self._federation, self._device_name = spec, spec.config, data, device
+        self._terms, self._config, self._site, self._federation = terms, terms.config, site, data
         self._kept: Kept = unchanged
         self._own: ClientData | None = None
         self._account: Account | None = None
@@ -79,7 +86,7 @@ class ClientHost:
         self._reserved: dict[tuple[int, int], Reservation] = {}
 
     def __repr__(self) -> str:
-        return f"client-{self._spec.client.name}" if self._spec.client else f"clients-{self._spec.group.name}"
+        return f"client-{self._site.client.name}" if self._site.client else f"clients-{self._terms.group}"
 
     # -- control ---------------------------------------------------------------------------------
 
@@ -90,25 +97,25 @@ class ClientHost:
         Raises:
             FedrayError: the data, the ledger or the model cannot be used.
         """
-        spec, config = self._spec, self._config
+        terms, site, config = self._terms, self._site, self._config
         credentials.load()
         if in_actor():
             contain()
-        components.provide(spec.provided)
-        if spec.profile:
+        components.provide(site.provided)
+        if site.profile:
             keep_spans()
-        torch.set_num_threads(spec.threads)
+        torch.set_num_threads(site.threads)
         if "python:" in config.model_dump_json():
             self._kept = Surroundings().kept
         keep_freed_memory()
-        self._device = torch.device(self._device_name or device_of_actor())
-        if spec.client is not None:
-            self._own = load_client(config.data, config.seed, spec.client.name)
-        if spec.ledger is not None and spec.book is not None:
-            self._account = self._open_book(spec.ledger, spec.book)
-        self._loss = find_loss(spec.group.training.loss)
-        if spec.model is not None:
-            self.configure(spec.model)
+        self._device = torch.device(site.device or device_of_actor())
+        if site.data is not None:
+            self._own = load_client(site.data, config.seed, self._name)
+        if site.ledger is not None and site.book is not None:
+            self._account = self._open_book(site.ledger, site.book)
+        self._loss = find_loss(config.training.loss)
+        if terms.model is not None:
+            self.configure(terms.model, terms.exchange)
         own = self._own
         counts = None
         told = not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected
@@ -122,16 +129,17 @@ class ClientHost:
             silo=None if own is None else Silo.of(own),
             class_counts=counts,
             node_id=node_of_actor(),
+            terms=self._terms.sha256,
         )
 
     @speaking()
-    def configure(self, facts: ModelFacts) -> None:
-        """Build the run's model, once it is known.
+    def configure(self, facts: ModelFacts, exchange: str) -> str:
+        """Build the run's model, once it is known, which completes the terms; returns their hash.
 
         Raises:
-            ConfigError: the frozen parameters are others here.
+            ConfigError: the frozen parameters or the exchanged fields are others here.
         """
-        config, spec = self._config, self._spec
+        config, self._terms = self._config, replace(self._terms, model=facts, exchange=exchange)
         self._facts = facts
         model = self._built()
         data = self._own if self._own is not None else self._federation
@@ -140,7 +148,14 @@ class ClientHost:
         # Nothing that one client's records leave in a model may meet another's turn, where anything is protected.
         fresh = fresh_models(model, self._built) if config.privacy.regimes else None
         with self._kept(None):  # it tries the loss
-            self._trainer = Trainer(spec, model, self._loss, algorithm, data, reserve, fresh, self._kept)
+            self._trainer = Trainer(self._terms, self._site.states, model, self._loss, algorithm, data, reserve, fresh, self._kept)
+        ours = self._trainer.exchange.sha256
+        if exchange and ours != exchange:
+            raise ConfigError(
+                f"algorithm.kind: '{config.algorithm.kind}' exchanges other fields in this process ({ours[:12]}) than at the driver "
+                f"({exchange[:12]}); what it exchanges must follow from its arguments and the model alone, and its code be the same everywhere."
+            )
+        return self._terms.sha256
 
     @speaking()
     def preflight(self) -> float:
@@ -150,7 +165,7 @@ class ClientHost:
         Raises:
             PrivacyRefusal: it is above one: model, loss and engine couple records; or something is kept from turn to turn.
         """
-        plan, vocabulary, targets = self._spec.plan, self._vocabulary(), self._target_shape
+        plan, vocabulary, targets = self._terms.plan, self._vocabulary(), self._target_shape
         with self._kept(None):
             if plan is None:
                 facts = self._facts
@@ -162,7 +177,7 @@ class ClientHost:
                 self._loss,
                 self._facts.shape,
                 self._facts.outputs,
-                self._spec.group.training,
+                self._config.training,
                 plan.clip,
                 self._classes,
                 clipping=plan.clipping,
@@ -304,8 +319,8 @@ class ClientHost:
 
     @property
     def _name(self) -> str:
-        assert self._spec.client is not None
-        return self._spec.client.name
+        assert self._site.client is not None
+        return self._site.client.name
 
     def _built(self) -> nn.Module:
         """The run's model, on the device."""
@@ -340,8 +355,8 @@ class ClientHost:
             ledger_directory(ledger, "."),
             self._name,
             plan,
-            job=self._spec.job,
-            pinned=self._spec.pinned,
+            job=self._terms.job,
+            pinned=self._site.pinned,
             fewer_steps=config.privacy.fewer_steps,
             data=data,
             void=claim(config).reasons,
@@ -362,10 +377,10 @@ class ClientHost:
 
     def _reserve(self, round_: int, client: ClientTask) -> ClientTask | str:
         """Spend this attempt's reservation, making it first where there is none; the reason if that is refused."""
-        assert self._account is not None and self._spec.book is not None
+        assert self._account is not None and self._site.book is not None
         if (round_, client.attempt) not in self._reserved:
             for refusal in self.authorize(round_, client.attempt).refused.values():
                 return str(refusal)
         reservation = self._reserved.pop((round_, client.attempt))
-        others = {unit: entry for unit, entry in client.reservations if unit != self._spec.book.unit}
-        return client._replace(reservations=(*others.items(), (self._spec.book.unit, reservation.id)), steps=reservation.steps)
+        others = {unit: entry for unit, entry in client.reservations if unit != self._site.book.unit}
+        return client._replace(reservations=(*others.items(), (self._site.book.unit, reservation.id)), steps=reservation.steps)

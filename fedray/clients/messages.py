@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,57 +13,15 @@ from fedray.aggregation.each import Rows
 from fedray.aggregation.exact import FULL, ExactSum
 from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.aggregation.sparse import SparseValues
-from fedray.clients.groups import ClientGroup
-from fedray.clients.states import StateAddress, StatePlace
-from fedray.config import Config
+from fedray.clients.states import StateAddress
 from fedray.data.silos import Silo
 from fedray.exchange import Exchange
-from fedray.privacy.clientplan import Plan
-from fedray.privacy.recordplan import RecordPlan
 from fedray.traits import Wants
 from fedray.updates.stage import Stage
-
-if TYPE_CHECKING:
-    from fedray.models.facts import ModelFacts
 
 #: What an actor adds updates to.
 Collected = ExactSum | Rows
 Status = Literal["done", "failed", "rejected", "late", "lost", "refused", "surplus"]
-
-
-@dataclass(frozen=True)
-class HostSpec:
-    """What an actor needs to start.
-
-    Attributes:
-        config: the run.
-        group: the clients' group (resources, training overrides).
-        plan: constants of record-level DP, or None.
-        book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
-        model: the run's, without weights, where the driver knows it before the actor starts (hosted).
-        threads: torch threads.
-        client: the one client of a dedicated actor.
-        ledger: directory of the silo's own ledger (dedicated, DP).
-        pinned: hash of an entry that this ledger must hold (a checkpoint knows it).
-        job: names this run in the ledger.
-        provided: objects given to ``fedray.run`` by the caller.
-        profile: keep spans.
-        states: where clients' states are, for algorithms whose clients keep any.
-    """
-
-    config: Config
-    group: ClientGroup
-    plan: RecordPlan | None
-    model: ModelFacts | None
-    threads: int
-    client: ClientTask | None = None
-    book: Plan | None = None
-    ledger: str | None = None
-    pinned: str | None = None
-    job: str = ""
-    provided: Mapping[str, Any] = field(default_factory=dict)
-    profile: bool = False
-    states: StatePlace | None = None
 
 
 @dataclass(frozen=True)
@@ -262,7 +220,8 @@ def added_up(parts: Sequence[PartialSum]) -> PartialSum:
 class HostInfo:
     """What an actor says of itself when it is ready; ``node`` is a host's name, ``node_id`` what Ray calls the node.
 
-    ``silo`` and ``class_counts`` describe the data that it loaded itself (dedicated placement).
+    ``silo`` and ``class_counts`` describe the data that it loaded itself (dedicated placement). ``terms`` is the hash of the terms by
+    which it works (:class:`fedray.clients.terms.Terms`).
     """
 
     node: str
@@ -272,6 +231,7 @@ class HostInfo:
     silo: Silo | None = None
     class_counts: list[int] | None = None
     node_id: str = ""
+    terms: str = ""
 
 
 @dataclass(frozen=True)

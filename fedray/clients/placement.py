@@ -11,9 +11,10 @@ from typing import Any
 import ray
 
 from fedray.clients.groups import ClientGroup
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask
 from fedray.clients.nodes import Node, asks, in_placement_group, ray_options, room
+from fedray.clients.terms import Site, Terms
 from fedray.config import Config, Resources
 from fedray.errors import ConfigError
 
@@ -121,7 +122,7 @@ def _check_fits(places: Sequence[Place], free: Mapping[str, float]) -> None:
             )
 
 
-def start_actor(place: Place, spec: HostSpec, data: Any) -> Any:
+def start_actor(place: Place, terms: Terms, site: Site, data: Any) -> Any:
     """Start one client actor; returns its handle at once.
 
     Training is never repeated by Ray itself (``max_task_retries=0``): under DP a repeated call would be
@@ -132,7 +133,7 @@ def start_actor(place: Place, spec: HostSpec, data: Any) -> Any:
     options = ray_options(r) | {"max_restarts": 0, "max_task_retries": 0}
     if place.client is None and not r.labels and not r.custom and not in_placement_group():
         options["scheduling_strategy"] = "SPREAD"
-    return _actor_class().options(**options).remote(spec, data)
+    return _actor_class().options(**options).remote(terms, site, data)
 
 
 @cache

@@ -43,6 +43,7 @@ class Pool:
         grow: what to add now, given all places, those whose actors are not up, and the cluster's nodes.
         should_stop: polled while waiting.
         note: is given sentences for the user, such as why an actor is not up yet.
+        terms: hash of the terms by which the actor of a place must work; None: it is not compared.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Pool:
         grow: Callable[[Sequence[Place], Sequence[Place], Sequence[Node]], Sequence[Place]] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         note: Callable[[str], None] = log.info,
+        terms: Callable[[Place], str] | None = None,
     ) -> None:
         self._work = Work(sizes)
         self._work.assign(members or {p.queue: [p.client.index] for p in places if p.client is not None})
@@ -75,6 +77,7 @@ class Pool:
             start_timeout=start_timeout,
             should_stop=should_stop,
             note=note,
+            terms=terms,
         )
 
     @property

@@ -20,9 +20,10 @@ from fedray.algorithms.turn import Adjust, ClientView, TrainedTurn, Turn
 from fedray.clients.adding import Adding
 from fedray.clients.devices import end_if_lost, on_device
 from fedray.clients.memory import fitting, turn_noise
-from fedray.clients.messages import ClientReport, ClientTask, Collected, HostSpec, RoundTask
-from fedray.clients.states import StateAddress
+from fedray.clients.messages import ClientReport, ClientTask, Collected, RoundTask
+from fedray.clients.states import StateAddress, StatePlace
 from fedray.clients.surroundings import Kept, described, told, unchanged
+from fedray.clients.terms import Terms
 from fedray.clients.views import Views, with_personal
 from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
@@ -48,7 +49,8 @@ class Trainer:
     """Trains clients of one group.
 
     Args:
-        spec: the actor's.
+        terms: the run's, for these clients.
+        states: where clients' states are, or None.
         model: on the device that it trains on.
         loss: that is minimised.
         algorithm: what a client does.
@@ -60,7 +62,8 @@ class Trainer:
 
     def __init__(
         self,
-        spec: HostSpec,
+        terms: Terms,
+        states: StatePlace | None,
         model: nn.Module,
         loss: Loss,
         algorithm: Algorithm,
@@ -70,16 +73,16 @@ class Trainer:
         kept: Kept = unchanged,
     ) -> None:
         self._fresh = fresh
-        self._spec, self._config, self._loss, self._algorithm, self._reserve = spec, spec.config, loss, algorithm, reserve
-        self._views = Views(spec, model, loss, algorithm)
+        self._plan, self._config, self._loss, self._algorithm, self._reserve = terms.plan, terms.config, loss, algorithm, reserve
+        self._views = Views(terms, states, model, loss, algorithm)
         self.model, self.layout, self.device = model, self._views.layout, next(model.parameters()).device
         self._kept = kept
         self._federation = data if isinstance(data, Federation) else None
         self._own = data if isinstance(data, ClientData) else None
-        training = spec.group.training
+        training = terms.config.training
         self.exchange, self._traits, self._only_trains = algorithm.exchange(self.layout), algorithm.traits, only_trains(algorithm)
-        self._needs, alone = self._batch_needs(data), self._traits.together and not keep_state(make_stages(spec.config))
-        self.engine_name, self.engine = choose_engine(training.engine, spec.plan is not None, model, training, alone, self._needs)
+        self._needs, alone = self._batch_needs(data), self._traits.together and not keep_state(make_stages(terms.config))
+        self.engine_name, self.engine = choose_engine(training.engine, terms.plan is not None, model, training, alone, self._needs)
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
         self._resident: tuple[Tensor, Tensor] | None = None
@@ -88,13 +91,13 @@ class Trainer:
         self.at_work: Sequence[int] = ()  # whose turn it is; read from another thread
         self._lr = -1, 0.0  # a round and its learning rate
         self._host = socket.gethostname()
-        self._adding = Adding(algorithm, self.exchange, self.device, spec.config)
-        privacy = spec.config.privacy
+        self._adding = Adding(algorithm, self.exchange, self.device, terms.config)
+        privacy = terms.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
 
     def _batch_needs(self, data: Federation | ClientData) -> BatchNeeds:
         """What a batch must be; where records are protected, the pre-flight test has seen that it may be anything."""
-        if self._spec.plan is not None:
+        if self._plan is not None:
             return BatchNeeds()
         x, y = data.train.x, data.train.y
         seen = None if self._config.privacy.regimes else y
@@ -107,7 +110,7 @@ class Trainer:
     def train(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask], total: Collected) -> list[ClientReport]:
         """Train clients and add their updates to ``total``; who was added has the status ``done``."""
         if task.round != self._lr[0]:
-            self._lr = task.round, learning_rate(self._spec.group.training, task.round, self._config.rounds)
+            self._lr = task.round, learning_rate(self._config.training, task.round, self._config.rounds)
         lr = self._lr[1]
         if self._together:
             return [report for crowd in self._crowds(clients) for report in self._turn_together(task, weights, crowd, lr, total)]
@@ -162,10 +165,10 @@ class Trainer:
         self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float, state: dict[str, Vector] | None
     ) -> tuple[Update, LocalResult, int | None]:
         """A client's turn: what leaves, what was done, and the physical batch that fitted into memory where that was less than the config's."""
-        training = self._spec.group.training
+        training = self._config.training
         if client.steps is not None:
             training = training.model_copy(update={"steps": client.steps})
-        private = self._spec.plan is not None
+        private = self._plan is not None
         noise = turn_noise(self._config.privacy.insecure_seed, task.round, client.index) if private else None
         x, y = self.tensors(data.train)
         seed = self._seed()
@@ -223,7 +226,7 @@ class Trainer:
         try:
             self._check_stop(task)
             draws = self._draws(task, self._seed())
-            job = self._job(task, self._spec.group.training, lr, draws())
+            job = self._job(task, self._config.training, lr, draws())
             crowd = Crowd(*self._everyone(), starts, stops, lambda k: draws(clients[k].index))
             with self._kept(partial(self._own_seed, task)), span("compute", "local training, many clients at once"):
                 trained, results = train_crowd(self.model, self.layout, weights[: self.layout.size], crowd, job)
@@ -259,7 +262,7 @@ class Trainer:
         lr: float,
     ) -> npt.NDArray[np.float32]:
         """What leaves, float32 ``[clients, up_size]``, after each client's own turn around the training that was done together."""
-        globals_, training = self.exchange.views(weights, "down"), self._spec.group.training
+        globals_, training = self.exchange.views(weights, "down"), self._config.training
         leaves = np.empty((len(clients), self.exchange.up_size), dtype=np.float32)
         for n, client in enumerate(clients):
             view = client.index, sizes[n], globals_, self.model, self.layout
@@ -295,7 +298,7 @@ class Trainer:
         return Keyed(seed, stream, task.round)
 
     def _job(self, task: RoundTask, training: Any, lr: float, draws: np.random.Generator, noise: NoiseSource | None = None) -> LocalJob:
-        plan = self._spec.plan
+        plan = self._plan
         return LocalJob(
             training=training,
             lr=lr,
@@ -316,7 +319,7 @@ class Trainer:
             ClaimVoid: it is not what was charged.
         """
         receipts: dict[str, Receipt] = {}
-        plan, reservations = self._spec.plan, dict(client.reservations)
+        plan, reservations = self._plan, dict(client.reservations)
         if plan is not None:
             check_history(result.history, plan, client.steps)
             ran = record_receipt(plan, result.history or [], self.engine_name, reservations.get("record"))

@@ -13,8 +13,9 @@ from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.algorithms.turn import PERSONAL, Personal
 from fedray.clients.devices import in_actor, node_of_actor
 from fedray.clients.memory import fitting
-from fedray.clients.messages import ClientTask, HostSpec, RoundTask
-from fedray.clients.states import StateAddress, states_at
+from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.states import StateAddress, StatePlace, states_at
+from fedray.clients.terms import Terms
 from fedray.errors import FedrayError
 from fedray.parameters import Layout, Vector, get_vector
 from fedray.training.evaluate import evaluate
@@ -26,19 +27,20 @@ class Views:
     """Views of an actor's clients.
 
     Args:
-        spec: the actor's.
+        terms: the run's, for the actor's clients.
+        states: where clients' states are, or None.
         model: as the run's seed has drawn it, on the device.
         loss: that is minimised.
         algorithm: of the run.
     """
 
-    def __init__(self, spec: HostSpec, model: nn.Module, loss: Loss, algorithm: Algorithm) -> None:
+    def __init__(self, terms: Terms, states: StatePlace | None, model: nn.Module, loss: Loss, algorithm: Algorithm) -> None:
         self.layout, own = Layout.of(model, algorithm.personal), Layout.personal(model, algorithm.personal)
         self._personal = Personal(own, get_vector(model, own)) if own.entries else None
         self._exchange, self._traits = algorithm.exchange(self.layout), algorithm.traits
-        self._loss, self._batch = loss, spec.config.evaluation.batch_size
+        self._loss, self._batch = loss, terms.config.evaluation.batch_size
         self._device: torch.device = next(model.parameters()).device
-        self._states = None if spec.states is None else states_at(spec.states, node_of_actor() if in_actor() else "")
+        self._states = None if states is None else states_at(states, node_of_actor() if in_actor() else "")
 
     def state_of(self, client: ClientTask) -> dict[str, Vector] | None:
         """What a client kept from its last turn that counted; None if there was none.

@@ -18,13 +18,13 @@ from fedray.algorithms.algorithm import Server, begun, make_algorithm, make_serv
 from fedray.checkpoint import Saved
 from fedray.clients.callers import with_room
 from fedray.clients.groups import rates
-from fedray.clients.host import HostSpec
 from fedray.clients.messages import ClientTask
 from fedray.clients.nodes import free_resources
 from fedray.clients.placement import Place, more_places, plan_places, start_actor
 from fedray.clients.pool import Pool
 from fedray.clients.recognition import commit_federation
 from fedray.clients.states import StateFiles, StatePlace
+from fedray.clients.terms import Site, check_terms, make_terms
 from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.driver import Loop, ModelState
@@ -112,6 +112,7 @@ class Wiring:
         try:
             self._open_record_book()
             evaluator = self._start_evaluator()
+            self._agree()
             self.pool = pool = self._start_pool(places)
             everyone = config.clients.placement == "dedicated"
             infos = pool.wait_ready(config.clients.start_timeout, everyone)
@@ -125,7 +126,11 @@ class Wiring:
             assert model is not None and sizes is not None
             if silos_alone:
                 pool.learn_sizes(sizes)
-                pool.broadcast("configure", model.facts, timeout=config.clients.start_timeout)
+                self._agree()
+                told = pool.broadcast("configure", model.facts, model.exchange.sha256, timeout=config.clients.start_timeout)
+                for place in places:
+                    if place.key in told:
+                        check_terms(place.key, told[place.key], self._hashes[place.group])
                 evaluator = self._start_evaluator()
             self._preflight(pool)
             if evaluator is not None:
@@ -287,6 +292,15 @@ class Wiring:
             return None
         return Evaluators(self.config, p.test, p.model.facts, self._request.provided)
 
+    def _agree(self) -> None:
+        """Write down the terms of each group's clients, by what is known of the model."""
+        p, model = self.prepared, self.prepared.model
+        facts, exchange = None if model is None else model.facts, "" if model is None else model.exchange.sha256
+        self._terms = [
+            make_terms(self.config, group, plan, facts, exchange, self._job) for group, plan in zip(p.groups, p.plans, strict=True)
+        ]
+        self._hashes = [terms.sha256 for terms in self._terms]
+
     def _start_pool(self, places: Sequence[Place]) -> Pool:
         p, config, request = self.prepared, self.config, self._request
         data = self._data[0] if self._data else None
@@ -296,22 +310,18 @@ class Wiring:
             group = p.groups[place.group]
             dedicated = place.client is not None
             book: Plan | None = p.client_plan if p.silos_charge_clients else p.plans[place.group]
-            spec = HostSpec(
-                config=config,
-                group=group,
-                plan=p.plans[place.group],
-                model=None if p.model is None else p.model.facts,
-                threads=max(1, int(place.resources.cpu)),
+            site = Site(
+                data=config.data if dedicated else None,
                 client=place.client,
                 book=book if dedicated else None,
                 ledger=group.ledger if dedicated and book is not None else None,
                 pinned=self._pinned.get(place.key) if dedicated else None,
-                job=self._job,
-                provided=request.provided,
-                profile=request.profile,
                 states=states,
+                threads=max(1, int(place.resources.cpu)),
+                profile=request.profile,
+                provided=request.provided,
             )
-            return start_actor(place, spec, None if dedicated else data)
+            return start_actor(place, self._terms[place.group], site, None if dedicated else data)
 
         sizes = p.sizes if p.sizes is not None else np.ones(len(p.names), dtype=np.int64)
         hosted = config.clients.placement == "hosted"
@@ -329,6 +339,7 @@ class Wiring:
             grow=partial(more_places, config, p.groups, self._most) if hosted and request.elastic else None,
             should_stop=lambda: self.tick(),
             note=self._note,
+            terms=lambda place: self._hashes[place.group],
         )
 
     def _preflight(self, pool: Pool) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
+from pydantic_core import to_jsonable_python
 from torch import nn
 
 from fedray.choices import ModelChoice
@@ -51,6 +53,37 @@ class ModelFacts:
     def tokens(self) -> bool:
         """Records are token numbers."""
         return self.dtype == torch.int64
+
+    def document(self) -> dict[str, Any]:
+        """The facts as JSON data."""
+        return {
+            "choice": to_jsonable_python(self.choice.model_dump(), inf_nan_mode="constants"),
+            "seed": self.seed,
+            "shape": list(self.shape),
+            "outputs": self.outputs,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "layout": self.layout.document(),
+            "frozen": self.frozen,
+            "positions": self.positions,
+            "inputs": [i.document() for i in self.inputs],
+            "personal": self.personal.document(),
+        }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> ModelFacts:
+        """The facts of :meth:`document`."""
+        return cls(
+            ModelChoice.model_validate(document["choice"]),
+            document["seed"],
+            tuple(document["shape"]),
+            document["outputs"],
+            getattr(torch, document["dtype"]),
+            Layout.read(document["layout"]),
+            document["frozen"],
+            document["positions"],
+            tuple(Input.of(i) for i in document["inputs"]),
+            Layout.read(document["personal"]),
+        )
 
     def build(self) -> nn.Module:
         """The model as the run began with it, on the CPU; see :func:`fedray.models.build.build_model`.

@@ -90,6 +90,11 @@ class RecordPlan:
         values["sampling_rate"] = [self.sampling_rate.numerator, self.sampling_rate.denominator]
         return {"unit": self.unit, "adjacency": self.adjacency, "regime": "record", **values}
 
+    @classmethod
+    def of(cls, terms: Mapping[str, Any]) -> RecordPlan:
+        """The plan of :meth:`terms`."""
+        return cls(**{field.name: terms[field.name] for field in fields(cls)} | {"sampling_rate": Fraction(*terms["sampling_rate"])})
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of :meth:`terms`."""

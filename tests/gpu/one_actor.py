@@ -25,8 +25,9 @@ def run(record: Record) -> None:
 def host_on(device: torch.device, physical: int) -> tuple[Any, Any, Any]:
     """A host of one client that trains FedAvg's CNN with a gradient for each record, its weights, and the client."""
     from fedray.clients.groups import make_groups
-    from fedray.clients.host import ClientHost, HostSpec
+    from fedray.clients.host import ClientHost
     from fedray.clients.messages import ClientTask
+    from fedray.clients.terms import Site, make_terms
     from fedray.configfile import build_config
     from fedray.data.records import Federation, Records
     from fedray.models.build import build_model
@@ -57,7 +58,7 @@ def host_on(device: torch.device, physical: int) -> tuple[Any, Any, Any]:
     )
     group = make_groups(config, data.names)[0]
     facts = first_model(config.model, SHAPE, CLASSES, config.seed)[1]
-    host = ClientHost(HostSpec(config, group, plan_record(config, group.training), facts, threads=1), data, str(device))
+    host = ClientHost(make_terms(config, group, plan_record(config, group.training), facts), Site(device=str(device)), data)
     host.ready()
     model = build_model(config.model, SHAPE, CLASSES, config.seed)
     return host, get_vector(model, Layout.of(model)), ClientTask(0, "one")

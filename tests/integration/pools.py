@@ -20,9 +20,10 @@ from ray.cluster_utils import Cluster
 from torch import nn
 
 from fedray.aggregation.exact import ExactSum
-from fedray.clients.messages import ClientTask, HostSpec, RoundTask
+from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.placement import Place, more_places, start_actor
 from fedray.clients.pool import Pool, RoundLog
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.planning.preparation import Prepared, prepare
@@ -75,11 +76,11 @@ class Ground:
 
     def pool(self, places: int | Sequence[Place], **settings: Any) -> Pool:
         group = self.prepared.groups[0]
-        spec = HostSpec(self.config, group, None, self.model.facts, threads=1)
+        terms = make_terms(self.config, group, None, self.model.facts)
         given: dict[str, Any] = {"restarts": 9, "retries": 2, "grace": 5.0, "members": {group.name: range(CLIENTS)}} | settings
         return Pool(
             self.places(places) if isinstance(places, int) else places,
-            lambda place: start_actor(place, spec, self.data),
+            lambda place: start_actor(place, terms, Site(), self.data),
             np.ones(CLIENTS, np.int64),
             note=self.notes.append,
             **given,

@@ -106,8 +106,8 @@ def test_after_the_command_was_gone_and_the_run_resumed(reference: str, tmp_path
 
 def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
     """One round by hand, handed out in many orders: the expected sizes decide who comes first."""
-    from fedray.clients.host import HostSpec
     from fedray.clients.placement import Place, start_actor
+    from fedray.clients.terms import Site, make_terms
     from fedray.config import Resources
 
     config = load_config(DIGITS, [o for o in SMALL if not o.startswith("privacy")] + ["privacy={regime: none}"])
@@ -116,10 +116,10 @@ def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
     assert prepared.federation is not None
     model, federation = prepared.model, ray.put(prepared.federation)
     group = prepared.groups[0]
-    spec = HostSpec(config, group, None, model.facts, threads=1)
+    terms = make_terms(config, group, None, model.facts)
     places = [Place(f"p{i}", group.name, 0, Resources(cpu=0.5)) for i in range(2)]
     settings: Any = {"members": {group.name: range(4)}, "restarts": 0, "retries": 0, "grace": 1.0}
-    pool = Pool(places, lambda place: start_actor(place, spec, federation), np.ones(4, np.int64), **settings)
+    pool = Pool(places, lambda place: start_actor(place, terms, Site(), federation), np.ones(4, np.int64), **settings)
     try:
         pool.wait_ready(60, everyone=True)
         weights, totals, shuffle = ray.put(model.weights.value), set(), random.Random(5)

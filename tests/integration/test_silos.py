@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from processes import kill
 
 import fedray
 from fedray.runfiles import RunFiles
@@ -44,6 +45,34 @@ def test_silos_alone_and_together_train_the_same_model(tmp_path: Path) -> None:
         assert result.class_labels == [10, 20, 30]
         partition = json.loads(RunFiles(result.output).partition.read_text())
         assert [(row["client"], row["records"], len(row["classes"])) for row in partition["rows"]] == [("north", 18, 3), ("south", 18, 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_silo_that_only_reads_its_own_records_is_replaced_with_the_model_that_was_built_from_them(tmp_path: Path) -> None:
+    draws, killed = np.random.default_rng(0), list[int]()
+    for name in ("north", "south"):
+        u = draws.normal(size=20)
+        pd.DataFrame({"u": u, "y": (u > 0).astype(int)}).to_csv(tmp_path / f"{name}.csv", index=False)
+
+    def listen(kind: str, value: Any) -> None:
+        if kind == "row" and value["round"] == 1:
+            killed.append(kill("ClientHost"))
+
+    config = {
+        "name": "replaced",
+        "rounds": 8,
+        "data": {"source": f"csv:{tmp_path}", "label": "y", "classes": 2},
+        "model": {"kind": "softmax"},
+        "clients": {"placement": "dedicated", "resources": {"cpu": 0.5}},
+        "cohort": {"kind": "all", "min_clients": 2},
+        "training": {"lr": 0.5, "batch_size": 5, "epochs": 1},
+        "evaluation": {"metrics": []},
+        "tracking": {"enabled": False},
+    }
+    result = fedray.run(config, output=str(tmp_path / "run"), callbacks=[listen])
+    assert killed and result.status == "completed"
+    assert result.summary["faults"]["actor_deaths"] == 1
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from fedray.clients import devices, trainer
 from fedray.clients import host as host_module
 from fedray.clients.devices import device_of_actor
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
@@ -94,7 +95,7 @@ def config(engine: str) -> Any:
 def test_an_actor_ends_with_its_device_and_not_for_want_of_memory(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, data = config(engine), federation()
     facts = first_model(run.model, data.shape, 3, run.seed)[1]
-    host = ClientHost(HostSpec(run, make_groups(run, NAMES)[0], None, facts, threads=1), data, "cpu")
+    host = ClientHost(make_terms(run, make_groups(run, NAMES)[0], None, facts), Site(device="cpu"), data)
     host.ready()
     net = build_model(run.model, data.shape, 3, run.seed)
     weights, task, clients = get_vector(net, Layout.of(net)), RoundTask(0, 1e3), [ClientTask(k, name) for k, name in enumerate(NAMES)]

@@ -22,7 +22,8 @@ from fedray.checkpoint import Saved
 from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
-from fedray.clients.messages import ClientTask, HostSpec, RoundTask
+from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
@@ -190,7 +191,9 @@ def test_training_moves_the_adapters_and_leaves_the_base_to_the_byte(engine: str
     start, facts = first_model(config.model, (WIDTH,), CLASSES, config.seed)
     group = make_groups(config, ["a", "b"])[0]
     federation = Federation(["a", "b"], records(), np.array([0, 20, 40]), None, None, None, CLASSES)
-    host = ClientHost(HostSpec(config, group, plan_record(config, group.training) if private else None, facts, 1), federation, "cpu")
+    host = ClientHost(
+        make_terms(config, group, plan_record(config, group.training) if private else None, facts), Site(device="cpu"), federation
+    )
     host.ready()
     if private:
         assert 0 < host.preflight() <= 1 + 1e-6

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
 from fedray.clients.surroundings import Surroundings, described, told
+from fedray.clients.terms import Site, make_terms
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import FedrayError
@@ -166,9 +167,9 @@ def train(
     )
     if host is None:
         host = ClientHost(
-            HostSpec(config, make_groups(config, NAMES)[0], None, first_model(config.model, (5,), 3, config.seed)[1], threads=1),
+            make_terms(config, make_groups(config, NAMES)[0], None, first_model(config.model, (5,), 3, config.seed)[1]),
+            Site(device="cpu"),
             federation,
-            device="cpu",
         )
         host.ready()
     model = build_model(config.model, (5,), 3, 0)
@@ -314,9 +315,9 @@ def test_a_clients_evaluation_ends_by_itself() -> None:
         }
     )
     host = ClientHost(
-        HostSpec(config, make_groups(config, NAMES)[0], None, first_model(config.model, (5,), 3, config.seed)[1], threads=1),
+        make_terms(config, make_groups(config, NAMES)[0], None, first_model(config.model, (5,), 3, config.seed)[1]),
+        Site(device="cpu"),
         federation,
-        device="cpu",
     )
     host.ready()
     model = build_model(config.model, (5,), 3, 0)

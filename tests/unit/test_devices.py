@@ -23,8 +23,9 @@ from rounding import apart, steps_apart, terms_of
 from torch import Tensor
 
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec, device_of_actor
+from fedray.clients.host import ClientHost, device_of_actor
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.data.dataset import client_names
@@ -94,7 +95,7 @@ def host_on(device: str, config: Config, data: Federation | None, client: Client
     plan = plan_record(config, group.training) if config.privacy.regime == "record" else None
     shape, outputs = (data.shape, CLASSES) if data is not None else ((64,), 10)
     facts = first_model(config.model, shape, outputs, config.seed)[1]
-    host = ClientHost(HostSpec(config, group, plan, facts, threads=1, client=client), data, device)
+    host = ClientHost(make_terms(config, group, plan, facts), Site(None if data else config.data, client, device=device), data)
     assert host.ready().device == device
     return host
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from fedray.algorithms.algorithm import make_algorithm
 from fedray.checkpoint import Saved
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
@@ -193,8 +194,8 @@ def test_crowds_train_the_head_alone(momentum: float) -> None:
     totals = []
     for engine in ("lockstep", "plain"):
         own = group.training.model_copy(update={"engine": engine})
-        spec = HostSpec(config, type(group)(**{**vars(group), "training": own}), None, model.facts, 1)
-        host = ClientHost(spec, federation, device="cpu")
+        terms = make_terms(config, type(group)(**{**vars(group), "training": own}), None, model.facts)
+        host = ClientHost(terms, Site(device="cpu"), federation)
         host.ready()
         before = frozen_bytes(host._trainer.model)
         task = RoundTask(0, 3.0)
@@ -215,7 +216,7 @@ def test_a_client_under_privacy_sends_noise_for_trained_parameters_only() -> Non
     release = Release(plan_clients(config, 4, model.facts.layout.size, 40), 1)
     release.begin(0)
     task = RoundTask(0, 4.0, release.stages(0), release.plan.sha256)
-    host = ClientHost(HostSpec(config, make_groups(config, names)[0], None, model.facts, 1), federation, "cpu")
+    host = ClientHost(make_terms(config, make_groups(config, names)[0], None, model.facts), Site(device="cpu"), federation)
     host.ready()
     reports = host.train(task, model.weights.value, [ClientTask(k, name) for k, name in enumerate(names)])
     assert {r.status for r in reports} == {"done"}
@@ -258,7 +259,7 @@ def test_other_frozen_parameters_in_another_process_are_refused() -> None:
     model = made(config)
     x, y = records()
     federation = Federation(["a"], Records(x, y), np.array([0, len(x)]), None, None, None, CLASSES)
-    host = ClientHost(HostSpec(config, make_groups(config, ["a"])[0], None, model.facts, 1), federation, "cpu")
+    host = ClientHost(make_terms(config, make_groups(config, ["a"])[0], None, model.facts), Site(device="cpu"), federation)
     with pytest.raises(ConfigError, match="made other frozen parameters here .* must make the same ones in every process"):
         host.ready()
     with pytest.raises(ConfigError, match="other frozen parameters"):

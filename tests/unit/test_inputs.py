@@ -14,8 +14,9 @@ from torch import nn
 from fedray import components
 from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config, Data
 from fedray.configfile import build_config
 from fedray.data.commitment import check, commit_records, prove
@@ -154,7 +155,9 @@ def turn(made: Config) -> tuple[ClientHost, bytes]:
     prepared = prepare(made)
     assert prepared.model is not None
     federation = load_federation(made.data, made.seed)
-    host = ClientHost(HostSpec(made, make_groups(made, federation.names)[0], prepared.plans[0], prepared.model.facts, 1), federation, "cpu")
+    host = ClientHost(
+        make_terms(made, make_groups(made, federation.names)[0], prepared.plans[0], prepared.model.facts), Site(device="cpu"), federation
+    )
     host.ready()
     if made.privacy.regimes:
         host.preflight()

@@ -17,7 +17,8 @@ from fedray import components
 from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
-from fedray.clients.messages import ClientTask, HostSpec, RoundTask
+from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
@@ -185,7 +186,9 @@ def test_clients_learn_the_next_token(private: bool) -> None:
     model, facts = first_model(config.model, (LENGTH,), TOKENS, config.seed, torch.int64, LENGTH)
     federation = Federation(["a", "b"], records(128), np.array([0, 64, 128]), None, None, None, TOKENS)
     group = make_groups(config, ["a", "b"])[0]
-    host = ClientHost(HostSpec(config, group, plan_record(config, group.training) if private else None, facts, 1), federation, "cpu")
+    host = ClientHost(
+        make_terms(config, group, plan_record(config, group.training) if private else None, facts), Site(device="cpu"), federation
+    )
     host.ready()
     if private:
         assert 0 < host.preflight() <= 1 + 1e-6

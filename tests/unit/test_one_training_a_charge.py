@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.algorithms.turn import Turn
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
@@ -191,9 +192,9 @@ def turn(algorithm: str) -> ClientReport:
     federation = Federation(["a"], records, np.array([0, 40]), None, None, None, 3)
     group = make_groups(config, ["a"])[0]
     host = ClientHost(
-        HostSpec(config, group, plan_record(config, group.training), first_model(config.model, (6,), 3, config.seed)[1], threads=1),
+        make_terms(config, group, plan_record(config, group.training), first_model(config.model, (6,), 3, config.seed)[1]),
+        Site(device="cpu"),
         federation,
-        device="cpu",
     )
     host.ready()
     model = build_model(config.model, (6,), 3, 0)

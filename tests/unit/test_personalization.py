@@ -17,9 +17,10 @@ from fedray.algorithms.algorithm import Algorithm, Mean, Update, make_algorithm
 from fedray.algorithms.turn import Turn
 from fedray.choices import Choice
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.states import StateFiles, StatePlace
+from fedray.clients.terms import Site, make_terms
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import ConfigError, FedrayError
@@ -182,10 +183,9 @@ def test_one_clip_norm_holds_over_shared_and_personal_layers(tmp_path: Path) -> 
     start, first = get_vector(model, facts.layout), get_vector(model, facts.personal)
     moved = {}
     for z in (0.0, 2.0):
-        spec = HostSpec(
-            config, group, replace(plan, noise_multiplier=z, sampling_rate=Fraction(1)), facts, 1, states=StatePlace(str(tmp_path))
-        )
-        host, task = ClientHost(spec, federation, device="cpu"), RoundTask(0, 1.0, clients=1)
+        terms = make_terms(config, group, replace(plan, noise_multiplier=z, sampling_rate=Fraction(1)), facts)
+        site = Site(device="cpu", states=StatePlace(str(tmp_path)))
+        host, task = ClientHost(terms, site, federation), RoundTask(0, 1.0, clients=1)
         host.ready()
         (report,) = host.train(task, start, [ClientTask(0, "a")])
         assert report.status == "done" and report.state is not None, report.traceback

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fedray import components
 from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.errors import PrivacyRefusal
@@ -91,7 +92,7 @@ def host(privacy: dict[str, Any], training: dict[str, Any], model: str = "python
         release = Release(plan_clients(config, 10, layout.size, 40), config.privacy.insecure_seed)
         release.begin(0)
         task = RoundTask(0, 10.0, release.stages(0), release.plan.sha256)
-    made = ClientHost(HostSpec(config, group, plan, first_model(config.model, (4,), 3, config.seed)[1], threads=1), federation, "cpu")
+    made = ClientHost(make_terms(config, group, plan, first_model(config.model, (4,), 3, config.seed)[1]), Site(device="cpu"), federation)
     made.ready()
     return made, task, get_vector(net, layout)
 

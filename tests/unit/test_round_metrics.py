@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
 from fedray.clients.pool import RoundLog
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
@@ -69,9 +70,9 @@ def test_a_clients_loss_has_the_same_bits_whoever_it_is_trained_beside(engine: s
     seen: list[dict[str, float | None]] = []
     for share in (1, 2, 5, CLIENTS):  # clients that an actor is given at once
         host = ClientHost(
-            HostSpec(config, make_groups(config, names)[0], None, first_model(config.model, (7,), 3, config.seed)[1], threads=1),
+            make_terms(config, make_groups(config, names)[0], None, first_model(config.model, (7,), 3, config.seed)[1]),
+            Site(device="cpu"),
             federation,
-            device="cpu",
         )
         host.ready()
         order = draws.permutation(CLIENTS)

@@ -14,9 +14,10 @@ from rehearsed import Rehearsed, config_of, label_skewed
 
 from fedray.clients.adding import Adding
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, PartialSum, RoundTask
 from fedray.clients.states import StatePlace
+from fedray.clients.terms import Site, make_terms
 from fedray.errors import ClaimVoid, ConfigError, FedrayError, PrivacyRefusal, UpdateRejected
 from fedray.exchange import Exchange, Field
 from fedray.models.facts import first_model
@@ -257,7 +258,7 @@ def test_an_update_with_other_stages_or_fields_than_its_rounds_is_not_used(tmp_p
     group, stages, names = make_groups(config, FEDERATION.names)[0], make_stages(config), FEDERATION.names
     plan = plan_record(config, group.training)
     model, facts = first_model(config.model, (64,), 10, config.seed)
-    host = ClientHost(HostSpec(config, group, plan, facts, threads=1, states=StatePlace(str(tmp_path))), FEDERATION, device="cpu")
+    host = ClientHost(make_terms(config, group, plan, facts), Site(device="cpu", states=StatePlace(str(tmp_path))), FEDERATION)
     host.ready()
     capacity = float(FEDERATION.sizes.sum())
 

@@ -14,9 +14,10 @@ from torch.nn import functional
 from fedray import components
 from fedray.choices import ModelChoice
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.memory import fitting
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
@@ -310,9 +311,9 @@ def trained(model: Any, loss: LossFn, training: dict[str, Any], y: Any, classes:
     data = Federation(names, Records(x, y), np.arange(clients + 1, dtype=np.int64) * each, None, None, None, classes)
     outputs = classes or 1
     made = ClientHost(
-        HostSpec(config, make_groups(config, names)[0], None, first_model(config.model, (6,), outputs, config.seed)[1], threads=1),
+        make_terms(config, make_groups(config, names)[0], None, first_model(config.model, (6,), outputs, config.seed)[1]),
+        Site(device="cpu"),
         data,
-        "cpu",
     )
     made.ready()
     net = build_model(config.model, (6,), outputs, config.seed)

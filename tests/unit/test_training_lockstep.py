@@ -20,8 +20,9 @@ from fedray.aggregation.exact import ExactSum
 from fedray.choices import ModelChoice
 from fedray.clients import trainer
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Training
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
@@ -249,9 +250,9 @@ def host(engine: str, x: Any, y: Any, clients: int, **sections: Any) -> tuple[Cl
     offsets = np.arange(clients + 1, dtype=np.int64) * (len(y) // clients)
     data = Federation([f"c{k}" for k in range(clients)], Records(x, y), offsets, None, None, None, 3)
     made = ClientHost(
-        HostSpec(config, make_groups(config, data.names)[0], None, first_model(config.model, data.shape, 3, config.seed)[1], threads=1),
+        make_terms(config, make_groups(config, data.names)[0], None, first_model(config.model, data.shape, 3, config.seed)[1]),
+        Site(device=str(DEVICE)),
         data,
-        str(DEVICE),
     )
     made.ready()
     net = build_model(config.model, data.shape, 3, config.seed)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
 
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Data
 from fedray.configfile import build_config
 from fedray.data.dataset import load_client, load_federation
@@ -183,7 +184,9 @@ def test_labels_are_learned_also_under_record_level_privacy(folder: Path, traini
     assert prepared.model.facts.outputs == 3
     federation = load_federation(config.data, config.seed)
     host = ClientHost(
-        HostSpec(config, make_groups(config, federation.names)[0], prepared.plans[0], prepared.model.facts, 1), federation, "cpu"
+        make_terms(config, make_groups(config, federation.names)[0], prepared.plans[0], prepared.model.facts),
+        Site(device="cpu"),
+        federation,
     )
     host.ready()
     if privacy:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from survivors import survivors
 
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.data.dataset import load_federation
@@ -113,7 +114,7 @@ def summed(made: Config) -> bytes:
     prepared = prepare(made)
     assert prepared.model is not None
     data = load_federation(made.data, made.seed)
-    host = ClientHost(HostSpec(made, make_groups(made, data.names)[0], None, prepared.model.facts, threads=1), data, "cpu")
+    host = ClientHost(make_terms(made, make_groups(made, data.names)[0], None, prepared.model.facts), Site(device="cpu"), data)
     host.ready()
     reports = host.train(RoundTask(0, 1e4), prepared.model.weights.value, [ClientTask(k, name) for k, name in enumerate(data.names)])
     assert [report.status for report in reports] == ["done"] * 3, reports
@@ -163,7 +164,7 @@ def test_federated_evaluation_takes_the_concordance_of_each_silo(table: str) -> 
     assert prepared.model is not None
     assert prepared.model.facts.outputs == 1
     data = load_federation(made.data, made.seed)
-    host = ClientHost(HostSpec(made, make_groups(made, data.names)[0], None, prepared.model.facts, threads=1), data, "cpu")
+    host = ClientHost(make_terms(made, make_groups(made, data.names)[0], None, prepared.model.facts), Site(device="cpu"), data)
     host.ready()
     rows = host.evaluate(prepared.model.weights.value, [ClientTask(k, name) for k, name in enumerate(data.names)])
     assert all(0 <= row.metrics["c_index"] <= 1 and np.isfinite(row.metrics["loss"]) for row in rows)

@@ -9,8 +9,9 @@ import pytest
 import stillparts
 
 from fedray.clients.groups import make_groups
-from fedray.clients.host import ClientHost, HostSpec
+from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
+from fedray.clients.terms import Site, make_terms
 from fedray.configfile import build_config
 from fedray.data.records import Federation, Records
 from fedray.models.build import build_model
@@ -47,7 +48,7 @@ def part_of(client: int, privacy: dict[str, Any]) -> tuple[np.ndarray, Release]:
     release.begin(0)
     task = RoundTask(0, 1.0, release.stages(0), release.plan.sha256)
     host = ClientHost(
-        HostSpec(config, make_groups(config, names)[0], None, first_model(config.model, (100,), 10, config.seed)[1], threads=1), federation
+        make_terms(config, make_groups(config, names)[0], None, first_model(config.model, (100,), 10, config.seed)[1]), Site(), federation
     )
     host.ready()
     (report,) = host.train(task, get_vector(model, layout), [ClientTask(client, names[client])])
