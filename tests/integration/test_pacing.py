@@ -53,6 +53,7 @@ def test_fedbuff_has_the_same_bytes_with_other_actors_and_after_a_resume(tmp_pat
     assert column(one, "round/clients_completed") == [4] * 6 and max(column(one, "round/staleness_most")) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_over_selection_and_its_virtual_time(tmp_path: Path) -> None:
     cohort, pacing = {"kind": "fixed", "size": 5}, {"kind": "semi_synchronous", "over": 1.6, "arrival": "simulated"}
@@ -105,6 +106,7 @@ def test_fedbuff_in_real_time_makes_a_step_for_each_full_buffer(tmp_path: Path) 
     assert sum(round_ for _, round_, _ in committed) == sum(3 * number for number in range(6)) - round(staleness)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_over_selection_in_real_time_ends_with_the_first(tmp_path: Path) -> None:
     slow = {"kind": "python:sleepparts:Sleeping", "slow": 2, "seconds": 0.05}

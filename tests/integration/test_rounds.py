@@ -96,6 +96,7 @@ class TestFaultsOfClients:
         assert rows[0]["metrics"]["time/round_s"] < 15  # the slow client alone sleeps for 18 seconds
         assert any("client c0" in n and "late" in n for n in notes)
 
+    @pytest.mark.slow
     def test_a_client_that_takes_its_actor_down_is_tried_again(self, tmp_path: Path) -> None:
         model = {"kind": "python:slowparts:model", "dies": 3, "mark": str(tmp_path / "mark")}
         result = run(tmp_path / "run", model=model)

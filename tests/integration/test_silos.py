@@ -15,6 +15,7 @@ import fedray
 from fedray.runfiles import RunFiles
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_silos_alone_and_together_train_the_same_model(tmp_path: Path) -> None:
     """Files in upper case, a column that only one has, a test fold at each silo, declared labels: the placement changes nothing."""

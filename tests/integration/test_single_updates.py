@@ -65,6 +65,7 @@ class TestRuns:
         assert died.summary["faults"]["actor_deaths"] == 1
         assert digest(died) == digest(calm)
 
+    @pytest.mark.slow
     def test_clients_whose_updates_are_gone_do_not_count_and_the_others_do(self, tmp_path: Path) -> None:
         mark, model = tmp_path / "mark", {"kind": "mlp", "hidden": [1500]}  # larger than what Ray sends within a reply
         result = run(tmp_path / "run", rounds=1, model=model, aggregation={"kind": "python:ruleparts:Losing", "mark": str(mark)})

@@ -48,6 +48,7 @@ def traffic(result: fedray.Result, name: str) -> list[int]:
     return [round(row["metrics"][f"traffic/{name}_mb"] * 1e6) for row in RunFiles(Path(result.output)).rows()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_memories_are_the_same_after_a_resume_with_other_actors(tmp_path: Path) -> None:
     calm = run(tmp_path / "calm")
@@ -70,6 +71,7 @@ def test_traffic_counts_what_travelled(tmp_path: Path) -> None:
     assert not any("traffic/sent_mb" in row["metrics"] for row in RunFiles(Path(dense.output)).rows())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_sizes_do_not_tell_who_took_part(tmp_path: Path) -> None:
     privacy = {"regime": "client", "noise_multiplier": 1.0, "delta": 1e-3, "clip": 1.0, "budget": 1000}
