@@ -43,8 +43,9 @@ class PacingChoice(Choice):
     """The schedule of rounds, and the time in which updates arrive. Other keys are the schedule's arguments."""
 
     kind: str = Field(
+        "synchronous",
         description="synchronous (a step of the model waits for the cohort), semi_synchronous (over: more clients are asked than count), fedbuff "
-        "(buffer, concurrency: a step for every so many updates, from whatever version of the model), or python:package.module:name."
+        "(buffer, concurrency: a step for every so many updates, from whatever version of the model), or python:package.module:name.",
     )
     arrival: Literal["real", "simulated"] = Field(
         "real",

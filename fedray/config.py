@@ -380,7 +380,7 @@ class Config(Section):
     model: ModelChoice
     clients: Clients = Clients()
     cohort: Cohort = Cohort()
-    pacing: PacingChoice = PacingChoice(kind="synchronous")
+    pacing: PacingChoice = PacingChoice()
     training: Training
     algorithm: Choice = Choice(kind="fedavg")
     server: Choice = Choice(kind="sgd")

@@ -46,6 +46,16 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert {k: (v.dtype, v.tobytes()) for k, v in found.rule.items()} == {k: (v.dtype, v.tobytes()) for k, v in remembered.items()}
 
 
+def test_what_a_schedule_goes_on_from_is_read_as_it_was(tmp_path: Path) -> None:
+    pacing = {"pacing.clock": np.array([1.5]), "pacing.training": np.zeros((0, 2), dtype=np.int64)}
+    save_checkpoint(tmp_path, Saved(3, WEIGHTS, pacing=pacing, versions={1: -WEIGHTS}), keep=2)
+    found = load_latest(tmp_path)
+    assert found is not None and found.versions.keys() == {1} and (found.versions[1] == -WEIGHTS).all()
+    assert {n: (v.shape, v.dtype, v.tolist()) for n, v in found.pacing.items()} == {
+        n: (v.shape, v.dtype, v.tolist()) for n, v in pacing.items()
+    }
+
+
 def test_a_disk_that_is_full_is_told_and_the_old_files_stand(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, Saved(1, WEIGHTS), keep=2)
     write_tensors(tmp_path / "model.safetensors", {"w": WEIGHTS}, {})
