@@ -35,7 +35,7 @@ FILE = "limits.yaml"
 P = TypeVar("P", bound=Plan)
 
 
-class Terms(Section):
+class LimitsSection(Section):
     """The content of the file; see the module's description."""
 
     epsilon: float | None = Field(None, gt=0.0)
@@ -55,7 +55,7 @@ class Limits:
     """
 
     where: str
-    terms: Terms
+    terms: LimitsSection
 
     def check(self, plans: Iterable[Plan], void: Sequence[str] = (), path: str = "privacy") -> None:
         """Refuse a run that asks for more than the limits allow.
@@ -128,7 +128,7 @@ def load_limits(directory: str | Location) -> Limits | None:
     if found is None:
         return None
     try:
-        return Limits(where, Terms.model_validate(parse_yaml(found.decode(), where) or {}))
+        return Limits(where, LimitsSection.model_validate(parse_yaml(found.decode(), where) or {}))
     except UnicodeDecodeError:
         problem = "it is not UTF-8 text"
     except ConfigError as error:  # not YAML
