@@ -38,6 +38,7 @@ def column(result: fedray.Result, name: str) -> list[float]:
     return [row["metrics"][name] for row in RunFiles(result.output).rows()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_fedbuff_has_the_same_bytes_with_other_actors_and_after_a_resume(tmp_path: Path) -> None:
     one = run(tmp_path / "one", clients={"actors": 1})
@@ -89,6 +90,7 @@ REAL: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_fedbuff_in_real_time_makes_a_step_for_each_full_buffer(tmp_path: Path) -> None:
     training = {"lr": 1.0, "sampling_rate": 0.2, "expected_batch": 10, "steps": 2}

@@ -59,6 +59,7 @@ def test_memories_are_the_same_after_a_resume_with_other_actors(tmp_path: Path) 
     assert any(np.frombuffer(error, dtype=np.float32).any() for error in kept(tmp_path / "calm").values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_traffic_counts_what_travelled(tmp_path: Path) -> None:
     each = int(0.02 * SIZE)
