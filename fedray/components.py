@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from fedray.errors import ConfigError, raised, shortened
+from fedray.errors import ConfigError, blaming, raised, shortened
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,20 @@ def configured(room: Room, name: str, given: Mapping[str, Any]) -> partial[Any]:
     """
     part = find_callable(room, name)
     return partial(part, **check_arguments(part, given, room.section, own=_taking(room, part)))
+
+
+def made(room: Room, name: str, given: Mapping[str, Any]) -> Any:
+    """Return what the part with this name makes of the config's arguments alone.
+
+    Args:
+        room, name, given: as of :func:`configured`.
+
+    Raises:
+        ConfigError: as :func:`configured`, or the part fails.
+    """
+    factory = configured(room, name, given)
+    with blaming(f"{room.path}: making '{name}'"):
+        return factory()
 
 
 def _taking(room: Room, part: Callable[..., Any]) -> list[str]:

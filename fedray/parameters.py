@@ -152,6 +152,13 @@ def set_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:
                 tensor.copy_(torch.from_numpy(part.copy()))
 
 
+def read_only(values: Values) -> Values:
+    """A view of an array that cannot be written to."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
+
+
 def fingerprint(*values: Values) -> str:
     """Return the SHA-256, hexadecimal, of the values' bytes (little-endian) in order."""
     digest = hashlib.sha256()

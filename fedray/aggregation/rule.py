@@ -13,8 +13,8 @@ from fedray import components
 from fedray.aggregation.each import Each
 from fedray.aggregation.exact import ExactSum
 from fedray.choices import Choice
-from fedray.errors import ConfigError, FedrayError, blaming
-from fedray.parameters import Values, Vector
+from fedray.errors import ConfigError, FedrayError
+from fedray.parameters import Values, Vector, read_only
 from fedray.traits import Wants
 
 #: What a rule remembers from round to round: arrays by name, which go into checkpoints as they are.
@@ -71,9 +71,8 @@ def make_rule(part: Choice) -> Rule[Any]:
         raise ConfigError(f"{path}: '{part.kind}' lacks combine (docs/rules.md shows one).")
     if factory.wants not in get_args(Wants):
         raise ConfigError(f"{path}: '{part.kind}' wants {factory.wants!r}; set wants to 'sum' or 'each'.")
-    arguments = components.check_arguments(factory, part.arguments, "aggregation")
-    with blaming(f"{path}: making '{part.kind}'"):
-        return factory(**arguments)
+    made: Rule[Any] = components.made(components.AGGREGATORS, part.kind, part.arguments)
+    return made
 
 
 def combined(rule: Rule[Any], got: ExactSum | Each, kept: Mapping[str, Values], size: int) -> tuple[Vector, Memory]:
@@ -84,7 +83,7 @@ def combined(rule: Rule[Any], got: ExactSum | Each, kept: Mapping[str, Values], 
         FedrayError: the rule gave another shape, values that are not finite, or something that cannot be remembered.
     """
     name = type(rule).__name__
-    given: Any = rule.combine(got, {key: _read_only(value) for key, value in kept.items()})
+    given: Any = rule.combine(got, {key: read_only(value) for key, value in kept.items()})
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)):
         raise FedrayError(
             f"aggregation.kind: {name}.combine gave a {type(given).__name__}; give the vector and a dict of what is remembered."
@@ -101,9 +100,3 @@ def combined(rule: Rule[Any], got: ExactSum | Each, kept: Mapping[str, Values], 
                 f"aggregation.kind: {name} would remember {key!r} as {what}; use NumPy arrays by name, of {', '.join(_REMEMBERED)}."
             )
     return vector, remembered
-
-
-def _read_only(values: Values) -> Values:
-    view = values.view()
-    view.flags.writeable = False
-    return view

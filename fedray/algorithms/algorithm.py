@@ -256,9 +256,7 @@ def _served(algorithm: Algorithm, before: Mapping[str, Vector], mean: Mean) -> d
 
 
 def _make(part: Choice, room: components.Room, kind: Any, otherwise: str) -> object:
-    factory = components.configured(room, part.kind, part.arguments)
-    with blaming(f"{room.path}: making '{part.kind}'"):
-        made: object = factory()
+    made: object = components.made(room, part.kind, part.arguments)
     if not isinstance(made, kind):
         raise ConfigError(f"{room.path}: '{part.kind}' made a {type(made).__name__}, which {otherwise}.")
     return made

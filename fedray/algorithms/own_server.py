@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedray.errors import ConfigError, blaming
-from fedray.parameters import Vector
+from fedray.parameters import Vector, read_only
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class OwnServer:
             ConfigError: it fails, or gives anything but a pair of finite weights ``[size]`` and named float32 arrays.
         """
         with blaming(f"server.kind: step of '{self.kind}'"):
-            result = self.made.step(_locked(weights), _locked(delta), {name: _locked(value) for name, value in state.items()})
+            result = self.made.step(read_only(weights), read_only(delta), {name: read_only(value) for name, value in state.items()})
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._refusal("step", result, "a pair (new weights, new state)")
         moved, after = result
@@ -74,9 +74,3 @@ class OwnServer:
     def _refusal(self, method: str, value: Any, wanted: str) -> ConfigError:
         what = f"an array {value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         return ConfigError(f"server.kind: {method} of '{self.kind}' returned {what}; return {wanted}.")
-
-
-def _locked(values: Vector) -> Vector:
-    view = values.view()
-    view.flags.writeable = False
-    return view

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedray.algorithms.algorithm import make_algorithm
+from fedray.algorithms.algorithm import begun, make_algorithm
 from fedray.audit.findings import Check
 from fedray.audit.probes import Floats, Probe, Subject, start_host, synthetic, train_one
 from fedray.audit.statistics import coin_check, guarded, independence_check, largest, noise_check, secrecy_check
@@ -187,8 +187,7 @@ def _telemetry(name: str, subject: Subject, classes: int | None, target_shape: t
     one_step = subject.group.training.model_copy(update={"steps": 1})
     short = replace(subject, group=replace(subject.group, training=one_step), plan=replace(subject.plan, steps=1))
     algorithm, facts = make_algorithm(subject.config.algorithm), subject.model
-    first = algorithm.begin(facts.layout, get_vector(facts.build(), facts.layout), facts.another)
-    weights = algorithm.exchange(facts.layout).joined(first, "down")
+    weights = begun(algorithm, algorithm.exchange(facts.layout), facts.layout, get_vector(facts.build(), facts.layout), facts.another)
     sent = []
     for seed in (1, 2):
         federation = _federation(subject, classes, target_shape, 12, seed)

@@ -256,7 +256,7 @@ class ClientHost:
         """Memory for a sum that all actors of this node share, and which this one keeps for the round; None where there is none to be had."""
         self._shared = None  # what it kept goes first
         try:
-            self._shared = SharedMemory(len(task.empty_sum(self._trainer.exchange).values))
+            self._shared = SharedMemory(task.size(self._trainer.exchange))
         except OSError:
             return None
         return self._shared.at

@@ -107,7 +107,7 @@ class Dispatch:
         """
         permit = self._authorize(number, plan.cohort)
         task = self._task(number, permit)
-        part_bytes = task.empty_sum(self._exchange).values.nbytes if self._wants == "sum" else 0  # single updates need not travel yet
+        part_bytes = 8 * task.size(self._exchange) if self._wants == "sum" else 0  # single updates need not travel yet
         under = UnderWay(task, permit, RoundLog(list(plan.left)), part_bytes)
         under.arriving = self._pool.train(
             permit.cohort,

@@ -170,9 +170,7 @@ def make_schedule(config: Config) -> Schedule:
         ConfigError: unknown schedule, wrong arguments, or settings that it cannot do anything with.
     """
     room, kind = components.PACINGS, config.pacing.kind
-    factory = components.configured(room, kind, config.pacing.arguments)
-    with blaming(f"{room.path}: making '{kind}'"):
-        made: object = factory()
+    made: object = components.made(room, kind, config.pacing.arguments)
     if not isinstance(made, Schedule):
         raise ConfigError(
             f"{room.path}: '{kind}' made a {type(made).__name__}, which is not derived from fedray.rounds.pacing.Schedule "

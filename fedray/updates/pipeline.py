@@ -79,9 +79,7 @@ def _made(part: Choice, room: components.Room, place: Place) -> Stage | None:
         if part.arguments:
             raise ConfigError(f"{section}.{next(iter(part.arguments))}: kind is none, so it would do nothing; take it out, or name a kind.")
         return None
-    factory = components.configured(room, part.kind, part.arguments)
-    with blaming(f"{room.path}: making '{part.kind}'"):
-        made = factory()
+    made = components.made(room, part.kind, part.arguments)
     if not isinstance(made, Stage):
         raise ConfigError(f"{room.path}: '{part.kind}' is not derived from fedray.updates.stage.Stage (docs/stages.md shows how).")
     if made.place != place or made.integer or made.weighs:

@@ -11,6 +11,15 @@ from fedray.algorithms.scaffold import Scaffold
 from fedray.algorithms.turn import Turn
 
 
+def end_once(mark: str) -> None:
+    """End this process, unless the file ``mark`` says that one has ended before; it is made."""
+    try:
+        Path(mark).touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os._exit(1)
+
+
 @dataclass(frozen=True)
 class Dying(Scaffold):
     """SCAFFOLD; the first turn of round 1 with a state that finds no file ``mark`` makes it and ends its actor, after it has trained.
@@ -24,9 +33,5 @@ class Dying(Scaffold):
     def local(self, turn: Turn) -> Update:
         update = super().local(turn)
         if turn.number == 1 and turn.state is not None:
-            try:
-                Path(self.mark).touch(exist_ok=False)
-            except FileExistsError:
-                return update
-            os._exit(1)
+            end_once(self.mark)
         return update

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keptstates import kept
 
 import fedray
 from fedray.checkpoint import load_latest
-from fedray.clients.messages import ClientTask
-from fedray.clients.states import StateFiles
 from fedray.errors import FedrayError
-from fedray.rounds.clientstates import ClientStates
 from fedray.runfiles import RunFiles
 
 
@@ -39,15 +37,6 @@ def run(output: Path, **sections: Any) -> fedray.Result:
     return fedray.run({**config, **sections}, output=str(output), resume=resume)
 
 
-def kept(output: Path) -> dict[int, bytes]:
-    """The control variates that the newest checkpoint names, by client."""
-    saved = load_latest(output / "checkpoints")
-    assert saved is not None
-    states, files = ClientStates(output / "states", 1, saved.states), StateFiles(str(output / "states"))
-    found = {t.index: t.state for t in states.attached([ClientTask(i, str(i)) for i in range(6)]) if t.state is not None}
-    return {index: files.read(state)["control"].tobytes() for index, state in found.items()}
-
-
 @pytest.mark.usefixtures("cluster")
 def test_state_is_the_same_with_a_dying_actor_and_after_a_resume_with_another(tmp_path: Path) -> None:
     calm = run(tmp_path / "calm")
@@ -58,7 +47,7 @@ def test_state_is_the_same_with_a_dying_actor_and_after_a_resume_with_another(tm
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("calm", "again")]
     assert resumed.summary["model_sha256"] == calm.summary["model_sha256"]
     assert models[0] == models[1]
-    assert kept(tmp_path / "calm") == kept(tmp_path / "again") != {}
+    assert kept(tmp_path / "calm", "control") == kept(tmp_path / "again", "control") != {}
 
 
 @pytest.mark.slow

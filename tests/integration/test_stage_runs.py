@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from keptstates import kept
 
 import fedray
-from fedray.checkpoint import load_latest
-from fedray.clients.messages import ClientTask
-from fedray.clients.states import StateFiles
-from fedray.rounds.clientstates import ClientStates
 from fedray.runfiles import RunFiles
 
 SIZE = 650  # softmax regression of digits
@@ -36,14 +33,6 @@ def run(output: Path, **sections: Any) -> fedray.Result:
     return fedray.run({**config, **sections}, output=str(output), resume=resume)
 
 
-def kept(output: Path) -> dict[int, bytes]:
-    saved = load_latest(output / "checkpoints")
-    assert saved is not None
-    states, files = ClientStates(output / "states", 1, saved.states), StateFiles(str(output / "states"))
-    found = {t.index: t.state for t in states.attached([ClientTask(i, str(i)) for i in range(6)]) if t.state is not None}
-    return {index: files.read(state)["stage0.error"].tobytes() for index, state in found.items()}
-
-
 def traffic(result: fedray.Result, name: str) -> list[int]:
     return [round(row["metrics"][f"traffic/{name}_mb"] * 1e6) for row in RunFiles(Path(result.output)).rows()]
 
@@ -55,8 +44,8 @@ def test_memories_are_the_same_after_a_resume_with_other_actors(tmp_path: Path) 
     run(tmp_path / "resumed", rounds=2, clients={"actors": 1})
     resumed = run(tmp_path / "resumed", resume=True)
     assert resumed.summary["model_sha256"] == calm.summary["model_sha256"]
-    assert kept(tmp_path / "calm") == kept(tmp_path / "resumed") != {}
-    assert any(np.frombuffer(error, dtype=np.float32).any() for error in kept(tmp_path / "calm").values())
+    assert kept(tmp_path / "calm", "stage0.error") == kept(tmp_path / "resumed", "stage0.error") != {}
+    assert any(np.frombuffer(error, dtype=np.float32).any() for error in kept(tmp_path / "calm", "stage0.error").values())
 
 
 @pytest.mark.slow
