@@ -15,14 +15,31 @@ import numpy.typing as npt
 
 from fedray.aggregation.exact import FULL, MAX_COORDINATE, check_weight, largest_magnitude, rejection
 from fedray.errors import FedrayError, UpdateRejected
+from fedray.parameters import Vector
 
 #: Most values of all clients in a segment: 32 MiB in float32. Each segment of a part is an object of its own, so there should not be too many.
 SEGMENT_VALUES = 1 << 23
+_STRIP_VALUES, _STRIP_WIDTH = 1 << 17, 128
 
 
 def segments_for(clients: int, size: int) -> int:
     """Number of segments for ``clients`` vectors of ``size`` values."""
     return max(1, min(size, -(-clients * size // SEGMENT_VALUES)))
+
+
+def strips(clients: int, width: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of ranges of ``width`` columns that stay in cache in float64, for products of matrices."""
+    step = max(_STRIP_WIDTH, _STRIP_VALUES // max(1, clients))
+    return ((start, min(start + step, width)) for start in range(0, width, step))
+
+
+def squared_distances(products: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Squared distances of all pairs of vectors from their inner products, both float64 ``[n, n]``; rounding makes none negative."""
+    squares = products.diagonal()
+    found = products * -2.0
+    found += squares[:, None]
+    found += squares
+    return np.maximum(found, 0.0, out=found)
 
 
 def bounds(size: int, segments: int) -> list[tuple[int, int]]:
@@ -209,6 +226,38 @@ class Each:
         """
         for start, stop in bounds(self.size, self.segments):
             yield start, stop, self.columns(start, stop)
+
+    @cached_property
+    def products(self) -> npt.NDArray[np.float64]:
+        """Inner products of all pairs of updates, float64 ``[count, count]``, from one look at all values.
+
+        Raises:
+            PartLost: a part is gone.
+        """
+        found = np.zeros((self.count, self.count))
+        for _, _, columns in self.blocks():
+            for low, high in strips(*columns.shape):
+                strip = columns[:, low:high].astype(np.float64)
+                found += strip @ strip.T
+        return found
+
+    def weighted_sum(self, factors: npt.NDArray[np.float64]) -> Vector:
+        """The sum of all updates times their factors, float32 ``[size]``, added up in the order of the clients.
+
+        Args:
+            factors: float64 ``[count]``; what has the factor zero is left out.
+
+        Raises:
+            PartLost: a part is gone.
+        """
+        found = np.empty(self.size, dtype=np.float32)
+        for start, stop, columns in self.blocks():
+            total = np.zeros(stop - start)
+            for factor, row in zip(factors, columns, strict=True):
+                if factor:
+                    total += np.multiply(row, factor, dtype=np.float64)
+            found[start:stop] = total
+        return found
 
     def _opened(self, segment: int) -> Iterator[tuple[npt.NDArray[np.int64], Rows]]:
         """A segment of each part, with the places of its rows among all clients; one part is let go before the next is asked for.

@@ -6,13 +6,12 @@ algorithm 1, option II.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
+from fedray.aggregation.assumed import assumed
 from fedray.aggregation.each import Each
 from fedray.aggregation.rule import Memory, Rule
 from fedray.errors import ConfigError
@@ -39,7 +38,7 @@ class TrimmedMean(Rule[Each]):
 
     def cut(self, count: int) -> int:
         """Number of values that are cut off at each end of ``count``."""
-        return min(math.ceil(Fraction(str(self.share)) * count), (count - 1) // 2)  # 0.07 * 100 is above 7 in float64
+        return assumed(self.share, count, most=(count - 1) // 2)
 
     def combine(self, got: Each, kept: Mapping[str, Values]) -> tuple[Vector, Memory]:
         """The trimmed mean, and nothing remembered."""
