@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,18 +11,41 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import yaml
+from keptstates import kept
 from paths import ROOT
 from processes import wait_until
 
 from cluster.hosts import missing
 from cluster.tls import make_authority, make_host, tls_environment
+from fedray.checkpoint import load_latest
+from fedray.runfiles import RunFiles
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NETWORK = "10.78.79"
+
+#: Ten clients of different labels, five of them in each round. The config that a user has beside a module of their own.
+OWN: dict[str, Any] = {
+    "name": "own",
+    "seed": 1,
+    "rounds": 10,
+    "data": {"source": "sklearn:digits", "partition": {"kind": "dirichlet", "alpha": 1.0, "clients": 10}},
+    "model": {"kind": "softmax"},
+    "clients": {"actors": 3},
+    "cohort": {"kind": "fixed", "size": 5},
+    "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
+    "evaluation": {"every": 5, "metrics": ["accuracy"]},
+    "tracking": {"enabled": False},
+}
+
+
+#: Not on hosts, too: the nodes of one machine have directories of their own, to which a job's directory is brought in the same way.
+ONE_MACHINE = pytest.mark.parametrize("cluster", ["machine"], indirect=True)
 
 
 @dataclass
@@ -89,6 +113,45 @@ def test_a_job_ends_with_exit_code_0_and_submitted_again_is_finished(
     code, told = cluster.fedray(*line)
     assert code == 0, told
     assert "is finished: its 4 rounds were done before, and none is done again" in told
+
+
+def submit_own(cluster: Cluster, folder: Path, page: str, section: str, lines: int) -> RunFiles:
+    """Train, as a job, with the whole module of a page of the documentation, named in ``section``; it has fewer than ``lines`` lines.
+
+    Blank lines do not count; imports, decorators and comments do. The module lies beside the config, in the directory that is shipped, and
+    on no process's path.
+    """
+    (module,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
+    assert sum(bool(line.strip()) for line in module.splitlines()) < lines
+    (part,) = re.findall(r"^class (\w+)", module, re.M)
+    work, kind = folder / "work", f"python:my_{section}:{part}"
+    work.mkdir()
+    (work / f"my_{section}.py").write_text(module)
+    (work / "own.yaml").write_text(yaml.safe_dump({**OWN, section: {"kind": kind}}))
+    code, told = cluster.fedray("submit", f"{work}/own.yaml", "--working-dir", str(work), "--output", str(folder / "run"))
+    assert code == 0, told
+    assert "own completed" in told
+    files = RunFiles(folder / "run")
+    summary = files.read_summary()
+    assert summary is not None
+    assert (summary["status"], summary["rounds"], summary["faults"]["client_failures"]) == ("completed", OWN["rounds"], 0)
+    assert summary["final"]["eval/accuracy"] > 0.7  # of ten classes
+    assert yaml.safe_load(files.config.read_text())[section]["kind"] == kind
+    return files
+
+
+@ONE_MACHINE
+def test_scaffold_in_under_sixty_lines_of_ones_own_runs_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    run = submit_own(cluster, tmp_path, "algorithms", "algorithm", 60)
+    assert len(set(kept(run.root, "control", clients=10).values())) > OWN["cohort"]["size"]  # each client has its own control
+
+
+@ONE_MACHINE
+def test_a_median_in_under_fifteen_lines_of_ones_own_runs_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    run = submit_own(cluster, tmp_path, "rules", "aggregation", 15)
+    saved = load_latest(run.checkpoints)
+    assert saved is not None
+    assert saved.rule["velocity"].any()  # what the median remembers
 
 
 def test_a_stopped_job_is_not_waited_for_after_its_end(cluster: Cluster, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from fedray import components
 PAGE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
 
 
-def test_the_example_is_a_median_that_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_is_a_median_that_remembers_in_under_fifteen_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    assert sum(bool(line.strip()) for line in example.splitlines()) < 15  # without blank lines
     (tmp_path / "my_rule_for_test.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_rule_for_test", raising=False)
