@@ -43,6 +43,7 @@ class Adding:
         self._weight_cap = config.privacy.weight_cap
         # What stages draw can be repeated where nothing is protected; else noise has a seed in tests only.
         self._seed = config.privacy.insecure_seed if config.privacy.regimes else config.seed
+        self._public_seed = config.seed
 
     def leaving(self, update: Update) -> Vector:
         """The fields of an update as one vector, float32 ``[up_size]``."""
@@ -73,7 +74,8 @@ class Adding:
     ) -> Passed:
         share = 1.0 if self._weight_cap is None else min(records / self._weight_cap, 1.0)
         source = noise_source(self._seed, task.round, f"update-{client.index}")
-        return passed_all(task.stages, update, At(task.round, client.attempt, client.index, source, share), kept or {})
+        at = At(task.round, client.attempt, client.index, source, share, seed=self._public_seed)
+        return passed_all(task.stages, update, at, kept or {})
 
     def one(self, task: RoundTask, records: int, sent: Update | npt.NDArray[Any], total: Collected, factor: int = FULL) -> None:
         """Add what a client sends, its update or what the stages have made of it, times ``factor / FULL``.

@@ -37,13 +37,13 @@ def check_stages(config: Config, stages: Sequence[Stage], traits: Traits) -> Non
         if regime is not None and stage.state:
             raise PrivacyRefusal(
                 f"{section}.kind: clients keep a state between their turns for '{kind}', which lies in the run's directory and shows who took "
-                f"part; use a stage without state (of topk: feedback=false), or privacy.regime=record.",
+                f"part; use a stage without state (feedback=false, where a stage has feedback), or privacy.regime=record.",
                 f"privacy.incompatible.{regime}.client_state",
             )
         if regime == "distributed" and stage.place == "lossy" and stage.support != "public":
             raise PrivacyRefusal(
                 f"{section}.kind: with '{kind}' each client chooses by its own update what it sends, which shows beside the noise, and shares "
-                "of noise add up only in values that all clients send; use compression.kind=none, or a stage that keeps a public set of "
-                "values.",
+                "of noise add up only in values that all clients send; use compression.kind=none, or randk without feedback, whose set of values "
+                "is public.",
                 "privacy.incompatible.distributed.compression",
             )

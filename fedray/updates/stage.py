@@ -48,6 +48,8 @@ class At:
         source: source of random draws: secret under privacy, else the same for every attempt, so that a run can be repeated.
         share: in (0, 1], what a stage that weighs multiplies the update by; see ``privacy.weight_cap``.
         state: what this stage has kept for the client, by name; empty if nothing yet. Not to be changed.
+        seed: the run's, which everyone may know: for draws that the receiver repeats, keyed by :mod:`fedray.rng`, such as a mask that all
+            clients of a round share.
     """
 
     round: int
@@ -56,6 +58,7 @@ class At:
     source: Source
     share: float = 1.0
     state: Mapping[str, Vector] | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)

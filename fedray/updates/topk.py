@@ -10,6 +10,7 @@ import numpy as np
 
 from fedray.errors import ConfigError
 from fedray.parameters import Vector
+from fedray.updates.feedback import with_feedback
 from fedray.updates.stage import At, Passed, Place, Stage, Support
 
 _BYTES = 8  # a position (uint32) and a value (float32)
@@ -49,18 +50,13 @@ class TopK(Stage):
 
     def out(self, x: Vector, at: At) -> Passed:
         """The largest values of the update and of what was not sent before, the rest zero; what is not finite as it came."""
-        error = (at.state or {}).get("error")
-        wanted = x if error is None else x + error
-        if not np.isfinite(wanted).all():  # the sum refuses it, or a clip makes zeros of it
-            return Passed(wanted)
+        return with_feedback(x, at, self.feedback, self._sparse)
+
+    def _sparse(self, wanted: Vector) -> Vector:
         kept = largest(wanted, self.number(len(wanted)))
         values = np.zeros_like(wanted)
         values[kept] = wanted[kept]
-        if not self.feedback:
-            return Passed(values)
-        rest = wanted.copy()
-        rest[kept] = 0.0
-        return Passed(values, {"error": rest})
+        return values
 
     def sent(self, size: int, before: int) -> int:
         """Position and value of each number that is sent, unless all of them take less."""

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from fedray.privacy.csprng import InsecureSeeded
 from fedray.privacy.mechanisms.discrete import Grid, decode, encode, round_within
 from fedray.privacy.mechanisms.integernoise import integer_noise
-from fedray.privacy.mechanisms.rotation import rotate, unrotate
 from fedray.updates.norm import clip_update
+from fedray.updates.rotation import rotate, unrotate
 
 floats = st.one_of(st.floats(-10, 10, width=32), st.floats(width=32))
 kinds = st.sampled_from(["ddg", "skellam"])

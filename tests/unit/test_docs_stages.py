@@ -38,9 +38,8 @@ def test_the_example_is_unbiased_and_runs(example: dict[str, Any]) -> None:
     (stage,) = make_stages(config)
     x = np.linspace(-1, 1, 200, dtype=np.float32)
     draws = [stage.out(x, At(0, 0, 0, InsecureSeeded(k, 0, 0))).values for k in range(400)]
-    step = np.linalg.norm(x) / 7
-    assert np.abs(np.mean(draws, 0) - x).max() < 6 * step / 2 / np.sqrt(len(draws))  # a rounding deviates by half a step at most
-    assert sent_bytes((stage,), 200) == 204
+    assert np.abs(np.mean(draws, 0) - x).max() < 6 * 0.01 / 2 / np.sqrt(len(draws))  # a rounding has a deviation of half a step at most
+    assert sent_bytes((stage,), 200) == 200
     federation, _ = label_skewed()
     runs = [Rehearsed(config, federation) for _ in range(2)]
     for cohort in ([0, 1, 2], [2, 3]):

@@ -16,7 +16,7 @@ from scipy import linalg, stats
 from fedray.errors import ConfigError
 from fedray.privacy.csprng import Csprng, InsecureSeeded
 from fedray.privacy.mechanisms.discrete import BETA, Grid, decode, encode, round_within
-from fedray.privacy.mechanisms.rotation import padded_dimension, rotate, unrotate, walsh_hadamard
+from fedray.updates.rotation import padded_dimension, rotate, unrotate, walsh_hadamard
 
 ALPHA = 1e-6
 GRID = Grid(dimension=50, clip=1.0, scale=1000.0, bits=20, rotate=False, shares=4, max_clients=10, noise_multiplier=1.0)

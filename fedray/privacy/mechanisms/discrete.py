@@ -16,9 +16,9 @@ import numpy as np
 from fedray.errors import ConfigError
 from fedray.privacy.mechanisms.base import Floats, Vector
 from fedray.privacy.mechanisms.integernoise import MAX_SIGMA, Integers, Kind, integer_noise
-from fedray.privacy.mechanisms.rotation import padded_dimension, rotate, unrotate
 from fedray.rounding import three_digits
 from fedray.updates.norm import clip_update
+from fedray.updates.rotation import padded_dimension, rotate, unrotate
 from fedray.updates.stage import Source
 
 #: A rounding has a norm of at most ``Grid.l2`` with probability at least 1 - BETA.

@@ -1,4 +1,4 @@
-"""A random rotation that spreads a vector evenly over its coordinates, so that a small ring can hold them.
+"""A random rotation that spreads a vector evenly over its coordinates, so that a small ring or one bit can hold them.
 
 The signs come from a public seed. Privacy does not depend on them, because a rotation preserves the norm.
 """
@@ -35,7 +35,7 @@ def rotate(vector: Floats, seed: int) -> Floats:
     """
     n = padded_dimension(len(vector))
     values = np.zeros(n)
-    np.multiply(vector, _signs(n, seed)[: len(vector)], out=values[: len(vector)])
+    np.multiply(vector, random_signs(n, seed)[: len(vector)], out=values[: len(vector)])
     walsh_hadamard(values)
     values *= 1.0 / math.sqrt(n)
     return values
@@ -45,16 +45,16 @@ def unrotate(vector: Floats, dimension: int, seed: int) -> Floats:
     """The inverse of :func:`rotate`: float64 ``[n]`` to float64 ``[dimension]``."""
     values = vector * (1.0 / math.sqrt(len(vector)))
     walsh_hadamard(values)
-    return np.asarray(values[:dimension] * _signs(len(vector), seed)[:dimension])
+    return np.asarray(values[:dimension] * random_signs(len(vector), seed)[:dimension])
 
 
 def walsh_hadamard(values: Floats) -> None:
-    """Multiply by the Walsh-Hadamard matrix (entries +-1) in place; float64 ``[n]``, n a power of two.
+    """Multiply each row by the Walsh-Hadamard matrix (entries +-1) in place; contiguous float64 ``[n]`` or ``[rows, n]``, n a power of two.
 
     Source: Fino & Algazi 1976, Unified Matrix Treatment of the Fast Walsh-Hadamard Transform
     """
     half = 1
-    while half < len(values):
+    while half < values.shape[-1]:
         pairs = values.reshape(-1, 2, half)
         difference = pairs[:, 0] - pairs[:, 1]
         pairs[:, 0] += pairs[:, 1]
@@ -62,6 +62,7 @@ def walsh_hadamard(values: Floats) -> None:
         half *= 2
 
 
-def _signs(n: int, seed: int) -> Floats:
+def random_signs(n: int, seed: int) -> Floats:
+    """``n`` values of -1 and 1 from a public seed, float64."""
     bits = np.unpackbits(np.frombuffer(rng.generator(seed, "rotation").bytes((n + 7) // 8), dtype=np.uint8), count=n)
     return np.where(bits, -1.0, 1.0)
