@@ -110,11 +110,16 @@ class Exchange:
         """
         where = getattr(self, way)
         sizes = {name: s.stop - s.start for name, s in where.items()}
-        found = {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
+        found = {name: _float32(value) for name, value in values.items()}
         if {name: value.shape for name, value in found.items()} != {name: (size,) for name, size in sizes.items()}:
             given = {name: value.shape for name, value in found.items()}
             raise ConfigError(f"algorithm.kind: it gave the fields {given} where it exchanges {sizes} values.")
         return next(iter(found.values())) if len(found) == 1 else np.concatenate([found[name] for name in where])
+
+
+def _float32(value: Vector) -> Vector:
+    """A value as float32: where it is that already, itself, and not the view that ``numpy.asarray`` makes of an array from the object store."""
+    return value if type(value) is np.ndarray and value.dtype == np.float32 else np.asarray(value, dtype=np.float32)
 
 
 def _slices(fields: list[Field]) -> dict[str, slice]:

@@ -6,7 +6,9 @@ What a call gives is computed when it is made. So a test decides in which order 
 from __future__ import annotations
 
 import math
+import pickle
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +31,20 @@ from fedray.driver import Driver, Loop, ModelState
 from fedray.holder import Holder
 from fedray.planning.preparation import capacity, prepare
 from fedray.privacy.regime import Regime
+from fedray.rounds import broadcast
 from fedray.rounds.arrival import make_steps
 from fedray.rounds.books import Books
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import Row, RunFiles
+
+
+def stored(value: Any) -> Any:
+    """A value as the object store gives it: its arrays lie in memory of the store, and cannot be written to."""
+    buffers = list[pickle.PickleBuffer]()
+    packed = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(packed, buffers=[bytes(buffer) for buffer in buffers])
 
 
 @dataclass(eq=False)
@@ -61,6 +71,9 @@ class VirtualRay:
         ready = sorted((ref for ref in refs if ref.done <= self.now), key=lambda ref: ref.done)[:num_returns]
         return ready, [ref for ref in refs if ref not in ready]
 
+    def put(self, value: Any) -> Ref:
+        return Ref(stored(value), self.now)
+
     def get(self, ref: Any, timeout: float | None = None) -> Any:
         if isinstance(ref, list):
             return [one.value for one in ref]
@@ -82,7 +95,7 @@ class Handle:
 
     def __init__(self, ray: VirtualRay, host: ClientHost) -> None:
         self.ray, self.host, self.free = ray, host, 0.0
-        self.training: list[tuple[RoundTask, Ref, Ref]] = []
+        self.training: list[tuple[RoundTask, weakref.ref[Ref], weakref.ref[Ref]]] = []  # only who waits for a part keeps it
 
     def __getattr__(self, name: str) -> Call:
         return Call(self, name)
@@ -90,12 +103,15 @@ class Handle:
     def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         ray = self.ray
         if name == "stop_round":
-            for task, reports, part in [t for t in self.training if t[1].done > ray.now]:
+            calls = [(task, reports(), part()) for task, reports, part in self.training]
+            for task, reports, part in calls:
+                if reports is None or part is None or reports.done <= ray.now:
+                    continue
                 reports.value = [r._replace(status="late") for r in reports.value]
                 part.value = PartialSum(task.round, task.empty_sum(self.host._trainer.exchange))
                 reports.done = part.done = self.free = ray.now
             return None
-        value = getattr(self.host, name)(*arguments)
+        value = getattr(self.host, name)(*(a.value if isinstance(a, Ref) else a for a in arguments))
         if name == "ready":
             value = replace(value, node_id="driver")
         if name in ("train", "train_and_hand_over"):
@@ -104,7 +120,7 @@ class Handle:
             return Ref(value, self.free)
         first, part = (Ref(one, self.free) for one in value)
         if name == "train_and_hand_over":
-            self.training.append((arguments[0], first, part))
+            self.training.append((arguments[0], weakref.ref(first), weakref.ref(part)))
         return first, part
 
 
@@ -121,11 +137,16 @@ class Call:
 
 
 def drive(
-    config: Config, folder: Path, seconds: Callable[[ClientTask], float], number: int, monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    folder: Path,
+    seconds: Callable[[ClientTask], float],
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    made: Callable[[Callable[[ClientTask], float]], VirtualRay] = VirtualRay,
 ) -> tuple[list[Row], VirtualRay, np.ndarray]:
     """Run a config without privacy with so many actors; its rows, the time at the end, and the model."""
-    ray = VirtualRay(seconds)
-    for module in (actors, inbox, rounds, slots):
+    ray = made(seconds)
+    for module in (actors, broadcast, inbox, rounds, slots):
         monkeypatch.setattr(module, "ray", ray)
     p = prepare(config)
     assert p.model is not None and p.sizes is not None and p.federation is not None
