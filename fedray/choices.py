@@ -68,3 +68,22 @@ class PacingChoice(Choice):
         if given and self.arrival == "real":
             raise ValueError(f"{given[0]}: has no effect on real arrivals; set arrival to simulated, or take it out")
         return self
+
+
+class AttackChoice(Choice):
+    """Clients that attack the run on purpose, for experiments with aggregation rules. Other keys are the attack's arguments."""
+
+    kind: str = Field("none", description="none, or what the malicious clients do: see `fedray list attacks`.")
+    fraction: float | None = Field(
+        None, gt=0.0, lt=1.0, description="Fraction of all clients that attack, drawn by the run's seed, rounded up to whole clients."
+    )
+    clients: list[str] | None = Field(None, min_length=1, description="Names of the clients that attack, instead of a fraction.")
+
+    @model_validator(mode="after")
+    def _who(self) -> AttackChoice:
+        given = [*(name for name in ("fraction", "clients") if getattr(self, name) is not None), *self.arguments]
+        if self.kind == "none" and given:
+            raise ValueError(f"{given[0]}: kind is none, so it would do nothing; take it out, or name a kind")
+        if self.kind != "none" and (self.fraction is None) == (self.clients is None):
+            raise ValueError("fraction: give exactly one of fraction and clients")
+        return self

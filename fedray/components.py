@@ -78,6 +78,7 @@ SERVERS = Room("fedray.algorithms", "SERVERS", "server.kind")
 COMPRESSIONS = Room("fedray.updates", "COMPRESSIONS", "compression.kind")
 BOUNDS = Room("fedray.updates", "BOUNDS", "bound.kind")
 AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind")
+ATTACKS = Room("fedray.attacks", "ATTACKS", "attack.kind")
 MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
 SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind", ("population", "coins"))
 PACINGS = Room("fedray.rounds", "PACINGS", "pacing.kind")
@@ -105,6 +106,7 @@ ROOMS: Mapping[str, Room] = {
     "compressions": COMPRESSIONS,
     "bounds": BOUNDS,
     "aggregators": AGGREGATORS,
+    "attacks": ATTACKS,
     "cohorts": SAMPLERS,
     "pacings": PACINGS,
     "mechanisms": MECHANISMS,

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedray.choices import Choice, ModelChoice, PacingChoice, Section
+from fedray.choices import AttackChoice, Choice, ModelChoice, PacingChoice, Section
 from fedray.components import short_name
 
 Open01 = Field(gt=0.0, le=1.0)
@@ -392,6 +392,7 @@ class Config(Section):
         Choice(kind="none"), description="What limits how far one update moves the model: none, or see `fedray list bounds`."
     )
     secure: Unread = Unread()
+    attack: AttackChoice = AttackChoice()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

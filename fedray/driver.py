@@ -16,6 +16,7 @@ from fedray.aggregation.each import Each, PartLost, RowsAt
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import Memory, Rule, combined
 from fedray.algorithms.algorithm import Algorithm, Mean, Server, figured, stepped
+from fedray.attacks.attackers import Attackers
 from fedray.checkpoint import Saved
 from fedray.clients.messages import ClientTask, PartialSum
 from fedray.clients.pool import Pool, RoundLog
@@ -98,6 +99,7 @@ class Driver:
         about = parts.regime, parts.privacy, parts.record, parts.exchange, len(parts.names), parts.capacity, parts.rule.wants
         self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about)
         self._under_way: UnderWay | None = None
+        self._attackers = Attackers.of(parts.config, parts.names)
         self._failures = FailedRounds(parts.config, parts.regime, bool(parts.privacy.lines), parts.record.tell)
 
     def run(self) -> str:
@@ -209,7 +211,7 @@ class Driver:
         while total.count >= max(1, p.config.cohort.min_clients):
             try:
                 with span("aggregation", "combine single updates"):
-                    return total, combined(p.rule, total, self._kept, p.exchange.up_size)
+                    return total, combined(p.rule, self._attackers.seen(total), self._kept, p.exchange.up_size)
             except PartLost as lost:
                 total = total.without(lost.part)
                 log_.lose(lost.part.clients, "its update was lost before it was combined")

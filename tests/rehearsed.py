@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fedray.aggregation.each import Each, Rows, RowsAt
 from fedray.aggregation.rule import combined, make_rule
 from fedray.algorithms.algorithm import Mean, ServerState, begun, make_algorithm, make_server, stepped
+from fedray.attacks.attackers import Attackers
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientReport, ClientTask, RoundTask
@@ -122,7 +123,8 @@ class Rehearsed:
 
     def __init__(self, config: Config, federation: Federation) -> None:
         self.algorithm, self.server, self.rule = make_algorithm(config.algorithm), make_server(config.server), make_rule(config.aggregation)
-        self._config, self._federation, self.stages = config, federation, make_stages(config)
+        self.attackers = Attackers.of(config, federation.names)
+        self._config, self._federation, self.stages = config, self.attackers.changed(federation), make_stages(config)
         self._group = make_groups(config, federation.names)[0]
         shape = federation.train.x.shape[1:]
         outputs = outputs_for(config.training.loss, federation.classes)
@@ -178,7 +180,7 @@ class Rehearsed:
                 each = each.joined(RowsAt.here(parts[k].clients, came))
             else:
                 total.merge(came)
-        got = total if self.rule.wants == "sum" else each
+        got = total if self.rule.wants == "sum" else self.attackers.seen(each)
         vector, self.memory = combined(self.rule, got, self.memory, self.exchange.up_size)
         mean = Mean(self.exchange.views(vector, "up"), got.count, got.count / len(names))
         self.globals, self.state = stepped(self.algorithm, self.server, self.layout, self.exchange, self.globals, self.state, mean)

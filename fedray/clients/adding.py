@@ -16,6 +16,7 @@ import torch
 from fedray.aggregation.exact import BLOCK, FULL, ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update
 from fedray.algorithms.turn import Moved
+from fedray.attacks.attackers import Attackers
 from fedray.clients.messages import ClientTask, Collected, RoundTask
 from fedray.config import Config
 from fedray.exchange import MODEL, Exchange
@@ -36,10 +37,11 @@ class Adding:
         exchange: its fields.
         device: that the model is on.
         config: the run.
+        attackers: clients that send something else than their updates.
     """
 
-    def __init__(self, algorithm: Algorithm, exchange: Exchange, device: torch.device, config: Config) -> None:
-        self._algorithm, self._exchange, self._device = algorithm, exchange, device
+    def __init__(self, algorithm: Algorithm, exchange: Exchange, device: torch.device, config: Config, attackers: Attackers) -> None:
+        self._algorithm, self._exchange, self._device, self._attackers = algorithm, exchange, device, attackers
         self._weight_cap = config.privacy.weight_cap
         # What stages draw can be repeated where nothing is protected; else noise has a seed in tests only.
         self._seed = config.privacy.insecure_seed if config.privacy.regimes else config.seed
@@ -49,6 +51,13 @@ class Adding:
         """The fields of an update as one vector, float32 ``[up_size]``."""
         values = {name: value.vector() if isinstance(value, Moved) else value for name, value in update.values.items()}
         return self._exchange.joined(values, "up")
+
+    def forged(self, task: RoundTask, client: ClientTask, update: Update) -> Update:
+        """What a client gives for the update that its algorithm gave: this itself, unless it attacks."""
+        if not self._attackers.forges(client.index):
+            return update
+        sent = self._attackers.sent(task.round, client.index, self.leaving(update))
+        return Update(dict(self._exchange.views(sent, "up")), update.state)
 
     def staged(
         self, task: RoundTask, client: ClientTask, records: int, update: Update, kept: Mapping[str, Vector] | None
@@ -115,6 +124,9 @@ class Adding:
         """Add what clients send, float32 ``[clients, up_size]``; for each None, or why it was left out, which may be anything that a stage
         of the user's own raises.
         """
+        for n, client in enumerate(clients):
+            if self._attackers.forges(client.index):
+                updates[n] = self._attackers.sent(task.round, client.index, updates[n])
         if not task.stages:
             with _whole_or_dead():
                 return total.add_many(updates, [self._algorithm.weight(n) for n in sizes], [c.factor for c in clients])

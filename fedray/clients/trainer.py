@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedray.algorithms.algorithm import Algorithm, Update, only_trains, turned
 from fedray.algorithms.turn import Adjust, ClientView, TrainedTurn, Turn
+from fedray.attacks.attackers import Attackers
 from fedray.clients.adding import Adding
 from fedray.clients.devices import end_if_lost, on_device
 from fedray.clients.memory import fitting, turn_noise
@@ -91,7 +92,8 @@ class Trainer:
         self.at_work: Sequence[int] = ()  # whose turn it is; read from another thread
         self._lr = -1, 0.0  # a round and its learning rate
         self._host = socket.gethostname()
-        self._adding = Adding(algorithm, self.exchange, self.device, terms.config)
+        attackers = Attackers() if self._federation is None else Attackers.of(terms.config, self._federation.names)
+        self._adding = Adding(algorithm, self.exchange, self.device, terms.config, attackers)
         privacy = terms.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
 
@@ -151,6 +153,7 @@ class Trainer:
             kept = self._views.state_of(client)
             with self._kept(partial(self._own_seed, task, client)), span("compute", "local training"):
                 update, result, fitted = self._run(task, weights, client, data, lr, kept and of_algorithm(kept))
+                update = self._adding.forged(task, client, update)
                 sent, new = self._adding.staged(task, client, records, update, kept) if task.stages else (update, update.state)
             receipts, state = self._receipts(task, client, result), self._views.keep(task, new)
             with span("aggregation", "add an update"):

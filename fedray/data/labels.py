@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedray.data.records import Label, Targets
+from fedray.data.records import Federation, Label, Targets
 from fedray.data.rows import key as label_key
 from fedray.errors import DataError
 
@@ -261,3 +261,23 @@ def positions_in(
             raise DataError(sentence(value, int(np.argmax(codes == i)) + 1, ", ".join(map(str, allowed))))
     positions: npt.NDArray[np.int64] = np.array([position[label_key(value)] for value in found], dtype=np.int64)[codes]
     return positions
+
+
+def said_of_labels(federation: Federation) -> list[str]:
+    """Return a warning if labels were numbered without being declared and are not 0..C-1 already."""
+    labels = list(federation.class_labels)
+    if federation.declared or labels == list(range(len(labels))):
+        return []
+    shown = ", ".join(f"{label!r} is class {k}" for k, label in list(enumerate(labels))[:6])
+    return [
+        f"data: the labels are numbered in sorted order: {shown}{', ...' if len(labels) > 6 else ''} (class_labels in partition.json); "
+        "declare data.classes to keep integers as they are, or data.labels for an order of your own."
+    ]
+
+
+def said_of_one_class(counts: npt.NDArray[np.int64] | None, class_labels: Sequence[Label]) -> list[str]:
+    """Return a warning if all records have the same label and the counts may be shown."""
+    found = [] if counts is None else np.flatnonzero(counts.sum(axis=0)).tolist()
+    if len(found) != 1:
+        return []
+    return [f"data: every training record has the label {class_labels[found[0]]!r}, so there is nothing to tell apart; check the label."]

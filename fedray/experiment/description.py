@@ -83,6 +83,7 @@ def tracking_tags(prepared: Prepared) -> dict[str, str]:
         "fedray.privacy": _regimes(prepared),
         "fedray.dataset": config.data.source.rpartition("/")[2],
         "fedray.seed": str(config.seed),
+        **({} if config.attack.kind == "none" else {"fedray.attack": config.attack.kind}),
         **claim_tags(prepared),
     }
 

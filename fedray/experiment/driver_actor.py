@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from fedray import __version__, components, credentials, logs
+from fedray.attacks.attackers import Attackers
 from fedray.config import Config
 from fedray.driver import Driver, Loop
 from fedray.errors import ClaimVoid, FedrayError, first_line
@@ -273,6 +274,7 @@ class Experiment:
             "model_sha256": digest,
             "final": result["final"],
             "best": result["best"],
+            "attack": Attackers.of(loop.config, loop.names).described(loop.names) or None,
             "privacy": write_statement(prepared, loop, files, wiring.own_book, result["rounds"], result["left_out"], problems),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],

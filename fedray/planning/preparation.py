@@ -15,6 +15,7 @@ from fedray.aggregation.exact import grid_bits
 from fedray.aggregation.mean import WeightedMean
 from fedray.aggregation.rule import Rule, make_rule
 from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
+from fedray.attacks.attackers import Attackers, check_attack
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.components import find
 from fedray.config import Cohort, Config
@@ -28,6 +29,7 @@ from fedray.data.dataset import (
     private_statistics,
     silo_test,
 )
+from fedray.data.labels import said_of_labels, said_of_one_class
 from fedray.data.records import Federation, Label, Records
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
@@ -128,7 +130,8 @@ def prepare(config: Config) -> Prepared:
     silos = per_silo(config.data) and config.clients.placement == "dedicated"
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
-    groups = make_groups(config, names)
+    attackers, groups = Attackers.of(config, names), make_groups(config, names)
+    warnings += [said] if (said := attackers.described(names)) else []
     plans = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     schedule = make_schedule(config)
     sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
@@ -151,8 +154,8 @@ def prepare(config: Config) -> Prepared:
     prepared = replace(
         prepared,
         config=config,
-        warnings=[*warnings, *_said_of_labels(federation), *notes],
-        federation=federation,
+        warnings=[*warnings, *said_of_labels(federation), *notes],
+        federation=attackers.changed(federation),
         test=federation.test,
         digest=federation.digest,
         class_labels=federation.class_labels,
@@ -195,33 +198,13 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     return replace(
         prepared,
         config=config,
-        warnings=[*prepared.warnings, *notes, *_said_of_one_class(facts.class_counts, prepared.class_labels)],
+        warnings=[*prepared.warnings, *notes, *said_of_one_class(facts.class_counts, prepared.class_labels)],
         test=test,
         sizes=facts.sizes,
         model=model,
         partition=partition,
         client_plan=prepared.client_plan or plan_whole_clients(config, groups, len(names), model.exchange.up_size),
     )
-
-
-def _said_of_labels(federation: Federation) -> list[str]:
-    """Return a warning if labels were numbered without being declared and are not 0..C-1 already."""
-    labels = list(federation.class_labels)
-    if federation.declared or labels == list(range(len(labels))):
-        return []
-    shown = ", ".join(f"{label!r} is class {k}" for k, label in list(enumerate(labels))[:6])
-    return [
-        f"data: the labels are numbered in sorted order: {shown}{', ...' if len(labels) > 6 else ''} (class_labels in partition.json); "
-        "declare data.classes to keep integers as they are, or data.labels for an order of your own."
-    ]
-
-
-def _said_of_one_class(counts: npt.NDArray[np.int64] | None, class_labels: Sequence[Label]) -> list[str]:
-    """Return a warning if all records have the same label and the counts may be shown."""
-    found = [] if counts is None else np.flatnonzero(counts.sum(axis=0)).tolist()
-    if len(found) != 1:
-        return []
-    return [f"data: every training record has the label {class_labels[found[0]]!r}, so there is nothing to tell apart; check the label."]
 
 
 def check_only(config: Config) -> None:
@@ -242,6 +225,7 @@ def check_privacy(config: Config) -> list[str]:
             :func:`fedray.privacy.aggregationrules.check_rule` and :func:`fedray.privacy.stagerules.check_stages`.
     """
     algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
+    check_attack(config, algorithm.traits, rule.wants)
     warnings = rules.check(config, private_statistics(config.data))
     warnings += check_rule(config, rule.wants, _is_mean(rule))
     rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))

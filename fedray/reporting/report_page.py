@@ -126,6 +126,7 @@ def _head(run: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> I
         rows.append(("claim", claim_text(private)))
     elif summary:
         rows.append(("privacy", "none: no guarantee of differential privacy is claimed"))
+    rows += [("attack", str(summary["attack"]))] if summary.get("attack") else []
     rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []
     rows += [("fedray", str(summary["fedray"]))] if summary.get("fedray") else []
     yield from _table(("", ""), rows)

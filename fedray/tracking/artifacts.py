@@ -178,6 +178,7 @@ def _note(rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], claim: str
         delta, unit, accountant = (private.get(k) for k in ("delta", "unit", "accountant"))
         lines.append(f"| epsilon | {rounded_up(private['epsilon'])} at delta {delta}, unit {unit}, {accountant} |")
         lines.append(f"| claim | {claim or 'not stated'} |")
+    lines += [f"| attack | {summary['attack']} |"] if summary.get("attack") else []
     hashes = (("model sha256", summary.get("model_sha256")), ("ledger sha256", private.get("ledger_sha256")))
     lines += [f"| {label} | `{value}` |" for label, value in hashes if value]
     return "\n".join(lines)
@@ -214,6 +215,8 @@ def _model_tags(summary: Mapping[str, Any], statement: Mapping[str, Any], run_id
     if "ledger_sha256" not in tags and heads:
         text = json.dumps(heads, sort_keys=True)
         tags["ledger_sha256"] = text if len(text) <= LONGEST_TAG else hashlib.sha256(text.encode()).hexdigest()
+    if summary.get("attack"):
+        tags["attack"] = str(summary["attack"])
     if statement:
         tags["privacy_statement"] = f"runs:/{run_id}/privacy_statement.md"
     return {k: v[:LONGEST_TAG] for k, v in tags.items()}
@@ -223,7 +226,7 @@ def _describe(summary: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Return a model version's description in Markdown."""
     rounds = f"Trained by fedray in {summary.get('rounds', '?')} rounds ({str(summary.get('status', 'not finished')).replace('_', ' ')})."
     if "epsilon" not in tags:
-        return f"{rounds} No privacy is claimed for it."
+        return f"{rounds} No privacy is claimed for it. {tags.get('attack', '')}".strip()
     lines = [
         rounds,
         tags.get("statement", ""),

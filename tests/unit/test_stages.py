@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rehearsed import Rehearsed, config_of, label_skewed
 
+from fedray.attacks.attackers import Attackers
 from fedray.clients.adding import Adding
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
@@ -394,7 +395,7 @@ def test_many_clients_are_added_as_one_by_one() -> None:
     updates = np.random.default_rng(3).standard_normal((3, size)).astype(np.float32)
     updates[1, 5] = np.nan
     clients = [ClientTask(k, f"client-{k}") for k in range(3)]
-    adding = Adding(run.algorithm, run.exchange, run.host(0)._trainer.device, run._config)
+    adding = Adding(run.algorithm, run.exchange, run.host(0)._trainer.device, run._config, Attackers())
     together, single = task.empty_sum(run.exchange), task.empty_sum(run.exchange)
     refused = adding.many(task, clients, [3, 4, 5], updates, together)
     assert [why is None for why in refused] == [True, False, True]

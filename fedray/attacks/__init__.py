@@ -1,0 +1,1 @@
+"""Attacks of malicious clients, for experiments with them."""
