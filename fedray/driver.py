@@ -191,7 +191,8 @@ class Driver:
             row = record.round_done(under.permit, log_, updates, traffic, trained - began, plan, figures)
         with span("transfer", "put weights"):
             self._broadcast.share(record.rounds, p.steps.versions())
-        under.stepped(record.rounds)
+        if self._under_way is not None:  # clients who are still training go on in the next round
+            under.stepped(record.rounds)
         self._evaluate(row)
         record.took(row, time.perf_counter() - began)
         self._pacing = p.steps.tensors()

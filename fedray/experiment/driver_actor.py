@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
 import queue
@@ -246,6 +247,8 @@ class Experiment:
                     f"the run in {request.output} is finished: its {loop.first_round} rounds were done before, and none is done again.",
                 )
             setup = time.monotonic() - began
+            gc.collect()
+            gc.freeze()  # the programs and data of before never become garbage: each full collection in a round would look at all of them
             try:
                 with watching_head(loop.record.fault) if request.elastic else nullcontext():
                     status = driver.run()
