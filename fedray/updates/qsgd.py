@@ -47,9 +47,10 @@ class Qsgd(Stage):
         if not np.isfinite(x).all():  # the sum refuses it, or a clip makes zeros of it
             return Passed(x)
         largest = np.maximum.reduceat(np.abs(x), np.arange(0, len(x), self.block))
-        scale = np.repeat(largest.astype(np.float64), self.block)[: len(x)]
-        exact = x.astype(np.float64) * self.levels
-        np.divide(exact, scale, out=exact, where=scale > 0)  # where the scale is 0, so are the values
+        scale = np.repeat(np.where(largest > 0, largest, 1.0), self.block)[: len(x)]  # a block of zeros has any scale
+        exact = x.astype(np.float64)
+        exact *= self.levels
+        exact /= scale
         level = np.floor(exact)
         level += at.source.uniform(len(x)) < exact - level
         level *= scale

@@ -18,7 +18,7 @@ from fedray.updates.stage import At, Passed, Place, Stage, Support
 
 @dataclass(frozen=True)
 class RandK(Stage):
-    """Send a random set of values that is drawn anew for each round, the same for all clients; scaled so that the mean is unbiased.
+    """Send the values of a random set that is drawn for each round and is the same for all clients.
 
     Source: Konecny et al. 2016, Federated Learning: Strategies for Improving Communication Efficiency, section 3 (subsampling); Stich,
         Cordonnier & Jaggi 2018, Sparsified SGD with Memory (random-k with memory)
