@@ -27,12 +27,13 @@ pytestmark = pytest.mark.slow
 CLIENTS, RECORDS, ROUNDS, SEEDS, FRACTION = 20, 10_000, 15, 3, 0.2
 ATTACKS: dict[str, dict[str, Any]] = {
     "none": {},
-    "sign_flip": {"times": 5.0},
-    "gaussian": {"deviation": 1.0},
-    "label_flip": {},
-    "backdoor": {"target": 0, "share": 0.5},
-    "alie": {"deviations": 1.5},
-    "mimic": {},
+    "sign_flip": {"kind": "sign_flip", "times": 5.0},
+    "gaussian": {"kind": "gaussian", "deviation": 1.0},
+    "label_flip": {"kind": "label_flip"},
+    "backdoor": {"kind": "backdoor", "target": 0, "share": 0.5},
+    "alie": {"kind": "alie", "deviations": 1.5},
+    "alie, more than a little": {"kind": "alie", "deviations": 20.0},
+    "mimic": {"kind": "mimic"},
 }
 RULES: dict[str, dict[str, Any]] = {
     "mean": {"kind": "mean"},
@@ -71,20 +72,20 @@ def of_parts(train: Records, parts: Sequence[npt.NDArray[np.int64]]) -> Federati
     return Federation(names, Records(train.x[rows], train.y[rows]), offsets_of([len(p) for p in parts]), None, None, None, 10)
 
 
-def trained(federation: Federation, rule: dict[str, Any], attack: str, seed: int) -> Rehearsed:
-    malicious = {} if attack == "none" else {"attack": {"kind": attack, "fraction": FRACTION, **ATTACKS[attack]}}
-    part = SINGLE if rule["kind"] == "mean" and attack in ("alie", "mimic") else rule
+def trained(federation: Federation, rule: dict[str, Any], attack: str, seed: int, rounds: int = ROUNDS) -> Rehearsed:
+    malicious = {} if attack == "none" else {"attack": {**ATTACKS[attack], "fraction": FRACTION}}
+    part = SINGLE if rule["kind"] == "mean" and ATTACKS[attack].get("kind") in ("alie", "mimic") else rule
     config = config_of({"kind": "fedavg"}, aggregation=part, model={"kind": "mlp", "hidden": [64]}, seed=seed, **malicious)
     config = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 1})})
     run = Rehearsed(config, federation)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         run.train([[*range(CLIENTS)]])
     return run
 
 
 def opened(run: Rehearsed, test: Records) -> float:
     """How often an image of another class gets the attackers' class when it bears their square."""
-    attack = Backdoor(**ATTACKS["backdoor"])
+    attack = Backdoor(target=ATTACKS["backdoor"]["target"])
     others = test.y != attack.target
     run.accuracy(test)  # puts the weights into the model
     with torch.no_grad():
@@ -110,35 +111,55 @@ def means(found: dict[str, list[float]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("skew", ["iid", "dirichlet"])
-def test_against_each_attack_some_rule_stays_near_the_clean_mean(skew: str, real_data: Path) -> None:
-    """The figures of three seeds are in ``curves/attacks-mnist-*.json`` and docs/rules.md."""
-    train, test = mnist(real_data)
-    found = measured(train, test, skew, SEEDS)
+def keep_figures(skew: str, found: dict[str, dict[str, list[float]]]) -> None:
+    """Write them to ``curves/attacks-mnist-SKEW.json``, one line for each rule."""
     facts = {"clients": CLIENTS, "records": RECORDS, "rounds": ROUNDS, "attackers": FRACTION, "attacks": ATTACKS, "rules": RULES}
-    (CURVES / f"attacks-mnist-{skew}.json").write_text(json.dumps({**facts, "accuracy": found}, indent=1) + "\n")
+    blocks = [
+        f" {json.dumps(attack)}: {{\n" + ",\n".join(f"  {json.dumps(rule)}: {values}" for rule, values in by_rule.items()) + "\n }"
+        for attack, by_rule in found.items()
+    ]
+    text = json.dumps(facts)[:-1] + ',\n"accuracy": {\n' + ",\n".join(blocks) + "\n}}\n"
+    (CURVES / f"attacks-mnist-{skew}.json").write_text(text)
+
+
+def check(found: dict[str, dict[str, list[float]]]) -> None:
+    """The mean breaks down by what is sent, and lets the backdoor in; by each attack some rule stays within 3 points of the clean mean."""
     clean = means(found["none"])["mean"]
     assert means(found["sign_flip"])["mean"] < clean - 0.2
+    assert means(found["alie, more than a little"])["mean"] < clean - 0.2
     assert means(found["gaussian"])["mean"] < clean - 0.1
-    assert means(found["opened, backdoor"])["mean"] > 0.5
+    rates = means(found["opened, backdoor"])
+    assert rates["mean"] > 0.5
     for attack in ATTACKS:
         robust = {name: value for name, value in means(found[attack]).items() if name != "mean"}
         if attack == "backdoor":
-            rates = means(found["opened, backdoor"])
             robust = {name: value for name, value in robust.items() if rates[name] < 0.1}
         assert max(robust.values()) > clean - 0.03, (attack, robust)
 
 
+@pytest.mark.parametrize("skew", ["iid", "dirichlet"])
+def test_against_each_attack_some_rule_stays_near_the_clean_mean(skew: str, real_data: Path) -> None:
+    """Measured: ``curves/attacks-mnist-*.json``, and as means over the seeds in docs/rules.md."""
+    train, test = mnist(real_data)
+    found = measured(train, test, skew, SEEDS)
+    keep_figures(skew, found)
+    check(found)
+
+
 def test_robust_rules_drop_what_an_honest_minority_learns(real_data: Path) -> None:
-    """Two of twenty clients alone hold digit 9, and nobody attacks: what is measured is how much of it the model knows in the end."""
+    """Nobody attacks, but only four of twenty clients hold images of a nine, beside others: which share of the nines the model knows in the end.
+
+    Measured: the mean 0.702, trimmed mean and Multi-Krum 0; all are in ``curves/attacks-mnist-minority.json``.
+    """
     train, test = mnist(real_data)
     draws = np.random.default_rng(0)
     nines, others = (draws.permutation(np.flatnonzero((train.y == 9) == which)) for which in (True, False))
-    federation = of_parts(train, [*np.array_split(nines, 2), *np.array_split(others, CLIENTS - 2)])
-    known: dict[str, float] = {}
+    few, all_ = np.array_split(nines, 4), np.array_split(others, CLIENTS)
+    federation = of_parts(train, [np.concatenate([rows, *few[k : k + 1]]) for k, rows in enumerate(all_)])
+    of_nines, known = Records(test.x[test.y == 9], test.y[test.y == 9]), {}
     for name, rule in RULES.items():
-        run = trained(federation, rule, "none", 0)
-        known[name] = round(run.accuracy(Records(test.x[test.y == 9], test.y[test.y == 9])), 4)
-    (CURVES / "attacks-mnist-minority.json").write_text(json.dumps({"share_of_nines_known": known}, indent=1) + "\n")
-    assert known["mean"] > 0.3
-    assert max(known[name] for name in ("median", "trimmed_mean", "krum", "multi_krum")) < known["mean"] / 2
+        run = trained(federation, rule, "none", 0, rounds=40)
+        known[name] = {"nines": round(run.accuracy(of_nines), 4), "all": round(run.accuracy(test), 4)}
+    (CURVES / "attacks-mnist-minority.json").write_text(json.dumps({"rounds": 40, "accuracy": known}, indent=1) + "\n")
+    assert known["mean"]["nines"] > 0.5
+    assert max(known[name]["nines"] for name in ("trimmed_mean", "multi_krum")) < 0.1
