@@ -51,6 +51,10 @@ class Bucketing(Mixing):
         """``round``: rounds so far, int64; and what the other rule remembers."""
         return {_ROUND: np.zeros(1, dtype=np.int64), **super().begin(clients, size)}
 
+    def held(self, updates: int) -> int:
+        """The matrix, and what the other rule holds of the updates' products."""
+        return 8 * -(-updates // self.size) * updates + self.inner.held(updates)
+
     def mixed(self, got: Each, kept: Mapping[str, Values]) -> tuple[npt.NDArray[np.float64], Memory]:
         """The buckets of this round, and the number of the next."""
         (round_,) = kept[_ROUND].tolist()

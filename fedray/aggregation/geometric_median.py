@@ -47,6 +47,10 @@ class GeometricMedian(Rule[Each]):
         if self.iterations < 1:
             raise ConfigError(f"aggregation.iterations: {self.iterations} is below 1.")
 
+    def held(self, updates: int) -> int:
+        """Products of all pairs, and those of some columns."""
+        return 2 * 8 * updates**2
+
     def combine(self, got: Each, kept: Mapping[str, Values]) -> tuple[Vector, Memory]:
         """The geometric median, and nothing remembered."""
         weights = got.weights if self.weighted and got.weights.sum() > 0 else np.ones(got.count)

@@ -57,6 +57,10 @@ class Krum(Rule[Each]):
     def __post_init__(self) -> None:
         check_assumed(self.attackers)
 
+    def held(self, updates: int) -> int:
+        """Products and distances of all pairs."""
+        return 2 * 8 * updates**2
+
     def combine(self, got: Each, kept: Mapping[str, Values]) -> tuple[Vector, Memory]:
         """The chosen update, and nothing remembered."""
         best, _ = _best(got, self.attackers)
@@ -81,6 +85,10 @@ class MultiKrum(Rule[Each]):
         check_assumed(self.attackers)
         if self.selected is not None and self.selected < 1:
             raise ConfigError(f"aggregation.selected: {self.selected} is below 1.")
+
+    def held(self, updates: int) -> int:
+        """Products and distances of all pairs."""
+        return 2 * 8 * updates**2
 
     def combine(self, got: Each, kept: Mapping[str, Values]) -> tuple[Vector, Memory]:
         """The mean of the chosen updates, and nothing remembered."""

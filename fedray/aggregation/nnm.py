@@ -38,6 +38,10 @@ class NearestNeighbourMixing(Mixing):
         check_assumed(self.attackers)
         self.inner  # noqa: B018 (a wrong section is said at once)
 
+    def held(self, updates: int) -> int:
+        """Products, distances and the matrix; then the other rule in the place of the distances."""
+        return 2 * 8 * updates**2 + max(8 * updates**2, self.inner.held(updates))
+
     def mixed(self, got: Each, kept: Mapping[str, Values]) -> tuple[npt.NDArray[np.float64], Memory]:
         """The neighbours of each update, equally far ones in the order of the clients, and nothing remembered."""
         near = got.count - assumed(self.attackers, got.count, most=(got.count - 1) // 2)

@@ -44,6 +44,10 @@ class Rule(ABC, Generic[Got]):
         """
         return {}
 
+    def held(self, updates: int) -> int:
+        """Bytes that :meth:`combine` holds of so many updates, beside blocks of columns and vectors: 0 but for rules that compare pairs."""
+        return 0
+
     @abstractmethod
     def combine(self, got: Got, kept: Mapping[str, Values]) -> tuple[Vector, Memory]:
         """The vector for all updates of a round, float32 ``[size]``, and what is remembered from then on; the same for the same arguments.

@@ -103,7 +103,11 @@ def _memory(prepared: Prepared, made: Model, share: int) -> dict[str, Any]:
         "data": held,
         "data_lies": "once a node, shared" if config.clients.placement == "hosted" else "at the largest client",
         "server_optimiser": server,
-        "driver": made.frozen_bytes + 2 * broadcast + (2 * _FLOAT * SEGMENT_VALUES if each else total) + server + remembered,
+        "driver": made.frozen_bytes
+        + 2 * broadcast
+        + (2 * _FLOAT * SEGMENT_VALUES + rule.held(p.most_at_once) if each else total)
+        + server
+        + remembered,
         "checkpoint": broadcast + server + remembered,
     }
 

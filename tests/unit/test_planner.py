@@ -237,6 +237,8 @@ def test_single_updates_are_planned_as_such() -> None:
     assert mean["traffic"]["up_per_round"] == 2 * mean["traffic"]["parts"] * mean["memory"]["model"]
     assert "the driver combines 6 updates a round" in plan_text(median)
     assert "the driver adds up" in plan_text(mean)
+    krum = make_plan(prepared(*sections, "aggregation={kind: krum}"))
+    assert krum["memory"]["driver"] == median["memory"]["driver"] + 2 * 8 * krum["traffic"]["parts"] ** 2
     clipping = make_plan(prepared(*sections, "aggregation={kind: centered_clipping, radius: 1.0}"))
     assert clipping["memory"]["checkpoint"] == median["memory"]["checkpoint"] + median["memory"]["model"]
 
