@@ -77,6 +77,7 @@ ALGORITHMS = Room("fedray.algorithms", "ALGORITHMS", "algorithm.kind")
 SERVERS = Room("fedray.algorithms", "SERVERS", "server.kind")
 COMPRESSIONS = Room("fedray.updates", "COMPRESSIONS", "compression.kind")
 BOUNDS = Room("fedray.updates", "BOUNDS", "bound.kind")
+PROTOCOLS = Room("fedray.secure", "PROTOCOLS", "secure.kind")
 AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind")
 ATTACKS = Room("fedray.attacks", "ATTACKS", "attack.kind")
 MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
@@ -107,6 +108,7 @@ ROOMS: Mapping[str, Room] = {
     "bounds": BOUNDS,
     "aggregators": AGGREGATORS,
     "attacks": ATTACKS,
+    "protocols": PROTOCOLS,
     "cohorts": SAMPLERS,
     "pacings": PACINGS,
     "mechanisms": MECHANISMS,

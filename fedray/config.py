@@ -17,21 +17,6 @@ from fedray.components import short_name
 Open01 = Field(gt=0.0, le=1.0)
 
 
-class Unread(Section):
-    """A section that no part of this version reads: what it asks for would not run, so it may ask for nothing."""
-
-    kind: str = Field("none", description="none; no other kind is there yet.")
-
-    @model_validator(mode="after")
-    def _nothing(self) -> Unread:
-        if self.kind != "none":
-            raise ValueError(
-                f"kind: '{self.kind}' would not run, because no part of this version reads this section, and what does not run cannot be "
-                "claimed; set kind to none, or take the section out"
-            )
-        return self
-
-
 class Holdout(Section):
     """Records kept out of training for evaluation, where the source has no test set of its own."""
 
@@ -391,7 +376,9 @@ class Config(Section):
     bound: Choice = Field(
         Choice(kind="none"), description="What limits how far one update moves the model: none, or see `fedray list bounds`."
     )
-    secure: Unread = Unread()
+    secure: Choice = Field(
+        Choice(kind="none"), description="How the driver is kept from reading single updates: none, or see `fedray list protocols`."
+    )
     attack: AttackChoice = AttackChoice()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()

@@ -1,0 +1,181 @@
+"""A round of several phases: what a protocol's half at the driver and its half at a client are.
+
+The driver's half is a generator. It yields :class:`Ask`, and is sent the answers of the members that gave one, or it yields :class:`Train`
+once, and is sent what the members said whose updates are in the sum. It returns what is to be added to the sum, if anything. The client's
+half is a :class:`Member`, which lives in the client's process for one attempt of one round and keeps its secrets there.
+
+Sums are vectors of 64-bit integers, and members mask them modulo 2**64. So the sum after the correction has the bytes of a sum that was
+never masked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray import components
+from fedray.choices import Choice
+from fedray.errors import ConfigError, FedrayError
+
+#: A sum of updates, modulo 2**64, int64 ``[size]``.
+Ring = npt.NDArray[np.int64]
+#: Bytes by a member's number.
+Messages = Mapping[int, bytes]
+#: Changes the sum of all members that trained, in place, so that it is what it would be without masks.
+Correction = Callable[[Ring], None]
+
+
+class Refused(FedrayError):
+    """A member does not answer: what it is asked does not follow from what it was asked before, or would tell more than a sum."""
+
+
+class TooFew(FedrayError):
+    """So few members are left that the protocol does not let the driver read the sum of this attempt."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One attempt of one round, as the driver and each client know it by themselves.
+
+    Attributes:
+        job: the run's name in the privacy ledgers.
+        round: number of the round, from 0.
+        attempt: how often the round was begun before.
+        least: members below which nobody may read a sum (``cohort.min_clients``).
+        terms: hash of what decides about the updates: the exchanged fields, the stages, and the plan for whole clients.
+    """
+
+    job: str
+    round: int
+    attempt: int
+    least: int
+    terms: str
+
+    def digest(self) -> bytes:
+        """SHA-256 of the order as JSON data, 32 bytes."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Members are asked something; who does not answer is not asked again.
+
+    Attributes:
+        phase: name of what they are asked.
+        messages: for each member that is asked, by its number.
+    """
+
+    phase: str
+    messages: Messages
+
+
+@dataclass(frozen=True)
+class Train:
+    """Members train, and their updates are added up. Members that are not in it do not train.
+
+    Attributes:
+        inbox: for each member that trains, by its number, what it needs for its mask.
+    """
+
+    inbox: Messages
+
+
+Conduct = Generator[Ask | Train, Messages, Correction | None]
+
+
+class Member(ABC):
+    """A client's half of a protocol in one attempt of one round. It refuses what is out of order, and answers no phase twice."""
+
+    @abstractmethod
+    def answer(self, phase: str, message: bytes) -> bytes:
+        """What the member says in a phase.
+
+        Raises:
+            Refused: with the reason.
+        """
+
+    @abstractmethod
+    def mask(self, inbox: bytes, model: bytes, values: Ring) -> None:
+        """Add this member's mask to a sum to which its update has just been added; once.
+
+        Args:
+            inbox: of :class:`Train`.
+            model: SHA-256 of the globals that the member has trained from, 32 bytes. Members that trained from others have masks that do not
+                cancel.
+            values: the sum, modulo 2**64; unchanged if the member refuses.
+
+        Raises:
+            Refused: with the reason.
+        """
+
+
+class Protocol(ABC):
+    """A protocol; subclasses are dataclasses of the arguments in the config.
+
+    Attributes:
+        trust: what has to be trusted for the claim that the driver reads nothing but sums; a clause for privacy statements.
+    """
+
+    trust: ClassVar[str]
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a phase waits for answers."""
+        return 60.0
+
+    def check(self, least: int, clients: int) -> None:  # noqa: B027  (most protocols have nothing to refuse)
+        """Refuse arguments that do not fit the run.
+
+        Args:
+            least: ``cohort.min_clients``.
+            clients: members of the largest cohort.
+
+        Raises:
+            ConfigError: with what to change.
+        """
+
+    @abstractmethod
+    def conduct(self, order: Order, members: int) -> Conduct:
+        """The driver's half, for members with the numbers from 0 to ``members - 1``.
+
+        Raises:
+            TooFew: too few members are left.
+        """
+
+    @abstractmethod
+    def member(self, order: Order, number: int) -> Member:
+        """A client's half, for the member with this number."""
+
+    def terms(self) -> dict[str, Any]:
+        """The protocol's constants for receipts, as JSON data."""
+        return {type(self).__name__: dict(vars(self))}
+
+
+def plain() -> Conduct:
+    """A round without a protocol: the clients train, and their sum is read as it is."""
+    yield Train({})
+    return None
+
+
+def make_protocol(part: Choice) -> Protocol | None:
+    """The protocol of the config's ``secure`` section; None for ``none``.
+
+    Raises:
+        ConfigError: unknown protocol, wrong arguments, or no protocol.
+    """
+    path = components.PROTOCOLS.path
+    if part.kind == "none":
+        if part.arguments:
+            raise ConfigError(f"secure.{next(iter(part.arguments))}: kind is none, so it would do nothing; take it out, or name a kind.")
+        return None
+    made = components.made(components.PROTOCOLS, part.kind, part.arguments)
+    if not isinstance(made, Protocol):
+        raise ConfigError(f"{path}: '{part.kind}' is not derived from fedray.secure.protocol.Protocol.")
+    return made
