@@ -183,7 +183,7 @@ def _inside(config: Path, root: Path) -> str:
 
 def _check(config: Any, pip: tuple[str, ...]) -> None:
     """Check the parts that the config names, if they can be imported here."""
-    from fedray.planning.preparation import check_only
+    from fedray.planning.combinations import check_only
 
     try:
         check_only(config)

@@ -31,12 +31,12 @@ from fedray.rounds.books import Books
 from fedray.rounds.broadcast import Broadcast
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.cohort import largest_cohort
-from fedray.rounds.dispatch import Dispatch, UnderWay
+from fedray.rounds.dispatch import Dispatch, Secure, UnderWay
 from fedray.rounds.drawing import FailedRounds
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.record import OpenRow, Record, Traffic
 from fedray.rounds.round_metrics import Guarantees
-from fedray.rounds.steps import Steps
+from fedray.rounds.steps import StepPlan, Steps
 from fedray.runfiles import Row
 from fedray.spans import span
 from fedray.updates.pipeline import sent_bytes
@@ -83,6 +83,7 @@ class Loop:
     states: ClientStates | None
     begin: Holder[ModelState]
     privacy: Guarantees
+    secure: Secure | None = None
     first_round: int = 0
     resumed: bool = False
 
@@ -96,7 +97,7 @@ class Driver:
         self._state, self._kept = begin.server, begin.rule
         self._broadcast = Broadcast(parts.record.rounds, begin.globals, begin.in_store, begin.earlier)
         self._pacing = parts.steps.tensors()  # as of the last step
-        about = parts.regime, parts.privacy, parts.record, parts.exchange, len(parts.names), parts.capacity, parts.rule.wants
+        about = parts.regime, parts.privacy, parts.record, parts.exchange, len(parts.names), parts.capacity, parts.rule.wants, parts.secure
         self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about)
         self._under_way: UnderWay | None = None
         self._attackers = Attackers.of(parts.config, parts.names)
@@ -150,24 +151,16 @@ class Driver:
         with span("cohort", "draw and authorize"):
             plan = p.steps.next(number)
         under = self._under_way = self._under_way or self._dispatch.begin(number, plan, self._broadcast.versions)
-        task = under.task
-        total: ExactSum | Each = task.empty_sum(p.exchange) if p.rule.wants == "sum" else Each(p.exchange.up_size, task.segments)
-        update_bytes, came, added, figures = 4 * p.exchange.up_size, list[int](), list[int](), dict[str, float]()
-        for part in under.arriving:
-            self._dispatch.check_receipts(part, under)
-            if factor := p.steps.factor(part.clients):
-                with span("aggregation", "merge"):
-                    total = _joined(total, part, factor)
-                added += part.clients
-            else:
-                under.log.lose(part.clients, "more steps of the model were made since it started than an update may be behind", "late")
-            came.append(part.travelled or under.part_bytes if isinstance(part, PartialSum) else len(part.clients) * update_bytes)
-            del part  # or its memory would be held until the next is here
-            if plan.joining is not None and total.count == plan.enough:
+        total, came, added = self._collect(under, plan)
+        while isinstance(total, ExactSum) and not under.readable(total, added):
+            again = self._dispatch.again(under, plan, self._broadcast.versions)
+            if again is None:
+                total, added = under.task.empty_sum(p.exchange), []
                 break
-        else:
-            self._under_way = None
-        log_, trained = under.log, time.perf_counter()
+            under = again
+            total, more, added = self._collect(under, plan)
+            came += more
+        log_, trained, figures = under.log, time.perf_counter(), dict[str, float]()
         self._broadcast.trained(p.steps.versions())
         of_each = None
         if isinstance(total, Each):  # first, because clients whose updates are gone by now do not count
@@ -197,6 +190,26 @@ class Driver:
         record.took(row, time.perf_counter() - began)
         self._pacing = p.steps.tensors()
         self._save()
+
+    def _collect(self, under: UnderWay, plan: StepPlan) -> tuple[ExactSum | Each, list[int], list[int]]:
+        """What of the clients who train arrives for a step, the bytes of each part, and the indices of the clients whose updates are in it."""
+        p, task, update_bytes, came, added = self._p, under.task, 4 * self._p.exchange.up_size, list[int](), list[int]()
+        total: ExactSum | Each = task.empty_sum(p.exchange) if p.rule.wants == "sum" else Each(p.exchange.up_size, task.segments)
+        for part in under.arriving:
+            self._dispatch.check_receipts(part, under)
+            if factor := p.steps.factor(part.clients):
+                with span("aggregation", "merge"):
+                    total = _joined(total, part, factor)
+                added += part.clients
+            else:
+                under.log.lose(part.clients, "more steps of the model were made since it started than an update may be behind", "late")
+            came.append(part.travelled or under.part_bytes if isinstance(part, PartialSum) else len(part.clients) * update_bytes)
+            del part  # or its memory would be held until the next is here
+            if plan.joining is not None and total.count == plan.enough:
+                break
+        else:
+            self._under_way = None
+        return total, came, added
 
     def _of_sum(self, total: ExactSum | Each, number: int) -> tuple[Vector, Memory]:
         """The mean of a round's sum, private where whole clients are protected, and what the rule remembers."""

@@ -98,15 +98,15 @@ class Adding:
         moved = sent.values.get(MODEL)
         whole = self._device.type == "cpu" and self._exchange.up_size >= _LARGE and len(sent.values) == 1
         if whole and isinstance(moved, Moved):
-            with _whole_or_dead():
+            with whole_or_dead():
                 total.add_blocks(partial(moved.blocks, BLOCK), self._algorithm.weight(records), factor)
             return
         leaving = self.leaving(sent)
-        with _whole_or_dead():
+        with whole_or_dead():
             total.add(leaving, self._algorithm.weight(records), factor)
 
     def _add_staged(self, task: RoundTask, records: int, values: npt.NDArray[Any], total: Collected, factor: int) -> None:
-        with _whole_or_dead():
+        with whole_or_dead():
             if task.integer:
                 assert isinstance(total, ExactSum)
                 total.add_integers(values)
@@ -128,7 +128,7 @@ class Adding:
             if self._attackers.forges(client.index):
                 updates[n] = self._attackers.sent(task.round, client.index, updates[n])
         if not task.stages:
-            with _whole_or_dead():
+            with whole_or_dead():
                 return total.add_many(updates, [self._algorithm.weight(n) for n in sizes], [c.factor for c in clients])
         left_out: list[BaseException | None] = [None] * len(clients)
         for n, client in enumerate(clients):
@@ -140,7 +140,7 @@ class Adding:
 
 
 @contextmanager
-def _whole_or_dead() -> Iterator[None]:
+def whole_or_dead() -> Iterator[None]:
     """Without memory, or the lock of a sum that others share, half of an update may be in the part: the process ends, so that none of it counts."""
     try:
         yield

@@ -30,6 +30,7 @@ from fedray.clients.messages import (
     ClientReport,
     ClientTask,
     HostInfo,
+    Inquiry,
     LocalEvaluation,
     Packed,
     PartialSum,
@@ -186,6 +187,12 @@ class ClientHost:
                 device=self._device,
                 untried=self._untried,
             )
+
+    def consult(self, task: RoundTask, phase: str, messages: Mapping[int, Inquiry]) -> dict[int, bytes | str]:
+        """What the members of a secure sum answer that clients of this actor are, or why they refuse, by the client's index."""
+        members = self._trainer.members
+        assert members is not None
+        return members.consult(task, phase, messages)
 
     def ping(self) -> None:
         """Answer; called while other methods work."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -19,6 +21,8 @@ from fedray.exchange import Exchange
 from fedray.traits import Wants
 from fedray.updates.stage import Stage
 
+#: A member's number in a protocol, and what it is asked.
+Inquiry = tuple[int, bytes]
 #: What an actor adds updates to.
 Collected = ExactSum | Rows
 Status = Literal["done", "failed", "rejected", "late", "lost", "refused", "surplus"]
@@ -37,6 +41,8 @@ class RoundTask:
         collect: what a part holds: the sum of its clients' updates, or each of them.
         segments: into how many ranges of columns single updates are cut.
         behind: steps that the model has made since the clients started, so that their updates go into the sum of round ``round + behind``.
+        attempt: how often the round was begun before, because too few clients of a secure sum were left.
+        secure: constants of the protocol under which clients mask their updates; None: they are added up as they are.
     """
 
     round: int
@@ -47,6 +53,8 @@ class RoundTask:
     collect: Wants = "sum"
     segments: int = 1
     behind: int = 0
+    attempt: int = 0
+    secure: Mapping[str, Any] | None = None
 
     def started(self, version: int) -> RoundTask:
         """The task of this round for clients that start from an earlier ``version`` of the model: their turns are those of that round."""
@@ -87,7 +95,7 @@ class RoundTask:
         """Whether parts travel as positions and values where that is smaller. Not where whole clients are protected: who took part would
         show in their sizes.
         """
-        return self.plan is None and any(stage.support != "all" for stage in self.stages)
+        return self.plan is None and self.secure is None and any(stage.support != "all" for stage in self.stages)
 
     def receipt(self, unit: str) -> dict[str, Any]:
         """What a receipt for a protected unit must say of the stages: for whole clients the plan and the mechanism's constants, and for
@@ -95,9 +103,16 @@ class RoundTask:
         """
         others = {key: value for s in self.stages if s.place != "linear" for key, value in s.terms().items()}
         said: dict[str, Any] = {"stages": others} if others else {}
+        if self.secure is not None:
+            said["secure"] = dict(self.secure)
         if unit == "record":
             return said
         return {"plan": self.plan, **{key: value for s in self.stages if s.place == "linear" for key, value in s.terms().items()}, **said}
+
+    def agreed(self, exchange: Exchange) -> str:
+        """SHA-256 of all that decides what an update in this round's sum is, in hex: members of a secure sum must agree on it."""
+        said = {"exchange": exchange.sha256, "capacity": self.capacity, "clients": self.clients, **self.receipt("client")}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class ClientTask(NamedTuple):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedray.aggregation.each import RowsAt
 from fedray.clients.actors import Actors
 from fedray.clients.course import Course
-from fedray.clients.messages import ClientTask, HostInfo, LocalEvaluation, PartialSum, RoundTask
+from fedray.clients.messages import ClientTask, HostInfo, Inquiry, LocalEvaluation, PartialSum, RoundTask
 from fedray.clients.nodes import Node, look
 from fedray.clients.placement import Place
 from fedray.clients.rounds import Round, Rules
@@ -137,6 +137,37 @@ class Pool:
 
     # -- a round ---------------------------------------------------------------------------------
 
+    def pinned(self, cohort: Sequence[ClientTask]) -> dict[int, str]:
+        """For each client the name of the place whose actor holds its half of a protocol, by its index; those whose actor is away are left out."""
+        self._take_room()
+        places: dict[str, list[str]] = {}
+        for slot in self.slots:
+            if slot.idle:
+                places.setdefault(slot.place.queue, []).append(slot.place.key)
+        return self._work.pinned(cohort, places)
+
+    def consult(
+        self, task: RoundTask, phase: str, messages: Mapping[int, Inquiry], pinned: Mapping[int, str], timeout: float
+    ) -> dict[int, bytes | str]:
+        """Ask the members of a protocol that some clients are.
+
+        Args:
+            task: the round.
+            phase: what they are asked.
+            messages: for each client that is asked, by its index.
+            pinned: names of the places of their actors.
+            timeout: seconds to wait for answers.
+
+        Returns:
+            For each client that answered its answer, or why it refuses. Actors that die or fall silent meanwhile are replaced.
+        """
+        slots = {slot.place.key: slot for slot in self.slots}
+        asked: dict[Slot, dict[int, Inquiry]] = {}
+        for client, message in messages.items():
+            asked.setdefault(slots[pinned[client]], {})[client] = message
+        answers = self._actors.ask("consult", {slot: (task, phase, those) for slot, those in asked.items()}, timeout)
+        return {client: said for of_slot in answers.values() for client, said in of_slot.items()}
+
     def train(
         self,
         cohort: Sequence[ClientTask],
@@ -150,6 +181,7 @@ class Pool:
         authorize: Callable[[ClientTask], ClientTask | None] = lambda client: client,
         part_bytes: int = 0,
         charged: bool = True,
+        pinned: Mapping[int, str] | None = None,
     ) -> Iterator[PartialSum | RowsAt]:
         """Train a cohort; yields parts as they arrive, or where they lie if the round collects single updates, in any order.
 
@@ -159,7 +191,7 @@ class Pool:
             weights: the globals, or an object reference of them; by version of the model, where clients start from several.
             notes: filled with every client's report and the faults of actors and nodes.
             deadline: seconds after which clients still training are late.
-            enough, more: see :class:`fedray.clients.course.Course`.
+            enough, more, pinned: see :class:`fedray.clients.course.Course`.
             authorize: called before a client is tried again; returns the task with its new reservation, or None where its budget is spent.
             part_bytes: of one actor's part; large ones come one after the other.
             charged: whether a client's second try is charged to its privacy budget; if not, a node's actors may add large updates into one sum.
@@ -173,7 +205,7 @@ class Pool:
         notes.nodes_left |= between.nodes_left
         self._take_room()
         versions = weights if isinstance(weights, Mapping) else {task.round: weights}
-        course = Course(deadline, enough, more)
+        course = Course(deadline, enough, more, pinned)
         about = self._actors, self._work, self._suspects, self._rules, task, versions, notes, course, authorize, part_bytes, charged
         self._open = more is not None
         try:

@@ -83,7 +83,8 @@ class Round:
         self._notes, self._course, self._authorize = notes, course, authorize
         self._queues: dict[str, Queue] = {}
         self._large = is_large(part_bytes)
-        self._share = shares_sums(part_bytes, rules.node_sums and not course.singly, course.deadline, charged)
+        shareable = rules.node_sums and not course.singly and course.pinned is None
+        self._share = shares_sums(part_bytes, shareable, course.deadline, charged)
         self._sums = NodeSums()
         self._suspects = suspects
         self._parts = Inbox(ray.get_runtime_context().get_node_id(), rules.node_sums and not course.singly, actors.pulse.limit)
@@ -151,33 +152,34 @@ class Round:
     # -- work goes out ---------------------------------------------------------------------------
 
     def _queue(self, clients: Sequence[ClientTask]) -> None:
-        for name, (those, seconds) in self._work.by_queue(clients).items():
+        for name, (those, seconds) in self._work.by_queue(clients, self._course.pinned).items():
             self._queues.setdefault(name, Queue()).put(*self._suspects.last(those, seconds))
 
     def _nobody_there(self) -> bool:
         """Whether clients wait, and no actor is there that works or could."""
         waiting = {name for name, queue in self._queues.items() if queue}
-        there = any(s.doing in _WORKING or (s.idle and s.place.queue in waiting) for s in self._actors.slots)
+        there = any(s.doing in _WORKING or (s.idle and self._course.serves(s.place) in waiting) for s in self._actors.slots)
         return bool(waiting) and not there
 
     def _hand_out(self) -> None:
         now = time.monotonic()
-        serving = Counter(s.place.queue for s in self._actors.slots if s.info is not None or self._awaited(s, now))
+        serving = Counter(self._course.serves(s.place) for s in self._actors.slots if s.info is not None or self._awaited(s, now))
         for slot in self._actors.slots:
             if not slot.idle:
                 continue
-            queue = self._queues.get(slot.place.queue)
+            serves = self._course.serves(slot.place)
+            queue = self._queues.get(serves)
             # A client that may take its actor down again goes alone, to an actor with nothing to lose.
             if queue and not (slot.held and (self._course.singly or queue.first.index in self._suspects)):
                 before = queue.seconds
                 busy = sum(
-                    max(0.0, s.until - now) for s in self._actors.slots if s.doing == "training" and s.place.queue == slot.place.queue
+                    max(0.0, s.until - now) for s in self._actors.slots if s.doing == "training" and self._course.serves(s.place) == serves
                 )
-                given = queue.take_one() if self._course.singly else queue.take(serving[slot.place.queue], busy, self._suspects)
+                given = queue.take_one() if self._course.singly else queue.take(serving[serves], busy, self._suspects)
                 slot.until = now + before - queue.seconds
                 halvings = self._work.halvings(slot.place.queue)
                 slot.given = [c._replace(halvings=halvings) for c in given] if halvings else given
-                self._give(slot, last=not self._large and (self._course.singly or not queue or queue.short(serving[slot.place.queue])))
+                self._give(slot, last=not self._large and (self._course.singly or not queue or queue.short(serving[serves])))
             elif slot.held and not self._must_wait(slot):
                 slot.pending, slot.sending = slot.handle.hand_over.options(num_returns=2).remote(self._task)
                 slot.doing = "handing over"
@@ -208,7 +210,7 @@ class Round:
         if slot.doing == "handing over":
             return True
         return self._stopped is None and (
-            slot.doing == "training" or bool(slot.held) or bool(slot.idle and self._queues.get(slot.place.queue))
+            slot.doing == "training" or bool(slot.held) or bool(slot.idle and self._queues.get(self._course.serves(slot.place)))
         )
 
     def _awaited(self, slot: Slot, now: float) -> bool:
@@ -218,7 +220,7 @@ class Round:
         """End clients for whom there is no actor and none is to be expected."""
         stranded: list[tuple[Queue, Slot | None]] = []
         for name, queue in self._queues.items():
-            slots = [s for s in self._actors.slots if s.place.queue == name] if queue else []
+            slots = [s for s in self._actors.slots if self._course.serves(s.place) == name] if queue else []
             if queue and not any(s.info is not None or self._awaited(s, now) for s in slots):
                 stranded.append((queue, next((s for s in slots if not s.abandoned), None)))
         nodes = look() if any(away is not None for _, away in stranded) else None
@@ -293,7 +295,7 @@ class Round:
             else:
                 slot.held |= done
             self._notes.reports += [r._replace(status=self._left) if r.status == "late" else r for r in value if r.status != "done"]
-            self._say_batch(slot, [r.physical_batch for r in value if r.physical_batch is not None])
+            self._notes.faults += slot.fits([r.physical_batch for r in value if r.physical_batch is not None])
             if slot.sending is not None and slot.held:
                 self._parts.keep(slot)
             slot.sending = None
@@ -326,16 +328,6 @@ class Round:
         self._notes.reports += kept.reports
         return True
 
-    def _say_batch(self, slot: Slot, fitted: Sequence[int]) -> None:
-        """Say once what fits into an actor's memory. No client is named: who took part may be secret."""
-        if fitted and min(fitted) != slot.fitted:
-            slot.fitted = min(fitted)
-            text = (
-                f"actor {slot.place.key} ran short of memory and trains with {slot.fitted} records at once; "
-                "set training.physical_batch to that, or give it more memory"
-            )
-            self._notes.faults.append(Fault("memory", text, node=slot.info.node if slot.info else None))
-
     # -- what is lost is tried again -------------------------------------------------------------
 
     def _replace_silent(self) -> None:
@@ -359,6 +351,9 @@ class Round:
         held += [client for k in adding if k.shared is not None for client in k.clients()]
         if killed_for_memory(error):
             self._work.halve(slot.place.queue, given)
+        if self._course.pinned is not None and (waiting := self._queues.get(self._course.serves(slot.place))):
+            held += waiting.clients()  # the next actor there holds none of their keys
+            waiting.clear()
         self._suspects.actor_died(given, suspected and not killed_for_memory(error) and not left_with_its_node(error), self._task.round + 1)
         self._take_back([*given, *held], "its actor died")
 
@@ -372,6 +367,8 @@ class Round:
             died = self._suspects.deaths(client.index)
             if self._stopped is not None:
                 self._end([client], self._left, f"{why} after the deadline")
+            elif self._course.pinned is not None:
+                self._end([client], "lost", f"{why}, and no other actor has its keys")
             elif died:
                 self._end([client], "lost", f"its actor died {died} times in its turn (cohort.retries)")
             elif (again := self._authorize(ClientTask(client.index, client.name, client.attempt + 1))) is None:

@@ -77,6 +77,17 @@ class Slot:
         self.handle = self.info = self.pending = self.doing = self.sending = self.ping = None
         self.given, self.held, self.silence, self.due = [], {}, 0.0, math.inf
 
+    def fits(self, batches: Sequence[int]) -> list[Fault]:
+        """Take down what fits into its actor's memory, and say so once. No client is named: who took part may be secret."""
+        if not batches or min(batches) == self.fitted:
+            return []
+        self.fitted = min(batches)
+        text = (
+            f"actor {self.place.key} ran short of memory and trains with {self.fitted} records at once; "
+            "set training.physical_batch to that, or give it more memory"
+        )
+        return [Fault("memory", text, node=self.info.node if self.info else None)]
+
     def trained(self) -> list[ClientTask]:
         """Whom it has trained without handing over."""
         return [ClientTask(r.index, r.name, r.attempt) for r in self.held.values()]

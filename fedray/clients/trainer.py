@@ -15,11 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update, only_trains, turned
 from fedray.algorithms.turn import Adjust, ClientView, TrainedTurn, Turn
 from fedray.attacks.attackers import Attackers
-from fedray.clients.adding import Adding
+from fedray.clients.adding import Adding, whole_or_dead
 from fedray.clients.devices import end_if_lost, on_device
+from fedray.clients.members import Members
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, Collected, RoundTask
 from fedray.clients.states import StateAddress, StatePlace
@@ -32,6 +34,7 @@ from fedray.parameters import Vector
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.privacy.recordplan import check_history
 from fedray.rng import Keyed, torch_seed
+from fedray.secure.protocol import make_protocol
 from fedray.spans import span
 from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine
@@ -94,6 +97,8 @@ class Trainer:
         self._host = socket.gethostname()
         attackers = Attackers() if self._federation is None else Attackers.of(terms.config, self._federation.names)
         self._adding = Adding(algorithm, self.exchange, self.device, terms.config, attackers)
+        protocol = make_protocol(terms.config.secure)
+        self.members = None if protocol is None else Members(protocol, terms.job, terms.config.cohort.min_clients, self.exchange)
         privacy = terms.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
 
@@ -113,10 +118,14 @@ class Trainer:
         """Train clients and add their updates to ``total``; who was added has the status ``done``."""
         if task.round != self._lr[0]:
             self._lr = task.round, learning_rate(self._config.training, task.round, self._config.rounds)
-        lr = self._lr[1]
+        lr, refused = self._lr[1], dict[int, str]()
+        if self.members is not None:
+            refused = self.members.ready(task, [client.index for client in clients], weights)
+        reports = [self._report(c, "lost", 0, 0.0, error=refused[c.index]) for c in clients if c.index in refused]
+        clients = [c for c in clients if c.index not in refused] if refused else clients
         if self._together:
-            return [report for crowd in self._crowds(clients) for report in self._turn_together(task, weights, crowd, lr, total)]
-        return [self._turn(task, weights, client, lr, total) for client in clients]
+            return reports + [report for crowd in self._crowds(clients) for report in self._turn_together(task, weights, crowd, lr, total)]
+        return reports + [self._turn(task, weights, client, lr, total) for client in clients]
 
     def data(self, client: ClientTask) -> ClientData:
         """What a client holds."""
@@ -158,6 +167,7 @@ class Trainer:
             receipts, state = self._receipts(task, client, result), self._views.keep(task, new)
             with span("aggregation", "add an update"):
                 self._adding.one(task, records, sent, total, client.factor)
+                self._mask([client], total)
         except ClaimVoid:
             raise  # what ran is not what was charged: the whole run must end
         except BaseException as error:  # a client's fault is reported, not fatal; also where its code asks to end the process
@@ -246,6 +256,7 @@ class Trainer:
         around = self._kept if task.stages else unchanged
         with around(partial(self._own_seed, task)), span("aggregation", "add updates"):
             left_out = self._adding.many(task, clients, sizes, updates, total)
+            self._mask([client for client, error in zip(clients, left_out, strict=True) if error is None], total)
         seconds = (time.perf_counter() - began) / len(clients)
         return [
             self._report(client, "done", records, seconds, loss=self._shown(result), receipts=self._receipts(task, client, result))
@@ -283,6 +294,15 @@ class Trainer:
         return self._shared
 
     # -- both ------------------------------------------------------------------------------------
+
+    def _mask(self, clients: Sequence[ClientTask], total: Collected) -> None:
+        """Mask the part of a secure sum to which these clients' updates have just been added."""
+        if self.members is None:
+            return
+        assert isinstance(total, ExactSum)
+        with whole_or_dead():
+            for client in clients:
+                self.members.mask(client.index, total.values)
 
     def _check_stop(self, task: RoundTask) -> None:
         if self._stop_round >= task.round + task.behind:
@@ -334,8 +354,10 @@ class Trainer:
         return receipts
 
     def _shown(self, result: LocalResult) -> float | None:
-        """The training loss, where it may be seen: it is computed from private records."""
+        """The training loss, where it may be seen: it is computed from private records, and under a secure sum from one client's."""
         privacy = self._config.privacy
+        if self.members is not None:
+            return None
         return result.loss if not privacy.regimes or "train_metrics" in privacy.unprotected else None
 
     def _report(

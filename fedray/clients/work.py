@@ -95,14 +95,32 @@ class Work:
         order = np.lexsort((indices, -seconds))
         return [cohort[n] for n in order.tolist()], seconds[order]
 
-    def by_queue(self, cohort: Sequence[ClientTask]) -> dict[str, Waiting]:
-        """:meth:`longest_first`, by the name of each one's queue."""
+    def by_queue(self, cohort: Sequence[ClientTask], pinned: Mapping[int, str] | None = None) -> dict[str, Waiting]:
+        """:meth:`longest_first`, by the name of each one's queue; where clients are pinned to places, that is the place's name."""
         clients, seconds = self.longest_first(cohort)
         served = self._queue_of[[c.index for c in clients]]
-        if (served == served[:1]).all():
+        if pinned is None and (served == served[:1]).all():
             return {self._queues[served[0]]: (clients, seconds)} if clients else {}
-        mine = {queue: np.flatnonzero(served == queue) for queue in dict.fromkeys(served.tolist())}
-        return {self._queues[queue]: ([clients[n] for n in those.tolist()], seconds[those]) for queue, those in mine.items()}
+        mine: dict[str, list[int]] = {}
+        for n, client in enumerate(clients):
+            mine.setdefault(self._queues[served[n]] if pinned is None else pinned[client.index], []).append(n)
+        return {queue: ([clients[n] for n in those], seconds[those]) for queue, those in mine.items()}
+
+    def pinned(self, cohort: Sequence[ClientTask], places: Mapping[str, Sequence[str]]) -> dict[int, str]:
+        """A place for each client such that all places have about as much to do, by the client's index.
+
+        Args:
+            cohort: clients.
+            places: names of those that serve a queue, by the queue's name. Clients whose queue has none are left out.
+        """
+        busy = {place: 0.0 for those in places.values() for place in those}
+        found = dict[int, str]()
+        for client, seconds in zip(*self.longest_first(cohort), strict=True):
+            those = places.get(self.queue_of(client.index), ())
+            if those:
+                found[client.index] = place = min(those, key=busy.__getitem__)
+                busy[place] += float(seconds)
+        return found
 
 
 class Queue:

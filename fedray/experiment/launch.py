@@ -191,7 +191,7 @@ def _left_in_order(place: ClusterAddress, output: Location, listen: Listener) ->
 def _prepare(config: Config, request: Request) -> Prepared | None:
     """Prepare the run if it starts its own Ray, so that the data can be read here; else only check the config. Then make the output."""
     from fedray.experiment.driver_actor import prepare_run
-    from fedray.planning.preparation import check_only
+    from fedray.planning.combinations import check_only
 
     if request.elastic:
         check_only(config)

@@ -49,11 +49,13 @@ from fedray.privacy.rules import claim
 from fedray.rounds.arrival import make_steps
 from fedray.rounds.books import Books, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.clientstates import ClientStates
+from fedray.rounds.dispatch import Secure
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import RunFiles
+from fedray.secure.protocol import make_protocol
 from fedray.storage import write_atomic, write_json
 from fedray.stores.object_path import Location
 from fedray.tracking.gauges import Gauges
@@ -178,6 +180,7 @@ class Wiring:
             states=self._client_states(checkpoint),
             begin=Holder(self._begin(checkpoint, model, server, rule)),
             privacy=privacy,
+            secure=self._secure(),
             first_round=beginning.round,
             resumed=resumed,
         )
@@ -354,6 +357,11 @@ class Wiring:
         regime = whole or Regime(config.seed, len(p.names), self._stages)
         regime.load(saved)
         return regime
+
+    def _secure(self) -> Secure | None:
+        """The protocol of secure sums, and what binds it to this run."""
+        config, protocol = self.config, make_protocol(self.config.secure)
+        return None if protocol is None else Secure(protocol, self._job, config.cohort.min_clients, config.cohort.retries)
 
     def _make_books(self, pool: Pool, regime: Regime) -> Books:
         config, lasting = self.config, {"records": self.config.privacy.ledger != "run"}

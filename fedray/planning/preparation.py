@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedray import components
 from fedray.aggregation.exact import grid_bits
-from fedray.aggregation.mean import WeightedMean
-from fedray.aggregation.rule import Rule, make_rule
-from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
-from fedray.attacks.attackers import Attackers, check_attack
+from fedray.aggregation.rule import make_rule
+from fedray.algorithms.algorithm import make_algorithm
+from fedray.attacks.attackers import Attackers
 from fedray.clients.groups import ClientGroup, make_groups
-from fedray.components import find
 from fedray.config import Cohort, Config
 from fedray.data.dataset import (
     check,
@@ -26,7 +22,6 @@ from fedray.data.dataset import (
     declared_labels,
     load_federation,
     per_silo,
-    private_statistics,
     silo_test,
 )
 from fedray.data.labels import said_of_labels, said_of_one_class
@@ -34,20 +29,14 @@ from fedray.data.records import Federation, Label, Records
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
-from fedray.models.build import adapter, factory_arguments
+from fedray.planning.combinations import check_parts, check_privacy
 from fedray.planning.global_model import Model, RecordFacts, make_model
 from fedray.privacy import rules
-from fedray.privacy.aggregationrules import check_rule
-from fedray.privacy.clientplan import ClientPlan, make_mechanism, plan_clients
-from fedray.privacy.pacingrules import check_pacing
+from fedray.privacy.clientplan import ClientPlan, plan_clients
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
-from fedray.privacy.stagerules import check_stages
-from fedray.rounds.cohort import Sampler, make_sampler
+from fedray.rounds.cohort import Sampler, largest_cohort, make_sampler
 from fedray.rounds.pacing import Schedule, check_exchange, drawn_cohort, make_schedule, most_at_once
-from fedray.training.evaluate import find_metrics
-from fedray.training.losses import find_loss
-from fedray.training.schedules import check_schedule
-from fedray.updates.pipeline import make_stages
+from fedray.secure.protocol import make_protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +124,9 @@ def prepare(config: Config) -> Prepared:
     plans = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     schedule = make_schedule(config)
     sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
+    protocol = make_protocol(config.secure)
+    if protocol is not None:
+        protocol.check(config.cohort.min_clients, largest_cohort(drawn_cohort(config, schedule, len(names)), len(names)))
     prepared = Prepared(config, names, groups, plans, sampler, schedule, warnings)
     if federation is None:
         test, form = silo_test(config.data) or (None, None)
@@ -207,39 +199,6 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     )
 
 
-def check_only(config: Config) -> None:
-    """Check what can be checked without the data, for commands that may run on another node than the driver.
-
-    Raises:
-        ConfigError: as for :func:`prepare`.
-    """
-    check_parts(config)
-    check_privacy(config)
-
-
-def check_privacy(config: Config) -> list[str]:
-    """Refuse what a privacy claim may not be combined with; returns warnings of what should be known.
-
-    Raises:
-        ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.rules.check_algorithm`,
-            :func:`fedray.privacy.aggregationrules.check_rule` and :func:`fedray.privacy.stagerules.check_stages`.
-    """
-    algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
-    check_attack(config, algorithm.traits, rule.wants)
-    warnings = rules.check(config, private_statistics(config.data))
-    warnings += check_rule(config, rule.wants, _is_mean(rule))
-    rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
-    check_stages(config, make_stages(config), algorithm.traits)
-    schedule = make_schedule(config)
-    check_pacing(config, schedule.carries, schedule.selects)
-    return warnings
-
-
-def _is_mean(rule: Rule[Any]) -> bool:
-    """Whether a rule is the weighted mean, whatever it is called."""
-    return type(rule).combine is WeightedMean.combine
-
-
 def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, dimension: int) -> ClientPlan | None:
     """Return the privacy plan for whole clients; None where they are not protected.
 
@@ -276,38 +235,6 @@ def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names
             members = np.asarray(group.members)
             largest = int(members[np.argmax(sizes[members])])
             check_delta(plan, {names[largest]: int(sizes[largest])})
-
-
-def check_parts(config: Config) -> None:
-    """Look up every part that the config names and check its arguments.
-
-    Raises:
-        ConfigError: a name is unknown or an argument does not fit.
-    """
-    algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
-    check_training(algorithm, config.training)
-    if algorithm.traits.exact and not _is_mean(rule):
-        raise ConfigError(
-            f"aggregation.kind: '{config.aggregation.kind}' is no plain sum, which '{config.algorithm.kind}' needs; use mean."
-        )
-    if algorithm.traits.divides and rule.wants == "each":
-        raise ConfigError(
-            f"aggregation.kind: the driver of '{config.algorithm.kind}' divides one sum of what clients send by another, which "
-            f"'{config.aggregation.kind}' does not give; use mean, or an algorithm such as fedavg or fedprox."
-        )
-    make_server(config.server)
-    if config.privacy.whole_clients:
-        make_mechanism(config.privacy)
-    for path, name in rules.everywhere(config, "loss").items():
-        if find_loss(name).couples and config.privacy.record:
-            raise rules.coupled_loss(path, name)
-    find_metrics(config.evaluation.metrics)
-    check_schedule(config.training, config.rounds)
-    factory = find(components.MODELS, config.model.kind)
-    if inspect.isroutine(factory) or inspect.isclass(factory):
-        factory_arguments(factory, config.model)
-    if config.model.adapters is not None:
-        adapter(config.model.adapters)
 
 
 def _evaluated(config: Config, test: Records | None, at_clients: bool | None) -> tuple[Config, list[str]]:

@@ -23,6 +23,7 @@ from fedray.privacy.figures import Figures, Spent, headline, median
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import Claim, claim
 from fedray.rounding import as_given, rounded_up
+from fedray.secure.protocol import make_protocol
 
 _PACKAGES = ("fedray", "opacus", "dp-accounting", "torch", "numpy", "cryptography", "ray")
 
@@ -101,6 +102,7 @@ def privacy_statement(
 
 def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, left_out: int) -> dict[str, Any]:
     """One guarantee in full."""
+    protocol = make_protocol(config.secure)
     unit, plans = guarantee.unit, list(dict.fromkeys(guarantee.plans))
     groups = guarantee.groups if guarantee.published is None else guarantee.published
     figures, subjects = [g.figures for g in groups], [len(g.names) for g in groups]
@@ -138,8 +140,8 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
             "adjacency": statement_text.ADJACENCY[adjacency].format(unit=unit),
             "statement": statement_text.sentence(unit, shown, delta, standing),
             "meaning": statement_text.meaning(unit, adjacency, most, delta, shown),
-            "against": statement_text.against(plan),
-            "trust": statement_text.trust(plan),
+            "against": statement_text.against(plan, protocol),
+            "trust": statement_text.trust(plan, protocol, config.clients.placement == "hosted"),
             "persons": statement_text.persons(unit, config.privacy.max_silos_per_person),
             "released": statement_text.released(plan),
             "accesses": statement_text.accesses(plan),

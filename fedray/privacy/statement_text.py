@@ -13,11 +13,13 @@ from fedray.config import Config
 from fedray.privacy.clientplan import ClientPlan, Plan
 from fedray.privacy.recordplan import INSECURE_RNG, RecordPlan
 from fedray.privacy.rules import Claim
+from fedray.secure.protocol import Protocol
 
 TRUST = (
     "One Ray cluster is one trust domain: records are protected from everyone who sees models and metrics, "
     "but not from code that runs in the cluster or from the cluster's operators."
 )
+_REHEARSED = "; with clients.placement=hosted the driver itself lays out all records, so that such a run only rehearses the protocol"
 ADJACENCY = {
     "zero_out": "zero-out: neighbouring data sets differ in one {unit}, whose contribution is removed; the number of {unit}s is public",
     "replace_one": "replace-one: neighbouring data sets differ in one {unit}, whose contribution is replaced by any other; "
@@ -68,13 +70,24 @@ def setting(plan: Plan) -> str:
     }[plan.regime]
 
 
-def trust(plan: Plan) -> str:
-    """The trusted parties."""
-    return TRUST if isinstance(plan, RecordPlan) else f"{plan.mechanism.trust}. {TRUST}"
+def trust(plan: Plan, protocol: Protocol | None, hosted: bool) -> str:
+    """The trusted parties.
+
+    Args:
+        plan: of the guarantee.
+        protocol: of secure sums, or None.
+        hosted: one driver lays out all clients' records.
+    """
+    clauses = [] if isinstance(plan, RecordPlan) or (protocol is not None and plan.regime == "distributed") else [plan.mechanism.trust]
+    if protocol is not None:
+        clauses.append(protocol.trust + (_REHEARSED if hosted else ""))
+    return ". ".join([*clauses, TRUST])
 
 
-def against(plan: Plan) -> str:
-    """The adversaries against whom the guarantee holds."""
+def against(plan: Plan, protocol: Protocol | None) -> str:
+    """The adversaries against whom the guarantee holds; ``protocol`` is that of secure sums, or None."""
+    if not isinstance(plan, RecordPlan) and plan.regime == "distributed" and protocol is not None:
+        return "the driver, which reads nothing but sums, the other clients, and everyone who sees the models or the metrics"
     if isinstance(plan, RecordPlan):
         return "the server, the other clients, and everyone who sees the model, the metrics or the tracking store"
     if plan.regime == "client":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from fedray.aggregation.each import RowsAt, segments_for
-from fedray.clients.messages import ClientTask, PartialSum, RoundTask
+from fedray.aggregation.exact import ExactSum
+from fedray.clients.messages import ClientReport, ClientTask, PartialSum, RoundTask
 from fedray.clients.pool import Pool
 from fedray.clients.slots import RoundLog
 from fedray.errors import ClaimVoid, Stopped
@@ -20,9 +21,11 @@ from fedray.privacy.regime import Regime
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.notes import grouped
+from fedray.rounds.phases import Phases
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.steps import Joining, StepPlan
+from fedray.secure.protocol import Order, Protocol
 from fedray.spans import span
 from fedray.traits import Wants
 
@@ -38,6 +41,7 @@ class UnderWay:
         part_bytes: of a part of an actor.
         granted: all that train, or have an update that is in no step yet, by index.
         arriving: their updates, as they come.
+        phases: of a secure sum; None where sums are read as they are.
     """
 
     task: RoundTask
@@ -46,6 +50,7 @@ class UnderWay:
     part_bytes: int
     granted: dict[int, ClientTask] = field(default_factory=dict)
     arriving: Iterator[PartialSum | RowsAt] = field(default_factory=lambda: iter(()))
+    phases: Phases | None = None
 
     def __post_init__(self) -> None:
         self.granted |= {c.index: c for c in self.permit.cohort}
@@ -57,11 +62,32 @@ class UnderWay:
         self.permit = Authorization(before.round, cohort, before.refused | permit.refused, before.away | permit.away, before.begins)
         self.granted |= {c.index: c for c in permit.cohort}
 
+    def readable(self, total: ExactSum, clients: Sequence[int]) -> bool:
+        """Take what masks there are off a sum of these clients' updates; false where nobody may read it."""
+        return self.phases is None or self.phases.after(total, clients)
+
     def stepped(self, number: int) -> None:
         """A step was made; what comes next is for round ``number``."""
         for report in self.log.taken().reports:
             self.granted.pop(report.index, None)
         self.permit = Authorization(number, [])
+
+
+@dataclass(frozen=True)
+class Secure:
+    """How a run's sums are kept from being read before they are whole.
+
+    Attributes:
+        protocol: of the run.
+        job: the run's name in the privacy ledgers.
+        least: updates below which nobody may read a sum.
+        retries: how often a round whose sum cannot be read is begun again.
+    """
+
+    protocol: Protocol
+    job: str
+    least: int
+    retries: int
 
 
 class Dispatch:
@@ -78,6 +104,7 @@ class Dispatch:
         clients: number of all clients.
         capacity: the weight that sums are laid out for.
         wants: what the aggregation rule is given.
+        secure: lets nobody read single updates; None where sums are read as they are.
     """
 
     def __init__(
@@ -92,9 +119,10 @@ class Dispatch:
         clients: int,
         capacity: float,
         wants: Wants,
+        secure: Secure | None,
     ) -> None:
         self._pool, self._books, self._states, self._regime, self._privacy, self._record = pool, books, states, regime, privacy, record
-        self._exchange, self._clients, self._capacity, self._wants = exchange, clients, capacity, wants
+        self._exchange, self._clients, self._capacity, self._wants, self._secure = exchange, clients, capacity, wants, secure
         self._ends = False  # nobody joins any more
 
     def begin(self, number: int, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay:
@@ -106,20 +134,49 @@ class Dispatch:
             versions: the globals that clients start from, by version; more may come.
         """
         permit = self._authorize(number, plan.cohort)
-        task = self._task(number, permit)
+        return self._train(self._task(number, permit), permit, RoundLog(list(plan.left)), plan, versions)
+
+    def again(self, under: UnderWay, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay | None:
+        """Let the same clients train anew for a round whose secure sum cannot be read; None where that was done often enough.
+
+        They have new keys, and new noise, and are charged again where a second try is.
+        """
+        assert self._secure is not None and under.phases is not None
+        log, number, attempt = under.log, under.task.round, under.task.attempt + 1
+        why = "too few clients were left" if self._regime.hides_clients else str(under.phases.failed)
+        log.lose([r.index for r in log.reports if r.status == "done"], f"the secure sum could not be read: {why}")
+        if attempt > self._secure.retries:
+            return None
+        log.faults.append(Fault("round", f"the secure sum could not be read ({why}); the round is begun again with new keys", number + 1))
+        clients = [(c, self._retry(under.granted, c._replace(attempt=attempt))) for c in under.permit.cohort]
+        left = [
+            ClientReport(c.index, c.name, "refused", attempt, error="its privacy budget does not allow another attempt of the secure sum")
+            for c, allowed in clients
+            if allowed is None
+        ]
+        permit = replace(under.permit, cohort=[allowed for _, allowed in clients if allowed is not None], begins=False)
+        anew = RoundLog([*plan.left, *left], log.deaths, log.retries + len(permit.cohort), log.faults, log.nodes_left)
+        return self._train(replace(under.task, attempt=attempt), permit, anew, plan, versions)
+
+    def _train(self, task: RoundTask, permit: Authorization, log: RoundLog, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay:
         part_bytes = 8 * task.size(self._exchange) if self._wants == "sum" else 0  # single updates need not travel yet
-        under = UnderWay(task, permit, RoundLog(list(plan.left)), part_bytes)
+        under, cohort = UnderWay(task, permit, log, part_bytes), permit.cohort
+        if self._secure is not None and cohort:
+            order = Order(self._secure.job, task.round, task.attempt, self._secure.least, task.agreed(self._exchange))
+            under.phases = Phases(self._secure.protocol, order, task, self._pool, log)
+            cohort = under.phases.before(cohort)
         under.arriving = self._pool.train(
-            permit.cohort,
+            cohort,
             task,
             versions,
-            under.log,
+            log,
             deadline=plan.deadline,
             enough=plan.enough if plan.joining is None else None,
             more=None if plan.joining is None else partial(self._more, under, plan.joining),
             authorize=partial(self._retry, under.granted),
             part_bytes=part_bytes,
             charged=bool(self._privacy.lines),
+            pinned=None if under.phases is None else under.phases.pinned,
         )
         return under
 
@@ -164,7 +221,8 @@ class Dispatch:
         regime.taken(number, [c.index for c in permit.cohort])
         segments = segments_for(len(permit.cohort), self._exchange.up_size)
         about = regime.stages(number), regime.plan_sha256, self._clients
-        return RoundTask(number, self._capacity, *about, collect=self._wants, segments=segments)
+        secure = None if self._secure is None else self._secure.protocol.terms()
+        return RoundTask(number, self._capacity, *about, collect=self._wants, segments=segments, secure=secure)
 
     def _more(self, under: UnderWay, joining: Joining) -> Sequence[ClientTask] | None:
         """Clients who start now, while others train; None where the run ends."""

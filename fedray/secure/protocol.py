@@ -102,17 +102,23 @@ class Member(ABC):
         """
 
     @abstractmethod
-    def mask(self, inbox: bytes, model: bytes, values: Ring) -> None:
-        """Add this member's mask to a sum to which its update has just been added; once.
+    def ready(self, inbox: bytes, model: bytes) -> None:
+        """Take what the mask follows from, before the member trains; once.
 
         Args:
             inbox: of :class:`Train`.
-            model: SHA-256 of the globals that the member has trained from, 32 bytes. Members that trained from others have masks that do not
-                cancel.
-            values: the sum, modulo 2**64; unchanged if the member refuses.
+            model: SHA-256 of the globals that the member trains from, 32 bytes. Members that train from others have masks that do not cancel.
 
         Raises:
             Refused: with the reason.
+        """
+
+    @abstractmethod
+    def mask(self, values: Ring) -> None:
+        """Add this member's mask to a sum to which its update has just been added; once, after :meth:`ready`, and it cannot fail.
+
+        Args:
+            values: the sum, modulo 2**64.
         """
 
 
@@ -156,12 +162,6 @@ class Protocol(ABC):
     def terms(self) -> dict[str, Any]:
         """The protocol's constants for receipts, as JSON data."""
         return {type(self).__name__: dict(vars(self))}
-
-
-def plain() -> Conduct:
-    """A round without a protocol: the clients train, and their sum is read as it is."""
-    yield Train({})
-    return None
 
 
 def make_protocol(part: Choice) -> Protocol | None:

@@ -25,7 +25,7 @@ from fedray.configfile import build_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
 from fedray.exchange import Exchange, Field
 from fedray.parameters import get_vector
-from fedray.planning.preparation import check_only
+from fedray.planning.combinations import check_only
 from fedray.rounds.clientstates import ClientStates
 from fedray.runfiles import RunFiles
 

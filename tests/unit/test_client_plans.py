@@ -16,7 +16,7 @@ from scipy import stats
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
-from fedray.planning.preparation import check_privacy
+from fedray.planning.combinations import check_privacy
 from fedray.privacy.accounting.accountant import bound
 from fedray.privacy.accounting.events import DistributedGaussian, Gaussian, Poisson, PureDp, Skellam, Tree, TruncatedPoisson, Wor, rate
 from fedray.privacy.clientplan import ClientPlan, plan_clients

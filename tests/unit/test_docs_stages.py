@@ -13,7 +13,7 @@ from rehearsed import Rehearsed, config_of, label_skewed
 
 from fedray import components
 from fedray.configfile import parse_yaml
-from fedray.planning.preparation import check_only
+from fedray.planning.combinations import check_only
 from fedray.privacy.csprng import InsecureSeeded
 from fedray.updates.pipeline import make_stages, sent_bytes
 from fedray.updates.stage import At

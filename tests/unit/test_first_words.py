@@ -77,7 +77,7 @@ def test_failed_clients_are_told_with_the_place_in_their_own_code_and_one_traceb
 
 def test_privacy_taken_off_a_private_config_says_how() -> None:
     from fedray.configfile import load_config
-    from fedray.planning.preparation import check_only
+    from fedray.planning.combinations import check_only
 
     with pytest.raises(ConfigError, match=r'"privacy=\{regime: none\}"'):
         check_only(load_config(ROOT / "configs" / "digits.yaml", ["privacy.regime=none"]))

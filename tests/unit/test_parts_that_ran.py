@@ -13,7 +13,7 @@ from fedray.aggregation.rule import Rule, make_rule
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
-from fedray.planning.preparation import check_only, prepare
+from fedray.planning.combinations import check_only, prepare
 from fedray.traits import Wants
 
 RAW: dict[str, Any] = {

@@ -11,7 +11,7 @@ from fedray.aggregation.mean import WeightedMean
 from fedray.aggregation.median import CoordinateMedian
 from fedray.configfile import build_config
 from fedray.errors import ConfigError, PrivacyRefusal
-from fedray.planning.preparation import check_only, check_privacy
+from fedray.planning.combinations import check_only, check_privacy
 
 
 class mean(CoordinateMedian):

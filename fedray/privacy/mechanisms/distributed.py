@@ -25,7 +25,7 @@ from fedray.updates.stage import At, Passed, Place, Source, Stage
 
 TRUST = (
     "the driver and the actors are trusted with single updates, which they add up in the clear and which carry only a share of the noise: "
-    "this version makes no secure sum, so it only simulates the protocol"
+    "this run makes no secure sum (secure.kind), so it only simulates the protocol"
 )
 #: Standard deviation of a share, in grid units, for an automatic scale: rounding costs a tenth of a percent, and tables are made quickly.
 _SIGMA = 2.0**13

@@ -1,0 +1,84 @@
+"""The members of a secure sum that the clients of one actor are, for one attempt of one round."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from fedray.clients.messages import Inquiry, RoundTask
+from fedray.errors import FedrayError
+from fedray.exchange import Exchange
+from fedray.parameters import Vector
+from fedray.secure.protocol import Member, Order, Protocol, Refused, Ring
+
+#: The phase in which a member gets the inbox that its mask follows from.
+TRAIN: Final = "train"
+
+
+class Members:
+    """The members of this actor's clients.
+
+    They are made when their client is asked for the first time in an attempt, and forgotten with their secrets when another begins.
+
+    Args:
+        protocol: of the run.
+        job: the run's name in the privacy ledgers.
+        least: updates below which nobody may read a sum.
+        exchange: the exchanged fields.
+    """
+
+    def __init__(self, protocol: Protocol, job: str, least: int, exchange: Exchange) -> None:
+        self._protocol, self._job, self._least, self._exchange = protocol, job, least, exchange
+        self._order: Order | None = None
+        self._members: dict[int, Member] = {}
+        self._inboxes: dict[int, bytes] = {}
+
+    def consult(self, task: RoundTask, phase: str, messages: Mapping[int, Inquiry]) -> dict[int, bytes | str]:
+        """What clients' members answer in a phase, or why they refuse, by the client's index."""
+        found: dict[int, bytes | str] = {}
+        for client, (number, message) in messages.items():
+            try:
+                if phase == TRAIN:
+                    self._member(task, client)
+                    self._inboxes[client], found[client] = message, b""
+                else:
+                    found[client] = self._asked(task, client, number).answer(phase, message)
+            except FedrayError as error:
+                found[client] = str(error)
+        return found
+
+    def ready(self, task: RoundTask, clients: Sequence[int], globals_: Vector) -> dict[int, str]:
+        """Take what the clients' masks follow from, before they train from ``globals_``; returns why some cannot be masked, by index."""
+        model, refused = hashlib.sha256(globals_.data).digest(), dict[int, str]()
+        for client in clients:
+            try:
+                member = self._member(task, client)
+                if client not in self._inboxes:
+                    raise Refused("it was told to train before the others' messages came, so its update could not be masked.")
+                member.ready(self._inboxes.pop(client), model)
+            except FedrayError as error:
+                refused[client] = str(error)
+        return refused
+
+    def mask(self, client: int, values: Ring) -> None:
+        """Mask a sum to which a client's update has just been added."""
+        self._members[client].mask(values)
+
+    def _asked(self, task: RoundTask, client: int, number: int) -> Member:
+        order = self._order_of(task)
+        if order != self._order:  # an earlier attempt's secrets go first
+            if self._order is not None and (order.round, order.attempt) <= (self._order.round, self._order.attempt):
+                raise Refused(f"round {order.round + 1}, attempt {order.attempt + 1}, is over.")
+            self._order, self._members, self._inboxes = order, {}, {}
+        if client not in self._members:
+            self._members[client] = self._protocol.member(order, number)
+        return self._members[client]
+
+    def _member(self, task: RoundTask, client: int) -> Member:
+        if self._order_of(task) != self._order or client not in self._members:
+            raise Refused("its actor holds no keys of it for this round.")
+        return self._members[client]
+
+    def _order_of(self, task: RoundTask) -> Order:
+        return Order(self._job, task.round, task.attempt, self._least, task.agreed(self._exchange))

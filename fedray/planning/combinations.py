@@ -1,0 +1,97 @@
+"""Which parts a config may name, and which of them go together, as far as that does not depend on the data."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from fedray import components
+from fedray.aggregation.mean import WeightedMean
+from fedray.aggregation.rule import Rule, make_rule
+from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
+from fedray.attacks.attackers import check_attack
+from fedray.components import find
+from fedray.config import Config
+from fedray.data.dataset import private_statistics
+from fedray.errors import ConfigError
+from fedray.models.build import adapter, factory_arguments
+from fedray.privacy import rules
+from fedray.privacy.aggregationrules import check_rule
+from fedray.privacy.clientplan import make_mechanism
+from fedray.privacy.pacingrules import check_pacing
+from fedray.privacy.securerules import check_secure
+from fedray.privacy.stagerules import check_stages
+from fedray.rounds.pacing import make_schedule
+from fedray.secure.protocol import make_protocol
+from fedray.training.evaluate import find_metrics
+from fedray.training.losses import find_loss
+from fedray.training.schedules import check_schedule
+from fedray.updates.pipeline import make_stages
+
+
+def check_only(config: Config) -> None:
+    """Check what can be checked without the data, for commands that may run on another node than the driver.
+
+    Raises:
+        ConfigError: as for :func:`prepare`.
+    """
+    check_parts(config)
+    check_privacy(config)
+
+
+def check_privacy(config: Config) -> list[str]:
+    """Refuse what a privacy claim may not be combined with; returns warnings of what should be known.
+
+    Raises:
+        ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.rules.check_algorithm`,
+            :func:`fedray.privacy.aggregationrules.check_rule`, :func:`fedray.privacy.stagerules.check_stages`,
+            :func:`fedray.privacy.pacingrules.check_pacing` and :func:`fedray.privacy.securerules.check_secure`.
+    """
+    algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
+    check_attack(config, algorithm.traits, rule.wants)
+    warnings = rules.check(config, private_statistics(config.data))
+    warnings += check_rule(config, rule.wants, _is_mean(rule))
+    rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
+    check_stages(config, make_stages(config), algorithm.traits)
+    schedule = make_schedule(config)
+    check_pacing(config, schedule.carries, schedule.selects)
+    check_secure(config, rule.wants, make_stages(config), schedule.carries, schedule.selects)
+    return warnings
+
+
+def check_parts(config: Config) -> None:
+    """Look up every part that the config names and check its arguments.
+
+    Raises:
+        ConfigError: a name is unknown or an argument does not fit.
+    """
+    algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
+    check_training(algorithm, config.training)
+    if algorithm.traits.exact and not _is_mean(rule):
+        raise ConfigError(
+            f"aggregation.kind: '{config.aggregation.kind}' is no plain sum, which '{config.algorithm.kind}' needs; use mean."
+        )
+    if algorithm.traits.divides and rule.wants == "each":
+        raise ConfigError(
+            f"aggregation.kind: the driver of '{config.algorithm.kind}' divides one sum of what clients send by another, which "
+            f"'{config.aggregation.kind}' does not give; use mean, or an algorithm such as fedavg or fedprox."
+        )
+    make_server(config.server)
+    make_protocol(config.secure)
+    if config.privacy.whole_clients:
+        make_mechanism(config.privacy)
+    for path, name in rules.everywhere(config, "loss").items():
+        if find_loss(name).couples and config.privacy.record:
+            raise rules.coupled_loss(path, name)
+    find_metrics(config.evaluation.metrics)
+    check_schedule(config.training, config.rounds)
+    factory = find(components.MODELS, config.model.kind)
+    if inspect.isroutine(factory) or inspect.isclass(factory):
+        factory_arguments(factory, config.model)
+    if config.model.adapters is not None:
+        adapter(config.model.adapters)
+
+
+def _is_mean(rule: Rule[Any]) -> bool:
+    """Whether a rule is the weighted mean, whatever it is called."""
+    return type(rule).combine is WeightedMean.combine

@@ -1,0 +1,109 @@
+"""Rounds of several phases through Ray: the bytes of a plain sum, members that are lost before and while they train, and new attempts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedray
+from fedray.runfiles import RunFiles
+
+CLIENTS = 6
+SILOS = {"placement": "dedicated", "resources": {"cpu": 0.5}}
+
+
+def run(output: Path, resume: bool = False, **sections: Any) -> fedray.Result:
+    config: dict[str, Any] = {
+        "name": "phases",
+        "seed": 3,
+        "rounds": 2,
+        "data": {
+            "source": "sklearn:digits",
+            "partition": {"kind": "iid", "clients": CLIENTS},
+            "holdout": {"fraction": 0.2, "at": "driver"},
+        },
+        "model": {"kind": "softmax"},
+        "clients": {"actors": 2},
+        "cohort": {"kind": "all", "min_clients": 3},
+        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1, "engine": "plain"},
+        "secure": {"kind": "python:padparts:Pads"},
+        "evaluation": {"every": 2, "metrics": ["accuracy"]},
+        "tracking": {"enabled": False},
+    }
+    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+
+
+def rows(result: fedray.Result) -> list[dict[str, float]]:
+    return [row["metrics"] for row in RunFiles(result.output).rows()]
+
+
+def told(result: fedray.Result) -> str:
+    return "\n".join(str(fault["what"]) for fault in RunFiles(result.output).faults())
+
+
+def digest(result: fedray.Result) -> str:
+    return str(result.summary["model_sha256"])
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRuns:
+    def test_the_model_has_the_bytes_of_a_plain_run(self, tmp_path: Path) -> None:
+        plain = run(tmp_path / "plain", secure={"kind": "none"})
+        masked = run(tmp_path / "masked")
+        assert digest(masked) == digest(plain)
+        assert all(row["round/clients_completed"] == CLIENTS and "train/loss_mean" not in row for row in rows(masked))
+
+    @pytest.mark.slow
+    def test_so_it_has_with_other_engines_and_actors_with_stages_state_and_a_resume(self, tmp_path: Path) -> None:
+        lockstep = {"lr": 0.1, "batch_size": 10, "epochs": 1, "engine": "lockstep"}
+        for name, sections in {
+            "lockstep": {"training": lockstep, "clients": {"actors": 3}},
+            "state": {"algorithm": {"kind": "scaffold"}},
+            "bound": {"bound": {"kind": "norm", "norm": 0.5}},
+            "dedicated": {"clients": SILOS},
+        }.items():
+            plain = run(tmp_path / f"{name}-plain", **{**sections, "secure": {"kind": "none"}})
+            assert digest(run(tmp_path / name, **sections)) == digest(plain), name
+        run(tmp_path / "resumed", rounds=1)
+        assert digest(run(tmp_path / "resumed", resume=True)) == digest(run(tmp_path / "whole"))
+
+    def test_a_client_whose_actor_ends_is_lost_for_the_round_and_the_others_count(self, tmp_path: Path) -> None:
+        falling = {"kind": "python:padparts:Falling", "mark": str(tmp_path / "mark")}
+        lost = run(tmp_path / "lost", algorithm=falling, clients=SILOS)
+        assert [row["round/clients_completed"] for row in rows(lost)] == [CLIENTS, CLIENTS - 1]
+        assert rows(lost)[1]["round/retries"] == 0
+        assert "no other actor has its keys" in told(lost)
+
+    @pytest.mark.slow
+    def test_where_too_few_are_left_the_round_is_begun_again_and_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        falling = {"kind": "python:padparts:Falling", "mark": str(tmp_path / "mark")}
+        strict = {"kind": "python:padparts:Pads", "most_lost": 0}
+        again = run(tmp_path / "again", algorithm=falling, clients=SILOS, secure=strict)
+        assert digest(again) == digest(run(tmp_path / "calm"))
+        assert rows(again)[1]["round/clients_completed"] == CLIENTS
+        assert "5 of 6 members are in the sum" in told(again)
+        assert again.summary["faults"]["actor_deaths"] == 1
+
+    @pytest.mark.slow
+    def test_members_that_refuse_or_whose_actor_ends_before_they_train(self, tmp_path: Path) -> None:
+        refusing = {"kind": "python:padparts:Pads", "refuses": 2}
+        refused = run(tmp_path / "refused", secure=refusing)
+        assert [row["round/clients_completed"] for row in rows(refused)] == [CLIENTS - 1] * 2
+        assert "the first attempt does not suit it" in told(refused)
+        strict = run(tmp_path / "strict", secure={**refusing, "most_lost": 0})
+        assert [row["round/clients_completed"] for row in rows(strict)] == [CLIENTS] * 2
+        ended = run(tmp_path / "ended", clients=SILOS, secure={"kind": "python:padparts:Pads", "ends": str(tmp_path / "mark")})
+        assert [row["round/clients_completed"] for row in rows(ended)] == [CLIENTS - 1, CLIENTS]
+        assert "did not answer in the phase number" in told(ended)
+
+    @pytest.mark.slow
+    def test_a_run_whose_sums_can_never_be_read_ends_with_the_reason(self, tmp_path: Path) -> None:
+        with pytest.raises(fedray.FedrayError, match=r"0 updates of 6 clients arrived"):
+            run(
+                tmp_path / "never",
+                cohort={"kind": "all", "min_clients": 6, "retries": 1},
+                secure={"kind": "python:padparts:Pads", "most_lost": -1},
+            )
+        assert not list((tmp_path / "never").glob("model*"))
