@@ -138,8 +138,12 @@ class Pool:
     # -- a round ---------------------------------------------------------------------------------
 
     def pinned(self, cohort: Sequence[ClientTask]) -> dict[int, str]:
-        """For each client the name of the place whose actor holds its half of a protocol, by its index; those whose actor is away are left out."""
+        """For each client the name of the place whose actor holds its half of a protocol, by its index.
+
+        Actors that are being started are waited for first, and clients whose actor stays away are left out.
+        """
         self._take_room()
+        self._actors.settle(self._actors.start_timeout)
         places: dict[str, list[str]] = {}
         for slot in self.slots:
             if slot.idle:
