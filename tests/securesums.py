@@ -104,7 +104,8 @@ class Attempt:
         if phase != "train":
             return self.members[number].answer(phase, message)
         masked = self.updates[number].copy()
-        self.members[number].mask(message, self.models.get(number, MODEL), masked)
+        self.members[number].ready(message, self.models.get(number, MODEL))
+        self.members[number].mask(masked)
         total += masked
         return b""
 

@@ -22,6 +22,7 @@ from fedray.config import Config
 from fedray.exchange import MODEL, Exchange
 from fedray.parameters import Vector
 from fedray.privacy.csprng import noise_source
+from fedray.secure.protocol import Refused
 from fedray.updates.pipeline import of_algorithm, passed_all
 from fedray.updates.stage import At, Passed
 
@@ -141,9 +142,11 @@ class Adding:
 
 @contextmanager
 def whole_or_dead() -> Iterator[None]:
-    """Without memory, or the lock of a sum that others share, half of an update may be in the part: the process ends, so that none of it counts."""
+    """Without memory, or the lock of a sum that others share, half of an update may be in the part, and without its mask an update in the
+    clear: the process ends, so that none of it counts.
+    """
     try:
         yield
-    except (MemoryError, OSError):
+    except (MemoryError, OSError, Refused):
         traceback.print_exc()
         os._exit(1)

@@ -115,10 +115,13 @@ class Member(ABC):
 
     @abstractmethod
     def mask(self, values: Ring) -> None:
-        """Add this member's mask to a sum to which its update has just been added; once, after :meth:`ready`, and it cannot fail.
+        """Add this member's mask to a sum to which its update has just been added; once, after :meth:`ready`.
 
         Args:
             values: the sum, modulo 2**64.
+
+        Raises:
+            Refused: the member has no mask; the sum must not leave the process.
         """
 
 

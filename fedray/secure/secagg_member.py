@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -67,6 +67,7 @@ class SecAggMember(Member):
         self._lock = threading.Lock()
         self._done, self._shut = 0, ""
         self._secrets = _Secrets()
+        self._masks: tuple[Sequence[bytes], Sequence[bytes]] | None = None  # keys of the masks that are added, and that are subtracted
         channel, pairs = (key.public_key().public_bytes_raw() for key in (self._secrets.channel, self._secrets.pairs))
         self._keys = Keys.signed(channel, pairs, order, number, signer)
         self._held: dict[int, tuple[bytes, bytes]] = {}  # shares of b_v and of s_v by v, of all that have shared, itself included
@@ -78,8 +79,8 @@ class SecAggMember(Member):
                 raise ValueError(f"'{phase}' is not answered")
             return self._answers[phase](message)
 
-    def mask(self, inbox: bytes, model: bytes, values: Ring) -> None:
-        """See :meth:`Member.mask`."""
+    def ready(self, inbox: bytes, model: bytes) -> None:
+        """See :meth:`Member.ready`."""
         with self._turn("train"):
             own, roster, number = self._secrets, self._roster, self._number
             if len(model) != HASH:
@@ -95,8 +96,15 @@ class SecAggMember(Member):
                 self._held[other] = self._opened(other, data)
             self._model = model
             keys = {v: agreed_key(own.pairs, roster.keys[v].mask, b"mask", roster.view + model, (number, v)) for v in sealed}
-            add_masks(values, [own.seed, *(k for v, k in keys.items() if v > number)], [k for v, k in keys.items() if v < number])
+            self._masks = [own.seed, *(k for v, k in keys.items() if v > number)], [k for v, k in keys.items() if v < number]
             own.forget()  # the others have shares of what they need
+
+    def mask(self, values: Ring) -> None:
+        """See :meth:`Member.mask`."""
+        masks, self._masks = self._masks, None
+        if masks is None:
+            raise Refused(f"Secure aggregation: member {self._number} has no mask, or has added it before.")
+        add_masks(values, *masks)
 
     @contextmanager
     def _turn(self, phase: str) -> Iterator[None]:

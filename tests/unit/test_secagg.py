@@ -136,7 +136,9 @@ def test_a_phase_is_answered_once_and_in_order(phase):
         attempt.members[0].answer(first, b"")
     values = np.ones(4, dtype=np.int64)
     with pytest.raises(Refused, match="it is asked for 'train', but the next phase is 'keys'"):
-        SecAgg().member(ORDER, 0).mask(b"", MODEL, values)
+        SecAgg().member(ORDER, 0).ready(b"", MODEL)
+    with pytest.raises(Refused, match="member 0 has no mask"):
+        SecAgg().member(ORDER, 0).mask(values)
     assert (values == 1).all()
 
 

@@ -1,0 +1,69 @@
+"""Secure aggregation through Ray: the bytes of a plain sum whoever drops out, distributed noise under it, and what a driver gets to see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_phases import SILOS, digest, rows, told
+from test_phases import run as phases
+
+import fedray
+
+SECAGG = {"kind": "secagg", "fewest": 3}
+
+
+def run(output: Path, **sections: Any) -> fedray.Result:
+    return phases(output, **{"secure": SECAGG, **sections})
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRuns:
+    def test_the_model_has_the_bytes_of_a_plain_run_and_the_driver_sees_no_single_figure(self, tmp_path: Path) -> None:
+        plain = run(tmp_path / "plain", secure={"kind": "none"})
+        masked = run(tmp_path / "masked")
+        assert digest(masked) == digest(plain)
+        assert "train/loss_mean" in rows(plain)[0]
+        assert "train/loss_mean" not in rows(masked)[0]
+
+    @pytest.mark.slow
+    def test_a_silo_that_dies_in_its_turn_drops_out_and_the_others_are_summed(self, tmp_path: Path) -> None:
+        falling = {"kind": "python:padparts:Falling", "mark": str(tmp_path / "mark")}
+        lost = run(tmp_path / "lost", algorithm=falling, clients=SILOS, secure={**SECAGG, "threshold": 0.6})
+        assert [row["round/clients_completed"] for row in rows(lost)] == [6, 5]
+        assert "no other actor has its keys" in told(lost)
+        pads = {"kind": "python:padparts:Pads", "most_lost": 1}
+        falling["mark"] = str(tmp_path / "mark again")
+        same = run(tmp_path / "same", algorithm=falling, clients=SILOS, secure=pads)
+        lost_clients = [{fault["client"] for fault in faults(result) if fault.get("client")} for result in (lost, same)]
+        assert digest(lost) == digest(same) or lost_clients[0] != lost_clients[1]
+
+    @pytest.mark.slow
+    def test_a_round_with_too_few_left_is_begun_again_with_new_keys(self, tmp_path: Path) -> None:
+        falling = {"kind": "python:padparts:Falling", "mark": str(tmp_path / "mark")}
+        again = run(tmp_path / "again", algorithm=falling, clients=SILOS, secure={**SECAGG, "fewest": 6})
+        assert digest(again) == digest(run(tmp_path / "calm", clients=SILOS))
+        assert "of 6 members 5 were left after the phase 'training', and it takes 6" in told(again)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["ddg", "skellam"])
+    def test_distributed_noise_adds_up_as_in_the_clear_and_the_statement_says_what_is_trusted(self, tmp_path: Path, kind: str) -> None:
+        privacy = {"regime": "distributed", "mechanism": {"kind": kind}, "noise_multiplier": 2.0, "delta": 1e-2, "insecure_seed": 5}
+        cohort = {"kind": "all", "min_clients": 5}
+        sections: dict[str, Any] = {"privacy": privacy, "cohort": cohort, "algorithm": {"kind": "fedavg", "weights": "uniform"}}
+        plain = run(tmp_path / "plain", secure={"kind": "none"}, **sections)
+        masked = run(tmp_path / "masked", **sections)
+        assert digest(masked) == digest(plain)
+        assert masked.summary["privacy"]["epsilon"] == plain.summary["privacy"]["epsilon"]
+        said = [json.loads((Path(r.output) / "privacy.json").read_text())["guarantee"] for r in (plain, masked)]
+        assert "makes no secure sum" in said[0]["trust"]
+        assert "not the driver" in said[0]["against"]
+        assert "could read single updates" in said[1]["trust"]
+        assert "only rehearses the protocol" in said[1]["trust"]
+        assert said[1]["against"].startswith("the driver, which reads nothing but sums")
+
+
+def faults(result: fedray.Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(result.output) / "faults.jsonl").read_text().splitlines()]
