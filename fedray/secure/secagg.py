@@ -43,8 +43,7 @@ from fedray.secure.wire import pack, pack_set, unpack
 class SecAgg(Protocol):
     """Masks that cancel in the sum of a cohort, and can be taken off if members drop out.
 
-    Source: Bonawitz et al. 2017, Practical Secure Aggregation for Privacy-Preserving Machine Learning, figure 4; Bell et al. 2020, Secure
-        Single-Server Aggregation with (Poly)Logarithmic Overhead, section 3
+    Source: Bonawitz et al. 2017, Practical Secure Aggregation for Privacy-Preserving Machine Learning; Bell et al. 2020 (sparse graphs)
 
     Attributes:
         threshold: share of the members that have to stay to the end, more than a half; also that of the shares that give a secret back.
