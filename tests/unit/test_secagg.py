@@ -17,7 +17,7 @@ from fedray import components
 from fedray.choices import Choice
 from fedray.errors import ConfigError
 from fedray.secure.graph import sparse_degree
-from fedray.secure.masks import add_masks, agreed_key
+from fedray.secure.masks import agreed_key
 from fedray.secure.protocol import Refused, TooFew, make_protocol
 from fedray.secure.roster import LENGTHS
 from fedray.secure.secagg import SecAgg
@@ -201,15 +201,19 @@ def test_masks_of_members_that_were_sent_different_globals_do_not_cancel():
     assert not outcome.refusals  # nobody notices, but the driver reads nothing
     assert not (outcome.total == UPDATES.sum(axis=0)).any()
 
-    def mask(model: bytes, u: int, v: int, private: X25519PrivateKey, public: bytes) -> np.ndarray:
-        values = np.zeros(20, dtype=np.int64)
-        add_masks(values, [agreed_key(private, public, b"mask", bytes(32) + model, (u, v))])
-        return values
 
-    a, b = X25519PrivateKey.generate(), X25519PrivateKey.generate()
-    one_way = mask(MODEL, 0, 1, a, b.public_key().public_bytes_raw())
-    assert np.array_equal(one_way, mask(MODEL, 1, 0, b, a.public_key().public_bytes_raw()))
-    assert not np.array_equal(one_way, mask(bytes(32), 1, 0, b, a.public_key().public_bytes_raw()))
+def test_two_members_agree_on_a_key_for_one_purpose_only():
+    a, b, c = (X25519PrivateKey.generate() for _ in range(3))
+    public = b.public_key().public_bytes_raw()
+    key = agreed_key(a, public, b"mask", MODEL, (3, 1))
+    assert key == agreed_key(b, a.public_key().public_bytes_raw(), b"mask", MODEL, (1, 3)) and len(key) == 32
+    others = [
+        agreed_key(a, public, b"channel", MODEL, (3, 1)),
+        agreed_key(a, public, b"mask", bytes(32), (3, 1)),
+        agreed_key(a, public, b"mask", MODEL, (3, 2)),
+        agreed_key(c, public, b"mask", MODEL, (3, 1)),
+    ]
+    assert len({key, *others}) == 5
 
 
 def test_the_floor_is_the_clients_own():
