@@ -58,7 +58,8 @@ def measure(protocol: SecAgg, members: int, size: int, dropping: int) -> dict[st
                 client_s["add"] += added(secure, update)
             began = time.process_time()
             if phase == "mask":
-                clients[number].mask(message, MODEL, secure.values)
+                clients[number].ready(message, MODEL)
+                clients[number].mask(secure.values)
             answers[number] = b"" if phase == "mask" else clients[number].answer(phase, message)
             client_s[phase] += time.process_time() - began
             sent[phase] += len(answers[number])

@@ -57,7 +57,7 @@ class TestRuns:
         masked = run(tmp_path / "masked", **sections)
         assert digest(masked) == digest(plain)
         assert masked.summary["privacy"]["epsilon"] == plain.summary["privacy"]["epsilon"]
-        said = [json.loads((Path(r.output) / "privacy.json").read_text())["guarantee"] for r in (plain, masked)]
+        said = [json.loads((Path(r.output) / "privacy_statement.json").read_text())["guarantee"] for r in (plain, masked)]
         assert "makes no secure sum" in said[0]["trust"]
         assert "not the driver" in said[0]["against"]
         assert "could read single updates" in said[1]["trust"]
