@@ -24,7 +24,8 @@ from fedray.configfile import build_config
 from fedray.data.records import Federation, Numbered, Records
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal
 from fedray.parameters import Vector
-from fedray.planning.preparation import check_only, prepare
+from fedray.planning.combinations import check_only
+from fedray.planning.preparation import prepare
 from fedray.reporting.report_page import write_report
 from fedray.runfiles import RunFiles
 

@@ -15,7 +15,7 @@ from rehearsed import Rehearsed, config_of, label_skewed
 
 from fedray.errors import ConfigError, UpdateRejected
 from fedray.parameters import Vector
-from fedray.planning.preparation import check_only
+from fedray.planning.combinations import check_only
 from fedray.privacy.csprng import InsecureSeeded
 from fedray.updates.drive import Drive
 from fedray.updates.half import HalfPrecision
