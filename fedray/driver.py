@@ -259,9 +259,10 @@ class Driver:
             up = under.part_bytes * (homes if p.config.clients.node_sums else len(p.pool.slots))
             if under.task.collect == "each":
                 up = 4 * p.exchange.up_size * largest_cohort(p.config.cohort, len(p.names))
-        return Traffic(
-            up, homes * p.exchange.down_size * 4, sent_bytes(under.task.stages, p.exchange.up_size) if p.regime.has_stages else None
-        )
+        sent = sent_bytes(under.task.stages, p.exchange.up_size) if p.regime.has_stages else None
+        if under.task.secure is not None:  # all values of the ring
+            sent = 8 * under.task.size(p.exchange)
+        return Traffic(up, homes * p.exchange.down_size * 4, sent)
 
     # -- evaluation ------------------------------------------------------------------------------
 

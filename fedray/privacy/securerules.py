@@ -39,10 +39,10 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
             "privacy.incompatible.secure.asynchronous",
         )
     for stage in stages:
-        if stage.support == "own":
+        if stage.place == "lossy":
             raise PrivacyRefusal(
-                f"compression.kind: with '{config.compression.kind}' each client chooses by its own update what it sends, which shows, and masks "
-                "cancel only in values that all clients send; use a stage that keeps a public set of values, or compression.kind=none.",
+                f"compression.kind: a masked update has all its values of 64 bits, so '{config.compression.kind}' would lose accuracy and save "
+                "nothing; use compression.kind=none, or secure.kind=none.",
                 "privacy.incompatible.secure.compression",
             )
     if config.privacy.whole_clients == "client" and config.cohort.kind == "poisson":
