@@ -144,7 +144,11 @@ class Dispatch:
         assert self._secure is not None and under.phases is not None
         log, number, attempt = under.log, under.task.round, under.task.attempt + 1
         why = "too few clients were left" if self._regime.hides_clients else str(under.phases.failed)
-        log.lose([r.index for r in log.reports if r.status == "done"], f"the secure sum could not be read: {why}")
+        lost, reported = f"the secure sum could not be read: {why}", {r.index for r in log.reports}
+        log.lose([r.index for r in log.reports if r.status == "done"], lost)
+        log.reports += [
+            ClientReport(c.index, c.name, "lost", c.attempt, error=lost) for c in under.permit.cohort if c.index not in reported
+        ]
         if attempt > self._secure.retries:
             return None
         log.faults.append(Fault("round", f"the secure sum could not be read ({why}); the round is begun again with new keys", number + 1))

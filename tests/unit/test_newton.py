@@ -25,7 +25,8 @@ from fedray.configfile import build_config, load_config
 from fedray.data.records import Federation, Records, offsets_of
 from fedray.errors import ConfigError, FedrayError, UpdateRejected
 from fedray.parameters import Layout
-from fedray.planning.combinations import check_only, prepare
+from fedray.planning.combinations import check_only
+from fedray.planning.preparation import prepare
 from fedray.rounds.books import Authorization
 from fedray.rounds.round_metrics import round_metrics
 from fedray.rounds.steps import StepPlan

@@ -8,7 +8,8 @@ import pytest
 
 from fedray.configfile import build_config
 from fedray.errors import ConfigError, PrivacyRefusal
-from fedray.planning.combinations import check_only, prepare
+from fedray.planning.combinations import check_only
+from fedray.planning.preparation import prepare
 from fedray.planning.planner import make_plan
 from fedray.rounds.pacing import FedBuff, Schedule
 

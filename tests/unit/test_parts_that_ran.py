@@ -13,7 +13,8 @@ from fedray.aggregation.rule import Rule, make_rule
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
-from fedray.planning.combinations import check_only, prepare
+from fedray.planning.combinations import check_only
+from fedray.planning.preparation import prepare
 from fedray.traits import Wants
 
 RAW: dict[str, Any] = {

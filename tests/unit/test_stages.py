@@ -23,7 +23,8 @@ from fedray.errors import ClaimVoid, ConfigError, FedrayError, PrivacyRefusal, U
 from fedray.exchange import Exchange, Field
 from fedray.models.facts import first_model
 from fedray.parameters import get_vector
-from fedray.planning.combinations import check_only, prepare
+from fedray.planning.combinations import check_only
+from fedray.planning.preparation import prepare
 from fedray.planning.footprint import footprint
 from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.csprng import InsecureSeeded
