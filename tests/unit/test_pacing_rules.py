@@ -9,8 +9,8 @@ import pytest
 from fedray.configfile import build_config
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.planning.combinations import check_only
-from fedray.planning.preparation import prepare
 from fedray.planning.planner import make_plan
+from fedray.planning.preparation import prepare
 from fedray.rounds.pacing import FedBuff, Schedule
 
 HERE = f"python:{__name__}:"

@@ -24,8 +24,8 @@ from fedray.exchange import Exchange, Field
 from fedray.models.facts import first_model
 from fedray.parameters import get_vector
 from fedray.planning.combinations import check_only
-from fedray.planning.preparation import prepare
 from fedray.planning.footprint import footprint
+from fedray.planning.preparation import prepare
 from fedray.privacy.clientplan import plan_clients
 from fedray.privacy.csprng import InsecureSeeded
 from fedray.privacy.mechanisms.central import Clipped
