@@ -19,6 +19,7 @@ import yaml
 from keptstates import kept
 from paths import ROOT
 from processes import wait_until
+from shortruns import SHORT
 
 from cluster.hosts import missing
 from cluster.tls import make_authority, make_host, tls_environment
@@ -30,17 +31,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NETWORK = "10.78.79"
 
 #: Ten clients of different labels, five of them in each round. The config that a user has beside a module of their own.
-OWN: dict[str, Any] = {
+OWN: dict[str, Any] = SHORT | {
     "name": "own",
     "seed": 1,
     "rounds": 10,
     "data": {"source": "sklearn:digits", "partition": {"kind": "dirichlet", "alpha": 1.0, "clients": 10}},
-    "model": {"kind": "softmax"},
     "clients": {"actors": 3},
     "cohort": {"kind": "fixed", "size": 5},
-    "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
     "evaluation": {"every": 5, "metrics": ["accuracy"]},
-    "tracking": {"enabled": False},
 }
 
 

@@ -17,6 +17,7 @@ import ray
 import slowparts
 import torch
 from ray.cluster_utils import Cluster
+from shortruns import SHORT
 from torch import nn
 
 from fedray.aggregation.exact import ExactSum
@@ -53,16 +54,9 @@ class Ground:
     """A prepared run whose pool a test makes and whose rounds it trains by hand."""
 
     def __init__(self, **sections: Any) -> None:
-        raw: dict[str, Any] = {
-            "name": "pools",
-            "seed": 3,
-            "rounds": 9,
-            "data": {"source": "python:pools:data", "holdout": {"fraction": 0.0}},
-            "model": {"kind": "python:pools:model"},
-            "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
-            "tracking": {"enabled": False},
-        }
-        self.config: Config = build_config(raw | sections)
+        data = {"source": "python:pools:data", "holdout": {"fraction": 0.0}}
+        own = {"rounds": 9, "data": data, "model": {"kind": "python:pools:model"}, "clients": {}}
+        self.config: Config = build_config(SHORT | own | sections)
         self.prepared: Prepared = prepare(self.config)
         assert self.prepared.model is not None
         self.model = self.prepared.model

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shortruns import short_run
 
-import fedray
 from fedray.runfiles import RunFiles
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -16,18 +16,15 @@ pytestmark = pytest.mark.usefixtures("cluster")
 def run(output: Path, **sections: Any) -> tuple[list[dict[str, float]], list[str], dict[str, Any]]:
     """The rows' metrics, the notes and the summary."""
     notes: list[str] = []
-    settings = {
-        "name": "odd",
-        "rounds": 3,
-        "data": {"source": "python:slowparts:data", "holdout": {"fraction": 0.25, "at": "clients"}},
-        "training": {"lr": 0.1, "batch_size": 10, "epochs": 2},
-        "clients": {"actors": 1, "restarts": 3, "resources": {"cpu": 1.0}},
-        "evaluation": {"every": 3, "federated": True},
-        "tracking": {"enabled": False},
+    result = short_run(
+        output,
+        notes,
+        seed=0,
+        data={"source": "python:slowparts:data", "holdout": {"fraction": 0.25, "at": "clients"}},
+        training={"lr": 0.1, "batch_size": 10, "epochs": 2},
+        clients={"actors": 1, "restarts": 3, "resources": {"cpu": 1.0}},
+        evaluation={"every": 3, "federated": True},
         **sections,
-    }
-    result = fedray.run(
-        settings, output=str(output), callbacks=[lambda kind, value: notes.append(str(value)) if kind in ("note", "fault") else None]
     )
     return [row["metrics"] for row in RunFiles(output).rows()], notes, result.summary
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shortruns import short_run
 
 import fedray
 from fedray.errors import ClaimVoid
@@ -17,24 +18,18 @@ from fedray.privacy.ledger.verification import verify
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def run(output: Path, privacy: dict[str, Any], *, resume: bool = False, notes: list[str] | None = None, **sections: Any) -> fedray.Result:
-    def listen(kind: str, value: Any) -> None:
-        if kind in ("note", "fault") and notes is not None:
-            notes.append(str(value))
-
-    raw: dict[str, Any] = {
-        "name": "regimes",
+def run(output: Path, privacy: dict[str, Any], **others: Any) -> fedray.Result:
+    sections: dict[str, Any] = {
+        "seed": 0,
         "rounds": 4,
         "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 8}},
-        "model": {"kind": "softmax"},
         "clients": {"actors": 1},
         "cohort": {"kind": "all"},
         "training": {"lr": 0.5, "batch_size": 20, "epochs": 1},
         "algorithm": {"kind": "fedavg", "weights": "uniform"},
         "privacy": {"delta": 1e-3, **privacy},
-        "tracking": {"enabled": False},
-    } | sections
-    return fedray.run(raw, output=str(output), callbacks=[listen], resume=resume)
+    }
+    return short_run(output, **sections | others)
 
 
 LOCAL = {"lr": 0.5, "sampling_rate": 0.2, "steps": 10, "expected_batch": 30}

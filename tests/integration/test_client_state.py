@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from keptstates import kept
+from shortruns import short_run
 
-import fedray
 from fedray.checkpoint import load_latest
 from fedray.errors import FedrayError
 from fedray.runfiles import RunFiles
 
-
-def run(output: Path, **sections: Any) -> fedray.Result:
-    config: dict[str, Any] = {
-        "name": "state",
-        "seed": 3,
-        "rounds": 3,
-        "data": {
-            "source": "sklearn:digits",
-            "partition": {"kind": "dirichlet", "alpha": 0.3, "clients": 6, "min_records": 20},
-            "holdout": {"fraction": 0.2, "at": "clients"},
-        },
-        "model": {"kind": "softmax"},
-        "clients": {"actors": 2},
-        "cohort": {"kind": "fixed", "size": 3},
-        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
-        "algorithm": {"kind": "scaffold"},
-        "evaluation": {"every": 3, "federated": True, "metrics": ["accuracy"]},
-        "checkpoint": {"every": 1},
-        "tracking": {"enabled": False},
-    }
-    resume = sections.pop("resume", False)
-    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+run = partial(
+    short_run,
+    data={
+        "source": "sklearn:digits",
+        "partition": {"kind": "dirichlet", "alpha": 0.3, "clients": 6, "min_records": 20},
+        "holdout": {"fraction": 0.2, "at": "clients"},
+    },
+    cohort={"kind": "fixed", "size": 3},
+    algorithm={"kind": "scaffold"},
+    evaluation={"every": 3, "federated": True, "metrics": ["accuracy"]},
+    checkpoint={"every": 1},
+)
 
 
 @pytest.mark.usefixtures("cluster")

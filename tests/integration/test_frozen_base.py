@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import save_file
+from shortruns import short_run
 
-import fedray
 from fedray.checkpoint import load_latest
 from fedray.choices import ModelChoice
 from fedray.errors import ConfigError
@@ -20,21 +21,19 @@ from fedray.runfiles import RunFiles
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
-RUN = {
-    "name": "frozen",
-    "rounds": 2,
-    "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 6}},
-    "model": {"kind": "python:frozenparts:base_and_head"},
-    "training": {"lr": 0.1, "batch_size": 16, "epochs": 1},
-    "algorithm": {"kind": "fedavg", "weights": "uniform"},
-    "privacy": {"regime": "client", "noise_multiplier": 1.0, "budget": 1000, "delta": 1e-3, "clip": 1.0},
-    "clients": {"actors": 2},
-    "tracking": {"enabled": False},
-}
+run = partial(
+    short_run,
+    seed=0,
+    rounds=2,
+    model={"kind": "python:frozenparts:base_and_head"},
+    training={"lr": 0.1, "batch_size": 16, "epochs": 1},
+    algorithm={"kind": "fedavg", "weights": "uniform"},
+    privacy={"regime": "client", "noise_multiplier": 1.0, "budget": 1000, "delta": 1e-3, "clip": 1.0},
+)
 
 
 def test_a_frozen_base_stays_byte_for_byte(tmp_path: Path) -> None:
-    result = fedray.run(RUN, output=str(tmp_path / "run"))
+    result = run(tmp_path / "run")
     files = RunFiles(tmp_path / "run")
     checkpoint = load_latest(files.checkpoints)
     assert checkpoint is not None and checkpoint.weights.shape == (20 * 10 + 10,)
@@ -53,7 +52,7 @@ def test_a_frozen_base_stays_byte_for_byte(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_another_base_in_each_process_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="made other frozen parameters here"):
-        fedray.run(RUN | {"model": {"kind": "python:frozenparts:by_chance"}, "rounds": 1}, output=str(tmp_path / "chance"))
+        run(tmp_path / "chance", model={"kind": "python:frozenparts:by_chance"}, rounds=1)
 
 
 @pytest.mark.slow
@@ -63,7 +62,7 @@ def test_adapters_alone_are_exchanged_summed_and_checkpointed(tmp_path: Path) ->
     save_file(base, tmp_path / "model.safetensors")
     adapters = {"kind": "lora", "rank": 2, "targets": ["fc1"]}
     model = {**source, "weights": str(tmp_path), "adapters": adapters}
-    fedray.run(RUN | {"name": "lora", "model": model}, output=str(tmp_path / "run"))
+    run(tmp_path / "run", model=model)
     files, exchanged = RunFiles(tmp_path / "run"), 2 * (64 + 30)
     checkpoint = load_latest(files.checkpoints)
     assert checkpoint is not None and checkpoint.weights.shape == (exchanged,)

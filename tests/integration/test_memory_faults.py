@@ -12,6 +12,7 @@ import psutil
 import pytest
 import ray
 from pools import Ground
+from shortruns import short_run
 
 import fedray
 from fedray.privacy.ledger.verification import verify
@@ -41,17 +42,16 @@ def local_ray(**system: Any) -> Iterator[None]:
 
 
 def private_run(output: Path, **sections: Any) -> fedray.Result:
-    raw: dict[str, Any] = {
-        "name": "memory",
+    base: dict[str, Any] = {
+        "seed": 0,
         "rounds": 2,
         "data": {"source": "python:pools:data", "holdout": {"fraction": 0.0}},
         "clients": {"actors": 1, "resources": {"cpu": 1.0}},
         "training": TRAINING,
         "privacy": {"regime": "record", "noise_multiplier": 1.0, "delta": 1e-3, "insecure_seed": 4},
-        "tracking": {"enabled": False},
     }
     notes: list[str] = []
-    result = fedray.run(raw | sections, output=str(output), callbacks=[lambda kind, value: kind == "fault" and notes.append(value.text)])
+    result = short_run(output, notes, **base | sections)
     result.summary["notes"] = notes
     return result
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shortruns import short_run
 
 import fedray
 from fedray.checkpoint import load_latest
@@ -16,22 +18,14 @@ from fedray.runfiles import RunFiles
 FEDBUFF = {"kind": "fedbuff", "buffer": 4, "concurrency": 8, "arrival": "simulated"}
 
 
-def run(output: Path, **sections: Any) -> fedray.Result:
-    config: dict[str, Any] = {
-        "name": "pacing",
-        "seed": 3,
-        "rounds": 6,
-        "data": {"source": "sklearn:digits", "partition": {"kind": "dirichlet", "alpha": 0.3, "clients": 20, "min_records": 10}},
-        "model": {"kind": "softmax"},
-        "clients": {"actors": 2},
-        "pacing": FEDBUFF,
-        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
-        "evaluation": {"every": 0, "metrics": ["accuracy"]},
-        "checkpoint": {"every": 0},
-        "tracking": {"enabled": False},
-    }
-    resume = sections.pop("resume", False)
-    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+run = partial(
+    short_run,
+    rounds=6,
+    data={"source": "sklearn:digits", "partition": {"kind": "dirichlet", "alpha": 0.3, "clients": 20, "min_records": 10}},
+    pacing=FEDBUFF,
+    evaluation={"every": 0, "metrics": ["accuracy"]},
+    checkpoint={"every": 0},
+)
 
 
 def column(result: fedray.Result, name: str) -> list[float]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,20 @@ import numpy as np
 import pytest
 from paths import ROOT
 from processes import kill, wait_until
+from shortruns import SHORT, short_run
 
 import fedray
 from fedray.errors import FedrayError, RoundFailed
 from fedray.runfiles import RunFiles
 
-
-def config(**sections: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "name": "rounds",
-        "seed": 1,
-        "rounds": 2,
-        "data": {"source": "python:slowparts:data", "holdout": {"fraction": 0.25}},
-        "model": {"kind": "python:slowparts:model"},
-        "clients": {"actors": 2, "resources": {"cpu": 1.0}},
-        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
-        "tracking": {"enabled": False},
-    }
-    return base | sections
-
-
-def run(output: Path, notes: list[str] | None = None, **sections: Any) -> fedray.Result:
-    def listen(kind: str, value: Any) -> None:
-        if kind in ("note", "fault") and notes is not None:
-            notes.append(str(value))
-
-    return fedray.run(config(**sections), output=str(output), callbacks=[listen])
+CONFIG: dict[str, Any] = SHORT | {
+    "seed": 1,
+    "rounds": 2,
+    "data": {"source": "python:slowparts:data", "holdout": {"fraction": 0.25}},
+    "model": {"kind": "python:slowparts:model"},
+    "clients": {"actors": 2, "resources": {"cpu": 1.0}},
+}
+run = partial(short_run, **CONFIG)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -113,15 +102,15 @@ class TestFaultsOfClients:
             if kind == "row" and value["round"] == 1:
                 killed.append(kill("ClientHost"))
 
-        settings = config(
-            rounds=8,
-            data={"source": "python:slowparts:data", "clients": 2},
-            model={"kind": "softmax"},
-            clients={"placement": "dedicated", "resources": {"cpu": 1.0}},
-            cohort={"kind": "all", "min_clients": 2},
-            training={"lr": 0.1, "sampling_rate": 0.5, "expected_batch": 10.0, "steps": 2},
-            privacy={"regime": "record", "noise_multiplier": 2.0, "delta": 1e-3, "ledger": str(tmp_path / "books")},
-        )
+        settings = CONFIG | {
+            "rounds": 8,
+            "data": {"source": "python:slowparts:data", "clients": 2},
+            "model": {"kind": "softmax"},
+            "clients": {"placement": "dedicated", "resources": {"cpu": 1.0}},
+            "cohort": {"kind": "all", "min_clients": 2},
+            "training": {"lr": 0.1, "sampling_rate": 0.5, "expected_batch": 10.0, "steps": 2},
+            "privacy": {"regime": "record", "noise_multiplier": 2.0, "delta": 1e-3, "ledger": str(tmp_path / "books")},
+        }
         result = fedray.run(settings, output=str(tmp_path / "run"), callbacks=[listen])
         assert killed
         assert result.status == "completed"
@@ -181,9 +170,8 @@ class TestFaultsOfClients:
         def model(outputs: int) -> nn.Module:
             return nn.Linear(2, outputs)
 
-        settings = config(
-            data={"source": "python:x:y", "partition": {"kind": "iid", "clients": 4}}, training={"lr": 1.0, "batch_size": 5, "epochs": 2}
-        )
+        source = {"source": "python:x:y", "partition": {"kind": "iid", "clients": 4}}
+        settings = CONFIG | {"data": source, "training": {"lr": 1.0, "batch_size": 5, "epochs": 2}}
         seen: list[str] = []
         result = fedray.run(
             settings, model=model, data=data, output=str(tmp_path / "run"), callbacks=[lambda kind, value: seen.append(kind)]
@@ -197,7 +185,8 @@ class TestFaultsOfClients:
 def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
     """A real process: SIGTERM in mid-run ends with a checkpoint and a summary; --resume ends like a run that never stopped (that its bytes are the same, test_same_bytes shows), whatever became of the run's other files meanwhile."""
     file = tmp_path / "c.json"
-    file.write_text(json.dumps(config(rounds=5, model={"kind": "python:slowparts:model", "slow": 0}, ray={"address": "local", "cpus": 2})))
+    slow = {"rounds": 5, "model": {"kind": "python:slowparts:model", "slow": 0}, "ray": {"address": "local", "cpus": 2}}
+    file.write_text(json.dumps(CONFIG | slow))
     command = [sys.executable, "-m", "fedray", "run", str(file)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "integration")])}
     stopped = tmp_path / "stopped"

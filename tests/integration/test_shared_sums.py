@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pools import CLIENTS, Ground
 from processes import wait_until
+from shortruns import short_run
 
-import fedray
 from fedray.aggregation.exact import ExactSum
 from fedray.clients.inbox import LARGE
 from fedray.clients.messages import ClientTask, RoundTask
@@ -135,16 +136,14 @@ def test_an_actor_that_cannot_share_has_a_sum_of_its_own(expected: bytes, tmp_pa
     assert total.values.tobytes() == expected
 
 
-RUN: dict[str, Any] = {
-    "name": "shared",
-    "seed": 1,
-    "rounds": 2,
-    "data": {"source": "python:pools:data", "holdout": {"fraction": 0.0}},
-    "clients": {"actors": 2, "resources": {"cpu": 1.0}},
-    "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
-    "evaluation": {"every": 0},
-    "tracking": {"enabled": False},
-}
+run = partial(
+    short_run,
+    seed=1,
+    rounds=2,
+    data={"source": "python:pools:data", "holdout": {"fraction": 0.0}},
+    clients={"actors": 2, "resources": {"cpu": 1.0}},
+    evaluation={"every": 0},
+)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -152,7 +151,7 @@ class TestRuns:
     def test_a_run_shares_where_a_second_try_costs_nothing(self, tmp_path: Path) -> None:
         (opened := tmp_path / "opened").mkdir()
         model = {"kind": "python:sharedparts:model", "opened": str(opened), "large": True}
-        result = fedray.run(RUN | {"model": model}, output=str(tmp_path / "run"))
+        result = run(tmp_path / "run", model=model)
         assert result.status == "completed"
         assert len(list(opened.iterdir())) >= 2  # an actor or two, and the driver, which reads it where it lies
 
@@ -161,7 +160,7 @@ class TestRuns:
         prints = []
         for large in (True, False):
             model = {"kind": "python:sharedparts:model", "large": large}
-            prints.append(fedray.run(RUN | {"model": model}, output=str(tmp_path / f"run{large}")).summary["model_sha256"])
+            prints.append(run(tmp_path / f"run{large}", model=model).summary["model_sha256"])
         assert prints[0] == prints[1]
 
     @pytest.mark.slow
@@ -169,8 +168,7 @@ class TestRuns:
         (opened := tmp_path / "opened").mkdir()
         model = {"kind": "python:sharedparts:model", "opened": str(opened), "large": True}
         training = {"lr": 0.1, "sampling_rate": 0.5, "steps": 2, "expected_batch": 10.0}
-        privacy = {"regime": "record", "noise_multiplier": 1.0, "clip": 1.0, "delta": 1e-3}
-        ledger = {"privacy": privacy | {"ledger": str(tmp_path / "ledger")}}
-        result = fedray.run(RUN | {"model": model, "training": training} | ledger, output=str(tmp_path / "run"))
+        privacy = {"regime": "record", "noise_multiplier": 1.0, "clip": 1.0, "delta": 1e-3, "ledger": str(tmp_path / "ledger")}
+        result = run(tmp_path / "run", model=model, training=training, privacy=privacy)
         assert result.status == "completed"
         assert not list(opened.iterdir())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pools import CLIENTS, Ground, several_nodes
+from shortruns import short_run
 
 import fedray
 from fedray.aggregation.each import Each, PartLost, RowsAt, segments_for
@@ -22,23 +24,15 @@ from fedray.runfiles import RunFiles
 CLIPPING = {"kind": "centered_clipping", "radius": 0.5}
 
 
-def run(output: Path, resume: bool = False, **sections: Any) -> fedray.Result:
-    config: dict[str, Any] = {
-        "name": "single",
-        "seed": 3,
-        "rounds": 3,
-        "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 6}, "holdout": {"fraction": 0.2, "at": "driver"}},
-        "model": {"kind": "softmax"},
-        "clients": {"actors": 2},
-        "cohort": {"kind": "fixed", "size": 5},
-        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
-        "algorithm": {"kind": "scaffold"},
-        "aggregation": CLIPPING,
-        "evaluation": {"every": 3, "metrics": ["accuracy"]},
-        "checkpoint": {"every": 1},
-        "tracking": {"enabled": False},
-    }
-    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+run = partial(
+    short_run,
+    data={"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 6}, "holdout": {"fraction": 0.2, "at": "driver"}},
+    cohort={"kind": "fixed", "size": 5},
+    algorithm={"kind": "scaffold"},
+    aggregation=CLIPPING,
+    evaluation={"every": 3, "metrics": ["accuracy"]},
+    checkpoint={"every": 1},
+)
 
 
 def digest(result: fedray.Result) -> str:

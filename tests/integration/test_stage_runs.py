@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from keptstates import kept
+from shortruns import short_run
 
 import fedray
 from fedray.runfiles import RunFiles
@@ -16,21 +17,7 @@ SIZE = 650  # softmax regression of digits
 TOPK = {"kind": "topk", "share": 0.02}
 
 
-def run(output: Path, **sections: Any) -> fedray.Result:
-    config: dict[str, Any] = {
-        "name": "stages",
-        "seed": 3,
-        "rounds": 3,
-        "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 6}},
-        "model": {"kind": "softmax"},
-        "clients": {"actors": 2, "node_sums": False},
-        "cohort": {"kind": "fixed", "size": 3},
-        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
-        "compression": TOPK,
-        "tracking": {"enabled": False},
-    }
-    resume = sections.pop("resume", False)
-    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+run = partial(short_run, clients={"actors": 2, "node_sums": False}, cohort={"kind": "fixed", "size": 3}, compression=TOPK)
 
 
 def traffic(result: fedray.Result, name: str) -> list[int]:
