@@ -15,6 +15,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "cluster" not in getattr(item, "fixturenames", ()))
 
 
+@pytest.hookimpl(trylast=True)  # after the test's own fixtures, which end their actors
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     """Other tests find no Ray running."""
     if "cluster" not in getattr(nextitem, "fixturenames", ()):
