@@ -36,24 +36,24 @@ class Members:
 
     def consult(self, task: RoundTask, phase: str, messages: Mapping[int, Inquiry]) -> dict[int, bytes | str]:
         """What clients' members answer in a phase, or why they refuse, by the client's index."""
-        found: dict[int, bytes | str] = {}
+        order, found = self._order_of(task), dict[int, bytes | str]()
         for client, (number, message) in messages.items():
             try:
                 if phase == TRAIN:
-                    self._member(task, client)
+                    self._member(order, client)
                     self._inboxes[client], found[client] = message, b""
                 else:
-                    found[client] = self._asked(task, client, number).answer(phase, message)
+                    found[client] = self._asked(order, client, number).answer(phase, message)
             except FedrayError as error:
                 found[client] = str(error)
         return found
 
     def ready(self, task: RoundTask, clients: Sequence[int], globals_: Vector) -> dict[int, str]:
         """Take what the clients' masks follow from, before they train from ``globals_``; returns why some cannot be masked, by index."""
-        model, refused = hashlib.sha256(globals_.data).digest(), dict[int, str]()
+        order, model, refused = self._order_of(task), hashlib.sha256(globals_.data).digest(), dict[int, str]()
         for client in clients:
             try:
-                member = self._member(task, client)
+                member = self._member(order, client)
                 if client not in self._inboxes:
                     raise Refused("it was told to train before the others' messages came, so its update could not be masked.")
                 member.ready(self._inboxes.pop(client), model)
@@ -65,8 +65,7 @@ class Members:
         """Mask a sum to which a client's update has just been added."""
         self._members[client].mask(values)
 
-    def _asked(self, task: RoundTask, client: int, number: int) -> Member:
-        order = self._order_of(task)
+    def _asked(self, order: Order, client: int, number: int) -> Member:
         if order != self._order:  # an earlier attempt's secrets go first
             if self._order is not None and (order.round, order.attempt) <= (self._order.round, self._order.attempt):
                 raise Refused(f"round {order.round + 1}, attempt {order.attempt + 1}, is over.")
@@ -75,8 +74,8 @@ class Members:
             self._members[client] = self._protocol.member(order, number)
         return self._members[client]
 
-    def _member(self, task: RoundTask, client: int) -> Member:
-        if self._order_of(task) != self._order or client not in self._members:
+    def _member(self, order: Order, client: int) -> Member:
+        if order != self._order or client not in self._members:
             raise Refused("its actor holds no keys of it for this round.")
         return self._members[client]
 

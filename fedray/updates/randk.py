@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray import rng
-from fedray.errors import ConfigError
 from fedray.parameters import Vector
 from fedray.updates.feedback import with_feedback
+from fedray.updates.share import check_share, number_of
 from fedray.updates.stage import At, Passed, Place, Stage, Support
 
 
@@ -37,8 +36,7 @@ class RandK(Stage):
     support: ClassVar[Support] = "public"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise ConfigError(f"compression.share: should be above 0 and at most 1, but is {self.share:g}.")
+        check_share(self.share)
 
     @property
     def state(self) -> bool:
@@ -47,7 +45,7 @@ class RandK(Stage):
 
     def number(self, size: int) -> int:
         """Number of values that are sent of ``size``."""
-        return max(1, math.floor(self.share * size))
+        return number_of(self.share, size)
 
     def positions(self, size: int, seed: int, round_: int) -> npt.NDArray[np.int64]:
         """Positions of the values that are sent in a round of a run of this seed, int64, in no order."""

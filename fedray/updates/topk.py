@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from fedray.errors import ConfigError
 from fedray.parameters import Vector
 from fedray.updates.feedback import with_feedback
+from fedray.updates.share import check_share, number_of
 from fedray.updates.stage import At, Passed, Place, Stage, Support
 
 _BYTES = 8  # a position (uint32) and a value (float32)
@@ -36,8 +35,7 @@ class TopK(Stage):
     support: ClassVar[Support] = "own"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise ConfigError(f"compression.share: should be above 0 and at most 1, but is {self.share:g}.")
+        check_share(self.share)
 
     @property
     def state(self) -> bool:
@@ -46,7 +44,7 @@ class TopK(Stage):
 
     def number(self, size: int) -> int:
         """Number of values that are sent of ``size``."""
-        return max(1, math.floor(self.share * size))
+        return number_of(self.share, size)
 
     def out(self, x: Vector, at: At) -> Passed:
         """The largest values of the update and of what was not sent before, the rest zero; what is not finite as it came."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -103,15 +101,3 @@ class Falling(FedAvg):
         if turn.number == 1:
             end_once(self.mark)
         return update
-
-
-@dataclass(frozen=True)
-class Spying(FedAvg):
-    """FedAvg that writes down what each process has trained."""
-
-    folder: str = ""
-
-    def local(self, turn: Turn) -> Update:
-        """See :class:`FedAvg`."""
-        (Path(self.folder) / f"{turn.number}-{turn.client}-{os.getpid()}").touch()
-        return super().local(turn)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shortruns import short_run
 
 import fedray
 from fedray.runfiles import RunFiles
@@ -13,19 +14,11 @@ from fedray.runfiles import RunFiles
 
 def run(output: Path, attack: dict[str, Any], **sections: Any) -> fedray.Result:
     config: dict[str, Any] = {
-        "name": "attacked",
-        "seed": 3,
         "rounds": 2,
-        "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 6}},
-        "model": {"kind": "softmax"},
-        "clients": {"actors": 2},
-        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1},
         "aggregation": {"kind": "bucketing", "rule": {"kind": "geometric_median"}},
         "attack": {"fraction": 0.3, **attack},
-        "tracking": {"enabled": False},
     }
-    resume = sections.pop("resume", False)
-    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+    return short_run(output, **{**config, **sections})
 
 
 @pytest.mark.usefixtures("cluster")

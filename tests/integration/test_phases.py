@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shortruns import SHORT, short_run
 
 import fedray
 from fedray.errors import FedrayError
@@ -17,23 +18,13 @@ SILOS = {"placement": "dedicated", "resources": {"cpu": 0.5}}
 
 def run(output: Path, resume: bool = False, **sections: Any) -> fedray.Result:
     config: dict[str, Any] = {
-        "name": "phases",
-        "seed": 3,
         "rounds": 2,
-        "data": {
-            "source": "sklearn:digits",
-            "partition": {"kind": "iid", "clients": CLIENTS},
-            "holdout": {"fraction": 0.2, "at": "driver"},
-        },
-        "model": {"kind": "softmax"},
-        "clients": {"actors": 2},
         "cohort": {"kind": "all", "min_clients": 3},
-        "training": {"lr": 0.1, "batch_size": 10, "epochs": 1, "engine": "plain"},
+        "training": {**SHORT["training"], "engine": "plain"},
         "secure": {"kind": "python:padparts:Pads"},
         "evaluation": {"every": 2, "metrics": ["accuracy"]},
-        "tracking": {"enabled": False},
     }
-    return fedray.run({**config, **sections}, output=str(output), resume=resume)
+    return short_run(output, resume=resume, **{**config, **sections})
 
 
 def rows(result: fedray.Result) -> list[dict[str, float]]:
