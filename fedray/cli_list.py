@@ -10,6 +10,7 @@ import click
 
 from fedray import logs
 from fedray.catalogue import Description, describe
+from fedray.cli_combinations import print_combinations
 from fedray.components import ROOMS, listing, nearest
 from fedray.errors import ConfigError
 
@@ -23,13 +24,19 @@ def list_parts(what: str | None, name: str | None) -> None:
     """What a config can name: models, data, partitioners, losses, ... with one line and the source each.
 
     WHAT: one kind of part. NAME: one of that kind, with its arguments, their types, defaults and meaning.
+
+    `fedray list combinations` shows what goes together with which guarantee; with NAME, why not, and what does instead.
     """
+    if what == "combinations":
+        print_combinations(name)
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     if what is not None and what not in ROOMS:
-        raise ConfigError(f"list: there is no '{what}'; choose from {', '.join(ROOMS)}.{nearest(what, ROOMS)}")
+        known = [*ROOMS, "combinations"]
+        raise ConfigError(f"list: there is no '{what}'; choose from {', '.join(known)}.{nearest(what, known)}")
     if what is not None and name is not None:
         click.echo("\n".join(_lines(describe(ROOMS[what], name), min(_LONGEST, shutil.get_terminal_size().columns))))
         return

@@ -217,6 +217,7 @@ def make_mechanism(privacy: Privacy) -> tuple[str, Mechanism]:
 
     Raises:
         ConfigError: the mechanism is unknown, belongs to another regime, or has wrong arguments.
+        PrivacyRefusal: it needs one clip norm for all rounds, and the section lets it adapt.
     """
     regime = privacy.whole_clients
     assert regime is not None
@@ -230,6 +231,12 @@ def make_mechanism(privacy: Privacy) -> tuple[str, Mechanism]:
         others = [n for n, m in components.MECHANISMS.parts().items() if m.regime == regime]
         raise ConfigError(
             f"privacy.mechanism.kind: '{part.kind}' is for privacy.regime {made.regime}, not {regime}; use {' or '.join(sorted(others))}."
+        )
+    if privacy.adaptive_clip is not None and part.kind != "gaussian":
+        raise PrivacyRefusal(
+            f"privacy.adaptive_clip: the mechanism '{part.kind}' needs one clip norm for all rounds; use privacy.regime=client with gaussian, or "
+            "privacy.adaptive_clip=null.",
+            f"privacy.incompatible.{part.kind}.adaptive_clip",
         )
     return part.kind, made
 
@@ -279,7 +286,7 @@ def plan_clients(config: Config, clients: int, dimension: int, grid: int, larges
         mechanism=mechanism,
         facts=facts,
         noise_multiplier=float(noise),
-        adaptive=_adaptive(privacy, kind, float(noise), facts),
+        adaptive=_adaptive(privacy, float(noise), facts),
         weight_cap=privacy.weight_cap,
         denominator=float(denominator),
         delta=own.delta,
@@ -357,14 +364,9 @@ def _participations(facts: Facts, charging: Charging) -> int:
     return min(possible, facts.max_participations or possible)
 
 
-def _adaptive(privacy: Privacy, kind: str, noise_multiplier: float, facts: Facts) -> Adaptive | None:
+def _adaptive(privacy: Privacy, noise_multiplier: float, facts: Facts) -> Adaptive | None:
     section = privacy.adaptive_clip
     if section is None:
         return None
-    if kind != "gaussian":
-        raise PrivacyRefusal(
-            f"privacy.adaptive_clip: the mechanism '{kind}' needs one clip norm for all rounds; use it with regime client and gaussian.",
-            f"privacy.incompatible.{kind}.adaptive_clip",
-        )
     bit_noise = section.bit_noise if section.bit_noise is not None else facts.cohort / 20
     return Adaptive(section.quantile, section.rate, bit_noise, split_noise(noise_multiplier, bit_noise))

@@ -171,7 +171,7 @@ def _check_data(config: Config, private_statistics: bool) -> None:
         raise PrivacyRefusal(
             "evaluation.federated: metrics on the clients' own records are released without noise; set evaluation.federated=false "
             "and evaluate on public records, or accept it with privacy.unprotected=[evaluation], which voids the claim.",
-            "privacy.incompatible.record.federated_evaluation",
+            f"privacy.incompatible.{config.privacy.regimes[0]}.federated_evaluation",
         )
 
 

@@ -105,7 +105,7 @@ class TestEvents:
 REFUSED = [
     ({}, {"algorithm": {"kind": "fedavg"}}, "privacy.incompatible.client.sample_weights"),
     ({}, {"aggregation": {"kind": "median"}}, "privacy.incompatible.client.aggregation"),
-    ({}, {"evaluation": {"federated": True}}, "privacy.incompatible.record.federated_evaluation"),
+    ({}, {"evaluation": {"federated": True}}, "privacy.incompatible.client.federated_evaluation"),
     ({"regime": "distributed"}, {}, "privacy.incompatible.distributed.min_clients"),
 ]
 
