@@ -87,3 +87,27 @@ class AttackChoice(Choice):
         if self.kind != "none" and (self.fraction is None) == (self.clients is None):
             raise ValueError("fraction: give exactly one of fraction and clients")
         return self
+
+
+class RootChoice(Section):
+    """The root set: records that the driver has itself, for aggregation rules that compare the clients' updates with what these records say."""
+
+    share: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Fraction of the driver's held-out records that become the root set, and test nothing; null = no root set.",
+    )
+    public: bool = Field(
+        False, description="true: these records are public. The driver trains on them without protection, so it must be so, and be said."
+    )
+
+    @model_validator(mode="after")
+    def _public(self) -> RootChoice:
+        if self.share is not None and not self.public:
+            raise ValueError(
+                "public: the driver trains on the root set, and nothing protects it; set it to true to say that its records are public"
+            )
+        if self.share is None and self.public:
+            raise ValueError("public: there is no root set without share, so it would do nothing; give share, or take it out")
+        return self

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedray.choices import AttackChoice, Choice, ModelChoice, PacingChoice, Section
+from fedray.choices import AttackChoice, Choice, ModelChoice, PacingChoice, RootChoice, Section
 from fedray.components import short_name
 
 Open01 = Field(gt=0.0, le=1.0)
@@ -379,6 +379,7 @@ class Config(Section):
     secure: Choice = Field(
         Choice(kind="none"), description="How the driver is kept from reading single updates: none, or see `fedray list protocols`."
     )
+    root: RootChoice = RootChoice()
     attack: AttackChoice = AttackChoice()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray.aggregation.each import Each, PartLost, RowsAt
@@ -35,6 +35,7 @@ from fedray.rounds.dispatch import Dispatch, Secure, UnderWay
 from fedray.rounds.drawing import FailedRounds
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.record import OpenRow, Record, Traffic
+from fedray.rounds.roots import RootAt, Roots
 from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.steps import StepPlan, Steps
 from fedray.runfiles import Row
@@ -84,6 +85,7 @@ class Loop:
     begin: Holder[ModelState]
     privacy: Guarantees
     secure: Secure | None = None
+    roots: Roots | None = None
     first_round: int = 0
     resumed: bool = False
 
@@ -151,6 +153,7 @@ class Driver:
         with span("cohort", "draw and authorize"):
             plan = p.steps.next(number)
         under = self._under_way = self._under_way or self._dispatch.begin(number, plan, self._broadcast.versions)
+        root = None if p.roots is None else p.roots.begin(number, self._broadcast.newest)
         total, came, added = self._collect(under, plan)
         while isinstance(total, ExactSum) and not under.readable(total, added):
             again = self._dispatch.again(under, plan, self._broadcast.versions)
@@ -164,7 +167,7 @@ class Driver:
         self._broadcast.trained(p.steps.versions())
         of_each = None
         if isinstance(total, Each):  # first, because clients whose updates are gone by now do not count
-            total, of_each = self._of_each(total, log_)
+            total, of_each = self._of_each(total, log_, root)
         updates = total.count
         record.faults_of(log_)
         traffic = self._traffic(came, under)
@@ -172,7 +175,7 @@ class Driver:
         if counts and (updates or p.regime.noised):  # a sum of noise alone is released too: whether anyone took part must stay secret
             with span("aggregation", "mean"):
                 mean, memory = of_each or self._of_sum(total, number)
-            del total, of_each  # with a large model, before there is another one
+            del total, of_each, root  # with a large model, before there is another one
             with span("cohort", "commit"):
                 p.books.commit(number, list(under.granted.values()), log_.reports)
             with span("aggregation", "server step"):
@@ -219,9 +222,9 @@ class Driver:
             return p.regime.mean(total.values, total.bits, number), self._kept
         return combined(p.rule, total, self._kept, p.exchange.up_size)
 
-    def _of_each(self, total: Each, log_: RoundLog) -> tuple[Each, tuple[Vector, Memory] | None]:
+    def _of_each(self, total: Each, log_: RoundLog, root: RootAt | None) -> tuple[Each, tuple[Vector, Memory] | None]:
         """The updates that can still be read, and what the rule makes of them; None where they are too few for the round to count."""
-        p = self._p
+        p, total = self._p, replace(total, root=root)
         while total.count >= max(1, p.config.cohort.min_clients):
             try:
                 with span("aggregation", "combine single updates"):

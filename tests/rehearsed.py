@@ -28,6 +28,7 @@ from fedray.data.records import Federation, Records
 from fedray.models.facts import first_model
 from fedray.parameters import Vector, get_vector, set_vector
 from fedray.rounds.clientstates import ClientStates
+from fedray.rounds.roots import RootHere, RootHost
 from fedray.training.losses import outputs_for
 from fedray.updates.pipeline import keep_state, make_stages
 
@@ -119,9 +120,10 @@ class Rehearsed:
     Args:
         config: the run.
         federation: its clients.
+        root: its root set, as the records of one client.
     """
 
-    def __init__(self, config: Config, federation: Federation) -> None:
+    def __init__(self, config: Config, federation: Federation, root: Federation | None = None) -> None:
         self.algorithm, self.server, self.rule = make_algorithm(config.algorithm), make_server(config.server), make_rule(config.aggregation)
         self.attackers = Attackers.of(config, federation.names)
         self._config, self._federation, self.stages = config, self.attackers.changed(federation), make_stages(config)
@@ -139,6 +141,9 @@ class Rehearsed:
         self._folder = tempfile.TemporaryDirectory()
         self.states = ClientStates(Path(self._folder.name), 1)
         self._hosts: list[ClientHost] = []
+        self.root = None if root is None else RootHost(config, root, self._facts, len(federation.names), {})
+        if self.root is not None:
+            self.root.ready()
 
     def host(self, k: int) -> ClientHost:
         """The k-th actor."""
@@ -173,7 +178,8 @@ class Rehearsed:
             reports += self.host(k).train(task, self.globals, tasks)
             assert all(r.status == "done" for r in reports), [r.error or r.traceback for r in reports]
             parts.append(pickle.loads(pickle.dumps(self.host(k).collect(task))))
-        total, each = task.empty_sum(self.exchange), Each(self.exchange.up_size)
+        root = None if self.root is None else RootHere(self.root, self.round, self.globals)
+        total, each = task.empty_sum(self.exchange), Each(self.exchange.up_size, root=root)
         for k in order or range(len(parts)):
             came = parts[k].total
             if isinstance(came, Rows):

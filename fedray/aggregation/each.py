@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.aggregation.exact import FULL, MAX_COORDINATE, check_weight, largest_magnitude, rejection
+from fedray.aggregation.root import Root
 from fedray.errors import FedrayError, UpdateRejected
 from fedray.parameters import Vector
 
@@ -164,11 +165,13 @@ class Each:
         size: of the vectors.
         segments: into how many the parts are cut.
         parts: where they lie, in any order.
+        root: what the driver knows of the round from its root set; None where it has none.
     """
 
     size: int
     segments: int = 1
     parts: tuple[RowsAt, ...] = ()
+    root: Root | None = None
 
     def joined(self, part: RowsAt) -> Each:
         """These updates and those of another part."""
@@ -240,6 +243,33 @@ class Each:
                 strip = columns[:, low:high].astype(np.float64)
                 found += strip @ strip.T
         return found
+
+    def against(self, reference: Vector) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Inner products of all updates with a vector, float32 ``[size]``, and squares of their own lengths, both float64 ``[count]``.
+
+        Raises:
+            PartLost: a part is gone.
+        """
+        products, squares = np.zeros(self.count), np.zeros(self.count)
+        for start, _, columns in self.blocks():
+            for low, high in strips(*columns.shape):
+                strip = columns[:, low:high].astype(np.float64)
+                products += strip @ reference[start + low : start + high].astype(np.float64)
+                squares += np.square(strip).sum(axis=1)
+        return products, squares
+
+    def rows(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """(place of the first, whole updates, float32 ``[k, size]``) for all updates; each time all values are read for some that fit a segment.
+
+        Raises:
+            PartLost: a part is gone.
+        """
+        some = max(1, SEGMENT_VALUES // self.size)
+        for first in range(0, self.count, some):
+            found = np.empty((min(some, self.count - first), self.size), dtype=np.float32)
+            for start, stop, columns in self.blocks():
+                found[:, start:stop] = columns[first : first + some]
+            yield first, found
 
     def weighted_sum(self, factors: npt.NDArray[np.float64]) -> Vector:
         """The sum of all updates times their factors, float32 ``[size]``, added up in the order of the clients.

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.aggregation.each import Each, strips
+from fedray.aggregation.root import RootUse
 from fedray.aggregation.rule import Memory, Rule, make_rule
 from fedray.choices import Choice
 from fedray.errors import ConfigError
@@ -95,6 +96,10 @@ class Mixing(Rule[Each]):
         """
         return inner_rule(self.rule)
 
+    def root(self) -> RootUse:
+        """As the other rule."""
+        return self.inner.root()
+
     @abstractmethod
     def mixed(self, got: Each, kept: Mapping[str, Values]) -> tuple[npt.NDArray[np.float64], Memory]:
         """The factors of the updates in each mixed one, float64 ``[mixed, got.count]``, and what is remembered beside the other rule's."""
@@ -107,5 +112,5 @@ class Mixing(Rule[Each]):
         """What the other rule makes of the mixed updates."""
         matrix, own = self.mixed(got, kept)
         inner = {name.removeprefix(_INNER): value for name, value in kept.items() if name.startswith(_INNER)}
-        vector, remembered = self.inner.combine(Mixed(got.size, got.segments, updates=got, matrix=matrix), inner)
+        vector, remembered = self.inner.combine(Mixed(got.size, got.segments, root=got.root, updates=got, matrix=matrix), inner)
         return vector, own | {_INNER + name: value for name, value in remembered.items()}

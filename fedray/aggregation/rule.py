@@ -12,6 +12,7 @@ import numpy as np
 from fedray import components
 from fedray.aggregation.each import Each
 from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.root import RootUse
 from fedray.choices import Choice
 from fedray.errors import ConfigError, FedrayError
 from fedray.parameters import Values, Vector, read_only
@@ -47,6 +48,10 @@ class Rule(ABC, Generic[Got]):
     def held(self, updates: int) -> int:
         """Bytes that :meth:`combine` holds of so many updates, beside blocks of columns and vectors: 0 but for rules that compare pairs."""
         return 0
+
+    def root(self) -> RootUse:
+        """Whether :meth:`combine` makes use of ``got.root``, what the driver knows of a round from its public root set."""
+        return "no"
 
     @abstractmethod
     def combine(self, got: Got, kept: Mapping[str, Values]) -> tuple[Vector, Memory]:

@@ -137,7 +137,7 @@ class Attackers:
         mine = np.array([client in self.clients for client in got.clients], dtype=np.bool_)
         if not isinstance(self.attack, Collusion) or not mine.any():
             return got
-        return Attacked(got.size, got.segments, got.parts, updates=got, mine=mine, agreed=self.attack.agreed(got, mine))
+        return Attacked(got.size, got.segments, got.parts, got.root, updates=got, mine=mine, agreed=self.attack.agreed(got, mine))
 
 
 def check_attack(config: Config, traits: Traits, wants: Wants) -> None:

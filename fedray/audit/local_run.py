@@ -27,6 +27,7 @@ from fedray.parameters import Vector
 from fedray.planning.preparation import Prepared
 from fedray.rng import generator
 from fedray.rounds.cohort import Population
+from fedray.rounds.roots import RootHere, RootHost
 from fedray.training.choose import choose_engine
 
 
@@ -95,6 +96,10 @@ class LocalRun:
         self._globals = begun(self._algorithm, self._exchange, facts.layout, self._model.weights.value.copy(), facts.another)
         self._state = self._server.init(self._exchange.model_size)
         self._kept = self._rule.begin(len(prepared.names), self._exchange.up_size)
+        self._root = None
+        if prepared.root is not None:
+            self._root = RootHost(self._config, prepared.root, facts, len(prepared.names), {})
+            self._root.ready()
         self.participations: npt.NDArray[np.int64] = np.zeros(len(prepared.names), dtype=np.int64)
 
     def run(self, rounds: int, seed: int) -> Iterator[Released]:
@@ -128,7 +133,8 @@ class LocalRun:
                 came.append(int(i))
                 yield Released(int(i), number, self.weights, update[self._exchange.up["model"]])
             if came:
-                got = total if self._rule.wants == "sum" else Each(size).joined(RowsAt.here(came, rows))
+                root = None if self._root is None else RootHere(self._root, number, self._globals)
+                got = total if self._rule.wants == "sum" else Each(size, root=root).joined(RowsAt.here(came, rows))
                 vector, self._kept = combined(self._rule, got, self._kept, size)
                 mean = Mean(self._exchange.views(vector, "up"), len(came), len(came) / len(self._rates))
                 self._globals, self._state = stepped(

@@ -93,7 +93,7 @@ def bundles(group: str, table: Mapping[str, Any], nodes: Sequence[Node]) -> list
     return found
 
 
-def free_resources(less: Resources | None = None) -> dict[str, float]:
+def free_resources(*less: Resources) -> dict[str, float]:
     """What is free for actors that this process starts, by Ray's names: of the cluster, or of the placement group in which it is.
 
     ``less`` is taken away from it.
@@ -102,7 +102,8 @@ def free_resources(less: Resources | None = None) -> dict[str, float]:
     free: Counter[str] = Counter(ray.available_resources() if nodes is None else {})
     for node in nodes or ():
         free.update(node.free)
-    free.subtract(asks(less) if less is not None else {})
+    for resources in less:
+        free.subtract(asks(resources))
     return dict(free)
 
 

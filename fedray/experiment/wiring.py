@@ -29,6 +29,7 @@ from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.driver import Loop, ModelState
 from fedray.experiment.background import Background
+from fedray.experiment.besides import start_evaluator, start_roots
 from fedray.experiment.description import guarantee_plans, tracking_parameters, tracking_tags
 from fedray.experiment.finished import frozen_of
 from fedray.experiment.identity import identity
@@ -51,7 +52,6 @@ from fedray.rounds.books import Books, PopulationBook, RunBook, SiloBooks
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.dispatch import Secure
 from fedray.rounds.drawing import CohortDraw
-from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import RunFiles
@@ -113,7 +113,8 @@ class Wiring:
         tracking = Background(partial(self._open_tracking, p, checkpoint, failed))
         try:
             self._open_record_book()
-            evaluator = self._start_evaluator()
+            provided = self._request.provided
+            evaluator, roots = start_evaluator(p, provided), start_roots(p, provided)
             self._agree()
             self.pool = pool = self._start_pool(places)
             everyone = config.clients.placement == "dedicated"
@@ -133,10 +134,11 @@ class Wiring:
                 for place in places:
                     if place.key in told:
                         check_terms(place.key, told[place.key], self._hashes[place.group])
-                evaluator = self._start_evaluator()
+                evaluator, roots = start_evaluator(p, provided), start_roots(p, provided)
             self._preflight(pool)
-            if evaluator is not None:
-                evaluator.wait_ready()
+            for beside in (evaluator, roots):
+                if beside is not None:
+                    beside.wait_ready()
         except BaseException:
             failed.set()  # stop waiting for MLflow's server
             with suppress(Exception):
@@ -177,6 +179,7 @@ class Wiring:
             rule=rule,
             regime=regime,
             evaluator=evaluator,
+            roots=roots,
             states=self._client_states(checkpoint),
             begin=Holder(self._begin(checkpoint, model, server, rule)),
             privacy=privacy,
@@ -281,19 +284,12 @@ class Wiring:
 
     def _plan_places(self) -> Sequence[Place]:
         p, config = self.prepared, self.config
-        free = free_resources(less=None if p.test is None else config.evaluation.resources)
+        free = free_resources(*(config.evaluation.resources for records in (p.test, p.root) if records is not None))
         return with_room(plan_places(config, p.groups, p.names, free, self._most, self._request.elastic))
 
     @property
     def _most(self) -> int:
         return self.prepared.most_at_once
-
-    def _start_evaluator(self) -> Evaluators | None:
-        """Start the actors that evaluate the model; None where there is nothing to evaluate, or no model yet."""
-        p = self.prepared
-        if p.test is None or p.model is None or not self.config.evaluation.metrics:
-            return None
-        return Evaluators(self.config, p.test, p.model.facts, self._request.provided)
 
     def _agree(self) -> None:
         """Write down the terms of each group's clients, by what is known of the model."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from fedray import components
 from fedray.aggregation.mean import WeightedMean
+from fedray.aggregation.root import RootUse
 from fedray.aggregation.rule import Rule, make_rule
-from fedray.algorithms.algorithm import check_training, make_algorithm, make_server
+from fedray.algorithms.algorithm import Algorithm, check_training, make_algorithm, make_server
 from fedray.attacks.attackers import check_attack
 from fedray.components import find
 from fedray.config import Config
@@ -76,6 +77,7 @@ def check_parts(config: Config) -> None:
             f"aggregation.kind: the driver of '{config.algorithm.kind}' divides one sum of what clients send by another, which "
             f"'{config.aggregation.kind}' does not give; use mean, or an algorithm such as fedavg or fedprox."
         )
+    _check_root(config, rule.root(), algorithm)
     make_server(config.server)
     make_protocol(config.secure)
     if config.privacy.whole_clients:
@@ -90,6 +92,28 @@ def check_parts(config: Config) -> None:
         factory_arguments(factory, config.model)
     if config.model.adapters is not None:
         adapter(config.model.adapters)
+
+
+def _check_root(config: Config, use: RootUse, algorithm: Algorithm) -> None:
+    """Refuse a root set that nothing reads, a rule without the one it needs, and an algorithm that a root set cannot stand in for a client of.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    kind, given = config.aggregation.kind, config.root.share is not None
+    if use == "must" and not given:
+        raise ConfigError(
+            f"root.share: aggregation.kind '{kind}' compares updates with the driver's own on a public root set, and there is none; set "
+            "root.share to a fraction of the driver's held-out records, and root.public=true if they are public."
+        )
+    if use == "no" and given:
+        raise ConfigError(f"root.share: aggregation.kind '{kind}' makes no use of a root set; take the section out, or use fltrust.")
+    if given and (algorithm.traits.state or not algorithm.traits.passes):
+        why = "keep vectors between their turns" if algorithm.traits.state else "do not train"
+        raise ConfigError(
+            f"root.share: clients of algorithm.kind '{config.algorithm.kind}' {why}, so that a root set does not make an update like theirs; "
+            "use an algorithm such as fedavg or fedprox."
+        )
 
 
 def _is_mean(rule: Rule[Any]) -> bool:

@@ -26,6 +26,7 @@ from fedray.data.dataset import (
 )
 from fedray.data.labels import said_of_labels, said_of_one_class
 from fedray.data.records import Federation, Label, Records
+from fedray.data.rootset import split_root
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
@@ -56,6 +57,7 @@ class Prepared:
         warnings: sentences for the user.
         federation: all records; None where the driver has none.
         test: the driver's test set, or None.
+        root: the root set as the records of one client, or None.
         digest: SHA-256 of the federation, by which a resumed run notices changed data; empty where only the silos know it. Under
             privacy it leaves the driver in no other form.
         class_labels: the source's own label of each class, in class order; empty in regression.
@@ -76,6 +78,7 @@ class Prepared:
     warnings: Sequence[str]
     federation: Federation | None = None
     test: Records | None = None
+    root: Federation | None = None
     digest: str = ""
     class_labels: Sequence[Label] = ()
     test_form: Silo | None = None
@@ -130,17 +133,23 @@ def prepare(config: Config) -> Prepared:
     prepared = Prepared(config, names, groups, plans, sampler, schedule, warnings)
     if federation is None:
         test, form = silo_test(config.data) or (None, None)
+        labels = declared_labels(config.data)
+        test, root = split_root(test, config.root.share, len(labels) or None, config.seed)
         config, notes = _evaluated(config, test, None)
         return replace(
             prepared,
             config=config,
             warnings=[*warnings, *notes],
             test=test,
-            class_labels=declared_labels(config.data),
+            root=root,
+            class_labels=labels,
             test_form=form,
             client_plan=plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None,
         )
     rules.check_classes(config.privacy, federation.declared, federation.class_labels)
+    digest = federation.digest
+    test, root = split_root(federation.test, config.root.share, federation.classes, config.seed)
+    federation = replace(federation, test=test)
     config, notes = _evaluated(config, federation.test, federation.client_test is not None)
     private, classes = bool(config.privacy.regimes), federation.classes
     prepared = replace(
@@ -148,8 +157,9 @@ def prepare(config: Config) -> Prepared:
         config=config,
         warnings=[*warnings, *said_of_labels(federation), *notes],
         federation=attackers.changed(federation),
-        test=federation.test,
-        digest=federation.digest,
+        test=test,
+        root=root,
+        digest=digest,
         class_labels=federation.class_labels,
     )
     show_counts = classes is not None and not federation.target_shape and (not private or "class_counts" in config.privacy.unprotected)

@@ -295,6 +295,12 @@ def exposure(config: Config) -> dict[str, Any]:
             "opens it; if all clients share one source, the driver reads that source as well"
             if dedicated
             else "the driver's process reads all records and puts them into the cluster's shared memory, which suits simulation but not silos"
+        )
+        + (
+            ""
+            if config.root.share is None
+            else f"; the root set, {config.root.share:g} of the driver's held-out records, which the config declares public, is trained on at the "
+            "driver without protection, and no guarantee covers it"
         ),
         "access": "everyone who can run code in the cluster, or read the memory or disks of its nodes, can read records; the operator controls access",
         "side_channels": [

@@ -17,7 +17,7 @@ from fedray.clients.devices import device_of_actor, end_if_lost, in_actor
 from fedray.clients.nodes import asks, ray_options
 from fedray.clients.offspring import contain
 from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
-from fedray.config import Config
+from fedray.config import Config, Resources
 from fedray.data.records import Records
 from fedray.errors import FedrayError, cause_of, first_line
 from fedray.models.facts import ModelFacts
@@ -142,9 +142,13 @@ class Evaluators:
         self._up = self.actor.ready.remote()
 
     def _start(self) -> Any:
-        r = self._config.evaluation.resources
-        options = ray_options(r)
-        if not (r.labels or r.custom or r.gpu):
-            here = ray.get_runtime_context().get_node_id()
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=True)
-        return ray.remote(Evaluator).options(**options).remote(*self._arguments)
+        return ray.remote(Evaluator).options(**beside_driver(self._config.evaluation.resources)).remote(*self._arguments)
+
+
+def beside_driver(resources: Resources) -> dict[str, Any]:
+    """Options of an actor that stands on the driver's node, unless the config pins it."""
+    options = ray_options(resources)
+    if not (resources.labels or resources.custom or resources.gpu):
+        here = ray.get_runtime_context().get_node_id()
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=True)
+    return options

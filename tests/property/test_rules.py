@@ -38,13 +38,26 @@ KINDS = sorted(components.AGGREGATORS.parts())
 Updates = npt.NDArray[np.float32]
 
 
+class Ramp:
+    """A root set whose update grows from value to value, and to which each update is worth its first value."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def update(self) -> npt.NDArray[np.float32]:
+        return np.arange(1, self._size + 1, dtype=np.float32)
+
+    def losses(self, got: Each) -> npt.NDArray[np.float64]:
+        return np.abs(got.columns(0, 1)[:, 0]).astype(np.float64)
+
+
 def rule_of(kind: str) -> Rule[Any]:
     return make_rule(Choice(kind=kind, **ARGUMENTS.get(kind, {})))
 
 
 def got_from(rule: Rule[Any], updates: Updates, parts: list[list[int]], how: list[str], segments: int = 1) -> ExactSum | Each:
     """What arrives when these clients' updates were collected in these parts, each in one of three ways."""
-    total, single = ExactSum.zero(SIZE, 100.0), Each(SIZE, segments)
+    total, single = ExactSum.zero(SIZE, 100.0), Each(SIZE, segments, root=Ramp(SIZE))
     for clients, way in zip(parts, how, strict=True):
         part: Any = ExactSum.zero(SIZE, 100.0) if rule.wants == "sum" else Rows(SIZE)
         weights = [1.0 + i for i in clients]
@@ -255,7 +268,7 @@ def test_a_thousand_clients_are_no_thousand_models_in_memory(kind: str, tmp_path
 
         return RowsAt(indices, fetch)
 
-    rule, got = rule_of(kind), Each(size, segments, tuple(at(k) for k in range(parts)))
+    rule, got = rule_of(kind), Each(size, segments, tuple(at(k) for k in range(parts)), Ramp(size))
     tracemalloc.start()
     vector, _ = combined(rule, got, rule.begin(clients, size), size)
     peak = tracemalloc.get_traced_memory()[1]
