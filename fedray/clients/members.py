@@ -19,7 +19,8 @@ TRAIN: Final = "train"
 class Members:
     """The members of this actor's clients.
 
-    They are made when their client is asked for the first time in an attempt, and forgotten with their secrets when another begins.
+    They are made when their client is asked for the first time in an attempt, and forgotten with their secrets when another begins. Rounds
+    and attempts only go on, and a client that has helped to take the masks off in a round takes part in no other attempt of it.
 
     Args:
         protocol: of the run.
@@ -33,6 +34,7 @@ class Members:
         self._order: Order | None = None
         self._members: dict[int, Member] = {}
         self._inboxes: dict[int, bytes] = {}
+        self._revealed: set[int] = set()  # clients that have, in this round
 
     def consult(self, task: RoundTask, phase: str, messages: Mapping[int, Inquiry]) -> dict[int, bytes | str]:
         """What clients' members answer in a phase, or why they refuse, by the client's index."""
@@ -67,9 +69,16 @@ class Members:
 
     def _asked(self, order: Order, client: int, number: int) -> Member:
         if order != self._order:  # an earlier attempt's secrets go first
-            if self._order is not None and (order.round, order.attempt) <= (self._order.round, self._order.attempt):
-                raise Refused(f"round {order.round + 1}, attempt {order.attempt + 1}, is over.")
+            if self._order is not None:
+                if (order.round, order.attempt) <= (self._order.round, self._order.attempt):
+                    raise Refused(f"round {order.round + 1}, attempt {order.attempt + 1}, is over.")
+                now = {index for index, member in self._members.items() if member.revealed}
+                self._revealed = self._revealed | now if order.round == self._order.round else set()
             self._order, self._members, self._inboxes = order, {}, {}
+        if client in self._revealed:
+            raise Refused(
+                f"it has helped to read a sum of round {order.round + 1} already; the sums of two attempts could be compared to read one update."
+            )
         if client not in self._members:
             self._members[client] = self._protocol.member(order, number)
         return self._members[client]

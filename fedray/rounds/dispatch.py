@@ -25,7 +25,7 @@ from fedray.rounds.phases import Phases
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.steps import Joining, StepPlan
-from fedray.secure.protocol import Order, Protocol
+from fedray.secure.protocol import GivenUp, Order, Protocol
 from fedray.spans import span
 from fedray.traits import Wants
 
@@ -137,9 +137,10 @@ class Dispatch:
         return self._train(self._task(number, permit), permit, RoundLog(list(plan.left)), plan, versions)
 
     def again(self, under: UnderWay, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay | None:
-        """Let the same clients train anew for a round whose secure sum cannot be read; None where that was done often enough.
+        """Let the same clients train anew for a round whose secure sum cannot be read; None where that was done often enough, or none would.
 
-        They have new keys, and new noise, and are charged again where a second try is.
+        They have new keys, and new noise, and are charged again where a second try is. Who has helped to take masks off takes no part in
+        another attempt, so the round is given up then, and the model stays as it was.
         """
         assert self._secure is not None and under.phases is not None
         log, number, attempt = under.log, under.task.round, under.task.attempt + 1
@@ -149,7 +150,7 @@ class Dispatch:
         log.reports += [
             ClientReport(c.index, c.name, "lost", c.attempt, error=lost) for c in under.permit.cohort if c.index not in reported
         ]
-        if attempt > self._secure.retries:
+        if attempt > self._secure.retries or isinstance(under.phases.failed, GivenUp):
             return None
         log.faults.append(Fault("round", f"the secure sum could not be read ({why}); the round is begun again with new keys", number + 1))
         clients = [(c, self._retry(under.granted, c._replace(attempt=attempt))) for c in under.permit.cohort]

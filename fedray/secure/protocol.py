@@ -40,6 +40,10 @@ class TooFew(FedrayError):
     """So few members are left that the protocol does not let the driver read the sum of this attempt."""
 
 
+class GivenUp(TooFew):
+    """So few members are left after some have said what takes masks off. They take part in no other attempt of the round."""
+
+
 @dataclass(frozen=True)
 class Order:
     """One attempt of one round, as the driver and each client know it by themselves.
@@ -91,7 +95,14 @@ Conduct = Generator[Ask | Train, Messages, Correction | None]
 
 
 class Member(ABC):
-    """A client's half of a protocol in one attempt of one round. It refuses what is out of order, and answers no phase twice."""
+    """A client's half of a protocol in one attempt of one round. It refuses what is out of order, and answers no phase twice.
+
+    Attributes:
+        revealed: whether it has said what takes masks off. Its client then takes part in no other attempt of the round: from the sums of two
+            attempts that differ by one client, the driver could read this client's update.
+    """
+
+    revealed: bool = False
 
     @abstractmethod
     def answer(self, phase: str, message: bytes) -> bytes:
@@ -155,7 +166,7 @@ class Protocol(ABC):
         """The driver's half, for members with the numbers from 0 to ``members - 1``.
 
         Raises:
-            TooFew: too few members are left.
+            TooFew: too few members are left; :class:`GivenUp` where some have revealed by then what takes masks off.
         """
 
     @abstractmethod

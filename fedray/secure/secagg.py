@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedray.errors import ConfigError
 from fedray.secure.graph import make_graph
 from fedray.secure.masks import HASH, add_masks, agreed_key
-from fedray.secure.protocol import Ask, Conduct, Correction, Messages, Order, Protocol, Ring, TooFew, Train
+from fedray.secure.protocol import Ask, Conduct, Correction, GivenUp, Messages, Order, Protocol, Ring, TooFew, Train
 from fedray.secure.roster import Roster, distinct, read_keys, view
 from fedray.secure.secagg_member import SEALED, SecAggMember
 from fedray.secure.shamir import SHARE, reconstruct
@@ -122,13 +122,13 @@ class SecAgg(Protocol):
             raise TooFew(f"Secure aggregation: members trained from {1 + len(others)} different globals, so their masks do not cancel.")
         said = yield Ask("unmask", dict.fromkeys(confirmed, pack(confirmed)))
         revealed = _parsed(said, {number: roster.graph.near(number) & sealed.keys() for number in confirmed}, SHARE)
-        _enough("unmask", revealed, members, roster.quorum)
+        _enough("unmask", revealed, members, roster.quorum, GivenUp)
         return _correction(roster, model, survivors, sealed.keys() - survivors, revealed)
 
 
-def _enough(phase: str, left: Collection[int], members: int, needed: int) -> None:
+def _enough(phase: str, left: Collection[int], members: int, needed: int, error: type[TooFew] = TooFew) -> None:
     if len(left) < needed:
-        raise TooFew(f"Secure aggregation: of {members} members {len(left)} were left after the phase '{phase}', and it takes {needed}.")
+        raise error(f"Secure aggregation: of {members} members {len(left)} were left after the phase '{phase}', and it takes {needed}.")
 
 
 def _parsed(said: Messages, wanted: Mapping[int, AbstractSet[int]], length: int) -> dict[int, dict[int, bytes]]:
@@ -156,7 +156,7 @@ def _correction(
             continue
         private = X25519PrivateKey.from_private_bytes(_revealed(roster, number, revealed))
         if private.public_key().public_bytes_raw() != roster.keys[number].mask:
-            raise TooFew(f"Secure aggregation: the shares of member {number} give a key that is not its own, so the sum cannot be read.")
+            raise GivenUp(f"Secure aggregation: the shares of member {number} give a key that is not its own, so the sum cannot be read.")
         for other in neighbours:
             key = agreed_key(private, roster.keys[other].mask, b"mask", roster.view + model, (number, other))
             (minus if other < number else plus).append(key)  # each adds the masks of members with larger numbers, and subtracts the others
@@ -171,13 +171,13 @@ def _revealed(roster: Roster, number: int, revealed: Mapping[int, Messages]) -> 
     """The secret of a member of which shares came."""
     near, needed = sorted(roster.graph.near(number) & revealed.keys()), roster.graph.threshold
     if len(near) < needed:
-        raise TooFew(
+        raise GivenUp(
             f"Secure aggregation: {len(near)} shares of the mask of member {number} came in the phase 'unmask', and it takes {needed}."
         )
     try:
         return reconstruct({other + 1: revealed[other][number] for other in near[:needed]})
     except ValueError as error:
-        raise TooFew(
+        raise GivenUp(
             f"Secure aggregation: the shares of the mask of member {number} are wrong ({error}), so the sum cannot be read."
         ) from error
 

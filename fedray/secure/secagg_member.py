@@ -195,9 +195,10 @@ class SecAggMember(Member):
             if self._signer is not None:
                 agreement, claim = roster.agreement(self._survivors, self._model), f"the confirmation of member {other}"
                 self._signer.check(roster.keys[other].identity, confirmation[HASH:], agreement, claim)
-        revealed = {v: of_seed if v in self._survivors else of_pairs for v, (of_seed, of_pairs) in self._held.items()}
+        shares = {v: of_seed if v in self._survivors else of_pairs for v, (of_seed, of_pairs) in self._held.items()}
         self._held.clear()
-        return pack(revealed)
+        self.revealed = True
+        return pack(shares)
 
     def __repr__(self) -> str:
         return f"SecAggMember({self._number})"
