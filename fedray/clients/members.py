@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Final
 
 from fedray.clients.messages import Inquiry, RoundTask
+from fedray.data.records import ClientData, Federation
 from fedray.errors import FedrayError
 from fedray.exchange import Exchange
 from fedray.parameters import Vector
@@ -16,6 +18,22 @@ from fedray.secure.protocol import Member, Order, Protocol, Refused, Ring
 TRAIN: Final = "train"
 
 
+#: Makes a client's members, each for the attempt and the number that it is given.
+Enrolled = Callable[[Order, int], Member]
+
+
+def enrolled(protocol: Protocol, data: Federation | ClientData) -> Callable[[int], Enrolled]:
+    """What makes the members of a client, by its index; a silo that holds its own records is enrolled at once.
+
+    Raises:
+        ConfigError: what the silo has of its own does not fit.
+    """
+    if isinstance(data, Federation):
+        return cache(lambda client: protocol.enrol(data.names[client]))
+    own = protocol.enrol(data.name)
+    return lambda client: own
+
+
 class Members:
     """The members of this actor's clients.
 
@@ -23,14 +41,14 @@ class Members:
     and attempts only go on, and a client that has helped to take the masks off in a round takes part in no other attempt of it.
 
     Args:
-        protocol: of the run.
+        makers: see :func:`enrolled`.
         job: the run's name in the privacy ledgers.
         least: updates below which nobody may read a sum.
         exchange: the exchanged fields.
     """
 
-    def __init__(self, protocol: Protocol, job: str, least: int, exchange: Exchange) -> None:
-        self._protocol, self._job, self._least, self._exchange = protocol, job, least, exchange
+    def __init__(self, makers: Callable[[int], Enrolled], job: str, least: int, exchange: Exchange) -> None:
+        self._makers, self._job, self._least, self._exchange = makers, job, least, exchange
         self._order: Order | None = None
         self._members: dict[int, Member] = {}
         self._inboxes: dict[int, bytes] = {}
@@ -80,7 +98,7 @@ class Members:
                 f"it has helped to read a sum of round {order.round + 1} already; the sums of two attempts could be compared to read one update."
             )
         if client not in self._members:
-            self._members[client] = self._protocol.member(order, number)
+            self._members[client] = self._makers(client)(order, number)
         return self._members[client]
 
     def _member(self, order: Order, client: int) -> Member:

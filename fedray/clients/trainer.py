@@ -21,7 +21,7 @@ from fedray.algorithms.turn import Adjust, ClientView, TrainedTurn, Turn
 from fedray.attacks.attackers import Attackers
 from fedray.clients.adding import Adding, whole_or_dead
 from fedray.clients.devices import end_if_lost, on_device
-from fedray.clients.members import Members
+from fedray.clients.members import Members, enrolled
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, Collected, RoundTask
 from fedray.clients.states import StateAddress, StatePlace
@@ -98,7 +98,8 @@ class Trainer:
         attackers = Attackers() if self._federation is None else Attackers.of(terms.config, self._federation.names)
         self._adding = Adding(algorithm, self.exchange, self.device, terms.config, attackers)
         protocol = make_protocol(terms.config.secure)
-        self.members = None if protocol is None else Members(protocol, terms.job, terms.config.cohort.min_clients, self.exchange)
+        least = terms.config.cohort.min_clients
+        self.members = None if protocol is None else Members(enrolled(protocol, data), terms.job, least, self.exchange)
         privacy = terms.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
 

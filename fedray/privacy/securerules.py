@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fedray.config import Config
 from fedray.errors import PrivacyRefusal
+from fedray.secure.protocol import make_protocol
 from fedray.traits import Wants
 from fedray.updates.stage import Stage
 
@@ -22,9 +23,10 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
 
     Raises:
         PrivacyRefusal: with what to use instead.
+        ConfigError: as :func:`fedray.secure.protocol.make_protocol`.
     """
-    kind = config.secure.kind
-    if kind == "none":
+    kind, protocol = config.secure.kind, make_protocol(config.secure)
+    if protocol is None:
         return
     if wants == "each":
         raise PrivacyRefusal(
@@ -45,6 +47,18 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
                 "nothing; use compression.kind=none, or secure.kind=none.",
                 "privacy.incompatible.secure.compression",
             )
+    if protocol.identified and config.clients.placement == "hosted":
+        raise PrivacyRefusal(
+            f"clients.placement: under secure.kind={kind} with identities each client keeps its own private key, and with 'hosted' one process "
+            "would hold those of many clients; use clients.placement=dedicated, or no identities.",
+            "privacy.incompatible.secure.hosted_identities",
+        )
+    if protocol.identified and config.privacy.whole_clients == "client" and config.cohort.kind == "fixed":
+        raise PrivacyRefusal(
+            "cohort.kind: where clients have identities, those of a secure sum get to know which clients take part, while the charges of this "
+            "regime count on the cohort being secret; use cohort.kind=all or cyclic, or no identities.",
+            "privacy.incompatible.secure.secret_cohort",
+        )
     if config.privacy.whole_clients == "client" and config.cohort.kind == "poisson":
         raise PrivacyRefusal(
             "cohort.kind: the clients of a secure sum get to know how many of them there are, while the charges of this regime count on the "

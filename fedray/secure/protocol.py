@@ -15,7 +15,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -137,13 +137,17 @@ class Member(ABC):
 
 
 class Protocol(ABC):
-    """A protocol; subclasses are dataclasses of the arguments in the config.
+    """A protocol; subclasses are dataclasses of the arguments in the config."""
 
-    Attributes:
-        trust: what has to be trusted for the claim that the driver reads nothing but sums; a clause for privacy statements.
-    """
+    @property
+    @abstractmethod
+    def trust(self) -> str:
+        """What has to be trusted for the claim that the driver reads nothing but sums; a clause for privacy statements."""
 
-    trust: ClassVar[str]
+    @property
+    def identified(self) -> bool:
+        """Whether each client has an identity of its own, so that a cohort's members learn which clients take part."""
+        return False
 
     @property
     def patience(self) -> float:
@@ -172,6 +176,14 @@ class Protocol(ABC):
     @abstractmethod
     def member(self, order: Order, number: int) -> Member:
         """A client's half, for the member with this number."""
+
+    def enrol(self, client: str) -> Callable[[Order, int], Member]:
+        """What makes the halves of the client with this name; asked once in the client's process, before the first round.
+
+        Raises:
+            ConfigError: what the client has of its own does not fit.
+        """
+        return self.member
 
     def terms(self) -> dict[str, Any]:
         """The protocol's constants for receipts, as JSON data."""

@@ -20,16 +20,18 @@ do not cancel (Pasquini, Francati & Ateniese 2022, Eluding Secure Aggregation in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
-from typing import ClassVar
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedray.errors import ConfigError
 from fedray.secure.graph import make_graph
+from fedray.secure.identities import check_paths, read_signer
 from fedray.secure.masks import HASH, add_masks, agreed_key
 from fedray.secure.protocol import Ask, Conduct, Correction, GivenUp, Messages, Order, Protocol, Ring, TooFew, Train
 from fedray.secure.roster import Roster, distinct, read_keys, view
@@ -37,6 +39,18 @@ from fedray.secure.secagg_member import SEALED, SecAggMember
 from fedray.secure.shamir import SHARE, reconstruct
 from fedray.secure.signing import SIGNATURE, Signer
 from fedray.secure.wire import pack, pack_set, unpack
+
+_UNSIGNED = (
+    "the driver is trusted to follow the protocol, to pass members' keys on unchanged (no identity signs them, so a driver that puts its "
+    "own in their place could read single updates), and to collude with no more of a cohort's members than the protocol's settings "
+    "allow; whoever can run code in the Ray cluster is trusted not to read the memory of clients' processes"
+)
+_SIGNED = (
+    "the driver is trusted to collude with no more of a cohort's members than the protocol's settings allow (each member signs its keys and "
+    "whose sum it unmasks by an identity on the clients' own lists, so a driver that puts its own keys in their place, or tells members "
+    "different things, is refused; a cohort's members learn which clients take part); whoever can run code in the Ray cluster is trusted "
+    "not to read the memory of clients' processes, nor their private keys, and not to write to their lists of identities"
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,8 @@ class SecAgg(Protocol):
         dropping: share of the members that may drop out so that sparse graphs do not fail more often than once in 2**20 sums.
         colluding: share of the members that may collude with the driver, below ``2 * threshold - 1``.
         patience: seconds that a phase waits for answers.
+        identities: path of the list of all clients' public keys, on each client's machine; empty if clients have no identities.
+        key: path of a client's private key on its machine, with ``{client}`` for its name.
     """
 
     threshold: float = 2 / 3
@@ -60,13 +76,21 @@ class SecAgg(Protocol):
     dropping: float = 0.1
     colluding: float = 0.1
     patience: float = 60.0
-    trust: ClassVar[str] = (
-        "the driver is trusted to follow the protocol, to pass members' keys on unchanged (no identity signs them, so a driver that puts its "
-        "own in their place could read single updates), and to collude with no more of a cohort's members than the protocol's settings "
-        "allow; whoever can run code in the Ray cluster is trusted not to read the memory of clients' processes"
-    )
+    identities: str = ""
+    key: str = ""
+
+    @property
+    def trust(self) -> str:
+        """See :attr:`Protocol.trust`."""
+        return _SIGNED if self.identified else _UNSIGNED
+
+    @property
+    def identified(self) -> bool:
+        """See :attr:`Protocol.identified`."""
+        return bool(self.identities)
 
     def __post_init__(self) -> None:
+        check_paths(self.identities, self.key)
         for key, value, right, should in (
             ("threshold", self.threshold, 0.5 < self.threshold <= 1.0, "above 0.5 and at most 1"),
             ("fewest", self.fewest, self.fewest >= 3, "at least 3"),
@@ -99,6 +123,17 @@ class SecAgg(Protocol):
     def member(self, order: Order, number: int, signer: Signer | None = None) -> SecAggMember:
         """A client's half; with an identity, it accepts nothing that other identities have not signed."""
         return SecAggMember(self.roster, order, number, signer)
+
+    def enrol(self, client: str) -> Callable[[Order, int], SecAggMember]:
+        """What makes the halves of a client, which reads its identity, if there are any, once."""
+        if not self.identified:
+            return self.member
+        return partial(self.member, signer=read_signer(client, self.identities, self.key))
+
+    def terms(self) -> dict[str, Any]:
+        """See :meth:`Protocol.terms`; where a client's files lie is its own affair."""
+        constants = {name: value for name, value in vars(self).items() if name not in ("identities", "key")}
+        return {type(self).__name__: constants | {"identities": self.identified}}
 
     def conduct(self, order: Order, members: int) -> Conduct:
         """The driver's half. An answer that is malformed counts as none."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from stateparts import end_once
@@ -25,7 +24,7 @@ def pad(key: bytes, size: int) -> Ring:
 class Pads(Protocol):
     """A protocol that hides nothing from the driver, with as many members needed as the config says."""
 
-    trust: ClassVar[str] = "the driver is told every mask"
+    trust = "the driver is told every mask"
     most_lost: int = 1
     refuses: int | None = None
     ends: str = ""

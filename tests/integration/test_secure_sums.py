@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from securekeys import identities
 from test_phases import SILOS, digest, rows, told
 from test_phases import run as phases
 
 import fedray
+from fedray.errors import ConfigError
+from fedray.runfiles import RunFiles
 
 SECAGG = {"kind": "secagg", "fewest": 3}
 
@@ -58,3 +61,14 @@ class TestRuns:
         assert "could read single updates" in said[1]["trust"]
         assert "only rehearses the protocol" in said[1]["trust"]
         assert said[1]["against"].startswith("the driver, which reads nothing but sums")
+
+    @pytest.mark.slow
+    def test_silos_with_identities_sum_alike_and_a_wrong_key_ends_the_run_before_its_first_round(self, tmp_path: Path) -> None:
+        places = identities(tmp_path / "keys", 6)
+        signed: dict[str, Any] = {"clients": SILOS, "secure": {**SECAGG, **places}, "rounds": 1}
+        named = run(tmp_path / "named", **signed)
+        assert digest(named) == digest(run(tmp_path / "plain", secure={"kind": "none"}, rounds=1))
+        (tmp_path / "keys" / "client-0003.pem").chmod(0o644)
+        with pytest.raises(ConfigError, match=r"secure.key: .*client-0003.pem has the mode 0644; nobody but its owner may use it"):
+            run(tmp_path / "open", **signed)
+        assert not RunFiles(tmp_path / "open").rows()

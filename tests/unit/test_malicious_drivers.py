@@ -219,7 +219,7 @@ class TestReplayedRound:
             return told, Outcome(total, total, survivors, told, {}, {})
 
     def silos(self) -> list[Members]:
-        return [Members(PROTOCOL, "run", 1, self.EXCHANGE) for _ in range(N)]
+        return [Members(lambda client: PROTOCOL.member, "run", 1, self.EXCHANGE) for _ in range(N)]
 
     def test_who_has_unmasked_takes_part_in_no_other_attempt_of_the_round(self) -> None:
         silos = self.silos()

@@ -25,6 +25,10 @@ RAW: dict[str, Any] = {
     "algorithm": {"kind": "fedavg", "weights": "uniform"},
     "secure": {"kind": "secagg"},
 }
+IDENTITIES: dict[str, Any] = {
+    "secure": {"kind": "secagg", "identities": "/etc/fedray/identities.json", "key": "/etc/fedray/{client}.pem"},
+    "clients": {"placement": "dedicated"},
+}
 CLIENT = {"regime": "client", "noise_multiplier": 1.0, "delta": 1e-2}
 
 
@@ -40,6 +44,8 @@ CLIENT = {"regime": "client", "noise_multiplier": 1.0, "delta": 1e-2}
         },
         {"privacy": {**CLIENT, "regime": "distributed"}, "cohort": {"kind": "all", "min_clients": 5}},
         {"privacy": CLIENT, "cohort": {"kind": "fixed", "size": 6}},
+        {"privacy": {**CLIENT, "ledger": "ledgers"}, "cohort": {"kind": "all"}, **IDENTITIES},
+        IDENTITIES,
         {"privacy": {**CLIENT, "regime": "local", "noise_multiplier": 9.0}},
     ],
 )
@@ -56,6 +62,8 @@ def test_what_goes_together_is_accepted(sections: dict[str, Any]) -> None:
         ({"compression": {"kind": "topk", "share": 0.1}}, "compression"),
         ({"compression": {"kind": "sign"}}, "compression"),
         ({"privacy": CLIENT, "cohort": {"kind": "poisson", "fraction": 0.5}}, "secret_cohort"),
+        ({"privacy": {**CLIENT, "ledger": "ledgers"}, "cohort": {"kind": "fixed", "size": 6}, **IDENTITIES}, "secret_cohort"),
+        ({"secure": IDENTITIES["secure"]}, "hosted_identities"),
     ],
 )
 def test_what_needs_single_updates_or_secret_cohorts_is_refused(sections: dict[str, Any], code: str) -> None:
@@ -71,6 +79,10 @@ def test_what_needs_single_updates_or_secret_cohorts_is_refused(sections: dict[s
         ({"kind": "none", "fewest": 5}, r"secure.fewest: kind is none, so it would do nothing"),
         ({"kind": "secagg", "fewest": 2}, r"secure.fewest: should be at least 3, but is 2"),
         ({"kind": "secagg", "threshold": 0.5}, r"secure.threshold: should be above 0.5"),
+        ({"kind": "secagg", "key": "/keys/{client}.pem"}, r"secure.identities: missing, though secure.key is set"),
+        ({"kind": "secagg", "identities": "/keys/all.json"}, r"secure.key: missing, though secure.identities is set"),
+        ({"kind": "secagg", "identities": "all.json", "key": "/k"}, r"secure.identities: 'all.json' is not absolute"),
+        ({"kind": "secagg", "identities": "~/all.json", "key": "k"}, r"secure.key: 'k' is not absolute"),
         ({"kind": "secagg", "fewest": 7}, r"secure.fewest: no sum of fewer than 7 members is read, but a cohort has 6 at the most"),
         (
             {"kind": "python:builtins:dict"},
@@ -84,7 +96,7 @@ def test_arguments_that_do_not_fit_are_refused(secure: dict[str, Any], says: str
 
 
 def test_an_actor_has_members_for_one_attempt_only_and_none_that_were_not_asked() -> None:
-    members = Members(SecAgg(fewest=3), "job", 3, Exchange((Field("model", 4),)))
+    members = Members(lambda client: SecAgg(fewest=3).member, "job", 3, Exchange((Field("model", 4),)))
     first, second, weights = RoundTask(0, 1.0), RoundTask(0, 1.0, attempt=1), np.zeros(4, dtype=np.float32)
     keys = members.consult(first, "keys", {7: (0, b"")})
     assert isinstance(keys[7], bytes)
