@@ -39,6 +39,18 @@ class ModelChoice(Choice):
     )
 
 
+class Agreed(Section):
+    """The data that the parties have agreed on (see docs/agreed_data.md)."""
+
+    registration: str = Field(
+        description="File of `fedray register`, or s3:// address: what each client's records must be, before each round."
+    )
+    salts: str | None = Field(
+        None,
+        description="Directory with the secret salts of the registration, at each place that holds records; null = beside the clients' privacy.ledger.",
+    )
+
+
 class PacingChoice(Choice):
     """The schedule of rounds, and the time in which updates arrive. Other keys are the schedule's arguments."""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedray.choices import AttackChoice, Choice, ModelChoice, PacingChoice, RootChoice, Section
+from fedray.choices import Agreed, AttackChoice, Choice, ModelChoice, PacingChoice, RootChoice, Section
 from fedray.components import short_name
 
 Open01 = Field(gt=0.0, le=1.0)
@@ -362,6 +362,7 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="Seed of all random draws that are not for privacy.")
     rounds: int = Field(ge=1, description="Planned rounds.")
     data: Data
+    agreed: Agreed | None = Field(None, description="The data that the clients have registered; null: they are not compared with anything.")
     model: ModelChoice
     clients: Clients = Clients()
     cohort: Cohort = Cohort()

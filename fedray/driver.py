@@ -27,6 +27,7 @@ from fedray.faults import Fault
 from fedray.holder import Holder
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.regime import Regime
+from fedray.rounds.agreed import AgreedData
 from fedray.rounds.books import Books
 from fedray.rounds.broadcast import Broadcast
 from fedray.rounds.clientstates import ClientStates
@@ -86,6 +87,7 @@ class Loop:
     privacy: Guarantees
     secure: Secure | None = None
     roots: Roots | None = None
+    agreed: AgreedData | None = None
     first_round: int = 0
     resumed: bool = False
 
@@ -100,7 +102,7 @@ class Driver:
         self._broadcast = Broadcast(parts.record.rounds, begin.globals, begin.in_store, begin.earlier)
         self._pacing = parts.steps.tensors()  # as of the last step
         about = parts.regime, parts.privacy, parts.record, parts.exchange, len(parts.names), parts.capacity, parts.rule.wants, parts.secure
-        self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about)
+        self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about, parts.agreed)
         self._under_way: UnderWay | None = None
         self._attackers = Attackers.of(parts.config, parts.names)
         self._failures = FailedRounds(parts.config, parts.regime, bool(parts.privacy.lines), parts.record.tell)

@@ -73,6 +73,11 @@ class RunFiles:
         return self.ledger if self.remote is None else self.remote / "ledger"
 
     @property
+    def registration(self) -> Path:
+        """The registration of the data, where the config names one."""
+        return self.root / "registration.json"
+
+    @property
     def faults_file(self) -> Path:
         """The faults, one JSON line each."""
         return self.root / "faults.jsonl"

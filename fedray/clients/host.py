@@ -24,6 +24,7 @@ from fedray.aggregation.each import Rows
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
 from fedray.algorithms.algorithm import make_algorithm
+from fedray.clients.agreement import agreed_or_nothing, refusing
 from fedray.clients.devices import device_of_actor, end_if_lost, in_actor, node_of_actor, on_device
 from fedray.clients.memory import keep_freed_memory
 from fedray.clients.messages import (
@@ -80,6 +81,7 @@ class ClientHost:
         self._terms, self._config, self._site, self._federation = terms, terms.config, site, data
         self._kept: Kept = unchanged
         self._own: ClientData | None = None
+        self._changed = ""  # what of its data is not as registered
         self._account: Account | None = None
         self._part: PartialSum | None = None
         self._asked: SharedAt | None = None  # where the part's values were to lie
@@ -111,7 +113,7 @@ class ClientHost:
         keep_freed_memory()
         self._device = torch.device(site.device or device_of_actor())
         if site.data is not None:
-            self._own = load_client(site.data, config.seed, self._name)
+            self._own, self._changed = agreed_or_nothing(load_client(site.data, config.seed, self._name), site.agreed)
         if site.ledger is not None and site.book is not None:
             self._account = self._open_book(site.ledger, site.book)
         self._loss = find_loss(config.training.loss)
@@ -120,7 +122,7 @@ class ClientHost:
         own = self._own
         counts = None
         told = not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected
-        if own is not None and own.classes is not None and own.train.y.ndim == 1 and told:
+        if own is not None and own.classes is not None and own.train.y.ndim == 1 and told and not self._changed:
             counts = np.bincount(own.train.y, minlength=own.classes).tolist()
         return HostInfo(
             node=socket.gethostname(),
@@ -131,6 +133,7 @@ class ClientHost:
             class_counts=counts,
             node_id=node_of_actor(),
             terms=self._terms.sha256,
+            changed=self._changed,
         )
 
     @speaking()
@@ -145,7 +148,7 @@ class ClientHost:
         model = self._built()
         data = self._own if self._own is not None else self._federation
         assert data is not None
-        algorithm, reserve = make_algorithm(config.algorithm), self._reserve if self._account is not None else None
+        algorithm, reserve = make_algorithm(config.algorithm), refusing(self._changed) or (None if self._account is None else self._reserve)
         # Nothing that one client's records leave in a model may meet another's turn, where anything is protected.
         fresh = fresh_models(model, self._built) if config.privacy.regimes else None
         with self._kept(None):  # it tries the loss
@@ -302,6 +305,8 @@ class ClientHost:
     def authorize(self, round_: int, attempt: int) -> Decision:
         """Reserve one round in the silo's ledger, before its data is touched."""
         assert self._account is not None
+        if self._changed:  # nothing will be read, so nothing is charged
+            return Decision([], {})
         decision = self._account.authorize(round_, attempt, [self._name])
         for reservation in decision.reservations.values():
             self._reserved[round_, attempt] = reservation
@@ -356,7 +361,7 @@ class ClientHost:
     def _open_book(self, ledger: str, plan: Plan) -> Account:
         config, data = self._config, None
         assert self._own is not None
-        if config.privacy.record:
+        if config.privacy.record and not self._changed:
             data = commit_silo(ledger_directory(ledger, "."), self._name, self._own.train)
         return Account.open_silo(
             ledger_directory(ledger, "."),

@@ -236,7 +236,7 @@ class HostInfo:
     """What an actor says of itself when it is ready; ``node`` is a host's name, ``node_id`` what Ray calls the node.
 
     ``silo`` and ``class_counts`` describe the data that it loaded itself (dedicated placement). ``terms`` is the hash of the terms by
-    which it works (:class:`fedray.clients.terms.Terms`).
+    which it works (:class:`fedray.clients.terms.Terms`). ``changed`` says what of its data is not as registered; empty if nothing is.
     """
 
     node: str
@@ -247,6 +247,7 @@ class HostInfo:
     class_counts: list[int] | None = None
     node_id: str = ""
     terms: str = ""
+    changed: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.errors import FedrayError
 from fedray.parameters import Vector
@@ -52,6 +53,13 @@ class StatePlace:
     directory: str
     node: str = ""
     keeper: Any = None
+
+
+def keep_states(directory: str) -> StatePlace:
+    """A place for states: a directory on this node, with a keeper for the actors of other nodes."""
+    here = ray.get_runtime_context().get_node_id()
+    options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+    return StatePlace(directory, here, ray.remote(StateFiles).options(**options).remote(directory))
 
 
 class StateFiles:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from fedray.clients.agreement import Agreement
 from fedray.clients.groups import ClientGroup
 from fedray.clients.messages import ClientTask
 from fedray.clients.states import StatePlace
@@ -103,6 +104,7 @@ class Site:
 
     Attributes:
         data: where its client's records are (dedicated); None where the records of all clients are in shared memory (hosted).
+        agreed: what these records must be (dedicated); None: nothing was agreed on.
         client: the one client of a dedicated actor.
         book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
         ledger: directory of the silo's own ledger (dedicated, DP).
@@ -115,6 +117,7 @@ class Site:
     """
 
     data: Data | None = None
+    agreed: Agreement | None = None
     client: ClientTask | None = None
     book: Plan | None = None
     ledger: str | None = None

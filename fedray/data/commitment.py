@@ -42,11 +42,49 @@ class Proof:
 
     Attributes:
         salt: salt of this record (hex).
-        path: from the leaf upwards, the sibling of each node: whether it is the left one, and its hash (hex).
+        position: of the record's leaf among all leaves, which lie in ascending order; from 0.
+        path: from the leaf upwards, the hash of each node's sibling (hex). Position and number of leaves say which siblings there are.
     """
 
     salt: str
-    path: tuple[tuple[bool, str], ...]
+    position: int
+    path: tuple[str, ...]
+
+
+class MerkleTree:
+    """The tree over all records, with its proofs; for the root alone see :func:`commit_records`, which also names arguments and errors."""
+
+    def __init__(self, x: Array, y: Array, salt: bytes) -> None:
+        leaves = _leaves(x, y, salt)
+        self._order = sorted(range(len(leaves)), key=lambda i: leaves[i][0])
+        self._salts = [own for _, own in leaves]
+        self._rows = [[leaves[i][0] for i in self._order]]
+        while len(self._rows[-1]) > 1:
+            self._rows.append(_up(self._rows[-1]))
+
+    @property
+    def root(self) -> str:
+        """The root, 64 hex digits."""
+        return (self._rows[-1][0] if self._order else hashlib.sha256(b"").digest()).hex()
+
+    def record(self, position: int) -> int:
+        """Index of the record whose leaf is at a position. Equal records have leaves side by side, each its own.
+
+        Raises:
+            DataError: there is no such position.
+        """
+        if not 0 <= position < len(self._order):
+            raise DataError(f"a proof was asked for position {position} of {len(self._order)}; positions count from 0.")
+        return self._order[position]
+
+    def prove(self, position: int) -> Proof:
+        """The proof for the record at a position; raises as :meth:`record`."""
+        own, at, path = self._salts[self.record(position)], position, list[str]()
+        for row in self._rows[:-1]:
+            if at ^ 1 < len(row):
+                path.append(row[at ^ 1].hex())
+            at //= 2
+        return Proof(own.hex(), position, tuple(path))
 
 
 def commit_records(x: Array, y: Array, salt: bytes) -> str:
@@ -69,42 +107,45 @@ def commit_records(x: Array, y: Array, salt: bytes) -> str:
     return (row[0] if row else hashlib.sha256(b"").digest()).hex()
 
 
-def prove(x: Array, y: Array, salt: bytes, i: int) -> Proof:
-    """The proof for record ``i`` of the arguments of :func:`commit_records`.
+def content_of(x: Array, y: Array) -> bytes:
+    """SHA-256 of one record: its dtypes and shapes, followed by its bytes.
 
-    Raises:
-        DataError: as for :func:`commit_records`, or there is no record ``i``.
+    Args:
+        x: features of the record without the leading axis, in the committed dtype.
+        y: targets of the record, likewise.
     """
-    leaves = _leaves(x, y, salt)
-    if not 0 <= i < len(leaves):
-        raise DataError(f"a proof was asked for record {i} of {len(leaves)}; records count from 0.")
-    leaf, own = leaves[i]
-    row = sorted(each for each, _ in leaves)
-    at = row.index(leaf)
-    path: list[tuple[bool, str]] = []
-    while len(row) > 1:
-        other = at ^ 1
-        if other < len(row):
-            path.append((other < at, row[other].hex()))
-        row, at = _up(row), at // 2
-    return Proof(own.hex(), tuple(path))
+    return _contents(np.asarray(x)[None], np.asarray(y)[None])[0]
 
 
-def check(root: str, x: Array, y: Array, proof: Proof) -> bool:
-    """Whether one record is under a root.
+def check(root: str, records: int, content: bytes, proof: Proof) -> bool:
+    """Whether the leaf at a proof's position is that of one record.
 
     Args:
         root: result of :func:`commit_records`.
-        x: features of the record without the leading axis, in the committed dtype.
-        y: targets of the record, likewise.
-        proof: result of :func:`prove`.
+        records: number of records under the root.
+        content: result of :func:`content_of`.
+        proof: result of :meth:`MerkleTree.prove`.
     """
-    content = _contents(np.asarray(x)[None], np.asarray(y)[None])[0]
-    node = _leaf(bytes.fromhex(proof.salt), content)
-    for left, other in proof.path:
-        pair = (bytes.fromhex(other), node) if left else (node, bytes.fromhex(other))
-        node = hashlib.sha256(_NODE + pair[0] + pair[1]).digest()
-    return hmac.compare_digest(node.hex(), root)
+    try:
+        node, path = _leaf(bytes.fromhex(proof.salt), content), [bytes.fromhex(each) for each in proof.path]
+    except ValueError:
+        return False
+    at, row = proof.position, records
+    if not 0 <= at < row:
+        return False
+    while row > 1:
+        if at ^ 1 < row:
+            if not path:
+                return False
+            other = path.pop(0)
+            node = hashlib.sha256(_NODE + (other + node if at % 2 else node + other)).digest()
+        at, row = at // 2, (row + 1) // 2
+    return not path and hmac.compare_digest(node.hex(), root)
+
+
+def mark_of(salt: bytes) -> str:
+    """SHA-256 of a salt (hex), by which it is recognised and from which it cannot be computed."""
+    return hashlib.sha256(b"fedray salt" + salt).hexdigest()
 
 
 def load_salt(directory: Location, book: str) -> bytes:

@@ -17,6 +17,7 @@ from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
+from fedray.rounds.agreed import said_of
 from fedray.rounds.round_metrics import GuaranteePlan
 from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
@@ -84,8 +85,16 @@ def tracking_tags(prepared: Prepared) -> dict[str, str]:
         "fedray.dataset": config.data.source.rpartition("/")[2],
         "fedray.seed": str(config.seed),
         **({} if config.attack.kind == "none" else {"fedray.attack": config.attack.kind}),
+        **agreed_tags(prepared, None),
         **claim_tags(prepared),
     }
+
+
+def agreed_tags(prepared: Prepared, summary: Mapping[str, Any] | None) -> dict[str, str]:
+    """The MLflow run's tags about the agreed data: the registration's hash, and at the end, with the summary, who was found changed."""
+    tags = {} if summary is None else {"fedray.agreed_changed": ", ".join(summary["changed"]) or "none"}
+    agreement = next(iter(prepared.agreed.values()), None)
+    return tags if agreement is None else tags | {"fedray.agreed": agreement.registration.sha256}
 
 
 def claim_tags(prepared: Prepared, problems: Sequence[str] = (), summary: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -137,7 +146,8 @@ def write_statement(
     heads = books.heads()
     head = next(iter(heads.values())) if len(heads) == 1 and own_book else heads or None
     frozen = "" if prepared.model is None else prepared.model.facts.frozen
-    statement = privacy_statement(config, guarantees, head, rounds, problems, frozen, left_out)
+    agreed = "" if loop.agreed is None else said_of(loop.agreed.summary())
+    statement = privacy_statement(config, guarantees, head, rounds, problems, frozen, left_out, agreed)
     write_json(files.statement, statement)
     for name, part in books.parts().items():
         write_json(files.ledger / f"{quote(name, safe='')}.part.json", part)

@@ -23,7 +23,7 @@ from fedray.attacks.attackers import Attackers
 from fedray.config import Config
 from fedray.driver import Driver, Loop
 from fedray.errors import ClaimVoid, FedrayError, first_line
-from fedray.experiment.description import claim_tags, started, write_statement
+from fedray.experiment.description import agreed_tags, claim_tags, started, write_statement
 from fedray.experiment.headwatch import watching_head
 from fedray.experiment.listener import Batch, Events
 from fedray.experiment.occupied import PATIENCE, occupied
@@ -278,6 +278,7 @@ class Experiment:
             "final": result["final"],
             "best": result["best"],
             "attack": Attackers.of(loop.config, loop.names).described(loop.names) or None,
+            "agreed": None if loop.agreed is None else loop.agreed.summary(),
             "privacy": write_statement(prepared, loop, files, wiring.own_book, result["rounds"], result["left_out"], problems),
             "performance": {"setup_seconds": setup, **result["performance"]},
             "faults": result["faults"],
@@ -290,7 +291,7 @@ class Experiment:
         files.write_summary(summary)
         if tracker is not None:
             tags = {"fedray.stop_reason": status, "fedray.model_sha256": digest}
-            tags |= claim_tags(prepared, problems, summary["privacy"])
+            tags |= agreed_tags(prepared, summary["agreed"]) | claim_tags(prepared, problems, summary["privacy"])
             build = partial(served_model, files, loop.config)
             complete = tracker.close(STATUSES[status], loop.config.tracking.close_timeout, model=build, tags=tags)
             summary["mlflow"]["complete"] = complete

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.aggregation.rule import Rule, make_rule
 from fedray.algorithms.algorithm import Server, begun, make_algorithm, make_server
@@ -23,11 +22,12 @@ from fedray.clients.nodes import free_resources
 from fedray.clients.placement import Place, more_places, plan_places, start_actor
 from fedray.clients.pool import Pool
 from fedray.clients.recognition import commit_federation
-from fedray.clients.states import StateFiles, StatePlace
+from fedray.clients.states import keep_states
 from fedray.clients.terms import Site, check_terms, make_terms
 from fedray.config import Config
 from fedray.configfile import dump_config
 from fedray.driver import Loop, ModelState
+from fedray.experiment.agreeing import agreed_data_of
 from fedray.experiment.background import Background
 from fedray.experiment.besides import start_evaluator, start_roots
 from fedray.experiment.description import guarantee_plans, tracking_parameters, tracking_tags
@@ -122,6 +122,7 @@ class Wiring:
             blind = without_cuda(infos, [s.place.key for s in pool.slots if s.place.resources.gpu])
             if blind:
                 self._note(blind)
+            agreed = agreed_data_of(p, pool, self._data, self._files)
             silos_alone = p.model is None
             if silos_alone:
                 p = self.prepared = complete(p, [infos[name] for name in p.names])
@@ -184,6 +185,7 @@ class Wiring:
             begin=Holder(self._begin(checkpoint, model, server, rule)),
             privacy=privacy,
             secure=self._secure(),
+            agreed=agreed,
             first_round=beginning.round,
             resumed=resumed,
         )
@@ -207,13 +209,6 @@ class Wiring:
         globals_ = begun(self._algorithm, model.exchange, model.facts.layout, weights, model.facts.another)
         memory = rule.begin(len(self.prepared.names), model.exchange.up_size)
         return ModelState(globals_, server.init(model.exchange.model_size), memory, in_store if globals_ is weights else None)
-
-    def _state_place(self) -> StatePlace:
-        """Where clients' states are: in the run's directory on this node, with a keeper for the actors of other nodes."""
-        here = ray.get_runtime_context().get_node_id()
-        options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
-        keeper = ray.remote(StateFiles).options(**options).remote(str(self._files.states))
-        return StatePlace(str(self._files.states), here, keeper)
 
     def _client_states(self, checkpoint: Saved | None) -> ClientStates | None:
         """The table of clients' states, as the checkpoint has it; None where clients keep none."""
@@ -303,7 +298,7 @@ class Wiring:
     def _start_pool(self, places: Sequence[Place]) -> Pool:
         p, config, request = self.prepared, self.config, self._request
         data = self._data[0] if self._data else None
-        states = self._state_place() if self._keep_state else None
+        states = keep_states(str(self._files.states)) if self._keep_state else None
 
         def start(place: Place) -> Any:
             group = p.groups[place.group]
@@ -311,6 +306,7 @@ class Wiring:
             book: Plan | None = p.client_plan if p.silos_charge_clients else p.plans[place.group]
             site = Site(
                 data=config.data if dedicated else None,
+                agreed=p.agreed[group.name].of(place.client.name) if place.client is not None and p.agreed else None,
                 client=place.client,
                 book=book if dedicated else None,
                 ledger=group.ledger if dedicated and book is not None else None,

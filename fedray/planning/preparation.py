@@ -13,6 +13,7 @@ from fedray.aggregation.exact import grid_bits
 from fedray.aggregation.rule import make_rule
 from fedray.algorithms.algorithm import make_algorithm
 from fedray.attacks.attackers import Attackers
+from fedray.clients.agreement import Agreement
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.config import Cohort, Config
 from fedray.data.dataset import (
@@ -32,6 +33,7 @@ from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.planning.combinations import check_parts, check_privacy
 from fedray.planning.global_model import Model, RecordFacts, make_model
+from fedray.planning.registered import agreed_data
 from fedray.privacy import rules
 from fedray.privacy.clientplan import ClientPlan, plan_clients
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
@@ -67,6 +69,7 @@ class Prepared:
         partition: the partition report, as JSON data.
         client_plan: plan of privacy for whole clients; None where they are not protected, or where it depends on a model that is not
             known yet.
+        agreed: what each group of clients has registered, by the group's name; empty where nothing is compared.
     """
 
     config: Config
@@ -86,6 +89,7 @@ class Prepared:
     model: Model | None = None
     partition: Mapping[str, Any] = field(default_factory=dict)
     client_plan: ClientPlan | None = None
+    agreed: Mapping[str, Agreement] = field(default_factory=dict)
 
     @property
     def drawn(self) -> Cohort:
@@ -124,13 +128,15 @@ def prepare(config: Config) -> Prepared:
     names = client_names(config.data, config.seed) if federation is None else federation.names
     attackers, groups = Attackers.of(config, names), make_groups(config, names)
     warnings += [said] if (said := attackers.described(names)) else []
+    agreed, said_of_agreed = agreed_data(config, names, groups)
+    warnings += said_of_agreed
     plans = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     schedule = make_schedule(config)
     sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
     protocol = make_protocol(config.secure)
     if protocol is not None:
         protocol.check(config.cohort.min_clients, largest_cohort(drawn_cohort(config, schedule, len(names)), len(names)))
-    prepared = Prepared(config, names, groups, plans, sampler, schedule, warnings)
+    prepared = Prepared(config, names, groups, plans, sampler, schedule, warnings, agreed=agreed)
     if federation is None:
         test, form = silo_test(config.data) or (None, None)
         labels = declared_labels(config.data)

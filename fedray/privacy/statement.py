@@ -55,6 +55,7 @@ def privacy_statement(
     problems: Sequence[str] = (),
     frozen: str = "",
     left_out: int = 0,
+    agreed: str = "",
 ) -> dict[str, Any]:
     """The statement as JSON data.
 
@@ -66,6 +67,7 @@ def privacy_statement(
         problems: faults during the run that void the claim.
         frozen: digest of the model's frozen parameters; empty if none are frozen.
         left_out: number of clients without remaining budget that were left out of rounds.
+        agreed: what was found about the registered data, as a clause; empty if nothing was registered.
 
     Returns:
         JSON data. ``summary`` is the part for the run's summary: the first guarantee's, with the second's under ``joint``. All other keys
@@ -89,6 +91,7 @@ def privacy_statement(
         "reveals_cohorts": secret_cohorts([p for g in guarantees for p in g.plans]),
         "tuning": statement_text.tuning(config),
         "frozen_sha256": frozen or None,
+        "agreed": agreed or None,
         "exposure": statement_text.exposure(config),
         "implementation": statement_text.implementation(config.privacy.record),
         "ledger": {
@@ -237,6 +240,10 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
     if statement["frozen_sha256"]:
         lines.append(
             f"- Frozen parameters: sha256 {statement['frozen_sha256']}; they were neither trained nor sent, and did not depend on the records in this run."
+        )
+    if statement.get("agreed"):
+        lines.append(
+            f"- Agreed data: {statement['agreed'].removesuffix('.')}. That a client's data changed since it registered is seen without noise."
         )
     lines += [f"- Access: {exposure['access']}.", *(f"- Side channel: {text}." for text in exposure["side_channels"])]
     lines += [f"- Code: {built['code']}.", f"- Checked: {built['checked']}.", f"- Not checked: {built['not_checked']}.", ""]

@@ -20,6 +20,7 @@ from fedray.experiment.whole import check
 from fedray.privacy.ledger.inspect import verify_all
 from fedray.reporting.report_html import page
 from fedray.rounding import claim_text, rounded_up
+from fedray.rounds.agreed import said_of
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, reading, write_atomic
 from fedray.tracking.artifacts import client_rows
@@ -127,6 +128,7 @@ def _head(run: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> I
     elif summary:
         rows.append(("privacy", "none: no guarantee of differential privacy is claimed"))
     rows += [("attack", str(summary["attack"]))] if summary.get("attack") else []
+    rows += [("agreed data", said_of(summary["agreed"]))] if summary.get("agreed") else []
     rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []
     rows += [("fedray", str(summary["fedray"]))] if summary.get("fedray") else []
     yield from _table(("", ""), rows)

@@ -18,6 +18,7 @@ from fedray.exchange import Exchange
 from fedray.faults import Fault
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.regime import Regime
+from fedray.rounds.agreed import AgreedData
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.notes import grouped
@@ -105,6 +106,7 @@ class Dispatch:
         capacity: the weight that sums are laid out for.
         wants: what the aggregation rule is given.
         secure: lets nobody read single updates; None where sums are read as they are.
+        agreed: keeps out who does not hold what it registered; None where nothing was agreed on.
     """
 
     def __init__(
@@ -120,9 +122,11 @@ class Dispatch:
         capacity: float,
         wants: Wants,
         secure: Secure | None,
+        agreed: AgreedData | None = None,
     ) -> None:
         self._pool, self._books, self._states, self._regime, self._privacy, self._record = pool, books, states, regime, privacy, record
         self._exchange, self._clients, self._capacity, self._wants, self._secure = exchange, clients, capacity, wants, secure
+        self._agreed = agreed
         self._ends = False  # nobody joins any more
 
     def begin(self, number: int, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay:
@@ -212,12 +216,15 @@ class Dispatch:
                 check_receipt(report.name, report.receipts.get(line.unit), expected)
 
     def _authorize(self, number: int, cohort: Sequence[ClientTask]) -> Authorization:
+        changed: dict[str, str] = {}
+        if self._agreed is not None:
+            cohort, changed = self._agreed.admitted(number, cohort, self._record.fault)
         with span("cohort", "authorize"):
             permit = self._books.authorize(number, cohort if self._states is None else self._states.attached(cohort))
         self._record.left_out += len(permit.refused)
         for fault in grouped(Fault("client", text, number + 1, name) for name, text in (permit.refused | permit.away).items()):
             self._record.tell(fault)
-        return permit
+        return replace(permit, refused=permit.refused | changed) if changed else permit
 
     def _task(self, number: int, permit: Authorization) -> RoundTask:
         regime = self._regime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ SHORT: dict[str, Any] = {
 }
 
 
-def short_run(output: Path, notes: list[str] | None = None, *, resume: bool = False, **sections: Any) -> fedray.Result:
-    """Run :data:`SHORT` with other ``sections``; what it says of faults and other events is added to ``notes``."""
+def short_run(
+    output: Path,
+    notes: list[str] | None = None,
+    *,
+    resume: bool = False,
+    listen: Callable[[str, Any], None] = lambda kind, value: None,
+    **sections: Any,
+) -> fedray.Result:
+    """Run :data:`SHORT` with other ``sections``; what it says of faults and other events is added to ``notes``, and all goes to ``listen``."""
 
-    def listen(kind: str, value: Any) -> None:
+    def keep(kind: str, value: Any) -> None:
         if kind in ("note", "fault") and notes is not None:
             notes.append(str(value))
 
-    return fedray.run(SHORT | sections, output=str(output), callbacks=[listen], resume=resume)
+    return fedray.run(SHORT | sections, output=str(output), callbacks=[keep, listen], resume=resume)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedray.data.commitment import SALT_BYTES, check, commit_records, load_salt, prove
+from fedray.data.commitment import SALT_BYTES, MerkleTree, check, commit_records, content_of, load_salt
 from fedray.errors import DataError
 
 SALT = bytes(range(SALT_BYTES))
@@ -72,24 +72,37 @@ def test_order_and_memory_layout_do_not_matter_but_everything_else_does() -> Non
     assert len({root, *changed.values()}) == len(changed) + 1
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 16, 33])
-def test_each_record_can_be_proven_and_no_other(n: int) -> None:
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 33])
+def test_each_record_can_be_proven_at_its_position_and_no_other(n: int) -> None:
     x, y = records(n)
-    root = commit_records(x, y, SALT)
-    for i in range(n):
-        proof = prove(x, y, SALT, i)
-        assert check(root, x[i], y[i], proof)
-        assert not check(root, x[i] + 1, y[i], proof)
-        assert not check(root, x[i], y[i] + 1, proof)
-        assert not check(root[::-1], x[i], y[i], proof)
-        assert not check(root, x[i], y[i], replace(proof, salt=SALT.hex()))
-    with pytest.raises(DataError, match=f"record {n} of {n}"):
-        prove(x, y, SALT, n)
+    root, tree = commit_records(x, y, SALT), MerkleTree(x, y, SALT)
+    assert tree.root == root and sorted(tree.record(k) for k in range(n)) == list(range(n))
+    for k in range(n):
+        i, proof = tree.record(k), tree.prove(k)
+        content = content_of(x[i], y[i])
+        assert check(root, n, content, proof)
+        assert not check(root, n, content_of(x[i] + 1, y[i]), proof)
+        assert not check(root, n, content_of(x[i], y[i] + 1), proof)
+        assert not check(root[::-1], n, content, proof)
+        assert not check(root, n, content, replace(proof, salt=SALT.hex()))
+        assert not check(root, n, content, replace(proof, salt="no hex"))
+        assert not check(root, n, content, replace(proof, path=(*proof.path, "00" * 32)))
+        assert not any(check(root, n, content, replace(proof, position=other)) for other in range(-1, n + 1) if other != k)
+    with pytest.raises(DataError, match=f"position {n} of {n}"):
+        tree.prove(n)
+
+
+def test_equal_records_have_a_leaf_each() -> None:
+    x, y = np.ones((5, 2), dtype=np.float32), np.zeros(5, dtype=np.int64)
+    tree = MerkleTree(x, y, SALT)
+    assert sorted(tree.record(k) for k in range(5)) == list(range(5))
+    assert all(check(tree.root, 5, content_of(x[0], y[0]), tree.prove(k)) for k in range(5))
+    assert not check(tree.root, 6, content_of(x[0], y[0]), tree.prove(4))
 
 
 def test_a_proof_gives_away_neither_the_salt_nor_other_records() -> None:
     x, y = records(4)
-    proofs = [prove(x, y, SALT, i) for i in range(4)]
+    proofs = [MerkleTree(x, y, SALT).prove(k) for k in range(4)]
     assert len({p.salt for p in proofs} | {SALT.hex()}) == 5
 
 

@@ -19,7 +19,7 @@ from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.terms import Site, make_terms
 from fedray.config import Config, Data
 from fedray.configfile import build_config
-from fedray.data.commitment import check, commit_records, prove
+from fedray.data.commitment import MerkleTree, check, commit_records, content_of
 from fedray.data.dataset import load_client, load_federation
 from fedray.data.packing import pack
 from fedray.errors import ConfigError, DataError
@@ -130,10 +130,10 @@ def test_clients_of_different_inputs_are_refused(second: Any, words: str) -> Non
 
 def test_a_record_can_be_proven_as_any_other() -> None:
     train = load_federation(Data.model_validate(section("clients")), 0).client(0).train
-    salt = bytes(32)
-    root = commit_records(train.x, train.y, salt)
-    assert check(root, train.x[3], train.y[3], prove(train.x, train.y, salt, 3))
-    assert not check(root, train.x[4], train.y[3], prove(train.x, train.y, salt, 3))
+    root, tree = commit_records(train.x, train.y, bytes(32)), MerkleTree(train.x, train.y, bytes(32))
+    i, proof = tree.record(3), tree.prove(3)
+    assert check(root, len(train), content_of(train.x[i], train.y[i]), proof)
+    assert not check(root, len(train), content_of(train.x[i - 1], train.y[i]), proof)
 
 
 def config(words: bool = False, **sections: Any) -> Config:
