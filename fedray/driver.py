@@ -36,6 +36,7 @@ from fedray.rounds.dispatch import Dispatch, Secure, UnderWay
 from fedray.rounds.drawing import FailedRounds
 from fedray.rounds.evaluator import Evaluators
 from fedray.rounds.record import OpenRow, Record, Traffic
+from fedray.rounds.remembered import keep
 from fedray.rounds.roots import RootAt, Roots
 from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.steps import StepPlan, Steps
@@ -134,6 +135,7 @@ class Driver:
             record.note(f"{end} The run ends after round {record.rounds}; --resume continues it.")
         finally:
             self._save(force=True)
+            keep(self._p.config, self._p.rule, self._p.names, self._kept)
             self._finish_rows(evaluate=status != "interrupted")
         return status
 
@@ -141,6 +143,11 @@ class Driver:
     def weights(self) -> Vector:
         """The model as it stands, or all where there are several, float32 ``[exchange.model_size]``; it comes first in what is broadcast."""
         return self._broadcast.globals[: self._p.exchange.model_size]
+
+    @property
+    def judged(self) -> dict[str, Values]:
+        """What the aggregation rule remembers of single clients, arrays ``[clients]`` by name; none where who took part stays hidden."""
+        return {} if self._p.regime.hides_clients else self._p.rule.of_clients(self._kept)
 
     def tick(self) -> bool:
         """Called often while the pool waits: do what can be done meanwhile; true when the run should stop."""
@@ -239,14 +246,15 @@ class Driver:
         return total, None
 
     def _step(self, mean: Vector, updates: int, memory: Memory) -> dict[str, float]:
-        """Move the globals; returns what the round's row shows of the mean."""
+        """Move the globals; returns what the round's row shows of the mean, and of what the rule remembers."""
         p = self._p
         clients, about = p.regime.participants(updates), (p.algorithm, p.server, p.layout, p.exchange)
         came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
         figures = {} if p.config.privacy.regimes else figured(p.algorithm, came)  # code that may fail comes before the model moves
         self._broadcast.globals, self._state = stepped(*about, self._broadcast.globals, self._state, came)
         self._kept = memory
-        return figures
+        told = {} if p.regime.hides_clients else p.rule.figures(memory)
+        return figures | {f"aggregation/{name}": value for name, value in told.items()}
 
     def _save(self, force: bool = False) -> None:
         size, sent = self._p.exchange.model_size, self._broadcast

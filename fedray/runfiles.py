@@ -27,6 +27,10 @@ from fedray.tracking.journal import journal, latest, shortcomings
 Row = dict[str, Any]
 
 
+#: What the aggregation rule remembers of single clients, a row each.
+RULE_CLIENTS = "rule_clients.json"
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """Paths in one run's output directory, and methods that read and write its files.

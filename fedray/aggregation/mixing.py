@@ -79,6 +79,11 @@ def inner_rule(section: Mapping[str, Any]) -> Rule[Each]:
         raise ConfigError(
             f"aggregation.rule.kind: '{section['kind']}' takes a sum, which mixing does not change; name a rule of single updates."
         )
+    if made.of_clients(made.begin(1, 1)):
+        raise ConfigError(
+            f"aggregation.rule.kind: '{section['kind']}' judges clients from round to round, and mixed updates are no client's; use it without "
+            "mixing, or another rule here."
+        )
     return made
 
 

@@ -53,6 +53,18 @@ class Rule(ABC, Generic[Got]):
         """Whether :meth:`combine` makes use of ``got.root``, what the driver knows of a round from its public root set."""
         return "no"
 
+    def of_clients(self, kept: Mapping[str, Values]) -> dict[str, Values]:
+        """What is remembered of single clients, for a table: arrays ``[clients]`` by name, none in most rules."""
+        return {}
+
+    def figures(self, kept: Mapping[str, Values]) -> dict[str, float]:
+        """What a round's row shows of what is remembered, by name; a few numbers, however many clients there are."""
+        return {}
+
+    def lasting(self) -> str | None:
+        """File in which what is remembered outlives the run; None: it does not."""
+        return None
+
     @abstractmethod
     def combine(self, got: Got, kept: Mapping[str, Values]) -> tuple[Vector, Memory]:
         """The vector for all updates of a round, float32 ``[size]``, and what is remembered from then on; the same for the same arguments.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
 
 from fedray import __version__, components, credentials, logs
@@ -36,8 +37,9 @@ from fedray.frozen import model_digest
 from fedray.holder import Holder
 from fedray.planning.planner import shortfalls
 from fedray.planning.preparation import Prepared, prepare
-from fedray.runfiles import RunFiles, refuse_taken
+from fedray.runfiles import RULE_CLIENTS, RunFiles, refuse_taken
 from fedray.spans import keep_spans, taken_spans
+from fedray.storage import write_json
 from fedray.tracking.mlflow_tracker import STATUSES
 from fedray.tracking.terminal import NoteHandler
 
@@ -289,6 +291,12 @@ class Experiment:
             "request": self._request.id,
         }
         files.write_summary(summary)
+        if judged := driver.judged:
+            rows = [
+                dict(zip(("client", *judged), row, strict=True))
+                for row in zip(loop.names, *map(np.ndarray.tolist, judged.values()), strict=True)
+            ]
+            write_json(files.root / RULE_CLIENTS, {"rows": rows})
         if tracker is not None:
             tags = {"fedray.stop_reason": status, "fedray.model_sha256": digest}
             tags |= agreed_tags(prepared, summary["agreed"]) | claim_tags(prepared, problems, summary["privacy"])

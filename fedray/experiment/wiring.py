@@ -53,6 +53,7 @@ from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.dispatch import Secure
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.record import Record
+from fedray.rounds.remembered import begun_with
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import RunFiles
 from fedray.secure.protocol import make_protocol
@@ -207,7 +208,7 @@ class Wiring:
         if checkpoint is not None:
             return ModelState(checkpoint.globals, checkpoint.server, checkpoint.rule, earlier=checkpoint.versions)
         globals_ = begun(self._algorithm, model.exchange, model.facts.layout, weights, model.facts.another)
-        memory = rule.begin(len(self.prepared.names), model.exchange.up_size)
+        memory = begun_with(self.config, rule, self.prepared.names, model.exchange.up_size)
         return ModelState(globals_, server.init(model.exchange.model_size), memory, in_store if globals_ is weights else None)
 
     def _client_states(self, checkpoint: Saved | None) -> ClientStates | None:

@@ -78,6 +78,11 @@ def check_parts(config: Config) -> None:
             f"'{config.aggregation.kind}' does not give; use mean, or an algorithm such as fedavg or fedprox."
         )
     _check_root(config, rule.root(), algorithm)
+    if rule.lasting() is not None and config.attack.kind != "none":
+        raise ConfigError(
+            f"aggregation.remember: this run is attacked on purpose (attack.kind={config.attack.kind}), and what it finds would be held against the "
+            "clients in later runs; take one of the two out."
+        )
     make_server(config.server)
     make_protocol(config.secure)
     if config.privacy.whole_clients:

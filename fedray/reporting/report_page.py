@@ -21,7 +21,7 @@ from fedray.privacy.ledger.inspect import verify_all
 from fedray.reporting.report_html import page
 from fedray.rounding import claim_text, rounded_up
 from fedray.rounds.agreed import said_of
-from fedray.runfiles import RunFiles
+from fedray.runfiles import RULE_CLIENTS, RunFiles
 from fedray.storage import read_json, reading, write_atomic
 from fedray.tracking.artifacts import client_rows
 from fedray.tracking.charts import draw
@@ -29,6 +29,9 @@ from fedray.tracking.journal import latest_rows, number
 from fedray.tracking.mlflow_store import masked
 
 log = logging.getLogger(__name__)
+
+#: Most clients that the table of their scores shows.
+_LOWEST = 20
 
 
 def write_report(run: Path, output: Path | None = None) -> tuple[Path, Path]:
@@ -84,6 +87,7 @@ def _report(run: Path, pictures: Sequence[Path], lacking: Sequence[str]) -> Iter
     yield from _head(run, config, summary)
     yield from _what_was_run(config, partition)
     yield from _results(run, summary, pictures, lacking)
+    yield from _judged(run)
     yield from _privacy(run, statement, summary)
     yield from _audit(run, bool(statement))
     yield from _faults(run)
@@ -170,6 +174,20 @@ def _results(run: Path, summary: Mapping[str, Any], pictures: Sequence[Path], la
         yield from (f"No final evaluation; {len(rounds)} round(s) are in metrics.jsonl.", "")
     for picture in pictures:
         yield from (f"![{picture.stem.replace('_', ' ')}]({picture.as_posix()})", "")
+
+
+def _judged(run: Path) -> Iterator[str]:
+    """What the aggregation rule has of single clients: those with the lowest scores."""
+    rows = client_rows(_json(run / RULE_CLIENTS))
+    if not rows:
+        return
+    muted = sum(row.get("muted") is True for row in rows)
+    yield from ("## Clients as the aggregation rule judges them", "", f"{muted} of {len(rows)} clients are muted at the end.", "")
+    lowest = sorted(rows, key=lambda row: number(row.get("score")) or 0.0)[:_LOWEST]
+    columns = list(lowest[0])
+    yield from _table(columns, [[_value(row.get(column)) for column in columns] for row in lowest])
+    if len(rows) > len(lowest):
+        yield from (f"The {len(lowest)} with the lowest scores; all are in {RULE_CLIENTS}.", "")
 
 
 def _privacy(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:

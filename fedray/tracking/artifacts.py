@@ -22,7 +22,7 @@ from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, log, masked, patience,
 from fedray.tracking.modelfolder import LONGEST_TAG, ModelBuilder, SavedModel, save_model
 from fedray.tracking.registry import log_final_model
 
-_PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json")
+_PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json", "rule_clients.json")
 _TABLE = "clients/clients.json"
 _MODEL_TAGS = (
     "epsilon",
@@ -62,7 +62,8 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
     Raises:
         FedrayError: a file of the run is damaged.
     """
-    summary, statement, partition = (read_json(run_dir / f"{name}.json") or {} for name in ("summary", "privacy_statement", "partition"))
+    names = ("summary", "privacy_statement", "partition", "rule_clients")
+    summary, statement, partition, judged = (read_json(run_dir / f"{name}.json") or {} for name in names)
     rows = latest_rows(run_dir)
     files = Path(tempfile.mkdtemp(prefix="fedray-artifacts-"))
     tags = _tags(state, rows, summary, statement)
@@ -83,7 +84,7 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
             shutil.copyfile(entry, files / "ledger" / entry.name)
 
     def table() -> None:
-        columns, data = clients_table(partition, statement)
+        columns, data = clients_table(partition, statement, judged)
         if data:
             (files / _TABLE).parent.mkdir()
             (files / _TABLE).write_text(json.dumps({"columns": columns, "data": data}), encoding="utf-8")
@@ -126,11 +127,15 @@ def client_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(row) for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
 
 
-def clients_table(partition: Mapping[str, Any], statement: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of a table with one row per client: its records, then its privacy figures; plain values only."""
+def clients_table(
+    partition: Mapping[str, Any], statement: Mapping[str, Any], judged: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and rows of a table with one row per client: its records, its privacy figures, then what the aggregation rule has of it;
+    plain values only.
+    """
     merged: dict[str, dict[str, Any]] = {}
     units = list(dict.fromkeys(row.get("unit") for row in client_rows(statement)))
-    for document in (partition, statement):
+    for document in (partition, statement, judged or {}):
         for i, row in enumerate(client_rows(document)):
             name = str(row.get("client", row.get("name", i)))
             if row.get("unit") in units[1:]:  # keeps the second guarantee's figures from replacing the first's

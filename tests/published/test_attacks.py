@@ -7,80 +7,19 @@ distances have weaknesses of their own where clients differ (Karimireddy et al. 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+from attacked import ATTACKS, CLIENTS, FRACTION, RECORDS, ROUNDS, RULES, SEEDS, dealt, mnist, of_parts, public, trained
 from published import CURVES
-from rehearsed import Rehearsed, config_of
+from rehearsed import Rehearsed
 
 from fedray.attacks.backdoor import Backdoor
-from fedray.data.partition import dirichlet, iid
-from fedray.data.records import Federation, Records, offsets_of
+from fedray.data.records import Federation, Records
 
 pytestmark = pytest.mark.slow
-
-CLIENTS, RECORDS, ROUNDS, SEEDS, FRACTION = 20, 10_000, 15, 3, 0.2
-ATTACKS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "sign_flip": {"kind": "sign_flip", "times": 5.0},
-    "gaussian": {"kind": "gaussian", "deviation": 1.0},
-    "label_flip": {"kind": "label_flip"},
-    "backdoor": {"kind": "backdoor", "target": 0, "share": 0.5},
-    "alie": {"kind": "alie", "deviations": 1.5},
-    "alie, more than a little": {"kind": "alie", "deviations": 20.0},
-    "mimic": {"kind": "mimic"},
-}
-RULES: dict[str, dict[str, Any]] = {
-    "mean": {"kind": "mean"},
-    "median": {"kind": "median"},
-    "trimmed_mean": {"kind": "trimmed_mean", "share": FRACTION},
-    "geometric_median": {"kind": "geometric_median"},
-    "krum": {"kind": "krum", "attackers": FRACTION},
-    "multi_krum": {"kind": "multi_krum", "attackers": FRACTION},
-    "centered_clipping": {"kind": "centered_clipping", "radius": 2.0},
-    "bucketing, geometric_median": {"kind": "bucketing", "size": 2, "rule": {"kind": "geometric_median"}},
-    "nnm, trimmed_mean": {"kind": "nnm", "attackers": FRACTION, "rule": {"kind": "trimmed_mean", "share": FRACTION}},
-}
-#: The mean of single updates, where a collusion needs these.
-SINGLE = {"kind": "trimmed_mean", "share": 0.0}
-
-
-def mnist(folder: Path) -> tuple[Records, Records]:
-    with np.load(folder / "mnist.npz") as found:
-        x, y, x_test, y_test = (found[key] for key in ("x_train", "y_train", "x_test", "y_test"))
-    some = np.random.default_rng(0).permutation(len(x))[:RECORDS]
-    return tuple(Records((a / 255).astype(np.float32), b.astype(np.int64)) for a, b in ((x[some], y[some]), (x_test, y_test)))  # type: ignore[return-value]
-
-
-def dealt(train: Records, skew: str, seed: int) -> Federation:
-    draws = np.random.default_rng(seed)
-    if skew == "iid":
-        parts: Sequence[npt.NDArray[np.int64]] = iid(train.y, None, draws, clients=CLIENTS)
-    else:
-        parts = dirichlet(train.y, None, draws, clients=CLIENTS, alpha=0.5, min_records=50)
-    return of_parts(train, parts)
-
-
-def of_parts(train: Records, parts: Sequence[npt.NDArray[np.int64]]) -> Federation:
-    rows = np.concatenate(parts)
-    names = [f"client-{k}" for k in range(len(parts))]
-    return Federation(names, Records(train.x[rows], train.y[rows]), offsets_of([len(p) for p in parts]), None, None, None, 10)
-
-
-def trained(federation: Federation, rule: dict[str, Any], attack: str, seed: int, rounds: int = ROUNDS) -> Rehearsed:
-    malicious = {} if attack == "none" else {"attack": {**ATTACKS[attack], "fraction": FRACTION}}
-    part = SINGLE if rule["kind"] == "mean" and ATTACKS[attack].get("kind") in ("alie", "mimic") else rule
-    config = config_of({"kind": "fedavg"}, aggregation=part, model={"kind": "mlp", "hidden": [64]}, seed=seed, **malicious)
-    config = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 1})})
-    run = Rehearsed(config, federation)
-    for _ in range(rounds):
-        run.train([[*range(CLIENTS)]])
-    return run
 
 
 def opened(run: Rehearsed, test: Records) -> float:
@@ -93,14 +32,14 @@ def opened(run: Rehearsed, test: Records) -> float:
     return float((found == attack.target).mean())
 
 
-def measured(train: Records, test: Records, skew: str, seeds: int) -> dict[str, dict[str, list[float]]]:
+def measured(train: Records, test: Records, root: Federation, skew: str, seeds: int) -> dict[str, dict[str, list[float]]]:
     """Accuracy by attack, rule and seed; of the backdoor also how often it opens."""
     found: dict[str, dict[str, list[float]]] = {}
     for seed in range(seeds):
         federation = dealt(train, skew, seed)
         for attack in ATTACKS:
             for name, rule in RULES.items():
-                run = trained(federation, rule, attack, seed)
+                run = trained(federation, rule, attack, seed, root=root if name == "fltrust" else None)
                 found.setdefault(attack, {}).setdefault(name, []).append(round(run.accuracy(test), 4))
                 if attack in ("none", "backdoor"):
                     found.setdefault(f"opened, {attack}", {}).setdefault(name, []).append(round(opened(run, test), 4))
@@ -141,7 +80,7 @@ def check(found: dict[str, dict[str, list[float]]]) -> None:
 def test_against_each_attack_some_rule_stays_near_the_clean_mean(skew: str, real_data: Path) -> None:
     """Measured: ``curves/attacks-mnist-*.json``, and as means over the seeds in docs/rules.md."""
     train, test = mnist(real_data)
-    found = measured(train, test, skew, SEEDS)
+    found = measured(train, test, public(real_data), skew, SEEDS)
     keep_figures(skew, found)
     check(found)
 
@@ -158,7 +97,7 @@ def test_robust_rules_drop_what_an_honest_minority_learns(real_data: Path) -> No
     federation = of_parts(train, [np.concatenate([rows, *few[k : k + 1]]) for k, rows in enumerate(all_)])
     of_nines, known = Records(test.x[test.y == 9], test.y[test.y == 9]), {}
     for name, rule in RULES.items():
-        run = trained(federation, rule, "none", 0, rounds=40)
+        run = trained(federation, rule, "none", 0, rounds=40, root=public(real_data) if name == "fltrust" else None)
         known[name] = {"nines": round(run.accuracy(of_nines), 4), "all": round(run.accuracy(test), 4)}
     (CURVES / "attacks-mnist-minority.json").write_text(json.dumps({"rounds": 40, "accuracy": known}, indent=1) + "\n")
     assert known["mean"]["nines"] > 0.5

@@ -26,13 +26,18 @@ def ledger_directory(setting: str, output: str | Path) -> Location:
     if setting == "run":
         return Path(output) / "ledger"
     where = location(setting)
-    if isinstance(where, Path) and _UNPACKED in where.absolute().parts:
+    if isinstance(where, Path) and unpacked(where):
         raise PrivacyRefusal(
             f"privacy.ledger: {setting} would lie where Ray unpacks a job's files, and be gone with them, so that what is charged would be "
             "forgotten; give an absolute path on a durable volume, or s3://bucket/prefix.",
             RELATIVE,
         )
     return where
+
+
+def unpacked(path: Path) -> bool:
+    """Whether a path lies among a job's files, which Ray deletes when the job ends."""
+    return _UNPACKED in path.absolute().parts
 
 
 def records_path(directory: str | Location) -> Location:
