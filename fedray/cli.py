@@ -120,6 +120,7 @@ cli.add_command(cli_list.list_parts)
 cli.add_command(cli_jobs.submit)
 cli.add_command(cli_jobs.jobs)
 cli.add_command(cli_agreed.register)
+cli.add_command(cli_agreed.opening)
 
 
 @cli.command("plan")
@@ -212,8 +213,28 @@ def ledger_verify(path: str) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Directory; default RUN_DIR/audit, or runs/NAME-audit for a config.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--attack", default="all", show_default=True, help="all, checks, canaries, membership, lira or inversion.")
-def audit(target: str, overrides: tuple[str, ...], canaries: int, seed: int, output: Path | None, as_json: bool, attack: str) -> None:
+@click.option(
+    "--open", "opens", is_flag=True, help="Instead: open records of a run's registered data, and check them (see fedray opening)."
+)
+@click.option("--records", type=int, help="With --open: how many records of each client; default: all.")
+@click.pass_context
+def audit(
+    context: click.Context,
+    target: str,
+    overrides: tuple[str, ...],
+    canaries: int,
+    seed: int,
+    output: Path | None,
+    as_json: bool,
+    attack: str,
+    opens: bool,
+    records: int | None,
+) -> None:
     """Attack a CONFIG, or a finished run's directory: a lower bound on epsilon beside the proven one."""
+    if opens or records is not None:
+        with _opened(target) as (place, _):
+            cli_agreed.open_run(context, place, opens, records)
+            return
     sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
     from fedray.audit import report, run
 

@@ -127,11 +127,11 @@ def check(root: str, records: int, content: bytes, proof: Proof) -> bool:
         proof: result of :meth:`MerkleTree.prove`.
     """
     try:
-        node, path = _leaf(bytes.fromhex(proof.salt), content), [bytes.fromhex(each) for each in proof.path]
+        own, path = bytes.fromhex(proof.salt), [bytes.fromhex(each) for each in proof.path]
     except ValueError:
         return False
-    at, row = proof.position, records
-    if not 0 <= at < row:
+    node, at, row = _leaf(own, content), proof.position, records
+    if not 0 <= at < row or len(own) != SALT_BYTES or len(content) != hashlib.sha256().digest_size:
         return False
     while row > 1:
         if at ^ 1 < row:

@@ -89,7 +89,7 @@ def _report(run: Path, pictures: Sequence[Path], lacking: Sequence[str]) -> Iter
     yield from _results(run, summary, pictures, lacking)
     yield from _judged(run)
     yield from _privacy(run, statement, summary)
-    yield from _audit(run, bool(statement))
+    yield from _audit(run, bool(statement), any(line.get("unit") == "client" for line in _guarantees(summary)))
     yield from _faults(run)
     yield from _course(summary)
     yield from _whole_config(run)
@@ -119,7 +119,7 @@ def _head(run: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> I
         yield f"It failed: {summary['error']}"
         yield ""
     rows = [(_metric(k), _number(v)) for k, v in (summary.get("final") or {}).items()]
-    for line in (private, private.get("joint") or {}):
+    for line in _guarantees(summary):
         if line.get("epsilon") is not None:
             rows.append(
                 (
@@ -136,6 +136,16 @@ def _head(run: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> I
     rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []
     rows += [("fedray", str(summary["fedray"]))] if summary.get("fedray") else []
     yield from _table(("", ""), rows)
+
+
+def _guarantees(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    private = summary.get("privacy") or {}
+    return [private, private.get("joint") or {}]
+
+
+def _opened(one: Mapping[str, Any], clients: bool) -> str:
+    """What an opening said of a client; without numbers where whole clients are protected."""
+    return f"{one['name']}: {'not ' if one['faults'] else ''}as registered" if clients else str(one["said"])
 
 
 def _what_was_run(config: Mapping[str, Any], partition: Mapping[str, Any]) -> Iterator[str]:
@@ -218,7 +228,11 @@ def _privacy(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any]
     yield ""
 
 
-def _audit(run: Path, private: bool) -> Iterator[str]:
+def _audit(run: Path, private: bool, clients: bool) -> Iterator[str]:
+    """``clients``: whole clients are protected, so that even how many records they have is left out."""
+    opening = _json(run / "audit" / "opening.json")
+    if opening:
+        yield from ("## Opened records", "", *(f"- {_opened(one, clients)}" for one in opening["clients"]), "")
     found = next((d for p in (run / "audit" / "audit.json", run / "audit.json") if (d := _json(p))), None)
     yield from ("## Audit", "")
     if found is None:

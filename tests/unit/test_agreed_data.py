@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
+from silofiles import silo_config
 
 from fedray.cli import cli
 from fedray.clients.agreement import Agreement, agreed_or_nothing
 from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, RoundTask
 from fedray.clients.terms import Site, make_terms
-from fedray.config import Config
 from fedray.configfile import build_config, load_config
 from fedray.data.commitment import load_salt
 from fedray.data.dataset import load_client
@@ -153,29 +153,6 @@ def test_a_changed_client_has_nothing_left_to_train_on(tmp_path: Path, salt: byt
     empty, changed = agreed_or_nothing(less, agreement)
     assert "count 12 to 11" in changed
     assert len(empty.train) == 12 and not empty.train.x.any() and not empty.train.y.any() and empty.test is None
-
-
-def silo_config(folder: Path, **sections: Any) -> Config:
-    (folder / "silos").mkdir(exist_ok=True)
-    if not any((folder / "silos").iterdir()):
-        for name, seed in (("north", 0), ("south", 1)):
-            draws = np.random.default_rng(seed)
-            rows = [f"{draws.normal():.4f},{draws.normal():.4f},{draws.integers(2)}" for _ in range(20)]
-            (folder / "silos" / f"{name}.csv").write_text("\n".join(["u,v,y", *rows]) + "\n")
-    return build_config(
-        {
-            "name": "agreed",
-            "rounds": 2,
-            "data": {"source": f"csv:{folder / 'silos'}", "label": "y", "classes": 2},
-            "agreed": {"registration": str(folder / "agreed.json")},
-            "model": {"kind": "softmax"},
-            "clients": {"placement": "dedicated"},
-            "training": {"lr": 0.5, "sampling_rate": 0.5, "expected_batch": 10, "steps": 2},
-            "privacy": {"regime": "record", "noise_multiplier": 1.0, "delta": 1e-3, "ledger": str(folder / "books")},
-            "tracking": {"enabled": False},
-        }
-        | sections
-    )
 
 
 def test_a_silo_whose_file_changed_refuses_its_turn_and_is_not_charged(tmp_path: Path) -> None:
