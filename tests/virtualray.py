@@ -18,26 +18,38 @@ import numpy as np
 import pytest
 
 from fedray.aggregation.rule import make_rule
-from fedray.algorithms.algorithm import make_algorithm, make_server
+from fedray.algorithms.algorithm import begun, make_algorithm, make_server
 from fedray.clients import actors, inbox, rounds, slots
 from fedray.clients.groups import rates
 from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, PartialSum, RoundTask
 from fedray.clients.placement import Place
 from fedray.clients.pool import Pool
+from fedray.clients.states import StatePlace
 from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
 from fedray.driver import Driver, Loop, ModelState
+from fedray.experiment.description import guarantee_plans
 from fedray.holder import Holder
 from fedray.planning.preparation import capacity, prepare
+from fedray.privacy.account import Account
+from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.regime import Regime
+from fedray.privacy.release import Release
 from fedray.rounds import broadcast
 from fedray.rounds.arrival import make_steps
-from fedray.rounds.books import Books
+from fedray.rounds.books import Books, PopulationBook, RunBook
+from fedray.rounds.clientstates import ClientStates
+from fedray.rounds.dispatch import Secure
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import Row, RunFiles
+from fedray.secure.protocol import make_protocol
+from fedray.updates.pipeline import keep_state, make_stages
+
+#: The name under which books are kept and masks are made.
+JOB = "run/1"
 
 
 def stored(value: Any) -> Any:
@@ -144,17 +156,19 @@ def drive(
     monkeypatch: pytest.MonkeyPatch,
     made: Callable[[Callable[[ClientTask], float]], VirtualRay] = VirtualRay,
 ) -> tuple[list[Row], VirtualRay, np.ndarray]:
-    """Run a config without privacy with so many actors; its rows, the time at the end, and the model."""
+    """Run a config with one group of hosted clients and so many actors; its rows, the time at the end, and the model."""
     ray = made(seconds)
     for module in (actors, broadcast, inbox, rounds, slots):
         monkeypatch.setattr(module, "ray", ray)
     p = prepare(config)
     assert p.model is not None and p.sizes is not None and p.federation is not None
-    group, names, model = p.groups[0], p.names, p.model
-    terms = make_terms(config, group, None, model.facts)
+    (group,), names, model, files, stages = p.groups, p.names, p.model, RunFiles(folder), make_stages(config)
+    terms = make_terms(config, group, p.plans[0], model.facts, model.exchange.sha256, JOB)
+    keep = make_algorithm(config.algorithm).traits.state or keep_state(stages)
+    site = Site(device="cpu", states=StatePlace(str(files.states)) if keep else None)
     pool = Pool(
         [Place(f"{group.name}/{n}", group.name, 0, group.resources) for n in range(number)],
-        lambda place: Handle(ray, ClientHost(terms, Site(device="cpu"), p.federation)),
+        lambda place: Handle(ray, ClientHost(terms, site, p.federation)),
         p.sizes,
         members={group.name: group.members},
         restarts=0,
@@ -163,11 +177,23 @@ def drive(
         should_stop=lambda: False,
     )
     pool.wait_ready(1.0, True)
-    books, regime, privacy, files = Books(), Regime(config.seed, len(names)), Guarantees(), RunFiles(folder)
+    seed, plan = config.privacy.insecure_seed, p.client_plan
+    regime = Regime(config.seed, len(names), stages) if plan is None else Release(plan, seed, stages)
+    accounts = {
+        unit: Account.open_run(files.books, plans, JOB)
+        for unit, plans in (
+            ("record", p.plans[0] and dict.fromkeys(names, p.plans[0])),
+            ("client", plan and dict.fromkeys(plan.subjects(names), plan)),
+        )
+        if plans
+    }
+    books = Books(*(_book(unit, account, regime, plan) for unit, account in accounts.items()))
+    privacy = Guarantees(guarantee_plans(p))
     record = Record(config, files, books, regime, privacy, [], {})
     cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record)
     algorithm, server = make_algorithm(config.algorithm), make_server(config.server)
-    weights, rule = model.weights.take(), make_rule(config.aggregation)
+    rule, protocol = make_rule(config.aggregation), make_protocol(config.secure)
+    weights = begun(algorithm, model.exchange, model.facts.layout, model.weights.take(), model.facts.another)
     loop = Loop(
         config=config,
         names=names,
@@ -184,10 +210,21 @@ def drive(
         rule=rule,
         regime=regime,
         evaluator=None,
-        states=None,
-        begin=Holder(ModelState(weights, server.init(model.facts.layout.size), rule.begin(len(names), model.exchange.up_size))),
+        states=ClientStates(files.states, 1) if keep else None,
+        begin=Holder(ModelState(weights, server.init(model.exchange.model_size), rule.begin(len(names), model.exchange.up_size))),
         privacy=privacy,
+        secure=None if protocol is None else Secure(protocol, JOB, config.cohort.min_clients, config.cohort.retries),
     )
     driver = Driver(loop, threading.Event())
-    assert driver.run() == "completed"
+    try:
+        assert driver.run() == "completed"
+    finally:
+        for account in accounts.values():
+            account.close()
     return files.rows(), ray, driver.weights
+
+
+def _book(unit: str, account: Account, regime: Regime, plan: ClientPlan | None) -> RunBook | PopulationBook:
+    if unit == "client" and plan is not None and plan.charging.whom == "everyone":
+        return PopulationBook("clients", account, False, regime.due)
+    return RunBook(f"{unit}s", unit, account, False)
