@@ -43,6 +43,7 @@ from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.dispatch import Secure
 from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.record import Record
+from fedray.rounds.roots import RootHere, RootHost
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import Row, RunFiles
 from fedray.secure.protocol import make_protocol
@@ -126,11 +127,14 @@ class Handle:
         value = getattr(self.host, name)(*(a.value if isinstance(a, Ref) else a for a in arguments))
         if name == "ready":
             value = replace(value, node_id="driver")
-        if name in ("train", "train_and_hand_over"):
+        if name in ("train", "train_and_hand_over", "train_each"):
             self.free = max(self.free, ray.now) + sum(map(ray.seconds, arguments[2]))
-        if name not in ("train_and_hand_over", "hand_over"):
+        if name not in ("train_and_hand_over", "hand_over", "train_each"):
             return Ref(value, self.free)
-        first, part = (Ref(one, self.free) for one in value)
+        first, *rest = (Ref(one, self.free) for one in value)
+        if name == "train_each":
+            return first, *rest
+        (part,) = rest
         if name == "train_and_hand_over":
             self.training.append((arguments[0], weakref.ref(first), weakref.ref(part)))
         return first, part
@@ -148,6 +152,17 @@ class Call:
         return self.handle.call(self.name, arguments)
 
 
+class RootsHere:
+    """The actor of the root set, in this process."""
+
+    def __init__(self, host: RootHost) -> None:
+        self.host = host
+        host.ready()
+
+    def begin(self, round_: int, globals_: Ref) -> RootHere:
+        return RootHere(self.host, round_, getattr(globals_, "value", globals_))
+
+
 def drive(
     config: Config,
     folder: Path,
@@ -162,6 +177,7 @@ def drive(
         monkeypatch.setattr(module, "ray", ray)
     p = prepare(config)
     assert p.model is not None and p.sizes is not None and p.federation is not None
+    folder.mkdir(exist_ok=True)
     (group,), names, model, files, stages = p.groups, p.names, p.model, RunFiles(folder), make_stages(config)
     terms = make_terms(config, group, p.plans[0], model.facts, model.exchange.sha256, JOB)
     keep = make_algorithm(config.algorithm).traits.state or keep_state(stages)
@@ -213,6 +229,7 @@ def drive(
         states=ClientStates(files.states, 1) if keep else None,
         begin=Holder(ModelState(weights, server.init(model.exchange.model_size), rule.begin(len(names), model.exchange.up_size))),
         privacy=privacy,
+        roots=None if p.root is None else RootsHere(RootHost(config, p.root, model.facts, len(names), {})),  # type: ignore[arg-type]
         secure=None if protocol is None else Secure(protocol, JOB, config.cohort.min_clients, config.cohort.retries),
     )
     driver = Driver(loop, threading.Event())

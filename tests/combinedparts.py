@@ -1,0 +1,46 @@
+"""Data and an engine for tests of what goes together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedray.training.engine import LocalJob, LocalResult
+
+CLIENTS, RECORDS, FEATURES, CLASSES = 12, 8, 6, 3
+
+
+def data(other: bool = False, survival: bool = False, tested: bool = True) -> dict[str, tuple[Any, Any]]:
+    """Clients with as many records each, and perhaps a test set; the ``other`` clients differ in every feature and every target."""
+    draws = np.random.default_rng(0)
+    x = draws.normal(size=(CLIENTS + 1, RECORDS, FEATURES)).astype(np.float32)
+    y = draws.integers(0, CLASSES, x.shape[:2])
+    if survival:
+        y = np.stack([y > 0, 1.0 + np.argsort(np.argsort(x[..., 0]))], axis=-1)
+    shown = {"test": (x[-1].repeat(4, 0), y[-1].repeat(4, 0))} if tested else {}
+    if other:
+        x, y = 5 - 2 * x, [1, 9] - y * [1, 1] if survival else (y + 1) % CLASSES
+    return {**{f"c{k:02}": (x[k], y[k]) for k in range(CLIENTS)}, **shown}
+
+
+def wild(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
+    """An engine that makes of the model what an attacker might: huge values, one huge value, tiny ones, middling ones, or what is not finite."""
+    kind = int(job.draws.integers(6))
+    with torch.no_grad():
+        for p in model.parameters():
+            if kind == 0:
+                p.fill_(3e38)
+            elif kind == 1:
+                p.view(-1)[0] += 1e30
+            elif kind == 2:
+                p += 1e-40
+            elif kind == 3:
+                p.fill_(float("inf"))
+            elif kind == 4:
+                p += 1.0
+            else:
+                p.view(-1)[-1] = float("nan")
+    return LocalResult(1, len(x), 0.0)
