@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from fedray.errors import ConfigError
 from fedray.parameters import Vector
 from fedray.planning.combinations import check_only
 from fedray.planning.preparation import prepare
-from fedray.rounds.roots import RootHere, root_training
+from fedray.rounds.roots import RootHere, RootHost, root_training
 
 ROOT = {"share": 0.3, "public": True}
 
@@ -203,6 +204,34 @@ def test_the_root_set_is_taken_from_what_the_driver_holds_and_tests_nothing() ->
 def test_what_would_do_nothing_or_claim_too_much_is_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check_only(build_config(section(**more)))
+
+
+def test_under_record_level_privacy_it_is_trained_on_without_noise() -> None:
+    training = {"steps": 3, "sampling_rate": 0.05, "expected_batch": 14.0, "engine": "ghost"}
+    private = {"regime": "record", "noise_multiplier": 50.0, "delta": 1e-5}
+    prepared = prepare(build_config(section(training=training, privacy=private, compression={"kind": "topk", "share": 0.01})))
+    assert prepared.root is not None
+    assert prepared.model is not None
+    host = RootHost(prepared.config, prepared.root, prepared.model.facts, 5, {})
+    host.ready()
+    globals_ = prepared.model.weights.take()
+    found = host.update(0, globals_)
+    assert 0 < np.linalg.norm(found) < 2  # the noise alone would be ten times as long
+    assert (found != 0).mean() > 0.5
+    np.testing.assert_array_equal(host.update(0, globals_), found)
+
+
+def test_silos_that_read_their_own_records_have_one_of_the_drivers_test_set(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for name, rows in (("a", 20), ("b", 30), ("public", 40)):
+        table = np.column_stack([draws.standard_normal((rows, 2)).round(3), np.arange(rows) % 2])
+        np.savetxt(tmp_path / f"{name}.csv", table, delimiter=",", header="u,v,y", comments="", fmt="%g")
+    data = {"source": f"csv:{tmp_path}", "label": "y", "classes": 2, "test": f"{tmp_path}/public.csv"}
+    prepared = prepare(build_config(section(data=data, clients={"placement": "dedicated"}, root={"share": 0.25, "public": True})))
+    assert prepared.federation is None
+    assert prepared.test is not None
+    assert prepared.root is not None
+    assert (len(prepared.root.train), len(prepared.test), prepared.root.classes) == (10, 30, 2)
 
 
 def test_without_held_out_records_there_is_nothing_to_take_it_from() -> None:
