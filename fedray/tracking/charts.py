@@ -67,13 +67,16 @@ def draw(
         axes.plot([b[0] for b in both], [b[1] for b in both], color=_BLUE, marker="o", markersize=3, linewidth=1.5)
         made.append(_save(figure, folder / f"{label.replace('/', '_')}_vs_epsilon.png"))
     scores = [key for key in dict.fromkeys(k for r in rows for k in r["metrics"]) if key.startswith("aggregation/score")]
-    if scores and len(series(rows, scores[0])[0]) > 1:
+    if scores and min(len(series(rows, key)[0]) for key in (*scores, "aggregation/muted")) > 1:
         figure, axes = _axes("round", "score of clients")
         for key in scores:
             axes.plot(*series(rows, key), linewidth=1.5, label=key.removeprefix("aggregation/score_"))
-        axes.step(*series(rows, "aggregation/muted"), color=_RED, where="post", linewidth=1, linestyle="--", label="clients muted")
         axes.legend(frameon=False)
         made.append(_save(figure, folder / "scores.png"))
+        figure, axes = _axes("round", "clients muted")
+        axes.step(*series(rows, "aggregation/muted"), color=_RED, where="post", linewidth=1.5)
+        axes.set_ylim(bottom=0)
+        made.append(_save(figure, folder / "muted.png"))
     counted = [c for c in clients if isinstance(c.get("classes"), list)]
     if counted:
         made.append(_heat_map(folder / "partition.png", counted))

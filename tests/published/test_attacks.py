@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attacked import ATTACKS, CLIENTS, FRACTION, RECORDS, ROUNDS, RULES, SEEDS, dealt, mnist, of_parts, public, trained
+from attacked import ATTACKS, CLIENTS, FRACTION, RECORDS, ROOT, ROUNDS, RULES, SEEDS, dealt, mnist, of_parts, public, trained
 from published import CURVES
 from rehearsed import Rehearsed
 
@@ -52,7 +52,8 @@ def means(found: dict[str, list[float]]) -> dict[str, float]:
 
 def keep_figures(skew: str, found: dict[str, dict[str, list[float]]]) -> None:
     """Write them to ``curves/attacks-mnist-SKEW.json``, one line for each rule."""
-    facts = {"clients": CLIENTS, "records": RECORDS, "rounds": ROUNDS, "attackers": FRACTION, "attacks": ATTACKS, "rules": RULES}
+    facts = {"clients": CLIENTS, "records": RECORDS, "root": ROOT, "rounds": ROUNDS, "attackers": FRACTION}
+    facts |= {"attacks": ATTACKS, "rules": RULES}
     blocks = [
         f" {json.dumps(attack)}: {{\n" + ",\n".join(f"  {json.dumps(rule)}: {values}" for rule, values in by_rule.items()) + "\n }"
         for attack, by_rule in found.items()
