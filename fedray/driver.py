@@ -135,8 +135,8 @@ class Driver:
             record.note(f"{end} The run ends after round {record.rounds}; --resume continues it.")
         finally:
             self._save(force=True)
-            keep(self._p.config, self._p.rule, self._p.names, self._kept)
             self._finish_rows(evaluate=status != "interrupted")
+            keep(self._p.config, self._p.rule, self._p.names, self._kept)
         return status
 
     @property
