@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from fedray import __version__, cli_agreed, cli_identity, cli_jobs, cli_list, credentials, logs, outlets
+from fedray import __version__, cli_agreed, cli_encryption, cli_identity, cli_jobs, cli_list, credentials, logs, outlets
 from fedray.errors import FedrayError, Stopped, readable
 
 #: Exit code for each status of a run. A run that a signal has stopped ends with 128 plus the signal's number, as in a shell.
@@ -115,6 +115,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
     sys.exit(128 + (stopped_by[0] if stopped_by else 15) if code is None else code)
 
 
+cli.add_command(cli_encryption.make_encryption_key)
 cli.add_command(cli_identity.make_identity)
 cli.add_command(cli_list.list_parts)
 cli.add_command(cli_jobs.submit)

@@ -267,14 +267,14 @@ class Driver:
         """What was sent in a round; ``came`` are the bytes of the partial sums or single updates that the driver received."""
         p = self._p
         homes = max(1, len({s.info.node_id for s in p.pool.slots if s.info is not None}))
-        up = sum(came)
+        up, part = sum(came), max([under.part_bytes, *came])
         if p.regime.hides_clients:  # how many actors had something to hand over depends on who took part
-            up = under.part_bytes * (homes if p.config.clients.node_sums else len(p.pool.slots))
+            up = part * (homes if p.config.clients.node_sums else len(p.pool.slots))
             if under.task.collect == "each":
                 up = 4 * p.exchange.up_size * largest_cohort(p.config.cohort, len(p.names))
         sent = sent_bytes(under.task.stages, p.exchange.up_size) if p.regime.has_stages else None
-        if under.task.secure is not None:  # all values of the ring
-            sent = 8 * under.task.size(p.exchange)
+        if under.task.secure is not None:  # all values, masked or sealed
+            sent = part
         return Traffic(up, homes * p.exchange.down_size * 4, sent)
 
     # -- evaluation ------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fedray.secure.protocol import Ask, Member, Order, Protocol, Refused, Ring, Train
+from fedray.secure.protocol import Ask, Member, Order, Protocol, Refused, Ring, SealedValues, Total, Train
 from fedray.secure.secagg_member import SecAggMember
 
 ORDER = Order("run", 3, 0, 1, "terms")
@@ -66,6 +67,7 @@ class Attempt:
         self.told: dict[str, dict[int, bytes]] = {}
         self.refusals: dict[int, str] = {}
         self.gone: set[int] = set()
+        self.sealed: SealedValues | None = None
 
     def run(self) -> Outcome:
         """Play it.
@@ -78,6 +80,9 @@ class Attempt:
         survivors: list[int] = []
         step = next(conduct)
         while True:
+            if isinstance(step, Total):
+                step = conduct.send({0: b"" if self.sealed is None else self.sealed.data()})
+                continue
             phase = step.phase if isinstance(step, Ask) else "train"
             messages = step.messages if isinstance(step, Ask) else step.inbox
             self.gone |= set(self.drops.get(phase, ()))
@@ -106,7 +111,13 @@ class Attempt:
         masked = self.updates[number].copy()
         self.members[number].ready(message, self.models.get(number, MODEL))
         self.members[number].mask(masked)
-        total += masked
+        sealed = self.members[number].seal(masked, [self.members[number]])
+        if sealed is None:
+            total += masked
+        elif self.sealed is None:
+            self.sealed = pickle.loads(pickle.dumps(sealed))
+        else:
+            self.sealed.add(pickle.loads(pickle.dumps(sealed)))
         return b""
 
 

@@ -250,6 +250,10 @@ class ExactSum:
         self.merge(other)
         return self
 
+    def data(self) -> bytes:
+        """What was added up, as it has come."""
+        return self.values.tobytes()
+
     def mean(self, denominator: float | None = None, spend: bool = False) -> npt.NDArray[np.float32]:
         """The sum over ``denominator`` (default: the weight added so far), float32.
 

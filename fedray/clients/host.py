@@ -248,7 +248,8 @@ class ClientHost:
     def collect(self, task: RoundTask) -> PartialSum:
         """Hand over the part and start an empty one."""
         part, self._part, self._asked = self._part_of(task, self._asked), None, None
-        return part.to_send()
+        members = self._trainer.members
+        return (part if members is None else members.leaving(part)).to_send()
 
     def hand_over(self, task: RoundTask) -> tuple[SharedAt | None, PartialSum]:
         """:meth:`collect`, with where its values lie in front: two objects in Ray, of which the small one travels at once."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Final
 
-from fedray.clients.messages import Inquiry, RoundTask
+from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.sealed import SealedSum
+from fedray.clients.messages import Inquiry, PartialSum, RoundTask
 from fedray.data.records import ClientData, Federation
 from fedray.errors import FedrayError
 from fedray.exchange import Exchange
@@ -84,6 +87,15 @@ class Members:
     def mask(self, client: int, values: Ring) -> None:
         """Mask a sum to which a client's update has just been added."""
         self._members[client].mask(values)
+
+    def leaving(self, part: PartialSum) -> PartialSum:
+        """What leaves the actor of a part whose clients have masked it."""
+        if not part.clients:
+            return part
+        assert isinstance(part.total, ExactSum)
+        members = [self._members[client] for client in part.clients]
+        sealed = members[0].seal(part.total.values, members)
+        return part if sealed is None else replace(part, total=SealedSum.of(part.total, sealed), travelled=sealed.nbytes)
 
     def _asked(self, order: Order, client: int, number: int) -> Member:
         if order != self._order:  # an earlier attempt's secrets go first

@@ -176,7 +176,7 @@ class PartialSum:
         clients: who was added.
         shared: where the values lie, to which others of the node add, too.
         sparse: the values travel as positions and values of those that are not zero, where that is smaller.
-        travelled: bytes that the values had when they travelled last; 0 if they have not travelled as positions and values.
+        travelled: bytes of the values on their way, where they travel otherwise than as integers of 64 bits each.
     """
 
     round: int
@@ -197,7 +197,7 @@ class PartialSum:
         total = self.total
         packed = SparseValues.of(total.values) if self.sparse and isinstance(total, ExactSum) else None
         if packed is None or isinstance(total, Rows):
-            return PartialSum, (self.round, total, self.clients, self.shared, self.sparse)
+            return PartialSum, (self.round, total, self.clients, self.shared, self.sparse, self.travelled)
         return _arrived, (self.round, _with_values(total, packed.values), self.clients, packed.positions, packed.size)
 
 
@@ -228,7 +228,8 @@ def added_up(parts: Sequence[PartialSum]) -> PartialSum:
             found.weight, found.count = sum(t.weight for t in ours), sum(t.count for t in ours)
         total = found if total is None else total.joined(found)
     assert total is not None
-    return PartialSum(parts[0].round, total, [index for part in parts for index in part.clients], sparse=parts[0].sparse)
+    clients, travelled = [index for part in parts for index in part.clients], 0 if parts[0].sparse else parts[0].travelled
+    return PartialSum(parts[0].round, total, clients, sparse=parts[0].sparse, travelled=travelled)
 
 
 @dataclass(frozen=True)

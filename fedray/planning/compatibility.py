@@ -57,6 +57,7 @@ _NEEDED: Mapping[tuple[str, str], Sections] = {
     ("cohorts", "cyclic"): {"size": 6},
     ("cohorts", "fixed"): {"size": 6},
     ("cohorts", "poisson"): {"fraction": 0.9},
+    ("protocols", "bfv"): {"key": "/etc/fedray/consortium.key"},
 }
 #: Other sections that a part needs beside its own.
 _BESIDE: Mapping[tuple[str, str], Sections] = {

@@ -28,24 +28,25 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
     kind, protocol = config.secure.kind, make_protocol(config.secure)
     if protocol is None:
         return
+    about, hidden = ("encrypted", "an encrypted") if protocol.encrypts else ("secure", "a masked")
     if wants == "each":
         raise PrivacyRefusal(
             f"aggregation.kind: '{config.aggregation.kind}' needs each client's update, and under secure.kind={kind} nobody sees more than their "
             "sum; use mean, or secure.kind=none.",
-            "privacy.incompatible.secure.aggregation",
+            f"privacy.incompatible.{about}.aggregation",
         )
     if carries or selects:
         raise PrivacyRefusal(
-            f"pacing.kind: with '{config.pacing.kind}' it is not known beforehand whose updates are in a sum, and clients mask theirs for one "
+            f"pacing.kind: with '{config.pacing.kind}' it is not known beforehand whose updates are in a sum, and clients hide theirs for one "
             "cohort; use pacing.kind=synchronous, or secure.kind=none.",
-            "privacy.incompatible.secure.asynchronous",
+            f"privacy.incompatible.{about}.asynchronous",
         )
     for stage in stages:
         if stage.place == "lossy":
             raise PrivacyRefusal(
-                f"compression.kind: a masked update has all its values of 64 bits, so '{config.compression.kind}' would lose accuracy and save "
+                f"compression.kind: {hidden} update has all its values of 64 bits, so '{config.compression.kind}' would lose accuracy and save "
                 "nothing; use compression.kind=none, or secure.kind=none.",
-                "privacy.incompatible.secure.compression",
+                f"privacy.incompatible.{about}.compression",
             )
     if protocol.identified and config.clients.placement == "hosted":
         raise PrivacyRefusal(
@@ -63,5 +64,17 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
         raise PrivacyRefusal(
             "cohort.kind: the clients of a secure sum get to know how many of them there are, while the charges of this regime count on the "
             "cohort being secret; use cohort.kind=fixed or all, or secure.kind=none.",
-            "privacy.incompatible.secure.secret_cohort",
+            f"privacy.incompatible.{about}.secret_cohort",
+        )
+    if protocol.encrypts and config.privacy.whole_clients == "distributed":
+        raise PrivacyRefusal(
+            f"privacy.regime: each client adds its share of the noise only, and under secure.kind={kind} any client that gives the driver its key "
+            "lets it read single updates; use secure.kind=secagg, or privacy.regime=client.",
+            "privacy.incompatible.encrypted.distributed",
+        )
+    if protocol.encrypts and config.privacy.adaptive_clip is not None:
+        raise PrivacyRefusal(
+            f"privacy.adaptive_clip: the clip norm follows a noised count of clients, which is not proven under secure.kind={kind}; use a fixed "
+            "privacy.clip, or secure.kind=secagg.",
+            "privacy.incompatible.encrypted.adaptive_clip",
         )

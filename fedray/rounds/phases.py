@@ -11,7 +11,7 @@ from fedray.clients.messages import ClientReport, ClientTask, RoundTask
 from fedray.clients.pool import Pool
 from fedray.clients.slots import RoundLog
 from fedray.faults import Fault
-from fedray.secure.protocol import Ask, Conduct, Messages, Order, Protocol, TooFew, Train
+from fedray.secure.protocol import Ask, Conduct, Correction, Messages, Order, Protocol, TooFew, Train
 from fedray.spans import span
 
 
@@ -71,17 +71,23 @@ class Phases:
         try:
             with span("wait", "members of the secure sum"):
                 step = next(self._conduct) if said is None else self._conduct.send(said)
-                while isinstance(step, Ask):
-                    step = self._conduct.send(self._answers(step.phase, step.messages))
+                while not isinstance(step, Train):
+                    step = self._conduct.send(self._answers(step.phase, step.messages) if isinstance(step, Ask) else _whole(total))
                 return step
         except TooFew as few:
             self.failed = few
         except StopIteration as end:
             assert total is not None
-            if end.value is not None:
-                with span("aggregation", "take masks off"):
-                    end.value(total.values)
+            self._correct(end.value, total)
         return None
+
+    def _correct(self, correction: Correction | None, total: ExactSum) -> None:
+        try:
+            if correction is not None:
+                with span("aggregation", "take masks off"):
+                    correction(total.values)
+        except TooFew as few:
+            self.failed = few
 
     def _answers(self, phase: str, messages: Messages) -> dict[int, bytes]:
         """What members answer, by their numbers; those that do not, or refuse, are lost where they have not trained yet."""
@@ -100,3 +106,8 @@ class Phases:
 
     def _lose(self, clients: Sequence[ClientTask], why: str) -> None:
         self._log.reports += [ClientReport(c.index, c.name, "lost", c.attempt, error=why) for c in clients]
+
+
+def _whole(total: ExactSum | None) -> Messages:
+    assert total is not None
+    return {0: total.data()}

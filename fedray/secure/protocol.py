@@ -4,8 +4,9 @@ The driver's half is a generator. It yields :class:`Ask`, and is sent the answer
 once, and is sent what the members said whose updates are in the sum. It returns what is to be added to the sum, if anything. The client's
 half is a :class:`Member`, which lives in the client's process for one attempt of one round and keeps its secrets there.
 
-Sums are vectors of 64-bit integers, and members mask them modulo 2**64. So the sum after the correction has the bytes of a sum that was
-never masked.
+Sums are vectors of 64-bit integers modulo 2**64. What leaves an actor is such a vector, to which members have added their masks, or, where
+the protocol seals sums, a :class:`SealedValues` in its place, which can be added to others and not be read. The driver's half gets the sealed sum by
+yielding :class:`Total`. In both cases the sum after the correction has the bytes of a sum that nobody has hidden.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from fedray.errors import ConfigError, FedrayError
 Ring = npt.NDArray[np.int64]
 #: Bytes by a member's number.
 Messages = Mapping[int, bytes]
-#: Changes the sum of all members that trained, in place, so that it is what it would be without masks.
+#: Changes the sum of all members that trained, in place, so that it is what it would be without masks; it may raise :class:`TooFew` before.
 Correction = Callable[[Ring], None]
 
 
@@ -91,7 +92,33 @@ class Train:
     inbox: Messages
 
 
-Conduct = Generator[Ask | Train, Messages, Correction | None]
+@dataclass(frozen=True)
+class Total:
+    """The sum is wanted as it has come, after :class:`Train`; it is the one message that is sent back, with the number 0."""
+
+
+Conduct = Generator[Ask | Train | Total, Messages, Correction | None]
+
+
+class SealedValues(ABC):
+    """What leaves an actor in place of a sum that its members have sealed. It can be pickled, and added up by whoever holds it."""
+
+    @abstractmethod
+    def add(self, other: SealedValues) -> None:
+        """Add what another holds.
+
+        Raises:
+            FedrayError: the two do not go together.
+        """
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that it takes on its way."""
+
+    @abstractmethod
+    def data(self) -> bytes:
+        """What it holds, for the member that opens it."""
 
 
 class Member(ABC):
@@ -135,6 +162,18 @@ class Member(ABC):
             Refused: the member has no mask; the sum must not leave the process.
         """
 
+    def seal(self, values: Ring, members: Sequence[Member]) -> SealedValues | None:
+        """What leaves the actor in place of a sum of these members' updates; None: the sum itself, which they have masked.
+
+        Args:
+            values: the sum.
+            members: those whose updates are in it, this one among them.
+
+        Raises:
+            Refused: the update of one was not to be in it.
+        """
+        return None
+
 
 class Protocol(ABC):
     """A protocol; subclasses are dataclasses of the arguments in the config."""
@@ -147,6 +186,11 @@ class Protocol(ABC):
     @property
     def identified(self) -> bool:
         """Whether each client has an identity of its own, so that a cohort's members learn which clients take part."""
+        return False
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether all clients hold one key, with which each could read whatever the driver gets."""
         return False
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from fedray.privacy.ledger.chain import read
 from fedray.privacy.mechanisms import discrete
 from fedray.privacy.mechanisms.distributed import RingStep
 from fedray.privacy.mechanisms.local_noise import GaussianStep, LocalGaussian
+from fedray.secure import bfv
+from fedray.secure.consortium import make_consortium_key
 from fedray.updates.pipeline import passed_all
 from fedray.updates.stage import At, Stage
 
@@ -128,10 +131,24 @@ def test_what_a_client_adds_is_within_the_clip_norm(
     assert max(norms) > 0.5  # an update was large
 
 
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a key for each protocol that encrypts, by its name."""
+    where = tmp_path_factory.mktemp("keys")
+    if find_spec("tenseal") is not None:
+        for kind, protocol in bfv.PROTOCOLS.items():
+            make_consortium_key(protocol.scheme, where / kind)
+    return where
+
+
 @pytest.mark.parametrize(("feature", "ground", "sections"), cells(*sorted(PROTOCOLS)))
 def test_a_secure_sum_is_the_sum(
-    feature: Feature, ground: str, sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    feature: Feature, ground: str, sections: dict[str, Any], keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kind = sections["secure"]["kind"]
+    if kind in bfv.PROTOCOLS:
+        pytest.importorskip("tenseal", reason="the extra 'encrypted' is not installed")
+        sections = merged(sections, {"secure": {"kind": kind, "key": str(keys / kind)}})
     plain = {key: value for key, value in sections.items() if key != "secure"}
     masked, clear = (run(config_of(s, {}), tmp_path / n, monkeypatch) for s, n in ((sections, "masked"), (plain, "clear")))
     assert masked.tobytes() == clear.tobytes()
@@ -141,9 +158,9 @@ def test_a_secure_sum_is_the_sum(
     ("feature", "ground", "sections"), [c for c in cells("record", "client", "local", "distributed") if c.values[0].section == "protocols"]
 )
 def test_a_secure_sum_beside_a_regime_is_the_sum(
-    feature: Feature, ground: str, sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    feature: Feature, ground: str, sections: dict[str, Any], keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    test_a_secure_sum_is_the_sum(feature, ground, sections, tmp_path, monkeypatch)
+    test_a_secure_sum_is_the_sum(feature, ground, sections, keys, tmp_path, monkeypatch)
 
 
 def verdict_of(name: str, ground: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_a_refusal_has_a_code_one_sentence_and_the_nearest_setting() -> None:
 
 
 def test_what_the_guarantees_exclude_is_refused() -> None:
-    for ground in ("client", "distributed", "secagg"):
+    for ground in ("client", "distributed", "secagg", "bfv"):
         assert not allowed(ground) & {*ROBUST, "fedbuff", "semi_synchronous"}
     assert not allowed("distributed") & {"topk", "sign", "qsgd", "drive", "half"}
     assert not allowed("record") & {"ditto", "ifca", "newton", "qfedavg", "loss cox", "convolutions in bfloat16"}
@@ -54,7 +54,9 @@ def test_what_the_guarantees_exclude_is_refused() -> None:
         assert not allowed(ground) & {"attack", "evaluation at the clients"}
     assert allowed("local") >= {*ROBUST, "fedbuff"}
     assert allowed("record") >= {*ROBUST, "fedbuff", "topk", "scaffold", "fedper", "fednova"}
-    assert allowed("secagg") >= {"scaffold", "ditto", "fedper", "adam", "norm"}
+    assert allowed("secagg") >= {"scaffold", "ditto", "fedper", "adam", "norm", "regime [record, distributed]"}
+    assert allowed("bfv") >= {"scaffold", "ditto", "fedper", "adam", "norm", "regime [record, client]"}
+    assert not allowed("bfv") & {"topk", "sign", "qsgd", "drive", "half", "randk", "regime [record, distributed]"}
     weighted = TABLE["weights by records", "client"]
     assert weighted is not None and weighted.beside == "privacy.weight_cap=100"
 

@@ -29,6 +29,7 @@ IDENTITIES: dict[str, Any] = {
     "secure": {"kind": "secagg", "identities": "/etc/fedray/identities.json", "key": "/etc/fedray/{client}.pem"},
     "clients": {"placement": "dedicated"},
 }
+BFV = {"kind": "bfv", "key": "/etc/fedray/consortium.key"}
 CLIENT = {"regime": "client", "noise_multiplier": 1.0, "delta": 1e-2}
 
 
@@ -70,6 +71,23 @@ def test_what_needs_single_updates_or_secret_cohorts_is_refused(sections: dict[s
     with pytest.raises(PrivacyRefusal) as refusal:
         check_only(build_config({**RAW, **sections}))
     assert refusal.value.code == f"privacy.incompatible.secure.{code}"
+    if "secure" in sections:
+        return
+    with pytest.raises(PrivacyRefusal) as encrypted:
+        check_only(build_config({**RAW, **sections, "secure": BFV}))
+    assert encrypted.value.code == f"privacy.incompatible.encrypted.{code}"
+
+
+@pytest.mark.parametrize(
+    ("privacy", "code"),
+    [({"regime": "distributed"}, "distributed"), ({"adaptive_clip": {}}, "adaptive_clip")],
+)
+def test_what_one_key_for_all_clients_does_not_protect_is_refused(privacy: dict[str, Any], code: str) -> None:
+    cohort = {"kind": "all", "min_clients": 5}
+    check_only(build_config({**RAW, "privacy": CLIENT, "secure": BFV, "cohort": cohort}))
+    with pytest.raises(PrivacyRefusal, match="secure.kind=secagg") as refusal:
+        check_only(build_config({**RAW, "privacy": {**CLIENT, **privacy}, "secure": BFV, "cohort": cohort}))
+    assert refusal.value.code == f"privacy.incompatible.encrypted.{code}"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +102,11 @@ def test_what_needs_single_updates_or_secret_cohorts_is_refused(sections: dict[s
         ({"kind": "secagg", "identities": "all.json", "key": "/k"}, r"secure.identities: 'all.json' is not absolute"),
         ({"kind": "secagg", "identities": "~/all.json", "key": "k"}, r"secure.key: 'k' is not absolute"),
         ({"kind": "secagg", "fewest": 7}, r"secure.fewest: no sum of fewer than 7 members is read, but a cohort has 6 at the most"),
+        ({"kind": "bfv"}, r"secure.*key"),
+        ({**BFV, "key": "consortium.key"}, r"secure.key: 'consortium.key' is not absolute"),
+        ({**BFV, "fewest": 2}, r"secure.fewest: should be at least 3, but is 2"),
+        ({**BFV, "patience": 0}, r"secure.patience: should be above 0, but is 0"),
+        ({**BFV, "fewest": 7}, r"secure.fewest: no sum of fewer than 7 clients is opened, but a cohort has 6 at the most"),
         (
             {"kind": "python:builtins:dict"},
             r"secure.kind: .* is not derived from fedray.secure.protocol.Protocol|what arguments dict takes",
