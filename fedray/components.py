@@ -77,6 +77,7 @@ ALGORITHMS = Room("fedray.algorithms", "ALGORITHMS", "algorithm.kind")
 SERVERS = Room("fedray.algorithms", "SERVERS", "server.kind")
 COMPRESSIONS = Room("fedray.updates", "COMPRESSIONS", "compression.kind")
 BOUNDS = Room("fedray.updates", "BOUNDS", "bound.kind")
+DOWNLOADS = Room("fedray.updates", "DOWNLOADS", "download.kind")
 PROTOCOLS = Room("fedray.secure", "PROTOCOLS", "secure.kind")
 AGGREGATORS = Room("fedray.aggregation", "AGGREGATORS", "aggregation.kind")
 ATTACKS = Room("fedray.attacks", "ATTACKS", "attack.kind")
@@ -106,6 +107,7 @@ ROOMS: Mapping[str, Room] = {
     "servers": SERVERS,
     "compressions": COMPRESSIONS,
     "bounds": BOUNDS,
+    "downloads": DOWNLOADS,
     "aggregators": AGGREGATORS,
     "attacks": ATTACKS,
     "protocols": PROTOCOLS,

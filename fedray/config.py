@@ -374,6 +374,9 @@ class Config(Section):
     compression: Choice = Field(
         Choice(kind="none"), description="What makes an update smaller on its way: none, or see `fedray list compressions`."
     )
+    download: Choice = Field(
+        Choice(kind="none"), description="What makes the model smaller on its way to the clients: none, or see `fedray list downloads`."
+    )
     bound: Choice = Field(
         Choice(kind="none"), description="What limits how far one update moves the model: none, or see `fedray list bounds`."
     )

@@ -42,6 +42,7 @@ from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.steps import StepPlan, Steps
 from fedray.runfiles import Row
 from fedray.spans import span
+from fedray.updates.download import Download, make_coder
 from fedray.updates.pipeline import sent_bytes
 
 
@@ -100,7 +101,9 @@ class Driver:
         self._p, self._record, self._stop = parts, parts.record, stop
         begin = parts.begin.take()
         self._state, self._kept = begin.server, begin.rule
-        self._broadcast = Broadcast(parts.record.rounds, begin.globals, begin.in_store, begin.earlier)
+        coder = make_coder(parts.config.download)
+        download = None if coder is None else Download(coder, parts.exchange.model_size, parts.config.seed)
+        self._broadcast = Broadcast(parts.record.rounds, begin.globals, begin.in_store, begin.earlier, download)
         self._pacing = parts.steps.tensors()  # as of the last step
         about = parts.regime, parts.privacy, parts.record, parts.exchange, len(parts.names), parts.capacity, parts.rule.wants, parts.secure
         self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about, parts.agreed)
@@ -275,7 +278,7 @@ class Driver:
         sent = sent_bytes(under.task.stages, p.exchange.up_size) if p.regime.has_stages else None
         if under.task.secure is not None:  # all values, masked or sealed
             sent = part
-        return Traffic(up, homes * p.exchange.down_size * 4, sent)
+        return Traffic(up, homes * self._broadcast.sent, sent)
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -296,7 +299,7 @@ class Driver:
             rows = p.pool.evaluate(everyone, self._broadcast.newest, timeout=p.config.clients.start_timeout)
             self._record.at_clients(entry, rows, central=p.evaluator is not None)
         if p.evaluator is not None:
-            entry.evaluation = p.evaluator.begin(self._broadcast.newest)
+            entry.evaluation = p.evaluator.begin(self._broadcast.whole)
 
     def _finish_rows(self, evaluate: bool) -> None:
         last = self._record.take_last() if evaluate else None

@@ -30,6 +30,7 @@ from fedray.parameters import Vector, get_vector, set_vector
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.roots import RootHere, RootHost
 from fedray.training.losses import outputs_for
+from fedray.updates.download import Download, make_coder
 from fedray.updates.pipeline import keep_state, make_stages
 
 Indices = npt.NDArray[np.int64]
@@ -172,13 +173,14 @@ class Rehearsed:
         sizes, names = self._federation.sizes, self._federation.names
         capacity = self.algorithm.largest_weight(sizes)
         task = RoundTask(self.round, capacity, self.stages, clients=len(names), collect=self.rule.wants)
+        received = self.received()
         parts, reports = [], list[ClientReport]()
         for k, clients in enumerate(split):
             tasks = self.states.attached([ClientTask(i, names[i]) for i in clients])
-            reports += self.host(k).train(task, self.globals, tasks)
+            reports += self.host(k).train(task, received, tasks)
             assert all(r.status == "done" for r in reports), [r.error or r.traceback for r in reports]
             parts.append(pickle.loads(pickle.dumps(self.host(k).collect(task))))
-        root = None if self.root is None else RootHere(self.root, self.round, self.globals)
+        root = None if self.root is None else RootHere(self.root, self.round, received)
         total, each = task.empty_sum(self.exchange), Each(self.exchange.up_size, root=root)
         for k in order or range(len(parts)):
             came = parts[k].total
@@ -194,10 +196,19 @@ class Rehearsed:
         self.round += 1
         self.states.checkpointed(self.round)
 
+    def received(self) -> Vector:
+        """The globals as actors have them, after they have travelled."""
+        coder = make_coder(self._config.download)
+        if coder is None:
+            return self.globals
+        packed = Download(coder, self.exchange.model_size, self._config.seed).packed(self.globals, self.round)
+        vector: Vector = pickle.loads(pickle.dumps(packed))
+        return vector
+
     def measured(self) -> list[Vector]:
         """The exchanged part of the model that each client evaluates."""
         tasks = self.states.attached([ClientTask(i, name) for i, name in enumerate(self._federation.names)])
-        return [get_vector(self.host(0)._trainer.measured(self.globals, task), self.layout) for task in tasks]
+        return [get_vector(self.host(0)._trainer.measured(self.received(), task), self.layout) for task in tasks]
 
     def client_accuracy(self) -> float:
         """Mean over the clients, of what each evaluates on its own held-out records."""

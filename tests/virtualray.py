@@ -47,6 +47,7 @@ from fedray.rounds.roots import RootHere, RootHost
 from fedray.rounds.round_metrics import Guarantees
 from fedray.runfiles import Row, RunFiles
 from fedray.secure.protocol import make_protocol
+from fedray.updates.download import PackedGlobals
 from fedray.updates.pipeline import keep_state, make_stages
 
 #: The name under which books are kept and masks are made.
@@ -124,7 +125,9 @@ class Handle:
                 part.value = PartialSum(task.round, task.empty_sum(self.host._trainer.exchange))
                 reports.done = part.done = self.free = ray.now
             return None
-        value = getattr(self.host, name)(*(a.value if isinstance(a, Ref) else a for a in arguments))
+        value = getattr(self.host, name)(
+            *(a.value if isinstance(a, Ref) else stored(a) if isinstance(a, PackedGlobals) else a for a in arguments)
+        )
         if name == "ready":
             value = replace(value, node_id="driver")
         if name in ("train", "train_and_hand_over", "train_each"):

@@ -27,6 +27,7 @@ from fedray.secure.protocol import make_protocol
 from fedray.training.evaluate import find_metrics
 from fedray.training.losses import find_loss
 from fedray.training.schedules import check_schedule
+from fedray.updates.download import make_coder
 from fedray.updates.pipeline import make_stages
 
 
@@ -82,6 +83,11 @@ def check_parts(config: Config) -> None:
         raise ConfigError(
             f"aggregation.remember: this run is attacked on purpose (attack.kind={config.attack.kind}), and what it finds would be held against the "
             "clients in later runs; take one of the two out."
+        )
+    if make_coder(config.download) is not None and algorithm.traits.exact:
+        raise ConfigError(
+            f"download.kind: clients of '{config.algorithm.kind}' send what the server solves for a step from the very model that they got, and "
+            "a coded one is another; use download.kind=none, or an algorithm such as fedavg."
         )
     make_server(config.server)
     make_protocol(config.secure)

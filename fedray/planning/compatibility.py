@@ -72,6 +72,7 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
     "normalizer standardize_client": ({"data": {"normalize": {"kind": "standardize_client"}}},),
     "loss cox": ({"training": {"loss": "cox"}},),
     "convolutions in bfloat16": ({"training": {"convolutions": "bfloat16"}},),
+    "download": ({"download": {"kind": "half"}},),
     "attack": ({"attack": {"kind": "sign_flip", "fraction": 0.2}},),
     **{
         f"regime [record, {regime}]": (

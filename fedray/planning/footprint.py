@@ -13,6 +13,7 @@ from fedray.clients.placement import ACTOR_MEMORY, asks, plan_places
 from fedray.config import Training
 from fedray.planning.global_model import Model
 from fedray.planning.preparation import Prepared
+from fedray.updates.download import down_bytes, make_coder
 from fedray.updates.pipeline import make_stages, sent_bytes
 
 _FLOAT = 4
@@ -45,7 +46,9 @@ def footprint(prepared: Prepared, nodes: int = 1) -> dict[str, Any]:
     homes = min(nodes, busy)
     each = make_rule(config.aggregation).wants == "each"
     parts, value = (most, _FLOAT) if each else (homes if config.clients.node_sums else busy, _GRID)
-    up, down = (None, None) if exchange is None else (parts * exchange.up_size * value, homes * exchange.down_size * _FLOAT)
+    up, down = (
+        (None, None) if exchange is None else (parts * exchange.up_size * value, homes * down_bytes(make_coder(config.download), exchange))
+    )
     return {
         "memory": None if p.model is None else _memory(prepared, p.model, -(-most // busy)),
         "traffic": {

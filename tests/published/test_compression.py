@@ -1,7 +1,7 @@
 """What compression costs on MNIST: how accurate a model is after as many rounds as with whole updates, and how many bytes an update takes.
 
 Ten dedicated clients, each of which sends a part of its own, train the 2NN of McMahan et al. 2017 for one epoch a round. Papers: Stich et al.
-2018 (topk, randk), Karimireddy et al. 2019 (sign), Alistarh et al. 2017 (qsgd), Vargaftik et al. 2021 (drive).
+2018 (topk, randk), Karimireddy et al. 2019 (sign), Alistarh et al. 2017 (qsgd), Vargaftik et al. 2021 (drive), Caldas et al. 2018 (the way down).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import fedray
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 ROUNDS = 40
+PARAMETERS = 199_210
 SETTINGS: dict[str, Any] = {
     "rounds": ROUNDS,
     "data.partition.clients": 10,
@@ -65,13 +66,21 @@ CASES = {
 }
 
 
-def trained(data: Path, output: Path, case: Case | None = None) -> fedray.Result:
-    """A run with a case's stage, or with whole updates."""
-    compression = {} if case is None else {"kind": case.kind, **case.keys}
+#: What the model may be coded in on its way down.
+DOWN = {
+    "half": Case("half", 0.002, 2),
+    "qsgd-8-bits": Case("qsgd", 0.002, 3.9, {"bits": 8}),
+    "qsgd-4-bits": Case("qsgd", 0.01, 7.8, {"bits": 4}),
+}
+
+
+def trained(data: Path, output: Path, case: Case | None = None, section: str = "compression") -> fedray.Result:
+    """A run with what a case names in a section, or with whole updates and models."""
+    named = {} if case is None else {"kind": case.kind, **case.keys}
     overrides = {
         "data.source": f"npz:{data / 'mnist.npz'}",
         **SETTINGS,
-        **{f"compression.{key}": value for key, value in compression.items()},
+        **{f"{section}.{key}": value for key, value in named.items()},
     }
     return fedray.run(ROOT / "configs" / "mnist.yaml", overrides=[f"{key}={value}" for key, value in overrides.items()], output=str(output))
 
@@ -98,3 +107,17 @@ def whole(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> fedray.R
 @pytest.mark.parametrize("name", CASES)
 def test_fewer_bytes_cost_little_accuracy(name: str, whole: fedray.Result, real_data: Path, tmp_path: Path) -> None:
     check(name, trained(real_data, tmp_path, CASES[name]), whole)
+
+
+def check_down(name: str, result: fedray.Result, accuracy_whole: float) -> None:
+    """Keep the figures of a coded model, and hold them against its bounds: accuracy, and the bytes that travelled."""
+    down, whole = result.summary["performance"]["bytes_down"], 4 * ROUNDS * PARAMETERS
+    keep(f"mnist-down-{name}", result, {"accuracy_whole": accuracy_whole, "bytes_down": down, "bytes_down_whole": whole})
+    assert result.summary["final"]["eval/accuracy"] > accuracy_whole - DOWN[name].points
+    assert down <= whole / DOWN[name].times
+
+
+@pytest.mark.parametrize("name", DOWN)
+def test_a_coded_model_costs_little_accuracy(name: str, whole: fedray.Result, real_data: Path, tmp_path: Path) -> None:
+    assert whole.summary["performance"]["bytes_down"] == 4 * ROUNDS * PARAMETERS
+    check_down(name, trained(real_data, tmp_path, DOWN[name], "download"), whole.summary["final"]["eval/accuracy"])

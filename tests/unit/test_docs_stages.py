@@ -49,9 +49,9 @@ def test_the_example_is_unbiased_and_runs(example: dict[str, Any]) -> None:
 
 
 def test_the_configs_of_the_page_are_good_ones() -> None:
-    check_only(config_of({"kind": "fedavg"}, **SECTIONS[0]))
+    check_only(config_of({"kind": "fedavg"}, **SECTIONS[0], **SECTIONS[2]))
 
 
-@pytest.mark.parametrize("room", ["compressions", "bounds"])
+@pytest.mark.parametrize("room", ["compressions", "bounds", "downloads"])
 def test_every_part_that_a_config_can_name_is_on_the_page(room: str) -> None:
     assert all(f"`{kind}`" in PAGE for kind in components.ROOMS[room].parts())
