@@ -12,7 +12,9 @@ from test_phases import SILOS, digest, rows, told
 from test_phases import run as phases
 
 import fedray
+from fedray.configfile import load_config
 from fedray.errors import ConfigError
+from fedray.planning.preparation import prepare
 from fedray.runfiles import RunFiles
 
 SECAGG = {"kind": "secagg", "fewest": 3}
@@ -46,15 +48,32 @@ class TestRuns:
         assert "of 6 members 5 were left after the phase 'training', and it takes 6" in told(again)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize(("clients", "least", "every"), [(10, 7, 5), (100, 80, 10)])
     @pytest.mark.parametrize("kind", ["ddg", "skellam"])
-    def test_distributed_noise_adds_up_as_in_the_clear_and_the_statement_says_what_is_trusted(self, tmp_path: Path, kind: str) -> None:
-        privacy = {"regime": "distributed", "mechanism": {"kind": kind}, "noise_multiplier": 2.0, "delta": 1e-2, "insecure_seed": 5}
-        cohort = {"kind": "all", "min_clients": 5}
-        sections: dict[str, Any] = {"privacy": privacy, "cohort": cohort, "algorithm": {"kind": "fedavg", "weights": "uniform"}}
-        plain = run(tmp_path / "plain", secure={"kind": "none"}, **sections)
-        masked = run(tmp_path / "masked", **sections)
+    def test_distributed_noise_adds_up_as_in_the_clear_whoever_drops_out(
+        self, tmp_path: Path, kind: str, clients: int, least: int, every: int
+    ) -> None:
+        """In each round other clients drop out, with their noise; epsilon is that of the plan, which counts on the fewest."""
+        sections: dict[str, Any] = {
+            "data": {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": clients}},
+            "privacy": {"regime": "distributed", "mechanism": {"kind": kind}, "noise_multiplier": 2.0, "delta": 1e-3, "insecure_seed": 5},
+            "cohort": {"kind": "all", "min_clients": least},
+        }
+
+        def dropping(name: str, secure: str) -> fedray.Result:
+            mark = tmp_path / f"dropped-{name}"
+            mark.mkdir()
+            algorithm = {"kind": "python:dropparts:Dropping", "weights": "uniform", "every": every, "mark": str(mark)}
+            result = run(tmp_path / name, secure={"kind": secure}, algorithm=algorithm, **sections)
+            assert len(list(mark.iterdir())) == 2 * clients // every
+            return result
+
+        plain, masked = dropping("plain", "none"), dropping("masked", "secagg")
         assert digest(masked) == digest(plain)
-        assert masked.summary["privacy"]["epsilon"] == plain.summary["privacy"]["epsilon"]
+        plan = prepare(load_config(RunFiles(masked.output).config)).client_plan
+        assert plan is not None
+        assert plan.facts.rounds == plan.participations == 2
+        assert masked.summary["privacy"]["epsilon"] == plain.summary["privacy"]["epsilon"] == pytest.approx(plan.planned_epsilon, rel=1e-9)
         said = [json.loads((Path(r.output) / "privacy_statement.json").read_text())["guarantee"] for r in (plain, masked)]
         assert "makes no secure sum" in said[0]["trust"]
         assert "not the driver" in said[0]["against"]
