@@ -26,6 +26,7 @@ from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Records
 from fedray.data.registration import Registration, enter, joined, read_registration
 from fedray.errors import ConfigError, DataError
+from fedray.experiment.description import agreed_tags, tracking_tags
 from fedray.faults import Fault
 from fedray.planning.preparation import prepare
 from fedray.planning.registered import register
@@ -209,6 +210,8 @@ def test_hosted_clients_whose_labels_were_flipped_are_found(tmp_path: Path) -> N
     assert attacked.federation is not None
     flipped = attacked.agreed["default"].changes(attacked.federation)
     assert len(flipped) == 2 and all("same count and schema, but other records" in text for text in flipped.values())
+    assert tracking_tags(honest)["fedray.agreed"] == read_registration(tmp_path / "agreed.json").sha256
+    assert agreed_tags(honest, {"changed": flipped})["fedray.agreed_changed"] == ", ".join(flipped)
     other = prepare(build_config(plain | {"seed": 1}))
     assert any("registered with other settings, which may change the records: seed was 0 and is 1" in text for text in other.warnings)
 
@@ -235,6 +238,30 @@ def test_a_directory_for_salts_is_named_once(tmp_path: Path) -> None:
         register(silo_config(tmp_path, privacy={"regime": "none"}, training={"batch_size": 5, "epochs": 1}))
     with pytest.raises(ConfigError, match="there is no client 'nort'.*north"):
         register(silo_config(tmp_path), ["nort"])
+
+
+def test_registration_and_salts_may_lie_in_an_object_store() -> None:
+    import boto3
+    from moto import mock_aws
+
+    data = {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 3}}
+    agreed = {"registration": "s3://agreed/it.json?region=us-east-1", "salts": "s3://agreed/salts?region=us-east-1"}
+    plain = {
+        "name": "t",
+        "rounds": 1,
+        "data": data,
+        "agreed": agreed,
+        "model": {"kind": "softmax"},
+        "training": {"batch_size": 8, "epochs": 1},
+    }
+    with mock_aws():
+        store = boto3.client("s3", region_name="us-east-1")
+        store.create_bucket(Bucket="agreed")
+        with pytest.raises(DataError, match="s3://agreed/it.json.* is not a registration"):
+            prepare(build_config(plain))
+        store.put_object(Bucket="agreed", Key="it.json", Body=json.dumps(register(build_config(plain)).document()))
+        prepared = prepare(build_config(plain))
+        assert prepared.federation is not None and prepared.agreed["default"].changes(prepared.federation) == {}
 
 
 def test_a_client_that_did_not_register_is_named(tmp_path: Path) -> None:

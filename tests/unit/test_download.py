@@ -17,6 +17,8 @@ from fedray.errors import ConfigError
 from fedray.exchange import Exchange, Field
 from fedray.parameters import set_vector
 from fedray.planning.combinations import check_only
+from fedray.planning.planner import make_plan
+from fedray.planning.preparation import prepare
 from fedray.privacy.csprng import InsecureSeeded
 from fedray.rounds.broadcast import Broadcast
 from fedray.updates.download import Coder, Download, PackedGlobals, down_bytes, make_coder
@@ -128,6 +130,14 @@ def test_any_split_of_the_clients_gives_the_same_bytes_and_the_server_adds_to_it
 def test_what_is_no_download_is_refused(download: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_only(config_of({"kind": "fedavg"}, download=download))
+
+
+def test_a_plan_counts_the_bytes_that_travel() -> None:
+    data = {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 4}}
+    configs = [config_of({"kind": "fedavg"}, data=data, download=download) for download in ({"kind": "none"}, {"kind": "half"})]
+    plans = [make_plan(prepare(config)) for config in configs]
+    whole, half = (plan["traffic"]["down_per_round"] for plan in plans)
+    assert whole == 2 * half > 0
 
 
 def test_a_step_that_is_solved_from_the_very_model_takes_no_coded_one() -> None:

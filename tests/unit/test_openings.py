@@ -180,6 +180,12 @@ def test_a_run_is_opened_by_one_command_and_its_ledger_names_the_same_roots(tmp_
     done = fedray("audit", str(run), "--open")
     assert done.exit_code == 0 and "north: all 16 registered records are under the root, and there are no others." in done.output
     assert len(json.loads((run / "audit" / "opening.json").read_text())["clients"]) == 2
+    agreed = {"registration_sha256": registration.sha256, "clients": 2, "changed": {"south": "client south does not hold the data."}}
+    for unit, words in (("record", "north: all 16 registered records are under the root"), ("client", "north: as registered")):
+        (run / "summary.json").write_text(json.dumps({"name": "t", "agreed": agreed, "privacy": {"unit": unit, "epsilon": None}}))
+        assert fedray("report", str(run)).exit_code == 0
+        page = (run / "report.md").read_text()
+        assert words in page and "left out of rounds: client south does not hold the data." in page
     part.write_text(json.dumps({"entries": [entry | {"data": "ab" * 32}]}))
     done = fedray("audit", str(run), "--open", "--records", "3")
     assert done.exit_code == 1 and "the ledger of run charges records with another root, abababababab" in done.output
