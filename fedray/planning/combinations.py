@@ -57,7 +57,7 @@ def check_privacy(config: Config) -> list[str]:
     check_stages(config, make_stages(config), algorithm.traits)
     schedule = make_schedule(config)
     check_pacing(config, schedule.carries, schedule.selects)
-    check_secure(config, rule.wants, make_stages(config), schedule.carries, schedule.selects)
+    check_secure(config, rule.wants, make_stages(config), schedule.carries, schedule.selects, algorithm.traits.exact)
     return warnings
 
 

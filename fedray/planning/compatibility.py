@@ -43,7 +43,7 @@ _REGIMES: Mapping[str, Sections] = {
     "distributed": {"privacy": {**_WHOLE, "regime": "distributed"}, **_UNIFORM, "cohort": {"kind": "all", "min_clients": 6}},
 }
 #: Rooms whose parts decide what clients send and what becomes of it.
-_ROOMS = ("algorithms", "servers", "aggregators", "compressions", "downloads", "bounds", "pacings", "cohorts")
+_ROOMS = ("algorithms", "servers", "aggregators", "compressions", "bounds", "pacings", "cohorts")
 #: Arguments of the parts that need some, by room and name.
 _NEEDED: Mapping[tuple[str, str], Sections] = {
     ("algorithms", "fedper"): {"personal": ["out"]},
@@ -58,6 +58,7 @@ _NEEDED: Mapping[tuple[str, str], Sections] = {
     ("cohorts", "fixed"): {"size": 6},
     ("cohorts", "poisson"): {"fraction": 0.9},
     ("protocols", "bfv"): {"key": "/etc/fedray/consortium.key"},
+    ("protocols", "ckks"): {"key": "/etc/fedray/consortium.key"},
 }
 #: Other sections that a part needs beside its own.
 _BESIDE: Mapping[tuple[str, str], Sections] = {
@@ -72,6 +73,7 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
     "normalizer standardize_client": ({"data": {"normalize": {"kind": "standardize_client"}}},),
     "loss cox": ({"training": {"loss": "cox"}},),
     "convolutions in bfloat16": ({"training": {"convolutions": "bfloat16"}},),
+    "download": ({"download": {"kind": "half"}},),
     "attack": ({"attack": {"kind": "sign_flip", "fraction": 0.2}},),
     **{
         f"regime [record, {regime}]": (

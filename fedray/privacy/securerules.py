@@ -11,7 +11,7 @@ from fedray.traits import Wants
 from fedray.updates.stage import Stage
 
 
-def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries: bool, selects: bool) -> None:
+def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries: bool, selects: bool, exact: bool) -> None:
     """Refuse what needs single updates, or whose updates are no sum of one known cohort.
 
     Args:
@@ -20,6 +20,7 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
         stages: of the config.
         carries: updates may start from earlier versions of the model.
         selects: which clients count depends on how fast they are.
+        exact: the algorithm sends what nothing but the plain sum gives a meaning.
 
     Raises:
         PrivacyRefusal: with what to use instead.
@@ -77,4 +78,10 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
             f"privacy.adaptive_clip: the clip norm follows a noised count of clients, which is not proven under secure.kind={kind}; use a fixed "
             "privacy.clip, or secure.kind=secagg.",
             "privacy.incompatible.encrypted.adaptive_clip",
+        )
+    if protocol.approximate and exact:
+        raise PrivacyRefusal(
+            f"algorithm.kind: '{config.algorithm.kind}' sends whole numbers whose sum must be exact, and sums under secure.kind={kind} are approximate; "
+            "use secure.kind=bfv or secagg.",
+            "privacy.incompatible.encrypted.exact",
         )

@@ -113,7 +113,8 @@ class Ciphertexts(SealedValues):
 
     def __init__(self, scheme: str, public: bytes, ciphertexts: Sequence[bytes]) -> None:
         self._scheme, self._public, self._ciphertexts = scheme, public, ciphertexts
-        self._sums: list[Any] = []  # of TenSEAL's, once something was added
+        self._context: Any = None  # of TenSEAL, as the sums are, once something was added
+        self._sums: list[Any] = []
 
     def __reduce__(self) -> Any:
         return Ciphertexts, (self._scheme, self._public, self._written())
@@ -124,10 +125,10 @@ class Ciphertexts(SealedValues):
         load = getattr(library, f"{self._scheme}_vector_from")
         try:
             assert isinstance(other, Ciphertexts)
-            context = library.context_from(self._public, 1)
-            self._sums = self._sums or [load(context, one) for one in self._ciphertexts]
+            self._context = self._context or library.context_from(self._public, 1)
+            self._sums = self._sums or [load(self._context, one) for one in self._ciphertexts]
             for mine, theirs in zip(self._sums, other._written(), strict=True):
-                mine.add_(load(context, theirs))
+                mine.add_(load(self._context, theirs))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise FedrayError(
                 f"parts of a sum were not encrypted alike under secure.kind={self._scheme}, so they cannot be added ({error})."

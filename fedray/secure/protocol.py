@@ -194,6 +194,11 @@ class Protocol(ABC):
         return False
 
     @property
+    def approximate(self) -> bool:
+        """Whether sums may differ from plain ones."""
+        return False
+
+    @property
     def patience(self) -> float:
         """Seconds that a phase waits for answers."""
         return 60.0

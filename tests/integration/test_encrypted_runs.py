@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_phases import SILOS, digest, rows, told
 from test_phases import run as phases
@@ -13,7 +14,9 @@ from test_phases import run as phases
 import fedray
 from fedray.errors import ConfigError
 from fedray.secure.bfv import BfvScheme
+from fedray.secure.ckks import CkksScheme
 from fedray.secure.consortium import make_consortium_key
+from fedray.tensorfile import read_tensors
 
 pytest.importorskip("tenseal", reason="the extra 'encrypted' is not installed")
 
@@ -24,6 +27,19 @@ def bfv(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("keys") / "bfv"
     make_consortium_key(BfvScheme(), path)
     return {"kind": "bfv", "key": str(path), "fewest": 3}
+
+
+@pytest.fixture(scope="module")
+def ckks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The config's section for the approximate scheme."""
+    path = tmp_path_factory.mktemp("keys") / "ckks"
+    make_consortium_key(CkksScheme(), path)
+    return {"kind": "ckks", "key": str(path), "fewest": 3}
+
+
+def weights(result: fedray.Result) -> np.ndarray:
+    """All weights of the run's model."""
+    return np.concatenate([array.ravel() for _, array in sorted(read_tensors(Path(result.output) / "model.safetensors")[0].items())])
 
 
 def plain(output: Path, **sections: Any) -> fedray.Result:
@@ -53,6 +69,11 @@ class TestRuns:
     )
     def test_so_it_has_with(self, tmp_path: Path, bfv: dict[str, Any], sections: dict[str, Any]) -> None:
         assert digest(phases(tmp_path / "encrypted", secure=bfv, **sections)) == digest(plain(tmp_path / "plain", **sections))
+
+    @pytest.mark.slow
+    def test_under_ckks_it_is_within_a_ten_thousandth(self, tmp_path: Path, ckks: dict[str, Any]) -> None:
+        near, whole = (weights(run) for run in (phases(tmp_path / "near", secure=ckks), plain(tmp_path / "plain")))
+        assert 0.0 < np.abs(near - whole).max() <= 1e-4 * np.abs(whole).max()
 
     @pytest.mark.slow
     def test_so_it_has_after_a_resume(self, tmp_path: Path, bfv: dict[str, Any]) -> None:

@@ -15,12 +15,7 @@ from fedray.planning.combinations import check_only
 from fedray.planning.compatibility import BASE, Feature, features, grounds, merged, verdict
 
 PAGE = (Path(__file__).parents[2] / "docs" / "combinations.md").read_text()
-#: A coder of the model has the name of what codes updates.
-TABLE = {
-    (f"down {row.name}" if row.section == "downloads" else row.name, ground): verdict(row, ground)
-    for row in features()
-    for ground in grounds()
-}
+TABLE = {(row.name, ground): verdict(row, ground) for row in features() for ground in grounds()}
 ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median", "centered_clipping", "bucketing", "nnm")
 
 
@@ -37,7 +32,7 @@ def test_every_regime_and_protocol_stands_by_itself() -> None:
 @pytest.mark.parametrize("feature", features(), ids=lambda f: f.name)
 def test_every_row_is_a_config_that_some_run_may_have(feature: Feature) -> None:
     """So what refuses a cell is the combination, and no mistake in the row."""
-    assert any(found is not None and found.allowed for (name, _), found in TABLE.items() if name in (feature.name, f"down {feature.name}"))
+    assert any(found is not None and found.allowed for (name, _), found in TABLE.items() if name == feature.name)
 
 
 def test_a_refusal_has_a_code_one_sentence_and_the_nearest_setting() -> None:
@@ -51,7 +46,7 @@ def test_a_refusal_has_a_code_one_sentence_and_the_nearest_setting() -> None:
 
 
 def test_what_the_guarantees_exclude_is_refused() -> None:
-    for ground in ("client", "distributed", "secagg", "bfv"):
+    for ground in ("client", "distributed", "secagg", "bfv", "ckks"):
         assert not allowed(ground) & {*ROBUST, "fedbuff", "semi_synchronous"}
     assert not allowed("distributed") & {"topk", "sign", "qsgd", "drive", "half"}
     assert not allowed("record") & {"ditto", "ifca", "newton", "qfedavg", "loss cox", "convolutions in bfloat16"}
@@ -60,8 +55,9 @@ def test_what_the_guarantees_exclude_is_refused() -> None:
     assert allowed("local") >= {*ROBUST, "fedbuff"}
     assert allowed("record") >= {*ROBUST, "fedbuff", "topk", "scaffold", "fedper", "fednova"}
     assert allowed("secagg") >= {"scaffold", "ditto", "fedper", "adam", "norm", "regime [record, distributed]"}
-    assert allowed("bfv") >= {"scaffold", "ditto", "fedper", "adam", "norm", "regime [record, client]"}
-    assert not allowed("bfv") & {"topk", "sign", "qsgd", "drive", "half", "randk", "regime [record, distributed]"}
+    for ground in ("bfv", "ckks"):
+        assert allowed(ground) >= {"scaffold", "ditto", "fedper", "adam", "norm", "regime [record, client]"}
+        assert not allowed(ground) & {"topk", "sign", "qsgd", "drive", "half", "randk", "regime [record, distributed]"}
     weighted = TABLE["weights by records", "client"]
     assert weighted is not None and weighted.beside == "privacy.weight_cap=100"
 

@@ -15,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from securesums import MODEL, ORDER, Attempt, Outcome, Tamper, random_updates
 
+from fedray.aggregation.exact import ExactSum
 from fedray.cli import cli
 from fedray.errors import ConfigError
 from fedray.secure.bfv import PRIME, Bfv, BfvScheme
+from fedray.secure.ckks import FLOOD, Ckks, CkksScheme, gaussian
 from fedray.secure.consortium import make_consortium_key, read_consortium_key
+from fedray.secure.encrypted import Encrypted
 from fedray.secure.encrypted_member import NONCE, quorum
 from fedray.secure.marks import derived, own_marks, products
-from fedray.secure.protocol import GivenUp, Refused, TooFew
+from fedray.secure.protocol import GivenUp, Refused, Ring, TooFew
 from fedray.secure.wire import pack, unpack
 
 pytest.importorskip("tenseal", reason="the extra 'encrypted' is not installed")
@@ -36,6 +39,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("keys")
     for name in ("bfv", "another"):
         make_consortium_key(BfvScheme(), where / name)
+    make_consortium_key(CkksScheme(), where / "ckks")
     return where
 
 
@@ -45,9 +49,21 @@ def bfv(keys: Path) -> Bfv:
     return Bfv(str(keys / "bfv"), fewest=3)
 
 
-def sealed(protocol: Bfv, members: int, order=ORDER) -> tuple[Attempt, list]:
+@pytest.fixture(scope="module")
+def ckks(keys: Path) -> Ckks:
+    """The approximate protocol."""
+    return Ckks(str(keys / "ckks"), fewest=3)
+
+
+@pytest.fixture(params=["bfv", "ckks"])
+def either(request: pytest.FixtureRequest, bfv: Bfv, ckks: Ckks) -> Encrypted:
+    """Both protocols, one after the other."""
+    return bfv if request.param == "bfv" else ckks
+
+
+def sealed(protocol: Encrypted, members: int, order=ORDER) -> tuple[Attempt, list]:
     """An attempt whose members have trained, and what each has sent."""
-    attempt, sent = Attempt(protocol, UPDATES[:members], order=order), []
+    attempt, sent = Attempt(protocol, UPDATES[:members] >> 8, order=order), []
     for member, update in zip(attempt.members, attempt.updates, strict=True):
         member.answer("nonce", b"")
         member.ready(b"", MODEL)
@@ -111,12 +127,55 @@ def test_the_largest_limbs_of_the_largest_cohort_add_up(keys: Path) -> None:
     assert PRIME > 1000 * ((1 << 32) - 1) and 2**59 / (2 * PRIME) > 1000 * 22
 
 
+# -- CKKS ----------------------------------------------------------------------------------------
+
+
+def near(members: int, size: int, seed: int, magnitude: float) -> Ring:
+    """Updates on the grid of a sum of so many."""
+    draws = np.random.default_rng(seed).normal(0.0, magnitude, (members, size))
+    return np.rint(np.ldexp(draws, ExactSum.zero(1, members).bits)).astype(np.int64)
+
+
+@settings(max_examples=15, deadline=None)
+@given(members=st.integers(3, 9), size=st.integers(1, 5000), seed=st.integers(0, 2**32 - 1), magnitude=st.floats(1e-2, 10.0))
+def test_a_sum_under_ckks_is_near_the_plain_one(ckks: Ckks, members: int, size: int, seed: int, magnitude: float) -> None:
+    updates = near(members, size, seed, magnitude)
+    opened, plain = Attempt(ckks, updates).run().total, updates.sum(axis=0)
+    assert np.abs(opened - plain).max() <= 1e-4 * magnitude * 2.0 ** ExactSum.zero(1, members).bits
+    assert (opened != plain).any()  # with the noise that hides the ciphertexts' own
+
+
+def test_values_at_the_bound_pass_and_a_thousand_parts_keep_their_marks(ckks: Ckks) -> None:
+    scheme, key = CkksScheme(), read_consortium_key(CkksScheme, ckks.key)
+    values = np.array([1, -1, 0, 1] * 1000, dtype=np.int64) << 62
+    assert (
+        np.abs(scheme.decrypt(key.context, scheme.encrypt(key.context, scheme.encode(values))._written()) - np.ldexp(values, -62)).max()
+        < 1e-13
+    )
+    numbers, owns = scheme.encode(near(1, 10, 1, 1e-3)[0]), [derived(bytes(32), bytes([n % 256, n // 256])) for n in range(1000)]
+    total, *others = [scheme.encrypt(key.context, numbers, scheme.marks(numbers, bytes(32), [own])) for own in owns]
+    for part in others:
+        total.add(part)
+    found = scheme.decrypt(key.context, total._written())
+    assert scheme.agree(found[-2:], scheme.marks(found[:-2], bytes(32), owns))
+    assert not scheme.agree(found[-2:], scheme.marks(found[:-2], bytes(32), owns[1:]))
+
+
+def test_the_noise_of_whoever_opens_is_gaussian_and_larger_than_that_of_a_ciphertext(ckks: Ckks) -> None:
+    drawn = gaussian(100_001)
+    assert abs(drawn.mean()) < 0.02 and abs(drawn.std() - 1.0) < 0.01 and abs((drawn**4).mean() - 3.0) < 0.2
+    scheme, key = CkksScheme(), read_consortium_key(CkksScheme, ckks.key)
+    numbers = scheme.encode(near(1, 2048, 1, 1.0)[0])
+    error = scheme.decrypt(key.context, scheme.encrypt(key.context, numbers)._written()) - numbers
+    assert 16 * error.std() < 2.0**FLOOD
+
+
 # -- a driver that does not follow the protocol --------------------------------------------------
 
 
-def test_no_client_opens_a_single_update_or_a_sum_in_which_one_counts_twice(bfv: Bfv) -> None:
+def test_no_client_opens_a_single_update_or_a_sum_in_which_one_counts_twice(either: Encrypted) -> None:
     for choose in (lambda sent: sent[:1], lambda sent: [*sent, sent[0]], lambda sent: sent[:-1], lambda sent: [sent[0]] * 6):
-        attempt, sent = sealed(bfv, 6)
+        attempt, sent = sealed(either, 6)
         total, *others = [pickle.loads(pickle.dumps(part)) for part in choose(sent)]
         for part in others:
             total.add(part)
@@ -124,9 +183,9 @@ def test_no_client_opens_a_single_update_or_a_sum_in_which_one_counts_twice(bfv:
             attempt.members[0].answer("open", pack({0: confirmed(attempt, list(range(6))), 1: total.data()}))
 
 
-def test_nor_an_update_of_another_attempt_or_of_a_member_that_is_not_named(bfv: Bfv) -> None:
-    attempt, sent = sealed(bfv, 6)
-    _, earlier = sealed(bfv, 6, replace(ORDER, attempt=1))
+def test_nor_an_update_of_another_attempt_or_of_a_member_that_is_not_named(either: Encrypted) -> None:
+    attempt, sent = sealed(either, 6)
+    _, earlier = sealed(either, 6, replace(ORDER, attempt=1))
     total = sent[0]
     for part in [*sent[1:5], earlier[5]]:
         total.add(part)
@@ -134,8 +193,8 @@ def test_nor_an_update_of_another_attempt_or_of_a_member_that_is_not_named(bfv: 
         attempt.members[0].answer("open", pack({0: confirmed(attempt, list(range(6))), 1: total.data()}))
 
 
-def test_a_sum_that_others_have_not_confirmed_is_not_opened(bfv: Bfv) -> None:
-    attempt, sent = sealed(bfv, 6)
+def test_a_sum_that_others_have_not_confirmed_is_not_opened(either: Encrypted) -> None:
+    attempt, sent = sealed(either, 6)
     said = unpack(confirmed(attempt, list(range(6))))
     few = {place: said[place] for place in list(said)[: quorum(6) - 1]}
     forged = said | {0: bytes(32)}

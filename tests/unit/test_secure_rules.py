@@ -73,20 +73,30 @@ def test_what_needs_single_updates_or_secret_cohorts_is_refused(sections: dict[s
     assert refusal.value.code == f"privacy.incompatible.secure.{code}"
     if "secure" in sections:
         return
-    with pytest.raises(PrivacyRefusal) as encrypted:
-        check_only(build_config({**RAW, **sections, "secure": BFV}))
-    assert encrypted.value.code == f"privacy.incompatible.encrypted.{code}"
+    for kind in ("bfv", "ckks"):
+        with pytest.raises(PrivacyRefusal) as encrypted:
+            check_only(build_config({**RAW, **sections, "secure": {**BFV, "kind": kind}}))
+        assert encrypted.value.code == f"privacy.incompatible.encrypted.{code}"
 
 
+def test_what_must_be_exact_is_refused_where_sums_are_approximate() -> None:
+    sections = {**RAW, "training": {}, "algorithm": {"kind": "newton"}}
+    check_only(build_config({**sections, "secure": BFV}))
+    with pytest.raises(PrivacyRefusal, match="use secure.kind=bfv or secagg") as refusal:
+        check_only(build_config({**sections, "secure": {**BFV, "kind": "ckks"}}))
+    assert refusal.value.code == "privacy.incompatible.encrypted.exact"
+
+
+@pytest.mark.parametrize("kind", ["bfv", "ckks"])
 @pytest.mark.parametrize(
     ("privacy", "code"),
     [({"regime": "distributed"}, "distributed"), ({"adaptive_clip": {}}, "adaptive_clip")],
 )
-def test_what_one_key_for_all_clients_does_not_protect_is_refused(privacy: dict[str, Any], code: str) -> None:
-    cohort = {"kind": "all", "min_clients": 5}
-    check_only(build_config({**RAW, "privacy": CLIENT, "secure": BFV, "cohort": cohort}))
+def test_what_one_key_for_all_clients_does_not_protect_is_refused(privacy: dict[str, Any], code: str, kind: str) -> None:
+    sections = {**RAW, "secure": {**BFV, "kind": kind}, "cohort": {"kind": "all", "min_clients": 5}}
+    check_only(build_config({**sections, "privacy": CLIENT}))
     with pytest.raises(PrivacyRefusal, match="secure.kind=secagg") as refusal:
-        check_only(build_config({**RAW, "privacy": {**CLIENT, **privacy}, "secure": BFV, "cohort": cohort}))
+        check_only(build_config({**sections, "privacy": {**CLIENT, **privacy}}))
     assert refusal.value.code == f"privacy.incompatible.encrypted.{code}"
 
 
