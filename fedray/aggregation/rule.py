@@ -93,6 +93,8 @@ def make_rule(part: Choice) -> Rule[Any]:
     if factory.wants not in get_args(Wants):
         raise ConfigError(f"{path}: '{part.kind}' wants {factory.wants!r}; set wants to 'sum' or 'each'.")
     made: Rule[Any] = components.made(components.AGGREGATORS, part.kind, part.arguments)
+    if made.wants == "sum" and made.root() != "no":
+        raise ConfigError(f"{path}: '{part.kind}' wants the sum, and a root set is compared with single updates; set wants to 'each'.")
     return made
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rehearsed import Rehearsed, config_of, label_skewed
 
+from fedray.aggregation import each
 from fedray.aggregation.each import Each, Rows, RowsAt
 from fedray.aggregation.fltrust import FLTrust
+from fedray.aggregation.mean import WeightedMean
+from fedray.aggregation.root import RootUse
 from fedray.aggregation.rule import combined, make_rule
 from fedray.choices import Choice
 from fedray.configfile import build_config
@@ -25,6 +29,7 @@ from fedray.parameters import Vector
 from fedray.planning.combinations import check_only
 from fedray.planning.preparation import prepare
 from fedray.rounds.roots import RootHere, RootHost, root_training
+from fedray.traits import Wants
 
 ROOT = {"share": 0.3, "public": True}
 
@@ -72,7 +77,11 @@ def test_products_and_whole_updates_are_the_same_however_columns_are_cut(made: t
     wide = updates.astype(np.float64)
     np.testing.assert_allclose(products, wide @ reference, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(squares, np.square(wide).sum(axis=1), rtol=1e-12)
-    np.testing.assert_array_equal(np.concatenate([rows for _, rows in got.rows()]), updates)
+    for values in (1 << 23, 2 * len(reference), 1):  # all updates at once, two at a time, one by one
+        with patch.object(each, "SEGMENT_VALUES", values):
+            found = [(first, rows.copy()) for first, rows in got.rows()]
+        assert [first for first, _ in found] == np.cumsum([0, *(len(rows) for _, rows in found[:-1])]).tolist()
+        np.testing.assert_array_equal(np.concatenate([rows for _, rows in found]), updates)
 
 
 @settings(max_examples=60)
@@ -106,6 +115,20 @@ def test_a_rule_behind_a_mixing_one_sees_the_root_set_too() -> None:
     assert rule.root() == "must"
     updates = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
     combined(rule, each_of(updates, 2, Told(updates[0])), {}, 8)
+
+
+class SumWithRoot(WeightedMean):
+    """A rule that asks for what it would never see."""
+
+    wants: ClassVar[Wants] = "sum"
+
+    def root(self) -> RootUse:
+        return "may"
+
+
+def test_a_rule_of_the_sum_cannot_ask_for_the_root_set() -> None:
+    with pytest.raises(ConfigError, match="a root set is compared with single updates"):
+        make_rule(Choice(kind=f"python:{__name__}:SumWithRoot"))
 
 
 # -- at work -----------------------------------------------------------------------------------
