@@ -142,17 +142,17 @@ class Experiment:
         self._taken.set()
 
     def _main(self) -> None:
+        last: tuple[str, Any]
         try:
-            summary = self._run()
+            last = "ended", self._run()
         except Exception as error:
             if not isinstance(error, FedrayError):
                 log.exception("the run failed")
-            self._events.put("failed", _sendable(error))
-        else:
-            self._events.put("ended", summary)
+            last = "failed", _sendable(error)
+        self._ended = True  # before its command hears of it, which may go on with the same output at once
+        self._events.put(*last)
         if self._request.mark is not None:
             self._request.mark.unlink(missing_ok=True)
-        self._ended = True
         self._taken.wait(LINGER)
         time.sleep(_GRACE)
         ray.kill(ray.get_runtime_context().current_actor)  # Ray would restart an actor that only exits
