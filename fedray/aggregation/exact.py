@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,10 @@ class ExactSum:
         capacity: the weight that the grid was chosen for.
         ones_from: position of the first value that is added with weight 1; None where all are weighted.
         ones_bits: fraction bits of the grid from there on.
+        readable: whether the values are the sum.
     """
+
+    readable: ClassVar[bool] = True
 
     values: npt.NDArray[np.int64]
     weight: float
@@ -218,8 +222,10 @@ class ExactSum:
         """Add another partial sum of the same grid.
 
         Raises:
-            FedrayError: different grids or lengths, or more weight than the grid was chosen for.
+            FedrayError: different grids or lengths, more weight than the grid was chosen for, or only one of the two can be read.
         """
+        if self.readable != other.readable:
+            raise FedrayError("a sum that is sealed cannot be added to one that is not.")
         if not self._alike(other):
             raise FedrayError(
                 f"partial sums of different grids cannot be added ({other.values.shape[0]} values at {other.bits} bits "

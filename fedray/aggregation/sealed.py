@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from fedray.aggregation.exact import ExactSum
-from fedray.errors import FedrayError
 from fedray.secure.protocol import SealedValues
 
 
@@ -16,6 +15,7 @@ from fedray.secure.protocol import SealedValues
 class SealedSum(ExactSum):
     """An :class:`ExactSum` whose values are zeros, until somebody opens what is sealed and adds it to them."""
 
+    readable: ClassVar[bool] = False
     sealed: SealedValues = field(kw_only=True)
 
     @classmethod
@@ -34,14 +34,9 @@ class SealedSum(ExactSum):
         return type(self)._arrived, (len(self.values), *about, self.sealed)
 
     def merge(self, other: ExactSum) -> None:
-        """See :meth:`ExactSum.merge`.
-
-        Raises:
-            FedrayError: also where the other sum is not sealed.
-        """
-        if not isinstance(other, SealedSum):
-            raise FedrayError("a sum that can be read cannot be added to one that is sealed.")
+        """See :meth:`ExactSum.merge`."""
         super().merge(other)
+        assert isinstance(other, SealedSum)
         self.sealed.add(other.sealed)
 
     def data(self) -> bytes:

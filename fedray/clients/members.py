@@ -26,13 +26,15 @@ Enrolled = Callable[[Order, int], Member]
 
 
 def enrolled(protocol: Protocol, data: Federation | ClientData) -> Callable[[int], Enrolled]:
-    """What makes the members of a client, by its index; a silo that holds its own records is enrolled at once.
+    """What makes the members of a client, by its index; a silo that holds its own records, or the first of many clients, is enrolled at once.
 
     Raises:
         ConfigError: what the silo has of its own does not fit.
     """
     if isinstance(data, Federation):
-        return cache(lambda client: protocol.enrol(data.names[client]))
+        makers = cache(lambda client: protocol.enrol(data.names[client]))
+        makers(0)  # what does not fit is said before the first round
+        return makers
     own = protocol.enrol(data.name)
     return lambda client: own
 

@@ -169,6 +169,7 @@ class Dispatch:
 
     def _train(self, task: RoundTask, permit: Authorization, log: RoundLog, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay:
         part_bytes = 8 * task.size(self._exchange) if self._wants == "sum" else 0  # single updates need not travel yet
+        part_bytes *= 1 if self._secure is None else self._secure.protocol.expansion
         under, cohort = UnderWay(task, permit, log, part_bytes), permit.cohort
         if self._secure is not None and cohort:
             order = Order(self._secure.job, task.round, task.attempt, self._secure.least, task.agreed(self._exchange))

@@ -66,6 +66,11 @@ class Encrypted(Protocol, ABC):
         """See :attr:`Protocol.encrypts`."""
         return True
 
+    @property
+    def expansion(self) -> int:
+        """See :attr:`Protocol.expansion`: for 8 bytes two polynomials' coefficients of 8 bytes, in two slots (BFV) or one of half as many (CKKS)."""
+        return 4
+
     def __post_init__(self) -> None:
         for key, value, right, should in (
             ("fewest", self.fewest, self.fewest >= 3, "at least 3"),

@@ -199,6 +199,11 @@ class Protocol(ABC):
         return False
 
     @property
+    def expansion(self) -> int:
+        """Times the bytes of a sum that what leaves an actor takes."""
+        return 1
+
+    @property
     def patience(self) -> float:
         """Seconds that a phase waits for answers."""
         return 60.0

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fedray import components, rng
 from fedray.choices import Choice
-from fedray.errors import ConfigError, blaming
+from fedray.errors import ConfigError
 from fedray.exchange import Exchange
 from fedray.parameters import Vector
 
@@ -132,24 +132,5 @@ def make_coder(part: Choice) -> Coder | None:
     except ConfigError as error:  # the parts are those of the other way
         raise ConfigError(str(error).replace("compression.", "download.")) from None
     if not isinstance(made, Coder):
-        raise ConfigError(f"download.kind: '{part.kind}' is not derived from fedray.updates.download.Coder (docs/stages.md shows how).")
-    if components.is_own(part.kind):
-        _rehearse(made, f"download.kind: '{part.kind}'")
+        raise ConfigError(f"download.kind: '{part.kind}' is not derived from fedray.updates.download.Coder.")
     return made
-
-
-def _rehearse(coder: Coder, where: str) -> None:
-    """Let a small vector pass a coder of the user's own.
-
-    Raises:
-        ConfigError: it fails, gives something else than as many finite float32 values, or says another number of bytes.
-    """
-    size = 100
-    with blaming(where):
-        arrays = coder.encode(np.linspace(-1, 1, size, dtype=np.float32), np.random.default_rng(0).random)
-        arrived, bytes_ = coder.decode(arrays, size), sum(array.nbytes for array in arrays)
-        said = coder.sent(size, _FLOAT * size)
-    if not (isinstance(arrived, np.ndarray) and arrived.dtype == np.float32 and arrived.shape == (size,) and np.isfinite(arrived).all()):
-        raise ConfigError(f"{where} does not decode {size} values to as many finite float32 values; let decode() return them.")
-    if said != bytes_:
-        raise ConfigError(f"{where} says that {size} values take {said} bytes, but encodes them in {bytes_}; let sent() return that.")

@@ -18,7 +18,7 @@ from fedray.clients.placement import Place
 from fedray.clients.pool import Pool, RoundLog
 from fedray.clients.slots import Slot
 from fedray.rounds.phases import Phases
-from fedray.secure.protocol import Ask, Conduct, Member, Order, Protocol, TooFew, make_protocol
+from fedray.secure.protocol import Ask, Conduct, Member, Order, Protocol, TooFew, Train, make_protocol
 
 CAPACITY = 1e4
 
@@ -75,7 +75,7 @@ class Watched(Protocol):
         conduct = self.inner.conduct(order, members)
         step = next(conduct)
         while True:
-            phase = step.phase if isinstance(step, Ask) else "train"
+            phase = step.phase if isinstance(step, Ask) else "train" if isinstance(step, Train) else "total"
             self.before(phase, self.attempt)
             said = yield step
             self.attempt.said[phase] = said
@@ -125,7 +125,7 @@ class Silos(Ground):
             (client,) = part.clients
             assert isinstance(part.total, ExactSum)
             made.parts[client] = part.total.values.copy()
-            total.merge(part.total)
+            total = total.joined(part.total)
         phases.after(total, list(made.parts))
         made.total, made.failed = total.values, phases.failed
         return made

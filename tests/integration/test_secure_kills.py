@@ -25,10 +25,10 @@ Before = Callable[[str, Attempt], None]
 class Runs:
     """A run with secure sums, and the same run without, both by hand; rounds go on from test to test."""
 
-    def __init__(self, hold: Path) -> None:
+    def __init__(self, hold: Path, **sections: Any) -> None:
         self.hold, self.number = hold, -1
         model = {"kind": "python:pools:model", "hold": str(hold)}
-        self.silos, plain = Silos(model=model), Ground(model=model, clients={"resources": {"cpu": 0.5}})
+        self.silos, plain = Silos(model=model, **sections), Ground(model=model, clients={"resources": {"cpu": 0.5}})
         self.pools = self.silos.silos(), plain.pool(1)
 
     def begin(self) -> int:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rehearsed import Rehearsed, config_of, label_skewed
 
-from fedray import components
 from fedray.algorithms.algorithm import make_algorithm
 from fedray.choices import Choice
 from fedray.errors import ConfigError
@@ -131,40 +130,6 @@ def test_any_split_of_the_clients_gives_the_same_bytes_and_the_server_adds_to_it
 def test_what_is_no_download_is_refused(download: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_only(config_of({"kind": "fedavg"}, download=download))
-
-
-class Steps(Coder):
-    """Whole multiples of a step, in a byte each."""
-
-    def __init__(self, step: float = 0.1, spoilt: str = "") -> None:
-        self.step, self.spoilt = step, spoilt
-
-    def encode(self, x: np.ndarray, uniform: Any) -> tuple[np.ndarray, ...]:
-        return (np.clip(np.rint(x / self.step), -127, 127).astype(np.int16 if self.spoilt == "bytes" else np.int8),)
-
-    def decode(self, arrays: tuple[np.ndarray, ...], size: int) -> np.ndarray:
-        if self.spoilt == "error":
-            raise KeyError("lost")
-        return arrays[0][: size - (self.spoilt == "size")].astype(np.float32) * np.float32(self.step)
-
-    def sent(self, size: int, before: int) -> int:
-        return size
-
-
-@pytest.mark.parametrize(
-    ("spoilt", "words"),
-    [
-        ("bytes", "says that 100 values take 100 bytes, but encodes them in 200"),
-        ("size", "does not decode 100 values to as many finite float32 values"),
-        ("error", "'python:provided:Steps' failed with KeyError"),
-    ],
-)
-def test_a_code_of_ones_own_is_tried_first(spoilt: str, words: str) -> None:
-    components.provide({"python:provided:Steps": Steps})
-    coder = make_coder(Choice.model_validate({"kind": "python:provided:Steps", "step": 0.01}))
-    assert coder is not None and isinstance(Download(coder, 4, 0).packed(np.ones(4, dtype=np.float32), 0), PackedGlobals)
-    with pytest.raises(ConfigError, match=words):
-        make_coder(Choice.model_validate({"kind": "python:provided:Steps", "spoilt": spoilt}))
 
 
 def test_a_plan_counts_the_bytes_that_travel() -> None:

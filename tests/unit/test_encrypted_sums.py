@@ -16,8 +16,13 @@ from hypothesis import strategies as st
 from securesums import MODEL, ORDER, Attempt, Outcome, Tamper, random_updates
 
 from fedray.aggregation.exact import ExactSum
+from fedray.aggregation.sealed import SealedSum
 from fedray.cli import cli
-from fedray.errors import ConfigError
+from fedray.clients.members import enrolled
+from fedray.clients.messages import PartialSum, added_up
+from fedray.config import Data
+from fedray.data.dataset import load_federation
+from fedray.errors import ConfigError, FedrayError
 from fedray.secure.bfv import PRIME, Bfv, BfvScheme
 from fedray.secure.ckks import FLOOD, Ckks, CkksScheme, gaussian
 from fedray.secure.consortium import make_consortium_key, read_consortium_key
@@ -271,6 +276,31 @@ def test_the_driver_gets_no_key_and_two_ciphertexts_of_one_update_are_alike_in_n
     assert np.mean(a[:size] == b[:size]) < 0.02
 
 
+# -- parts on their way --------------------------------------------------------------------------
+
+
+def test_parts_of_a_node_are_added_up_on_it_and_none_can_be_read_or_mixed_with_others(bfv: Bfv) -> None:
+    attempt, sent = sealed(bfv, 4)
+    parts = []
+    for client, (update, leaves) in enumerate(zip(attempt.updates, sent, strict=True)):
+        plain = ExactSum.of_integers(update.size, 6)
+        plain.values += update
+        plain.weight, plain.count = 1.0, 1
+        parts.append(pickle.loads(pickle.dumps(PartialSum(0, SealedSum.of(plain, leaves), [client], travelled=leaves.nbytes))))
+    assert not any(part.total.values.any() for part in parts)
+    total = added_up(parts)
+    assert isinstance(total.total, SealedSum)
+    assert (total.clients, total.travelled, total.total.count) == ([0, 1, 2, 3], parts[0].travelled, 4)
+    opened = attempt.members[0].answer("open", pack({0: confirmed(attempt, list(range(4))), 1: total.total.data()}))
+    assert np.array_equal(np.frombuffer(opened, dtype="<i8"), attempt.updates.sum(axis=0))
+    for one, other in ((plain, parts[0].total), (parts[0].total, plain)):
+        with pytest.raises(FedrayError, match="a sum that is sealed cannot be added to one that is not"):
+            one.merge(other)
+    another = SealedSum.of(plain, BfvScheme().encrypt(BfvScheme().context(), np.zeros(10_000, dtype=np.int64)))
+    with pytest.raises(FedrayError, match="were not encrypted alike"):
+        parts[0].total.merge(another)
+
+
 # -- keys ----------------------------------------------------------------------------------------
 
 
@@ -297,8 +327,9 @@ def test_a_file_that_is_no_key_or_open_to_others_is_refused(tmp_path: Path, keys
         path.chmod(mode)
         with pytest.raises(ConfigError, match=says):
             Bfv(str(path)).enrol("client")
+    data = load_federation(Data(source="sklearn:digits", partition={"kind": "iid", "clients": 3}), 1)
     with pytest.raises(ConfigError, match="cannot be read where the client's process runs"):
-        Bfv(str(tmp_path / "none")).enrol("client")
+        enrolled(Bfv(str(tmp_path / "none")), data)  # in an actor of several clients, too, before the first round
 
 
 def test_a_cohort_that_is_too_large_for_the_noise_is_refused_before_the_run(bfv: Bfv) -> None:
