@@ -95,7 +95,7 @@ def host_on(device: str, config: Config, data: Federation | None, client: Client
     plan = plan_record(config, group.training) if config.privacy.regime == "record" else None
     shape, outputs = (data.shape, CLASSES) if data is not None else ((64,), 10)
     facts = first_model(config.model, shape, outputs, config.seed)[1]
-    host = ClientHost(make_terms(config, group, plan, facts), Site(None if data else config.data, client, device=device), data)
+    host = ClientHost(make_terms(config, group, plan, facts), Site(None if data else config.data, client=client, device=device), data)
     assert host.ready().device == device
     return host
 
