@@ -19,7 +19,7 @@ from fedray.clients.messages import ClientTask
 from fedray.clients.trainer import Trainer
 from fedray.config import Config
 from fedray.configfile import build_config
-from fedray.planning.compatibility import Feature, features, merged, verdict
+from fedray.planning.compatibility import Feature, features, grounds, merged, verdict
 from fedray.privacy.ledger.chain import read
 from fedray.privacy.mechanisms import discrete
 from fedray.privacy.mechanisms.distributed import RingStep
@@ -31,13 +31,23 @@ from fedray.updates.pipeline import passed_all
 from fedray.updates.stage import At, Stage
 
 PROTOCOLS = frozenset(components.PROTOCOLS.parts())
+ENCRYPTING, FEW = ("bfv", "ckks"), ("fedavg", "scaffold", "weights by records", "regime [record, client]")
 NO_RECORD_IS_DRAWN = {"sampling_rate": 1e-12, "expected_batch": 1.0, "steps": 2}
 
 
+#: Every combination that is allowed.
+ALLOWED = [
+    (f, ground, found.sections) for f in features() for ground in grounds() if (found := verdict(f, ground)) is not None and found.allowed
+]
+
+
 def cells(*wanted: str) -> list[Any]:
-    """The allowed combinations in these columns, with their config's sections."""
-    found = [(f, ground, verdict(f, ground)) for f in features() for ground in wanted]
-    return [pytest.param(f, ground, v.sections, id=f"{ground}-{f.name}") for f, ground, v in found if v is not None and v.allowed]
+    """The allowed combinations in these columns, with their config's sections. Encryption is slow, and has a few of its cells tested at once."""
+    return [
+        pytest.param(f, ground, s, id=f"{ground}-{f.name}", marks=[pytest.mark.slow] if ground in ENCRYPTING and f.name not in FEW else [])
+        for f, ground, s in ALLOWED
+        if ground in wanted
+    ]
 
 
 def config_of(sections: dict[str, Any], more: dict[str, Any], **arguments: bool) -> Config:
@@ -114,7 +124,8 @@ def test_what_leaves_follows_from_charged_noised_training_alone(
 def test_records_that_are_drawn_do_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the test before this one can fail."""
     drawn = {"training": {"sampling_rate": 1.0, "expected_batch": 8.0, "steps": 2}}
-    sections = merged(verdict_of("fedavg", "record"), drawn)
+    (found,) = [sections for feature, ground, sections in ALLOWED if (feature.name, ground) == ("fedavg", "record")]
+    sections = merged(found, drawn)
     one, other = (run(config_of(sections, {}, other=other), tmp_path / str(other), monkeypatch) for other in (False, True))
     assert one.tobytes() != other.tobytes()
 
@@ -179,9 +190,3 @@ def test_a_secure_sum_beside_a_regime_is_the_sum(
     feature: Feature, ground: str, sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     test_a_secure_sum_is_the_sum(feature, ground, sections, tmp_path, monkeypatch)
-
-
-def verdict_of(name: str, ground: str) -> dict[str, Any]:
-    (found,) = [verdict(f, ground) for f in features() if f.name == name]
-    assert found is not None
-    return dict(found.sections)
