@@ -48,6 +48,7 @@ def plain(output: Path, **sections: Any) -> fedray.Result:
 
 @pytest.mark.usefixtures("cluster")
 class TestRuns:
+    @pytest.mark.slow
     def test_the_model_has_the_bytes_of_a_plain_run_and_the_driver_sees_no_single_figure(self, tmp_path: Path, bfv: dict[str, Any]) -> None:
         encrypted = phases(tmp_path / "encrypted", secure=bfv)
         assert digest(encrypted) == digest(plain(tmp_path / "plain"))

@@ -16,6 +16,7 @@ from fedray.rounds.roots import Roots
 SECTIONS = {"aggregation": {"kind": "fltrust"}, "root": {"share": 0.3, "public": True}, "attack": {"kind": "sign_flip", "fraction": 0.3}}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_run_with_a_root_set_ends_the_same_with_other_actors_and_after_a_resume(tmp_path: Path) -> None:
     calm = short_run(tmp_path / "calm", **SECTIONS)
