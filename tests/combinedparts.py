@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
+from stillparts import spoil
 from torch import Tensor, nn
 
 from fedray.training.engine import LocalJob, LocalResult
@@ -28,19 +28,5 @@ def data(other: bool = False, survival: bool = False, tested: bool = True) -> di
 
 def wild(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     """An engine that makes of the model what an attacker might: huge values, one huge value, tiny ones, middling ones, or what is not finite."""
-    kind = int(job.draws.integers(6))
-    with torch.no_grad():
-        for p in model.parameters():
-            if kind == 0:
-                p.fill_(3e38)
-            elif kind == 1:
-                p.view(-1)[0] += 1e30
-            elif kind == 2:
-                p += 1e-40
-            elif kind == 3:
-                p.fill_(float("inf"))
-            elif kind == 4:
-                p += 1.0
-            else:
-                p.view(-1)[-1] = float("nan")
+    spoil(model, int(job.draws.integers(6)))
     return LocalResult(1, len(x), 0.0)

@@ -125,15 +125,12 @@ class Evaluators:
         Raises:
             FedrayError: it is not after ``clients.start_timeout`` seconds.
         """
-        try:
-            ray.get(self._up, timeout=self.timeout)
-        except RayTaskError as error:
-            raise cause_of(error) from None
-        except GetTimeoutError:
-            raise FedrayError(
-                f"evaluation.resources: the evaluator is not up after {self.timeout:g} s (clients.start_timeout); it asks for "
-                f"{asks(self._config.evaluation.resources)}, and the cluster has none of that to spare: lower it, or clients.actors."
-            ) from None
+        wait_up(
+            self._up,
+            self.timeout,
+            f"evaluation.resources: the evaluator is not up after {self.timeout:g} s (clients.start_timeout); it asks for "
+            f"{asks(self._config.evaluation.resources)}, and the cluster has none of that to spare: lower it, or clients.actors.",
+        )
 
     def replace(self) -> None:
         """Start another actor."""
@@ -143,6 +140,25 @@ class Evaluators:
 
     def _start(self) -> Any:
         return ray.remote(Evaluator).options(**beside_driver(self._config.evaluation.resources)).remote(*self._arguments)
+
+
+def wait_up(up: Any, timeout: float, late: str) -> None:
+    """Wait until an actor beside the driver is up.
+
+    Args:
+        up: what says so, a call that has been made.
+        timeout: seconds.
+        late: the sentence where it is not.
+
+    Raises:
+        FedrayError: it is not, or cannot work.
+    """
+    try:
+        ray.get(up, timeout=timeout)
+    except RayTaskError as error:
+        raise cause_of(error) from None
+    except GetTimeoutError:
+        raise FedrayError(late) from None
 
 
 def beside_driver(resources: Resources) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from fedray.aggregation.each import Each, Rows
 from fedray.algorithms.algorithm import Algorithm, Mean, Server, make_algorithm, make_server, stepped
@@ -28,7 +28,7 @@ from fedray.data.records import Federation
 from fedray.errors import FedrayError, cause_of, first_line
 from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector, set_vector
-from fedray.rounds.evaluator import beside_driver
+from fedray.rounds.evaluator import beside_driver, wait_up
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import find_loss
 
@@ -184,15 +184,12 @@ class Roots:
         Raises:
             FedrayError: it is not after ``clients.start_timeout`` seconds, or it cannot train.
         """
-        try:
-            ray.get(self._up, timeout=self.timeout)
-        except RayTaskError as error:
-            raise cause_of(error) from None
-        except GetTimeoutError:
-            raise FedrayError(
-                f"root: the actor of the root set is not up after {self.timeout:g} s (clients.start_timeout); it asks for what "
-                "evaluation.resources says, as the evaluator does: lower it, or clients.actors."
-            ) from None
+        wait_up(
+            self._up,
+            self.timeout,
+            f"root: the actor of the root set is not up after {self.timeout:g} s (clients.start_timeout); it asks for what "
+            "evaluation.resources says, as the evaluator does: lower it, or clients.actors.",
+        )
 
     def begin(self, round_: int, globals_: Any) -> RootAt:
         """Start the training of a round from the globals behind an object reference."""

@@ -6,16 +6,15 @@ parameters, as TenSEAL writes them.
 
 from __future__ import annotations
 
-import os
 import secrets
-import stat
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError
 from fedray.secure.ciphertexts import Scheme, tenseal
+from fedray.secure.keyfiles import read_guarded, write_secret
 
 _SECRET = 32
 
@@ -44,17 +43,9 @@ def make_consortium_key(scheme: Scheme, path: Path) -> None:
         ConfigError: TenSEAL is not installed.
     """
     written = scheme.context().serialize(save_public_key=False, save_secret_key=True, save_galois_keys=False, save_relin_keys=False)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(_head(scheme) + secrets.token_bytes(_SECRET) + written)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise FedrayError(
-            f"{path} exists; name another file, because clients that hold the old key could not read sums any more."
-        ) from None
-    except OSError as error:
-        raise FedrayError(f"{path} cannot be written ({error.strerror}).") from None
+    write_secret(
+        path, _head(scheme) + secrets.token_bytes(_SECRET) + written, "", "clients that hold the old key could not read sums any more"
+    )
 
 
 @cache
@@ -65,13 +56,7 @@ def read_consortium_key(scheme: type[Scheme], path: str) -> ConsortiumKey:
         ConfigError: it cannot be read, others may read it, it is no key of the scheme, or TenSEAL is not installed.
     """
     library, file, head = tenseal(scheme.name), Path(path).expanduser(), _head(scheme)
-    try:
-        with file.open("rb") as opened:
-            mode, data = stat.S_IMODE(os.fstat(opened.fileno()).st_mode), opened.read()
-    except OSError as error:
-        raise ConfigError(f"secure.key: {file} cannot be read where the client's process runs ({error.strerror}).") from None
-    if mode & 0o077:
-        raise ConfigError(f"secure.key: {file} has the mode {mode:04o}; set it to 0600, and make a new key if others have read it.")
+    data = read_guarded("key", file, 0o077, "set it to 0600, and make a new key if others have read it")
     if not data.startswith(head):
         raise ConfigError(f"secure.key: {file} is no key for secure.kind={scheme.name}; fedray encryption-key makes one.")
     try:

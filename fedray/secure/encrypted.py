@@ -16,9 +16,8 @@ reads every update. A client that opens a sum can say anything in its place, and
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +26,8 @@ from fedray.errors import ConfigError
 from fedray.secure.ciphertexts import Scheme, tenseal
 from fedray.secure.consortium import read_consortium_key
 from fedray.secure.encrypted_member import CONFIRMATION, NONCE, EncryptedMember, quorum
-from fedray.secure.protocol import Ask, Conduct, Correction, GivenUp, Member, Order, Protocol, Ring, TooFew, Total, Train
+from fedray.secure.keyfiles import check_absolute
+from fedray.secure.protocol import Ask, Conduct, Correction, GivenUp, Member, Order, Protocol, Ring, TooFew, Total, Train, enough
 from fedray.secure.wire import pack
 
 #: Members that are asked in turn to open a sum, if some do not answer.
@@ -78,8 +78,7 @@ class Encrypted(Protocol, ABC):
         ):
             if not right:
                 raise ConfigError(f"secure.{key}: should be {should}, but is {value:g}.")
-        if not Path(self.key).expanduser().is_absolute():
-            raise ConfigError(f"secure.key: '{self.key}' is not absolute; it is read on each client's machine, so write it from / or ~.")
+        check_absolute("key", self.key)
 
     def check(self, least: int, clients: int) -> None:
         """Refuse cohorts that are too small for any sum, or too large for the plaintexts and for the noise, and a missing library."""
@@ -122,16 +121,16 @@ class Encrypted(Protocol, ABC):
         least = max(self.fewest, order.least)
         said = yield Ask("nonce", dict.fromkeys(range(members), b""))
         numbers = {nonce: number for number, nonce in said.items() if 0 <= number < members and len(nonce) == NONCE}
-        _enough("nonce", numbers, members, least)
+        enough("Encrypted sum", "nonce", numbers, members, least)
         said = yield Train(dict.fromkeys(numbers.values(), b""))
         survivors = sorted(nonce for nonce, number in numbers.items() if number in said)
-        _enough("training", survivors, members, least)
+        enough("Encrypted sum", "training", survivors, members, least)
         named = b"".join(survivors)
         said = yield Ask("confirm", dict.fromkeys((numbers[nonce] for nonce in survivors), named))
         confirmed = {
             place: said[numbers[nonce]] for place, nonce in enumerate(survivors) if len(said.get(numbers[nonce], b"")) == CONFIRMATION
         }
-        _enough("confirm", confirmed, members, quorum(len(survivors)), GivenUp if confirmed else TooFew)
+        enough("Encrypted sum", "confirm", confirmed, members, quorum(len(survivors)), GivenUp if confirmed else TooFew)
         sealed = (yield Total())[0]
         message = pack({0: pack(confirmed), 1: sealed})
         for place in list(confirmed)[:_OPENERS]:
@@ -140,11 +139,6 @@ class Encrypted(Protocol, ABC):
             if opener in said:
                 return _added(said[opener])
         raise GivenUp("Encrypted sum: no client that was asked to open the sum has answered.")
-
-
-def _enough(phase: str, left: Collection[Any], members: int, needed: int, error: type[TooFew] = TooFew) -> None:
-    if len(left) < needed:
-        raise error(f"Encrypted sum: of {members} members {len(left)} were left after the phase '{phase}', and it takes {needed}.")
 
 
 def _added(opened: bytes) -> Correction:

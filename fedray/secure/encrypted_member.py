@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hmac
 import secrets
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
 from fedray.secure.ciphertexts import Ciphertexts, Scheme
 from fedray.secure.consortium import ConsortiumKey
 from fedray.secure.marks import MARKS, derived
-from fedray.secure.protocol import Member, Order, Refused, Ring
+from fedray.secure.protocol import Member, Order, Ring
+from fedray.secure.turns import Turns
 from fedray.secure.wire import unpack
 
 PHASES = ("nonce", "train", "mask", "seal", "confirm", "open")
@@ -46,27 +45,28 @@ class EncryptedMember(Member):
     def __init__(self, scheme: Scheme, key: ConsortiumKey, order: Order, fewest: int) -> None:
         self._scheme, self._key, self._order, self._fewest = scheme, key, order, fewest
         self._nonce, self._context = secrets.token_bytes(NONCE), order.digest()
-        self._lock, self._done, self._shut = threading.Lock(), 0, ""
-        self._answers = {"nonce": lambda message: self._nonce, "confirm": self._confirm, "open": self._open}
+        self._turns = Turns(PHASES, "a member", order, lambda: None)  # the consortium's key is not its own to forget
+        self._answers: dict[str, Callable[[bytes], bytes]] = {
+            "nonce": lambda message: self._nonce,
+            "confirm": self._confirm,
+            "open": self._open,
+        }
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a member of an encrypted sum does not leave the client's process.")
 
     def answer(self, phase: str, message: bytes) -> bytes:
         """See :meth:`Member.answer`."""
-        with self._turn(phase):
-            if phase not in self._answers:
-                raise ValueError(f"'{phase}' is not answered")
-            return self._answers[phase](message)
+        return self._turns.answer(self._answers, phase, message)
 
     def ready(self, inbox: bytes, model: bytes) -> None:
         """See :meth:`Member.ready`."""
-        with self._turn("train"):
+        with self._turns.take("train"):
             self._context += model
 
     def mask(self, values: Ring) -> None:
         """See :meth:`Member.mask`; the sum is encrypted when it leaves the actor, with the members that have called this."""
-        with self._turn("mask"):
+        with self._turns.take("mask"):
             pass
 
     def seal(self, values: Ring, members: Sequence[Member]) -> Ciphertexts:
@@ -74,7 +74,7 @@ class EncryptedMember(Member):
         own = []
         for member in members:
             assert isinstance(member, EncryptedMember)
-            with member._turn("seal"):
+            with member._turns.take("seal"):
                 own.append(member._mark(member._nonce))
         numbers = self._scheme.encode(values)
         return self._scheme.encrypt(self._key.context, numbers, self._scheme.marks(numbers, self._vectors(), own))
@@ -120,22 +120,6 @@ class EncryptedMember(Member):
                 "secure.key"
             )
         return self._scheme.decode(numbers).astype("<i8").tobytes()
-
-    @contextmanager
-    def _turn(self, phase: str) -> Iterator[None]:
-        """Let a member do one thing at a time, each once and in its order, and nothing more once it has refused something."""
-        with self._lock:
-            try:
-                if self._shut:
-                    raise ValueError(f"it has refused before: {self._shut}")
-                if PHASES[self._done : self._done + 1] != (phase,):
-                    raise ValueError(f"the phase '{phase}' is out of order")
-                yield
-                self._done += 1
-            except ValueError as error:
-                self._shut = self._shut or str(error)
-                about = f"attempt {self._order.attempt} of round {self._order.round}"
-                raise Refused(f"a member refuses in {about}: {error}.") from None
 
 
 def split(survivors: bytes) -> list[bytes]:

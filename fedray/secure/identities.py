@@ -6,14 +6,13 @@ Both are read in the client's process, from its machine. The private key stays t
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError
+from fedray.secure.keyfiles import check_absolute, read_guarded, write_secret
 from fedray.secure.signing import PUBLIC, Signer
 
 _CLIENT = "{client}"
@@ -31,8 +30,8 @@ def check_paths(identities: str, key: str) -> None:
             f"secure.{missing}: missing, though secure.{given} is set; a client signs by its key, and checks others by the list."
         )
     for name, path in (("identities", identities), ("key", key)):
-        if path and not Path(path).expanduser().is_absolute():
-            raise ConfigError(f"secure.{name}: '{path}' is not absolute; it is read on each client's machine, so write it from / or ~.")
+        if path:
+            check_absolute(name, path)
 
 
 def read_signer(client: str, identities: str, key: str) -> Signer:
@@ -68,36 +67,13 @@ def make_key(path: Path) -> str:
         FedrayError: the file exists or cannot be written.
     """
     own = Ed25519PrivateKey.generate()
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise FedrayError(
-            f"identity: {path} exists; name another file, because whoever lost the old key could not be known again."
-        ) from None
-    except OSError as error:
-        raise FedrayError(f"identity: {path} cannot be written ({error.strerror}).") from None
+    written = own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_secret(path, written, "identity: ", "whoever lost the old key could not be known again")
     return own.public_key().public_bytes_raw().hex()
 
 
-def _read(key: str, path: Path, forbidden: int, should: str) -> bytes:
-    """The bytes of a file that others may not use in a way."""
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read()
-    except OSError as error:
-        raise ConfigError(f"secure.{key}: {path} cannot be read where the client's process runs ({error.strerror}).") from None
-    if mode & forbidden:
-        raise ConfigError(f"secure.{key}: {path} has the mode {mode:04o}; {should}.")
-    return data
-
-
 def _read_key(path: Path) -> Ed25519PrivateKey:
-    data = _read("key", path, 0o077, "nobody but its owner may use it, so set it to 0600, and make a new key if others have read it")
+    data = read_guarded("key", path, 0o077, "nobody but its owner may use it, so set it to 0600, and make a new key if others have read it")
     try:
         own = load_pem_private_key(data, None)
     except (ValueError, TypeError):  # of the latter kind where it is encrypted
@@ -108,7 +84,7 @@ def _read_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _read_list(path: Path) -> dict[str, bytes]:
-    data = _read("identities", path, 0o022, "others could put keys of their own into it, so set it to 0644")
+    data = read_guarded("identities", path, 0o022, "others could put keys of their own into it, so set it to 0644")
     try:
         listed = {str(name): bytes.fromhex(digits) for name, digits in json.loads(data).items()}
     except (ValueError, TypeError, AttributeError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +43,16 @@ class TooFew(FedrayError):
 
 class GivenUp(TooFew):
     """So few members are left after some have said what takes masks off. They take part in no other attempt of the round."""
+
+
+def enough(protocol: str, phase: str, left: Sized, members: int, needed: int, error: type[TooFew] = TooFew) -> None:
+    """Check that so many members as are needed were left after a phase.
+
+    Raises:
+        TooFew: they were not; or ``error``.
+    """
+    if len(left) < needed:
+        raise error(f"{protocol}: of {members} members {len(left)} were left after the phase '{phase}', and it takes {needed}.")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ do not cancel (Pasquini, Francati & Ateniese 2022, Eluding Secure Aggregation in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from fedray.errors import ConfigError
 from fedray.secure.graph import make_graph
 from fedray.secure.identities import check_paths, read_signer
 from fedray.secure.masks import HASH, add_masks, agreed_key
-from fedray.secure.protocol import Ask, Conduct, Correction, GivenUp, Messages, Order, Protocol, Ring, TooFew, Train
+from fedray.secure.protocol import Ask, Conduct, Correction, GivenUp, Messages, Order, Protocol, Ring, TooFew, Train, enough
 from fedray.secure.roster import Roster, distinct, read_keys, view
 from fedray.secure.secagg_member import SEALED, SecAggMember
 from fedray.secure.shamir import SHARE, reconstruct
@@ -139,31 +139,26 @@ class SecAgg(Protocol):
         """The driver's half. An answer that is malformed counts as none."""
         said = yield Ask("keys", dict.fromkeys(range(members), b""))
         adverts = distinct({number: keys for number, keys in said.items() if 0 <= number < members})
-        _enough("keys", adverts, members, max(self.fewest, order.least))
+        enough("Secure aggregation", "keys", adverts, members, max(self.fewest, order.least))
         listed = pack(adverts)
         roster = self.roster(order, listed)
         said = yield Ask("shares", dict.fromkeys(adverts, listed))
         sealed = _parsed(said, {number: roster.graph.near(number) - {number} for number in adverts}, SEALED)
-        _enough("shares", sealed, members, roster.least)
+        enough("Secure aggregation", "shares", sealed, members, roster.least)
         inboxes = {u: pack({v: sealed[v][u] for v in roster.graph.near(u) if v in sealed and v != u}) for u in sealed}
         said = yield Train(inboxes)
         survivors = {number for number in said if number in sealed}
-        _enough("training", survivors, members, roster.least)
+        enough("Secure aggregation", "training", survivors, members, roster.least)
         said = yield Ask("consistency", dict.fromkeys(survivors, pack_set(survivors)))
         confirmed = {number: answer for number, answer in said.items() if number in survivors and len(answer) in (HASH, HASH + SIGNATURE)}
-        _enough("consistency", confirmed, members, roster.quorum)
+        enough("Secure aggregation", "consistency", confirmed, members, roster.quorum)
         model, *others = {answer[:HASH] for answer in confirmed.values()}
         if others:
             raise TooFew(f"Secure aggregation: members trained from {1 + len(others)} different globals, so their masks do not cancel.")
         said = yield Ask("unmask", dict.fromkeys(confirmed, pack(confirmed)))
         revealed = _parsed(said, {number: roster.graph.near(number) & sealed.keys() for number in confirmed}, SHARE)
-        _enough("unmask", revealed, members, roster.quorum, GivenUp)
+        enough("Secure aggregation", "unmask", revealed, members, roster.quorum, GivenUp)
         return _correction(roster, model, survivors, sealed.keys() - survivors, revealed)
-
-
-def _enough(phase: str, left: Collection[int], members: int, needed: int, error: type[TooFew] = TooFew) -> None:
-    if len(left) < needed:
-        raise error(f"Secure aggregation: of {members} members {len(left)} were left after the phase '{phase}', and it takes {needed}.")
 
 
 def _parsed(said: Messages, wanted: Mapping[int, AbstractSet[int]], length: int) -> dict[int, dict[int, bytes]]:

@@ -6,9 +6,7 @@ The phases and the masks are described in :mod:`fedray.secure.secagg`.
 from __future__ import annotations
 
 import secrets
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -21,6 +19,7 @@ from fedray.secure.protocol import Member, Order, Refused, Ring
 from fedray.secure.roster import Keys, Roster
 from fedray.secure.shamir import SHARE, share
 from fedray.secure.signing import Signer
+from fedray.secure.turns import Turns
 from fedray.secure.wire import pack, unpack, unpack_set
 
 PHASES = ("keys", "shares", "train", "consistency", "unmask")
@@ -64,8 +63,7 @@ class SecAggMember(Member):
     def __init__(self, make_roster: Callable[[Order, bytes], Roster], order: Order, number: int, signer: Signer | None = None) -> None:
         self._make_roster, self._order, self._number, self._signer = make_roster, order, number, signer
         self._answers = {"keys": self._advertise, "shares": self._share, "consistency": self._confirm, "unmask": self._unmask}
-        self._lock = threading.Lock()
-        self._done, self._shut = 0, ""
+        self._turns = Turns(PHASES, f"Secure aggregation: member {number}", order, self._forget)
         self._secrets = _Secrets()
         self._masks: tuple[Sequence[bytes], Sequence[bytes]] | None = None  # keys of the masks that are added, and that are subtracted
         channel, pairs = (key.public_key().public_bytes_raw() for key in (self._secrets.channel, self._secrets.pairs))
@@ -74,14 +72,11 @@ class SecAggMember(Member):
 
     def answer(self, phase: str, message: bytes) -> bytes:
         """See :meth:`Member.answer`."""
-        with self._turn(phase):
-            if phase not in self._answers:
-                raise ValueError(f"'{phase}' is not answered")
-            return self._answers[phase](message)
+        return self._turns.answer(self._answers, phase, message)
 
     def ready(self, inbox: bytes, model: bytes) -> None:
         """See :meth:`Member.ready`."""
-        with self._turn("train"):
+        with self._turns.take("train"):
             own, roster, number = self._secrets, self._roster, self._number
             if len(model) != HASH:
                 raise ValueError(f"the hash of the globals has {len(model)} bytes")
@@ -106,26 +101,9 @@ class SecAggMember(Member):
             raise Refused(f"Secure aggregation: member {self._number} has no mask, or has added it before.")
         add_masks(values, *masks)
 
-    @contextmanager
-    def _turn(self, phase: str) -> Iterator[None]:
-        """One phase, which has to be the next one; whatever goes wrong in it shuts the member."""
-        with self._lock:
-            try:
-                if self._shut:
-                    raise ValueError(f"it has refused before, because {self._shut}")
-                expected = PHASES[self._done] if self._done < len(PHASES) else "nothing"
-                if phase != expected:
-                    raise ValueError(f"it is asked for '{phase}', but the next phase is '{expected}'")
-                yield
-                self._done += 1
-            except BaseException as error:
-                self._shut = self._shut or str(error) or type(error).__name__
-                self._secrets.forget()
-                self._held.clear()
-                if not isinstance(error, ValueError):
-                    raise
-                attempt = f"attempt {self._order.attempt} of round {self._order.round}"
-                raise Refused(f"Secure aggregation: member {self._number} refuses in {attempt}: {error}.") from error
+    def _forget(self) -> None:
+        self._secrets.forget()
+        self._held.clear()
 
     def _advertise(self, message: bytes) -> bytes:
         """Its public keys."""

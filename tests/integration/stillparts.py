@@ -30,7 +30,12 @@ def still(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
 def wild(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     """An engine that makes of the model what an attacker might: huge values, one huge value, tiny ones, infinities, NaN."""
-    kind = int(x[0, 0]) % 5
+    spoil(model, int(x[0, 0]) % 5)
+    return LocalResult(1, len(x), 0.0)
+
+
+def spoil(model: nn.Module, kind: int) -> None:
+    """Make of a model what an attacker might, in one of six ways."""
     with torch.no_grad():
         for p in model.parameters():
             if kind == 0:
@@ -41,10 +46,11 @@ def wild(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
                 p += 1e-40
             elif kind == 3:
                 p.fill_(float("inf"))
-            else:
+            elif kind == 4:
                 p += torch.randn_like(p) * 100
                 p.view(-1)[-1] = float("nan")
-    return LocalResult(1, len(x), 0.0)
+            else:
+                p += 1.0
 
 
 def no_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pools import CLIENTS
-from test_secure_kills import Runs
+from test_secure_kills import Runs, running
 
 from fedray.secure.bfv import BfvScheme
 from fedray.secure.consortium import make_consortium_key
@@ -22,10 +22,7 @@ PHASES = ("nonce", "train", "confirm", "open")
 def runs(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("training")
     make_consortium_key(BfvScheme(), folder / "key")
-    made = Runs(folder / "hold", secure={"kind": "bfv", "key": str(folder / "key"), "fewest": 6})
-    yield made
-    for pool in made.pools:
-        pool.shutdown()
+    yield from running(Runs(folder / "hold", secure={"kind": "bfv", "key": str(folder / "key"), "fewest": 6}))
 
 
 @pytest.mark.slow

@@ -70,12 +70,16 @@ def kill_at_work(attempt: Attempt, clients: list[int], hold: Path) -> None:
     hold.unlink()
 
 
-@pytest.fixture(scope="class")
-def runs(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    made = Runs(tmp_path_factory.mktemp("training") / "hold")
+def running(made: Runs) -> Iterator[Runs]:
+    """The runs, until a fixture ends."""
     yield made
     for pool in made.pools:
         pool.shutdown()
+
+
+@pytest.fixture(scope="class")
+def runs(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    yield from running(Runs(tmp_path_factory.mktemp("training") / "hold"))
 
 
 @pytest.mark.slow
