@@ -101,7 +101,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
                 click.echo("nobody reads standard output any more; the run goes on without it", err=True)
 
         try:
-            result = experiment.run(resolved, callbacks=[listen], output=output, resume=resume, profile=profile)
+            result = experiment.run(resolved, overrides=overrides, callbacks=[listen], output=output, resume=resume, profile=profile)
         except Stopped as stopped:  # before the first round
             click.echo(logs.error(f"fedray: {stopped}"), err=True)
             sys.exit(128 + (stopped_by[0] if stopped_by else 15))

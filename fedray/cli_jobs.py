@@ -63,6 +63,9 @@ def submit(
     token = credentials.use_ray_token()  # before anything imports Ray
     references = dict(credentials.parse_reference(text) for text in secrets)
     environment = dict(credentials.parse_variable(text) for text in variables)
+    from fedray.experiment.origin import job_variables
+
+    environment = job_variables() | environment
     resolved = load_config(config, overrides)
     target = _dashboard(address)
     root = working_dir.absolute()

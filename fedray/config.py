@@ -358,7 +358,7 @@ class Config(Section):
     """One run."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and its output directory.")
-    experiment: str = Field("fedray", min_length=1, description="MLflow experiment.")
+    experiment: str | None = Field(None, min_length=1, description="MLflow experiment; null = the run's name.")
     seed: int = Field(0, ge=0, description="Seed of all random draws that are not for privacy.")
     rounds: int = Field(ge=1, description="Planned rounds.")
     data: Data

@@ -20,6 +20,12 @@ SECRETS = "FEDRAY_SECRETS"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SUSPECT = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
+_USER = re.compile(r"(?<=://)(?P<user>[^/\s@:]*:)?(?P<secret>[^/\s@]+)@")
+_NAMED = re.compile(
+    r"(?P<name>[\w.-]*(?:keys?|secrets?|tokens?|passwd|passwords?|passphrase|credentials?|signature))(?P<sign>=|[\"']?:[ \t]*)(?P<value>[^\s&,;}]+)",
+    re.IGNORECASE,
+)
+_HARMLESS = re.compile(r"-?[\d._eE+-]+|true|false|null|none|file:.*|\*\*\*", re.IGNORECASE)
 
 
 #: Patterns of secrets. The header of a private key matches only before the end of a line, also of a line in a JSON string.
@@ -41,6 +47,28 @@ def looks_secret(data: bytes) -> str | None:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16
         data = data.replace(b"\0", b"")
     return next((kind for kind, words in _KEYS.items() if words.search(data)), None)
+
+
+def cleaned(text: str) -> str:
+    """Return a command line, a setting or a config without secrets, for places that others read.
+
+    Replaced by ``***``: who logs in at an address (of ``user:password`` only the password), the value of a name that ends like ``token``
+    or ``api_key`` unless it is a number or a reference, and each line that holds what :func:`looks_secret` recognises.
+    """
+    return "\n".join(_cleaned_line(line) for line in text.split("\n"))
+
+
+def cleaned_value(name: str, value: str) -> str:
+    """Return the value of a setting without secrets; see :func:`cleaned`."""
+    front = f"{name}="
+    return cleaned(front + value).removeprefix(front)
+
+
+def _cleaned_line(line: str) -> str:
+    if looks_secret(line.encode()):
+        return "***"
+    line = _USER.sub(lambda found: f"{found['user'] or ''}***@", line)
+    return _NAMED.sub(lambda found: found[0] if _HARMLESS.fullmatch(found["value"]) else f"{found['name']}{found['sign']}***", line)
 
 
 def load() -> None:

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from fedray.errors import ConfigError, FedrayError, Stopped, StoreError
 from fedray.faults import Fault
 from fedray.frozen import around
 from fedray.parameters import Layout, Values, Vector
-from fedray.storage import append_line, damaged, read_json, read_lines, reading, write_atomic, write_json
+from fedray.storage import append_line, read_json, read_lines, write_atomic, write_json
 from fedray.stores.mirror import OWNER, SUMMARY, Mirror, working_directory
 from fedray.stores.object_path import Location, ObjectPath, location
 from fedray.stores.s3 import Bucket
 from fedray.tensorfile import DIGEST, read_tensors, write_tensors
 from fedray.tracking.journal import journal, latest, shortcomings
+from fedray.tracking.starts import STARTS, Started, StartNote, last_start
 
 Row = dict[str, Any]
 
@@ -233,6 +233,11 @@ class RunFiles:
         self._check_owned()
         append_line(self.metrics, json.dumps(row))
 
+    def append_start(self, note: StartNote) -> None:
+        """Add a start of the run to ``starts.jsonl``."""
+        self._check_owned()
+        append_line(self.root / STARTS, json.dumps(asdict(note)))
+
     def append_fault(self, fault: Fault) -> None:
         """Add a fault of a known round to the faults file."""
         self._check_owned()
@@ -322,40 +327,6 @@ class RunFiles:
 
 def _is_fault(found: Row) -> bool:
     return {"round", "kind", "what"} <= set(found) and isinstance(found.get("time"), int | float)
-
-
-@dataclass(frozen=True)
-class Started:
-    """A start of a run.
-
-    Attributes:
-        id: the run's id, the same for all its starts.
-        starts: number of this start, from 1.
-    """
-
-    id: str
-    starts: int
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, hexadecimal, by which a damaged ``run.json`` is noticed."""
-        return sha256(f"{self.id}/{self.starts}".encode()).hexdigest()
-
-
-def last_start(path: Path) -> Started | None:
-    """Read the last start from ``run.json``; None if the file does not exist.
-
-    Raises:
-        FedrayError: the file is damaged.
-    """
-    found = read_json(path)
-    if found is None:
-        return None
-    with reading(path):
-        last = Started(str(found["id"]), int(found["starts"]))
-    if found.get("sha256", last.digest) != last.digest:
-        raise damaged(path, "it is not what was written")
-    return last
 
 
 def refuse_taken(output: str | Location) -> ConfigError:

@@ -18,7 +18,7 @@ from fedray.errors import FedrayError
 from fedray.rounding import rounded_up
 from fedray.storage import write_json
 from fedray.tracking.journal import State
-from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, connect, patience, resolve_uri, unmasked
+from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, connect, experiment_name, patience, resolve_uri, unmasked
 
 _SECTION = "audit"
 
@@ -171,8 +171,9 @@ def _new_run(client: Any, report: Report, own: list[str]) -> str:
     from mlflow.entities import RunTag
 
     config = report.config
-    known = client.get_experiment_by_name(config.experiment)
-    experiment = known.experiment_id if known is not None else client.create_experiment(config.experiment)
+    name = experiment_name(config)
+    known = client.get_experiment_by_name(name)
+    experiment = known.experiment_id if known is not None else client.create_experiment(name)
     run = client.create_run(experiment, run_name=f"{config.name}-audit")
     own.append(str(run.info.run_id))
     client.log_batch(run.info.run_id, tags=[RunTag("fedray.kind", "audit"), RunTag("fedray.version", __version__)])

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from fedray import __version__
 from fedray.clients.groups import group_of
 from fedray.driver import Loop
 from fedray.planning.preparation import Prepared
@@ -72,14 +71,15 @@ def tracking_parameters(prepared: Prepared) -> dict[str, str]:
     plans = {"privacy": _first_plan(prepared)}
     if prepared.config.privacy.joint is not None:
         plans["privacy.joint"] = prepared.client_plan
-    return parameters | {f"{name}.noise_multiplier": f"{plan.noise_multiplier:.6g}" for name, plan in plans.items() if plan is not None}
+    known = {name: plan for name, plan in plans.items() if plan is not None}
+    budgets = {f"{name}.budget": f"{plan.budget:g}" for name, plan in known.items() if plan.budget is not None}
+    return parameters | budgets | {f"{name}.noise_multiplier": f"{plan.noise_multiplier:.6g}" for name, plan in known.items()}
 
 
 def tracking_tags(prepared: Prepared) -> dict[str, str]:
     """The MLflow run's tags at its start."""
     config = prepared.config
     return {
-        "fedray.version": __version__,
         "fedray.algorithm": config.algorithm.kind,
         "fedray.privacy": _regimes(prepared),
         "fedray.dataset": config.data.source.rpartition("/")[2],

@@ -241,7 +241,9 @@ class Experiment:
                 text = f"the driver on {self._was_on} was lost, and restarted on {socket.gethostname()}; it goes on after round {loop.first_round}."
                 loop.record.fault(Fault("driver", text))
             self._events.put(
-                "started", started(wiring.prepared, loop, request.output, wiring.run_id) | {"setup_seconds": time.monotonic() - began}
+                "started",
+                started(wiring.prepared, loop, request.output, wiring.run_id)
+                | {"setup_seconds": time.monotonic() - began, "mlflow": None if wiring.tracker is None else wiring.tracker.link},
             )
             if loop.resumed and loop.first_round >= self._config.rounds:
                 self._events.put(

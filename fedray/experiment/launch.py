@@ -26,6 +26,7 @@ from fedray.experiment.background import Background
 from fedray.experiment.cluster import NAMESPACE, ClusterAddress, find_place, joined, off_the_head
 from fedray.experiment.listener import LAST
 from fedray.experiment.occupied import PATIENCE, check_free
+from fedray.experiment.origin import Origin
 from fedray.experiment.request import Request
 from fedray.experiment.signals import caught, kept_from_children
 from fedray.faults import Listener
@@ -140,7 +141,9 @@ def run(
     where = choose_output(resolved.name, None if output is None else str(output), resume)
     place = find_place(resolved.ray)
     # Importing torch and starting Ray both take long, so they run at the same time.
-    request = Request(where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided, profile=profile)
+    request = Request(
+        where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided, profile=profile, origin=Origin.here(overrides)
+    )
     if place.own:
         check_free(RunFiles.at(where), PATIENCE if resume else 0.0)
     preparing = Background(partial(_prepare, resolved, request))

@@ -11,6 +11,7 @@ from typing import Any
 from ray import cloudpickle
 
 from fedray.errors import ConfigError
+from fedray.experiment.origin import Origin
 from fedray.stores.object_path import Location
 
 #: Bytes up to which objects given by the caller travel with the request itself; Ray stores arguments above 100 kB.
@@ -29,6 +30,7 @@ class Request:
         provided: objects that the caller of :func:`fedray.run` gave, by the name of the config key that they replace.
         awaits: whether these objects are sent separately (see :meth:`packed`).
         profile: whether to write where the rounds' time went.
+        origin: by whom and how the run was started.
     """
 
     output: Location
@@ -38,6 +40,7 @@ class Request:
     provided: Mapping[str, Any] = field(default_factory=dict)
     awaits: bool = False
     profile: bool = False
+    origin: Origin = field(default_factory=Origin)
 
     def packed(self) -> Request:
         """Return the request as an argument of the driver's actor, without large objects.

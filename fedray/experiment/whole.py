@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from fedray.config import Config
 from fedray.configfile import load_config, parse_yaml
 from fedray.errors import ConfigError
-from fedray.runfiles import RunFiles, last_start
+from fedray.runfiles import RunFiles
 from fedray.storage import damaged, read_json, reading
 from fedray.tracking.journal import journal, shortcomings
+from fedray.tracking.starts import last_start
 
 
 def check(files: RunFiles) -> list[str]:

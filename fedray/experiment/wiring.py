@@ -37,6 +37,7 @@ from fedray.experiment.listener import Events
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
+from fedray.experiment.starting import note_start, start_tags
 from fedray.faults import Listener
 from fedray.holder import Holder
 from fedray.planning.global_model import Model
@@ -60,7 +61,7 @@ from fedray.secure.protocol import make_protocol
 from fedray.storage import write_atomic, write_json
 from fedray.stores.object_path import Location
 from fedray.tracking.gauges import Gauges
-from fedray.tracking.mlflow_store import masked, resolve_uri, sqlite_path
+from fedray.tracking.mlflow_store import experiment_name, masked, resolve_uri, sqlite_path
 from fedray.tracking.mlflow_tracker import Tracker
 from fedray.updates.pipeline import keep_state, make_stages
 
@@ -157,10 +158,11 @@ class Wiring:
         regime = self._regime(meta.get("release") or {})
         books = self._make_books(pool, regime)
         self._files.rewind(beginning.round)
+        note_start(self._files, self._request, self._job, beginning.round, books)
         listeners: list[Listener] = [self._events.put]
         if self.tracker is not None:
             listeners.append(self.tracker.listen)
-        listeners.append(Gauges(config.experiment, config.name, config.rounds).listen)
+        listeners.append(Gauges(experiment_name(config), config.name, config.rounds).listen)
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
         record = Record(config, self._files, books, regime, privacy, listeners, meta, beginning.round, resumed)
@@ -227,10 +229,10 @@ class Wiring:
         return Tracker.open(
             self._files.root,
             tracking_parameters(prepared),
-            tracking_tags(prepared),
+            tracking_tags(prepared) | start_tags(self._request),
             uri=uri,
-            experiment=config.experiment,
-            run_name=config.name,
+            experiment=experiment_name(config),
+            run_name=self._request.output.name,
             register_as=config.tracking.register_as or config.name,
             headline=config.evaluation.headline,
             resume=self._request.resume,

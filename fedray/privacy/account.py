@@ -184,6 +184,11 @@ class Account:
         """The ledger's address."""
         return self._ledger.path
 
+    @property
+    def earlier_rounds(self) -> frozenset[int]:
+        """The rounds that earlier starts of this run charged, from 0."""
+        return self._ledger.earlier_rounds
+
     def check(self, subjects: Iterable[str]) -> Decision:
         """Which subjects could be charged for one more round. Charges nothing."""
         granted: list[str] = []

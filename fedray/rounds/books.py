@@ -87,6 +87,10 @@ class RunBook:
         """Read the account; see :meth:`Books.view`."""
         return _view(self._unit, self._account.groups(rounds if everyone else None))
 
+    def earlier_rounds(self) -> set[int]:
+        """The rounds, from 0, that earlier starts of this run charged."""
+        return set(self._account.earlier_rounds)
+
     def heads(self) -> dict[str, str]:
         """Hash of the book's last entry."""
         return {self._name: self._account.head}
@@ -208,6 +212,11 @@ class SiloBooks:
             self._known[name], self._heads[name] = figures, head
         return _view(self._unit, [Spent(self._known[c.name], [c.name]) for c in self._clients if c.name in self._known])
 
+    def earlier_rounds(self) -> set[int]:
+        """The rounds, from 0, that earlier starts of this run charged to any silo."""
+        entries = [entry for part in self.parts().values() for entry in part["entries"]]
+        return {int(entry["round"]) for entry in entries if entry.get("kind") == "reserve"}
+
     def heads(self) -> dict[str, str]:
         """Hash of the last entry of each silo's book, as each silo last said."""
         return dict(self._heads)
@@ -277,6 +286,10 @@ class Books:
         views = [book.view(rounds, everyone) for book in self._books]
         groups = {unit: groups for view in views for unit, groups in view.groups.items()}
         return BooksView(groups, frozenset().union(*(view.exhausted for view in views)))
+
+    def earlier_rounds(self) -> set[int]:
+        """The rounds, from 0, that earlier starts of this run charged in any book."""
+        return set().union(*(book.earlier_rounds() for book in self._books))
 
     def heads(self) -> dict[str, str]:
         """Hash of the last entry of each book, by name. A checkpoint pins them, so that a book that was rolled back is noticed."""

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedray.credentials import cleaned
 from fedray.rounding import claim_text, rounded_up
 from fedray.storage import read_json
 from fedray.tracking.charts import draw, headline
 from fedray.tracking.journal import State, latest_rows, not_finite, number, points
-from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, log, masked, patience, reason
+from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, log, patience, reason
 from fedray.tracking.modelfolder import LONGEST_TAG, ModelBuilder, SavedModel, save_model
 from fedray.tracking.registry import log_final_model
 
@@ -78,7 +79,7 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
         if secret:
             (files / "privacy_statement.json").write_text(json.dumps(statement, indent=2) + "\n", encoding="utf-8")
         if (run_dir / "config.yaml").is_file():
-            (files / "config.yaml").write_text(masked((run_dir / "config.yaml").read_text(encoding="utf-8")), encoding="utf-8")
+            (files / "config.yaml").write_text(cleaned((run_dir / "config.yaml").read_text(encoding="utf-8")), encoding="utf-8")
         for entry in [] if secret else sorted((run_dir / "ledger").glob("*.jsonl")):
             (files / "ledger").mkdir(exist_ok=True)
             shutil.copyfile(entry, files / "ledger" / entry.name)

@@ -20,6 +20,7 @@ from typing import Any
 
 from fedray.errors import ConfigError, FedrayError
 from fedray.storage import JsonLines, read_json, read_lines, write_json
+from fedray.tracking.shown import rank, rounded
 
 METRICS = "metrics.jsonl"
 STATE = "tracking.json"
@@ -190,14 +191,10 @@ def metric_name(key: str) -> str:
 
 
 def points(row: Row) -> list[Point]:
-    """Return the finite values of a row."""
+    """Return the finite values of a row, rounded to what they mean, the most important first."""
     time = number(row.get("time")) or 0.0
-    found = []
-    for key, value in row["metrics"].items():
-        finite = number(value)
-        if finite is not None:
-            found.append(Point(metric_name(str(key)), finite, int(time * 1000), int(row["round"])))
-    return found
+    finite = {str(key): found for key, value in row["metrics"].items() if (found := number(value)) is not None}
+    return [Point(metric_name(key), rounded(key, finite[key]), int(time * 1000), int(row["round"])) for key in sorted(finite, key=rank)]
 
 
 def not_finite(rows: Iterable[Row]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fedray.config import Tracking
+from fedray.config import Config, Tracking
 from fedray.errors import ConfigError, Stopped
 
 log = logging.getLogger("fedray.tracking")
@@ -51,6 +51,11 @@ def resolve_uri(tracking: Tracking, base_dir: str | Path) -> str:
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{Path(base_dir).absolute() / 'mlflow.db'}"
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path}"
+
+
+def experiment_name(config: Config) -> str:
+    """The MLflow experiment of a run: ``experiment``, else the config's name, so that the runs of one config stand side by side."""
+    return config.experiment or config.name
 
 
 def sqlite_path(uri: str) -> Path | None:

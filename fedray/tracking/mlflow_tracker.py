@@ -10,13 +10,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedray.credentials import cleaned_value
 from fedray.errors import ConfigError
 from fedray.storage import read_json
 from fedray.tracking.artifacts import Staged, send, stage
@@ -24,6 +25,8 @@ from fedray.tracking.journal import STATE, Row, State, journal, metric_name, poi
 from fedray.tracking.mlflow_store import SHIP_PATIENCE, TrackingError, connect, log, masked, patience, reason, unmasked
 from fedray.tracking.modelfolder import ModelBuilder
 from fedray.tracking.opening import Opening, lock, unlock
+from fedray.tracking.shown import Silence
+from fedray.tracking.ui import ui_links
 
 _ROWS_A_BATCH, _METRICS_A_BATCH = 50, 1000
 _LONGEST_PARAM = 6000
@@ -92,7 +95,7 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder)
         try:
-            safe_params = {metric_name(k): masked(str(v))[:_LONGEST_PARAM] for k, v in params.items()}
+            safe_params = {metric_name(k): cleaned_value(k, str(v))[:_LONGEST_PARAM] for k, v in params.items()}
             safe_tags = {k: masked(str(v)) for k, v in tags.items()}
             fresh = State(masked(uri), experiment, "", "", run_name, register_as, safe_params, safe_tags)
             known = _known(folder, fresh, run_id) if resume else None
@@ -124,6 +127,12 @@ class Tracker:
     def uri(self) -> str:
         """The tracking URI, without a password."""
         return self._run.state.tracking_uri
+
+    @property
+    def link(self) -> str | None:
+        """The address of the run's page; None for a store without a UI."""
+        state = self._run.state
+        return ui_links(state.tracking_uri, state.experiment_id, state.run_id).get("run")
 
     @property
     def closed(self) -> bool:
@@ -283,12 +292,21 @@ class _Run:
 
     def __init__(self, folder: Path, client: Any, state: State) -> None:
         self.folder, self.client, self.state = folder, client, state
+        self._silence, self._late = Silence(state.shipped), False
 
-    def ship(self, rows: Iterable[Row]) -> int:
-        """Send the values of ``rows`` that the server lacks; returns their number."""
+    def ship(self, rows: Sequence[Row]) -> int:
+        """Send the values of ``rows`` that the server lacks; returns their number.
+
+        Counters that are zero and settings that are constant are held back. Once one changes, its earlier values are sent from the journal.
+        """
         from mlflow.entities import Metric
 
-        missing = self.state.missing(p for row in rows for p in points(row))
+        self._late |= self._silence.hear(row["metrics"] for row in rows)
+        if self._late:
+            last = max(row["round"] for row in rows)
+            rows = [row for row in read_rows(self.folder) if row["round"] <= last] + list(rows)
+        every = {(p.key, p.round): p for row in rows for p in points(row) if not self._silence.holds(p.key)}
+        missing = self.state.missing(every.values())
         for start in range(0, len(missing), _METRICS_A_BATCH):
             part = missing[start : start + _METRICS_A_BATCH]
             with patience(SHIP_PATIENCE):
@@ -296,6 +314,7 @@ class _Run:
         if missing:
             self.state.advance(missing)
             self.state.save(self.folder)
+        self._late = False
         return len(missing)
 
     def ship_missing(self) -> int:
@@ -307,7 +326,14 @@ class _Run:
 
     def finish(self, staged: Staged, status: str) -> None:
         """Send the rest of the journal, the artifacts and the model, and end the MLflow run."""
+        from mlflow.entities import Param
+
         self.ship_missing()
+        new = {k: f"{v:.6g}" for k, v in self._silence.settings.items() if k not in self.state.params}
+        if new:
+            with patience(SHIP_PATIENCE):
+                self.client.log_batch(self.state.run_id, params=[Param(k, v) for k, v in new.items()])
+            self.state.params |= new
         send(self.client, self.state, staged, lambda: self.state.save(self.folder))
         self.end(status, staged.end_time)
 

@@ -7,7 +7,6 @@ the run that an earlier one has made.
 from __future__ import annotations
 
 import fcntl
-import getpass
 import os
 import secrets
 import time
@@ -94,8 +93,6 @@ class Opening:
     def _make(self, client: Any) -> State:
         fresh = self._fresh
         fresh.experiment_id = _experiment(client, self._uri, fresh, self._headline)
-        with suppress(Exception):
-            fresh.tags.setdefault("mlflow.user", getpass.getuser())
         fresh.tags.setdefault("mlflow.source.name", "fedray")
         fresh.tags.setdefault("mlflow.source.type", "JOB")
         made = self._find(client) if self._asked else None

@@ -62,7 +62,7 @@ class Progress:
         Args:
             info: any of ``name``, ``rounds`` (planned), ``first_round`` (number of rounds that were done before a resume), ``clients``,
                 ``actors``, ``model``, ``parameters``, ``frozen_sha256``, ``engine``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon),
-                ``metric`` (the metric to show, default ``eval/accuracy``).
+                ``metric`` (the metric to show, default ``eval/accuracy``), ``mlflow`` (address of the run's page).
         """
         self._info = dict(info)
         self._done = int(info.get("first_round") or 0)
@@ -70,11 +70,18 @@ class Progress:
         self._ends.append((self._began, 0.0))
         if self._closed:
             return
+        page = (
+            [f"MLflow run {info['mlflow']}" + (" (while `fedray ui` runs)" if "//127.0.0.1" in info["mlflow"] else "")]
+            if info.get("mlflow")
+            else []
+        )
         if _draws(self._console):
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, vertical_overflow="crop")
+            for line in page:  # outside the panel, so that the address can be copied whole
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
             self._live.start(refresh=True)
         else:
-            self._say(" | ".join(self._header()))
+            self._say(" | ".join([*self._header(), *page]))
 
     def row(self, row: Row) -> None:
         """Show a finished round; the metrics of a second row of the same round are added to the first."""

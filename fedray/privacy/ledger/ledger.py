@@ -52,6 +52,7 @@ class Ledger:
         self._broken: str | None = None
         self._summary = Summary(path)
         self._mine: Counter[str] = Counter()
+        self._rounds: set[int] = set()
         self._last: dict[str, tuple[int, int]] = {}
         self._reserved: dict[str, tuple[tuple[int, int], ...]] = {}
         self._size = 0
@@ -125,6 +126,7 @@ class Ledger:
         self._summary.take(entry)
         if entry.kind == "reserve" and run_of(entry.data["job"]) == self._run:
             self._mine[entry.data["subject"]] += 1
+            self._rounds.add(entry.data["round"])
 
     def _check_owner(self, entry: LedgerEntry, subject: str | None) -> None:
         data = entry.data
@@ -181,6 +183,11 @@ class Ledger:
     def charges(self, subject: str, this_run: bool = False) -> int:
         """Number of a subject's charges by all runs, or by all starts of this run."""
         return (self._mine if this_run else self._summary.charges)[subject]
+
+    @property
+    def earlier_rounds(self) -> frozenset[int]:
+        """The rounds that earlier starts of this run charged, from 0."""
+        return frozenset(self._rounds)
 
     def reserve(self, charges: Sequence[Charge]) -> list[Head]:
         """Write all charges in one block, which is durable on return.
