@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test proofs processors golden lint gpu bench ui clean
+.PHONY: run test proofs processors golden lint docs docs-test docs-deploy gpu bench ui clean
 
 run: $(READY)          ## train: make run [CONFIG=configs/x.yaml] [ARGS="rounds=5 --resume"]
 	$(BIN)/fedray run $(CONFIG) $(ARGS)
@@ -25,11 +25,20 @@ processors: $(READY)   ## the tests that compute, with the kernels of older proc
 golden: $(READY)       ## ten runs at a revision and here, compared byte by byte: make golden BASE=main [ARGS="w3 client --expect w3"]
 	$(BIN)/python -m tests.golden $(BASE) $(ARGS)
 
-lint: $(READY)         ## format, lint, types, import contracts
+lint: $(READY) docs    ## format, lint, types, import contracts, the documentation's site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)         ## the documentation's site in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-test: $(READY)    ## the pages whose commands start Ray, as a reader runs them
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/unit/test_docs_blocks.py tests/integration/test_docs_commands.py $(ARGS)
+
+docs-deploy: $(READY)  ## publishes the site on the branch gh-pages of the remote
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs gh-deploy --strict
 
 gpu: $(READY)          ## what only a GPU can show, in 8 minutes: make gpu [ARGS="--budget 480 --only engines"]
 	$(BIN)/python -m tests.gpu $(ARGS)
