@@ -267,9 +267,9 @@ def report(run_dir: str, output: Path | None) -> None:
 def sync(run_dir: str, uri: str | None) -> None:
     """Send MLflow whatever it lacks of a run (its server was away, or the driver died)."""
     from fedray.experiment.served import served_model
-    from fedray.experiment.whole import check, read_config
     from fedray.runfiles import RunFiles
     from fedray.tracking.mlflow_tracker import sync as send
+    from fedray.whole import check, read_config
 
     with _opened(run_dir) as (place, named):
         files = RunFiles(place)

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fedray.aggregation.each import Each, PartLost, RowsAt
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import Memory, Rule, combined
@@ -34,7 +37,7 @@ from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.dispatch import Dispatch, Secure, UnderWay
 from fedray.rounds.drawing import FailedRounds
-from fedray.rounds.evaluator import Evaluators
+from fedray.rounds.evaluator import MOST_CLASSES, Evaluators
 from fedray.rounds.record import OpenRow, Record, Traffic
 from fedray.rounds.remembered import keep
 from fedray.rounds.roots import RootAt, Roots
@@ -151,6 +154,16 @@ class Driver:
     def judged(self) -> dict[str, Values]:
         """What the aggregation rule remembers of single clients, arrays ``[clients]`` by name; none where who took part stays hidden."""
         return {} if self._p.regime.hides_clients else self._p.rule.of_clients(self._kept)
+
+    def by_class(self, classes: int) -> npt.NDArray[np.int64] | None:
+        """Records of the driver's test set of each class (rows) by the class that the model predicts, int64 ``[classes, classes]``.
+
+        None where there is no such test set, where the task is another, or where there are fewer than two or too many classes to show.
+        """
+        if self._p.evaluator is None or not 2 <= classes <= MOST_CLASSES:
+            return None
+        self._broadcast.share(self._record.rounds, self._p.steps.versions())
+        return self._p.evaluator.by_class(self._broadcast.whole, classes)
 
     def tick(self) -> bool:
         """Called often while the pool waits: do what can be done meanwhile; true when the run should stop."""

@@ -22,7 +22,6 @@ from fedray.configfile import load_config
 from fedray.data.records import Federation
 from fedray.errors import ConfigError
 from fedray.experiment.finished import trained_model
-from fedray.experiment.whole import check, read_config
 from fedray.planning.preparation import Prepared, prepare
 from fedray.privacy.accounting import accountant
 from fedray.privacy.clientplan import ClientPlan
@@ -30,6 +29,7 @@ from fedray.privacy.ledger.inspect import verify_all
 from fedray.privacy.mechanisms.local_noise import LocalGaussian
 from fedray.runfiles import RunFiles
 from fedray.training.losses import find_loss
+from fedray.whole import check, read_config
 
 Kind = Literal["all", "checks", "canaries", "membership", "lira", "inversion"]
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -41,6 +41,7 @@ from fedray.runfiles import RULE_CLIENTS, RunFiles, refuse_taken
 from fedray.spans import keep_spans, taken_spans
 from fedray.storage import write_json
 from fedray.tracking.mlflow_tracker import STATUSES
+from fedray.tracking.rundata import CLASS_RESULTS
 from fedray.tracking.terminal import NoteHandler
 
 log = logging.getLogger(__name__)
@@ -293,6 +294,11 @@ class Experiment:
             "request": self._request.id,
         }
         files.write_summary(summary)
+        counts = driver.by_class(len(prepared.class_labels)) if status in ("completed", "budget_reached") else None
+        if counts is not None:
+            write_json(
+                files.root / CLASS_RESULTS, {"labels": list(prepared.class_labels), "confusion": counts.tolist(), "round": result["rounds"]}
+            )
         if judged := driver.judged:
             rows = [
                 dict(zip(("client", *judged), row, strict=True))

@@ -5,28 +5,30 @@ Uses only the files that exist in the run's directory, so that it also works for
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fedray.configfile import load_config, parse_yaml
+from fedray.credentials import cleaned
 from fedray.errors import ConfigError, FedrayError
-from fedray.experiment.whole import check
 from fedray.privacy.ledger.inspect import verify_all
+from fedray.reporting.report_head import guarantees, head
 from fedray.reporting.report_html import page
-from fedray.rounding import claim_text, rounded_up
-from fedray.rounds.agreed import said_of
+from fedray.reporting.report_text import bound, figure, metric, part, table, time_text, used, value
+from fedray.rounding import rounded_up
 from fedray.runfiles import RULE_CLIENTS, RunFiles
 from fedray.storage import read_json, reading, write_atomic
-from fedray.tracking.artifacts import client_rows
-from fedray.tracking.charts import draw
-from fedray.tracking.journal import latest_rows, number
-from fedray.tracking.mlflow_store import masked
+from fedray.tracking.charts import charts
+from fedray.tracking.chartstyle import Chart, inline_svg, save_charts
+from fedray.tracking.journal import number
+from fedray.tracking.rundata import RunData, client_rows
+from fedray.whole import check
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +36,13 @@ log = logging.getLogger(__name__)
 _LOWEST = 20
 
 
-def write_report(run: Path, output: Path | None = None) -> tuple[Path, Path]:
+def write_report(run: Path, output: Path | None = None, verify: bool = True) -> tuple[Path, Path]:
     """Write the report of a run.
 
     Args:
         run: the run's output directory.
         output: the HTML file; default ``report.html`` in ``run``. The Markdown and its pictures are written beside it.
+        verify: whether to check the run's files and its ledgers, and say so. A run that writes its own report does not.
 
     Returns:
         The HTML file and the Markdown file.
@@ -54,26 +57,28 @@ def write_report(run: Path, output: Path | None = None) -> tuple[Path, Path]:
     if html.suffix not in (".html", ".htm"):
         raise ConfigError(f"--output {html}: the report is a page; name a file that ends in .html.")
     folder, markdown = html.with_name(f"{html.stem}_files"), html.with_suffix(".md")
-    lacking = check(RunFiles(run))
+    lacking = check(RunFiles(run)) if verify else []
     for sentence in lacking:
         log.warning("%s", sentence)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with reading(*(run / f"{name}.json" for name in ("summary", "partition", "privacy_statement", "audit/audit"))):
-            pictures = draw(folder, latest_rows(run), client_rows(_json(run / "partition.json")))
-            text = "\n".join(_report(run, [p.relative_to(html.parent) for p in pictures], lacking))
-        if not pictures:
-            folder.rmdir()
+        with reading(*(run / f"{name}.json" for name in ("summary", "partition", "privacy_statement", "class_results", "audit/audit"))):
+            data = RunData.of(run)
+            shown = {f"{folder.name}/{chart.name}.svg": chart for chart in charts(data)}
+            text = "\n".join(_report(run, data, shown, lacking, verify))
+        if shown:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_charts(folder, list(shown.values()))
         write_atomic(markdown, text.encode())
-        name = str(_json(run / "summary.json").get("name") or run.name)
-        write_atomic(html, page(f"fedray: {name}", text, lambda path: _inline(html.parent / path)).encode())
+        name = str(data.summary.get("name") or run.name)
+        write_atomic(html, page(f"fedray: {name}", text, lambda _, path: _inline(shown[path])).encode())
     except OSError as error:
         raise ConfigError(f"--output {html}: cannot be written ({error.strerror}); choose another file.") from None
     return html, markdown
 
 
-def _inline(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _inline(chart: Chart) -> str:
+    caption = f"<strong>{escape(chart.title)}</strong> {escape(chart.caption, quote=False)}"
+    return f"<figure>{inline_svg(chart)}<figcaption>{caption}</figcaption></figure>"
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -81,18 +86,17 @@ def _json(path: Path) -> dict[str, Any]:
     return read_json(path) or {}
 
 
-def _report(run: Path, pictures: Sequence[Path], lacking: Sequence[str]) -> Iterator[str]:
-    summary, partition, statement = (_json(run / f"{name}.json") for name in ("summary", "partition", "privacy_statement"))
-    config = _config(run)
-    yield from _head(run, config, summary)
-    yield from _what_was_run(config, partition)
-    yield from _results(run, summary, pictures, lacking)
+def _report(run: Path, data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str], verify: bool) -> Iterator[str]:
+    summary, statement, config = data.summary, data.statement, _config(run)
+    yield from head(run, config, data)
+    yield from _results(data, shown, lacking)
+    yield from _what_was_run(config, _json(run / "partition.json"))
     yield from _judged(run)
-    yield from _privacy(run, statement, summary)
-    yield from _audit(run, bool(statement), any(line.get("unit") == "client" for line in _guarantees(summary)))
+    yield from _privacy(run, statement, summary, verify)
+    yield from _audit(run, bool(statement), any(line.get("unit") == "client" for line in guarantees(summary)))
     yield from _faults(run)
     yield from _course(summary)
-    yield from _whole_config(run)
+    yield from _whole_config(run, config)
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -108,41 +112,6 @@ def _config(run: Path) -> dict[str, Any]:
         return raw if isinstance(raw, dict) else {}
 
 
-def _head(run: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
-    private = summary.get("privacy") or {}
-    yield f"# {summary.get('name') or config.get('name') or run.name}"
-    yield ""
-    status = str(summary.get("status", "unfinished: there is no summary.json, so the run is going on or its driver died")).replace("_", " ")
-    yield f"**{status}**" + (f" after {summary['rounds']} of {summary.get('planned_rounds', '?')} rounds" if "rounds" in summary else "")
-    yield ""
-    if summary.get("error"):
-        yield f"It failed: {summary['error']}"
-        yield ""
-    rows = [(_metric(k), _number(v)) for k, v in (summary.get("final") or {}).items()]
-    for line in _guarantees(summary):
-        if line.get("epsilon") is not None:
-            rows.append(
-                (
-                    f"epsilon for one {line['unit']}",
-                    f"{rounded_up(line['epsilon'])} at delta {line['delta']!r}, regime {line.get('regime')}",
-                )
-            )
-    if private.get("epsilon") is not None:
-        rows.append(("claim", claim_text(private)))
-    elif summary:
-        rows.append(("privacy", "none: no guarantee of differential privacy is claimed"))
-    rows += [("attack", str(summary["attack"]))] if summary.get("attack") else []
-    rows += [("agreed data", said_of(summary["agreed"]))] if summary.get("agreed") else []
-    rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []
-    rows += [("fedray", str(summary["fedray"]))] if summary.get("fedray") else []
-    yield from _table(("", ""), rows)
-
-
-def _guarantees(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    private = summary.get("privacy") or {}
-    return [private, private.get("joint") or {}]
-
-
 def _opened(one: Mapping[str, Any], clients: bool) -> str:
     """What an opening said of a client; without numbers where whole clients are protected."""
     return f"{one['name']}: {'not ' if one['faults'] else ''}as registered" if clients else str(one["said"])
@@ -156,34 +125,37 @@ def _what_was_run(config: Mapping[str, Any], partition: Mapping[str, Any]) -> It
     held = f", {sum(sizes)} training records, {min(sizes)} to {max(sizes)} a client" if sizes else ""
     frozen = f", beside a frozen base (sha256 {shape['frozen_sha256']})" if shape.get("frozen_sha256") else ""
     rows = [
-        ("data", f"{data.get('source')}, normalised by {_part(data.get('normalize'))}"),
-        ("partition", f"{_part(data.get('partition'))}: {partition.get('clients', '?')} clients{held}"),
-        ("model", _part(model) + (f", {shape['parameters']} parameters" if "parameters" in shape else "") + frozen),
+        ("data", f"{data.get('source')}, normalised by {part(data.get('normalize'))}"),
+        ("partition", f"{part(data.get('partition'))}: {partition.get('clients', '?')} clients{held}"),
+        ("model", part(model) + (f", {shape['parameters']} parameters" if "parameters" in shape else "") + frozen),
         ("clients", f"{clients.get('placement')}, {len(clients.get('groups') or [])} group(s) with settings of their own"),
-        ("cohort", _part(config.get("cohort"))),
-        ("training", ", ".join(f"{k} {_value(v)}" for k, v in training.items() if v not in (None, {}, []))),
+        ("cohort", part(config.get("cohort"))),
+        ("training", ", ".join(f"{k} {value(v)}" for k, v in used(training).items())),
         (
             "algorithm",
-            f"{_part(config.get('algorithm'))}; server {_part(config.get('server'))}; aggregation {_part(config.get('aggregation'))}",
+            f"{part(config.get('algorithm'))}; server {part(config.get('server'))}; aggregation {part(config.get('aggregation'))}",
         ),
         ("seed", str(config.get("seed"))),
     ]
-    yield from _table(("", ""), rows)
+    yield from table(("", ""), rows)
 
 
-def _results(run: Path, summary: Mapping[str, Any], pictures: Sequence[Path], lacking: Sequence[str]) -> Iterator[str]:
+def _results(data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str]) -> Iterator[str]:
+    """The charts, and what is lacking. The best round is chosen by the test records, so its figure is no result and stands in a sentence."""
     yield from ("## Results", "")
     for sentence in lacking:
         yield from (f"**{sentence}**", "")
-    final, best = summary.get("final") or {}, summary.get("best") or {}
-    rows = [(_metric(k), _number(v), _number(best.get(k)) if k in best else "") for k, v in final.items()]
-    if rows:
-        yield from _table(("metric", "final", f"best (round {best.get('round', '?')})"), rows)
-    else:
-        rounds = latest_rows(run)
-        yield from (f"No final evaluation; {len(rounds)} round(s) are in metrics.jsonl.", "")
-    for picture in pictures:
-        yield from (f"![{picture.stem.replace('_', ' ')}]({picture.as_posix()})", "")
+    quality, best = data.quality, data.summary.get("best") or {}
+    if not data.summary.get("final"):
+        yield from (f"No final evaluation; {len(data.rows)} round(s) are in metrics.jsonl.", "")
+    elif quality in best:
+        yield from (
+            f"The best {metric(str(quality))} of a round was {figure(best[quality])}, in round {best.get('round', '?')}. The evaluation's records chose "
+            "that round, so the figure flatters; the result is the figure at the end.",
+            "",
+        )
+    for path, chart in shown.items():
+        yield from (f"![{chart.title}]({path})", "")
 
 
 def _judged(run: Path) -> Iterator[str]:
@@ -195,12 +167,12 @@ def _judged(run: Path) -> Iterator[str]:
     yield from ("## Clients as the aggregation rule judges them", "", f"{muted} of {len(rows)} clients are muted at the end.", "")
     lowest = sorted(rows, key=lambda row: number(row.get("score")) or 0.0)[:_LOWEST]
     columns = list(lowest[0])
-    yield from _table(columns, [[_value(row.get(column)) for column in columns] for row in lowest])
+    yield from table(columns, [[value(row.get(column)) for column in columns] for row in lowest])
     if len(rows) > len(lowest):
         yield from (f"The {len(lowest)} with the lowest scores; all are in {RULE_CLIENTS}.", "")
 
 
-def _privacy(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
+def _privacy(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any], verify: bool) -> Iterator[str]:
     yield from ("## Privacy", "")
     written = run / "privacy_statement.md"
     if written.exists():
@@ -211,10 +183,13 @@ def _privacy(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any]
         return
     else:
         yield from ("There is no privacy statement: the run did not come to its end. Its ledger says what was charged.", "")
-    yield from ("", "### Ledger, checked for this report", "")
+    yield from ("", f"### Ledger{', checked for this report' if verify else ''}", "")
     heads = (statement.get("ledger") or {}).get("head_sha256")
     shown = {"": heads} if isinstance(heads, str) else heads or {}
     yield from (f"- head{' of ' + name if name else ''} as the statement names it: `{head}`" for name, head in shown.items())
+    if not verify:
+        yield from (f"- not checked by the run, which wrote this page itself; `fedray ledger verify {run.name}` checks it", "")
+        return
     try:
         lines = list(verify_all(run))
         secret = statement.get("reveals_cohorts")
@@ -247,14 +222,14 @@ def _audit(run: Path, private: bool, clients: bool) -> Iterator[str]:
     rows += [
         (
             str(a["what"]),
-            _bound(a.get("lower")),
-            _bound(a.get("estimate")),
+            bound(a.get("lower")),
+            bound(a.get("estimate")),
             rounded_up(a["epsilon"]) if a.get("epsilon") is not None else "",
             str(a.get("verdict")),
         )
         for a in told
     ]
-    yield from _table(("what", "lower bound (95 %)", "estimate", "proven epsilon", "verdict"), rows)
+    yield from table(("what", "lower bound (95 %)", "estimate", "proven epsilon", "verdict"), rows)
     if len(told) < len(attacks):
         names = ", ".join(str(a["what"]) for a in attacks if a not in told)
         yield from (f"Left out, because their figures may come from private records: {names}.", "")
@@ -265,66 +240,37 @@ def _faults(run: Path) -> Iterator[str]:
     if not faults:
         return
     yield from ("## Faults of the run", "")
-    yield from _table(("round", "when (UTC)", "what", ""), [(str(f["round"]), _time(f["time"]), f["kind"], f["what"]) for f in faults])
+    yield from table(("round", "when (UTC)", "what", ""), [(str(f["round"]), time_text(f["time"]), f["kind"], f["what"]) for f in faults])
 
 
 def _course(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## Faults and performance", "")
-    rows = [(k.replace("_", " "), _value(v)) for k, v in (summary.get("faults") or {}).items()]
-    rows += [(k.replace("_", " "), _value(v)) for k, v in (summary.get("performance") or {}).items() if v is not None]
+    rows = [(k.replace("_", " "), value(v)) for k, v in (summary.get("faults") or {}).items()]
+    rows += [(k.replace("_", " "), value(v)) for k, v in (summary.get("performance") or {}).items() if v is not None]
     mlflow = summary.get("mlflow") or {}
     if mlflow.get("run_id"):
-        rows.append(("MLflow run", f"{mlflow['run_id']} at {masked(str(mlflow.get('tracking_uri')))}"))
+        rows.append(("MLflow run", f"{mlflow['run_id']} at {cleaned(str(mlflow.get('tracking_uri')))}"))
     if rows:
-        yield from _table(("", ""), rows)
+        yield from table(("", ""), rows)
     else:
         yield from ("Nothing is known: there is no summary.json.", "")
 
 
-def _whole_config(run: Path) -> Iterator[str]:
+def _whole_config(run: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    """The resolved config without what is not set and what the optimiser does not use."""
     path = RunFiles(run).config
-    if path.exists():
-        yield from ("## Config", "", "```yaml", masked(path.read_text(encoding="utf-8", errors="replace")).rstrip(), "```", "")
+    if not path.exists():
+        return
+    if config:
+        training = {"training": used(config["training"])} if isinstance(config.get("training"), dict) else {}
+        text = yaml.safe_dump(_set(dict(config) | training), sort_keys=False, allow_unicode=True, width=90)
+    else:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    yield from ("## Config", "", "What is not set, and what the optimiser does not use, is left out; config.yaml has all.", "")
+    yield from ("```yaml", cleaned(text).rstrip(), "```", "")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|" + " --- |" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-    yield ""
-
-
-def _part(part: Any) -> str:
-    """Return ``kind`` with its arguments as text."""
-    if not isinstance(part, Mapping):
-        return str(part)
-    rest = ", ".join(f"{k} {_value(v)}" for k, v in part.items() if k != "kind" and v is not None)
-    return f"{part.get('kind')}" + (f" ({rest})" if rest else "")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return _part(value) if "kind" in value else ", ".join(f"{k} {_value(v)}" for k, v in value.items())
-    return ", ".join(map(_value, value)) if isinstance(value, list) else str(value)
-
-
-def _metric(name: str) -> str:
-    return name.removeprefix("eval/")
-
-
-def _number(value: Any) -> str:
-    found = number(value)
-    return str(value) if found is None else f"{found:.4f}"
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _bound(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, int | float) and math.isfinite(value) else str(value)
+def _set(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section of a config without keys that are null or empty."""
+    kept = {k: _set(v) if isinstance(v, dict) else v for k, v in section.items()}
+    return {k: v for k, v in kept.items() if v not in (None, {}, [])}

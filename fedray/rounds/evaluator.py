@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
@@ -20,10 +22,17 @@ from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.config import Config, Resources
 from fedray.data.records import Records
 from fedray.errors import FedrayError, cause_of, first_line
+from fedray.models.build import evaluating
 from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector, set_vector
-from fedray.training.evaluate import evaluate, find_metrics
+from fedray.training.evaluate import evaluate, find_metrics, outputs_of
 from fedray.training.losses import find_loss
+from fedray.training.metrics import confusion
+
+log = logging.getLogger(__name__)
+
+#: Classes up to which a run writes its results by class.
+MOST_CLASSES = 200
 
 
 class Evaluator:
@@ -65,6 +74,20 @@ class Evaluator:
             end_if_lost(error)
             raise
         return values, time.perf_counter() - began
+
+    def by_class(self, weights: Vector, classes: int) -> npt.NDArray[np.int64] | None:
+        """Records of the test set of each class (rows) by the class that the model predicts, int64 ``[classes, classes]``.
+
+        None where the model does not tell ``classes`` classes apart.
+        """
+        if self._loss.task not in (None, "classes") or self._y.ndim != 1 or self._y.is_floating_point():
+            return None
+        set_vector(self._model, self._layout, weights[: self._layout.size])
+        with speaking(), self._kept(None), evaluating(self._model):
+            outputs = outputs_of(self._model, self._x, self._config.evaluation.batch_size, self._device)
+        if outputs.shape[1:] != (classes,) and not (classes == 2 and outputs.shape[1:] in ((), (1,))):
+            return None
+        return confusion(outputs, self._y.long(), classes).numpy()
 
 
 class PendingEvaluation:
@@ -118,6 +141,15 @@ class Evaluators:
     def begin(self, weights: Any) -> PendingEvaluation:
         """Start an evaluation of the model behind an object reference."""
         return PendingEvaluation(self, weights)
+
+    def by_class(self, weights: Vector, classes: int) -> npt.NDArray[np.int64] | None:
+        """See :meth:`Evaluator.by_class`; also None where the actor does not answer, because a run does not fail for it."""
+        try:
+            found: npt.NDArray[np.int64] | None = ray.get(self.actor.by_class.remote(weights, classes), timeout=self.timeout)
+        except RayError as error:
+            log.warning("the results by class could not be computed (%s).", first_line(error))
+            return None
+        return found
 
     def wait_ready(self) -> None:
         """Wait until the actor is up.

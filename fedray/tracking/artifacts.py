@@ -17,13 +17,15 @@ from typing import Any
 from fedray.credentials import cleaned
 from fedray.rounding import claim_text, rounded_up
 from fedray.storage import read_json
-from fedray.tracking.charts import draw, headline
+from fedray.tracking.charts import charts
+from fedray.tracking.chartstyle import save_charts
 from fedray.tracking.journal import State, latest_rows, not_finite, number, points
 from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, log, patience, reason
 from fedray.tracking.modelfolder import LONGEST_TAG, ModelBuilder, SavedModel, save_model
 from fedray.tracking.registry import log_final_model
+from fedray.tracking.rundata import CLASS_RESULTS, RunData, client_rows, headline
 
-_PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json", "rule_clients.json")
+_PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json", "rule_clients.json", CLASS_RESULTS)
 _TABLE = "clients/clients.json"
 _MODEL_TAGS = (
     "epsilon",
@@ -93,7 +95,7 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
 
     def pictures() -> None:
         (files / "figures").mkdir()
-        if not draw(files / "figures", rows, client_rows(partition), summary.get("best")):
+        if not save_charts(files / "figures", charts(RunData.of(run_dir))):
             (files / "figures").rmdir()
 
     for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures)):
@@ -120,12 +122,6 @@ def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) ->
         client.log_batch(state.run_id, tags=[RunTag(k, v[:5000]) for k, v in staged.tags.items()])
     if staged.model is not None:
         log_final_model(client, state, staged.model, keep)
-
-
-def client_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the clients' rows of ``partition.json`` (under ``rows``) or of a privacy statement (under ``clients``)."""
-    rows = document.get("rows", document.get("clients"))
-    return [dict(row) for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
 
 
 def clients_table(

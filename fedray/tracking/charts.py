@@ -1,86 +1,39 @@
-"""Draws the charts of a run: records by class and client, accuracy, epsilon and clients' scores over rounds, accuracy against epsilon."""
+"""The charts of a run, and the picture of a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from fedray.tracking.chartstyle import BLUE, RED, Chart
+from fedray.tracking.clientcharts import budgets, records_of_clients, results_at_clients
 from fedray.tracking.journal import number
+from fedray.tracking.roundcharts import timeline
+from fedray.tracking.runcharts import by_class, curves, frontier, records_by_class, rule_scores, spending
+from fedray.tracking.rundata import RunData
 
-_BLUE, _RED, _GREY = "#1f5f99", "#b3432b", "#8a8f98"
-_MOST_CLIENTS = 200
+#: What makes a run's charts, in the order in which they are shown.
+_CHARTS: tuple[Callable[[RunData], Iterator[Chart]], ...] = (
+    curves,
+    frontier,
+    spending,
+    budgets,
+    by_class,
+    results_at_clients,
+    timeline,
+    records_by_class,
+    records_of_clients,
+    rule_scores,
+)
 
 
-def series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Return the rounds and the finite values of one metric, in the order of ``rows``."""
-    pairs = [(int(r["round"]), v) for r in rows if (v := number(r["metrics"].get(key))) is not None]
-    return [p[0] for p in pairs], [p[1] for p in pairs]
+def charts(run: RunData) -> list[Chart]:
+    """Return the charts that a run has data for.
 
-
-def headline(rows: Sequence[dict[str, Any]], best: Mapping[str, Any] | None = None) -> str | None:
-    """Return the metric that stands for the model's quality; None if there is none.
-
-    Args:
-        rows: one per round, with metrics in the config's order; without ``best`` the first metric below ``eval/`` is returned.
-        best: part of the summary: the metric that the run was judged by, and the round.
+    What its privacy regime withholds is not in the data, or is left out by the function that would show it.
     """
-    named = [k for k in best or {} if k != "round"]
-    return next(iter(named), None) or next((k for r in rows for k in r["metrics"] if k.startswith("eval/")), None)
-
-
-def draw(
-    folder: Path, rows: Sequence[dict[str, Any]], clients: Sequence[dict[str, Any]], best: Mapping[str, Any] | None = None
-) -> list[Path]:
-    """Write a PNG file into ``folder`` for each chart that the run has data for; returns their paths.
-
-    Args:
-        folder: an existing directory.
-        rows: one per round, in order.
-        clients: rows of the partition; those with ``classes`` (numbers of records of each class) make the heat map.
-        best: see :func:`headline`.
-    """
-    made: list[Path] = []
-    quality = headline(rows, best)
-    rounds, values = series(rows, quality) if quality else ([], [])
-    spent_rounds, spent = series(rows, "privacy/epsilon")
-    label = (quality or "").removeprefix("eval/")
-    if len(values) > 1:
-        figure, axes = _axes("round", label)
-        axes.plot(rounds, values, color=_BLUE, marker="o", markersize=3, linewidth=1.5)
-        made.append(_save(figure, folder / f"{label.replace('/', '_')}.png"))
-    if len(spent) > 1:
-        figure, axes = _axes("round", "epsilon")
-        axes.step(spent_rounds, spent, color=_RED, where="post", linewidth=1.5, label="largest client's")
-        _, budgets = series(rows, "privacy/budget")
-        if budgets:
-            axes.axhline(budgets[-1], color=_GREY, linestyle="--", linewidth=1, label="budget")
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False)
-        made.append(_save(figure, folder / "epsilon.png"))
-    at = dict(zip(spent_rounds, spent, strict=True))
-    both = [(at[r], v) for r, v in zip(rounds, values, strict=True) if r in at]
-    if len(both) > 1:
-        figure, axes = _axes("epsilon spent", label)
-        axes.plot([b[0] for b in both], [b[1] for b in both], color=_BLUE, marker="o", markersize=3, linewidth=1.5)
-        made.append(_save(figure, folder / f"{label.replace('/', '_')}_vs_epsilon.png"))
-    scores = [key for key in dict.fromkeys(k for r in rows for k in r["metrics"]) if key.startswith("aggregation/score")]
-    if scores and min(len(series(rows, key)[0]) for key in (*scores, "aggregation/muted")) > 1:
-        figure, axes = _axes("round", "score of clients")
-        for key in scores:
-            axes.plot(*series(rows, key), linewidth=1.5, label=key.removeprefix("aggregation/score_"))
-        axes.legend(frameon=False)
-        made.append(_save(figure, folder / "scores.png"))
-        figure, axes = _axes("round", "clients muted")
-        axes.step(*series(rows, "aggregation/muted"), color=_RED, where="post", linewidth=1.5)
-        axes.set_ylim(bottom=0)
-        made.append(_save(figure, folder / "muted.png"))
-    counted = [c for c in clients if isinstance(c.get("classes"), list)]
-    if counted:
-        made.append(_heat_map(folder / "partition.png", counted))
-    return made
+    return [chart for make in _CHARTS for chart in make(run)]
 
 
 def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
@@ -105,57 +58,21 @@ def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
             if curve["epsilon_expected"] is not None:
                 left.plot(curve["rounds"], curve["epsilon_expected"], color=f"C{i}", linewidth=1, linestyle=":", label="as expected")
         if line["budget"] is not None:
-            left.axhline(line["budget"], color=_RED, linestyle="--", linewidth=1, label="budget")
+            left.axhline(line["budget"], color=RED, linestyle="--", linewidth=1, label="budget")
         unit = "one record" if line["unit"] == "record" else "a whole client"
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(xlabel="round", ylabel=f"epsilon, {unit}", ylim=(0, None))
         left.legend(frameon=False, fontsize=8)
         levers = [("as planned", number(line["epsilon"])), *((x["change"], number(x["epsilon"])) for x in line["levers"])]
         known = [(name, value) for name, value in levers if value is not None][::-1]
-        right.barh([name for name, _ in known], [value for _, value in known], color=_BLUE)
+        right.barh([name for name, _ in known], [value for _, value in known], color=BLUE)
         right.set_xlabel("epsilon of the largest client")
         if line["budget"] is not None:
-            right.axvline(line["budget"], color=_RED, linestyle="--", linewidth=1)
-    _save(figure, path)
-
-
-def _heat_map(path: Path, clients: Sequence[dict[str, Any]]) -> Path:
-    shown = clients[:_MOST_CLIENTS]
-    counts = np.array([c["classes"] for c in shown], dtype=np.float64)
-    height = min(12.0, max(2.5, 1.2 + 0.26 * len(shown)))
-    figure, axes = _axes("class", "", size=(7.0, height))
-    axes.grid(False)
-    image = axes.imshow(counts, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
-    axes.set_xticks(range(counts.shape[1]) if counts.shape[1] <= 20 else [])
-    axes.set_yticks(range(len(shown)) if len(shown) <= 40 else [])
-    if len(shown) <= 40:
-        axes.set_yticklabels([str(c.get("client", i)) for i, c in enumerate(shown)])
-    if len(shown) < len(clients):
-        axes.set_title(f"the first {len(shown)} of {len(clients)} clients", fontsize=9, loc="left")
-    figure.colorbar(image, ax=axes, label="records")
-    return _save(figure, path)
-
-
-def _axes(x: str, y: str, size: tuple[float, float] = (7.0, 4.2)) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    if x == "round":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(y)
-    _plain(axes)
-    return figure, axes
+            right.axvline(line["budget"], color=RED, linestyle="--", linewidth=1)
+    figure.savefig(path, dpi=120)
 
 
 def _plain(axes: Any) -> None:
     axes.grid(True, color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
-    return path

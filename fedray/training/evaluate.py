@@ -115,10 +115,7 @@ def evaluate(
     if not len(x):
         raise DataError("evaluation: there are no records to evaluate on; hold some out with data.holdout.fraction.")
     with evaluating(model):
-        if len(x) > batch_size and not apart_in_evaluation(model, x[:4].to(device)):
-            batch_size = len(x)
-        outputs = torch.cat([model(batch.to(device)).cpu() for batch in torch.split(x, batch_size)])
-        targets = y.cpu()
+        outputs, targets = outputs_of(model, x, batch_size, device), y.cpu()
         values: dict[str, float] = {}
         for name, metric in metrics.items():
             try:
@@ -128,6 +125,13 @@ def evaluate(
                     raise
                 values[name], failed[name] = math.nan, str(error)
         return values
+
+
+def outputs_of(model: nn.Module, x: Tensor, batch_size: int, device: torch.device | str) -> Tensor:
+    """Outputs [n, ...] on the CPU of a model in evaluation mode; arguments as for :func:`evaluate`."""
+    if len(x) > batch_size and not apart_in_evaluation(model, x[:4].to(device)):
+        batch_size = len(x)
+    return torch.cat([model(batch.to(device)).cpu() for batch in torch.split(x, batch_size)])
 
 
 def _number(name: str, outputs: Tensor, targets: Tensor, metric: MetricFn, loss: LossFn) -> float:

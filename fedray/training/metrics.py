@@ -150,6 +150,17 @@ def area_under_roc(score: Tensor, positive: Tensor) -> float:
     return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
+def confusion(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """Number of records of each class (rows) that are predicted as each class (columns), int64 ``[classes, classes]``.
+
+    Args:
+        outputs: as for :func:`predicted`.
+        targets: int64 ``[n]``, below ``classes``.
+        classes: number of classes.
+    """
+    return torch.bincount(targets * classes + predicted(outputs), minlength=classes**2).reshape(classes, classes)
+
+
 def predicted(outputs: Tensor) -> Tensor:
     """Class of every record, int64 [n], of outputs [n, classes], or [n] or [n, 1] (one logit)."""
     if outputs.ndim == 1 or outputs.shape[1:] == (1,):

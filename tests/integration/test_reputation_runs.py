@@ -47,7 +47,7 @@ def test_scores_are_shown_over_time_and_in_the_end(tmp_path: Path) -> None:
     _, markdown = write_report(tmp_path / "calm")
     text = markdown.read_text()
     assert "2 of 6 clients are muted at the end." in text
-    assert "scores.png" in text
+    assert "scores.svg" in text
 
 
 @pytest.mark.slow

@@ -136,7 +136,8 @@ def test_a_run_from_start_to_registered_model(store: str, tmp_path: Path) -> Non
         for top in client.list_artifacts(tracker.run_id)
         for a in ([top] if not top.is_dir else client.list_artifacts(tracker.run_id, top.path))
     }
-    figures = {f"figures/{name}.png" for name in ("accuracy", "epsilon", "accuracy_vs_epsilon", "partition")}
+    drawn = ("accuracy", "loss", "epsilon", "accuracy_vs_epsilon", "partition")
+    figures = {f"figures/{name}.{form}" for name in drawn for form in ("png", "svg")}
     assert paths == figures | {
         "clients/clients.json",
         "config.yaml",

@@ -74,7 +74,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(mlflow_tracker, "connect", stop)
     monkeypatch.setattr("fedray.audit.run.prepare", stop)
-    monkeypatch.setattr(report_page, "draw", lambda *_: [])
+    monkeypatch.setattr(report_page, "charts", lambda _: [])
     monkeypatch.setattr(subprocess, "call", lambda *_, **__: 0)
     return folder
 

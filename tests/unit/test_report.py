@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -71,9 +72,11 @@ class _Links(HTMLParser):
         super().__init__()
         self.loads: list[str] = []
         self.open: list[str] = []
+        self.ids: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "data", "action")]
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action")]
+        self.ids += [v or "" for k, v in attrs if k == "id"]
         assert tag not in ("script", "link", "iframe", "form")
         if tag not in ("img", "meta"):
             self.open.append(tag)
@@ -87,7 +90,11 @@ def looked_at(html: Path) -> str:
     links = _Links()
     links.feed(text)
     assert not links.open
-    assert all(load.startswith("data:image/png;base64,") for load in links.loads)
+    assert all(load.startswith(("data:image/png;base64,", "#")) for load in links.loads)
+    addresses = set(re.findall(r"https?://[^\s\"'<]*", text)) - {"http://www.w3.org/1999/xlink", "http://me:***@host:5000"}
+    assert not addresses, addresses
+    assert {load.removeprefix("#") for load in links.loads if load.startswith("#")} <= set(links.ids)
+    assert len(links.ids) == len(set(links.ids))
     return text
 
 
@@ -97,7 +104,8 @@ def test_a_private_run_is_told_whole(tmp_path: Path) -> None:
     text, page_ = markdown.read_text(), looked_at(html)
     statement = json.loads((tmp_path / "run" / "privacy_statement.json").read_text())
     for phrase in (
-        "**completed** after 3 of 3 rounds",
+        "**accuracy 0.3000; epsilon",
+        "Completed all 3 rounds.",
         statement["guarantee"]["statement"],
         "Not covered",
         statement["ledger"]["head_sha256"],
@@ -106,16 +114,91 @@ def test_a_private_run_is_told_whole(tmp_path: Path) -> None:
         "| actor deaths | 4 |",
         "sklearn:digits",
         "18 training records, 9 to 9 a client",
-        "0.3100",
+        "The best accuracy of a round was 0.3100, in round 2.",
         "Not audited",
         "noise_multiplier: 1.1",
         "dp-accounting",
     ):
         assert phrase in text, phrase
     assert "me:secret" not in text
-    assert page_.count("<img") == len(re.findall(r"!\[", text)) == 3
-    for picture in re.findall(r"\]\((.*?\.png)\)", text):
-        assert (markdown.parent / picture).exists()
+    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert pictures == [f"report_files/{name}.svg" for name in ("accuracy", "accuracy_vs_epsilon", "epsilon", "budget_by_client")]
+    assert page_.count("<svg") == page_.count("<figcaption>") == len(pictures)
+    for picture in pictures:
+        assert (markdown.parent / picture).read_text().startswith("<?xml")
+        assert (markdown.parent / picture).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_suits_phones_dark_screens_and_paper(tmp_path: Path) -> None:
+    text = looked_at(write_report(finished(tmp_path / "run"))[0])
+    for words in (
+        'name="viewport" content="width=device-width',
+        "prefers-color-scheme: dark",
+        "@media print",
+        'class="config"',
+        "currentColor",
+    ):
+        assert words in text, words
+
+
+def test_the_head_says_when_by_whom_and_with_what_a_run_was_made(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    origin = {"command": "fedray run trial.yaml seed=3", "host": "box", "operator": "Ada", "commit": "c0ffee", "clean": True}
+    again = {**origin, "command": "fedray run trial.yaml seed=3 --resume"}
+    starts = [{"number": 1, "time": 1.7e9, "after": 0, "origin": origin}, {"number": 2, "time": 1.7e9 + 60, "after": 2, "origin": again}]
+    (run / "starts.jsonl").write_text("".join(json.dumps(s) + "\n" for s in starts))
+    os.utime(run / "summary.json", (1.7e9 + 3700, 1.7e9 + 3700))
+    text = write_report(run)[1].read_text()
+    first = text.partition("## ")[0]
+    for words in (
+        "2023-11-14 22:13:20 UTC, 1 h 1 min from the first start to the end",
+        "| started again | 2023-11-14 22:14:20 UTC after round 2 |",
+        "| operator | Ada, on box |",
+        "| command | `fedray run trial.yaml seed=3` |",
+        "| command | `fedray run trial.yaml seed=3 --resume` |",
+        "| commit | `c0ffee`, no tracked file changed |",
+        "torch ",
+    ):
+        assert words in first, words
+    assert first.index("accuracy at the end") < first.index("epsilon for one record")
+    (run / "starts.jsonl").write_text(json.dumps({**starts[0], "origin": {"host": "box"}}) + "\n")
+    assert "| operator | withheld, or not known, on box |" in write_report(run)[1].read_text()
+
+
+def test_the_twin_without_privacy_and_guessing_stand_beside_the_result(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    twin = finished(tmp_path / "run-2", private=False)
+    (twin / "config.yaml").write_text((run / "config.yaml").read_text().replace("regime: record", "regime: none"))
+    summary = json.loads((twin / "summary.json").read_text())
+    (twin / "summary.json").write_text(json.dumps({**summary, "final": {"eval/accuracy": 0.32}}))
+    (run / "class_results.json").write_text(json.dumps({"labels": ["a", "b"], "confusion": [[2, 1], [1, 0]], "round": 3}))
+    html, markdown = write_report(run)
+    text = markdown.read_text()
+    assert "| same config without privacy | accuracy 0.3200 (run-2), 0.0200 more |" in text
+    assert "| always the most frequent class | accuracy 0.7500 |" in text
+    assert "run-2, without privacy" in looked_at(html)
+
+
+def test_a_void_claim_stands_before_the_epsilon(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["privacy"] |= {"claim": "void", "claim_reasons": ["the seed is known"]}
+    (run / "summary.json").write_text(json.dumps(summary))
+    first = write_report(run)[1].read_text().partition("## ")[0]
+    assert first.index("claim void") < first.index("epsilon")
+    assert "| claim | void: the seed is known |" in first
+
+
+def test_what_the_optimiser_does_not_use_is_not_listed(tmp_path: Path) -> None:
+    text = write_report(finished(tmp_path / "run"))[1].read_text()
+    assert "betas" not in text and "nesterov" not in text
+    assert "lr" in text
+
+
+def test_a_run_that_writes_its_own_report_does_not_say_that_its_ledger_was_checked(tmp_path: Path) -> None:
+    text = write_report(finished(tmp_path / "run"), verify=False)[1].read_text()
+    assert "checked for this report" not in text
+    assert "`fedray ledger verify run` checks it" in text
 
 
 def test_a_changed_ledger_is_said_so(tmp_path: Path) -> None:
@@ -139,7 +222,7 @@ def test_charges_that_tell_secret_cohorts_are_left_out(tmp_path: Path) -> None:
 def test_a_failed_run_and_one_without_privacy(tmp_path: Path) -> None:
     html, markdown = write_report(finished(tmp_path / "run", private=False, status="failed"))
     text = markdown.read_text()
-    assert "It failed: the <cluster> burnt down" in text
+    assert "Failed after 3 of 3 rounds: the <cluster> burnt down" in text
     assert "No guarantee of differential privacy is claimed for this run." in text
     assert "the &lt;cluster&gt; burnt down" in looked_at(html)
 
@@ -150,7 +233,7 @@ def test_an_interrupted_run_without_summary(tmp_path: Path) -> None:
         (run / name).unlink()
     html, markdown = write_report(run, tmp_path / "out.html")
     text = markdown.read_text()
-    assert "unfinished" in text
+    assert "Unfinished: there is no summary.json" in text
     assert "There is no privacy statement" in text
     assert "whole, " in text
     assert "3 round(s) are in metrics.jsonl" in text
@@ -186,7 +269,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_markdown_becomes_html() -> None:
-    text = page("a & b", "# One\n\n| a | b\\|c |\n| --- | --- |\n| **x** | `<y>` |\n\n- 1\n- 2\n\nword\n\n```\n# <no>\n```\n", str)
+    text = page("a & b", "# One\n\n| a | b\\|c |\n| --- | --- |\n| **x** | `<y>` |\n\n- 1\n- 2\n\nword\n\n```\n# <no>\n```\n", str.__add__)
     assert "<title>a &amp; b</title>" in text
     assert "<h1>One</h1>" in text
     assert "<th>b|c</th>" in text

@@ -1,0 +1,121 @@
+"""The head of a run's report: its result, epsilon and claim first, then what stands beside them, and where the run comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedray.reporting.report_text import figure, metric, table, time_text
+from fedray.rounding import claim_text, rounded_up
+from fedray.rounds.agreed import said_of
+from fedray.tracking.journal import number
+from fedray.tracking.rundata import RunData, unit_text
+from fedray.tracking.starts import StartNote, ending
+
+
+def head(run: Path, config: Mapping[str, Any], data: RunData) -> Iterator[str]:
+    """Yield the Markdown lines of the head.
+
+    Args:
+        run: the run's output directory.
+        config: the resolved config as plain data.
+        data: of the run.
+    """
+    summary = data.summary
+    yield from (f"# {summary.get('name') or config.get('name') or run.name}", "")
+    yield from (f"**{_result(data)}**", "")
+    status = ending(summary, data.starts) if summary else "unfinished: there is no summary.json, so the run is going on or its driver died"
+    yield from (f"{status[0].upper()}{status[1:]}.", "")
+    rows = [(f"{metric(k)} at the end", figure(v)) for k, v in (summary.get("final") or {}).items()]
+    rows += _beside(data)
+    rows += _guaranteed(summary)
+    rows += [("attack", str(summary["attack"]))] if summary.get("attack") else []
+    rows += [("agreed data", said_of(summary["agreed"]))] if summary.get("agreed") else []
+    rows += _origin(run, data)
+    rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []
+    yield from table(("", ""), rows)
+
+
+def guarantees(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the privacy figures of a summary: of the first guarantee and, empty where there is none, of the second."""
+    private = summary.get("privacy") or {}
+    return [private, private.get("joint") or {}]
+
+
+def _result(data: RunData) -> str:
+    """The figure that the run is judged by, at the end, with the claim and epsilon."""
+    quality, private = data.quality, data.summary.get("privacy") or {}
+    final = number((data.summary.get("final") or {}).get(quality))
+    shown = "no final result" if quality is None or final is None else f"{metric(quality)} {final:.4f}"
+    if private.get("epsilon") is not None:
+        spent = f"epsilon {rounded_up(private['epsilon'])} for {unit_text(private.get('unit'))} at delta {private.get('delta')!r}"
+        return f"{shown}; {'' if private.get('claim') == 'valid' else 'claim void, '}{spent}"
+    return f"{shown}; no privacy is claimed" if data.summary else shown
+
+
+def _beside(data: RunData) -> list[tuple[str, str]]:
+    """The non-private twin and the result of guessing, beside the final figure."""
+    quality = data.quality
+    final = number((data.summary.get("final") or {}).get(quality))
+    if quality is None or final is None:
+        return []
+    rows, twin = [], data.twin
+    value = None if twin is None else number(twin.final.get(quality))
+    if twin is not None and value is not None:
+        rows.append(
+            (
+                "same config without privacy",
+                f"{metric(quality)} {value:.4f} ({twin.name}), {abs(value - final):.4f} {'more' if value > final else 'less'}",
+            )
+        )
+    counts = [sum(row) for row in data.classes.get("confusion") or []]
+    if quality == "eval/accuracy" and sum(counts):
+        rows.append(("always the most frequent class", f"accuracy {max(counts) / sum(counts):.4f}"))
+    return rows
+
+
+def _guaranteed(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (
+            f"epsilon for {unit_text(line.get('unit'))}",
+            f"{rounded_up(line['epsilon'])} at delta {line['delta']!r}, regime {line.get('regime')}",
+        )
+        for line in guarantees(summary)
+        if line.get("epsilon") is not None
+    ]
+    private = summary.get("privacy") or {}
+    if private.get("epsilon") is not None:
+        return [("claim", claim_text(private)), *rows]
+    return [("privacy", "none: no guarantee of differential privacy is claimed")] if summary else []
+
+
+def _origin(run: Path, data: RunData) -> list[tuple[str, str]]:
+    """When, for how long, by whom, with which command, commit and versions the run was made."""
+    first = data.starts[0] if data.starts else StartNote()
+    began = first.time or (number(data.rows[0].get("time")) if data.rows else None)
+    rows = []
+    if began is not None:
+        lasted = duration((run / "summary.json").stat().st_mtime - began) if data.summary else ""
+        again = " from the first start to the end" if lasted and len(data.starts) > 1 else ""
+        rows.append(("started", f"{time_text(began)} UTC{', ' if lasted else ''}{lasted}{again}"))
+    if data.starts[1:]:
+        rows.append(("started again", ", ".join(f"{time_text(s.time)} UTC after round {s.after}" for s in data.starts[1:])))
+    if first.origin:
+        rows.append(
+            ("operator", f"{first.origin.get('operator') or 'withheld, or not known'}, on {first.origin.get('host', 'an unknown host')}")
+        )
+    rows += [("command", f"`{command}`") for command in dict.fromkeys(s.origin.get("command") for s in data.starts) if command]
+    if first.origin.get("commit"):
+        clean = "no tracked file changed" if first.origin.get("clean") else "with changes that are not committed"
+        rows.append(("commit", f"`{first.origin['commit']}`, {clean}"))
+    versions = {"fedray": data.summary.get("fedray") or first.fedray, **(data.statement.get("versions") or {})}
+    rows.append(("versions", ", ".join(f"{name} {text}" for name, text in versions.items() if text)))
+    return rows if data.starts or data.summary else []
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text: ``41 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
