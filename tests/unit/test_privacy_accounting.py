@@ -38,6 +38,7 @@ from fedray.privacy.accounting.events import (
     Laplace,
     Poisson,
     PureDp,
+    RepeatAndSelect,
     SelfComposed,
     Skellam,
     Tree,
@@ -169,6 +170,11 @@ VALID: list[tuple[Event, list[tuple[Accountant, Adjacency]]]] = [
     (Poisson(HALF, Poisson(HALF, Gaussian(1.0))), []),
     (Poisson(HALF, SelfComposed(2, GRID)), []),
     (Poisson(HALF, Composed((Gaussian(1.0), Laplace(1.0)))), []),
+    (RepeatAndSelect(10.0, 0.0, (Gaussian(3.0), Composed((Gaussian(4.0), Gaussian(5.0))))), [ZERO_OUT[1], REPLACE_ONE[1]]),
+    (RepeatAndSelect(10.0, 0.0, (Gaussian(3.0), Laplace(2.0))), ZERO_OUT[1:]),
+    (RepeatAndSelect(10.0, 0.0, (PureDp(1.0),)), REPLACE_ONE[1:]),
+    (RepeatAndSelect(10.0, 0.0, (TruncatedPoisson(10, HALF, 9, 1.0),)), []),
+    (Poisson(HALF, RepeatAndSelect(10.0, 0.0, (Gaussian(3.0),))), []),
 ]
 
 

@@ -29,6 +29,7 @@ from fedray.privacy.accounting.events import (
     Laplace,
     Poisson,
     PureDp,
+    RepeatAndSelect,
     SelfComposed,
     Skellam,
     Tree,
@@ -131,6 +132,9 @@ def _strip(event: Event, count: int, into: Counter[Event]) -> None:
             _strip(of, count, into)
         case TruncatedPoisson(_, _, _, z):
             into[Gaussian(z)] += count
+        case RepeatAndSelect(mean, shape, of):
+            stripped = [unamplified({each: 1}).items() for each in of]
+            into[RepeatAndSelect(mean, shape, tuple(Composed(tuple(SelfComposed(n, e) for e, n in each)) for each in stripped))] += count
         case _:
             into[event] += count
 
@@ -325,8 +329,15 @@ def _valid(event: Event, accountant: Accountant, adjacency: Adjacency) -> bool:
             return zero_out and accountant == "rdp"
         case Wor() | PureDp():
             return not zero_out
+        case RepeatAndSelect(_, _, of):
+            return accountant == "rdp" and all(_repeatable(each, adjacency) for each in of)
         case _:
             return False
+
+
+def _repeatable(event: Event, adjacency: Adjacency) -> bool:
+    composition = flatten({event: 1})
+    return bounded(composition, "rdp", adjacency) and not any(isinstance(each, Unsupported | RepeatAndSelect) for each, _ in composition)
 
 
 def _refuse(composition: Composition, accountant: Accountant, adjacency: Adjacency) -> None:

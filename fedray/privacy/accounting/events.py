@@ -178,6 +178,28 @@ class Composed(_Checked):
 
 
 @dataclass(frozen=True)
+class RepeatAndSelect(_Checked):
+    """One of ``of`` done a random number of times with independent randomness, of which only the best output is released.
+
+    Each time the mechanism is drawn from ``of`` without a look at the data, by any fixed probabilities. The number of times follows the
+    truncated negative binomial distribution of this ``mean`` and ``shape`` (0 is the logarithmic, 1 the geometric distribution).
+    Source: Papernot & Steinke 2022, Hyperparameter Tuning with Renyi Differential Privacy, theorem 2
+    """
+
+    mean: float
+    shape: float
+    of: tuple[Event, ...]
+    kind: ClassVar[str] = "repeat_and_select"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean < 1 or not self.of:
+            raise LedgerError(
+                f"event repeat_and_select: needs a mean of at least 1 and one mechanism or more, but has {self.mean} and {len(self.of)}."
+            )
+
+
+@dataclass(frozen=True)
 class Unsupported(_Checked):
     """A release that no accountant bounds: epsilon is infinite from here on. ``what`` says in words what was released."""
 
@@ -198,6 +220,7 @@ Event = (
     | Wor
     | SelfComposed
     | Composed
+    | RepeatAndSelect
     | Unsupported
 )
 #: Name in JSON of each kind of event to its class.

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fedray.privacy.accounting.events import (
     Adjacency,
+    Composed,
     Composition,
     DistributedGaussian,
     Event,
@@ -25,12 +26,14 @@ from fedray.privacy.accounting.events import (
     Laplace,
     Poisson,
     PureDp,
+    RepeatAndSelect,
     SelfComposed,
     Skellam,
     Tree,
     Wor,
     ZCdp,
 )
+from fedray.privacy.accounting.repetition import Repetitions
 
 Floats = npt.NDArray[np.float64]
 
@@ -69,6 +72,8 @@ def vector(event: Event, adjacency: Adjacency, whole: bool = False) -> Floats:
         case Poisson(q, DistributedGaussian() | Skellam() as of):
             every = _integer_noise(of, np.arange(2.0, orders()[-1] + 1.0))
             found = _at_whole_orders(lambda order: poisson_bound(float(q), every[: int(order) - 1]))
+        case RepeatAndSelect(mean, shape, of):
+            found = selected(np.max([_summed(each, adjacency, whole) for each in of], axis=0), Repetitions(mean, shape))
         case _:
             found = _by_library(event, adjacency, whole)
     # A negative or undefined divergence is a numerical cancellation, which dp-accounting would convert to epsilon 0.
@@ -76,6 +81,33 @@ def vector(event: Event, adjacency: Adjacency, whole: bool = False) -> Floats:
     floored: Floats = np.maximum(found, _FLOOR)
     floored.flags.writeable = False
     return floored
+
+
+def _summed(event: Event, adjacency: Adjacency, whole: bool) -> Floats:
+    """The divergences of a composed event."""
+    match event:
+        case SelfComposed(count, of):
+            return count * _summed(of, adjacency, whole)
+        case Composed(of):
+            return sum((_summed(each, adjacency, whole) for each in of), np.zeros(len(orders())))
+        case _:
+            return vector(event, adjacency, whole)
+
+
+def selected(once: Floats, repetitions: Repetitions) -> Floats:
+    """The divergences of the best of a random number of outputs of one mechanism, if nothing of the others is released.
+
+    Source: Papernot & Steinke 2022, Hyperparameter Tuning with Renyi Differential Privacy, theorem 2; a divergence never exceeds that of
+    a higher order (van Erven & Harremoes 2014, theorem 3)
+
+    Args:
+        once: the mechanism's divergences, float64 ``[orders]``.
+        repetitions: the distribution of the number of outputs.
+    """
+    a = orders()
+    cost = (1 + repetitions.shape) * float(np.min((1 - 1 / a) * once - math.log(repetitions.lowest_gamma) / a))
+    found: Floats = once + math.log(repetitions.mean) / (a - 1) + cost
+    return np.minimum.accumulate(found[::-1])[::-1]
 
 
 def poisson_bound(q: float, inner: Floats) -> float:
