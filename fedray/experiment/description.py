@@ -16,6 +16,7 @@ from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
+from fedray.rounding import rounded_up
 from fedray.rounds.agreed import said_of
 from fedray.rounds.round_metrics import GuaranteePlan
 from fedray.runfiles import RunFiles
@@ -111,7 +112,8 @@ def claim_tags(prepared: Prepared, problems: Sequence[str] = (), summary: Mappin
     return {
         "privacy/claim": "valid" if standing.valid else "void: " + "; ".join(standing.reasons),
         "privacy/unit": " and ".join(plan.unit for plan in guarantee_plans(prepared)) or "client",
-        **{f"privacy/{key}": str(summary[key]) for key in ("epsilon", "delta", "accountant", "ledger_sha256") if key in summary},
+        **{f"privacy/{key}": str(summary[key]) for key in ("delta", "accountant", "ledger_sha256") if key in summary},
+        **({"privacy/epsilon": rounded_up(summary["epsilon"])} if "epsilon" in summary else {}),
     }
 
 

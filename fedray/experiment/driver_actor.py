@@ -42,6 +42,7 @@ from fedray.spans import keep_spans, taken_spans
 from fedray.storage import write_json
 from fedray.tracking.mlflow_tracker import STATUSES
 from fedray.tracking.rundata import CLASS_RESULTS
+from fedray.tracking.starts import ending, read_starts
 from fedray.tracking.terminal import NoteHandler
 
 log = logging.getLogger(__name__)
@@ -261,6 +262,9 @@ class Experiment:
                 self._write(wiring, loop, driver, "failed", setup, error)
                 raise
             return self._write(wiring, loop, driver, status, setup)
+        except FedrayError as error:
+            wiring.close(first_line(error))
+            raise
         finally:
             wiring.close()
 
@@ -293,6 +297,7 @@ class Experiment:
             "fedray": __version__,
             "request": self._request.id,
         }
+        summary["ending"] = ending(summary, read_starts(files.root))
         files.write_summary(summary)
         counts = driver.by_class(len(prepared.class_labels)) if status in ("completed", "budget_reached") else None
         if counts is not None:

@@ -382,13 +382,17 @@ class Wiring:
         everyone = [ClientTask(i, n) for i, n in enumerate(self.prepared.names)]
         return SiloBooks(pool, everyone, unit, self.config.clients.start_timeout)
 
-    def close(self) -> None:
-        """Shut down the actors, close the books, and end the MLflow run where it is still open. May be called at any time."""
+    def close(self, why: str = "") -> None:
+        """Shut down the actors, close the books, and end the MLflow run where it is still open, saying ``why``. May be called at any time."""
         if self.pool is not None:
             self.pool.shutdown()
         for account in self._accounts.values():
             account.close()
         if self.tracker is None or self.tracker.closed or not self._files.owned():  # another driver continues the MLflow run
             return
-        if not self.tracker.close("KILLED" if self._stop.is_set() else "FAILED", 10.0):
+        status = "KILLED" if self._stop.is_set() else "FAILED"
+        tags = (
+            {"fedray.ending": f"{'interrupted' if self._stop.is_set() else 'failed'} before its rounds: {why.rstrip('.')}"} if why else {}
+        )
+        if not self.tracker.close(status, 10.0, tags=tags):
             self._note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")

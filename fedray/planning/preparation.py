@@ -201,6 +201,8 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     else:
         partition = partition_report(names, facts.sizes, facts.class_counts)
     partition["source"] = config.data.source
+    if test is not None:
+        partition["test_records"] = len(test.y)
     if prepared.digest and not config.privacy.regimes:  # with the digest, an adversary who knows all records but one could test guesses
         partition["digest"] = prepared.digest
     return replace(

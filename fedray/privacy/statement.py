@@ -179,9 +179,8 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
 
 
 def _regime(plan: Plan) -> str:
-    if isinstance(plan, RecordPlan):
-        return "local-dp-sgd"
-    return f"{'central' if plan.regime == 'client' else plan.regime}-{plan.kind}"
+    """The word that the config has for it."""
+    return "record" if isinstance(plan, RecordPlan) else plan.regime
 
 
 def _record_mechanism(plans: Sequence[Plan]) -> dict[str, Any]:

@@ -5,8 +5,10 @@ Gathering uses files only; sending may fail part-way and be repeated.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from fedray.credentials import cleaned
-from fedray.rounding import claim_text, rounded_up
+from fedray.rounding import claim_text, rounded_down, rounded_up
 from fedray.storage import read_json
 from fedray.tracking.charts import charts
 from fedray.tracking.chartstyle import save_charts
+from fedray.tracking.datainputs import describe_data, evaluated_on
 from fedray.tracking.journal import State, latest_rows, not_finite, number, points
 from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, log, patience, reason
 from fedray.tracking.modelfolder import LONGEST_TAG, ModelBuilder, SavedModel, save_model
+from fedray.tracking.note import UNDER_WAY, result_text, run_note, version_note
 from fedray.tracking.registry import log_final_model
 from fedray.tracking.rundata import CLASS_RESULTS, RunData, client_rows, headline
+from fedray.tracking.starts import StartNote, ending, read_starts
 
 _PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json", "rule_clients.json", CLASS_RESULTS)
 _TABLE = "clients/clients.json"
+_COLUMNS = ("client", "records", "epsilon", "budget left", "rounds", "rounds left")
+#: Rows up to which MLflow shows a table without delay.
+_MOST_CLIENTS = 1000
+#: Bytes of privacy books that are sent; larger ones stay in the run's directory.
+_LARGEST_BOOKS = 64 * 2**20
 _MODEL_TAGS = (
     "epsilon",
     "epsilon_unamplified",
@@ -39,16 +49,18 @@ _MODEL_TAGS = (
     "statement",
     "ledger_sha256",
 )
+#: The ends of a run with which its model is kept in MLflow.
+_TRAINED = ("completed", "budget_reached")
 _MODEL_PARAMS = ("model.", "training.", "algorithm.", "privacy.")
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Everything to send: the files below ``files``, tags, the data set's description, the saved model, the end in Unix milliseconds."""
+    """Everything to send: the files below ``files``, tags, the data sets' descriptions, the saved model, the end in Unix milliseconds."""
 
     files: Path
     tags: Mapping[str, str]
-    dataset: Any | None
+    datasets: Sequence[Any]
     model: SavedModel | None
     end_time: int | None
 
@@ -69,7 +81,9 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
     summary, statement, partition, judged = (read_json(run_dir / f"{name}.json") or {} for name in names)
     rows = latest_rows(run_dir)
     files = Path(tempfile.mkdtemp(prefix="fedray-artifacts-"))
-    tags = _tags(state, rows, summary, statement)
+    starts = read_starts(run_dir)
+    tags = _tags(state, rows, summary, statement, starts)
+    quality = headline(rows, summary.get("best"))
     secret = bool(statement.get("reveals_cohorts"))  # charges tell who was in a cohort, which the claim needs secret
     if secret:
         statement = _without_clients(statement)
@@ -82,15 +96,18 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
             (files / "privacy_statement.json").write_text(json.dumps(statement, indent=2) + "\n", encoding="utf-8")
         if (run_dir / "config.yaml").is_file():
             (files / "config.yaml").write_text(cleaned((run_dir / "config.yaml").read_text(encoding="utf-8")), encoding="utf-8")
-        for entry in [] if secret else sorted((run_dir / "ledger").glob("*.jsonl")):
+        books = [] if secret else sorted((run_dir / "ledger").glob("*.jsonl"))
+        if sum(book.stat().st_size for book in books) > _LARGEST_BOOKS:
+            log.info("the books in %s are too large for MLflow and stay where they are.", run_dir / "ledger")
+            books = []
+        for entry in books:
             (files / "ledger").mkdir(exist_ok=True)
             shutil.copyfile(entry, files / "ledger" / entry.name)
 
     def table() -> None:
         columns, data = clients_table(partition, statement, judged)
         if data:
-            (files / _TABLE).parent.mkdir()
-            (files / _TABLE).write_text(json.dumps({"columns": columns, "data": data}), encoding="utf-8")
+            _write_clients(files, columns, data)
             tags["mlflow.loggedArtifacts"] = json.dumps([{"path": _TABLE, "type": "table"}])
 
     def pictures() -> None:
@@ -100,8 +117,12 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
 
     for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures)):
         _try(what, part)
-    dataset = _try("the data set", lambda: _dataset(partition, state))
-    return Staged(files, tags, dataset, _saved_model(state, builder, rows, summary, statement, tags), _end_time(run_dir, rows))
+    sizes = [int(c["records"]) for c in client_rows(partition) if isinstance(c.get("records"), int)]
+    datasets = _try("the data set", lambda: describe_data(partition, sizes, state.params)) or []
+    pages = [str(path.relative_to(files)) for path in files.rglob("*") if path.is_file()]
+    tags["mlflow.note.content"] = run_note(quality, rows, summary, tags, state.params, partition, starts, pages)
+    model = _saved_model(state, builder, rows, summary, statement, tags, quality, evaluated_on(datasets))
+    return Staged(files, tags, datasets, model, _end_time(run_dir, rows))
 
 
 def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) -> None:
@@ -117,8 +138,8 @@ def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) ->
 
     with patience(UPLOAD_PATIENCE):
         client.log_artifacts(state.run_id, str(staged.files))
-        if staged.dataset is not None:
-            client.log_inputs(state.run_id, datasets=[staged.dataset])
+        if staged.datasets:
+            client.log_inputs(state.run_id, datasets=list(staged.datasets))
         client.log_batch(state.run_id, tags=[RunTag(k, v[:5000]) for k, v in staged.tags.items()])
     if staged.model is not None:
         log_final_model(client, state, staged.model, keep)
@@ -127,20 +148,45 @@ def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) ->
 def clients_table(
     partition: Mapping[str, Any], statement: Mapping[str, Any], judged: Mapping[str, Any] | None = None
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of a table with one row per client: its records, its privacy figures, then what the aggregation rule has of it;
-    plain values only.
+    """Return the columns and rows of a table with one row per client, the largest epsilon first: its records, epsilon, remaining budget and
+    rounds, then what else is known of it, such as what the aggregation rule has of it; plain values only.
     """
     merged: dict[str, dict[str, Any]] = {}
     units = list(dict.fromkeys(row.get("unit") for row in client_rows(statement)))
     for document in (partition, statement, judged or {}):
         for i, row in enumerate(client_rows(document)):
             name = str(row.get("client", row.get("name", i)))
-            if row.get("unit") in units[1:]:  # keeps the second guarantee's figures from replacing the first's
-                row = {f"{row['unit']}_{k}": v for k, v in row.items() if k not in ("name", "unit")}
+            if document is statement:  # of a second guarantee, the columns bear its unit
+                row = {(f"{row['unit']} {k}" if row.get("unit") in units[1:] else k): v for k, v in _spent(row).items()}
             plain = {k: v for k, v in row.items() if k not in ("name", "client") and isinstance(v, str | int | float | bool)}
             merged.setdefault(name, {"client": name}).update(plain)
-    columns = list(dict.fromkeys(c for row in merged.values() for c in row))
-    return columns, [[row.get(c) for c in columns] for row in merged.values()]
+    there = dict.fromkeys(c for row in merged.values() for c in row)
+    columns = [*(c for c in _COLUMNS if c in there), *(c for c in there if c not in _COLUMNS)]
+    rows = sorted(merged.values(), key=lambda row: -float(row.get("epsilon", 0.0)))
+    return columns, [[row.get(c) for c in columns] for row in rows]
+
+
+def _spent(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A client's row of the statement as columns of the table."""
+    epsilon, budget, figures = number(row.get("epsilon")), row.get("budget"), dict[str, Any]()
+    if epsilon is not None:
+        figures["epsilon"] = float(rounded_up(epsilon))
+        figures |= {} if budget is None else {"budget left": float(rounded_down(max(0.0, budget - epsilon)))}
+    elif row.get("epsilon") is not None:
+        figures["epsilon"] = math.inf
+    mine, every = row.get("of_this_run"), row.get("participations_charged")
+    figures |= {"rounds": mine, "rounds left": row.get("rounds_left")} | ({} if every == mine else {"rounds of all runs": every})
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _write_clients(files: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write the table of clients; of very many only those with the largest epsilons, and all as CSV."""
+    (files / _TABLE).parent.mkdir()
+    shown = [["infinity" if value == math.inf else value for value in row] for row in rows[:_MOST_CLIENTS]]
+    (files / _TABLE).write_text(json.dumps({"columns": list(columns), "data": shown}), encoding="utf-8")
+    if len(rows) > _MOST_CLIENTS:
+        with (files / _TABLE).with_name("all_clients.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
 
 
 def _without_clients(statement: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,42 +194,22 @@ def _without_clients(statement: Mapping[str, Any]) -> dict[str, Any]:
     return {**statement, "clients": [], "joint": [{**line, "clients": []} for line in statement.get("joint", [])]}
 
 
-def _tags(state: State, rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], statement: Mapping[str, Any]) -> dict[str, str]:
+def _tags(
+    state: State, rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], statement: Mapping[str, Any], starts: Sequence[StartNote]
+) -> dict[str, str]:
     tags = dict(state.tags)
     if summary.get("status"):
         tags["fedray.stop_reason"] = str(summary["status"])
+        tags["fedray.ending"] = ending(summary, starts)
+    elif tags.get("fedray.ending", UNDER_WAY).startswith(UNDER_WAY):
+        tags["fedray.ending"] = f"ended without a summary after {len(rows)} rounds, for its driver was lost"
     claimed = statement.get("summary") or {}
     if "claim" in claimed:
         tags["privacy/claim"] = claim_text(claimed)
     odd = not_finite(rows)
     if odd:
         tags["fedray.not_finite"] = ", ".join(f"{k} from round {r}" for k, r in odd.items())
-    tags["mlflow.note.content"] = _note(rows, summary, tags.get("privacy/claim"))
     return tags
-
-
-def _note(rows: Sequence[dict[str, Any]], summary: Mapping[str, Any], claim: str | None) -> str:
-    """Return the run's description: a small table in Markdown."""
-    best, private = summary.get("best") or {}, summary.get("privacy") or {}
-    quality = headline(rows, best)
-    final = (summary.get("final") or {}).get(quality)
-    lines = [
-        f"**{str(summary.get('status', 'not finished')).replace('_', ' ')}** after {summary.get('rounds', len(rows))} rounds",
-        "",
-        "| | |",
-        "|---|---|",
-    ]
-    if isinstance(final, int | float):
-        at_best = f" (best {best[quality]:.4f} in round {best.get('round')})" if isinstance(best.get(quality), int | float) else ""
-        lines.append(f"| {str(quality).removeprefix('eval/')} | {final:.4f}{at_best} |")
-    if private.get("epsilon") is not None:
-        delta, unit, accountant = (private.get(k) for k in ("delta", "unit", "accountant"))
-        lines.append(f"| epsilon | {rounded_up(private['epsilon'])} at delta {delta}, unit {unit}, {accountant} |")
-        lines.append(f"| claim | {claim or 'not stated'} |")
-    lines += [f"| attack | {summary['attack']} |"] if summary.get("attack") else []
-    hashes = (("model sha256", summary.get("model_sha256")), ("ledger sha256", private.get("ledger_sha256")))
-    lines += [f"| {label} | `{value}` |" for label, value in hashes if value]
-    return "\n".join(lines)
 
 
 def _saved_model(
@@ -193,26 +219,31 @@ def _saved_model(
     summary: Mapping[str, Any],
     statement: Mapping[str, Any],
     tags: Mapping[str, str],
+    quality: str | None,
+    measured_on: tuple[str, str] | None,
 ) -> SavedModel | None:
     sha256 = str(summary.get("model_sha256") or "")
     finished = state.model.get("sha256") == sha256 and "id" in state.model and ("version" in state.model or not state.register_as)
-    if builder is None or not sha256 or finished:
+    if builder is None or not sha256 or finished or summary.get("status") not in _TRAINED:
         return None
-    shown = _model_tags(summary, statement, state.run_id) | {"model_sha256": sha256}
+    result = result_text(quality, summary.get("final") or {})
+    about = {"ending": tags.get("fedray.ending"), "created by": tags.get("mlflow.user"), "run": state.run_name, "result": result}
+    shown = {k: v for k, v in about.items() if v} | _model_tags(summary, statement, state.run_id) | {"model_sha256": sha256}
     if "privacy/claim" in tags:
         shown["claim"] = tags["privacy/claim"]
     final = [p for p in points(rows[-1]) if p.key.startswith(("eval/", "fairness/", "privacy/epsilon"))] if rows else []
     params = {k: v for k, v in state.params.items() if k.startswith(_MODEL_PARAMS)}
-    return save_model(builder, state.run_id, params, shown, final, sha256, _describe(summary, shown))
+    description = version_note(summary, result, state.run_name, shown)
+    return save_model(builder, state.run_id, params, shown, final, sha256, description, summary["status"] == "completed", measured_on)
 
 
 def _model_tags(summary: Mapping[str, Any], statement: Mapping[str, Any], run_id: str) -> dict[str, str]:
     """Return the model's privacy figures as tags, so that they can be read in the registry without the run."""
     private = summary.get("privacy") or {}
-    tags = {k: str(private[k]) for k in _MODEL_TAGS if private.get(k) is not None}
+    tags = {k: _shown(k, private[k]) for k in _MODEL_TAGS if private.get(k) is not None}
     joint = private.get("joint")
     if isinstance(joint, Mapping):
-        tags |= {f"joint.{k}": str(joint[k]) for k in _MODEL_TAGS if joint.get(k) is not None}
+        tags |= {f"joint.{k}": _shown(k, joint[k]) for k in _MODEL_TAGS if joint.get(k) is not None}
     heads = (statement.get("ledger") or {}).get("head_sha256")
     if "ledger_sha256" not in tags and heads:
         text = json.dumps(heads, sort_keys=True)
@@ -224,45 +255,8 @@ def _model_tags(summary: Mapping[str, Any], statement: Mapping[str, Any], run_id
     return {k: v[:LONGEST_TAG] for k, v in tags.items()}
 
 
-def _describe(summary: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    """Return a model version's description in Markdown."""
-    rounds = f"Trained by fedray in {summary.get('rounds', '?')} rounds ({str(summary.get('status', 'not finished')).replace('_', ' ')})."
-    if "epsilon" not in tags:
-        return f"{rounds} No privacy is claimed for it. {tags.get('attack', '')}".strip()
-    lines = [
-        rounds,
-        tags.get("statement", ""),
-        f"Claim: {tags.get('claim', 'not stated')}. Unit: one {tags.get('unit')}; regime {tags.get('regime')}; epsilon "
-        f"{rounded_up(_figure(tags['epsilon']))} at delta {tags.get('delta')} ({tags.get('accountant')}); ledger sha256 {tags.get('ledger_sha256')}.",
-        f"The whole statement: {tags['privacy_statement']}." if "privacy_statement" in tags else "",
-    ]
-    return "\n\n".join(line for line in lines if line)
-
-
-def _dataset(partition: Mapping[str, Any], state: State) -> Any | None:
-    """Return the name, digest and sizes of the federation as an MLflow data set, without any record."""
-    clients = client_rows(partition)
-    if not clients:
-        return None
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    sizes = [int(c["records"]) for c in clients if isinstance(c.get("records"), int)]
-    digest = str(partition.get("digest") or hashlib.sha256(json.dumps(sizes).encode()).hexdigest())
-    profile = {
-        "clients": len(clients),
-        "records": sum(sizes),
-        "smallest_client": min(sizes, default=0),
-        "largest_client": max(sizes, default=0),
-    }
-    source = state.params.get("data.source", "unknown")
-    description = Dataset(
-        name=source[:500],
-        digest=digest[:8],
-        source_type="fedray",
-        source=json.dumps({"source": source, "partition": state.params.get("data.partition.kind"), "sha256": digest}),
-        profile=json.dumps(profile),
-    )
-    return DatasetInput(description, tags=[InputTag("mlflow.data.context", "training")])
+def _shown(name: str, value: Any) -> str:
+    return rounded_up(value) if name.startswith("epsilon") else str(value)
 
 
 def _end_time(run_dir: Path, rows: Sequence[dict[str, Any]]) -> int | None:
@@ -279,9 +273,3 @@ def _try(what: str, part: Callable[[], Any]) -> Any:
     except Exception as error:
         log.warning("MLflow does not get %s of this run in full (%s).", what, reason(error))
         return None
-
-
-def _figure(text: str) -> float | str:
-    """Return a tag's figure as a number; the text itself if it is none."""
-    found = number(text)
-    return text if found is None else found

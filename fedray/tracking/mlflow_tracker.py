@@ -24,6 +24,7 @@ from fedray.tracking.artifacts import Staged, send, stage
 from fedray.tracking.journal import STATE, Row, State, journal, metric_name, points, read_rows, shortcomings
 from fedray.tracking.mlflow_store import SHIP_PATIENCE, TrackingError, connect, log, masked, patience, reason, unmasked
 from fedray.tracking.modelfolder import ModelBuilder
+from fedray.tracking.note import UNDER_WAY, run_note
 from fedray.tracking.opening import Opening, lock, unlock
 from fedray.tracking.shown import Silence
 from fedray.tracking.ui import ui_links
@@ -33,7 +34,7 @@ _LONGEST_PARAM = 6000
 _FIRST_DELAY, _LONGEST_DELAY, _CLOSING_DELAY = 0.5, 30.0, 2.0
 _TICK = 0.1
 #: How an MLflow run ends, by the ``status`` of summary.json.
-STATUSES = {"completed": "FINISHED", "budget_reached": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+STATUSES = {"completed": "FINISHED", "budget_reached": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
 class Tracker:
@@ -96,7 +97,9 @@ class Tracker:
         held = lock(folder)
         try:
             safe_params = {metric_name(k): cleaned_value(k, str(v))[:_LONGEST_PARAM] for k, v in params.items()}
-            safe_tags = {k: masked(str(v)) for k, v in tags.items()}
+            begun = UNDER_WAY if resumed_from_round is None else f"{UNDER_WAY}, resumed at round {resumed_from_round + 1}"
+            safe_tags = {k: masked(str(v)) for k, v in tags.items()} | {"fedray.stop_reason": UNDER_WAY, "fedray.ending": begun}
+            safe_tags["mlflow.note.content"] = run_note(None, [], {}, safe_tags, safe_params, {}, [])
             fresh = State(masked(uri), experiment, "", "", run_name, register_as, safe_params, safe_tags)
             known = _known(folder, fresh, run_id) if resume else None
             if resumed_from_round is not None:
@@ -154,7 +157,7 @@ class Tracker:
         Args:
             status: FINISHED, FAILED or KILLED.
             timeout: seconds to wait for a server that does not answer. While it answers, the rest is sent, for at most ten times as long.
-            model: builds the final model; see :data:`fedray.tracking.modelfolder.ModelBuilder`. Used only for a FINISHED run.
+            model: builds the final model; see :data:`fedray.tracking.modelfolder.ModelBuilder`. Used only if the run was completed or its budget stopped it.
             tags: set at the end, e.g. ``fedray.stop_reason``.
 
         Returns:
@@ -185,7 +188,7 @@ class Tracker:
                     return
             status, model, tags = self._last
             self._run.state.tags.update(tags)
-            staged = stage(self._run.folder, self._run.state, model if status == "FINISHED" else None)
+            staged = stage(self._run.folder, self._run.state, model)
             try:
                 if self._insist(partial(self._run.finish, staged, status)):
                     self._done.set()
@@ -251,7 +254,7 @@ def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None
         client, state = connect(target, opening.open, lambda client: opening.undo(client, status))
         run = _Run(folder, client, state)
         before = dict(state.model)
-        staged = stage(folder, state, model if status == "FINISHED" else None)
+        staged = stage(folder, state, model)
         try:
             sent = run.ship_missing()
             run.finish(staged, status)

@@ -107,6 +107,8 @@ class SavedModel:
         metrics: the final metrics, linked to the model.
         sha256: identifies the weights.
         description: of the registered version, Markdown.
+        whole: the run did all that was planned, so that the registered version may take the alias.
+        measured_on: name and digest of the MLflow data set that ``metrics`` below ``eval/`` are measured on.
     """
 
     folder: Path
@@ -116,6 +118,8 @@ class SavedModel:
     metrics: Sequence[Point]
     sha256: str
     description: str = ""
+    whole: bool = True
+    measured_on: tuple[str, str] | None = None
 
 
 def save_model(
@@ -126,6 +130,8 @@ def save_model(
     metrics: Sequence[Point],
     sha256: str,
     description: str = "",
+    whole: bool = True,
+    measured_on: tuple[str, str] | None = None,
 ) -> SavedModel | None:
     """Build and save the model for :func:`fedray.tracking.registry.log_final_model`.
 
@@ -146,7 +152,7 @@ def save_model(
         return None
     about = built.about
     described = "\n\n".join(part for part in (about.sentence, description) if part)
-    return SavedModel(folder, fields, dict(params), dict(tags) | about.tags, list(metrics), sha256, described)
+    return SavedModel(folder, fields, dict(params), dict(tags) | about.tags, list(metrics), sha256, described, whole, measured_on)
 
 
 def _save(built: Built, folder: Path, run_id: str) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
-from fedray.tracking.journal import State
+from fedray.tracking.journal import Point, State
 from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, patience
 from fedray.tracking.modelfolder import NAME, SavedModel
 
-#: Alias of the newest version (MLflow reserves ``latest``).
+#: Alias of the newest version whose run did all that was planned (MLflow reserves ``latest``). A void claim does not replace a valid one.
 ALIAS = "newest"
 
 
@@ -35,12 +36,12 @@ def log_final_model(client: Any, state: State, saved: SavedModel, keep: Callable
 
 
 def _log(client: Any, state: State, saved: SavedModel) -> str:
-    from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.entities import LoggedModelOutput
 
     with patience(UPLOAD_PATIENCE):
         logged = client.create_logged_model(
             state.experiment_id,
-            name=NAME,
+            name=re.sub(r"[/:.%\"']", "-", state.run_name) or NAME,
             source_run_id=state.run_id,
             tags=dict(saved.tags) | {"model_sha256": saved.sha256},
             params=dict(saved.params),
@@ -52,8 +53,7 @@ def _log(client: Any, state: State, saved: SavedModel) -> str:
         client.log_model_artifacts(logged.model_id, str(saved.folder / NAME))
         step = max((m.round for m in saved.metrics), default=0)
         client.log_outputs(state.run_id, [LoggedModelOutput(logged.model_id, step)])
-        linked = [Metric(m.key, m.value, m.time, m.round, model_id=logged.model_id) for m in saved.metrics]
-        client.log_batch(state.run_id, metrics=linked)
+        client.log_batch(state.run_id, metrics=[_linked(m, str(logged.model_id), saved.measured_on) for m in saved.metrics])
         client.finalize_logged_model(logged.model_id, "READY")
     return str(logged.model_id)
 
@@ -61,7 +61,7 @@ def _log(client: Any, state: State, saved: SavedModel) -> str:
 def _register(client: Any, state: State, saved: SavedModel) -> str:
     from mlflow.exceptions import MlflowException
 
-    name, model_id = state.register_as, state.model["id"]
+    name, model_id = str(state.register_as), state.model["id"]
     with patience(UPLOAD_PATIENCE):
         try:
             client.create_registered_model(name, description="Trained by fedray; each version's tags say what it cost in privacy.")
@@ -74,8 +74,27 @@ def _register(client: Any, state: State, saved: SavedModel) -> str:
         source = f"models:/{model_id}" if served else client.get_logged_model(model_id).artifact_location
         made = client.create_model_version(name, source, run_id=state.run_id, tags=tags, model_id=model_id, description=saved.description)
         client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": made.version}])})
-        client.set_registered_model_alias(name, ALIAS, made.version)
+        if saved.whole and not (saved.tags.get("claim", "").startswith("void") and _claim_of_newest(client, name) == "valid"):
+            client.set_registered_model_alias(name, ALIAS, made.version)
     return str(made.version)
+
+
+def _linked(point: Point, model_id: str, measured_on: tuple[str, str] | None) -> Any:
+    """A value as the model's own, and of the data set that it was measured on."""
+    from mlflow.entities import Metric
+
+    name, digest = measured_on if measured_on is not None and point.key.startswith("eval/") else (None, None)
+    return Metric(point.key, point.value, point.time, point.round, model_id=model_id, dataset_name=name, dataset_digest=digest)
+
+
+def _claim_of_newest(client: Any, name: str) -> str | None:
+    """The claim of the version that has the alias; None if no version has it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_model_version_by_alias(name, ALIAS).tags.get("claim"))
+    except MlflowException:
+        return None
 
 
 def _find_logged(client: Any, state: State, sha256: str) -> str | None:

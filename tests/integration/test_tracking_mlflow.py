@@ -29,6 +29,7 @@ from fedray.tracking.mlflow_store import TrackingError, load_mlflow
 from fedray.tracking.mlflow_tracker import Tracker, sync
 
 ROUNDS = 20
+DATA = {"test_records": 4, "model": {"input_shape": [2, 4], "tokens": False, "parameters": 27}, "class_labels": [0, 1, 2]}
 FAST = 2.0  # seconds that log() may take on a busy machine; a call that waited for the server would take ten and more
 
 
@@ -62,14 +63,28 @@ class Run:
             tracker.log(row(number))
             self.slowest = max(self.slowest, time.perf_counter() - began)
 
-    def end(self, status: str = "completed", sha256: str = "ab" * 32) -> None:
+    def end(self, status: str = "completed", sha256: str = "ab" * 32, rounds: int = ROUNDS, claim: str = "void") -> None:
+        reasons = ["x is set"] if claim == "void" else []
         private = {"unit": "record", "epsilon": 7.9, "delta": 1e-5, "accountant": "pld", "ledger_sha256": "ef" * 32}
-        summary = {"status": status, "rounds": ROUNDS, "model_sha256": sha256, "final": {"eval/accuracy": 0.95}, "privacy": private}
+        private |= {"claim": claim, "claim_reasons": reasons, "budget": 8.0}
+        summary = {
+            "status": status,
+            "rounds": rounds,
+            "planned_rounds": ROUNDS,
+            "model_sha256": sha256,
+            "final": {"eval/accuracy": 0.95},
+            "privacy": private,
+        }
         files = {
             "summary.json": summary,
-            "partition.json": {"clients": 2, "digest": "cd" * 32, "rows": [{"client": c, "records": 9, "classes": [4, 5]} for c in "ab"]},
+            "partition.json": {
+                "clients": 2,
+                "digest": "cd" * 32,
+                "rows": [{"client": c, "records": 9, "classes": [4, 5]} for c in "ab"],
+                **DATA,
+            },
             "privacy_statement.json": {
-                "summary": {"claim": "void", "claim_reasons": ["x is set"]},
+                "summary": {"claim": claim, "claim_reasons": reasons},
                 "clients": [{"name": "a", "epsilon": 7.9}],
             },
         }
@@ -80,11 +95,13 @@ class Run:
         (self.folder / "ledger").mkdir(exist_ok=True)
         (self.folder / "ledger" / "run.jsonl").write_text("{}\n")
 
-    def open(self, uri: str, **more: Any) -> Tracker:
+    def open(self, uri: str, register_as: str | None = None, **more: Any) -> Tracker:
         params = {"training.lr": "0.1", "data.source": "sklearn:digits", "long": "x" * 9000, **{f"p.{i}": "1" for i in range(150)}}
         tags = {"fedray.seed": "7", "privacy/claim": "valid"}
         name = self.folder.name
-        return Tracker.open(self.folder, params, tags, uri=uri, experiment="tests", run_name=name, register_as=f"model-{name}", **more)
+        return Tracker.open(
+            self.folder, params, tags, uri=uri, experiment="tests", run_name=name, register_as=register_as or f"model-{name}", **more
+        )
 
 
 def build() -> tuple[nn.Module, np.ndarray]:
@@ -98,7 +115,7 @@ def history(uri: str, run_id: str, key: str = "eval/accuracy") -> list[tuple[int
 
 
 def whole() -> list[tuple[int, float]]:
-    return [(r, row(r)["metrics"]["eval/accuracy"]) for r in range(1, ROUNDS + 1)]
+    return [(r, float(f"{row(r)['metrics']['eval/accuracy']:.4g}")) for r in range(1, ROUNDS + 1)]
 
 
 # -- a SQLite store ------------------------------------------------------------------------------
@@ -123,13 +140,20 @@ def test_a_run_from_start_to_registered_model(store: str, tmp_path: Path) -> Non
     assert run.slowest < FAST
     assert got.info.status == "FINISHED"
     assert got.data.params["training.lr"] == "0.1"
-    assert len(got.data.params) == 153
+    assert len(got.data.params) == 154
+    assert got.data.params["privacy.budget"] == "8"
+    assert "privacy/budget" not in got.data.metrics  # it is constant
     assert len(got.data.params["long"]) == 6000
     assert got.data.tags["privacy/claim"] == "void: x is set"
     assert got.data.tags["fedray.stop_reason"] == "completed"
     assert got.data.tags["fedray.extra"] == "1"
-    assert "| epsilon | 7.9 at delta 1e-05, unit record, pld |" in got.data.tags["mlflow.note.content"]
-    assert [d.dataset.name for d in got.inputs.dataset_inputs] == ["sklearn:digits"]
+    first, *rest = got.data.tags["mlflow.note.content"].splitlines()
+    assert first == "**accuracy 0.95** · **claim void: x is set** · epsilon 7.9 of 8 at delta 1e-05 for one record"
+    assert "*Ended:* completed all 20 rounds." in rest
+    assert got.data.tags["fedray.ending"] == "completed all 20 rounds"
+    data = {d.tags[0].value: d.dataset for d in got.inputs.dataset_inputs}
+    assert {context: d.name for context, d in data.items()} == {"training": "sklearn:digits", "held out": "sklearn:digits, held out"}
+    assert "mlflow_tensorspec" in data["training"].schema
 
     paths = {
         a.path
@@ -154,7 +178,15 @@ def test_a_run_from_start_to_registered_model(store: str, tmp_path: Path) -> Non
 
     version = client.get_model_version_by_alias("model-whole", "newest")
     assert version.run_id == tracker.run_id
-    wanted = {"epsilon": "7.9", "delta": "1e-05", "unit": "record", "accountant": "pld", "claim": "void: x is set"}
+    wanted = {
+        "epsilon": "7.9",
+        "delta": "1e-05",
+        "unit": "record",
+        "accountant": "pld",
+        "claim": "void: x is set",
+        "result": "accuracy 0.95",
+        "run": "whole",
+    }
     assert wanted.items() <= version.tags.items()
     assert version.tags["model_sha256"] == "ab" * 32
     assert version.tags["ledger_sha256"] == "ef" * 32
@@ -162,7 +194,11 @@ def test_a_run_from_start_to_registered_model(store: str, tmp_path: Path) -> Non
     assert state is not None
     assert state.model["version"] == str(version.version)
     logged = client.get_logged_model(state.model["id"])
+    assert logged.name == "whole"
     assert {(m.key, m.step) for m in logged.metrics} >= {("eval/accuracy", ROUNDS), ("privacy/epsilon", ROUNDS)}
+    assert {m.key: m.dataset_name for m in logged.metrics if m.key.startswith("eval/")} == dict.fromkeys(
+        ("eval/accuracy", "eval/loss"), "sklearn:digits, held out"
+    )
     loaded = load_mlflow().pytorch.load_model(version.source)
     x = torch.randn(5, 2, 4)
     torch.testing.assert_close(loaded(x), build()[0](x))
@@ -185,7 +221,7 @@ def test_sending_everything_again_adds_nothing(store: str, tmp_path: Path) -> No
     assert state is not None
     state.shipped, state.model = {}, {}  # as if tracking.json had been lost but for the run's id
     state.save(run.folder)
-    assert f"{4 * ROUNDS} values sent" in sync(run.folder, build)
+    assert f"{3 * ROUNDS} values sent" in sync(run.folder, build)
     assert history(store, tracker.run_id) == whole()
     assert len(client.search_model_versions("name = 'model-again'")) == 1
     assert len(client.search_logged_models([state.experiment_id], f"source_run_id = '{tracker.run_id}'")) == 1
@@ -216,6 +252,32 @@ def test_a_resumed_run_goes_on_under_its_id(store: str, tmp_path: Path) -> None:
     assert len(client.search_model_versions("name = 'model-resumed'")) == 1
 
 
+def test_a_run_that_its_budget_stopped_says_so_and_does_not_take_the_alias(store: str, tmp_path: Path) -> None:
+    """Nor does one whose claim is void take it from one whose claim is valid; the models of both are kept."""
+    runs, client = {}, load_mlflow().MlflowClient(store)
+    for name, status, claim in (
+        ("a", "completed", "valid"),
+        ("b", "budget_reached", "valid"),
+        ("c", "completed", "void"),
+        ("d", "completed", "valid"),
+    ):
+        run = runs[name] = Run(tmp_path / name)
+        tracker = run.open(store, register_as="shared")
+        run.log(tracker, 1, 2)
+        run.end(status, sha256=name * 64, rounds=ROUNDS if status == "completed" else 2, claim=claim)
+        assert tracker.close(mlflow_tracker.STATUSES[status], 60, build)
+        newest = client.get_model_version_by_alias("shared", "newest")
+        assert newest.run_id == State.load(runs["d" if name == "d" else "a"].folder).run_id  # type: ignore[union-attr]
+    assert len(client.search_model_versions("name = 'shared'")) == 4
+    state = State.load(runs["b"].folder)
+    assert state is not None
+    stopped = client.get_run(state.run_id)
+    assert stopped.info.status == "KILLED"
+    assert stopped.data.tags["fedray.stop_reason"] == "budget_reached"
+    assert stopped.data.tags["fedray.ending"] == "stopped by its budget of 8 after 2 of 20 rounds"
+    assert stopped.data.tags["mlflow.note.content"].startswith("**Stopped by its budget of 8 after 2 of 20 rounds** · **accuracy")
+
+
 def test_a_killed_driver_is_synced_from_its_files(store: str, tmp_path: Path) -> None:
     run = Run(tmp_path / "killed")
     script = f"""
@@ -242,7 +304,7 @@ time.sleep(600)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     said = sync(run.folder)
-    assert "4 values sent" in said
+    assert "3 values sent" in said
     assert "KILLED" in said
     state = State.load(run.folder)
     assert state is not None

@@ -138,8 +138,10 @@ def test_the_dashboard_plots_the_headline_against_epsilon() -> None:
 
 
 def test_the_clients_table_joins_partition_and_statement() -> None:
-    partition = {"clients": 2, "rows": [{"client": "a", "records": 5, "classes": [2, 3]}, {"client": "b", "records": 7}]}
-    columns, data = clients_table(partition, {"clients": [{"name": "b", "epsilon": 1.5}, {"name": "a", "epsilon": "infinity"}]})
-    assert columns == ["client", "records", "epsilon"]
-    assert data == [["a", 5, "infinity"], ["b", 7, 1.5]]
+    partition = {"clients": 2, "rows": [{"client": "a", "records": 5, "classes": [2, 3], "group": "x"}, {"client": "b", "records": 7}]}
+    spent = {"unit": "record", "budget": 8.0, "of_this_run": 3, "participations_charged": 3, "rounds_left": 9, "epsilon_rdp": 1.7}
+    rows = [{"name": "a", "epsilon": "infinity", **spent}, {"name": "b", "epsilon": 1.50001, **spent, "participations_charged": 5}]
+    columns, data = clients_table(partition, {"clients": rows})
+    assert columns == ["client", "records", "epsilon", "budget left", "rounds", "rounds left", "group", "rounds of all runs"]
+    assert data == [["a", 5, math.inf, None, 3, 9, "x", None], ["b", 7, 1.5001, 6.4999, 3, 9, None, 5]]
     assert clients_table({"clients": 3}, {}) == ([], [])

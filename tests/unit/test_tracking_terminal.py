@@ -28,7 +28,7 @@ SUMMARY: dict[str, Any] = {
     "model_sha256": "ab",
     "final": {"eval/loss": 0.2, "eval/accuracy": 0.95},
     "best": {"eval/accuracy": 0.96, "round": 7},
-    "privacy": {"unit": "record", "regime": "local-dp-sgd", "epsilon": 7.9, "delta": 1e-5, "accountant": "pld", "budget": 8.0},
+    "privacy": {"unit": "record", "regime": "record", "epsilon": 7.9, "delta": 1e-5, "accountant": "pld", "budget": 8.0},
     "performance": {"seconds_per_round": 0.8, "clients_per_second": 61.0},
     "faults": {"actor_deaths": 2, "late": 0},
     "mlflow": {"tracking_uri": "sqlite:////r/mlflow.db", "run_id": "abc"},
