@@ -244,7 +244,10 @@ def audit(
         pictures = report.write(found)
         click.echo(json.dumps(found.data(), indent=2) if as_json else found.table())
         if found.config.tracking.enabled:
-            click.echo(report.send(found, pictures), err=True)
+            from fedray.reporting.report_page import write_report
+
+            pages = [write_report(place)[0]] if place.is_dir() else []
+            click.echo(report.send(found, pictures, pages), err=True)
         click.echo(named(f"audit.json and pictures are in {_shown(found.output)}"), err=True)
     report.conclude(found)
 

@@ -15,7 +15,7 @@ from fedray.audit.findings import Attack, Check
 from fedray.audit.plots import draw
 from fedray.config import Config
 from fedray.errors import FedrayError
-from fedray.rounding import rounded_up
+from fedray.rounding import rounded_down, rounded_up
 from fedray.storage import write_json
 from fedray.tracking.journal import State
 from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, connect, experiment_name, patience, resolve_uri, unmasked
@@ -74,6 +74,20 @@ class Report:
         """Whether an attack must stay in the silo, because its figures come from records for which the run claims privacy."""
         return attack.private and self.config.privacy.regime != "none"
 
+    @property
+    def verdict(self) -> str:
+        """The audit in one clause: ``passed: 11 checks, lower bound 1.88 of 8.00``, or what contradicts the claim."""
+        if self.faults:
+            return f"contradicts the claim: {'; '.join(self.faults)}"
+        shown = [a for a in self.attacks if not self.withheld(a) and a.lower is not None and math.isfinite(a.lower)]
+        parts = [f"{len(self.checks)} check{'' if len(self.checks) == 1 else 's'}"] if self.checks else []
+        if shown:
+            most = max(shown, key=lambda a: a.lower or 0.0)
+            proven = "" if most.epsilon is None else f" of {rounded_up(most.epsilon, 2, fixed=True)}"
+            parts.append(f"lower bound {rounded_down(most.lower, 2, fixed=True)}{proven}")
+        parts += ["an estimate is suspicious"] if any(a.verdict == "estimate suspicious" for a in shown) else []
+        return f"passed: {', '.join(parts)}" if parts else "nothing was audited that may be published"
+
     def table(self) -> str:
         """The report as a table for a terminal."""
         rows = [("what", "lower 95 %", "estimate", "proven epsilon", "verdict")]
@@ -100,12 +114,13 @@ def write(report: Report) -> list[Path]:
     return [p for a in report.attacks if not report.withheld(a) for p in pictures.get(a.name, [])]
 
 
-def send(report: Report, pictures: Sequence[Path]) -> str:
+def send(report: Report, pictures: Sequence[Path], pages: Sequence[Path] = ()) -> str:
     """Log an audit to MLflow: to the audited run or, for a config, to a new run with the tag ``fedray.kind=audit``.
 
     Args:
         report: the report, already written.
         pictures: plots that may be published.
+        pages: of the audited run, which are sent again because they tell of the audit.
 
     Returns:
         A sentence that names the MLflow run.
@@ -128,8 +143,7 @@ def send(report: Report, pictures: Sequence[Path]) -> str:
         run_id = _new_run(client, report, own) if state is None else state.run_id
         now = int(time.time() * 1000)
         metrics = [Metric(k, v, now, config.rounds) for k, v in figures(report).items()]
-        verdict = "; ".join(report.faults) or "nothing found"
-        client.log_batch(run_id, metrics=metrics, tags=[RunTag("fedray.audit", verdict[:5000])])
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag("fedray.audit", report.verdict[:5000])])
         return run_id
 
     client, run_id = connect(uri, log, end)
@@ -138,6 +152,8 @@ def send(report: Report, pictures: Sequence[Path]) -> str:
             client.log_dict(run_id, report.data(publish=True), f"{_SECTION}/audit.json")
             for picture in pictures:
                 client.log_artifact(run_id, str(picture), _SECTION)
+            for page in pages:
+                client.log_artifact(run_id, str(page))
         except BaseException:
             with suppress(Exception):
                 end(client)
@@ -154,7 +170,7 @@ def figures(report: Report) -> dict[str, float]:
         "privacy/audit_estimate": max((a.estimate for a in shown if a.estimate is not None), default=None),
         "privacy/audit_checks_failed": float(sum(not c.passed for c in report.checks)) if report.checks else None,
     }
-    return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
+    return {k: float(rounded_down(v)) for k, v in found.items() if v is not None and math.isfinite(v)}
 
 
 def conclude(report: Report) -> None:

@@ -46,5 +46,7 @@ def test_a_finished_run_is_attacked_and_logged(tmp_path: Path) -> None:
     sent = {a.path for a in client.list_artifacts(run_id, "audit")}
     assert "audit/audit.json" in sent and "audit/canary_records_every_update_roc.png" in sent
     assert not any("membership" in path for path in sent)
+    assert "report.html" in {a.path for a in client.list_artifacts(run_id)}
+    assert run.data.tags["fedray.audit"].startswith("passed: ")
     published = json.loads(Path(client.download_artifacts(run_id, "audit/audit.json", str(tmp_path))).read_text())
     assert not any("membership" in row["what"] for row in published["attacks"])

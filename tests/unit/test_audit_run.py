@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fedray.audit.findings import Attack, Check
 from fedray.audit.report import Report, conclude, figures
 from fedray.audit.run import AuditRequest, audit
 from fedray.cli import cli
-from fedray.configfile import dump_config
+from fedray.configfile import dump_config, load_config
 from fedray.errors import ConfigError, FedrayError
 from fedray.planning.preparation import prepare
 from fedray.runfiles import RunFiles
@@ -50,11 +51,25 @@ def test_a_config_is_audited_and_logged_as_a_run_of_its_own(tmp_path: Path) -> N
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run = client.search_runs([client.get_experiment_by_name("fedray").experiment_id])[0]
-    assert run.data.tags["fedray.kind"] == "audit" and run.data.tags["fedray.audit"] == "nothing found"
+    run = client.search_runs([client.get_experiment_by_name(load_config(path).name).experiment_id])[0]
+    assert run.data.tags["fedray.kind"] == "audit" and re.fullmatch(r"passed: \d+ checks.*", run.data.tags["fedray.audit"])
     assert {"privacy/audit_lower95", "privacy/audit_estimate", "privacy/audit_checks_failed"} <= set(run.data.metrics)
     names = {a.path for a in client.list_artifacts(run.info.run_id, "audit")}
     assert {"audit/audit.json", "audit/gradient_inversion_demonstration.png"} <= names
+
+
+def test_the_verdict_is_one_clause(tmp_path: Path) -> None:
+    config = digits("training.engine=auto")
+    checks = [Check(f"c{i}", True, "as it should be.") for i in range(11)]
+    attack = Attack("canaries", 1.8876, 1.9, 7.9951)
+    passed = Report(config, tmp_path, tmp_path, checks, [attack], 0)
+    assert passed.verdict == "passed: 11 checks, lower bound 1.88 of 8.00"
+    assert figures(passed)["privacy/audit_lower95"] == 1.8876
+    assert Report(config, tmp_path, tmp_path, checks[:1], [], 0).verdict == "passed: 1 check"
+    doubtful = Report(config, tmp_path, tmp_path, checks, [replace(attack, estimate=20.0, at_least=19.0)], 0)
+    assert doubtful.verdict == "passed: 11 checks, lower bound 1.88 of 8.00, an estimate is suspicious"
+    broken = Report(config, tmp_path, tmp_path, checks, [replace(attack, lower=9.0)], 0)
+    assert broken.verdict.startswith("contradicts the claim: 'canaries' proves epsilon >= 9")
 
 
 def test_json_and_one_attack_alone(tmp_path: Path) -> None:
