@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,9 +117,11 @@ def _check_fits(places: Sequence[Place], free: Mapping[str, float]) -> None:
     for name, amount in needed.items():
         if amount > free.get(name, 0.0) + 1e-9:
             unit = "bytes of memory" if name == "memory" else name
+            share = math.floor(100 * free.get(name, 0.0) / len(places)) / 100
+            less = f"give each less (clients.resources.cpu={share:g})" if name == "CPU" and share else "lower clients.resources"
             raise ConfigError(
                 f"clients.resources: {len(places)} actors ask for {amount:g} {unit}, but the cluster has {free.get(name, 0.0):g} free; "
-                f"lower clients.resources or clients.actors, use placement: hosted, or join a larger cluster (ray.address)."
+                f"{less}, have fewer clients.actors, use placement: hosted, or join a larger cluster (ray.address)."
             )
 
 
