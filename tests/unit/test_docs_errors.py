@@ -1,0 +1,39 @@
+"""Each sentence under which the documentation explains an error is one that the program says."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
+SENTENCES = re.findall(r"^### `(.+)`$", PAGE, re.M) + re.findall(r"^### [^`\n]+`(.+)`$", PAGE, re.M)
+
+
+def _said() -> list[str]:
+    """The texts in the source, with a mark for what is put in."""
+    texts = []
+    for file in (ROOT / "fedray").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values))
+    return texts
+
+
+SAID = _said()
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_the_sentence_is_in_the_source(sentence: str) -> None:
+    pieces = [re.escape(piece.strip(" ")) for piece in sentence.split("…") if piece.strip(" .,;:'()")]
+    pattern = re.compile(".*?".join(pieces), re.S)
+    assert any(pattern.search(text) for text in SAID), "the program says this no more; mend docs/troubleshooting.md"
+
+
+def test_the_page_has_many() -> None:
+    assert len(SENTENCES) > 25
