@@ -51,6 +51,24 @@ class Agreed(Section):
     )
 
 
+class PersonChoice(Section):
+    """The unit of record-level privacy is a person instead of a record. ``data.person`` says whose each record is."""
+
+    kind: Literal["bounded", "clipped"] = Field(
+        description="bounded: at most records of a person's records take part in a turn, and the price is that of so many. clipped: persons "
+        "are sampled with all their records, and the mean of a person's gradients is clipped as one (engine hooks)."
+    )
+    records: int | None = Field(
+        None, ge=1, description="bounded: of a person with more records so many take part in a turn, drawn anew for each, secretly."
+    )
+
+    @model_validator(mode="after")
+    def _counted(self) -> PersonChoice:
+        if (self.records is not None) != (self.kind == "bounded"):
+            raise ValueError("records: goes with kind bounded, and bounded needs it; of a clipped person all records take part")
+        return self
+
+
 class PacingChoice(Choice):
     """The schedule of rounds, and the time in which updates arrive. Other keys are the schedule's arguments."""
 

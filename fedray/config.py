@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedray.choices import Agreed, AttackChoice, Choice, ModelChoice, PacingChoice, RootChoice, Section
+from fedray.choices import Agreed, AttackChoice, Choice, ModelChoice, PacingChoice, PersonChoice, RootChoice, Section
 from fedray.components import short_name
 
 Open01 = Field(gt=0.0, le=1.0)
@@ -255,6 +255,7 @@ class Privacy(Section):
         "run",
         description="run: in this run's output (public data). Else a directory or s3:// URI that outlives runs and is shared by all runs on the same records.",
     )
+    person: PersonChoice | None = Field(None, description="Record level: the unit is a person, not a record (see docs/persons.md).")
     max_silos_per_person: int = Field(
         1, ge=1, description="In how many clients one person may have records; the figure for a person adds the largest that many."
     )

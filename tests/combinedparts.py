@@ -13,8 +13,8 @@ from fedray.training.engine import LocalJob, LocalResult
 CLIENTS, RECORDS, FEATURES, CLASSES = 12, 8, 6, 3
 
 
-def data(other: bool = False, survival: bool = False, tested: bool = True) -> dict[str, tuple[Any, Any]]:
-    """Clients with as many records each, and perhaps a test set; the ``other`` clients differ in every feature and every target."""
+def data(other: bool = False, survival: bool = False, tested: bool = True, persons: bool = False) -> dict[str, tuple[Any, ...]]:
+    """Clients with as many records each, perhaps of persons, and perhaps a test set; the ``other`` clients differ in every feature and target."""
     draws = np.random.default_rng(0)
     x = draws.normal(size=(CLIENTS + 1, RECORDS, FEATURES)).astype(np.float32)
     y = draws.integers(0, CLASSES, x.shape[:2])
@@ -23,7 +23,8 @@ def data(other: bool = False, survival: bool = False, tested: bool = True) -> di
     shown = {"test": (x[-1].repeat(4, 0), y[-1].repeat(4, 0))} if tested else {}
     if other:
         x, y = 5 - 2 * x, [1, 9] - y * [1, 1] if survival else (y + 1) % CLASSES
-    return {**{f"c{k:02}": (x[k], y[k]) for k in range(CLIENTS)}, **shown}
+    whose = [([f"{k}-{j // 3}" for j in range(RECORDS)],) if persons else () for k in range(CLIENTS)]
+    return {**{f"c{k:02}": (x[k], y[k], *whose[k]) for k in range(CLIENTS)}, **shown}
 
 
 def wild(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:

@@ -113,7 +113,7 @@ class Attackers:
                     x = x.copy()
                 x[rows] = after.x
             y[rows] = after.y
-        return replace(federation, train=Records(x, y))
+        return replace(federation, train=replace(federation.train, x=x, y=y))
 
     def sent(self, round_: int, client: int, update: Vector) -> Vector:
         """What a client sends for its update, float32 ``[size]``.

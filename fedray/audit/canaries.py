@@ -10,7 +10,7 @@ Source: Steinke, Nasr & Jagielski 2023, Privacy Auditing with One (1) Training R
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ from fedray.models.build import evaluating
 from fedray.parameters import Layout, Vector, set_vector
 from fedray.planning.preparation import Prepared
 from fedray.privacy.accounting import accountant
+from fedray.privacy.recordplan import RecordPlan
 from fedray.rng import generator
 from fedray.training.losses import find_loss
 
@@ -40,6 +41,8 @@ _SCALE = 4.0
 _AT_ONCE, _IN_ALL = 1 << 24, 1 << 34
 #: Number of a client's own records from which their common gradient direction is computed.
 _OWN = 256
+#: Records of a canary whose records are clipped as one.
+_OF_ONE = 4
 
 
 @dataclass(frozen=True)
@@ -50,28 +53,30 @@ class Canaries:
         records: m records.
         clients: index of the client that holds each canary, int64 ``[m]``.
         included: whether each canary trains, bool ``[m]``.
+        copies: records of each canary: it is a person who has so many, all alike.
     """
 
     records: Records
     clients: Indices
     included: npt.NDArray[np.bool_]
+    copies: int = 1
 
     def __len__(self) -> int:
         return len(self.clients)
 
 
-def make_canaries(federation: Federation, count: int, draws: np.random.Generator) -> Canaries:
-    """``count`` canaries, distributed evenly over the clients, with their coins."""
+def make_canaries(federation: Federation, count: int, draws: np.random.Generator, copies: int = 1) -> Canaries:
+    """``count`` canaries of ``copies`` records each, distributed evenly over the clients, with their coins."""
     tokens = federation.train.x.dtype.kind == "i"
     made = synthetic(federation.shape, tokens, count, federation.classes, draws, federation.target_shape)
     clients = np.arange(count) % len(federation.names)
     if tokens:
         x = draws.integers(0, int(federation.train.x.max()) + 1, made.x.shape)
-        return Canaries(Records(x, made.y), clients, draws.random(count) < 0.5)
+        return Canaries(Records(x, made.y), clients, draws.random(count) < 0.5, copies)
     typical = np.array([_median_norm(federation.client(k).train.x) for k in range(len(federation.names))])
     flat = made.x.reshape(count, -1)
     flat *= (_SCALE * typical[clients] / np.linalg.norm(flat, axis=1))[:, None].astype(np.float32)
-    return Canaries(made, clients, draws.random(count) < 0.5)
+    return Canaries(made, clients, draws.random(count) < 0.5, copies)
 
 
 def with_canaries(federation: Federation, canaries: Canaries, zeroed: bool) -> Federation:
@@ -82,7 +87,9 @@ def with_canaries(federation: Federation, canaries: Canaries, zeroed: bool) -> F
         canaries: all canaries.
         zeroed: whether canaries that do not train are kept as records of NaNs; if not, they are left out.
     """
-    xs, ys, sizes = [], [], []
+    xs, ys, whose, sizes = [], [], [], []
+    known = federation.train.persons
+    next_person = 0 if known is None else int(known.max()) + 1
     for k in range(len(federation.names)):
         own = federation.client(k).train
         mine = canaries.clients == k
@@ -90,11 +97,13 @@ def with_canaries(federation: Federation, canaries: Canaries, zeroed: bool) -> F
         x = canaries.records.x[here].copy()
         if zeroed:
             x[~canaries.included[here]] = np.nan
-        xs += [own.x, x]
-        ys += [own.y, canaries.records.y[here]]
-        sizes.append(len(own) + int(here.sum()))
+        xs += [own.x, *[x] * canaries.copies]
+        ys += [own.y, *[canaries.records.y[here]] * canaries.copies]
+        if own.persons is not None:
+            whose += [own.persons, *[next_person + np.flatnonzero(here)] * canaries.copies]
+        sizes.append(len(own) + canaries.copies * int(here.sum()))
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    train = Records(np.concatenate(xs), np.concatenate(ys))
+    train = Records(np.concatenate(xs), np.concatenate(ys), None if known is None else np.concatenate(whose))
     return Federation(federation.names, train, offsets, None, None, None, federation.classes, federation.columns, inputs=federation.inputs)
 
 
@@ -118,8 +127,8 @@ def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed:
         raise FedrayError(f"--canaries {count}: too few to bound anything; give 8 or more.")
     model = prepared.model
     assert model is not None
-    canaries = make_canaries(federation, count, generator(seed, "audit", "canaries"))
     plans = [plan for plan in prepared.plans if plan is not None]
+    canaries = make_canaries(federation, count, generator(seed, "audit", "canaries"), records_of_a_canary(plans))
     local = LocalRun(prepared, with_canaries(federation, canaries, zeroed=bool(plans) and not model.facts.tokens))
     rounds = prepared.config.rounds
     scorer = _Scorer(prepared, federation, canaries)
@@ -130,12 +139,19 @@ def canary_attacks(prepared: Prepared, federation: Federation, count: int, seed:
             scorer.see(released)
     delta = max((plan.delta for plan in plans), default=1e-5)
     facts = {"canaries": count, "rounds": rounds, "delta": delta}
+    facts |= {"records_of_a_canary": canaries.copies} if canaries.copies > 1 else {}
     epsilon = _proven(prepared, local)
     by_loss, by_updates = -scorer.losses(local.weights), scorer.scores()
     return [
         score_attack("canary records, loss of the final model", by_loss, canaries.included, epsilon, delta, facts),
         score_attack("canary records, every update", by_updates, canaries.included, epsilon, delta, facts),
     ]
+
+
+def records_of_a_canary(plans: Sequence[RecordPlan]) -> int:
+    """How many records a canary has: as many of a person as are charged for; of one whose records are clipped as one some more than one."""
+    person = plans[0].person if plans else None
+    return 1 if person is None else person.records or _OF_ONE
 
 
 def score_attack(

@@ -57,6 +57,7 @@ def record_checks(subject: Subject, classes: int | None, target_shape: tuple[int
         ("epsilon of the plan", _plan),
         ("sensitivity of the run's model", partial(_sensitivity, target_shape=target_shape)),
         ("clip of adversarial records", _clip),
+        *([] if subject.plan.person is None else [("records of one person", _person)]),
         ("noise of one step", partial(_noise, steps=1)),
         ("noise of a whole round", partial(_noise, steps=min(subject.plan.steps, MOST_STEPS))),
         ("noise differs by client, round, attempt", _distinct),
@@ -100,6 +101,22 @@ def _clip(name: str, subject: Subject) -> Check:
     influence = largest([_norm(sums[0] - s) for s in sums[n + 1 :]])
     passed = alone <= _ALONE and influence <= _DIFFERENCE
     return Check(name, passed, f"alone {alone:.6f}, among others {influence:.6f} clip norms at most, over {n} records")
+
+
+def _person(name: str, subject: Subject) -> Check:
+    """A person with many records, all of gradients that a faulty clip does not bound, moves the sum by no more than is charged for."""
+    person = subject.plan.person
+    assert person is not None
+    gradients = np.concatenate([adversarial(_GRADIENT, generator(i, "audit", "person")) for i in range(4)])
+    alike = np.tile(gradients[:1], (len(gradients), 1))  # the sum of several is as long as it can be
+    n = len(gradients)
+    groups = [np.concatenate([each, gradients]) for each in (gradients, alike)] + [gradients]
+    whose = np.concatenate([np.zeros(n, dtype=np.int64), 1 + np.arange(n)] * 2 + [1 + np.arange(n)])
+    probe = Probe(subject, groups, noise_multiplier=0.0, sampling_rate=Fraction(1), steps=1, persons=whose)
+    without = probe.sum(client=2)
+    moved, limit = largest([_norm(probe.sum(client=k) - without) for k in (0, 1)]), person.records or 1
+    found = f"a person with {n} records moves a step by {moved:.6f} clip norms, of {limit} that are charged"
+    return Check(name, moved <= limit * _DIFFERENCE, found)
 
 
 def adversarial(d: int, draws: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -207,6 +224,7 @@ def _telemetry(name: str, subject: Subject, classes: int | None, target_shape: t
 
 def _federation(subject: Subject, classes: int | None, target_shape: tuple[int, ...], n: int, seed: int) -> Federation:
     records: Records = synthetic(subject.model.shape, subject.model.tokens, n, classes, generator(seed, "audit", "records"), target_shape)
+    records = replace(records, persons=np.arange(n))  # each of a person of its own
     return Federation(["probe"], records, np.array([0, n], dtype=np.int64), None, None, None, classes)
 
 

@@ -25,6 +25,7 @@ from fedray.errors import ConfigError
 from fedray.exchange import MODEL
 from fedray.parameters import Vector
 from fedray.planning.preparation import Prepared
+from fedray.privacy.recordplan import clips_persons
 from fedray.rng import generator
 from fedray.rounds.cohort import Population
 from fedray.rounds.roots import RootHere, RootHost
@@ -56,7 +57,7 @@ def subjects(prepared: Prepared) -> list[Subject]:
     found = []
     for group, plan in zip(prepared.groups, prepared.plans, strict=True):
         if plan is not None:
-            engine = choose_engine(group.training.engine, True, built)[0]
+            engine = choose_engine(group.training.engine, True, built, single=clips_persons(plan))[0]
             group = replace(group, training=group.training.model_copy(update={"engine": engine}))
             found.append(Subject(config, group, plan, model.facts))
     return found

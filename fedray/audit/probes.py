@@ -93,6 +93,7 @@ class Probe:
         subject: the clients whose engine, algorithm settings and noise source are used.
         clients: each client's gradients, float32 ``[n, d]`` with a common ``d``.
         noise_multiplier, sampling_rate, steps: values that replace the plan's.
+        persons: whose each record is, where the unit is a person; default: each record is of a person of its own.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Probe:
         noise_multiplier: float | None = None,
         sampling_rate: Fraction | None = None,
         steps: int | None = None,
+        persons: npt.NDArray[np.int64] | None = None,
     ) -> None:
         plan = subject.plan
         plan = replace(
@@ -131,7 +133,8 @@ class Probe:
         names = [f"probe-{k}" for k in range(len(clients))]
         offsets = np.concatenate([[0], np.cumsum([len(c) for c in clients])]).astype(np.int64)
         x = np.concatenate(clients)
-        federation = Federation(names, Records(x, np.ones(len(x), dtype=np.float32)), offsets, None, None, None, None)
+        whose = np.arange(len(x)) if persons is None else persons
+        federation = Federation(names, Records(x, np.ones(len(x), dtype=np.float32), whose), offsets, None, None, None, None)
         self._tasks = [ClientTask(k, name) for k, name in enumerate(names)]
         self._capacity = float(max(1, len(x)))
         _, model = first_model(config.model, (self.dimension,), 1, config.seed)

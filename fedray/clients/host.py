@@ -189,6 +189,7 @@ class ClientHost:
                 vocabulary=vocabulary,
                 device=self._device,
                 untried=self._untried,
+                person=plan.person,
             )
 
     def consult(self, task: RoundTask, phase: str, messages: Mapping[int, Inquiry]) -> dict[int, bytes | str]:

@@ -105,7 +105,7 @@ class RoundTask:
         said: dict[str, Any] = {"stages": others} if others else {}
         if self.secure is not None:
             said["secure"] = dict(self.secure)
-        if unit == "record":
+        if unit != "client":
             return said
         return {"plan": self.plan, **{key: value for s in self.stages if s.place == "linear" for key, value in s.terms().items()}, **said}
 
@@ -121,7 +121,7 @@ class ClientTask(NamedTuple):
     Attributes:
         index, name: of the client.
         attempt: how often it was tried before in this round.
-        reservations: unit (record, client) to the hash of the ledger's entry that charges this turn.
+        reservations: unit (record, person, client) to the hash of the ledger's entry that charges this turn.
         steps: local steps, where fewer than the plan's were charged.
         state: where what the client keeps between its turns lies; None if there is nothing.
         halvings: how often the physical batch is halved, because actors were killed for the memory that this client took.

@@ -32,7 +32,7 @@ from fedray.data.records import ClientData, Federation, Records
 from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
 from fedray.parameters import Vector
 from fedray.privacy.receipt import Receipt, record_receipt
-from fedray.privacy.recordplan import check_history
+from fedray.privacy.recordplan import check_history, clips_persons
 from fedray.rng import Keyed, torch_seed
 from fedray.secure.protocol import make_protocol
 from fedray.spans import span
@@ -86,7 +86,9 @@ class Trainer:
         training = terms.config.training
         self.exchange, self._traits, self._only_trains = algorithm.exchange(self.layout), algorithm.traits, only_trains(algorithm)
         self._needs, alone = self._batch_needs(data), self._traits.together and not keep_state(make_stages(terms.config))
-        self.engine_name, self.engine = choose_engine(training.engine, terms.plan is not None, model, training, alone, self._needs)
+        self.engine_name, self.engine = choose_engine(
+            training.engine, terms.plan is not None, model, training, alone, self._needs, clips_persons(terms.plan)
+        )
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
         self._resident: tuple[Tensor, Tensor] | None = None
@@ -196,6 +198,7 @@ class Trainer:
                 secretly_seed_torch(secret, self.device)
             fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
             job = self._job(task, fitted, lr, self._draws(task, seed)(client.index), None if noise is None else noise())
+            job = replace(job, persons=data.train.persons)
             charge = TurnCharge(job, self.model) if private else None
             records = (x, y) if charge is None else charge.seal(x, y)
 
@@ -329,7 +332,7 @@ class Trainer:
             loss=self._loss,
             draws=draws,
             noise=noise,
-            dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping),
+            dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping, plan.person),
             should_stop=lambda: self._stop_round >= task.round + task.behind,
             whole=self._needs.whole,
             fewest=self._needs.fewest,
@@ -346,8 +349,8 @@ class Trainer:
         plan, reservations = self._plan, dict(client.reservations)
         if plan is not None:
             check_history(result.history, plan, client.steps)
-            ran = record_receipt(plan, result.history or [], self.engine_name, reservations.get("record"))
-            receipts["record"] = ran | task.receipt("record")
+            ran = record_receipt(plan, result.history or [], self.engine_name, reservations.get(plan.unit))
+            receipts[plan.unit] = ran | task.receipt(plan.unit)
         if task.plan is not None:
             receipts["client"] = {"reservation": reservations.get("client"), **task.receipt("client")}
         for receipt in receipts.values():

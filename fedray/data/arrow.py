@@ -29,7 +29,7 @@ class ArrowColumns:
         image: column of encoded images (binary, or a struct with ``bytes`` as on the Hugging Face hub); None: the first such column,
             or a plain table where no column is one.
         label: the label's column, or several columns of numbers, one for each target; None: the one with a usual name (label, labels, target, class).
-        table: how a plain table is read, except for the label's column; an image set uses its ``classes``, ``labels`` and ``silo``.
+        table: how a plain table is read, except for the label's column; an image set uses its ``classes``, ``labels``, ``silo`` and ``person``.
         fold: column that says which records are the test set.
         test_fold: that column's values that mean the test set; None: the column holds "train" and "test".
     """
@@ -95,17 +95,30 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
     if unused:
         raise DataError(f"data.{unused[0]}: is for tables, but {where} holds images in column '{image}'; leave it out.")
     groups = _values(train, table.silo, "data.silo", where) if table.silo is not None else None
+    persons = _values(train, table.person, "data.person", where) if table.person is not None else None
     x, y = _images(train, image, where), _targets(train, label, where)
-    own_test = test_groups = None
+    own_test = test_groups = test_persons = None
     if test is not None:
         named = f"{where} (test set)"
         own_test = (_images(test, image, named), _targets(test, label, named))
         if table.silo is not None and table.silo in test.schema.names:
             test_groups = _values(test, table.silo, "data.silo", named)
+        if table.person is not None and table.person in test.schema.names:
+            test_persons = _values(test, table.person, "data.person", named)
     known = names if table.labels is None else None
     classes = table.classes if known is None else len(known)
     return build(
-        where, x, y, test=own_test, groups=groups, test_groups=test_groups, classes=classes, labels=table.labels, class_labels=known
+        where,
+        x,
+        y,
+        test=own_test,
+        groups=groups,
+        test_groups=test_groups,
+        classes=classes,
+        labels=table.labels,
+        class_labels=known,
+        persons=persons,
+        test_persons=test_persons,
     )
 
 

@@ -18,10 +18,11 @@ from fedray.components import PARTITIONERS, SOURCES, TRANSFORMS, check_arguments
 from fedray.config import Data
 from fedray.data.holdout import split
 from fedray.data.partition import Deal, check_parts, natural
-from fedray.data.records import ClientData, Features, Federation, Indices, Label, Numbered, Records, Targets, offsets_of
+from fedray.data.records import ClientData, Features, Federation, Indices, Label, Numbered, Records, offsets_of
 from fedray.data.silos import Silo, check_silos, join, nothing_held_out
 from fedray.data.source import Raw, Silos, Source, gather
 from fedray.data.transforms import Apply, Floats, Transform, check_in_torch, checked
+from fedray.data.whose import expanded, units
 from fedray.errors import DataError, blaming
 from fedray.inputs import described
 
@@ -276,17 +277,20 @@ def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
     splits = raw.test is None and holdout.fraction > 0
     if splits and holdout.at == "driver":
         kept = raw.groups if by_source else None
-        pool, driver_test = split(raw.y, holdout.fraction, holdout.stratify, rng.generator(seed, "holdout"), kept)
+        pool, driver_test = split(raw.y, holdout.fraction, holdout.stratify, rng.generator(seed, "holdout"), kept, raw.persons)
         if not len(driver_test):
             raise nothing_held_out(holdout.fraction, f"{n} records" + (" (each client keeps one)" if kept is not None else ""))
     labels, groups = raw.y[pool], raw.groups[pool] if raw.groups is not None else None
+    whole = None if raw.persons is None or by_source else units(raw.persons[pool], labels)  # persons are dealt with all their records
+    if whole is not None:
+        labels, groups = whole[2], None if groups is None else groups[whole[1]]
     with blaming(f"data.partition.kind: '{data.partition.kind}'", DataError):
-        dealt = check_parts(partitioner(labels, groups, rng.generator(seed, "partition")), len(pool), "data.partition")
-    parts = Deal(pool[dealt.order], dealt.offsets)
+        dealt = check_parts(partitioner(labels, groups, rng.generator(seed, "partition")), len(labels), "data.partition")
+    parts = Deal(pool[dealt.order], dealt.offsets) if whole is None else Deal.of([pool[expanded(whole[0], part)] for part in dealt])
     names = list(raw.group_names) if by_source else Numbered(len(parts))
     client_test: Deal | None = None
     if splits and holdout.at == "clients":
-        pairs = [_hold_out(data, raw.y, part, seed, name) for name, part in zip(names, parts, strict=True)]
+        pairs = [_hold_out(data, raw, part, seed, name) for name, part in zip(names, parts, strict=True)]
         parts, client_test = Deal.of([train for train, _ in pairs]), Deal.of([test for _, test in pairs])
         if not len(client_test.order):
             raise nothing_held_out(holdout.fraction, f"the records of each of {len(names)} clients")
@@ -306,8 +310,9 @@ def _own_tests(data: Data, groups: Indices, clients: int) -> Deal:
     return Deal(np.argsort(groups, kind="stable"), offsets_of(np.bincount(groups, minlength=clients)))
 
 
-def _hold_out(data: Data, labels: Targets, part: Indices, seed: int, name: str) -> tuple[Indices, Indices]:
-    train, test = split(labels[part], data.holdout.fraction, data.holdout.stratify, rng.generator(seed, "holdout", name))
+def _hold_out(data: Data, raw: Raw, part: Indices, seed: int, name: str) -> tuple[Indices, Indices]:
+    holdout, persons = data.holdout, None if raw.persons is None else raw.persons[part]
+    train, test = split(raw.y[part], holdout.fraction, holdout.stratify, rng.generator(seed, "holdout", name), None, persons)
     return part[train], part[test]
 
 
@@ -318,7 +323,7 @@ def _index(names: Sequence[str], name: str, data: Data) -> int:
 
 
 def _records(raw: Raw, index: Indices) -> Records:
-    return Records(gather(raw.x, index), raw.y[index])
+    return Records(gather(raw.x, index), raw.y[index], None if raw.persons is None else raw.persons[index])
 
 
 def _held_out(raw: Raw, plan: _Plan, index: Indices) -> Records:
@@ -332,7 +337,7 @@ def _floats(x: Features) -> Floats:
 
 
 def _applied(apply: Apply, records: Records) -> Records:
-    return Records(cast(Features, apply(_floats(records.x))), records.y)
+    return replace(records, x=cast(Features, apply(_floats(records.x))))
 
 
 def _apply_in_place(apply: Apply, x: Features, start: int, stop: int) -> None:
@@ -354,7 +359,7 @@ def _silo_client(data: Data, source: Silos, transform: Transform, seed: int, nam
     if raw.test is not None:
         test = Records(gather(raw.test[0], np.arange(len(raw.test[1]))), raw.test[1])
     elif data.holdout.fraction > 0 and source.test is None:
-        train, held_out = _hold_out(data, raw.y, train, seed, name)
+        train, held_out = _hold_out(data, raw, train, seed, name)
         test = _records(raw, held_out)
     return _client(raw, transform, name, train, test, raw.test is not None)
 

@@ -7,10 +7,16 @@ import numpy.typing as npt
 
 from fedray.data.partition import apportion
 from fedray.data.records import Indices, Targets
+from fedray.data.whose import expanded, units
 
 
 def split(
-    labels: Targets, fraction: float, stratify: bool, draws: np.random.Generator, groups: Indices | None = None
+    labels: Targets,
+    fraction: float,
+    stratify: bool,
+    draws: np.random.Generator,
+    groups: Indices | None = None,
+    persons: Indices | None = None,
 ) -> tuple[Indices, Indices]:
     """Split records at random: ``round(fraction * n)`` are held out, at least one record is kept for training.
 
@@ -20,10 +26,15 @@ def split(
         stratify: whether to hold out the same fraction of each class (with classes only).
         draws: random generator.
         groups: natural client of each record, int64 ``[n]``; each client keeps at least one record for training.
+        persons: whose each record is, int64 ``[n]``; persons are then held out with all their records, and ``fraction`` is one of persons.
 
     Returns:
         Sorted positions of the training records and of the held-out records, int64.
     """
+    if persons is not None:
+        rows, first, theirs = units(persons, labels)
+        kept, left = split(theirs, fraction, stratify, draws, None if groups is None else groups[first])
+        return expanded(rows, kept), expanded(rows, left)
     n = len(labels)
     wanted = min(int(fraction * n + 0.5), n - 1)
     held_out = np.zeros(n, dtype=np.bool_)

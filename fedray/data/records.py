@@ -91,17 +91,24 @@ class Records:
     Attributes:
         x: ``[n, *shape]`` float32, or int64 for tokens.
         y: ``[n]`` int64 classes, or float32 in regression; ``[n, ...]`` where a record has several targets.
+        persons: whose each record is, as int64 ``[n]`` numbers that mean nothing elsewhere; None if it is not known.
     """
 
     x: Features
     y: Targets
+    persons: Indices | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def slice(self, start: int, stop: int) -> Records:
         """Rows ``start`` to ``stop`` as views (no copies)."""
-        return Records(self.x[start:stop], self.y[start:stop])
+        return Records(self.x[start:stop], self.y[start:stop], None if self.persons is None else self.persons[start:stop])
+
+    @property
+    def number_of_persons(self) -> int | None:
+        """How many persons they are of; None if it is not known."""
+        return None if self.persons is None else len(np.unique(self.persons))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +185,13 @@ class Federation:
         return np.diff(self.offsets)
 
     @property
+    def persons(self) -> Indices | None:
+        """Number of persons with training records at each client, int64 ``[clients]``; None if it is not known."""
+        if self.train.persons is None:
+            return None
+        return np.array([self.client(k).train.number_of_persons for k in range(len(self.names))], dtype=np.int64)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one record."""
         return tuple(self.train.x.shape[1:])
@@ -202,6 +216,7 @@ class Federation:
         for records in (self.test, self.client_test):
             parts += [records.x, records.y] if records is not None else [None]
         parts.append(self.client_test_offsets)
+        parts += [] if self.train.persons is None else [self.train.persons]
         for array in parts:
             if array is None:
                 hasher.update(b"|none")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedray.components import nearest
-from fedray.data.records import ClientData, Federation, Records, offsets_of
+from fedray.data.records import ClientData, Federation, Indices, Records, offsets_of
 from fedray.data.source import Silos
 from fedray.errors import DataError
 from fedray.inputs import Input, described
@@ -31,6 +31,7 @@ class Silo:
         columns: names of the features if the source is a table.
         inputs: the inputs that stand side by side in a record.
         absent: names in ``data.drop`` that are no columns of the silo's table.
+        persons: number of persons with training records; None if it is not known whose the records are.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Silo:
     columns: tuple[str, ...]
     inputs: tuple[Input, ...]
     absent: tuple[str, ...]
+    persons: int | None = None
 
     @classmethod
     def of(cls, client: ClientData) -> Silo:
@@ -60,6 +62,7 @@ class Silo:
             client.columns,
             client.inputs,
             client.absent,
+            client.train.number_of_persons,
         )
 
 
@@ -118,7 +121,7 @@ def join(source: Silos, clients: Sequence[ClientData], test: Records | None) -> 
         held_out = Records(np.concatenate([t.x for t in tests if t is not None]), np.concatenate([t.y for t in tests if t is not None]))
     return Federation(
         list(source.names),
-        Records(np.concatenate([c.train.x for c in clients]), np.concatenate([c.train.y for c in clients])),
+        Records(np.concatenate([c.train.x for c in clients]), np.concatenate([c.train.y for c in clients]), _persons(clients)),
         offsets_of([len(c.train) for c in clients]),
         test,
         held_out,
@@ -130,6 +133,17 @@ def join(source: Silos, clients: Sequence[ClientData], test: Records | None) -> 
         first.scale,
         first.inputs,
     )
+
+
+def _persons(clients: Sequence[ClientData]) -> Indices | None:
+    """Whose each record is. Each silo numbers its own persons from 0, so those of different silos get different numbers here."""
+    found, after = [], 0
+    for client in clients:
+        if client.train.persons is None:
+            return None
+        found.append(client.train.persons + after)
+        after = int(found[-1].max()) + 1
+    return np.concatenate(found)
 
 
 def _features(silo: Silo) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fedray.data.labels import label_array, missing_values, number_classes, plain_array
 from fedray.data.records import Features, Indices, Label, Targets
+from fedray.data.whose import person_codes
 from fedray.errors import DataError
 from fedray.inputs import Input
 
@@ -47,6 +48,7 @@ class Raw:
         test_groups: int64, each test record's natural client, -1 for a client without training records; None if it is not known.
         absent: names in ``data.drop`` that are no columns of a silo's table.
         inputs: the inputs that stand side by side in ``x``; empty if a record is one array.
+        persons: whose each record is, int64 ``[n]``; None if it is not known.
     """
 
     x: RawFeatures
@@ -62,6 +64,7 @@ class Raw:
     test_groups: Indices | None = None
     absent: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
+    persons: Indices | None = None
 
     @property
     def scale(self) -> float:
@@ -179,6 +182,8 @@ def build(
     class_labels: Sequence[Label] | None = None,
     columns: tuple[str, ...] = (),
     inputs: tuple[Input, ...] = (),
+    persons: npt.ArrayLike | None = None,
+    test_persons: npt.ArrayLike | None = None,
 ) -> Raw:
     """Check a source's arrays and number its classes.
 
@@ -199,6 +204,8 @@ def build(
         class_labels: with ``classes``, the meaning of each class; default: its number.
         columns: names of the features of a table.
         inputs: the inputs that stand side by side in ``x``.
+        persons: whose each record is, of any type.
+        test_persons: whose each test record is; with persons and a test set of the source.
 
     Raises:
         DataError: no records, lengths or shapes that do not fit, values that are not finite, labels out of range.
@@ -242,6 +249,7 @@ def build(
         numbered.declared,
         test_groups=test_codes,
         inputs=inputs,
+        persons=None if persons is None else person_codes(persons, test_persons, len(features), where),
     )
 
 

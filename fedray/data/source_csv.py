@@ -36,6 +36,7 @@ def csv(
     categories: Mapping[str, Sequence[Cell]] | None = None,
     drop_first: bool = False,
     silo: str | None = None,
+    person: str | None = None,
     silos: Sequence[str] | None = None,
     test: str | None = None,
     fold: str | None = None,
@@ -62,6 +63,7 @@ def csv(
         categories: column to its allowed values, which become one 0/1 feature each.
         drop_first: leave out the first value's feature.
         silo: one file only: the column that names each record's client, for the natural partition.
+        person: the column that says whose each record is; no feature. A person is held out, and dealt to a client, with all its records.
         silos: a folder only: the clients' names, so that the driver need not see the folder at all.
         test: a file with the test set, which the driver evaluates on; or of a folder, another folder with a file of the same name
             for each client, its own test set.
@@ -72,7 +74,7 @@ def csv(
     Raises:
         DataError: a file, column or cell that is not as declared.
     """
-    table = Table(label, label_threshold, labels, classes, regression, features, drop, missing_rows, categories, drop_first, silo)
+    table = Table(label, label_threshold, labels, classes, regression, features, drop, missing_rows, categories, drop_first, silo, person)
     if len(delimiter) != 1:
         raise DataError(f"data.delimiter: should be one character, but is {delimiter!r}.")
 
@@ -80,7 +82,7 @@ def csv(
     folder = Path(where).expanduser()
 
     def read(path: Path, argument: str) -> Any:
-        return _read(existing(path, argument), [str(m) for m in missing], delimiter, silo)
+        return _read(existing(path, argument), [str(m) for m in missing], delimiter, silo, person)
 
     def load(path: Path, test_file: Path | None, of_silo: bool) -> Raw:
         train, own, tested = read(path, "data.source"), None, None
@@ -119,7 +121,7 @@ def csv(
     )
 
 
-def _read(path: Path, missing: list[str], delimiter: str, silo: str | None) -> Any:
+def _read(path: Path, missing: list[str], delimiter: str, silo: str | None, person: str | None) -> Any:
     import pandas as pd
 
     try:
@@ -137,7 +139,8 @@ def _read(path: Path, missing: list[str], delimiter: str, silo: str | None) -> A
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
                 path,
-                dtype={} if silo is None else {silo: str},  # as numbers, 01 and 1 would be one client, and long numbers too
+                # As numbers, 01 and 1 would be one client, and long numbers too.
+                dtype={name: str for name in (silo, person) if name is not None},
                 sep=delimiter,
                 na_values=missing,
                 keep_default_na=False,

@@ -24,6 +24,7 @@ def hf(
     label: str | Sequence[str] | None = None,
     image: str | None = None,
     silo: str | None = None,
+    person: str | None = None,
     fold: str | None = None,
     test_fold: TestFold | None = None,
     classes: int | None = None,
@@ -53,7 +54,18 @@ def hf(
     """
     check_fold(fold, test_fold, test)
     table = Table(
-        label or "label", label_threshold, labels, classes, regression, features, drop, missing_rows, categories, drop_first, silo
+        label or "label",
+        label_threshold,
+        labels,
+        classes,
+        regression,
+        features,
+        drop,
+        missing_rows,
+        categories,
+        drop_first,
+        silo,
+        person,
     )
     columns = ArrowColumns(image, label, table, fold, test_fold)
 

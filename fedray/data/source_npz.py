@@ -24,6 +24,8 @@ def npz(
     y_test: str = "y_test",
     clients: str | None = None,
     clients_test: str | None = None,
+    person: str | None = None,
+    person_test: str | None = None,
     channels: Channels = "auto",
     classes: int | None = None,
     labels: Sequence[Label] | None = None,
@@ -38,6 +40,8 @@ def npz(
         y_test: key of the test labels.
         clients: key of one value a training record that says whose it is, for the natural partition.
         clients_test: the same for the test records: with data.holdout.at=clients each client keeps its own.
+        person: key of one value a training record that says whose it is. A person is held out, and dealt to a client, with all its records.
+        person_test: the same for the test records.
         channels: where images have their channel axis: first, last, none, or auto.
         classes: labels are the integers 0..classes-1 and stay what they are; null = those found, numbered in sorted order.
         labels: the labels in class order, instead of classes.
@@ -76,11 +80,27 @@ def npz(
                 test = channels_first(read(x_test, "x_test"), channels, name), read(y_test, "y_test")
             groups = read(clients, "clients") if clients is not None else None
             test_groups = read(clients_test, "clients_test") if clients_test is not None else None
+            persons = read(person, "person") if person is not None else None
+            test_persons = read(person_test, "person_test") if person_test is not None else None
+        if test_persons is not None and (test is None or persons is None):
+            raise DataError(
+                f"{name}: data.person_test goes with data.person and a test set ('{x_test}', '{y_test}'); give all, or leave it out."
+            )
         if test_groups is not None and (test is None or groups is None):
             raise DataError(
                 f"{name}: data.clients_test goes with data.clients and a test set ('{x_test}', '{y_test}'); give all, or leave it out."
             )
-        return build(name, *train, test=test, groups=groups, test_groups=test_groups, classes=classes, labels=labels)
+        return build(
+            name,
+            *train,
+            test=test,
+            groups=groups,
+            test_groups=test_groups,
+            classes=classes,
+            labels=labels,
+            persons=persons,
+            test_persons=test_persons,
+        )
 
     return Whole(load)
 

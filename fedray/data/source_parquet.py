@@ -24,6 +24,7 @@ def parquet(
     image: str | None = None,
     test: str | None = None,
     silo: str | None = None,
+    person: str | None = None,
     fold: str | None = None,
     test_fold: TestFold | None = None,
     classes: int | None = None,
@@ -48,6 +49,7 @@ def parquet(
         image: the column of encoded images (binary, or a struct with bytes); null = the first such column, if any.
         test: a file with the test set, instead of the folder's.
         silo: column that names each record's client, for the natural partition; in the test set, too, with data.holdout.at=clients.
+        person: column that says whose each record is; no feature. A person is held out, and dealt to a client, with all its records.
         fold: the column that says which records are the test set, whatever files they are in.
         test_fold: that column's values that mean the test set; null = it holds "train" and "test".
         classes: labels are the integers 0..classes-1 and stay what they are; null = as the file names its classes, else those found.
@@ -65,13 +67,24 @@ def parquet(
     """
     check_fold(fold, test_fold, test)
     table = Table(
-        label or "label", label_threshold, labels, classes, regression, features, drop, missing_rows, categories, drop_first, silo
+        label or "label",
+        label_threshold,
+        labels,
+        classes,
+        regression,
+        features,
+        drop,
+        missing_rows,
+        categories,
+        drop_first,
+        silo,
+        person,
     )
     columns = ArrowColumns(image, label, table, fold, test_fold)
 
     def load() -> Raw:
         root, name = existing(where, "data.source"), f"parquet:{where}"
-        unread = [column for column in drop if column not in (*([label] if isinstance(label, str) else label or ()), silo, fold)]
+        unread = [column for column in drop if column not in (*([label] if isinstance(label, str) else label or ()), silo, person, fold)]
         train_files, test_files = parquet_files(root, existing(test, "data.test") if test is not None else None, fold is not None)
         return shape_arrow(
             _read(train_files, root, name, unread), _read(test_files, root, name, unread) if test_files else None, columns, name

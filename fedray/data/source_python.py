@@ -19,7 +19,7 @@ from fedray.data.table import frame_features
 from fedray.errors import DataError, blaming
 from fedray.inputs import Input, described
 
-_PARTS = "(x, y) or (x, y, x_test, y_test)"
+_PARTS = "(x, y), (x, y, persons) or (x, y, x_test, y_test)"
 _SHAPES = f"{_PARTS}, or a dict of client name to these"
 _TEST = "test"
 
@@ -27,15 +27,15 @@ _TEST = "test"
 def python(where: str, *, classes: int | Literal["own"] | None = "own", labels: Sequence[Label] | None = None, **arguments: Any) -> Source:
     """Your own function or class, as python:package.module:name; other keys of the data section are its arguments.
 
-    A function returns ``(x, y)``, ``(x, y, x_test, y_test)``, or a dict of client name to these (natural clients). In such a
-    dict the entry ``"test"`` is no client but the driver's test set ``(x, y)``; clients' own test sets are evaluated on at the
+    A function returns ``(x, y)``, ``(x, y, persons)`` with one value a record that says whose it is, ``(x, y, x_test, y_test)``, or
+    a dict of client name to these (natural clients). In such a dict the entry ``"test"`` is no client but the driver's test set ``(x, y)``; clients' own test sets are evaluated on at the
     driver, all together, or at the clients with data.holdout.at=clients. ``x`` is ``[n, ...]`` (floats; uint8 images 0..255,
     which become 0..1; other integers are tokens) or a pandas frame of numbers, or a dict of input name to these, which the model
     takes as keyword arguments; ``y`` is ``[n]`` integers or text (classes) or
     floats (regression), or ``[n, ...]`` numbers where a record has several targets.
 
     A class is a source with one place a client: its instances have ``clients() -> list[str]``, which reads no
-    records, ``load(client) -> (x, y)`` or ``(x, y, x_test, y_test)``, called only where that client lives, perhaps
+    records, ``load(client) -> (x, y)``, ``(x, y, persons)`` or ``(x, y, x_test, y_test)``, called only where that client lives, perhaps
     ``test() -> (x, y)``, the driver's test set, and ``classes`` (a number, or None in regression; not needed where the config
     declares them).
 
@@ -105,19 +105,23 @@ def _what(value: Any) -> str:
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
 
 
-def _parts(value: Any, where: str) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
-    """Return the training and the test set of one client; the test set is None for ``(x, y)``."""
+def _parts(value: Any, where: str, expected: str = _PARTS) -> tuple[tuple[Any, Any], tuple[Any, Any] | None, Any]:
+    """Return the training set, the test set and the persons; the test set is None for ``(x, y)``, the persons where they are not given."""
     if isinstance(value, tuple | list) and len(value) == 4:
-        return (value[0], value[1]), (value[2], value[3])
-    return _pair(value, where, _PARTS), None
+        return (value[0], value[1]), (value[2], value[3]), None
+    if isinstance(value, tuple | list) and len(value) == 3:
+        return (value[0], value[1]), None, value[2]
+    if isinstance(value, Records):
+        return (value.x, value.y), None, value.persons
+    return _pair(value, where, expected), None, None
 
 
 def _silo(value: Any, where: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
-    train, test = _parts(value, where)
+    train, test, persons = _parts(value, where)
     if classes is None and labels is None:
         train = train[0], _numbers(train[1], where)
         test = None if test is None else (test[0], _numbers(test[1], f"{where} (test set)"))
-    return _built(where, train, test, classes=classes, labels=labels)
+    return _built(where, train, test, classes=classes, labels=labels, persons=persons)
 
 
 def _built(where: str, train: tuple[Any, Any], test: tuple[Any, Any] | None, **more: Any) -> Raw:
@@ -164,9 +168,8 @@ def _numbers(targets: Any, where: str) -> npt.NDArray[np.float32]:
 def _whole(value: Any, name: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
     if isinstance(value, Mapping):
         return _mapping(value, name, classes, labels)
-    if isinstance(value, tuple | list) and len(value) == 4:
-        return _built(name, (value[0], value[1]), (value[2], value[3]), classes=classes, labels=labels)
-    return _built(name, _pair(value, name, _SHAPES), None, classes=classes, labels=labels)
+    train, test, persons = _parts(value, name, _SHAPES)
+    return _built(name, train, test, classes=classes, labels=labels, persons=persons)
 
 
 def _mapping(value: Mapping[Any, Any], name: str, classes: int | None, labels: Sequence[Label] | None) -> Raw:
@@ -175,20 +178,25 @@ def _mapping(value: Mapping[Any, Any], name: str, classes: int | None, labels: S
         raise DataError(f"{name}: gave a dict without a client; it should have a (x, y) for each.")
     names = check_names([str(client) for client in clients], name)
     pairs = [_parts(value[client], f"{name} (client {own})") for client, own in zip(clients, names, strict=True)]
-    tested = [own for own, (_, test) in zip(names, pairs, strict=True) if test is not None]
+    tested = [own for own, (_, test, _) in zip(names, pairs, strict=True) if test is not None]
     if tested and (_TEST in value or len(tested) < len(names)):
         other = f"there is '{_TEST}', too" if _TEST in value else f"client {next(own for own in names if own not in tested)} has none"
         raise DataError(f"{name}: client {tested[0]} has a test set of its own, but {other}; give each client one, or none.")
     wheres = [f"{name} (client {own})" for own in names]
-    train, groups, form = _stacked([train for train, _ in pairs], wheres, labels)
+    unsaid = [own for own, (*_, persons) in zip(names, pairs, strict=True) if persons is None]
+    if 0 < len(unsaid) < len(names):
+        raise DataError(f"{name}: client {unsaid[0]} does not say whose its records are, others do; give each client persons, or none.")
+    train, groups, form = _stacked([train for train, *_ in pairs], wheres, labels)
     test, test_groups = None, None
     if tested:
-        tests = [test for _, test in pairs if test is not None]
+        tests = [test for _, test, _ in pairs if test is not None]
         test, test_groups, _ = _stacked(tests, [f"{where} (test set)" for where in wheres], labels, form)
     elif _TEST in value:
         x, y = _pair(value[_TEST], f"{name} ({_TEST})", "(x, y)")
         test = _formed(x, form, f"{name} ({_TEST})")[0], y
     more: dict[str, Any] = {"groups": groups, "group_names": names, "test_groups": test_groups, "classes": classes, "labels": labels}
+    if not unsaid:
+        more["persons"] = np.concatenate([np.asarray(persons).astype(object) for *_, persons in pairs])
     return build(name, train[0], train[1], test=test, columns=form.columns, inputs=form.inputs, **more)
 
 

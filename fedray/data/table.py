@@ -44,6 +44,7 @@ class Table:
     categories: Mapping[str, Sequence[Cell]] | None = None
     drop_first: bool = False
     silo: str | None = None
+    person: str | None = None
     names: Sequence[str] | None = None  # meanings of the classes, if the source knows them
 
     def __post_init__(self) -> None:
@@ -69,9 +70,11 @@ class Table:
                 raise DataError(f"data.categories.{column}: should list different values, two or more with drop_first.")
         if self.features is not None and (len(set(self.features)) < len(self.features) or not self.features):
             raise DataError("data.features: should name each column once, and at least one.")
-        taken = {*self.label_columns, self.silo} & set(self.features or ())
+        taken = {*self.label_columns, self.silo, self.person} & set(self.features or ())
         if taken:
-            raise DataError(f"data.features: '{taken.pop()}' is the label or the silo column, not a feature.")
+            raise DataError(f"data.features: '{taken.pop()}' is the label, the silo or the person column, not a feature.")
+        if self.person is not None and self.person in (*self.label_columns, *self.drop):
+            raise DataError(f"data.person: '{self.person}' is the label or in data.drop; name the column that says whose each record is.")
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -152,12 +155,13 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: 
     headers = [str(c) for c in train.columns]
     absent = tuple(name for name in table.drop if name not in headers) if of_silo else ()
     table = replace(table, drop=[name for name in table.drop if name not in absent])
-    x, y, groups, columns = _shape(train, table, where, index)
-    own_test = test_groups = None
+    x, y, groups, persons, columns = _shape(train, table, where, index)
+    own_test = test_groups = test_persons = None
     if test is not None:
         same = table if table.features is not None else replace(table, features=_features(train, table), drop=())
-        grouped = table.silo in [str(c) for c in test.columns]
-        x_test, y_test, test_groups, _ = _shape(test, same, f"{where} (test set)", index, grouped)
+        said = [str(c) for c in test.columns]
+        same = replace(same, silo=table.silo if table.silo in said else None, person=table.person if table.person in said else None)
+        x_test, y_test, test_groups, test_persons, _ = _shape(test, same, f"{where} (test set)", index)
         own_test = (x_test, y_test)
     made = build(
         where,
@@ -169,6 +173,8 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: 
         classes=table.declared_classes,
         class_labels=table.class_labels or None,
         columns=columns,
+        persons=persons,
+        test_persons=test_persons,
     )
     return replace(made, absent=absent)
 
@@ -206,12 +212,11 @@ def _headed(frame: Any, where: str) -> tuple[Any, list[str]]:
     return frame.set_axis(headers, axis=1), headers
 
 
-def _shape(
-    frame: Any, table: Table, where: str, index: Collection[str], grouped: bool = True
-) -> tuple[npt.NDArray[np.float32], Any, Any, tuple[str, ...]]:
+def _shape(frame: Any, table: Table, where: str, index: Collection[str]) -> tuple[npt.NDArray[np.float32], Any, Any, Any, tuple[str, ...]]:
     frame, headers = _headed(frame, where)
-    silo = [table.silo] if table.silo is not None and grouped else []
-    for argument, names in (("label", table.label_columns), ("silo", silo), ("drop", table.drop), ("features", table.features or ())):
+    silo, person = ([name] if name is not None else [] for name in (table.silo, table.person))
+    named = (("label", table.label_columns), ("silo", silo), ("person", person), ("drop", table.drop), ("features", table.features or ()))
+    for argument, names in named:
         for name in names:
             _require(name, headers, f"data.{argument}", where)
     features = _features(frame, table)
@@ -221,7 +226,7 @@ def _shape(
         _require(name, features, f"data.categories.{name}", where, "feature")
     if not features:
         raise DataError(f"{where}: no feature columns are left beside the label; check data.drop and data.features.")
-    frame = _without_missing(frame, [*features, *table.label_columns, *silo], table.missing_rows, where)
+    frame = _without_missing(frame, [*features, *table.label_columns, *silo, *person], table.missing_rows, where)
     parts: list[npt.NDArray[np.float32]] = []
     columns: list[str] = []
     for name in features:
@@ -234,12 +239,14 @@ def _shape(
         else:
             parts.append(_numbers(frame[name], name, where, "leave it out with data.drop")[:, None].astype(np.float32))
             columns.append(name)
-    groups = frame[table.silo].to_numpy() if silo else None
-    return np.concatenate(parts, axis=1), _labels(frame, table, where), groups, tuple(columns)
+    groups, persons = (frame[name[0]].to_numpy() if name else None for name in (silo, person))
+    return np.concatenate(parts, axis=1), _labels(frame, table, where), groups, persons, tuple(columns)
 
 
 def _features(frame: Any, table: Table) -> list[str]:
-    return list(table.features or [str(h) for h in frame.columns if str(h) not in {*table.label_columns, table.silo, *table.drop}])
+    return list(
+        table.features or [str(h) for h in frame.columns if str(h) not in {*table.label_columns, table.silo, table.person, *table.drop}]
+    )
 
 
 def _require(name: str, present: Sequence[str], path: str, where: str, what: str = "column") -> None:

@@ -30,7 +30,8 @@ def guarantee_plans(prepared: Prepared) -> list[GuaranteePlan]:
     plans: list[GuaranteePlan] = []
     if prepared.config.privacy.record:
         groups = group_of(prepared.groups, len(prepared.names))
-        plans.append(GuaranteePlan("record", [plan for plan in prepared.plans if plan is not None], groups))
+        found = [plan for plan in prepared.plans if plan is not None]
+        plans.append(GuaranteePlan(found[0].unit, found, groups))
     return plans if prepared.client_plan is None else [*plans, GuaranteePlan("client", [prepared.client_plan])]
 
 
@@ -55,7 +56,7 @@ def started(prepared: Prepared, loop: Loop, output: Location, run_id: str) -> di
         "engine": model.engine,
         "metric": config.evaluation.headline,
         "regime": _regimes(prepared),
-        "unit": None if plan is None else plan.unit,
+        "unit": None if plan is None else _unit(plan),
         "budget": None if plan is None else plan.budget,
         "delta": None if plan is None else plan.delta,
         "noise_multiplier": None if plan is None else plan.noise_multiplier,
@@ -111,7 +112,7 @@ def claim_tags(prepared: Prepared, problems: Sequence[str] = (), summary: Mappin
     standing, summary = claim(prepared.config, problems), summary or {}
     return {
         "privacy/claim": "valid" if standing.valid else "void: " + "; ".join(standing.reasons),
-        "privacy/unit": " and ".join(plan.unit for plan in guarantee_plans(prepared)) or "client",
+        "privacy/unit": " and ".join(_unit(line.plan) for line in guarantee_plans(prepared)) or "client",
         **{f"privacy/{key}": str(summary[key]) for key in ("delta", "accountant", "ledger_sha256") if key in summary},
         **({"privacy/epsilon": rounded_up(summary["epsilon"])} if "epsilon" in summary else {}),
     }
@@ -155,6 +156,11 @@ def write_statement(
         write_json(files.ledger / f"{quote(name, safe='')}.part.json", part)
     write_atomic(files.root / "privacy_statement.md", statement_markdown(statement).encode())
     return dict(statement["summary"])
+
+
+def _unit(plan: RecordPlan | ClientPlan) -> str:
+    """The protected unit for readers: of a person with the number of its records."""
+    return plan.unit if isinstance(plan, ClientPlan) or plan.person is None else f"{plan.person:short}"
 
 
 def _regimes(prepared: Prepared) -> str:

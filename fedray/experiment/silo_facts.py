@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,11 +32,10 @@ def complete(prepared: Prepared, infos: Sequence[HostInfo]) -> Prepared:
     first, sizes = silos[0], np.array([silo.records for silo in silos], dtype=np.int64)
     reported = [info.class_counts for info in infos if info.class_counts is not None]
     counts = np.array(reported, dtype=np.int64) if len(reported) == len(infos) else None
-    classes = len(prepared.class_labels) or None
-    return with_records(
-        prepared,
-        RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, first.inputs, first.target_shape, counts),
-    )
+    classes, persons = len(prepared.class_labels) or None, [silo.persons for silo in silos if silo.persons is not None]
+    facts = RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, first.inputs, first.target_shape, counts)
+    known = np.array(persons, dtype=np.int64) if len(persons) == len(silos) else None
+    return with_records(prepared, replace(facts, persons=known))
 
 
 def without_cuda(infos: Mapping[str, HostInfo], with_gpu: Sequence[str]) -> str:

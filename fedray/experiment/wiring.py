@@ -363,10 +363,11 @@ class Wiring:
         lasting["clients"] = level(config.privacy).ledger != "run"
         books: list[RunBook | SiloBooks] = []
         if config.privacy.record:
+            unit = "record" if config.privacy.person is None else "person"
             if "records" in self._accounts:
-                books.append(RunBook("records", "record", self._accounts["records"], lasting["records"]))
+                books.append(RunBook("records", unit, self._accounts["records"], lasting["records"]))
             else:
-                books.append(self._silo_books(pool, "record"))
+                books.append(self._silo_books(pool, unit))
         plan = self.prepared.client_plan
         if plan is not None:
             account = self._accounts.get("clients")

@@ -76,6 +76,10 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
     "download": ({"download": {"kind": "half"}},),
     "attack": ({"attack": {"kind": "sign_flip", "fraction": 0.2}},),
     **{
+        f"persons, {person['kind']}": ({"privacy": {**_RECORD, "person": person}, "training": _BY_RECORDS, "data": {"person": "patient"}},)
+        for person in ({"kind": "bounded", "records": 2}, {"kind": "clipped"})
+    },
+    **{
         f"regime [record, {regime}]": (
             {
                 "privacy": {**_RECORD, "regime": ["record", regime], "joint": {**_WHOLE, "noise_multiplier": 9.0}},

@@ -93,6 +93,7 @@ class RecordFacts:
         target_shape: shape of one record's targets; () where it has one.
         class_counts: records of each class at each client, int64 ``[clients, classes]``, where they may be shown.
         targets: all clients' targets, where the driver may look at them.
+        persons: number of persons with training records at each client, int64 ``[clients]``; None if it is not known whose the records are.
     """
 
     sizes: npt.NDArray[np.int64]
@@ -105,6 +106,7 @@ class RecordFacts:
     target_shape: tuple[int, ...] = ()
     class_counts: npt.NDArray[np.int64] | None = None
     targets: npt.NDArray[Any] | None = None
+    persons: npt.NDArray[np.int64] | None = None
 
 
 def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], facts: RecordFacts) -> Model:
@@ -119,7 +121,8 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     dtype = torch.int64 if tokens else torch.float32
     algorithm = make_algorithm(config.algorithm)
     model, made = first_model(config.model, shape, outputs, config.seed, dtype, positions, facts.inputs, algorithm.personal)
-    private = config.privacy.record
+    private, person = config.privacy.record, config.privacy.person
+    single = person is not None and person.kind == "clipped"
     check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
     if config.privacy.whole_clients:
         rules.check_buffers(model)
@@ -134,7 +137,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         check_training(algorithm, group.training)
         check_schedule(group.training, config.rounds)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
-        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs)[0])
+        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs, single)[0])
     if algorithm.traits.exact:
         check_cohort(config.algorithm.kind, largest_cohort(config.cohort, len(names)))
     weights, server = get_vector(model, made.layout), make_server(config.server)

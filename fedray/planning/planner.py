@@ -30,7 +30,7 @@ from fedray.privacy.ledger.place import find_books, read_lines
 from fedray.privacy.limits import load_limits
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import claim
-from fedray.privacy.statement_text import persons
+from fedray.privacy.statement_text import persons, protects
 from fedray.stores.object_path import Location
 
 P = TypeVar("P", RecordPlan, ClientPlan)
@@ -187,7 +187,7 @@ def _histories(plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str],
     if own:
         books = {subject_path(directory, name): [name] for name in names}
     else:
-        books = {(records_path if plan.unit == "record" else clients_path)(directory): list(names)}
+        books = {(clients_path if plan.unit == "client" else records_path)(directory): list(names)}
     found: dict[str, History] = {}
     missing = 0
     for book, subjects in books.items():
@@ -198,7 +198,7 @@ def _histories(plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str],
         if summary.units - {(plan.unit, plan.adjacency)}:
             raise LedgerError(
                 f"{book}: holds other charges than of {plan.unit} under {plan.adjacency} adjacency, and charges of both kinds have no common "
-                "epsilon, so this run could not use it; set privacy.regime and cohort to those of the runs before."
+                "epsilon, so this run could not use it; set privacy.regime, privacy.person and cohort to those of the runs before."
             )
         for name in subjects:
             found[name] = (accountant.flatten(summary.charged(name)), summary.charges[name])
@@ -258,7 +258,8 @@ def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> d
         "rows": [_row(r) for r in rows],
         "epsilon": figure(headline),
         "epsilon_person": figure(_person(rows, headline)),
-        "persons": persons(plan.unit, plan.max_silos_per_person),
+        "protects": protects(plan),
+        "persons": persons(plan),
         "noise": _noise(prepared, plan),
         "levers": [{"change": name, "epsilon": figure(e)} for name, e in _levers(prepared, top)],
         "noise_for_epsilon": [{"epsilon": t, "noise_multiplier": noise_for(top, t, top.participation.worst)} for t in TARGETS],

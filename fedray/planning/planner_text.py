@@ -40,7 +40,7 @@ def plan_text(plan: Mapping[str, Any], clients: int = CLIENTS) -> str:
 
 def _line(line: Mapping[str, Any], accountant: str, clients: int) -> Iterator[str]:
     budget = "no budget" if line["budget"] is None else f"budget {line['budget']:g}"
-    yield f"privacy of {'one record' if line['unit'] == 'record' else 'a whole client'} (regime {line['regime']}): " + ", ".join(
+    yield f"privacy of {line['protects']} (regime {line['regime']}): " + ", ".join(
         [f"{line['adjacency'].replace('_', '-')} adjacency", f"delta {line['delta']!r}", budget, f"clip {line['clip']:g}", accountant]
     )
     if "population" in line:
@@ -69,7 +69,7 @@ def _line(line: Mapping[str, Any], accountant: str, clients: int) -> Iterator[st
 
 
 def _head(line: Mapping[str, Any]) -> list[str]:
-    middle = ["records", "rate x steps"] if line["unit"] == "record" else []
+    middle = ["records", "rate x steps"] if line["unit"] != "client" else []
     unit = "charges" if line.get("population", {}).get("rounds_of_a_charge", 1) > 1 else "rounds"
     return ["client", *middle, "noise", "charged before", unit, "epsilon before", "after", "affordable", "verdict"]
 
@@ -92,7 +92,7 @@ def _row(line: Mapping[str, Any], row: Mapping[str, Any], name: str, records: Se
     often, affordable = row["participations"], row["rounds_affordable"]
     sure = abs(often["expected"] - often["worst"]) < 1e-9
     known = "?" if records is None else f"{min(records)}" if min(records) == max(records) else f"{min(records)}-{max(records)}"
-    middle = [known, f"{row['sampling_rate']:g} x {row['steps']}"] if line["unit"] == "record" else []
+    middle = [known, f"{row['sampling_rate']:g} x {row['steps']}"] if line["unit"] != "client" else []
     after = _e(row["epsilon"], 3) if sure else f"{_e(row['epsilon_expected'], 3)} (at most {_e(row['epsilon'], 3)})"
     verdict = row["verdict"]
     if row["exceeded_in_round"] is not None:

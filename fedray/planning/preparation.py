@@ -33,6 +33,7 @@ from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.planning.combinations import check_parts, check_privacy
 from fedray.planning.global_model import Model, RecordFacts, make_model
+from fedray.planning.personchecks import check_persons, check_silos_of_persons
 from fedray.planning.registered import agreed_data
 from fedray.privacy import rules
 from fedray.privacy.clientplan import ClientPlan, plan_clients
@@ -180,7 +181,9 @@ def prepare(config: Config) -> Prepared:
         federation.target_shape,
         class_counts(federation) if show_counts else None,
         None if private else federation.train.y,
+        federation.persons,
     )
+    check_silos_of_persons(config.privacy, federation)
     return with_records(prepared, facts)
 
 
@@ -191,7 +194,8 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
         ConfigError: the config does not go with these records.
     """
     config, names, groups = prepared.config, prepared.names, prepared.groups
-    check_sizes(prepared.plans, groups, names, facts.sizes)
+    check_persons(config.privacy, facts.persons)
+    check_sizes(prepared.plans, groups, names, facts.sizes if config.privacy.person is None or facts.persons is None else facts.persons)
     model = make_model(config, groups, names, facts)
     check_own_transform(config.data, facts.shape)
     config, test, notes = _evaluated_apart(config, model.apart, prepared.test)
@@ -247,7 +251,7 @@ def capacity(config: Config, sizes: npt.NDArray[np.int64]) -> float:
 
 
 def check_sizes(plans: list[RecordPlan | None], groups: list[ClientGroup], names: Sequence[str], sizes: npt.NDArray[np.int64]) -> None:
-    """Raise ConfigError if delta is too large for some client's number of records."""
+    """Raise ConfigError if delta is too large for some client's number of records (or persons, ``sizes``)."""
     for group, plan in zip(groups, plans, strict=True):
         if plan is not None:
             members = np.asarray(group.members)

@@ -126,7 +126,9 @@ class Account:
         void: Sequence[str] = (),
         path: str = "privacy",
     ) -> Account:
-        """Open the driver's ledger in ``directory``: ``records.jsonl`` if the unit is a record, ``clients.jsonl`` if it is a client.
+        """Open the driver's ledger in ``directory``: ``clients.jsonl`` if the unit is a client, else ``records.jsonl``.
+
+        A ledger of persons has the name of one of records, so that runs that protect the one do not overlook what the others have spent.
 
         Args:
             directory: created if it is missing; with ``lasting`` its parent must exist.
@@ -147,7 +149,7 @@ class Account:
         if isinstance(directory, Path) and not lasting:
             directory.mkdir(parents=True, exist_ok=True)
         plan = next(iter(plans.values()))
-        book = records_path(directory) if plan.unit == "record" else clients_path(directory)
+        book = clients_path(directory) if plan.unit == "client" else records_path(directory)
         ledger = Ledger.open(book, job, pinned=pinned, make_directory=True, unit=plan.unit, adjacency=plan.adjacency)
         return _closing(ledger, lambda: cls(ledger, plans, fewer_steps=fewer_steps, data=data, limits=limits, lasting=lasting))
 

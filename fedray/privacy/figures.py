@@ -23,7 +23,7 @@ class Figures:
 
     Attributes:
         name: name of the client, or ``clients`` for the whole population.
-        unit: protected unit, ``record`` or ``client``.
+        unit: protected unit, ``record``, ``person`` or ``client``.
         charges: rounds that all runs charged in this ledger.
         run_charges: rounds that this run charged.
         epsilon: headline upper bound at the plan's delta over all charges in the ledger.

@@ -4,7 +4,7 @@ The silo's operator writes the file by hand. fedray reads it before anything is 
 
     epsilon: 4.0            # largest total epsilon of any record (or client) whose ledger is in this folder
     delta: 1.0e-5           # largest delta at which epsilon may be claimed
-    units: [record]         # allowed protected units: record, client
+    units: [record]         # allowed protected units: record, person, client
     regimes: [record]       # allowed values of privacy.regime: record, client, local, distributed
     void_claims: false      # whether a run may be charged if its claim is void from the start
 
@@ -40,7 +40,7 @@ class LimitsSection(Section):
 
     epsilon: float | None = Field(None, gt=0.0)
     delta: float | None = Field(None, gt=0.0, lt=1.0)
-    units: list[Literal["record", "client"]] | None = Field(None, min_length=1)
+    units: list[Literal["record", "person", "client"]] | None = Field(None, min_length=1)
     regimes: list[Literal["record", "client", "local", "distributed"]] | None = Field(None, min_length=1)
     void_claims: bool = False
 

@@ -20,7 +20,9 @@ def record_receipt(plan: RecordPlan, history: Sequence[Sequence[float]], engine:
         engine: name of the engine.
         reservation: hash of the ledger's entry that charges the round.
     """
+    person = {} if plan.person is None else {"person": plan.person.terms(), "person_records": plan.person.records}
     return {
+        **person,
         "reservation": reservation,
         "plan": plan.sha256,
         "steps": sum(int(steps) for _, _, steps in history),

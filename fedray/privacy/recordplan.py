@@ -1,6 +1,6 @@
 """The plan of record-level DP-SGD at each client: the run's public constants, and the noise multiplier that they need.
 
-The unit is one record of one client under zero-out adjacency. A round of participation is ``steps`` Poisson-sampled steps, each with
+The unit is one record, or one person, of one client under zero-out adjacency. A round of participation is ``steps`` Poisson-sampled steps, each with
 clipped gradients and Gaussian noise. Clients send functions of noised gradients only, so the guarantee holds against the server, the
 other clients and everyone who sees the model.
 """
@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from fedray.config import Config, Joint, Privacy, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.privacy.accounting import accountant
-from fedray.privacy.accounting.events import Adjacency, Event, Gaussian, Poisson, SelfComposed, rate
+from fedray.privacy.accounting.events import Adjacency, Event, Gaussian, Poisson, PoissonGroup, SelfComposed, rate
+from fedray.privacy.persons import Person
 from fedray.rounding import three_digits
 
 SECURE_RNG = "aes-256-ctr keyed by the operating system"
@@ -32,11 +33,11 @@ class RecordPlan:
     """Public constants of record-level DP-SGD. None of them depends on a client's records.
 
     Attributes:
-        sampling_rate: exact probability with which a record joins a step.
+        sampling_rate: exact probability with which a record (a person, if its gradients are clipped as one) joins a step.
         steps: noised steps in one round of participation.
-        expected_batch: constant by which a step's noised sum is divided, in records.
+        expected_batch: constant by which a step's noised sum is divided, in records (or persons).
         noise_multiplier: standard deviation of the noise on a step's sum, divided by ``clip``.
-        clip: L2 bound of one record's gradient over all trained parameters.
+        clip: L2 bound of one record's (or person's) gradient over all trained parameters.
         delta: delta of the (epsilon, delta) guarantee.
         budget: epsilon above which no client may be charged; None if there is no limit.
         target_epsilon: epsilon that the noise multiplier was calibrated to; None if the config gave the noise multiplier.
@@ -48,6 +49,7 @@ class RecordPlan:
         interval: grid spacing of the privacy-loss distribution.
         rng: source of noise and sampling coins, in words.
         clipping: ``flat`` clips all trained parameters jointly; ``per_layer`` clips each of n parameter tensors to clip / sqrt(n).
+        person: how much of a person takes part, if the unit is a person; None if it is a record.
     """
 
     sampling_rate: Fraction
@@ -66,13 +68,18 @@ class RecordPlan:
     interval: float
     rng: str
     clipping: Literal["flat", "per_layer"] = "flat"
+    person: Person | None = None
 
-    unit: ClassVar[str] = "record"
     adjacency: ClassVar[Adjacency] = "zero_out"
+
+    @property
+    def unit(self) -> str:
+        """Protected unit, ``record`` or ``person``."""
+        return "record" if self.person is None else "person"
 
     def event(self, noise_multiplier: float | None = None, steps: int | None = None) -> Event:
         """The event that one round of participation is charged, or would be with another noise multiplier or fewer steps."""
-        return _event(self.sampling_rate, steps or self.steps, noise_multiplier or self.noise_multiplier)
+        return _event(self.sampling_rate, steps or self.steps, noise_multiplier or self.noise_multiplier, self.person)
 
     def history(self, steps: int | None = None) -> History:
         """The steps that the engine must have counted in one round, by the charged event: [(noise multiplier, sampling rate, steps)]."""
@@ -88,17 +95,25 @@ class RecordPlan:
         """The plan as JSON data, for ledgers and statements."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["sampling_rate"] = [self.sampling_rate.numerator, self.sampling_rate.denominator]
+        person = values.pop("person")
+        values |= {} if person is None else {"person": person.terms()}
         return {"unit": self.unit, "adjacency": self.adjacency, "regime": "record", **values}
 
     @classmethod
     def of(cls, terms: Mapping[str, Any]) -> RecordPlan:
         """The plan of :meth:`terms`."""
-        return cls(**{field.name: terms[field.name] for field in fields(cls)} | {"sampling_rate": Fraction(*terms["sampling_rate"])})
+        values = {field.name: terms[field.name] for field in fields(cls) if field.name != "person"}
+        return cls(**values | {"sampling_rate": Fraction(*terms["sampling_rate"]), "person": Person.of(terms.get("person"))})
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of :meth:`terms`."""
         return terms_sha256(self.terms())
+
+
+def clips_persons(plan: object) -> bool:
+    """Whether the plan is one by which a person's gradients are clipped as one."""
+    return isinstance(plan, RecordPlan) and plan.person is not None and plan.person.clipped
 
 
 def terms_sha256(terms: Mapping[str, Any]) -> str:
@@ -107,11 +122,12 @@ def terms_sha256(terms: Mapping[str, Any]) -> str:
 
 
 class DpSgdTerms(NamedTuple):
-    """The parameters of DP-SGD's event."""
+    """The parameters of DP-SGD's event; ``person_records``: of one person in a turn, None if the event does not count them."""
 
     steps: int
     sampling_rate: Fraction
     noise_multiplier: float
+    person_records: int | None = None
 
 
 def dpsgd_terms(event: Event | None) -> DpSgdTerms | None:
@@ -119,11 +135,14 @@ def dpsgd_terms(event: Event | None) -> DpSgdTerms | None:
     steps, of = (event.count, event.of) if isinstance(event, SelfComposed) else (1, event)
     if isinstance(of, Poisson) and isinstance(of.of, Gaussian):
         return DpSgdTerms(steps, of.q, of.of.noise_multiplier)
+    if isinstance(of, PoissonGroup):
+        return DpSgdTerms(steps, of.q, of.noise_multiplier, of.size)
     return None
 
 
-def _event(q: Fraction, steps: int, noise_multiplier: float) -> Event:
-    return SelfComposed(steps, Poisson(q, Gaussian(noise_multiplier)))
+def _event(q: Fraction, steps: int, noise_multiplier: float, person: Person | None) -> Event:
+    step = Poisson(q, Gaussian(noise_multiplier)) if person is None else person.event(q, noise_multiplier)
+    return SelfComposed(steps, step)
 
 
 def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
@@ -158,9 +177,9 @@ def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
     check_target(privacy, "privacy")
     q, steps, delta = rate(training.sampling_rate or 0.0), training.steps or 0, privacy.delta or 0.0
     participations = min(config.rounds, privacy.max_participations or config.rounds)
-    noise = privacy.noise_multiplier
+    noise, person = privacy.noise_multiplier, Person.of(None if privacy.person is None else privacy.person.model_dump())
     if noise is None:
-        noise = accountant.calibrate(lambda z: _event(q, steps, z), participations, delta, privacy.target_epsilon or 0.0)
+        noise = accountant.calibrate(lambda z: _event(q, steps, z, person), participations, delta, privacy.target_epsilon or 0.0)
     return RecordPlan(
         sampling_rate=q,
         steps=steps,
@@ -178,6 +197,7 @@ def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
         interval=accountant.INTERVAL,
         rng=rng_of(config),
         clipping=privacy.clipping,
+        person=person,
     )
 
 
@@ -201,22 +221,22 @@ def rng_of(config: Config) -> str:
 
 
 def check_delta(plan: RecordPlan, sizes: Mapping[str, int]) -> None:
-    """Refuse a delta above 1 / (10 x records) of the largest client.
+    """Refuse a delta above 1 / (10 x records) of the largest client, or 1 / (10 x persons) if the unit is a person.
 
     Args:
         plan: the plan of these clients.
-        sizes: each client's number of training records, which zero-out adjacency takes as public.
+        sizes: each client's number of training records (or of persons who have some), which zero-out adjacency takes as public.
 
     Raises:
         PrivacyRefusal: delta is too large; the sentence names the largest client and the largest legal delta.
     """
     if not sizes:
         return
-    client, records = max(sizes.items(), key=lambda item: item[1])
-    if records and plan.delta * 10 * records > 1 + 1e-9:
-        legal = 1 / (10 * records)
+    client, units = max(sizes.items(), key=lambda item: item[1])
+    if units and plan.delta * 10 * units > 1 + 1e-9:
+        legal = 1 / (10 * units)
         raise PrivacyRefusal(
-            f"privacy.delta: {plan.delta:g} is more than 1 / (10 x {records} records) of client '{client}', so whole records might be "
+            f"privacy.delta: {plan.delta:g} is more than 1 / (10 x {units} {plan.unit}s) of client '{client}', so whole {plan.unit}s might be "
             f"given away within delta; set privacy.delta={three_digits(legal):g} or less.",
             "privacy.delta.too_large",
         )

@@ -58,6 +58,12 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
     _check_data(config, private_statistics)
     if privacy.record:
         _check_training(config)
+        _check_person(config)
+    elif privacy.person is not None:
+        raise ConfigError(
+            "privacy.person: is about records in local training, which this regime does not protect one by one; set privacy.regime=record, or "
+            "take it out."
+        )
     elif privacy.clipping != "flat" or privacy.fewer_steps:
         raise ConfigError(
             "privacy.clipping, privacy.fewer_steps: apply to local steps on records only; add record to privacy.regime or take them out."
@@ -205,6 +211,24 @@ def _check_training(config: Config) -> None:
             raise PrivacyRefusal(
                 f"{path}: '{engine}' is not known to clip and noise every record's gradient; use auto, book, hooks or ghost.",
                 "privacy.incompatible.record.engine",
+            )
+
+
+def _check_person(config: Config) -> None:
+    """Refuse persons of whom the records are not known, and engines that cannot clip a person's gradients as one."""
+    person, source = config.privacy.person, config.data.source.partition(":")[0]
+    if person is None:
+        return
+    if source != "python" and config.data.arguments.get("person") is None:
+        raise ConfigError(
+            "privacy.person: needs to know whose each record is; name the column with data.person (for an npz archive the key of an array)."
+        )
+    for path, engine in everywhere(config, "engine").items():
+        if person.kind == "clipped" and engine not in ("auto", "hooks"):
+            raise PrivacyRefusal(
+                f"{path}: '{engine}' clips records one by one and has no gradient of a person that it could clip as one; use hooks or auto, or "
+                "privacy.person.kind=bounded, which all private engines can do.",
+                "privacy.incompatible.person.engine",
             )
 
 

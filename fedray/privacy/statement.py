@@ -1,6 +1,6 @@
 """The privacy statement of a run: the guarantees, their assumptions and their limits, as JSON data and as Markdown.
 
-The sentences are in :mod:`fedray.privacy.statement_text`.
+The sentences are in :mod:`fedray.privacy.statement_text` and :mod:`fedray.privacy.statement_assumptions`.
 
 Sources: Ponomareva et al. 2023, How to DP-fy ML, section 5.3 (what to report); NIST SP 800-226 (2025), Guidelines for Evaluating
 Differential Privacy Guarantees
@@ -16,12 +16,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedray.config import Config
+from fedray.errors import LedgerError
 from fedray.privacy import statement_text
 from fedray.privacy.accounting import accountant
 from fedray.privacy.clientplan import ClientPlan, Plan, secret_cohorts
 from fedray.privacy.figures import Figures, Spent, headline, median
+from fedray.privacy.persons import unit_in_words
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import Claim, claim
+from fedray.privacy.statement_assumptions import assumptions
 from fedray.rounding import as_given, rounded_up
 from fedray.secure.protocol import make_protocol
 
@@ -33,7 +36,7 @@ class Guarantee:
     """One guarantee of a statement.
 
     Attributes:
-        unit: protected unit, ``record`` or ``client``.
+        unit: protected unit, ``record``, ``person`` or ``client``.
         plans: plans of the groups of clients.
         groups: figures of all subjects.
         figures: figures of the subjects that the statement lists one by one.
@@ -110,11 +113,12 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
     groups = guarantee.groups if guarantee.published is None else guarantee.published
     figures, subjects = [g.figures for g in groups], [len(g.names) for g in groups]
     plan, adjacency = plans[0], plans[0].adjacency
+    person = plan.person if isinstance(plan, RecordPlan) else None
     most = headline(groups, adjacency)
     unamplified = max((f.epsilon_unamplified for f in figures if f.epsilon_unamplified is not None), default=None)
     observers = plan.observers_epsilon(rounds) if isinstance(plan, ClientPlan) else None
     delta = max(p.delta for p in plans)
-    shown = rounded_up(_figure(most))
+    shown, for_person = rounded_up(_figure(most)), _figure(_person(plans, groups, most))
     summary: dict[str, Any] = {
         "unit": unit,
         "adjacency": adjacency,
@@ -122,7 +126,7 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
         "epsilon": _figure(most),
         "epsilon_rdp": _figure(max((f.epsilon_rdp for f in figures), default=0.0)),
         "epsilon_client_median": _figure(min(most, median(groups))),
-        "epsilon_person": _figure(_person(plans, groups, most)),
+        "epsilon_person": for_person,
         "delta": delta,
         "budget": max((p.budget for p in plans if p.budget is not None), default=None),
         "accountant": "pld",
@@ -130,6 +134,8 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
         "clients": plan.facts.clients if isinstance(plan, ClientPlan) else sum(subjects),
         "clients_exhausted": left_out,
     }
+    if person is not None:
+        summary["protects"] = f"{person:short}"
     if unamplified is not None:
         summary["epsilon_unamplified"] = _figure(unamplified)
     if observers is not None:
@@ -139,13 +145,13 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
         "guarantee": {
             "definition": "(epsilon, delta)-differential privacy",
             "setting": statement_text.setting(plan),
-            "unit": "one record of one client" if unit == "record" else "one client with all its records",
+            "unit": unit_in_words(unit, person),
             "adjacency": statement_text.ADJACENCY[adjacency].format(unit=unit),
-            "statement": statement_text.sentence(unit, shown, delta, standing),
+            "statement": statement_text.sentence(plan, shown, delta, standing, rounded_up(for_person)),
             "meaning": statement_text.meaning(unit, adjacency, most, delta, shown),
             "against": statement_text.against(plan, protocol),
             "trust": statement_text.trust(plan, protocol, config.clients.placement == "hosted"),
-            "persons": statement_text.persons(unit, config.privacy.max_silos_per_person),
+            "persons": statement_text.persons(plan, config.privacy.max_silos_per_person),
             "released": statement_text.released(plan),
             "accesses": statement_text.accesses(plan),
             "not_covered": statement_text.not_covered(plan, standing),
@@ -157,7 +163,7 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
             "beside": "Renyi DP",
             "library": accountant.accountant_version(),
             "composition": "all charges in the ledger are composed; charges of different plans are composed as if all plans had been fixed beforehand",
-            "assumptions": statement_text.assumptions(plan),
+            "assumptions": assumptions(plan),
             "rounding": statement_text.ROUNDING,
         },
         "clients": [
@@ -185,8 +191,8 @@ def _regime(plan: Plan) -> str:
 
 def _record_mechanism(plans: Sequence[Plan]) -> dict[str, Any]:
     return {
-        "name": "DP-SGD at each client: steps on Poisson samples, each record's gradient clipped jointly over all trained parameters "
-        "(with per_layer, each of n parameter tensors is clipped to clip / sqrt(n)), and Gaussian noise on the sum",
+        "name": f"DP-SGD at each client: steps on Poisson samples, each {statement_text.clipped(plans[0])} clipped jointly over all trained "
+        "parameters (with per_layer, each of n parameter tensors is clipped to clip / sqrt(n)), and Gaussian noise on the sum",
         "sampling": statement_text.sampling(plans[0]),
         "denominator": "the constant training.expected_batch, not the number of sampled records",
         "rng": sorted({p.rng for p in plans}),
@@ -256,6 +262,8 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
 
 def _section(line: Mapping[str, Any], clients: int) -> list[str]:
     summary, guarantee, mechanism, accounts = line["summary"], line["guarantee"], line["mechanism"], line["accounting"]
+    unbounded = summary["unit"] == "person" and summary["epsilon_rdp"] == "infinity"  # Renyi DP bounds no group of records
+    by_rdp = "" if unbounded else f", {rounded_up(summary['epsilon_rdp'])} by RDP"
     rows = [("Definition", guarantee["definition"]), ("Setting", guarantee["setting"])]
     rows += [("Unit", guarantee["unit"]), ("Adjacency", guarantee["adjacency"]), ("In other words", guarantee["meaning"])]
     if "epsilon_unamplified" in summary:
@@ -263,7 +271,7 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
     if "epsilon_observers" in summary:
         rows.append(("Epsilon, amplified (adversary sees models but not cohorts)", rounded_up(summary["epsilon_observers"])))
     rows += [
-        ("Epsilon (largest client)", f"{rounded_up(summary['epsilon'])}, {rounded_up(summary['epsilon_rdp'])} by RDP"),
+        ("Epsilon (largest client)", rounded_up(summary["epsilon"]) + by_rdp),
         ("Epsilon (median client)", rounded_up(summary["epsilon_client_median"])),
         ("Epsilon (person)", f"{rounded_up(summary['epsilon_person'])} ({guarantee['persons']})"),
         ("Delta", as_given(summary["delta"])),
@@ -310,7 +318,7 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
 
 def _plan(plan: Mapping[str, Any]) -> str:
     planned = f"epsilon {rounded_up(plan['planned_epsilon'])}"
-    if plan["unit"] == "record":
+    if plan["unit"] != "client":
         q = plan["sampling_rate"]
         return (
             f"- sampling rate {q[0]}/{q[1]}, {plan['steps']} step(s) per round, noise multiplier {as_given(plan['noise_multiplier'])}, "
@@ -328,10 +336,11 @@ def _person(plans: Sequence[Plan], groups: Sequence[Spent], headline: float) -> 
     if silos == 1 or not groups:
         return headline
     delta = min(g.figures.delta for g in groups)
-    if not all(accountant.bounded(g.figures.composition, "rdp") for g in groups):
-        return math.inf
     spents = [dict(g.figures.composition) for g in groups for _ in range(min(len(g.names), silos))]
-    return accountant.person_epsilon(spents, delta, silos)
+    try:
+        return accountant.person_epsilon(spents, delta, silos)
+    except LedgerError:  # neither accountant bounds all charges
+        return math.inf
 
 
 def _figure(value: float) -> float | str:

@@ -1,4 +1,4 @@
-"""The sentences of a privacy statement: the guarantee, the adversary, the assumptions, and what stays unprotected.
+"""The sentences of a privacy statement: the guarantee, the adversary, and what stays unprotected.
 
 Sources: Ponomareva et al. 2023, How to DP-fy ML, section 5.3 (what to report); NIST SP 800-226 (2025), Guidelines for Evaluating
 Differential Privacy Guarantees (unit, trust model, exposure of collected data, side channels, validity of the implementation)
@@ -10,9 +10,10 @@ import math
 from typing import Any
 
 from fedray.config import Config
-from fedray.privacy.clientplan import ClientPlan, Plan
-from fedray.privacy.recordplan import INSECURE_RNG, RecordPlan
+from fedray.privacy.clientplan import Plan
+from fedray.privacy.recordplan import RecordPlan, clips_persons
 from fedray.privacy.rules import Claim
+from fedray.privacy.statement_assumptions import floats
 from fedray.secure.protocol import Protocol
 
 TRUST = (
@@ -32,6 +33,11 @@ _NOT_COVERED = {
     "record": (
         "whole clients, and persons with several records in one client, because the unit is one record",
         "whether, when and for how long a client takes part, and how many records it holds; these facts are assumed to be public",
+    ),
+    "person": (
+        "whole clients, and persons with records in more clients than privacy.max_silos_per_person, because the unit is one person in one client",
+        "records of a person that data.person gives to another one: fedray takes the column as the data's owner wrote it",
+        "whether, when and for how long a client takes part, and how many records and persons it holds; these facts are assumed to be public",
     ),
     "client": (
         "persons or institutions with several clients, because the unit is one client",
@@ -117,8 +123,13 @@ def accesses(plan: Plan) -> str:
 
 def sampling(plan: Plan) -> str:
     """How records or clients are sampled."""
-    if isinstance(plan, RecordPlan):
+    if clips_persons(plan):
         return (
+            "each person joins each step with all its records, independently with the public sampling rate; the coins are float64 draws of the "
+            "training loop; a step with an empty batch adds noise alone and is charged; shuffled batches are not offered"
+        )
+    if isinstance(plan, RecordPlan):
+        return _bounded(plan) + (
             "each record joins each step independently with the public sampling rate; the coins are float64 draws of the training loop; "
             "a step with an empty batch adds noise alone and is charged; shuffled batches are not offered"
         )
@@ -126,9 +137,27 @@ def sampling(plan: Plan) -> str:
     return _UNAMPLIFIED[kind] if plan.charging.whom == "participants" and kind in _UNAMPLIFIED else _SAMPLING[kind]
 
 
+def _bounded(plan: RecordPlan) -> str:
+    if plan.person is None:
+        return ""
+    return f"in each turn at most {plan.person.records} records of a person take part, drawn anew and secretly; of these "
+
+
+def clipped(plan: Plan) -> str:
+    """What is clipped as one."""
+    return "person's mean gradient" if clips_persons(plan) else "record's gradient"
+
+
+def protects(plan: Plan) -> str:
+    """The protected unit in few words, with the number of records that it assumes of a person."""
+    if not isinstance(plan, RecordPlan):
+        return "a whole client"
+    return "one record" if plan.person is None else f"one {plan.person:short}"
+
+
 def not_covered(plan: Plan, claim: Claim) -> list[str]:
     """What the guarantee does not protect."""
-    rounding = ["information in the rounding of float32 arithmetic, because the analysis assumes real numbers"] if _floats(plan) else []
+    rounding = ["information in the rounding of float32 arithmetic, because the analysis assumes real numbers"] if floats(plan) else []
     unprotected = [reason for reason in claim.reasons if reason.startswith("privacy.unprotected")]
     return [*_NOT_COVERED[plan.unit], *_NEVER_COVERED, *rounding, *unprotected]
 
@@ -137,7 +166,7 @@ def meaning(unit: str, adjacency: str, epsilon: float, delta: float, shown: str)
     """The largest success probability of an adversary that the guarantee allows, as a sentence.
 
     Args:
-        unit: ``record`` or ``client``.
+        unit: ``record``, ``person`` or ``client``.
         adjacency: neighbouring relation of the guarantee.
         epsilon: headline epsilon.
         delta: its delta.
@@ -148,7 +177,7 @@ def meaning(unit: str, adjacency: str, epsilon: float, delta: float, shown: str)
     ratio = math.exp(-epsilon)
     most = min(1.0, (1.0 + delta * ratio) / (1.0 + ratio))
     percent = min(100.0, math.ceil(most * 1e4) / 100)
-    whose, used = ("a given record", "was used") if unit == "record" else ("a given client's records", "were used")
+    whose, used = ("a given record", "was used") if unit == "record" else (f"a given {unit}'s records", "were used")
     whether = f"which of two versions of {whose} was used" if adjacency == "replace_one" else f"whether {whose} {used}"
     rest = " This figure alone gives almost no protection." if epsilon > 10 else ""
     return (
@@ -182,108 +211,6 @@ def tuning(config: Config) -> str:
         "Runs that were charged to the same ledger are composed in this figure, so the settings that they tried are paid for. "
         "A choice of settings by other results on these records is not accounted for."
     )
-
-
-def assumptions(plan: Plan) -> list[dict[str, Any]]:
-    """The assumptions of the accounting: ``assumption``, whether it ``holds`` in this run, and ``because`` of what."""
-    secure = plan.rng != INSECURE_RNG
-    generator = (
-        f"drawn from {plan.rng}, with a new key for every round and attempt"
-        if secure
-        else "noise and coins came from a seed and can be replayed"
-    )
-    return _record_assumptions(secure, generator) if isinstance(plan, RecordPlan) else _client_assumptions(plan, secure, generator)
-
-
-def _holds(assumption: str, holds: bool, because: str) -> dict[str, Any]:
-    return {"assumption": assumption, "holds": holds, "because": because}
-
-
-_CHARGED = "every update carries a receipt of what was run, and the receipt is compared with the ledger's entry before the update is added"
-_CONSTANTS = "they are constants of the config; the operator is trusted not to have chosen them by looking at these records"
-
-
-def _record_assumptions(secure: bool, generator: str) -> list[dict[str, Any]]:
-    return [
-        _holds(
-            "batches are Poisson samples: each record joins each step independently with the stated probability",
-            secure,
-            f"the training loop tosses one coin per record and step, {generator}; shuffled and fixed batches are refused",
-        ),
-        _holds(
-            "one record changes a step's sum by at most the clip norm",
-            True,
-            "the gradient of each record is clipped, with norms in float64, and a non-finite gradient counts as zero; before training, the "
-            "run's own model, loss and engine are tested on synthetic records, of which each is left out in turn",
-        ),
-        _holds("the noise is Gaussian with the stated standard deviation, and independent across steps and clients", secure, generator),
-        _holds("the steps that ran had the number, sampling rate and noise multiplier that were charged", True, _CHARGED),
-        _holds("sampling rate, steps, expected batch, clip norm and noise do not depend on the records", True, _CONSTANTS),
-        _holds("arithmetic is exact", False, "float32 and float64 are used, so attacks on the rounding of noise are not excluded"),
-    ]
-
-
-def _client_assumptions(plan: ClientPlan, secure: bool, generator: str) -> list[dict[str, Any]]:
-    facts, found = plan.facts, []
-    if plan.amplified or plan.observers_rate is not None:
-        kind = "Poisson samples" if facts.sampling == "poisson" else "uniform samples of fixed size"
-        found.append(
-            _holds(
-                f"cohorts are {kind} of the population, and secret",
-                secure,
-                f"coins are {generator}; cohorts are neither logged nor shown, but the driver and the actors know them"
-                if secure
-                else generator,
-            )
-        )
-    if plan.observers_rate is not None:
-        found.append(
-            _holds(
-                "whether a round has too few updates depends on its coins and on chance, but clients do not fail because of another client's coin",
-                True,
-                "the figure for observers includes the probability that one client's coin decides; it cannot know why clients fail",
-            )
-        )
-    if plan.charging.span > 1:
-        found.append(
-            _holds(
-                f"a client takes part at most {plan.charging.most} time(s) in {plan.charging.span} rounds, {plan.charging.separation} or more rounds apart",
-                True,
-                "the driver draws only from the clients that may take part, and stops the run if another client did",
-            )
-        )
-    found += [
-        _holds(
-            "one client changes the sum by at most the clip norm"
-            + (" with each of its two contributions (replace-one)" if plan.adjacency == "replace_one" else ""),
-            True,
-            "each update is clipped as a whole in float64, with a margin for the grid's rounding; a non-finite update counts as zero",
-        ),
-        _holds("the noise has the stated distribution and standard deviation, and is independent across rounds", secure, generator),
-    ]
-    if plan.regime == "distributed":
-        found.append(
-            _holds(
-                "nobody sees a single client's update, only sums of at least cohort.min_clients updates",
-                False,
-                "no secure sum was made: a single update carries only a share of the noise, and the driver and the actors could read it",
-            )
-        )
-    if plan.regime != "local":
-        found.append(_holds("the sum is divided by a constant, not by the number of clients that answered", True, _CONSTANTS))
-    found.append(_holds("every release was charged beforehand", True, _CHARGED))
-    exact = not _floats(plan)
-    because = (
-        "sums are integers, and the noise is rounded to their grid"
-        if exact
-        else "float64 noise is added at the client, so attacks on its rounding are not excluded"
-    )
-    found.append(_holds("arithmetic is exact", exact, because))
-    return found
-
-
-def _floats(plan: Plan) -> bool:
-    return isinstance(plan, RecordPlan) or plan.regime == "local"
 
 
 def exposure(config: Config) -> dict[str, Any]:
@@ -323,25 +250,45 @@ def implementation(records: bool) -> dict[str, str]:
     }
 
 
-def sentence(unit: str, shown: str, delta: float, claim: Claim) -> str:
-    """The formal statement."""
+def sentence(plan: Plan, shown: str, delta: float, claim: Claim, for_person: str) -> str:
+    """The formal statement.
+
+    Args:
+        plan: of the guarantee.
+        shown: epsilon of the largest client, as it is printed.
+        delta: its delta.
+        claim: whether it may be claimed.
+        for_person: epsilon for a person with records in several clients, as it is printed.
+    """
     if not claim.valid:
         return f"No guarantee is claimed: the charges amount to epsilon {shown} at delta {delta!r}, but the claim is void."
-    if unit == "client":
+    if not isinstance(plan, RecordPlan):
         return (
             f"Training was ({shown}, {delta!r})-differentially private for every client with all its records: "
             "the models and figures that were released would have been almost as likely without that client's contribution."
         )
+    whom = (
+        "every single record of every client" if plan.person is None else f"every person with all its records in one client, {plan.person}"
+    )
+    what = "record" if plan.person is None else "person"
+    several = ""
+    if plan.person is not None and plan.max_silos_per_person > 1:
+        several = f" For a person with records in up to {plan.max_silos_per_person} clients it was ({for_person}, {delta!r})-differentially private."
     return (
-        f"Training was ({shown}, {delta!r})-differentially private for every single record of every client: "
-        "the updates that clients sent would have been almost as likely without that record's contribution."
+        f"Training was ({shown}, {delta!r})-differentially private for {whom}: "
+        f"the updates that clients sent would have been almost as likely without that {what}'s contribution.{several}"
     )
 
 
-def persons(unit: str, silos: int) -> str:
-    """The assumption of the figure for a person."""
-    if unit == "client":
+def persons(plan: Plan, silos: int | None = None) -> str:
+    """The assumption of the figure for a person; ``silos``: in how many clients a person has records, default the plan's."""
+    silos = plan.max_silos_per_person if silos is None else silos
+    if not isinstance(plan, RecordPlan):
         return "for a person whose records lie in one client"
+    if plan.person is not None:
+        if silos == 1:
+            return f"for a person with all its records in one client, {plan.person}"
+        return f"for a person with records in up to {silos} clients, in each of them one {plan.person:short}; the clients' charges are composed"
     if silos == 1:
         return "for a person with one record in one client"
     return f"for a person with one record in each of up to {silos} clients; Renyi divergences are added order by order"

@@ -10,7 +10,7 @@ from fedray.reporting.report_text import figure, metric, table, time_text
 from fedray.rounding import claim_text, rounded_up
 from fedray.rounds.agreed import said_of
 from fedray.tracking.journal import number
-from fedray.tracking.rundata import RunData, unit_text
+from fedray.tracking.rundata import RunData, unit_of, unit_text
 from fedray.tracking.starts import StartNote, ending
 
 
@@ -49,7 +49,7 @@ def _result(data: RunData) -> str:
     final = number((data.summary.get("final") or {}).get(quality))
     shown = "no final result" if quality is None or final is None else f"{metric(quality)} {final:.4f}"
     if private.get("epsilon") is not None:
-        spent = f"epsilon {rounded_up(private['epsilon'])} for {unit_text(private.get('unit'))} at delta {private.get('delta')!r}"
+        spent = f"epsilon {rounded_up(private['epsilon'])} for {unit_text(unit_of(private))} at delta {private.get('delta')!r}"
         return f"{shown}; {'' if private.get('claim') == 'valid' else 'claim void, '}{spent}"
     return f"{shown}; no privacy is claimed" if data.summary else shown
 
@@ -78,7 +78,7 @@ def _beside(data: RunData) -> list[tuple[str, str]]:
 def _guaranteed(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (
-            f"epsilon for {unit_text(line.get('unit'))}",
+            f"epsilon for {unit_text(unit_of(line))}",
             f"{rounded_up(line['epsilon'])} at delta {line['delta']!r}, regime {line.get('regime')}",
         )
         for line in guarantees(summary)

@@ -96,7 +96,8 @@ class GuaranteePlan:
             "noise_multiplier": plan.noise_multiplier,
             "clip": plan.clip,
             "engine": None,
-            **task.receipt("record"),
+            **({} if plan.person is None else {"person": plan.person.terms()}),
+            **task.receipt(plan.unit),
         }
 
 
@@ -160,8 +161,10 @@ def _metrics(plan: RecordPlan | ClientPlan, groups: Sequence[Spent], rounds: int
     metrics = {
         "epsilon": most,
         "epsilon_client_median": min(most, median(groups)),
-        "epsilon_rdp": max((f.epsilon_rdp for f in figures), default=0.0),
     }
+    rdp = max((f.epsilon_rdp for f in figures), default=0.0)
+    if plan.unit != "person" or math.isfinite(rdp):  # Renyi DP does not bound several records of a person
+        metrics["epsilon_rdp"] = rdp
     if plan.unit == "client":
         metrics["epsilon_unamplified"] = max((f.epsilon_unamplified or 0.0 for f in figures), default=0.0)
         observers = plan.observers_epsilon(rounds) if isinstance(plan, ClientPlan) else None

@@ -43,6 +43,7 @@ _MODEL_TAGS = (
     "epsilon_observers",
     "delta",
     "unit",
+    "protects",
     "adjacency",
     "regime",
     "accountant",

@@ -59,7 +59,7 @@ def draw_plan(path: Path, plan: Mapping[str, Any]) -> None:
                 left.plot(curve["rounds"], curve["epsilon_expected"], color=f"C{i}", linewidth=1, linestyle=":", label="as expected")
         if line["budget"] is not None:
             left.axhline(line["budget"], color=RED, linestyle="--", linewidth=1, label="budget")
-        unit = "one record" if line["unit"] == "record" else "a whole client"
+        unit = line["protects"]
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(xlabel="round", ylabel=f"epsilon, {unit}", ylim=(0, None))
         left.legend(frameon=False, fontsize=8)

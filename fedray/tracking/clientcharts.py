@@ -11,7 +11,7 @@ import numpy as np
 from fedray.rounding import rounded_up
 from fedray.tracking.chartstyle import BLUE, GREEN, GREY, RED, Chart, axes_of, legend, thinned
 from fedray.tracking.journal import number
-from fedray.tracking.rundata import RunData, unit_text
+from fedray.tracking.rundata import RunData, unit_of, unit_text
 
 _MOST_BARS = 30  # clients with a bar of their own
 _STEPS = 200  # points of a curve of quantiles
@@ -63,7 +63,8 @@ def budgets(run: RunData) -> Iterator[Chart]:
         if len(mine) < 2:
             continue
         spent = [float(row["epsilon"]) for row in mine]
-        caption = f"Epsilon for {unit_text(unit)} that each of {len(mine)} clients has spent, {rounded_up(max(spent))} at most"
+        whole = unit_text(unit_of(run.summary.get("privacy") or {}) if unit == "person" else unit)
+        caption = f"Epsilon for {whole} that each of {len(mine)} clients has spent, {rounded_up(max(spent))} at most"
         caption += ", in the order of what was spent" if len(mine) > _MOST_BARS else ""
         caption += "; dashed is its budget." if any(number(row.get("budget")) is not None for row in mine) else "; there is no budget."
         if run.statement.get("clients_not_listed"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedray.rounding import as_given, claim_text, rounded_up
 from fedray.tracking.journal import number
+from fedray.tracking.rundata import unit_of, unit_text
 from fedray.tracking.starts import StartNote
 
 #: Beginning of the tag ``fedray.ending`` while the run goes on.
@@ -105,7 +106,7 @@ def _result(quality: str | None, rows: Sequence[Mapping[str, Any]], summary: Map
 
 def _figure(line: Mapping[str, Any]) -> str:
     budget = "" if line.get("budget") is None else f" of {as_given(line['budget'])}"
-    text = f"epsilon {rounded_up(line['epsilon'])}{budget} at delta {as_given(line.get('delta'))} for one {line.get('unit')}"
+    text = f"epsilon {rounded_up(line['epsilon'])}{budget} at delta {as_given(line.get('delta'))} for {unit_text(unit_of(line))}"
     if line.get("epsilon_unamplified") not in (None, line["epsilon"]):
         text += f" (rests on secret cohorts; {rounded_up(line['epsilon_unamplified'])} without)"
     return text

@@ -11,7 +11,7 @@ import numpy as np
 from fedray.rounding import rounded_up
 from fedray.tracking.chartstyle import AMBER, BLUE, GREEN, GREY, INK, RED, Chart, axes_of, curve, legend, spaced
 from fedray.tracking.journal import number
-from fedray.tracking.rundata import Relative, RunData, unit_text
+from fedray.tracking.rundata import Relative, RunData, unit_of, unit_text
 
 _MOST_METRICS = 6
 _MOST_NAMED = 8  # runs that are named in the frontier
@@ -67,7 +67,7 @@ def spending(run: RunData) -> Iterator[Chart]:
         rounds, spent = run.series(f"{prefix}/epsilon")
         if len(spent) < 2:
             continue
-        unit = str(guarantee.get("unit") or "")
+        unit = unit_of(guarantee)
         caption = f"What the largest client has spent, epsilon {rounded_up(spent[-1])} at the end"
         caption += f" at delta {guarantee['delta']!r}" if guarantee.get("delta") else ""
         caption += f"; the unit is {unit_text(unit)}." if unit else "."
@@ -99,7 +99,7 @@ def frontier(run: RunData) -> Iterator[Chart]:
     quality, private = run.quality, run.summary.get("privacy") or {}
     if quality is None:
         return
-    path, unit = spent_for(run, quality), private.get("unit")
+    path, unit = spent_for(run, quality), unit_of(private)
     others = comparable(run, quality)
     if len(path) + len(others) < 2:
         return
@@ -131,9 +131,9 @@ def comparable(run: RunData, metric: str) -> list[tuple[str, float, float]]:
     """
     private = [one for one in run.relatives if one.epsilon is not None and number(one.final.get(metric)) is not None]
     mine = run.summary.get("privacy") or {}
-    unit, delta = mine.get("unit"), mine.get("delta")
+    unit, delta = unit_of(mine), mine.get("delta")
     if mine.get("epsilon") is None and private:
-        unit, delta = private[0].unit, private[0].delta
+        unit, delta = private[0].unit or "", private[0].delta
     return [(o.name, o.epsilon, float(o.final[metric])) for o in private if (o.unit, o.delta) == (unit, delta) and o.epsilon is not None]
 
 

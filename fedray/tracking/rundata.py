@@ -125,6 +125,11 @@ def headline(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None =
     return next(iter(named), None) or next((k for r in rows for k in r["metrics"] if k.startswith("eval/")), None)
 
 
+def unit_of(guarantee: Mapping[str, Any]) -> str:
+    """Return the protected unit of a guarantee in a run's summary, of a person with the number of its records; empty if it names none."""
+    return str(guarantee.get("protects") or guarantee.get("unit") or "")
+
+
 def unit_text(unit: str | None) -> str:
     """Return a protected unit in words."""
     return "a whole client" if unit == "client" else f"one {unit}"
@@ -163,7 +168,7 @@ def _described(run_dir: Path) -> dict[str, Any] | None:
 
 def _relative(folder: Path, summary: Mapping[str, Any]) -> Relative:
     private = summary.get("privacy") or {}
-    return Relative(folder.name, summary.get("final") or {}, number(private.get("epsilon")), private.get("unit"), private.get("delta"))
+    return Relative(folder.name, summary.get("final") or {}, number(private.get("epsilon")), unit_of(private), private.get("delta"))
 
 
 def _age(folder: Path) -> float:

@@ -355,7 +355,7 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             + (f" at delta {delta:g}" if delta is not None else "")
         )
         if private.get("unit"):
-            text += f", for one {private['unit']}"
+            text += f", for one {private.get('protects') or private['unit']}"
         if private.get("accountant"):
             text += f" (accountant {private['accountant']})"
         rows.append(("epsilon", text))

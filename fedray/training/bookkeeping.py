@@ -21,7 +21,7 @@ from fedray.errors import ConfigError
 from fedray.privacy.rules import check_layers
 from fedray.training import recurrent
 from fedray.training.charge import opened
-from fedray.training.dploop import ClippedSum, clip_factors, record_losses, train_privately
+from fedray.training.dploop import ClippedSum, clip_factors, one_by_one, record_losses, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn
 from fedray.training.fast.channels_last import channels_last, lay_out, turned_gradients
 from fedray.training.fast.layer_inputs import Tape
@@ -61,7 +61,7 @@ def book(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     def prepare(parameters: list[nn.Parameter], dp: DpStep) -> Iterator[ClippedSum]:
         pixels = lay_out(model, opened(x))
         with _Book(model, pixels) as tape, turned_gradients(model, pixels):
-            yield lambda part, targets: _clipped_sum(tape, parameters, part, targets, job.loss, dp)
+            yield one_by_one(lambda part, targets: _clipped_sum(tape, parameters, part, targets, job.loss, dp), "book")
 
     return train_privately(model, x, y, job, _check, prepare)
 

@@ -25,6 +25,7 @@ def choose_engine(
     training: Training | None = None,
     untouched: bool = False,
     needs: BatchNeeds = BatchNeeds(),  # noqa: B008 - frozen
+    single: bool = False,
 ) -> tuple[str, Engine]:
     """The engine's name and the engine.
 
@@ -36,12 +37,13 @@ def choose_engine(
         training: the training section.
         untouched: whether the algorithm leaves local training to the engine alone, and clients keep nothing between their turns.
         needs: of a batch (:mod:`fedray.training.coupling`).
+        single: whether single gradients are needed, because those of a person are clipped as one.
 
     Raises:
         ConfigError: no such engine, or it does not go with the regime, the model or the algorithm.
     """
     if name == "auto" and private:
-        name = "book" if bookkeeping.unsupported(model) is None else "hooks"
+        name = "book" if bookkeeping.unsupported(model) is None and not single else "hooks"
     elif name == "auto":
         together = (
             training is not None
@@ -55,6 +57,8 @@ def choose_engine(
         raise ConfigError(
             f"training.engine: '{name}' gives no record-level privacy, which privacy.regime asks for; use auto, book, hooks or ghost."
         )
+    if single and name != "hooks":
+        raise ConfigError(f"training.engine: '{name}' has no single gradients to clip by person; use hooks or auto.")
     if not private and name in PRIVATE:
         raise ConfigError(
             f"training.engine: '{name}' is for record-level privacy, but privacy.regime is none; use auto, plain or lockstep."

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,14 +22,16 @@ from fedray.errors import ConfigError
 from fedray.training.charge import charge_of, opened
 from fedray.training.compiled import as_written
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, NoiseSource, check_stop, mover
+from fedray.training.stepdraws import drawing
 
 #: Clipping aims this much below the clip norm, so that rounding in float32 cannot carry a record above it.
 _MARGIN = 1e-6
 #: Values that are summed, or drawn, at a time.
 _BLOCK = 4096
 
-#: (x, y) of one physical batch, never empty -> for each trained parameter the sum over records of clipped gradients.
-ClippedSum = Callable[[Tensor, Tensor], list[Tensor]]
+#: (x, y, owners) of one physical batch, never empty -> for each trained parameter the sum over records of clipped gradients; with owners,
+#: the number of each record's person from 0, the sum over persons of their clipped mean gradients.
+ClippedSum = Callable[[Tensor, Tensor, Tensor | None], list[Tensor]]
 
 #: (trained parameters, constants) -> what makes clipped sums, for as long as the context lasts.
 Prepare = Callable[[list[nn.Parameter], DpStep], AbstractContextManager[ClippedSum]]
@@ -54,7 +55,7 @@ def train_privately(
         ``history`` the noise that was drawn, counted where it is drawn.
 
     Raises:
-        ConfigError: the job lacks a DP setting.
+        ConfigError: the job lacks a DP setting, or it is not known whose records they are.
         ClaimVoid: the job is not the one that was charged for these records.
         Stopped: the job was asked to end; its charge stands.
     """
@@ -70,15 +71,16 @@ def train_privately(
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     move = mover(model, parameters, training, job.lr, x.device)
-    taken = 0
+    taken, draw = 0, drawing(dp.person, job.persons, len(x), noise)
     try:
         with as_written(), _full_precision(x.device), prepare(parameters, dp) as clipped_sum:
             for _ in range(steps):
                 check_stop(job)
-                drawn = torch.from_numpy(np.flatnonzero(noise.uniform(len(x)) < q)).to(x.device)
                 sums: list[Tensor] | None = None
-                for part in torch.split(drawn, training.physical_batch) if len(drawn) else ():
-                    values = clipped_sum(x.index_select(0, part), y.index_select(0, part))
+                for rows, owners in draw(q, training.physical_batch):
+                    part = torch.from_numpy(rows).to(x.device)
+                    whose = None if owners is None else torch.from_numpy(owners).to(x.device)
+                    values = clipped_sum(x.index_select(0, part), y.index_select(0, part), whose)
                     sums = values if sums is None else [total.add_(value) for total, value in zip(sums, values, strict=True)]
                 for i, p in enumerate(parameters):
                     gaussian = _gaussian(noise, dp.noise_multiplier * dp.clip, p)
@@ -115,6 +117,17 @@ def record_losses(loss: LossFn, outputs: Tensor, targets: Tensor) -> Tensor:
     if losses.shape != (len(targets),):
         raise ConfigError(f"training.loss: returned shape {tuple(losses.shape)} for {len(targets)} records; return one loss for each.")
     return losses
+
+
+def one_by_one(clipped_sum: Callable[[Tensor, Tensor], list[Tensor]], engine: str) -> ClippedSum:
+    """The clipped sum of an engine that has no single gradients, of which a person's mean could be taken."""
+
+    def records(x: Tensor, y: Tensor, owners: Tensor | None) -> list[Tensor]:
+        if owners is not None:
+            raise ConfigError(f"training.engine: {engine} has no single gradients to clip by person; use hooks.")
+        return clipped_sum(x, y)
+
+    return records
 
 
 def row_norms(rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fedray.errors import ConfigError
 from fedray.privacy.rules import check_model
-from fedray.training.dploop import ClippedSum, clip_factors, record_losses, row_norms, train_privately
+from fedray.training.dploop import ClippedSum, clip_factors, one_by_one, record_losses, row_norms, train_privately
 from fedray.training.engine import DpStep, LocalJob, LocalResult, LossFn, torch_draws
 from fedray.training.fast.layer_inputs import Tape
 from fedray.training.recordgrads import LAYERS, terms
@@ -58,7 +58,7 @@ def hooks(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     def prepare(parameters: list[nn.Parameter], dp: DpStep) -> Iterator[ClippedSum]:
         make = _hooks_module()
         with _wrapped(model, lambda: make(model, loss_reduction="sum")) as wrapper:
-            yield _Hooks(wrapper, parameters, job.loss, dp)
+            yield _Hooks(wrapper, parameters, job.loss, dp, job.training.physical_batch)
 
     return train_privately(model, x, y, job, check_model, prepare)
 
@@ -81,7 +81,7 @@ def ghost(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
         make = _ghost_module()
         wrap = partial(make, model, loss_reduction="sum", max_grad_norm=dp.clip, use_ghost_clipping=True)
         with _wrapped(model, wrap) as wrapper, _Watch(wrapper) as watch:
-            yield lambda part, targets: _sum_by_ghost(watch, parameters, part, targets, job.loss, dp)
+            yield one_by_one(lambda part, targets: _sum_by_ghost(watch, parameters, part, targets, job.loss, dp), "ghost")
 
     return train_privately(model, x, y, job, check_model, prepare)
 
@@ -118,35 +118,56 @@ def _ghost_module() -> Any:
 class _Hooks:
     """Clipped sums from a gradient for each record."""
 
-    def __init__(self, wrapper: Any, parameters: Sequence[nn.Parameter], loss: LossFn, dp: DpStep) -> None:
-        self._wrapper, self._parameters, self._loss, self._dp = wrapper, parameters, loss, dp
+    def __init__(self, wrapper: Any, parameters: Sequence[nn.Parameter], loss: LossFn, dp: DpStep, physical: int) -> None:
+        self._wrapper, self._parameters, self._loss, self._dp, self._physical = wrapper, parameters, loss, dp, physical
         self._right = False  # whether a batch has shown that the records' gradients add up to the batch's
 
-    def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        parameters = self._parameters
-        _reset(self._wrapper, parameters)
-        record_losses(self._loss, self._wrapper(x), y).sum().backward()  # type: ignore[no-untyped-call]
-        samples = [_per_record(p, "grad_sample", len(x)) for p in parameters]
-        used = [sample.reshape(len(x), -1) for sample in samples if sample is not None]
-        norms = [row_norms(rows) for rows in used]
-        factors, bad = clip_factors(norms, len(parameters), self._dp)
+    def __call__(self, x: Tensor, y: Tensor, owners: Tensor | None) -> list[Tensor]:
+        samples = self._single(x, y) if owners is None else self._means(x, y, owners)
+        used = [sample.reshape(len(sample), -1) for sample in samples if sample is not None]
+        factors, bad = clip_factors([row_norms(rows) for rows in used], len(self._parameters), self._dp)
         if bad.any():
             for rows in used:
                 rows[bad] = 0.0
-        elif not self._right:
-            self._check(samples)
         # Not a matrix product: that may run in a lower precision than the norms did.
         clipped = (rows.mul_(f.to(rows.dtype)[:, None]).sum(0) for rows, f in zip(used, factors, strict=True))
-        sums = [torch.zeros_like(p) if sample is None else next(clipped).view_as(p) for p, sample in zip(parameters, samples, strict=True)]
-        _reset(self._wrapper, parameters)
-        return sums
+        return [
+            torch.zeros_like(p) if sample is None else next(clipped).view_as(p) for p, sample in zip(self._parameters, samples, strict=True)
+        ]
+
+    def _single(self, x: Tensor, y: Tensor) -> list[Tensor | None]:
+        """Each record's gradient by each parameter; None where the model does not use it."""
+        _reset(self._wrapper, self._parameters)
+        record_losses(self._loss, self._wrapper(x), y).sum().backward()  # type: ignore[no-untyped-call]
+        samples = [_per_record(p, "grad_sample", len(x)) for p in self._parameters]
+        if not self._right and all(bool(_norms(sample).isfinite().all()) for sample in samples if sample is not None):
+            self._check(samples)
+        _reset(self._wrapper, self._parameters)
+        return samples
+
+    def _means(self, x: Tensor, y: Tensor, owners: Tensor) -> list[Tensor | None]:
+        """The mean of each person's gradients; a record whose gradient is not finite counts, and adds nothing."""
+        counts = torch.bincount(owners)
+        sums: dict[int, Tensor] = {}
+        for part in torch.split(torch.arange(len(x), device=x.device), self._physical):
+            samples = self._single(x[part], y[part])
+            norms = [_norms(sample) for sample in samples if sample is not None]
+            bad = ~torch.stack(norms).isfinite().all(0) if norms else None
+            for i, sample in enumerate(samples):
+                if sample is not None and bad is not None:
+                    sample[bad] = 0.0
+                    if i not in sums:
+                        sums[i] = sample.new_zeros((len(counts), *sample.shape[1:]))
+                    sums[i].index_add_(0, owners[part], sample)
+        shape = [None if i not in sums else (-1, *[1] * p.dim()) for i, p in enumerate(self._parameters)]
+        return [None if view is None else sums[i] / counts.view(view) for i, view in enumerate(shape)]
 
     def _check(self, samples: Sequence[Tensor | None]) -> None:
         """Refuse a model of which Opacus does not see all: a weight that is used by a function besides its layer, say."""
         found = [
             (p, sample, p.grad) for p, sample in zip(self._parameters, samples, strict=True) if sample is not None and p.grad is not None
         ]
-        wholes = [float(row_norms(sample.reshape(len(sample), -1)).sum()) for _, sample, _ in found]
+        wholes = [float(_norms(sample).sum()) for _, sample, _ in found]
         for (p, sample, gradient), whole in zip(found, wholes, strict=True):
             if not float((sample.sum(0) - gradient).norm()) <= max(_DIFFERENCE * whole, _ROUNDING * max(wholes)):
                 raise ConfigError(
@@ -155,6 +176,11 @@ class _Hooks:
                     "uses it."
                 )
         self._right = True
+
+
+def _norms(sample: Tensor) -> Tensor:
+    """Of each record's gradient, float64 ``[n]``."""
+    return row_norms(sample.reshape(len(sample), -1))
 
 
 class _Watch(Tape):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedray.config import Training
 from fedray.errors import Stopped
+from fedray.privacy.persons import Person
 
 #: Losses: (outputs [n, ...], targets [n, ...]) -> [n]. Not reduced over records, so that no engine can couple one record's gradient to
 #: another's; only with ``LocalJob.couples`` one number for the batch.
@@ -52,11 +53,13 @@ class DpStep:
         noise_multiplier: z; the noise on a step's sum has standard deviation z times C.
         clip: C, the largest norm of one record's gradients over all trained parameters.
         clipping: ``flat`` clips all parameters jointly to C; ``per_layer`` each of the L parameters to C / sqrt(L).
+        person: how much of a person takes part, if persons are protected; None: records are.
     """
 
     noise_multiplier: float
     clip: float
     clipping: Clipping = "flat"
+    person: Person | None = None
 
 
 def _never() -> bool:
@@ -80,6 +83,7 @@ class LocalJob:
         whole: why the records of a batch must be computed together, as a clause; None where parts of it may be.
         fewest: records that a batch needs.
         couples: the loss is one number for the batch.
+        persons: whose each record is, int64 ``[n]``, where persons are protected.
     """
 
     training: Training
@@ -93,6 +97,7 @@ class LocalJob:
     whole: str | None = None
     fewest: int = 1
     couples: bool = False
+    persons: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedray.config import Training
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, raised
+from fedray.privacy.persons import Person
 from fedray.training.compiled import as_written
 from fedray.training.coupling import couples_records, output_shape
 from fedray.training.engine import Clipping, Engine, LossFn, seeded_torch
@@ -55,6 +56,7 @@ def sensitivity_check(
     clipping: Clipping = "flat",
     target_shape: tuple[int, ...] = (),
     untried: Callable[[], nn.Module] | None = None,
+    person: Person | None = None,
 ) -> float:
     """How far one record moves the clipped sum of a step, over the clip norm.
 
@@ -79,6 +81,9 @@ def sensitivity_check(
         clipping: the run's.
         target_shape: of one record's targets.
         untried: the run's model before its first call, default ``make_model``.
+        person: how persons are protected. If a person's gradients are clipped as one, every two records are of one person, and persons are
+            left out whole; the huge record and the one that is not finite each have another beside them. Otherwise the measure is of one
+            record, of which a bounded person has several.
 
     Returns:
         The largest ratio measured; at most 1 + 1e-5 (1e-3 for a model that runs in float32 only).
@@ -108,6 +113,8 @@ def sensitivity_check(
     x, y = synthetic_records(_FEW_RECORDS if large else _RECORDS, shape, outputs, classes, vocabulary, target_shape)
     x = with_tokens(model, x)
     probe = StepProbe(engine, model, loss, one_step, x.to(device), y.to(device), clipping)
+    if person is not None and person.clipped:
+        probe.persons = np.arange(len(x)) // 2
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # many short steps: sharing them out costs more than it gains, most of all on a busy machine
@@ -262,7 +269,7 @@ def _groups(probe: StepProbe) -> tuple[Tensor, Tensor]:
 
 def _sensitivity(probe: StepProbe, everyone: Tensor, chosen: Sequence[int], clip: float, whole: Tensor | None = None) -> float:
     whole = probe.sum(everyone, clip) if whole is None else whole
-    return max(_norm(whole - probe.sum(everyone[everyone != i], clip)) / clip for i in chosen)
+    return max(_norm(whole - probe.sum(probe.without(everyone, i), clip)) / clip for i in chosen)
 
 
 def _check_gradients(probe: StepProbe, clip: float) -> None:
@@ -270,7 +277,7 @@ def _check_gradients(probe: StepProbe, clip: float) -> None:
     everyone, plain = _groups(probe)
     alone = {i: probe.gradient(everyone[i : i + 1]) for i in everyone.tolist()}
     for group, norm in ((everyone, clip), (plain, clip), (plain, clip * 1e6)):
-        expected = torch.stack([probe.clipped(alone[i], norm) for i in group.tolist()])
+        expected = torch.stack([probe.clipped(unit, norm) for unit in probe.units(group.tolist(), alone)])
         difference = probe.sum(group, norm) - expected.sum(0)
         largest = max(float(expected.norm(dim=1).max()), 1e-30)
         if _norm(difference) <= _COUPLING * largest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fedray.config import Training
 from fedray.errors import ClaimVoid
+from fedray.privacy.persons import Person
 from fedray.rng import generator
 from fedray.training.compiled import as_written
 from fedray.training.dploop import clip_factors, record_losses
@@ -44,6 +46,7 @@ class StepProbe:
         x, y: the synthetic records.
         clipping: flat or per layer.
         patterns: how the shapes of what the model draws hold records; None where it draws nothing.
+        persons: whose each record is, int64 ``[n]``, one's records side by side, where a person's gradients are clipped as one; else None.
         first: what the draws follow from, besides the seed of a step; another in every process, so that a run's draws share nothing
             with those of another.
     """
@@ -56,6 +59,7 @@ class StepProbe:
     y: Tensor
     clipping: Clipping
     patterns: frozenset[Pattern] | None = frozenset()
+    persons: npt.NDArray[np.int64] | None = None
     first: int = field(default_factory=lambda: secrets.randbits(31))
     state: dict[str, Tensor] = field(init=False)
 
@@ -88,8 +92,9 @@ class StepProbe:
             loss=self.loss,
             draws=generator(0, "preflight"),
             noise=_Silence(),
-            dp=DpStep(0.0, clip, self.clipping),
+            dp=DpStep(0.0, clip, self.clipping, None if self.persons is None else Person("clipped")),
             adjust=take,
+            persons=None if self.persons is None else self.persons[keep.cpu().numpy()],
         )
         self._from_the_start()
         own = None if self.patterns is None else RecordDraws(keep.tolist(), self.patterns)
@@ -111,6 +116,31 @@ class StepProbe:
             total = record_losses(self.loss, self.model(self.x[keep]), self.y[keep]).sum()
             found = torch.autograd.grad([total], parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+    def without(self, keep: Tensor, i: int) -> Tensor:
+        """Some records without record ``i``, or without all of its person."""
+        if self.persons is None:
+            return keep[keep != i]
+        return keep[torch.from_numpy(self.persons[keep.cpu().numpy()] != self.persons[i]).to(keep.device)]
+
+    def units(self, group: list[int], alone: Mapping[int, list[Tensor]]) -> list[list[Tensor]]:
+        """The gradients of what is clipped as one among some records: each record's, or each person's mean, in which a record without a
+        finite gradient counts as zero.
+
+        Args:
+            group: the records.
+            alone: each record's gradient by each trained parameter.
+        """
+        if self.persons is None:
+            return [alone[i] for i in group]
+        whose = self.persons[group]
+        rows = [[i for i, person in zip(group, whose, strict=True) if person == one] for one in dict.fromkeys(whose.tolist())]
+        finite = {i: all(bool(g.isfinite().all()) for g in alone[i]) for i in group}
+        return [
+            [torch.stack([g if finite[i] else torch.zeros_like(g) for i, g in zip(own, each, strict=True)]).mean(0) for each in parts]
+            for own in rows
+            for parts in [zip(*(alone[i] for i in own), strict=True)]
+        ]
 
     def _from_the_start(self) -> None:
         """The weights as they were; a call may have left others."""

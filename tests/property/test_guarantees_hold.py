@@ -58,6 +58,8 @@ def config_of(sections: dict[str, Any], more: dict[str, Any], **arguments: bool)
     if sections["evaluation"].get("federated"):
         data |= {"holdout": {"at": "clients"}, "tested": False}
         more = merged(more, {"evaluation": {"metrics": ["loss"]}})
+    if "person" in sections["data"]:
+        data |= {"persons": True}
     if "privacy" in sections:
         sections = merged(sections, {"privacy": {"insecure_seed": 1}})
     return build_config({**merged(sections, more), "data": data, "seed": 3, "rounds": 2})

@@ -364,7 +364,7 @@ def test_python_functions(own: Any) -> None:
     ("value", "message"),
     [
         (np.ones((3, 2)), r"should give \(x, y\).*but gave ndarray"),
-        ((1, 2, 3), "gave tuple of 3"),
+        ((1, 2, 3, 4, 5), "gave tuple of 5"),
         ({}, "gave a dict without a client"),
         ({"a": (np.ones((2, 2)), [0, 1]), "b": (np.ones((2, 3)), [0, 1])}, r"client b\): has records of \(3,\)"),
         ({"a/b": (np.ones((2, 2)), [0, 1])}, "'a/b' cannot be a client's name"),

@@ -130,7 +130,9 @@ def test_a_book_of_another_unit_is_refused(tmp_path: Path) -> None:
         from fedray.privacy.ledger.chain import Charge
 
         ledger.reserve([Charge("client-0000", 0, 0, record.event(), "p", 1.0, "record", "replace_one")])
-    with pytest.raises(LedgerError, match="have no common epsilon, so this run could not use it; set privacy.regime and cohort"):
+    with pytest.raises(
+        LedgerError, match="have no common epsilon, so this run could not use it; set privacy.regime, privacy.person and cohort"
+    ):
         make_plan(p)
 
 

@@ -28,6 +28,7 @@ from fedray.privacy.accounting.events import (
     Gaussian,
     Laplace,
     Poisson,
+    PoissonGroup,
     PureDp,
     RepeatAndSelect,
     SelfComposed,
@@ -38,6 +39,7 @@ from fedray.privacy.accounting.events import (
     Wor,
     ZCdp,
 )
+from fedray.privacy.accounting.mixture import largest_counts, largest_group, single_records
 
 Accountant = Literal["pld", "rdp"]
 Charges = Mapping[Event, int]
@@ -51,6 +53,8 @@ _DIGITS = 5
 _LEAST, _MOST = 0.1, 1e6
 _COARSE_INTERVAL = 1e-2
 _PLD_LIMIT = 500.0
+#: Epsilon above which a group's privacy-loss distribution would not fit memory, by the group's size squared times one record's figure.
+_GROUP_LIMIT = 1e4
 
 
 def accountant_version() -> str:
@@ -83,6 +87,10 @@ def _unroll(event: Event, count: int, into: Counter[Event]) -> None:
                 _unroll(each, count, into)
         case Poisson(q, of) if q == 1:
             _unroll(of, count, into)
+        case PoissonGroup(q, 1, z):
+            _unroll(Poisson(q, Gaussian(z)), count, into)
+        case PoissonGroup(q, size, z) if q == 1:
+            into[Gaussian(z / size)] += count
         case Poisson(q, of):
             sigma = _joint_sigma(of)
             into[event if sigma is None else Poisson(q, Gaussian(sigma))] += count
@@ -182,7 +190,15 @@ def bound(spent: Charges, delta: float, interval: float = INTERVAL, adjacency: A
         by_rdp = _epsilon(composition, delta, "rdp", interval, adjacency)
         if by_rdp > _PLD_LIMIT or not bounded(composition, "pld", adjacency):
             return by_rdp
+    elif _hopeless(composition, delta, adjacency):
+        return math.inf
     return min(by_rdp, _epsilon(composition, delta, "pld", interval, adjacency))
+
+
+def _hopeless(composition: Composition, delta: float, adjacency: Adjacency) -> bool:
+    """Whether groups of records leave so little privacy that no figure is worth its computation."""
+    size, single = largest_group(composition), flatten(single_records(composition))
+    return size > 1 and bounded(single, "rdp", adjacency) and size**2 * _epsilon(single, delta, "rdp", 0.0, adjacency) > _GROUP_LIMIT
 
 
 def affordable(spent: Charges, delta: float, budget: float, interval: float = INTERVAL, adjacency: Adjacency = "zero_out") -> bool:
@@ -195,19 +211,22 @@ def affordable(spent: Charges, delta: float, budget: float, interval: float = IN
 
 
 def person_epsilon(spents: Sequence[Charges], delta: float, silos: int, adjacency: Adjacency = "zero_out") -> float:
-    """Epsilon for a person with one record in each of up to ``silos`` clients.
+    """Epsilon for a person with records in up to ``silos`` clients, each of whose charges covers what the person has there.
 
     For one silo it is the largest client's figure (parallel composition). For more silos, the ``silos`` largest Renyi divergences of
-    each order are added, and the sums are converted to epsilon.
+    each order are added, and the sums are converted to epsilon. Where RDP does not bound an event, the ``silos`` largest counts of each
+    event are added, which are at least the counts of any ``silos`` clients, and all are composed.
 
     Raises:
-        LedgerError: RDP does not bound one of the events (two silos or more).
+        LedgerError: neither accountant bounds all events.
     """
     if silos == 1:
         return max((bound(spent, delta, adjacency=adjacency) for spent in spents), default=0.0)
     if not spents:
         return 0.0
     distinct = Counter(flatten(spent) for spent in spents)
+    if not all(bounded(composition, "rdp", adjacency) for composition in distinct):
+        return bound(largest_counts(distinct, silos), delta, adjacency=adjacency)
     rows = [np.repeat(_divergences(c, adjacency)[None], min(n, silos), axis=0) for c, n in distinct.items()]
     largest = np.sort(np.concatenate(rows), axis=0)[-silos:]
     return renyi.epsilon(largest.sum(axis=0), delta)
@@ -252,10 +271,10 @@ def calibrate(
         return _epsilon(composition(z), delta, by, grid, adjacency)
 
     def near(z: float) -> float:
-        return renyi.epsilon(_divergences(composition(z), adjacency, whole=True), delta)
+        return renyi.epsilon(_divergences(flatten(single_records(composition(z))), adjacency, whole=True), delta)
 
-    by_rdp = bounded(composition(1.0), "rdp", adjacency)
-    by: Accountant = "rdp" if by_rdp and not bounded(composition(1.0), "pld", adjacency) else "pld"
+    by_rdp = bounded(flatten(single_records(composition(1.0))), "rdp", adjacency)
+    by: Accountant = "pld" if bounded(composition(1.0), "pld", adjacency) else "rdp"
     if (not by_rdp or near(_LEAST) <= goal) and cost(_LEAST, by, interval) <= goal:
         return _LEAST
     found = 1.0
@@ -321,7 +340,7 @@ def _valid(event: Event, accountant: Accountant, adjacency: Adjacency) -> bool:
             return True
         case Poisson(_, Gaussian()):
             return zero_out or accountant == "pld"
-        case Poisson(_, Laplace()) | TruncatedPoisson():
+        case Poisson(_, Laplace()) | TruncatedPoisson() | PoissonGroup():
             return zero_out and accountant == "pld"
         case Laplace():
             return zero_out

@@ -132,6 +132,20 @@ class Poisson(_Checked):
 
 
 @dataclass(frozen=True)
+class PoissonGroup(_Checked):
+    """Gaussian noise on the sum of a sample that each of up to ``size`` records of one person joins independently with probability ``q``.
+
+    Each record that joins moves the sum by at most the sensitivity, so the number of those that do, which is binomial, is the person's.
+    Source: Ganesh 2024, Tight Group-Level DP Guarantees for DP-SGD with Sampling via Mixture of Gaussians Mechanisms, theorem 3.1
+    """
+
+    q: Fraction
+    size: int
+    noise_multiplier: float
+    kind: ClassVar[str] = "poisson_group"
+
+
+@dataclass(frozen=True)
 class TruncatedPoisson(_Checked):
     """A Gaussian on a Poisson sample of ``n`` units that is cut at ``cap`` units.
 
@@ -216,6 +230,7 @@ Event = (
     | DistributedGaussian
     | Skellam
     | Poisson
+    | PoissonGroup
     | TruncatedPoisson
     | Wor
     | SelfComposed

@@ -25,10 +25,12 @@ from fedray.privacy.accounting.events import (
     Gaussian,
     Laplace,
     Poisson,
+    PoissonGroup,
     PureDp,
     TruncatedPoisson,
     Wor,
 )
+from fedray.privacy.accounting.mixture import mixture_of_gaussians
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,7 +84,7 @@ def _noiseless(event: Event) -> bool:
     match event:
         case Poisson(_, of) | Wor(_, _, of):
             return _noiseless(of)
-        case Gaussian(z) | Laplace(z) | TruncatedPoisson(_, _, _, z):
+        case Gaussian(z) | Laplace(z) | TruncatedPoisson(_, _, _, z) | PoissonGroup(_, _, z):
             return z == 0
         case _:
             return False
@@ -193,6 +195,8 @@ def _once(event: Event, interval: float, adjacency: Adjacency) -> Any:
             return pld.from_laplace_mechanism(z, value_discretization_interval=interval)
         case Poisson(q, Laplace(z)):
             return pld.from_laplace_mechanism(z, value_discretization_interval=interval, sampling_prob=float(q))
+        case PoissonGroup(q, size, z):
+            return mixture_of_gaussians(float(q), size, z, interval)
         case TruncatedPoisson(n, q, cap, z):
             return pld.from_truncated_subsampled_gaussian_mechanism(
                 n, float(q), cap, z, value_discretization_interval=interval, neighboring_relation=relation

@@ -56,7 +56,7 @@ class Charge:
         event: event that the round is charged.
         plan: SHA-256 of the plan.
         clip: L2 bound of one unit's contribution.
-        unit: protected unit, ``record`` or ``client``.
+        unit: protected unit, ``record``, ``person`` or ``client``.
         adjacency: neighbouring relation, ``zero_out`` or ``replace_one``.
         data: commitment to the subject's training records (hex); None if the subject made none.
     """

@@ -21,7 +21,7 @@ from fedray.stores.object_path import Location, location
 #: Largest relative difference at which two figures count as equal.
 TOLERANCE = 1e-6
 
-_BOOKS = {"record": "records", "client": "clients"}
+_BOOKS = {"record": "records", "person": "records", "client": "clients"}
 _REMEDY = "it was not computed from this ledger, so do not rely on it"
 
 

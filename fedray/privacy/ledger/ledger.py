@@ -139,7 +139,7 @@ class Ledger:
         if (data["unit"], data["adjacency"]) != (self._unit, self._adjacency):
             raise LedgerError(
                 f"{self.path}: charges {data['unit']} under {data['adjacency']} adjacency, not {self._unit} under {self._adjacency}, and charges "
-                "of both kinds have no common epsilon; set privacy.regime and cohort to those of the runs before."
+                "of both kinds have no common epsilon; set privacy.regime, privacy.person and cohort to those of the runs before."
             )
 
     def _repair(self, tail: bytes, subject: str | None) -> None:

@@ -1,7 +1,8 @@
 """Verification of a ledger from its entries: the chain, each commit against its reservation, and each receipt against its charge.
 
 A receipt is a client's record of what it ran: ``reservation`` (hash of the reserve entry), ``plan`` (hash of the plan), and, as far as
-the mechanism has them, ``steps``, ``sampling_rate`` ([numerator, denominator]), ``noise_multiplier``, ``clip``, ``engine`` and ``data``.
+the mechanism has them, ``steps``, ``sampling_rate`` ([numerator, denominator]), ``noise_multiplier``, ``clip``, ``engine``, ``data``, and of persons ``person`` (kind and records)
+and ``person_records`` (of one person in a turn).
 It must agree with the reserve entry's event and with the plan in the ledger.
 """
 
@@ -102,7 +103,7 @@ def _fault(receipt: Any, reserve: LedgerEntry, terms: Mapping[str, Any] | None) 
         charged["sampling_rate"] = [event.sampling_rate.numerator, event.sampling_rate.denominator]
     sources: list[tuple[str, Mapping[str, Any]]] = [("charged", {**reserve.data, **charged}), ("planned", terms)]
     for what, said in sources:
-        for key in ("clip", "engine", "data", *_NUMBERS):
+        for key in ("clip", "engine", "data", "person", *_NUMBERS):
             if key not in receipt or said.get(key) is None:
                 continue
             if key == "clip" and terms.get("adaptive_clip"):  # it changes with every round, and the noise with it
