@@ -244,10 +244,9 @@ def audit(
         pictures = report.write(found)
         click.echo(json.dumps(found.data(), indent=2) if as_json else found.table())
         if found.config.tracking.enabled:
-            from fedray.reporting.report_page import write_report
+            from fedray.reporting.report_page import report_pages
 
-            pages = [write_report(place)[0]] if place.is_dir() else []
-            click.echo(report.send(found, pictures, pages), err=True)
+            click.echo(report.send(found, pictures, report_pages(place) if place.is_dir() else []), err=True)
         click.echo(named(f"audit.json and pictures are in {_shown(found.output)}"), err=True)
     report.conclude(found)
 
@@ -270,6 +269,7 @@ def report(run_dir: str, output: Path | None) -> None:
 def sync(run_dir: str, uri: str | None) -> None:
     """Send MLflow whatever it lacks of a run (its server was away, or the driver died)."""
     from fedray.experiment.served import served_model
+    from fedray.reporting.report_page import report_pages
     from fedray.runfiles import RunFiles
     from fedray.tracking.mlflow_tracker import sync as send
     from fedray.whole import check, read_config
@@ -278,7 +278,7 @@ def sync(run_dir: str, uri: str | None) -> None:
         files = RunFiles(place)
         check(files)
         builder = (lambda: served_model(files, read_config(files))) if files.model.exists() and files.config.exists() else None
-        click.echo(named(send(place, model=builder, uri=uri)))
+        click.echo(named(send(place, model=builder, uri=uri, pages=lambda: report_pages(place))))
 
 
 @cli.command()

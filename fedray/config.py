@@ -330,6 +330,7 @@ class Tracking(Section):
     uri: str | None = Field(None, description="Tracking URI; null = MLFLOW_TRACKING_URI, else a local SQLite file beside the runs.")
     register_as: str | None = Field(None, description="Name of the registered model; null = the run's name.")
     enabled: bool = Field(True, description="false: no MLflow; the run's own files are still written.")
+    system_metrics: bool = Field(False, description="Also log load, memory and traffic of the driver's node; a side channel.")
     open_timeout: float = Field(60.0, ge=0.0, description="Seconds to wait at the start for a tracking server that does not answer yet.")
     close_timeout: float = Field(60.0, gt=0.0, description="Seconds to wait at the end for a tracking server that does not answer.")
 

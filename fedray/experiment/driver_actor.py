@@ -37,6 +37,7 @@ from fedray.frozen import model_digest
 from fedray.holder import Holder
 from fedray.planning.planner import shortfalls
 from fedray.planning.preparation import Prepared, prepare
+from fedray.reporting.report_page import report_pages
 from fedray.runfiles import RULE_CLIENTS, RunFiles, refuse_taken
 from fedray.spans import keep_spans, taken_spans
 from fedray.storage import write_json
@@ -314,7 +315,8 @@ class Experiment:
             tags = {"fedray.stop_reason": status, "fedray.model_sha256": digest}
             tags |= agreed_tags(prepared, summary["agreed"]) | claim_tags(prepared, problems, summary["privacy"])
             build = partial(served_model, files, loop.config)
-            complete = tracker.close(STATUSES[status], loop.config.tracking.close_timeout, model=build, tags=tags)
+            patience, pages = loop.config.tracking.close_timeout, partial(report_pages, files.root, verify=False)
+            complete = tracker.close(STATUSES[status], patience, model=build, tags=tags, pages=pages)
             summary["mlflow"]["complete"] = complete
             files.write_summary(summary)
             if not complete:

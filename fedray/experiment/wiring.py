@@ -239,6 +239,7 @@ class Wiring:
             resumed_from_round=checkpoint.round if checkpoint else None,
             run_id=checkpoint.meta.get("mlflow") if checkpoint else None,
             wait=config.tracking.open_timeout,
+            system_metrics=config.tracking.system_metrics,
             cancelled=lambda: "KILLED" if self._stop.is_set() else "FAILED" if failed.is_set() else "",
         )
 

@@ -52,6 +52,8 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
         ConfigError: a run without a regime has privacy settings, or the ledger's address is none.
     """
     privacy = config.privacy
+    if config.tracking.system_metrics and not config.tracking.enabled:
+        raise ConfigError("tracking.system_metrics: has no effect, because tracking.enabled is false; take one of them out.")
     if not privacy.regimes:
         _check_none(privacy)
         return []
@@ -157,6 +159,12 @@ def _check_whole_clients(config: Config) -> None:
     if privacy.denominator is not None and regime == "local":
         raise ConfigError(
             "privacy.denominator: has no effect with privacy.regime local, which takes the mean of the noised updates; take it out."
+        )
+    if config.tracking.system_metrics and config.cohort.kind not in ("all", "cyclic"):
+        raise PrivacyRefusal(
+            "tracking.system_metrics: load and traffic of the driver's node vary with the cohort, which must stay secret; set it to false, or "
+            "let all clients take part (cohort.kind=all or cyclic).",
+            f"privacy.incompatible.{regime}.system_metrics",
         )
     if regime == "distributed" and config.cohort.min_clients < 2:
         raise PrivacyRefusal(

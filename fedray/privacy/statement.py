@@ -232,12 +232,11 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
     if summary["claim"] != "valid":
         lines += ["**The claim is void:**", "", *(f"- {reason}" for reason in summary["claim_reasons"]), ""]
     rows = 0 if statement["reveals_cohorts"] else clients
-    lines += _section(statement, rows)
-    for line in statement["joint"]:
-        lines += [f"# Second guarantee: {line['guarantee']['unit']}", "", *_section(line, rows)]
+    for which, line in zip(("Guarantee", "Second guarantee"), (statement, *statement["joint"]), strict=False):
+        lines += [f"## {which}: {line['guarantee']['unit']}", "", *_section(line, rows)]
     exposure, built = statement["exposure"], statement["implementation"]
     lines += [
-        "# What the statement relies on",
+        "## What the statement relies on",
         "",
         f"- Choice of settings: {statement['tuning']}",
         f"- Where the data is: {exposure['data']}.",
@@ -265,6 +264,8 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
     unbounded = summary["unit"] == "person" and summary["epsilon_rdp"] == "infinity"  # Renyi DP bounds no group of records
     by_rdp = "" if unbounded else f", {rounded_up(summary['epsilon_rdp'])} by RDP"
     rows = [("Definition", guarantee["definition"]), ("Setting", guarantee["setting"])]
+    if "claim" in summary and summary["claim"] != "valid":
+        rows.append(("Claim", "**void**, so that no figure below is claimed"))
     rows += [("Unit", guarantee["unit"]), ("Adjacency", guarantee["adjacency"]), ("In other words", guarantee["meaning"])]
     if "epsilon_unamplified" in summary:
         rows.append(("Epsilon, unamplified (adversary knows the cohorts)", rounded_up(summary["epsilon_unamplified"])))
@@ -290,14 +291,14 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
         ("Composition", accounts["composition"]),
         ("Rounding", accounts["rounding"]),
     ]
-    lines = ["| | |", "| --- | --- |", *(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows), ""]
-    lines += ["## Assumptions", ""]
+    lines = ["| what | of this run |", "| --- | --- |", *(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows), ""]
+    lines += ["### Assumptions", ""]
     lines += [f"- {'Holds' if a['holds'] else '**Does not hold**'}: {a['assumption']} ({a['because']})." for a in accounts["assumptions"]]
-    lines += ["", "## Not covered", "", *(f"- {text}" for text in guarantee["not_covered"]), "", "## Plans", ""]
+    lines += ["", "### Not covered", "", *(f"- {text}" for text in guarantee["not_covered"]), "", "### Plans", ""]
     lines += [_plan(plan) for plan in mechanism["plans"]]
     mine = [c for c in line["clients"] if c["unit"] == summary["unit"]]
     ordered = sorted(mine, key=lambda c: math.inf if c["epsilon"] == "infinity" else c["epsilon"], reverse=True)
-    lines += ["", "## Clients", ""]
+    lines += ["", "### Clients", ""]
     if not clients:
         return [
             *lines,

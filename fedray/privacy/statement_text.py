@@ -50,6 +50,12 @@ _NEVER_COVERED = (
     "the driver's test records, which are assumed to be public",
     "the choice among several runs by their results on private records, unless all runs are charged to the same lasting ledger",
 )
+_SAMPLED = {
+    False: (),
+    True: (
+        "load, memory and traffic of the driver's node depend on the data, and are in MLflow as system metrics (tracking.system_metrics)",
+    ),
+}
 _SAMPLING = {
     "poisson": "each client joins each round independently with the public sampling rate; a cryptographic generator tosses the coins, which "
     "are secret; a round without clients releases noise alone and is charged",
@@ -233,6 +239,7 @@ def exposure(config: Config) -> dict[str, Any]:
         "side_channels": [
             "the durations of rounds and the load and traffic of nodes depend on the data and are not protected"
             + ("; if cohorts are secret, durations are not written to metrics rows or MLflow" if config.privacy.whole_clients else ""),
+            *_SAMPLED[config.tracking.system_metrics and config.tracking.enabled],
             "the failures of actors and of clients, which the log names, may depend on the data",
             "the ledger names who was charged in which round; the operator keeps it"
             + ("" if not config.privacy.whole_clients else " and must not publish it if cohorts are secret"),

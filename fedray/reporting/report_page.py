@@ -76,6 +76,11 @@ def write_report(run: Path, output: Path | None = None, verify: bool = True) -> 
     return html, markdown
 
 
+def report_pages(run: Path, verify: bool = True) -> list[Path]:
+    """Write the report of a run into its directory, see :func:`write_report`; returns the page that MLflow shows."""
+    return [write_report(run, verify=verify)[0]]
+
+
 def _inline(chart: Chart) -> str:
     caption = f"<strong>{escape(chart.title)}</strong> {escape(chart.caption, quote=False)}"
     return f"<figure>{inline_svg(chart)}<figcaption>{caption}</figcaption></figure>"

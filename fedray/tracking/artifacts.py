@@ -72,8 +72,18 @@ class Staged:
             shutil.rmtree(self.model.folder, ignore_errors=True)
 
 
-def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
+#: Writes pages about a run for its reviewer; returns those that MLflow shows.
+Pages = Callable[[], Sequence[Path]]
+
+
+def stage(run_dir: Path, state: State, builder: ModelBuilder | None, pages: Pages | None = None) -> Staged:
     """Gather what :func:`send` sends; a part that cannot be gathered is left out and named in the log.
+
+    Args:
+        run_dir: the run's output directory.
+        state: of its MLflow run.
+        builder: builds the model; None: it is left out.
+        pages: writes the run's report; None: it is left out.
 
     Raises:
         FedrayError: a file of the run is damaged.
@@ -116,12 +126,16 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None) -> Staged:
         if not save_charts(files / "figures", charts(RunData.of(run_dir))):
             (files / "figures").rmdir()
 
-    for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures)):
+    def report() -> None:
+        for page in () if pages is None else pages():
+            shutil.copyfile(page, files / page.name)
+
+    for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures), ("the report", report)):
         _try(what, part)
     sizes = [int(c["records"]) for c in client_rows(partition) if isinstance(c.get("records"), int)]
     datasets = _try("the data set", lambda: describe_data(partition, sizes, state.params)) or []
-    pages = [str(path.relative_to(files)) for path in files.rglob("*") if path.is_file()]
-    tags["mlflow.note.content"] = run_note(quality, rows, summary, tags, state.params, partition, starts, pages)
+    sent = [str(path.relative_to(files)) for path in files.rglob("*") if path.is_file()]
+    tags["mlflow.note.content"] = run_note(quality, rows, summary, tags, state.params, partition, starts, sent)
     model = _saved_model(state, builder, rows, summary, statement, tags, quality, evaluated_on(datasets))
     return Staged(files, tags, datasets, model, _end_time(run_dir, rows))
 

@@ -20,13 +20,14 @@ from typing import Any
 from fedray.credentials import cleaned_value
 from fedray.errors import ConfigError
 from fedray.storage import read_json
-from fedray.tracking.artifacts import Staged, send, stage
+from fedray.tracking.artifacts import Pages, Staged, send, stage
 from fedray.tracking.journal import STATE, Row, State, journal, metric_name, points, read_rows, shortcomings
 from fedray.tracking.mlflow_store import SHIP_PATIENCE, TrackingError, connect, log, masked, patience, reason, unmasked
 from fedray.tracking.modelfolder import ModelBuilder
 from fedray.tracking.note import UNDER_WAY, run_note
 from fedray.tracking.opening import Opening, lock, unlock
 from fedray.tracking.shown import Silence
+from fedray.tracking.systemmetrics import SystemMetrics
 from fedray.tracking.ui import ui_links
 
 _ROWS_A_BATCH, _METRICS_A_BATCH = 50, 1000
@@ -46,8 +47,9 @@ class Tracker:
         self._queue: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._closing, self._abandoned, self._done = threading.Event(), threading.Event(), threading.Event()
         self._failing = False
-        self._last: tuple[str, ModelBuilder | None, dict[str, str]] = ("FAILED", None, {})
+        self._last: tuple[str, ModelBuilder | None, dict[str, str], Pages | None] = ("FAILED", None, {}, None)
         self._thread = threading.Thread(target=self._ship, name="fedray-tracking", daemon=True)
+        self._sampling: SystemMetrics | None = None
 
     @classmethod
     def open(
@@ -66,6 +68,7 @@ class Tracker:
         run_id: str | None = None,
         wait: float = 0.0,
         cancelled: Callable[[], str] = lambda: "",
+        system_metrics: bool = False,
     ) -> Tracker:
         """Make the MLflow run, or open it again. Takes seconds, so it may run while the cluster starts.
 
@@ -87,6 +90,7 @@ class Tracker:
             run_id: the MLflow run that the checkpoint names; used if ``tracking.json`` is damaged.
             wait: seconds to wait for a server that does not answer yet; a warning says so once.
             cancelled: polled while waiting; returns an empty string to continue, else the status with which a run that was made is ended.
+            system_metrics: whether to log the load of this node as well.
 
         Raises:
             TrackingError: the store cannot be used, or another process tracks this run.
@@ -119,6 +123,8 @@ class Tracker:
                 if resumed_from_round is None or row["round"] <= resumed_from_round:
                     tracker.log(row)
         tracker._thread.start()
+        if system_metrics:
+            tracker._sampling = SystemMetrics(tracker.log, state.shipped.get("system/cpu_percent", 0))
         return tracker
 
     @property
@@ -151,7 +157,14 @@ class Tracker:
         if kind == "row":
             self.log(value)
 
-    def close(self, status: str, timeout: float, model: ModelBuilder | None = None, tags: Mapping[str, str] | None = None) -> bool:
+    def close(
+        self,
+        status: str,
+        timeout: float,
+        model: ModelBuilder | None = None,
+        tags: Mapping[str, str] | None = None,
+        pages: Pages | None = None,
+    ) -> bool:
         """Wait until the server has everything, send the artifacts and the model, and end the MLflow run.
 
         Args:
@@ -159,12 +172,15 @@ class Tracker:
             timeout: seconds to wait for a server that does not answer. While it answers, the rest is sent, for at most ten times as long.
             model: builds the final model; see :data:`fedray.tracking.modelfolder.ModelBuilder`. Used only if the run was completed or its budget stopped it.
             tags: set at the end, e.g. ``fedray.stop_reason``.
+            pages: writes the run's report.
 
         Returns:
             Whether everything was sent; if not, :func:`sync` sends the rest later. A second call returns the same.
         """
         if not self._closing.is_set():
-            self._last = (status, model, {k: masked(str(v)) for k, v in (tags or {}).items()})
+            if self._sampling is not None:
+                self._sampling.stop()
+            self._last = (status, model, {k: masked(str(v)) for k, v in (tags or {}).items()}, pages)
             self._closing.set()
             self._queue.put(None)
             limit, patience_left = time.monotonic() + 10 * timeout, timeout
@@ -186,9 +202,9 @@ class Tracker:
                 found = [r for r in rows if r is not None]
                 if not self._insist(partial(self._run.ship, found)):
                     return
-            status, model, tags = self._last
+            status, model, tags, pages = self._last
             self._run.state.tags.update(tags)
-            staged = stage(self._run.folder, self._run.state, model)
+            staged = stage(self._run.folder, self._run.state, model, pages)
             try:
                 if self._insist(partial(self._run.finish, staged, status)):
                     self._done.set()
@@ -223,13 +239,14 @@ class Tracker:
         return False
 
 
-def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None = None) -> str:
+def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None = None, pages: Pages | None = None) -> str:
     """Bring MLflow up to date with a run's files: rows, artifacts, model and end. A repeated call changes nothing.
 
     Args:
         run_dir: the run's output directory.
         model: builds the final model; None: the model is left out.
         uri: another store than the run's own; the run is made there if the store lacks it.
+        pages: writes the run's report; None: the report is left out.
 
     Returns:
         One sentence on what was sent.
@@ -254,7 +271,7 @@ def sync(run_dir: str | Path, model: ModelBuilder | None = None, uri: str | None
         client, state = connect(target, opening.open, lambda client: opening.undo(client, status))
         run = _Run(folder, client, state)
         before = dict(state.model)
-        staged = stage(folder, state, model)
+        staged = stage(folder, state, model, pages)
         try:
             sent = run.ship_missing()
             run.finish(staged, status)
@@ -306,7 +323,7 @@ class _Run:
 
         self._late |= self._silence.hear(row["metrics"] for row in rows)
         if self._late:
-            last = max(row["round"] for row in rows)
+            last = max((row["round"] for row in rows if "system/cpu_percent" not in row["metrics"]), default=0)
             rows = [row for row in read_rows(self.folder) if row["round"] <= last] + list(rows)
         every = {(p.key, p.round): p for row in rows for p in points(row) if not self._silence.holds(p.key)}
         missing = self.state.missing(every.values())

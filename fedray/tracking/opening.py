@@ -161,7 +161,7 @@ def _experiment(client: Any, uri: str, fresh: State, headline: str) -> str:
         raise TrackingError(
             f"experiment: '{fresh.experiment}' was deleted in MLflow; restore it (mlflow experiments restore) or choose another name."
         )
-    dress_experiment(client, experiment, headline)
+    dress_experiment(client, experiment, headline, fresh.tags)
     return str(experiment.experiment_id)
 
 

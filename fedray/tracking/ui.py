@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedray.errors import ConfigError
@@ -15,14 +16,17 @@ from fedray.tracking.mlflow_store import artifact_root, log, masked, sqlite_path
 
 VIEW = "fedray"
 EPSILON = "privacy/epsilon"
+#: Tags in which runs must be alike for their epsilons and scores to share an axis, in words.
+_NO_COMMON_AXIS = {"privacy/unit": "the protected unit", "fedray.dataset": "the data set"}
+_COMPARED = 50
 _NOTE = """\
 How much accuracy does each epsilon buy, and for whom?
 
 Each run is one federated training by fedray; `step` is the round. Metrics: `eval/` the global model on held-out records,
 `fairness/` across clients, `privacy/` what was spent, `round/` who took part, `time/` and `traffic/` what it cost.
 
-Epsilon is a claim only where the tag `privacy/claim` says `valid`. Unit, delta and accountant are among the params; the books
-are under each run's artifacts in `ledger/`, the statement for reviewers in `privacy_statement.md`.
+Epsilon is a claim only where the tag `privacy/claim` says `valid`, for the unit that `privacy/unit` names. Each run's artifacts have
+`report.html` (all on one page), `privacy_statement.md` (what is claimed, for reviewers) and the books in `ledger/`.
 """
 
 
@@ -70,20 +74,24 @@ def ui_links(uri: str, experiment_id: str, run_id: str, port: int = 5000) -> dic
     }
 
 
-def dress_experiment(client: Any, experiment: Any, headline: str) -> None:
-    """Give an experiment its note (unless it has one) and its dashboard; failures are only logged.
+def dress_experiment(client: Any, experiment: Any, headline: str, tags: Mapping[str, str] | None = None) -> None:
+    """Give an experiment its note (unless somebody else wrote one) and its dashboard; failures are only logged.
 
     Args:
         client: an ``MlflowClient``.
         experiment: the MLflow experiment.
         headline: the metric that runs are compared by, e.g. ``eval/accuracy``.
+        tags: of the run that joins the experiment. Where its protected unit or its data set is another than that of a run there, note and
+            dashboard say that the runs cannot be compared on one axis.
     """
-    wanted = {f"mlflow.sharedViewState.{VIEW}": json.dumps(dashboard(headline))}
-    if "mlflow.note.content" not in experiment.tags:
-        wanted["mlflow.note.content"] = _NOTE
-    if "mlflow.experimentKind" not in experiment.tags:
-        wanted["mlflow.experimentKind"] = "custom_model_development"
     try:
+        differ = _differences(client, experiment, tags or {})
+        wanted = {f"mlflow.sharedViewState.{VIEW}": json.dumps(dashboard(headline, differ))}
+        if experiment.tags.get("mlflow.note.content", _NOTE).endswith(_NOTE):
+            said = f"The runs here differ in {' and in '.join(differ)}: compare only runs that are alike in it.\n\n" if differ else ""
+            wanted["mlflow.note.content"] = said + _NOTE
+        if "mlflow.experimentKind" not in experiment.tags:
+            wanted["mlflow.experimentKind"] = "custom_model_development"
         for key, value in wanted.items():
             if experiment.tags.get(key) != value:
                 client.set_experiment_tag(experiment.experiment_id, key, value)
@@ -91,10 +99,22 @@ def dress_experiment(client: Any, experiment: Any, headline: str) -> None:
         log.debug("the dashboard could not be set up: %s", error)
 
 
-def dashboard(headline: str) -> dict[str, Any]:
-    """Return the state of the charts page that compares runs by ``headline`` and epsilon."""
+def _differences(client: Any, experiment: Any, tags: Mapping[str, str]) -> list[str]:
+    """What the runs of an experiment differ in besides settings, in words with the values."""
+    found = []
+    for tag, what in _NO_COMMON_AXIS.items():
+        mine = tags.get(tag, "")
+        if mine and "'" not in mine:
+            others = client.search_runs([experiment.experiment_id], f"tags.`{tag}` != '{mine}'", max_results=_COMPARED)
+            values = sorted({mine, *(run.data.tags[tag] for run in others if tag in run.data.tags)})
+            found += [f"{what} ({', '.join(values)})"] if len(values) > 1 else []
+    return found
+
+
+def dashboard(headline: str, differ: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the state of the charts page that compares runs by ``headline`` and epsilon; ``differ``: in what its runs differ."""
     sections = {
-        "head": "Utility and privacy",
+        "head": "Utility and privacy" + (f"; runs differ in {' and in '.join(differ)}" if differ else ""),
         "cost": "Clients, time, traffic",
         "fair": "Fairness across clients",
         "compare": "Settings of the runs",
@@ -127,6 +147,7 @@ def dashboard(headline: str) -> dict[str, Any]:
             "params.`privacy.target_epsilon`",
             "params.`training.lr`",
             "tags.`privacy/claim`",
+            "tags.`fedray.ending`",
         ],
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from processes import wait_until
 from torch import nn
 
@@ -95,9 +97,9 @@ class Run:
         (self.folder / "ledger").mkdir(exist_ok=True)
         (self.folder / "ledger" / "run.jsonl").write_text("{}\n")
 
-    def open(self, uri: str, register_as: str | None = None, **more: Any) -> Tracker:
+    def open(self, uri: str, register_as: str | None = None, tags: dict[str, str] | None = None, **more: Any) -> Tracker:
         params = {"training.lr": "0.1", "data.source": "sklearn:digits", "long": "x" * 9000, **{f"p.{i}": "1" for i in range(150)}}
-        tags = {"fedray.seed": "7", "privacy/claim": "valid"}
+        tags = {"fedray.seed": "7", "privacy/claim": "valid"} | (tags or {})
         name = self.folder.name
         return Tracker.open(
             self.folder, params, tags, uri=uri, experiment="tests", run_name=name, register_as=register_as or f"model-{name}", **more
@@ -278,12 +280,42 @@ def test_a_run_that_its_budget_stopped_says_so_and_does_not_take_the_alias(store
     assert stopped.data.tags["mlflow.note.content"].startswith("**Stopped by its budget of 8 after 2 of 20 rounds** · **accuracy")
 
 
+def test_the_documented_filters_find_what_they_say(store: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "reading_runs.md").read_text()
+    recipes = dict(re.findall(r"^\| ([^|]+) \| `+((?:attributes|tags|metrics)\..+?)`+ \|$", page, re.M))
+    assert len(recipes) >= 10
+    run = Run(tmp_path / "digits-2")
+    origin = {
+        "fedray.commit": "98fb6c0aa",
+        "fedray.clean": "true",
+        "fedray.directory": "/x/runs/digits-2",
+        "fedray.overrides": "privacy.clip=0.5 a=1",
+    }
+    tracker = run.open(store, register_as="found", tags=origin)
+    run.log(tracker, 1)
+    run.end("completed", claim="valid")
+    assert tracker.close("FINISHED", 60)
+    client, found = load_mlflow().MlflowClient(store), dict[str, bool]()
+    state = State.load(run.folder)
+    assert state is not None
+    for question, text in recipes.items():
+        runs = client.search_runs([state.experiment_id], text, max_results=1000)
+        found[question] = tracker.run_id in {r.info.run_id for r in runs}
+    assert {question for question, there in found.items() if there} == {
+        "whole runs with a valid claim",
+        "runs of one commit, with nothing changed since",
+        "the run of a directory",
+        "runs with this override",
+    }
+
+
 def test_a_killed_driver_is_synced_from_its_files(store: str, tmp_path: Path) -> None:
     run = Run(tmp_path / "killed")
     script = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
+from paths import ROOT
 from processes import wait_until
 from test_tracking_mlflow import Run
 from fedray.tracking.journal import State

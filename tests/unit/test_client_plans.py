@@ -106,6 +106,11 @@ REFUSED = [
     ({}, {"algorithm": {"kind": "fedavg"}}, "privacy.incompatible.client.sample_weights"),
     ({}, {"aggregation": {"kind": "median"}}, "privacy.incompatible.client.aggregation"),
     ({}, {"evaluation": {"federated": True}}, "privacy.incompatible.client.federated_evaluation"),
+    (
+        {},
+        {"tracking": {"system_metrics": True}, "cohort": {"kind": "poisson", "fraction": 0.1}},
+        "privacy.incompatible.client.system_metrics",
+    ),
     ({"regime": "distributed"}, {}, "privacy.incompatible.distributed.min_clients"),
 ]
 
