@@ -358,9 +358,11 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             text += f", for one {private.get('protects') or private['unit']}"
         if private.get("accountant"):
             text += f" (accountant {private['accountant']})"
-        rows.append(("epsilon", text))
+        if private.get("epsilon_unamplified") not in (None, spent):
+            text += f"; rests on secret cohorts, {rounded_up(private['epsilon_unamplified'])} without"
         if private.get("claim") not in (None, "valid"):
             rows.append(("claim", claim_text(private)))
+        rows.append(("epsilon", text))
         if private.get("clients_exhausted"):
             rows.append(("exhausted", f"{private['clients_exhausted']} clients were left out of rounds: their budget is used up"))
     told = [f"{name.replace('_', ' ')} {count}" for name, count in faults.items() if count]

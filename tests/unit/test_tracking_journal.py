@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from fedray.tracking.artifacts import clients_table
 from fedray.tracking.journal import METRICS, STATE, State, latest_rows, metric_name, not_finite, points, read_rows
 from fedray.tracking.mlflow_store import masked, reason, resolve_uri, unmasked
 from fedray.tracking.mlflow_tracker import flat_params
-from fedray.tracking.ui import dashboard, ui_command, ui_links
+from fedray.tracking.ui import dashboard, dress_experiment, ui_command, ui_links
 
 
 def state(**shipped: int) -> State:
@@ -135,6 +137,32 @@ def test_the_dashboard_plots_the_headline_against_epsilon() -> None:
     assert [c["metricKey"] for c in against] == ["eval/auc"]
     sections = {s["uuid"] for s in dashboard("eval/loss")["compareRunSections"]}
     assert {c["metricSectionId"] for c in charts} <= sections
+
+
+def test_runs_that_cannot_share_an_axis_are_told_of_beside_the_charts() -> None:
+    others = {"privacy/unit": "client", "fedray.dataset": "sklearn:digits"}
+    set_tags: dict[str, str] = {}
+
+    class Client:
+        def search_runs(self, experiments: list[str], text: str, max_results: int) -> list[Any]:
+            name, value = text.removeprefix("tags.`").removesuffix("'").split("` != '")
+            return [SimpleNamespace(data=SimpleNamespace(tags=others))] if others[name] != value else []
+
+        def set_experiment_tag(self, experiment: str, key: str, value: str) -> None:
+            set_tags[key] = value
+
+    def dressed(unit: str) -> tuple[str, str]:
+        experiment = SimpleNamespace(experiment_id="1", tags=dict(set_tags))
+        dress_experiment(Client(), experiment, "eval/accuracy", {"privacy/unit": unit, "fedray.dataset": "sklearn:digits"})
+        section = json.loads(set_tags["mlflow.sharedViewState.fedray"])["compareRunSections"][0]["name"]
+        return set_tags["mlflow.note.content"].splitlines()[0], section
+
+    assert dressed("client") == ("How much accuracy does each epsilon buy, and for whom?", "Utility and privacy")
+    said, section = dressed("record")
+    assert said == "The runs here differ in the protected unit (client, record): compare only runs that are alike in it."
+    assert section == "Utility and privacy; runs differ in the protected unit (client, record)"
+    set_tags["mlflow.note.content"] = "my own"
+    assert dressed("record")[0] == "my own"
 
 
 def test_the_clients_table_joins_partition_and_statement() -> None:
