@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import yaml
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -317,8 +318,8 @@ def _places(summary: Mapping[str, Any], output: str | Path | None) -> list[tuple
             ("statement", "privacy_statement.md"),
             ("trace", "profile.json"),
         ):
-            if (Path(output) / name).exists():
-                places.append((label, str(Path(output) / name)))
+            if (path := Path(output) / name).exists():
+                places.append((label, _books(path) if label == "ledger" else str(path)))
         if not places:  # on another node, or in an object store
             places.append(("output", str(output)))
     mlflow = summary.get("mlflow") or {}
@@ -326,6 +327,14 @@ def _places(summary: Mapping[str, Any], output: str | Path | None) -> list[tuple
         late = "" if mlflow.get("complete", True) else f" (incomplete; fedray sync {output} sends the rest)"
         places.append(("MLflow run", f"{mlflow['run_id']} at {mlflow.get('tracking_uri')}{late}"))
     return places
+
+
+def _books(own: Path) -> str:
+    """Where a run's books lie: in its own directory, or, where that holds each client's part of the figures alone, as the config says."""
+    if any(own.glob("*.jsonl")):
+        return str(own)
+    config = yaml.safe_load((own.parent / "config.yaml").read_text())
+    return str(config["privacy"]["ledger"])
 
 
 def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -189,6 +189,19 @@ def test_the_summary_in_a_log(tmp_path: Path) -> None:
     ]
 
 
+def test_the_summary_names_the_books_that_outlive_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("privacy: {ledger: /srv/books}\n")
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "north.part.json").touch()
+    shown = io.StringIO()
+    print_summary(SUMMARY, tmp_path, stream=shown)
+    assert "  ledger      /srv/books\n" in shown.getvalue()
+    (tmp_path / "ledger" / "records.jsonl").touch()
+    own = io.StringIO()
+    print_summary(SUMMARY, tmp_path, stream=own)
+    assert f"  ledger      {tmp_path}/ledger\n" in own.getvalue()
+
+
 def test_the_summary_on_a_terminal_keeps_places_whole() -> None:
     console, stream = terminal(width=60)
     place = "sqlite:////" + "long/" * 30 + "mlflow.db"
