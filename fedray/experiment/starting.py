@@ -8,6 +8,7 @@ from dataclasses import asdict
 from fedray import __version__
 from fedray.experiment.request import Request
 from fedray.privacy.figures import Spent
+from fedray.privacy.statement import versions
 from fedray.rounds.books import Books
 from fedray.runfiles import RunFiles
 from fedray.tracking.starts import StartNote
@@ -27,7 +28,7 @@ def note_start(files: RunFiles, request: Request, job: str, after: int, books: B
     given_up = 0 if number == 1 else sum(round_ >= after for round_ in books.earlier_rounds())
     spent = {unit: _largest(groups) for unit, groups in books.view(after, everyone=True).groups.items()}
     origin = {name: value for name, value in asdict(request.origin).items() if value not in (None, "", ())}
-    note = StartNote(number, time.time(), after, given_up, spent, origin, str(request.output), __version__)
+    note = StartNote(number, time.time(), after, given_up, spent, origin, str(request.output), __version__, versions())
     files.append_start(note)
     return note
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -102,7 +102,7 @@ def privacy_statement(
             "kept": "a charge is durable before the data is read, and is never taken back",
             "head_sha256": dict(ledger_head) if isinstance(ledger_head, Mapping) else ledger_head,
         },
-        "versions": {"python": platform.python_version(), **_versions(_PACKAGES)},
+        "versions": versions(),
     }
 
 
@@ -352,9 +352,10 @@ def _cell(text: str) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for package in packages:
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a run computes with, by name."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -10,6 +10,7 @@ from fedray.reporting.report_text import figure, metric, table, time_text
 from fedray.rounding import claim_text, rounded_up
 from fedray.rounds.agreed import said_of
 from fedray.tracking.journal import number
+from fedray.tracking.note import privacy_parts, result_text
 from fedray.tracking.rundata import RunData, unit_of, unit_text
 from fedray.tracking.starts import StartNote, ending
 
@@ -24,7 +25,8 @@ def head(run: Path, config: Mapping[str, Any], data: RunData) -> Iterator[str]:
     """
     summary = data.summary
     yield from (f"# {summary.get('name') or config.get('name') or run.name}", "")
-    yield from (f"**{_result(data)}**", "")
+    result = result_text(data.quality, summary.get("final") or {})
+    yield from (" · ".join([f"**{result or 'no final result'}**", *privacy_parts(summary)]), "")
     status = ending(summary, data.starts) if summary else "unfinished: there is no summary.json, so the run is going on or its driver died"
     yield from (f"{status[0].upper()}{status[1:]}.", "")
     rows = [(f"{metric(k)} at the end", figure(v)) for k, v in (summary.get("final") or {}).items()]
@@ -41,17 +43,6 @@ def guarantees(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the privacy figures of a summary: of the first guarantee and, empty where there is none, of the second."""
     private = summary.get("privacy") or {}
     return [private, private.get("joint") or {}]
-
-
-def _result(data: RunData) -> str:
-    """The figure that the run is judged by, at the end, with the claim and epsilon."""
-    quality, private = data.quality, data.summary.get("privacy") or {}
-    final = number((data.summary.get("final") or {}).get(quality))
-    shown = "no final result" if quality is None or final is None else f"{metric(quality)} {final:.4f}"
-    if private.get("epsilon") is not None:
-        spent = f"epsilon {rounded_up(private['epsilon'])} for {unit_text(unit_of(private))} at delta {private.get('delta')!r}"
-        return f"{shown}; {'' if private.get('claim') == 'valid' else 'claim void, '}{spent}"
-    return f"{shown}; no privacy is claimed" if data.summary else shown
 
 
 def _beside(data: RunData) -> list[tuple[str, str]]:
@@ -96,9 +87,7 @@ def _origin(run: Path, data: RunData) -> list[tuple[str, str]]:
     began = first.time or (number(data.rows[0].get("time")) if data.rows else None)
     rows = []
     if began is not None:
-        lasted = duration((run / "summary.json").stat().st_mtime - began) if data.summary else ""
-        again = " from the first start to the end" if lasted and len(data.starts) > 1 else ""
-        rows.append(("started", f"{time_text(began)} UTC{', ' if lasted else ''}{lasted}{again}"))
+        rows.append(("started", f"{time_text(began)} UTC{_lasted(run, data, began)}"))
     if data.starts[1:]:
         rows.append(("started again", ", ".join(f"{time_text(s.time)} UTC after round {s.after}" for s in data.starts[1:])))
     if first.origin:
@@ -109,9 +98,19 @@ def _origin(run: Path, data: RunData) -> list[tuple[str, str]]:
     if first.origin.get("commit"):
         clean = "no tracked file changed" if first.origin.get("clean") else "with changes that are not committed"
         rows.append(("commit", f"`{first.origin['commit']}`, {clean}"))
-    versions = {"fedray": data.summary.get("fedray") or first.fedray, **(data.statement.get("versions") or {})}
+    versions = {"fedray": data.summary.get("fedray") or first.fedray, **(first.versions or data.statement.get("versions") or {})}
     rows.append(("versions", ", ".join(f"{name} {text}" for name, text in versions.items() if text)))
     return rows if data.starts or data.summary else []
+
+
+def _lasted(run: Path, data: RunData, began: float) -> str:
+    if not data.summary:
+        return ""
+    lasted = duration((run / "summary.json").stat().st_mtime - began)
+    if len(data.starts) > 1:
+        return f", {lasted} from the first start to the end"
+    setup = number((data.summary.get("performance") or {}).get("setup_seconds"))
+    return f", {lasted}" if setup is None else f", {lasted} after {duration(setup)} of setting up"
 
 
 def duration(seconds: float) -> str:

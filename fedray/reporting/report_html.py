@@ -29,7 +29,7 @@ figcaption { font-size: .88em; color: var(--soft); } figcaption strong { color: 
 @media print {
   body { font-size: 7.4pt; line-height: 1.3; max-width: none; margin: 0; padding: 0; } h1 { font-size: 14pt; }
   h2 { font-size: 10pt; } h3 { font-size: 9pt; } h4, h5, h6 { font-size: 8pt; } h2, h3, h4, h5, h6 { margin: .9em 0 .3em; break-after: avoid; }
-  p, ul { margin: .35em 0; } ul { padding-left: 1.4em; } table { margin: .4em 0; } th, td { padding: .1em .4em; } tr { break-inside: avoid; }
+  p, ul { margin: .35em 0; } p, li { break-inside: avoid; } ul { padding-left: 1.4em; } table { margin: .4em 0; } th, td { padding: .1em .4em; } tr { break-inside: avoid; }
   .charts { grid-template-columns: repeat(4, 1fr); gap: .6rem; } .body { columns: 2; column-gap: 7mm; } .body .charts { column-span: all; }
   pre { padding: .5em; font-size: 6.6pt; } .config { columns: 2; column-span: all; }
 }

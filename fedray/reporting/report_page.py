@@ -32,6 +32,9 @@ from fedray.whole import check
 
 log = logging.getLogger(__name__)
 
+#: Name of the report in a run's directory.
+PAGE = "report.html"
+
 #: Most clients that the table of their scores shows.
 _LOWEST = 20
 
@@ -53,7 +56,7 @@ def write_report(run: Path, output: Path | None = None, verify: bool = True) -> 
     """
     if not (run / "config.yaml").exists() and not (run / "summary.json").exists():
         raise ConfigError(f"{run}: holds neither config.yaml nor summary.json, so it is no run's directory; name one below runs/.")
-    html = (output or run / "report.html").absolute()
+    html = (output or run / PAGE).absolute()
     if html.suffix not in (".html", ".htm"):
         raise ConfigError(f"--output {html}: the report is a page; name a file that ends in .html.")
     folder, markdown = html.with_name(f"{html.stem}_files"), html.with_suffix(".md")
@@ -133,7 +136,7 @@ def _what_was_run(config: Mapping[str, Any], partition: Mapping[str, Any]) -> It
         ("data", f"{data.get('source')}, normalised by {part(data.get('normalize'))}"),
         ("partition", f"{part(data.get('partition'))}: {partition.get('clients', '?')} clients{held}"),
         ("model", part(model) + (f", {shape['parameters']} parameters" if "parameters" in shape else "") + frozen),
-        ("clients", f"{clients.get('placement')}, {len(clients.get('groups') or [])} group(s) with settings of their own"),
+        ("clients", f"{clients.get('placement')}{_groups(clients.get('groups') or [])}"),
         ("cohort", part(config.get("cohort"))),
         ("training", ", ".join(f"{k} {value(v)}" for k, v in used(training).items())),
         (
@@ -143,6 +146,14 @@ def _what_was_run(config: Mapping[str, Any], partition: Mapping[str, Any]) -> It
         ("seed", str(config.get("seed"))),
     ]
     yield from table(("", ""), rows)
+
+
+def _groups(groups: Sequence[Any]) -> str:
+    return (
+        f", {len(groups)} group{'s' if len(groups) > 1 else ''} with settings of {'their' if len(groups) > 1 else 'its'} own"
+        if groups
+        else ""
+    )
 
 
 def _results(data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str]) -> Iterator[str]:
@@ -250,15 +261,16 @@ def _faults(run: Path) -> Iterator[str]:
 
 def _course(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## Faults and performance", "")
-    rows = [(k.replace("_", " "), value(v)) for k, v in (summary.get("faults") or {}).items()]
+    if not summary:
+        yield from ("Nothing is known: there is no summary.json.", "")
+        return
+    counted = {k: v for k, v in (summary.get("faults") or {}).items() if v}
+    rows = [(k.replace("_", " "), value(v)) for k, v in counted.items()] or [("faults", "none")]
     rows += [(k.replace("_", " "), value(v)) for k, v in (summary.get("performance") or {}).items() if v is not None]
     mlflow = summary.get("mlflow") or {}
     if mlflow.get("run_id"):
         rows.append(("MLflow run", f"{mlflow['run_id']} at {cleaned(str(mlflow.get('tracking_uri')))}"))
-    if rows:
-        yield from table(("", ""), rows)
-    else:
-        yield from ("Nothing is known: there is no summary.json.", "")
+    yield from table(("", ""), rows)
 
 
 def _whole_config(run: Path, config: Mapping[str, Any]) -> Iterator[str]:

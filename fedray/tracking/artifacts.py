@@ -122,15 +122,19 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None, pages: Page
             tags["mlflow.loggedArtifacts"] = json.dumps([{"path": _TABLE, "type": "table"}])
 
     def pictures() -> None:
-        (files / "figures").mkdir()
-        if not save_charts(files / "figures", charts(RunData.of(run_dir))):
-            (files / "figures").rmdir()
+        if reported:  # the report has drawn them
+            shutil.copytree(run_dir / "report_files", files / "figures")
+        elif shown := charts(RunData.of(run_dir)):
+            (files / "figures").mkdir()
+            save_charts(files / "figures", shown)
 
-    def report() -> None:
+    def report() -> bool:
         for page in () if pages is None else pages():
             shutil.copyfile(page, files / page.name)
+        return pages is not None and (run_dir / "report_files").is_dir()
 
-    for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures), ("the report", report)):
+    reported = _try("the report", report)
+    for what, part in (("files", copies), ("the table of clients", table), ("figures", pictures)):
         _try(what, part)
     sizes = [int(c["records"]) for c in client_rows(partition) if isinstance(c.get("records"), int)]
     datasets = _try("the data set", lambda: describe_data(partition, sizes, state.params)) or []

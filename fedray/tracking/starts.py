@@ -27,6 +27,7 @@ class StartNote:
         origin: by whom and how the run was started: command, overrides, host, operator, commit, clean.
         output: where the run's files are.
         fedray: version.
+        versions: of Python and of the packages that compute.
     """
 
     number: int = 1
@@ -37,6 +38,7 @@ class StartNote:
     origin: Mapping[str, Any] = field(default_factory=dict)
     output: str = ""
     fedray: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

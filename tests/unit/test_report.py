@@ -104,7 +104,7 @@ def test_a_private_run_is_told_whole(tmp_path: Path) -> None:
     text, page_ = markdown.read_text(), looked_at(html)
     statement = json.loads((tmp_path / "run" / "privacy_statement.json").read_text())
     for phrase in (
-        "**accuracy 0.3000; epsilon",
+        "**accuracy 0.3** · epsilon",
         "Completed all 3 rounds.",
         statement["guarantee"]["statement"],
         "Not covered",
@@ -185,7 +185,7 @@ def test_a_void_claim_stands_before_the_epsilon(tmp_path: Path) -> None:
     summary["privacy"] |= {"claim": "void", "claim_reasons": ["the seed is known"]}
     (run / "summary.json").write_text(json.dumps(summary))
     first = write_report(run)[1].read_text().partition("## ")[0]
-    assert first.index("claim void") < first.index("epsilon")
+    assert first.index("**claim void") < first.index("epsilon")
     assert "| claim | void: the seed is known |" in first
 
 

@@ -227,6 +227,13 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _times(summary: Summary) -> tuple[str | None, str | None]:
+    """The times of a ledger's first and last entry."""
+    return min((first for first, _ in summary.times.values()), default=None), max(
+        (last for _, last in summary.times.values()), default=None
+    )
+
+
 def _span(first: str | None, last: str | None) -> str:
     if first is None or last is None:
         return "its entries carry no time"
@@ -250,7 +257,7 @@ def verify_all(path: str | Location) -> Iterator[str]:
         )
         yield (
             f"{book}: whole, {summary.entries} entries, {sum(summary.charges.values())} charges to {len(summary.spent)} clients, "
-            f"{summary.commits} commits, head {summary.head.sha256}" + (f"; {spent}" if spent else "")
+            f"{summary.commits} commits, {_span(*_times(summary))}, head {summary.head.sha256}" + (f"; {spent}" if spent else "")
         )
     for run in found.runs:
         yield from compare_run(run)
