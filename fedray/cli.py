@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from fedray import __version__, cli_agreed, cli_encryption, cli_identity, cli_jobs, cli_list, credentials, logs, outlets
+from fedray import __version__, cli_agreed, cli_encryption, cli_identity, cli_jobs, cli_list, cli_promote, credentials, logs, outlets
 from fedray.errors import FedrayError, Stopped, readable
 
 #: Exit code for each status of a run. A run that a signal has stopped ends with 128 plus the signal's number, as in a shell.
@@ -122,6 +122,7 @@ cli.add_command(cli_jobs.submit)
 cli.add_command(cli_jobs.jobs)
 cli.add_command(cli_agreed.register)
 cli.add_command(cli_agreed.opening)
+cli.add_command(cli_promote.promote)
 
 
 @cli.command("plan")

@@ -201,7 +201,7 @@ def drive(
     accounts = {
         unit: Account.open_run(files.books, plans, JOB)
         for unit, plans in (
-            ("record", p.plans[0] and dict.fromkeys(names, p.plans[0])),
+            (p.plans[0].unit if p.plans[0] else "record", p.plans[0] and dict.fromkeys(names, p.plans[0])),
             ("client", plan and dict.fromkeys(plan.subjects(names), plan)),
         )
         if plans
@@ -247,4 +247,4 @@ def drive(
 def _book(unit: str, account: Account, regime: Regime, plan: ClientPlan | None) -> RunBook | PopulationBook:
     if unit == "client" and plan is not None and plan.charging.whom == "everyone":
         return PopulationBook("clients", account, False, regime.due)
-    return RunBook(f"{unit}s", unit, account, False)
+    return RunBook("clients" if unit == "client" else "records", unit, account, False)

@@ -33,14 +33,11 @@ def trained_model(files: RunFiles, config: Config) -> tuple[nn.Module, npt.NDArr
         ConfigError: the model's factory made other frozen parameters than in the run.
     """
     tensors = files.load_model()
-    with reading(files.partition):
-        facts = (read_json(files.partition) or {})["model"]
-        shape, outputs, tokens = tuple(map(int, facts["input_shape"])), facts["outputs"], bool(facts["tokens"])
-        inputs = [Input.of(document) for document in facts.get("inputs", [])]
+    model, facts = untrained_model(files, config)
     if "apart" in facts:
-        raise FedrayError(f"{files.model}: the model of this run does not predict by itself, because {facts['apart']}.")
-    dtype = torch.int64 if tokens else torch.float32
-    model = build_model(without_weights(config.model), shape, outputs, config.seed, dtype, facts.get("positions"), inputs)
+        raise FedrayError(
+            f"{files.model}: the model of this run does not predict by itself, because {facts['apart']}; ask for a client's with model(client=NAME)."
+        )
     state = model.state_dict()
     try:
         model.load_state_dict({**state, **{name: torch.from_numpy(value) for name, value in tensors.items()}})
@@ -49,7 +46,22 @@ def trained_model(files: RunFiles, config: Config) -> tuple[nn.Module, npt.NDArr
             f"{files.model}: does not fit the model that config.yaml and partition.json describe ({first_line(error)}); bring the run's own files back."
         ) from error
     check_frozen(model, config.model.kind, facts.get("frozen_sha256"))
-    return model.eval(), np.zeros((1, *shape), dtype=np.int64 if tokens else np.float32)
+    return model.eval(), np.zeros((1, *facts["input_shape"]), dtype=np.int64 if facts["tokens"] else np.float32)
+
+
+def untrained_model(files: RunFiles, config: Config) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Build the model of a run as its seed draws it; returns it with what ``partition.json`` says of it.
+
+    Raises:
+        FedrayError: ``partition.json`` is missing or damaged.
+    """
+    with reading(files.partition):
+        facts = (read_json(files.partition) or {})["model"]
+        shape, outputs, tokens = tuple(map(int, facts["input_shape"])), facts["outputs"], bool(facts["tokens"])
+        inputs = [Input.of(document) for document in facts.get("inputs", [])]
+    dtype = torch.int64 if tokens else torch.float32
+    model = build_model(without_weights(config.model), shape, outputs, config.seed, dtype, facts.get("positions"), inputs)
+    return model, facts
 
 
 def frozen_of(facts: ModelFacts) -> Mapping[str, Values]:

@@ -75,12 +75,21 @@ class Result:
             with reading(path):
                 return list((read_json(path) or {})["class_labels"])
 
-    def model(self) -> nn.Module:
-        """Return the trained ``torch.nn.Module`` in evaluation mode. Its inputs are records as in training: normalised and encoded."""
+    def model(self, client: str | None = None) -> nn.Module:
+        """Return the trained ``torch.nn.Module`` in evaluation mode. Its inputs are records as in training: normalised and encoded.
+
+        Args:
+            client: the client whose own model is wanted, of algorithms that give clients one (fedper, ditto); None: the model of all.
+
+        Raises:
+            FedrayError: there is no such model.
+        """
         from fedray.experiment.finished import trained_model
+        from fedray.experiment.personal import personal_model
 
         with local_copy(self.output) as directory:
-            return trained_model(RunFiles(directory), self.config)[0]
+            files = RunFiles(directory)
+            return trained_model(files, self.config)[0] if client is None else personal_model(files, self.config, client)
 
     def predict(self, rows: Any) -> npt.NDArray[np.float32]:
         """Return the model's outputs, float32 ``[n, outputs]``, for rows as they were before fedray read them.

@@ -69,6 +69,18 @@ def compare_run(run: Path) -> Iterator[str]:
         yield from _compared(run, statement_path, summary_path)
 
 
+def unread(run: Path) -> list[str]:
+    """The ledgers that a run's statement names and that cannot be read from here, so that their figures are not compared.
+
+    Raises:
+        FedrayError: the statement is missing or damaged.
+    """
+    statement = _load(run / "privacy_statement.json")
+    heads = statement["ledger"]["head_sha256"]
+    names = [_BOOKS[statement["summary"]["unit"]]] if isinstance(heads, str) else list(heads or {})
+    return [name for name in names if _book_of(run, name) is None] if names else ["none"]
+
+
 def _compared(run: Path, statement_path: Path, summary_path: Path) -> Iterator[str]:
     statement, private = _load(statement_path), _load(summary_path).get("privacy") or {}
     heads = statement["ledger"]["head_sha256"]
