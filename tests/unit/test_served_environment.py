@@ -35,7 +35,12 @@ def test_the_logged_model_predicts_as_in_memory_in_an_environment_built_from_wha
     assert {line.partition("==")[0] for line in needed} == {"mlflow", "torch", "numpy", "pandas"} and all("==" in line for line in needed)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     first = [line for line in needed if line.startswith("torch==")]
-    for step in ([sys.executable, "-m", "venv", str(tmp_path / "venv")], [*pip, *first], [*pip, *sorted(needed)], [python, "-c", FRESH, *command]):
+    for step in (
+        [sys.executable, "-m", "venv", str(tmp_path / "venv")],
+        [*pip, *first],
+        [*pip, *sorted(needed)],
+        [python, "-c", FRESH, *command],
+    ):
         done = subprocess.run(step, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
         assert done.returncode == 0, done.stderr
     for made, outputs in expected.items():
