@@ -17,7 +17,19 @@ from typing import Any
 
 import click
 
-from fedray import __version__, cli_agreed, cli_encryption, cli_identity, cli_jobs, cli_list, cli_promote, credentials, logs, outlets
+from fedray import (
+    __version__,
+    cli_agreed,
+    cli_encryption,
+    cli_identity,
+    cli_jobs,
+    cli_list,
+    cli_promote,
+    cli_query,
+    credentials,
+    logs,
+    outlets,
+)
 from fedray.errors import FedrayError, Stopped, readable
 
 #: Exit code for each status of a run. A run that a signal has stopped ends with 128 plus the signal's number, as in a shell.
@@ -118,6 +130,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
 cli.add_command(cli_encryption.make_encryption_key)
 cli.add_command(cli_identity.make_identity)
 cli.add_command(cli_list.list_parts)
+cli.add_command(cli_query.ask_query)
 cli.add_command(cli_jobs.submit)
 cli.add_command(cli_jobs.jobs)
 cli.add_command(cli_agreed.register)
@@ -138,9 +151,12 @@ cli.add_command(cli_promote.promote)
 )
 def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Path | None, clients: int, nodes: int) -> None:
     """Train nothing: what a run would spend, on whom, and whether it fits. Exit code 3 where a budget would be exceeded."""
-    from fedray.configfile import load_config
+    from fedray.configfile import is_query, load_config
     from fedray.errors import BudgetReached, ConfigError
 
+    if is_query(config):
+        cli_query.price(config, overrides, as_json)
+        return
     resolved = load_config(config, overrides)
     sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
     from fedray.planning.planner import make_plan
@@ -172,6 +188,8 @@ def show_config(config: Path | None, overrides: tuple[str, ...], schema: bool) -
 
     if schema:
         click.echo(json.dumps(configfile.schema(), indent=2))
+    elif config is not None and configfile.is_query(config):
+        click.echo(cli_query.resolved_text(config, overrides), nl=False)
     elif config is not None:
         click.echo(configfile.dump_config(configfile.load_config(config, overrides)), nl=False)
     else:

@@ -87,6 +87,7 @@ PACINGS = Room("fedray.rounds", "PACINGS", "pacing.kind")
 LOSSES = Room("fedray.training", "LOSSES", "training.loss", ("outputs", "targets"), keys=False)
 METRICS = Room("fedray.training", "METRICS", "evaluation.metrics", ("outputs", "targets"), keys=False)
 SCHEDULES = Room("fedray.training", "SCHEDULES", "training.schedule.kind", ("round", "rounds"))
+QUERIES = Room("fedray.queries", "QUERIES", "queries.kind")
 ENGINES = Room("fedray.training", "ENGINES", "training.engine", ("model", "x", "y", "job"), keys=False)
 
 _PROVIDED: dict[str, Any] = {}
@@ -118,6 +119,7 @@ ROOMS: Mapping[str, Room] = {
     "metrics": METRICS,
     "schedules": SCHEDULES,
     "engines": ENGINES,
+    "queries": QUERIES,
 }
 
 

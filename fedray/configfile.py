@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from fedray.components import nearest
 from fedray.config import Config
 from fedray.errors import ConfigError, shortened
+from fedray.queriedconstants import with_queried_constants
+
+C = TypeVar("C", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,15 +85,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return resolve_config(path, overrides)
 
 
+@overload
 def resolve_config(
     config: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, str] | None = None
-) -> Config:
+) -> Config: ...
+@overload
+def resolve_config(
+    config: Config | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    given: Mapping[str, str] | None = None,
+    *,
+    schema: type[C],
+) -> C: ...
+def resolve_config(
+    config: Config | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    given: Mapping[str, str] | None = None,
+    *,
+    schema: type[Any] = Config,
+) -> Any:
     """Apply overrides to a config and validate the result.
 
     Args:
         config: a path to a YAML file, plain data, or a validated config.
         overrides: texts ``key.path=value``, whose values are read as YAML; lists are indexed by number.
         given: values that replace the config's own, by dotted key, because the caller of ``fedray.run`` gives the part itself.
+        schema: what the config must be: a run's or a query's.
 
     Raises:
         ConfigError: the config is wrong, with one line for each problem; or an override contradicts ``given``.
@@ -106,7 +126,13 @@ def resolve_config(
             if name == path or (name == section and _holds(parse_yaml(text, override), key)):
                 raise ConfigError(f"{path}: the override '{override}' contradicts the argument {section}= that gives it; leave one out.")
         _set(raw, path, value)
-    return build_config(raw)
+    with_queried_constants(raw)
+    return build_config(raw, schema)
+
+
+def is_query(config: str | Path) -> bool:
+    """Whether a config file asks for statistics instead of training; raises as :func:`resolve_config`."""
+    return "queries" in _read(config)
 
 
 def _listed(overrides: Any) -> list[str]:
@@ -148,12 +174,18 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
-def build_config(raw: dict[str, Any]) -> Config:
+@overload
+def build_config(raw: dict[str, Any]) -> Config: ...
+@overload
+def build_config(raw: dict[str, Any], schema: type[C]) -> C: ...
+def build_config(raw: dict[str, Any], schema: type[Any] = Config) -> Any:
     """Validate plain data; raises as :func:`resolve_config`."""
+    if schema is Config and "queries" in raw:
+        raise ConfigError("queries: this config asks for statistics and trains nothing; use fedray query CONFIG, or take the section out.")
     try:
-        return Config.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
-        problems = list(dict.fromkeys(_sentence(dict(e)) for e in error.errors()))
+        problems = list(dict.fromkeys(_sentence(dict(e), schema) for e in error.errors()))
         raise ConfigError("\n".join(problems)) from None
 
 
@@ -197,12 +229,12 @@ def _index(node: list[Any], key: str, path: str) -> int:
     return int(key)
 
 
-def _sentence(problem: dict[str, Any]) -> str:
+def _sentence(problem: dict[str, Any], schema: type[BaseModel] = Config) -> str:
     location = [p for p in problem["loc"] if not (isinstance(p, str) and "[" in p) and p not in ("int", "str", "float", "literal")]
     path = ".".join(str(p) for p in location)
     kind, value, context = problem["type"], problem.get("input"), problem.get("ctx") or {}
     if kind == "extra_forbidden":
-        allowed = _fields_at(location[:-1])
+        allowed = _fields_at(location[:-1], schema)
         return f"{path}: unknown key.{nearest(str(location[-1]), allowed)} Allowed here: {', '.join(sorted(allowed))}."
     if kind == "missing":
         return f"{path}: missing; add it to the file or as {path}=VALUE."
@@ -213,8 +245,7 @@ def _sentence(problem: dict[str, Any]) -> str:
     return f"{path}: {message}, but is {shortened(repr(value))}."
 
 
-def _fields_at(location: Sequence[Any]) -> list[str]:
-    model: type[BaseModel] = Config
+def _fields_at(location: Sequence[Any], model: type[BaseModel]) -> list[str]:
     for key in location:
         field = model.model_fields.get(str(key))
         if field is None:
@@ -225,6 +256,6 @@ def _fields_at(location: Sequence[Any]) -> list[str]:
     return list(model.model_fields)
 
 
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of the config, for editors."""
-    return Config.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedray run"}
+def schema(of: type[Config] = Config) -> dict[str, Any]:
+    """Return the JSON Schema of a run's config, or of a query's, for editors."""
+    return of.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedray run"}

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -324,10 +324,10 @@ class ClientHost:
         assert self._account is not None
         return self._account.figures(rounds)[0], self._account.head
 
-    def ledger_part(self) -> dict[str, Any]:
-        """This run's entries in the silo's ledger."""
+    def of_ledger(self, what: Literal["part", "lacking"], *arguments: str) -> Any:
+        """What the silo's account says; see :meth:`fedray.privacy.account.Account.part` and ``lacking``."""
         assert self._account is not None
-        return self._account.part()
+        return getattr(self._account, what)(*arguments)
 
     # -- inside ----------------------------------------------------------------------------------
 

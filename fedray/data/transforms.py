@@ -6,7 +6,7 @@ such statistics one record's gradient depends on all others, which record-level 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -140,12 +140,18 @@ def unit_norm() -> Transform:
     return Transform(lambda train: apply, in_torch=in_torch)
 
 
-def constants(*, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> Transform:
+def constants(
+    *, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0, queried: Mapping[str, Any] | None = None
+) -> Transform:
     """Minus a mean, divided by a standard deviation, both public constants.
+
+    With `from: QUERY_DIR` in place of them, both are the answers of a query (`fedray query`) of kind variance; columns that it was not asked
+    for stay as they are.
 
     Args:
         mean: one number, or one for each channel (feature, for flat records).
         std: the same, above 0.
+        queried: which query the numbers come from; written by `from`.
 
     Raises:
         DataError: a std that is not above 0, or not one value a channel.

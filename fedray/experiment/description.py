@@ -16,6 +16,7 @@ from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import claim
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
+from fedray.queriedconstants import queried_from, said_of_queried
 from fedray.rounding import rounded_up
 from fedray.rounds.agreed import said_of
 from fedray.rounds.round_metrics import GuaranteePlan
@@ -150,7 +151,9 @@ def write_statement(
     head = next(iter(heads.values())) if len(heads) == 1 and own_book else heads or None
     frozen = "" if prepared.model is None else prepared.model.facts.frozen
     agreed = "" if loop.agreed is None else said_of(loop.agreed.summary())
-    statement = privacy_statement(config, guarantees, head, rounds, problems, frozen, left_out, agreed)
+    queried = queried_from(config.data.normalize.arguments)
+    scaled = "" if queried is None else said_of_queried(queried, books.lacking(str(queried.get("run"))))
+    statement = privacy_statement(config, guarantees, head, rounds, problems, frozen, left_out, agreed, scaled)
     write_json(files.statement, statement)
     for name, part in books.parts().items():
         write_json(files.ledger / f"{quote(name, safe='')}.part.json", part)

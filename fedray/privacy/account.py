@@ -15,12 +15,12 @@ from typing import Any
 from fedray.errors import LedgerError
 from fedray.privacy.accounting import accountant, budgets
 from fedray.privacy.accounting.events import Composition
-from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures, Spent, listed
 from fedray.privacy.ledger.chain import EVERYONE, Charge, read, run_of
 from fedray.privacy.ledger.ledger import Ledger
 from fedray.privacy.ledger.location import clients_path, records_path, subject_path
 from fedray.privacy.limits import Limits, load_limits
+from fedray.privacy.queryplan import AnyPlan
 from fedray.privacy.refusal import Refusal, refusal
 from fedray.stores.object_path import Location
 
@@ -60,7 +60,7 @@ class Decision:
 class _Group:
     """Subjects with the same plan and the same charges, whose figures are computed once; ``charges`` counts those of this run."""
 
-    plan: Plan
+    plan: AnyPlan
     composition: Composition
     charges: int
     names: dict[str, None] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Account:
     def __init__(
         self,
         ledger: Ledger,
-        plans: Mapping[str, Plan],
+        plans: Mapping[str, AnyPlan],
         *,
         fewer_steps: bool = False,
         data: Mapping[str, str] | None = None,
@@ -104,7 +104,7 @@ class Account:
         for plan in distinct:
             ledger.describe(plan.sha256, plan.terms())
         self._of: dict[str, _Group] = {}
-        self._groups: dict[tuple[Plan, Composition, int], _Group] = {}
+        self._groups: dict[tuple[AnyPlan, Composition, int], _Group] = {}
         charged, fresh = set(ledger.subjects), dict[int, _Group]()
         for subject, plan in self._plans.items():
             if subject in charged or EVERYONE in charged:
@@ -116,7 +116,7 @@ class Account:
     def open_run(
         cls,
         directory: Location,
-        plans: Mapping[str, Plan],
+        plans: Mapping[str, AnyPlan],
         job: str,
         *,
         lasting: bool = False,
@@ -158,7 +158,7 @@ class Account:
         cls,
         directory: Location,
         subject: str,
-        plan: Plan,
+        plan: AnyPlan,
         job: str,
         *,
         pinned: str | None = None,
@@ -254,6 +254,11 @@ class Account:
         head = self._ledger.head
         return {"book": str(self.path), "head": {"seq": head.seq, "sha256": head.sha256}, "run": run, "entries": entries}
 
+    def lacking(self, run: str) -> list[str]:
+        """The subjects of this account that another run, or a query, has not charged in this ledger."""
+        charged = {e.data["subject"] for e in read(self.path) if e.kind == "reserve" and run_of(e.data["job"]) == run}
+        return [subject for subject in self._plans if subject not in charged]
+
     def close(self) -> None:
         """Release the ledger's lock."""
         self._ledger.close()
@@ -332,7 +337,7 @@ class Account:
         )
 
 
-def _allowed(directory: Location, plans: Iterable[Plan], void: Sequence[str], path: str = "privacy") -> Limits | None:
+def _allowed(directory: Location, plans: Iterable[AnyPlan], void: Sequence[str], path: str = "privacy") -> Limits | None:
     """The directory's limits after checking that they allow these plans."""
     limits = load_limits(directory)
     if limits is not None:

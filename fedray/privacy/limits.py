@@ -25,14 +25,14 @@ from pydantic import Field, ValidationError
 from fedray.choices import Section
 from fedray.configfile import parse_yaml
 from fedray.errors import ConfigError, LedgerError, PrivacyRefusal
-from fedray.privacy.clientplan import Plan
+from fedray.privacy.queryplan import AnyPlan
 from fedray.rounding import as_given
 from fedray.stores.object_path import Location, location
 from fedray.stores.s3 import Bucket
 
 FILE = "limits.yaml"
 
-P = TypeVar("P", bound=Plan)
+P = TypeVar("P", bound=AnyPlan)
 
 
 class LimitsSection(Section):
@@ -57,7 +57,7 @@ class Limits:
     where: str
     terms: LimitsSection
 
-    def check(self, plans: Iterable[Plan], void: Sequence[str] = (), path: str = "privacy") -> None:
+    def check(self, plans: Iterable[AnyPlan], void: Sequence[str] = (), path: str = "privacy") -> None:
         """Refuse a run that asks for more than the limits allow.
 
         Args:
@@ -103,7 +103,7 @@ class Limits:
             return plan
         return replace(plan, budget=self.terms.epsilon)
 
-    def binds(self, plan: Plan) -> bool:
+    def binds(self, plan: AnyPlan) -> bool:
         """Whether this limit sets the plan's budget, so that no config can raise it."""
         return self.terms.epsilon is not None and self.hold(plan).budget == self.terms.epsilon
 

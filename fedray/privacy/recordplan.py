@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from fedray.config import Config, Joint, Privacy, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
@@ -26,6 +26,18 @@ SECURE_RNG = "aes-256-ctr keyed by the operating system"
 INSECURE_RNG = "insecure seed (tests only)"
 
 History = list[tuple[float, float, int]]
+
+
+class Charged(Protocol):
+    """What is charged to records or persons: a run's plan, or a query's."""
+
+    @property
+    def delta(self) -> float:
+        """Delta of the guarantee."""
+
+    @property
+    def unit(self) -> str:
+        """Protected unit."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +232,7 @@ def rng_of(config: Config) -> str:
     return SECURE_RNG if config.privacy.insecure_seed is None else INSECURE_RNG
 
 
-def check_delta(plan: RecordPlan, sizes: Mapping[str, int]) -> None:
+def check_delta(plan: Charged, sizes: Mapping[str, int]) -> None:
     """Refuse a delta above 1 / (10 x records) of the largest client, or 1 / (10 x persons) if the unit is a person.
 
     Args:

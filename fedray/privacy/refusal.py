@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedray.privacy.accounting import budgets
 from fedray.privacy.accounting.events import Composition
-from fedray.privacy.clientplan import Plan
+from fedray.privacy.queryplan import AnyPlan, QueryPlan
 from fedray.rounding import as_given, rounded_up
 
 
@@ -31,7 +31,7 @@ class Refusal:
     budget: float | None
     participations: int
     composition: Composition
-    plan: Plan
+    plan: AnyPlan
     limits: str | None = None
 
     def fits(self) -> tuple[float | None, int | None]:
@@ -45,17 +45,18 @@ class Refusal:
                 "a plan with more participations needs more noise."
             )
         noise, steps = self.fits()
+        what = "this query" if isinstance(self.plan, QueryPlan) else "another round"
         ways = [f"privacy.noise_multiplier={noise:g}"] if noise is not None else []
         ways += [f"training.steps={steps}"] if steps else []
         fit = f"it would fit with {' or '.join(ways)}" if ways else "no setting makes it fit"
         end = "or raise privacy.budget" if self.limits is None else f"and {self.limits} allows no more, whatever the config says"
         return (
-            f"{self.subject}: has spent epsilon {rounded_up(self.spent)} of {as_given(self.budget)}, and another round would bring it to "
+            f"{self.subject}: has spent epsilon {rounded_up(self.spent)} of {as_given(self.budget)}, and {what} would bring it to "
             f"{rounded_up(self.after)}; {fit}, {end}."
         )
 
 
-def refusal(subject: str, plan: Plan, composition: Composition, participations: int, limits: str | None = None) -> Refusal | None:
+def refusal(subject: str, plan: AnyPlan, composition: Composition, participations: int, limits: str | None = None) -> Refusal | None:
     """The refusal of another round to a subject; None if it may train.
 
     Args:

@@ -14,7 +14,8 @@ from torch import nn
 
 from fedray.config import Config, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
-from fedray.privacy.ledger.location import ledger_directory
+from fedray.privacy.ledgerrules import check_ledgers
+from fedray.privacy.queriedrules import check_queried
 from fedray.traits import Traits
 
 #: Local engines that are known to clip and noise every record's gradient.
@@ -74,7 +75,7 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
         _check_only_records(privacy)
     else:
         _check_whole_clients(config)
-    _check_ledgers(config)
+    check_ledgers(config)
     return _warnings(config)
 
 
@@ -181,10 +182,11 @@ def _check_data(config: Config, private_statistics: bool) -> None:
             "gradient depends on all others; use constants with public means and deviations, unit_norm or none.",
             "privacy.incompatible.record.private_statistics",
         )
+    check_queried(config)
     if config.evaluation.federated and "evaluation" not in config.privacy.unprotected:
         raise PrivacyRefusal(
             "evaluation.federated: metrics on the clients' own records are released without noise; set evaluation.federated=false "
-            "and evaluate on public records, or accept it with privacy.unprotected=[evaluation], which voids the claim.",
+            "and evaluate on public records, or ask for them after the run by fedray query (judged=RUN_DIR), which charges them, or accept it with privacy.unprotected=[evaluation], which voids the claim.",
             f"privacy.incompatible.{config.privacy.regimes[0]}.federated_evaluation",
         )
 
@@ -256,20 +258,6 @@ def check_classes(privacy: Privacy, declared: bool, class_labels: Sequence[str |
         "for the labels 0 to C-1, or data.labels to the labels in class order, or accept it with privacy.unprotected=[classes], which voids the claim.",
         f"privacy.incompatible.{privacy.regimes[0]}.undeclared_classes",
     )
-
-
-def _check_ledgers(config: Config) -> None:
-    dedicated = config.clients.placement == "dedicated"
-    settings = {"privacy.ledger": config.privacy.ledger}
-    settings |= {f"clients.groups.{i}.ledger": g.ledger for i, g in enumerate(config.clients.groups) if g.ledger is not None}
-    for path, setting in settings.items():
-        if dedicated and setting == "run":
-            raise PrivacyRefusal(
-                f"{path}: dedicated clients are silos whose records outlive this run, but a ledger of the run forgets what was spent on them; "
-                "name a directory on each silo's durable volume.",
-                "privacy.incompatible.dedicated.ledger_run",
-            )
-        ledger_directory(setting, ".")
 
 
 def _warnings(config: Config) -> list[str]:

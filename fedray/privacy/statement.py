@@ -59,6 +59,7 @@ def privacy_statement(
     frozen: str = "",
     left_out: int = 0,
     agreed: str = "",
+    scaled: str = "",
 ) -> dict[str, Any]:
     """The statement as JSON data.
 
@@ -71,6 +72,7 @@ def privacy_statement(
         frozen: digest of the model's frozen parameters; empty if none are frozen.
         left_out: number of clients without remaining budget that were left out of rounds.
         agreed: what was found about the registered data, as a clause; empty if nothing was registered.
+        scaled: of which query the constants of the normalizer are, as a clause; empty if they are no query's.
 
     Returns:
         JSON data. ``summary`` is the part for the run's summary: the first guarantee's, with the second's under ``joint``. All other keys
@@ -95,6 +97,7 @@ def privacy_statement(
         "tuning": statement_text.tuning(config),
         "frozen_sha256": frozen or None,
         "agreed": agreed or None,
+        "normalisation": scaled or None,
         "exposure": statement_text.exposure(config),
         "implementation": statement_text.implementation(config.privacy.record),
         "ledger": {
@@ -245,6 +248,8 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
         lines.append(
             f"- Frozen parameters: sha256 {statement['frozen_sha256']}; they were neither trained nor sent, and did not depend on the records in this run."
         )
+    if statement.get("normalisation"):
+        lines.append(f"- Normalisation: {statement['normalisation']}.")
     if statement.get("agreed"):
         lines.append(
             f"- Agreed data: {statement['agreed'].removesuffix('.')}. That a client's data changed since it registered is seen without noise."

@@ -62,7 +62,7 @@ class RunBook:
     """
 
     def __init__(self, name: str, unit: str, account: Account, lasting: bool) -> None:
-        self._name, self._unit, self._account, self._lasting = name, unit, account, lasting
+        self._name, self.unit, self._account, self._lasting = name, unit, account, lasting
 
     def authorize(self, round_: int, cohort: Sequence[ClientTask]) -> Authorization:
         """Charge all clients of one attempt with one write to the disk."""
@@ -70,7 +70,7 @@ class RunBook:
         for attempt in sorted({c.attempt for c in cohort}):
             clients = {c.name: c for c in cohort if c.attempt == attempt}
             decision = self._account.authorize(round_, attempt, list(clients))
-            result.cohort.extend(_reserved(clients[name], self._unit, decision.reservations[name]) for name in decision.granted)
+            result.cohort.extend(_reserved(clients[name], self.unit, decision.reservations[name]) for name in decision.granted)
             result.refused.update({name: str(refusal) for name, refusal in decision.refused.items()})
         return result
 
@@ -81,11 +81,11 @@ class RunBook:
     def commit(self, round_: int, trained: Sequence[ClientReport]) -> None:
         """Enter the receipt of each client."""
         for attempt in sorted({r.attempt for r in trained}):
-            self._account.commit(round_, attempt, {r.name: r.receipts.get(self._unit) for r in trained if r.attempt == attempt})
+            self._account.commit(round_, attempt, {r.name: r.receipts.get(self.unit) for r in trained if r.attempt == attempt})
 
     def view(self, rounds: int, everyone: bool) -> BooksView:
         """Read the account; see :meth:`Books.view`."""
-        return _view(self._unit, self._account.groups(rounds if everyone else None))
+        return _view(self.unit, self._account.groups(rounds if everyone else None))
 
     def earlier_rounds(self) -> set[int]:
         """The rounds, from 0, that earlier starts of this run charged."""
@@ -94,6 +94,10 @@ class RunBook:
     def heads(self) -> dict[str, str]:
         """Hash of the book's last entry."""
         return {self._name: self._account.head}
+
+    def lacking(self, run: str) -> int:
+        """Number of clients that another run, or a query, has not charged in this book."""
+        return len(self._account.lacking(run))
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """This run's entries, where the book outlives it."""
@@ -157,7 +161,7 @@ class SiloBooks:
     """
 
     def __init__(self, pool: Pool, clients: Sequence[ClientTask], unit: str, timeout: float) -> None:
-        self._pool, self._unit, self._timeout = pool, unit, timeout
+        self._pool, self.unit, self._timeout = pool, unit, timeout
         self._clients = list(clients)
         self._known: dict[str, Figures] = {}
         self._heads: dict[str, str] = {}
@@ -184,7 +188,7 @@ class SiloBooks:
             name, decision = client.name, answers.get(client.index)
             if decision is not None:
                 result.refused.update({n: str(refusal) for n, refusal in decision.refused.items()})
-                result.cohort.extend([_reserved(client, self._unit, r) for r in decision.reservations.values()])
+                result.cohort.extend([_reserved(client, self.unit, r) for r in decision.reservations.values()])
             elif client.index not in there:
                 result.away[name] = f"{name}: its actor is away."
             elif self._pool.handle_of(client.index) is not None:
@@ -204,13 +208,13 @@ class SiloBooks:
         for client in trained:
             handle = self._pool.handle_of(client.index)
             if handle is not None:
-                handle.commit.remote(round_, client.attempt, client.receipts.get(self._unit))
+                handle.commit.remote(round_, client.attempt, client.receipts.get(self.unit))
 
     def view(self, rounds: int, everyone: bool) -> BooksView:
         """Ask every silo; of one that does not answer, what it said last."""
         for name, (figures, head) in self._ask("spent", rounds if everyone else None).items():
             self._known[name], self._heads[name] = figures, head
-        return _view(self._unit, [Spent(self._known[c.name], [c.name]) for c in self._clients if c.name in self._known])
+        return _view(self.unit, [Spent(self._known[c.name], [c.name]) for c in self._clients if c.name in self._known])
 
     def earlier_rounds(self) -> set[int]:
         """The rounds, from 0, that earlier starts of this run charged to any silo."""
@@ -221,9 +225,13 @@ class SiloBooks:
         """Hash of the last entry of each silo's book, as each silo last said."""
         return dict(self._heads)
 
+    def lacking(self, run: str) -> int:
+        """Number of silos that another run, or a query, has not charged, or that do not answer."""
+        return len(self._clients) - sum(not found for found in self._ask("of_ledger", "lacking", run).values())
+
     def parts(self) -> dict[str, dict[str, Any]]:
         """Each silo's entries of this run."""
-        return self._ask("ledger_part")
+        return self._ask("of_ledger", "part")
 
     def _ask(self, method: str, *arguments: Any) -> dict[str, Any]:
         names = {c.index: c.name for c in self._clients}
@@ -294,6 +302,10 @@ class Books:
     def heads(self) -> dict[str, str]:
         """Hash of the last entry of each book, by name. A checkpoint pins them, so that a book that was rolled back is noticed."""
         return {name: head for book in self._books for name, head in book.heads().items()}
+
+    def lacking(self, run: str) -> int | None:
+        """Number of clients whose records' book does not hold the charge of another run; None if no book is of records."""
+        return next((book.lacking(run) for book in self._books if book.unit == "record"), None)
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """This run's entries in books that outlive it, by the name of the book."""

@@ -9,8 +9,10 @@ import pytest
 from paths import ROOT
 
 import fedray
-from fedray.configfile import build_config, dump_config, load_config, parse_yaml, resolve_config, schema
+from fedray.config import Config
+from fedray.configfile import build_config, dump_config, is_query, load_config, parse_yaml, resolve_config, schema
 from fedray.errors import ConfigError
+from fedray.queryconfig import QueryConfig, dump_query, load_query
 
 MINIMAL = """
 name: t
@@ -30,8 +32,12 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid_and_says_what_it_shows(path):
-    config = load_config(path)
-    assert build_config(parse_yaml(dump_config(config), "dump")) == config
+    if is_query(path):
+        query = load_query(path)
+        assert build_config(parse_yaml(dump_query(query), "dump"), QueryConfig) == query
+    else:
+        config = load_config(path)
+        assert build_config(parse_yaml(dump_config(config), "dump")) == config
     assert path.read_text().startswith("#")
 
 
@@ -119,6 +125,7 @@ def test_schema_documents_every_field_and_accepts_the_shipped_configs():
     assert undocumented == []
     jsonschema = pytest.importorskip("jsonschema")
     for path in (ROOT / "configs").glob("*.yaml"):
+        document = schema(QueryConfig if is_query(path) else Config)
         jsonschema.Draft202012Validator(document).validate(parse_yaml(path.read_text(), str(path)))
 
 

@@ -14,6 +14,8 @@ from pages import PAGES, RUN, SHOWN, Block, blocks, run_page
 from fedray.configfile import build_config
 from fedray.planning.combinations import check_only
 from fedray.privacy.limits import LimitsSection
+from fedray.queries.asked import asked_of
+from fedray.queryconfig import QueryConfig
 
 ALL = [block for page in PAGES for block in blocks(page)]
 BASE: dict[str, Any] = {
@@ -44,6 +46,9 @@ def check_yaml(block: Block) -> None:
     raw = yaml.safe_load(block.text)
     if block.file.endswith("limits.yaml"):
         LimitsSection.model_validate(raw)
+        return
+    if "queries" in raw:
+        asked_of(build_config(raw, QueryConfig))
         return
     whole = {"name", "rounds", "data", "model", "training"} <= raw.keys()
     check_only(build_config(raw if whole else merged(BASE, raw)))

@@ -1,0 +1,1 @@
+"""Statistics of the clients' records, noised at each client and charged to the ledgers that training charges (``fedray query``)."""
