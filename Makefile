@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test proofs processors golden lint docs docs-test docs-deploy gpu bench ui clean
+.PHONY: run test proofs processors golden lint docs docs-test docs-deploy browser gpu bench ui clean
 
 run: $(READY)          ## train: make run [CONFIG=configs/x.yaml] [ARGS="rounds=5 --resume"]
 	$(BIN)/fedray run $(CONFIG) $(ARGS)
@@ -39,6 +39,9 @@ docs-test: $(READY)    ## the pages whose commands start Ray, as a reader runs t
 
 docs-deploy: $(READY)  ## publishes the site on the branch gh-pages of the remote
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs gh-deploy --strict
+
+browser: $(READY)      ## a run's report and its pages in MLflow, as Chromium shows them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -rs tests/browser $(ARGS)
 
 gpu: $(READY)          ## what only a GPU can show, in 8 minutes: make gpu [ARGS="--budget 480 --only engines"]
 	$(BIN)/python -m tests.gpu $(ARGS)
