@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from fedray.credentials import cleaned
 
@@ -56,13 +56,14 @@ class Origin:
 
     def tags(self) -> dict[str, str]:
         """What is known, as tags of the MLflow run."""
+        short = [PurePath(word).name for word in self.command.split(" ")[:3]]
         found = {
             "fedray.command": self.command,
             "fedray.overrides": " ".join(self.overrides),
             "fedray.host": self.host,
             "fedray.commit": self.commit,
             "fedray.clean": None if self.clean is None else str(self.clean).lower(),
-            "mlflow.source.name": self.command,
+            "mlflow.source.name": " ".join(short),  # MLflow shows only what follows a slash
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": self.commit,
             "mlflow.user": self.operator,

@@ -20,8 +20,8 @@ from fedray.tracking.ui import dress_experiment
 
 _PARAMS_A_BATCH = 100
 
-#: The tag that marks a start.
-MARK = "fedray.start"
+#: The tag that marks a start; MLflow's pages hide tags that begin like this.
+MARK = "mlflow.fedray.start"
 
 #: Seconds to wait for the lock of a process that is ending.
 _LOCK_PATIENCE = 5.0

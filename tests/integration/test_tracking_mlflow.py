@@ -313,7 +313,7 @@ def test_a_killed_driver_is_synced_from_its_files(store: str, tmp_path: Path) ->
     run = Run(tmp_path / "killed")
     script = f"""
 import os, signal, sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(ROOT / "tests")]!r}
 from pathlib import Path
 from paths import ROOT
 from processes import wait_until
