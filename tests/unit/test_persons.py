@@ -28,6 +28,7 @@ from fedray.privacy.accounting.accountant import bound, calibrate, epsilon, pers
 from fedray.privacy.accounting.event_json import canonical, from_canonical
 from fedray.privacy.accounting.events import Gaussian, Poisson, PoissonGroup, SelfComposed
 from fedray.privacy.csprng import Csprng
+from fedray.privacy.ledger.inspect import describe, table
 from fedray.privacy.persons import Person
 from fedray.privacy.receipt import record_receipt
 from fedray.privacy.recordplan import RecordPlan, check_history, plan_record
@@ -347,6 +348,8 @@ def test_runs_with_other_numbers_of_records_compose_in_one_ledger(tmp_path: Path
             account.authorize(0, 0, ["a"])
             spent = account.figures()[0].epsilon
     assert spent == bound({plan.event(): 1 for plan in plans}, 1e-3)
+    shown = table(describe(tmp_path / "books"))
+    assert "person (at most 2 records a turn) or person (at most 4 records a turn) or person (records clipped as one) (zero-out)" in shown
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fedray.privacy.ledger.compare import compare_run
 from fedray.privacy.ledger.place import find_books, read_lines
 from fedray.privacy.ledger.verification import verify
 from fedray.privacy.limits import Limits, load_limits
+from fedray.privacy.persons import Person
 from fedray.rounding import as_given, rounded_down, rounded_up
 from fedray.storage import read_json, reading
 from fedray.stores.object_path import Location, location
@@ -190,7 +191,9 @@ def table(report: Mapping[str, Any]) -> str:
     lines = []
     for book in report["books"]:
         head = book["head"]
-        units = ", ".join(f"{u['unit']} ({u['adjacency'].replace('_', '-')})" for u in book["unit"]) or "nothing charged"
+        units = (
+            ", ".join(f"{_unit(u['unit'], book['plans'])} ({u['adjacency'].replace('_', '-')})" for u in book["unit"]) or "nothing charged"
+        )
         limits = {k: v for k, v in (book["limits"] or {}).items() if k != "file"}
         lines += [
             f"{book['file']}",
@@ -232,6 +235,12 @@ def _times(summary: Summary) -> tuple[str | None, str | None]:
     return min((first for first, _ in summary.times.values()), default=None), max(
         (last for _, last in summary.times.values()), default=None
     )
+
+
+def _unit(unit: str, plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """A unit as the table shows it: of persons with what takes part of each, by the plans in the ledger."""
+    persons = sorted({f"{person:short}" for plan in plans.values() if (person := Person.of(plan.get("person"))) is not None})
+    return " or ".join(persons) if unit == "person" and persons else unit
 
 
 def _span(first: str | None, last: str | None) -> str:
