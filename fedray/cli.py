@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,8 +85,9 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
     logs.setup(resolved.name)
     sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
     from fedray import experiment
+    from fedray.tracking.closing_words import print_summary
     from fedray.tracking.structured import JsonProgress
-    from fedray.tracking.terminal import Progress, print_summary
+    from fedray.tracking.terminal import Progress
 
     stopped_by: list[int] = []
     with JsonProgress(resolved.name) if logs.structured() else Progress() as progress:
@@ -164,7 +163,7 @@ def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Pat
     from fedray.planning.preparation import prepare
 
     plan = make_plan(prepare(resolved), curves=as_json or plot is not None, nodes=nodes)
-    click.echo(json.dumps(plan, indent=2) if as_json else plan_text(plan, clients))
+    click.echo(json.dumps(plan, indent=2) if as_json else plan_text(plan, clients, _width()))
     if plot is not None:
         from fedray.tracking.charts import draw_plan
 
@@ -176,6 +175,11 @@ def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Pat
             raise ConfigError(f"--plot {plot}: cannot be written ({error}); name a .png file in a directory that exists.") from None
     if plan["refusal"]:
         raise BudgetReached(plan["refusal"])
+
+
+def _width() -> int | None:
+    """Characters of a line of the terminal; None where the output is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 @cli.command("config")
@@ -305,12 +309,14 @@ def sync(run_dir: str, uri: str | None) -> None:
 @click.option("--uri", help="Tracking URI; default: that of RUN_DIR, else MLFLOW_TRACKING_URI, else runs/mlflow.db.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=5000, show_default=True)
-def ui(run_dir: str | None, uri: str | None, host: str, port: int) -> None:
+@click.option("--open", "opens", is_flag=True, help="Open the run's page in the browser.")
+def ui(run_dir: str | None, uri: str | None, host: str, port: int, opens: bool) -> None:
     """Open the MLflow UI over the store that runs log to."""
     from fedray.config import Tracking
     from fedray.tracking.journal import State
     from fedray.tracking.mlflow_store import resolve_uri, unmasked
     from fedray.tracking.ui import ui_command, ui_links
+    from fedray.tracking.uiserver import serve
 
     state, runs = None, Path("runs")
     if run_dir is not None:
@@ -318,10 +324,8 @@ def ui(run_dir: str | None, uri: str | None, host: str, port: int) -> None:
             state, runs = State.load(place), place.parent
     target = uri or (unmasked(state.tracking_uri) if state else resolve_uri(Tracking(), runs))
     command = ui_command(target, host=host, port=port)
-    if state is not None:
-        for name, link in ui_links(state.tracking_uri, state.experiment_id, state.run_id, port).items():
-            click.echo(f"{name}: {link}")
-    sys.exit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+    links = {} if state is None else ui_links(state.tracking_uri, state.experiment_id, state.run_id, port)
+    sys.exit(serve(command, host, port, links, click.echo, opens))
 
 
 @contextmanager

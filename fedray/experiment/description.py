@@ -24,6 +24,8 @@ from fedray.runfiles import RunFiles
 from fedray.storage import write_atomic, write_json
 from fedray.stores.object_path import Location
 from fedray.tracking.mlflow_tracker import flat_params
+from fedray.training.evaluate import find_metrics
+from fedray.training.metrics import lower_is_better
 
 
 def guarantee_plans(prepared: Prepared) -> list[GuaranteePlan]:
@@ -56,6 +58,7 @@ def started(prepared: Prepared, loop: Loop, output: Location, run_id: str) -> di
         "frozen_sha256": model.facts.frozen,
         "engine": model.engine,
         "metric": config.evaluation.headline,
+        "lower_is_better": bool(config.evaluation.metrics) and _lower_is_better(config.evaluation.metrics[0]),
         "regime": _regimes(prepared),
         "unit": None if plan is None else _unit(plan),
         "budget": None if plan is None else plan.budget,
@@ -64,6 +67,10 @@ def started(prepared: Prepared, loop: Loop, output: Location, run_id: str) -> di
         "data": config.data.source,
         "warnings": list(prepared.warnings),
     }
+
+
+def _lower_is_better(name: str) -> bool:
+    return all(lower_is_better(metric) for metric in find_metrics([name]).values())
 
 
 def tracking_parameters(prepared: Prepared) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,25 +21,49 @@ _SAMPLING = {
 _NOTHING = "privacy.regime is none: nothing is protected, nothing is charged."
 
 
-def plan_text(plan: Mapping[str, Any], clients: int = CLIENTS) -> str:
-    """Return the plan of :func:`fedray.planning.planner.make_plan` as text, without its refusal.
+def plan_text(plan: Mapping[str, Any], clients: int = CLIENTS, width: int | None = None) -> str:
+    """Return the plan of :func:`fedray.planning.planner.make_plan` as text, without its refusal. The verdict comes first.
 
     Args:
         plan: JSON data.
-        clients: largest number of clients that get one row each; more are shown in groups.
+        clients: largest number of clients that are told apart by their records; of more, those that are charged alike share a row.
+        width: characters of a line; None for as many as it takes.
     """
     head = f"{plan['name']}: {plan['rounds']} rounds, {plan['clients']} clients, cohort {plan['cohort']}"
-    lines = [head, ""]
+    lines = [*(f"{plan['name']}: {_verdict(line)}" for line in plan["lines"]), head, ""]
     for line in plan["lines"]:
-        lines += [*_line(line, plan["accountant"], clients), ""]
+        lines += [*_line(line, plan["accountant"], clients, width), ""]
     if not plan["lines"]:
         lines += [_NOTHING if not plan["regimes"] else "nothing can be planned yet, see below.", ""]
     lines += _footprint(plan)
     lines += [f"note: {text}" for text in (*plan["notes"], *plan["warnings"])]
-    return "\n".join(lines)
+    return "\n".join(lines if width is None else (_wrapped(text, width) for text in lines))
 
 
-def _line(line: Mapping[str, Any], accountant: str, clients: int) -> Iterator[str]:
+def _verdict(line: Mapping[str, Any]) -> str:
+    """What a plan comes to in one clause: the worst verdict of its rows, and epsilon."""
+    rows = {row["verdict"]: row for row in line["rows"]}
+    worst = next(word for word in ("exceeds", "may exceed", "fits", "no limit") if word in rows)
+    said = {"exceeds": "DOES NOT FIT the budget", "may exceed": "MAY EXCEED the budget", "fits": "fits", "no limit": "no budget is set"}[
+        worst
+    ]
+    of = "" if line["budget"] is None else f" of {line['budget']:g}"
+    return f"{said}: epsilon {_e(line['epsilon'])}{of} at delta {line['delta']!r} for {line['protects']}"
+
+
+def _wrapped(text: str, width: int) -> str:
+    """A line in lines of at most ``width`` characters, indented as the first one is, and further."""
+    margin = " " * (len(text) - len(text.lstrip()))
+    if len(text) <= width:
+        return text
+    return "\n".join(
+        textwrap.wrap(
+            text.lstrip(), width, initial_indent=margin, subsequent_indent=f"{margin}  ", break_long_words=False, break_on_hyphens=False
+        )
+    )
+
+
+def _line(line: Mapping[str, Any], accountant: str, clients: int, width: int | None) -> Iterator[str]:
     budget = "no budget" if line["budget"] is None else f"budget {line['budget']:g}"
     yield f"privacy of {line['protects']} (regime {line['regime']}): " + ", ".join(
         [f"{line['adjacency'].replace('_', '-')} adjacency", f"delta {line['delta']!r}", budget, f"clip {line['clip']:g}", accountant]
@@ -50,7 +75,7 @@ def _line(line: Mapping[str, Any], accountant: str, clients: int) -> Iterator[st
         span = f" for {p['rounds_of_a_charge']} rounds" if p["rounds_of_a_charge"] > 1 else ""
         yield f"  {p['clients']} clients, {cohorts}, mechanism {p['mechanism']}, {charge}{span}"
     yield ""
-    yield from (f"  {text}" for text in _table(_head(line), _rows(line, clients)))
+    yield from _fitting(_head(line), _rows(line, clients), width)
     yield ""
     yield f"  largest epsilon {_e(line['epsilon'])}, {line['persons']} {_e(line['epsilon_person'])}" + "".join(
         f", {words} {_e(line[key])}"
@@ -61,11 +86,15 @@ def _line(line: Mapping[str, Any], accountant: str, clients: int) -> Iterator[st
         if line.get(key) not in (None, line["epsilon"])
     )
     yield f"  {_noise(line['noise'])}"
-    yield "  epsilon (largest client) with: " + "; ".join(f"{x['change']} -> {_e(x['epsilon'], 2)}" for x in line["levers"])
-    yield "  noise multiplier for epsilon: " + "; ".join(
-        f"{x['epsilon']:g} -> {'out of reach' if x['noise_multiplier'] is None else format(x['noise_multiplier'], 'g')}"
+    yield ""
+    levers = [(x["change"], _e(x["epsilon"], 2)) for x in line["levers"]]
+    wanted = [
+        (f"{x['epsilon']:g}", "out of reach" if x["noise_multiplier"] is None else f"{x['noise_multiplier']:g}")
         for x in line["noise_for_epsilon"]
-    )
+    ]
+    height = max(len(levers), len(wanted))
+    what_ifs = zip(*(rows + [("", "")] * (height - len(rows)) for rows in (levers, wanted)), strict=True)
+    yield from (f"  {text}" for text in _table(["what if", "epsilon", "for epsilon", "noise"], [[*one, *other] for one, other in what_ifs]))
 
 
 def _head(line: Mapping[str, Any]) -> list[str]:
@@ -75,16 +104,17 @@ def _head(line: Mapping[str, Any]) -> list[str]:
 
 
 def _rows(line: Mapping[str, Any], clients: int) -> list[list[str]]:
-    single = sum(row["clients"] for row in line["rows"]) <= clients
+    """A row for each group of clients that are charged alike; with few clients, of each number of records."""
+    few = sum(row["clients"] for row in line["rows"]) <= clients
     found = []
     for row in line["rows"]:
-        if single:
-            found += [
-                _row(line, row, label([name]), None if row["records"] is None else [row["records"][i]])
-                for i, name in enumerate(row["names"])
-            ]
-        else:
+        if not few or row["records"] is None:
             found.append(_row(line, row, label(row["names"]), row["records"]))
+            continue
+        alike: dict[int, list[str]] = {}
+        for name, records in zip(row["names"], row["records"], strict=True):
+            alike.setdefault(records, []).append(name)
+        found += [_row(line, row, label(names), [records]) for records, names in alike.items()]
     return found
 
 
@@ -172,6 +202,17 @@ def _bytes(value: float) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     raise AssertionError
+
+
+def _fitting(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
+    """A table, or where it is wider than ``width`` a paragraph for each row, with the verdict first."""
+    lines = [f"  {text}" for text in _table(head, rows)]
+    if width is None or max(map(len, lines)) <= width:
+        yield from lines
+        return
+    for name, *cells, verdict in rows:
+        yield f"  {name}: {verdict}"
+        yield "    " + ", ".join(f"{title} {cell}" for title, cell in zip(head[1:-1], cells, strict=True))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

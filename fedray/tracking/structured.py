@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 from fedray import logs
 from fedray.faults import Fault
+from fedray.tracking.closing_words import print_summary
 from fedray.tracking.journal import Row
-from fedray.tracking.terminal import Progress, print_summary
+from fedray.tracking.terminal import Progress
 
 
 class JsonProgress(Progress):

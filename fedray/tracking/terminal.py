@@ -8,11 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-import yaml
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,13 +21,12 @@ from rich.text import Text
 
 from fedray.faults import Fault
 from fedray.logs import fitted
-from fedray.rounding import claim_text, rounded_up
+from fedray.rounding import rounded_up
 from fedray.tracking.journal import Row, number
 
 _SHOWN_ROUNDS = 8
 _RATE_WINDOW = 8
 _LOG_WIDTH = 400
-_STYLES = {"completed": "green", "budget_reached": "yellow", "interrupted": "yellow", "failed": "red"}
 
 
 class Progress:
@@ -40,13 +37,15 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None, console: Console | None = None) -> None:
         """Write to ``stream``, by default standard output, or to the rich ``console`` if it is given."""
-        self._console = console or _console(stream or sys.stdout)
+        self._console = console or console_on(stream or sys.stdout)
         self._info: dict[str, Any] = {}
         self._rows: deque[Row] = deque(maxlen=_SHOWN_ROUNDS)
         self._ends: deque[tuple[float, float]] = deque(maxlen=_RATE_WINDOW + 1)
         self._done = 0
         self._last_round: int | None = None
         self._began = time.monotonic()
+        self._first: tuple[float, float] | None = None  # the beginning of the first round, as in ``_ends``
+        self._best: tuple[float, int] | None = None  # the best value of the metric, and its round
         self._live: Live | None = None
         self._closed = False
         self._lock = threading.RLock()  # the display redraws itself on a thread of rich
@@ -63,12 +62,13 @@ class Progress:
         Args:
             info: any of ``name``, ``rounds`` (planned), ``first_round`` (number of rounds that were done before a resume), ``clients``,
                 ``actors``, ``model``, ``parameters``, ``frozen_sha256``, ``engine``, ``regime``, ``unit``, ``delta``, ``budget`` (epsilon),
-                ``metric`` (the metric to show, default ``eval/accuracy``), ``mlflow`` (address of the run's page).
+                ``metric`` (the metric to show, default ``eval/accuracy``), ``lower_is_better`` (of it), ``output`` (directory), ``mlflow`` (address of the run's page).
         """
         self._info = dict(info)
         self._done = int(info.get("first_round") or 0)
         self._began = time.monotonic()
-        self._ends.append((self._began, 0.0))
+        self._first = (self._began, 0.0)
+        self._ends.append(self._first)
         if self._closed:
             return
         page = (
@@ -76,7 +76,7 @@ class Progress:
             if info.get("mlflow")
             else []
         )
-        if _draws(self._console):
+        if draws(self._console):
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, vertical_overflow="crop")
             for line in page:  # outside the panel, so that the address can be copied whole
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -97,16 +97,23 @@ class Progress:
                 self._ends.append((time.monotonic(), number(row["metrics"].get("round/clients_completed")) or 0.0))
             self._rows.append(row)
             self._last_round = row["round"]
+            self._judge(row)
         if self._live is not None:
             self._live.refresh()
         elif not again:
             self._say(self._line(row))
 
+    def _judge(self, row: Row) -> None:
+        value = number(row["metrics"].get(self._metric()))
+        sign = -1.0 if self._info.get("lower_is_better") else 1.0
+        if value is not None and (self._best is None or sign * value > sign * self._best[0]):
+            self._best = value, row["round"]
+
     def note(self, text: str) -> None:
         """Show a warning."""
         if self._closed:
             return
-        if _draws(self._console):
+        if draws(self._console):
             shown = fitted(f"! {text}", self._console.width)
             self._console.print(Text.assemble((shown[:2], "bold yellow"), (shown[2:], "yellow")), soft_wrap=True)
         else:
@@ -127,15 +134,22 @@ class Progress:
 
     # -- figures ---------------------------------------------------------------------------------
 
+    def _timed(self) -> list[tuple[float, float]]:
+        """The ends of the rounds that tell the pace: without the first one, which warms everything up, once there is a second."""
+        ends = list(self._ends)
+        return ends[1:] if len(ends) > 2 and ends[0] == self._first else ends
+
     def _seconds_per_round(self) -> float | None:
-        if len(self._ends) < 2:
+        ends = self._timed()
+        if len(ends) < 2:
             return None
-        return (self._ends[-1][0] - self._ends[0][0]) / (len(self._ends) - 1)
+        return (ends[-1][0] - ends[0][0]) / (len(ends) - 1)
 
     def _clients_per_second(self) -> float | None:
-        if len(self._ends) < 2 or self._ends[-1][0] <= self._ends[0][0]:
+        ends = self._timed()
+        if len(ends) < 2 or ends[-1][0] <= ends[0][0]:
             return None
-        return sum(clients for _, clients in list(self._ends)[1:]) / (self._ends[-1][0] - self._ends[0][0])
+        return sum(clients for _, clients in ends[1:]) / (ends[-1][0] - ends[0][0])
 
     def _eta(self) -> float | None:
         pace, planned = self._seconds_per_round(), self._info.get("rounds")
@@ -214,6 +228,8 @@ class Progress:
                 Text.assemble((name, "bold"), *[piece for r in rest for piece in (("  ·  ", "dim"), r)]),
                 self._bars(),
             ]
+            if self._info.get("output"):
+                parts.append(Text(f"in {self._info['output']}", style="dim", overflow="fold"))
             if self._rows:
                 parts.append(self._table())
         return Panel(Group(*parts), box=box.ROUNDED, border_style="dim", padding=(0, 1), title="[bold]fedray[/]", title_align="left")
@@ -240,7 +256,10 @@ class Progress:
             style = "green" if used < 0.75 else "yellow" if used < 1 else "red"
             bar = ProgressBar(total=budget, completed=min(spent or 0.0, budget), complete_style=style, finished_style=style)
             grid.add_row("epsilon", bar, f"{rounded_up(spent or 0.0, 3, fixed=True)}/{budget:g}  [dim]{used:.0%} of the budget[/]")
-        elif spent is not None:
+        if self._best is not None:
+            value, when = self._best
+            grid.add_row("best", "", f"{self._metric().rpartition('/')[2]} {value:.4f}  [dim]round {when}[/]")
+        if not budget and spent is not None:
             grid.add_row("epsilon", "", f"{rounded_up(spent, 3, fixed=True)}  [dim]no budget set[/]")
         return grid
 
@@ -267,126 +286,14 @@ class NoteHandler(logging.Handler):
         self._note(record.getMessage())
 
 
-def print_summary(
-    summary: Mapping[str, Any],
-    output: str | Path | None = None,
-    command: str = "",
-    stream: TextIO | None = None,
-    console: Console | None = None,
-) -> None:
-    """Print how a run ended, its final figures, and where its files are.
-
-    Args:
-        summary: the content of ``summary.json``.
-        output: the run's directory, whose files are listed.
-        command: the suggested next command, e.g. ``fedray ui RUN_DIR``.
-        stream: where to print; by default standard output.
-        console: a rich console to print on instead of ``stream``.
-    """
-    console = console or _console(stream or sys.stdout)
-    status = str(summary.get("status", "unknown"))
-    figures, places = _summary_rows(summary), _places(summary, output)
-    commands = [command] if command else []
-    title = f"{summary.get('name') or 'run'} {status.replace('_', ' ')}"
-    width = max((len(label) for label, _ in figures + places), default=0)
-    plain = [f"  {label:<{width}}  {place}" for label, place in places]
-    if _draws(console):
-        style = _STYLES.get(status, "white")
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="dim", no_wrap=True, min_width=width)
-        grid.add_column(overflow="fold")
-        for label, value in figures:
-            grid.add_row(label, Text(value, style="bold" if label in ("epsilon", "accuracy") else ""))
-        console.print(
-            Panel(grid, title=f"[bold {style}]{title}[/]", title_align="left", border_style=style, box=box.ROUNDED, padding=(0, 1))
-        )
-    else:
-        plain = [title, *(f"  {label:<{width}}  {value}" for label, value in figures), *plain]
-    # Outside the box, and wrapped by the terminal alone, so that paths and addresses can be copied whole.
-    for line in plain:
-        console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-    for command in commands:
-        console.print(Text.assemble(("  $ ", "dim"), (command, "cyan")), soft_wrap=True)
-
-
-def _places(summary: Mapping[str, Any], output: str | Path | None) -> list[tuple[str, str]]:
-    places = []
-    if output is not None:
-        for label, name in (
-            ("model", "model.safetensors"),
-            ("ledger", "ledger"),
-            ("statement", "privacy_statement.md"),
-            ("trace", "profile.json"),
-        ):
-            if (path := Path(output) / name).exists():
-                places.append((label, _books(path) if label == "ledger" else str(path)))
-        if not places:  # on another node, or in an object store
-            places.append(("output", str(output)))
-    mlflow = summary.get("mlflow") or {}
-    if mlflow.get("run_id"):
-        late = "" if mlflow.get("complete", True) else f" (incomplete; fedray sync {output} sends the rest)"
-        places.append(("MLflow run", f"{mlflow['run_id']} at {mlflow.get('tracking_uri')}{late}"))
-    return places
-
-
-def _books(own: Path) -> str:
-    """Where a run's books lie: in its own directory, or, where that holds each client's part of the figures alone, as the config says."""
-    if any(own.glob("*.jsonl")):
-        return str(own)
-    config = yaml.safe_load((own.parent / "config.yaml").read_text())
-    return str(config["privacy"]["ledger"])
-
-
-def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    if summary.get("error"):
-        rows.append(("why", str(summary["error"])))
-    performance, faults = summary.get("performance") or {}, summary.get("faults") or {}
-    rounds = f"{summary.get('rounds', 0)}"
-    if number(performance.get("seconds_per_round")) is not None:
-        rounds += f", {performance['seconds_per_round']:.2f} s each"
-    if number(performance.get("clients_per_second")) is not None:
-        rounds += f", {performance['clients_per_second']:.1f} clients/s"
-    rows.append(("rounds", rounds))
-    final, best = summary.get("final") or {}, summary.get("best") or {}
-    for key in sorted((k for k in final if k.startswith("eval/")), key=lambda k: k not in best):
-        if (value := number(final[key])) is not None:
-            top = number(best.get(key))
-            rows.append(
-                (key.removeprefix("eval/"), f"{value:.4f}" + (f" (best {top:.4f} in round {best.get('round')})" if top is not None else ""))
-            )
-    private = summary.get("privacy") or {}
-    if (spent := private.get("epsilon")) is not None:
-        budget, delta = number(private.get("budget")), number(private.get("delta"))
-        text = (
-            rounded_up(spent, fixed=True)
-            + (f" of {budget:g}" if budget is not None else "")
-            + (f" at delta {delta:g}" if delta is not None else "")
-        )
-        if private.get("unit"):
-            text += f", for one {private.get('protects') or private['unit']}"
-        if private.get("accountant"):
-            text += f" (accountant {private['accountant']})"
-        if private.get("epsilon_unamplified") not in (None, spent):
-            text += f"; rests on secret cohorts, {rounded_up(private['epsilon_unamplified'])} without"
-        if private.get("claim") not in (None, "valid"):
-            rows.append(("claim", claim_text(private)))
-        rows.append(("epsilon", text))
-        if private.get("clients_exhausted"):
-            rows.append(("exhausted", f"{private['clients_exhausted']} clients were left out of rounds: their budget is used up"))
-    told = [f"{name.replace('_', ' ')} {count}" for name, count in faults.items() if count]
-    if told:
-        rows.append(("faults", ", ".join(told)))
-    return rows
-
-
-def _console(stream: TextIO) -> Console:
+def console_on(stream: TextIO) -> Console:
+    """A console that writes to a stream, with plain lines where that is no terminal."""
     if stream.isatty():
         return Console(file=stream)
     return Console(file=stream, force_terminal=False, no_color=True, width=_LOG_WIDTH)
 
 
-def _draws(console: Console) -> bool:
+def draws(console: Console) -> bool:
     """Whether the stream is a terminal that can move its cursor; a terminal with ``TERM=dumb`` gets lines, as a file does."""
     return console.is_terminal and not console.is_dumb_terminal
 

@@ -13,8 +13,9 @@ from paths import ROOT
 
 from fedray import logs
 from fedray.faults import Fault
+from fedray.tracking.closing_words import print_summary
 from fedray.tracking.structured import JsonProgress
-from fedray.tracking.terminal import Progress, print_summary
+from fedray.tracking.terminal import Progress
 
 INFO = {
     "name": "digits",

@@ -257,7 +257,17 @@ def test_the_sum_of_a_large_model_lies_once_a_node_where_nobody_is_charged_for_a
 
 def test_many_clients_are_shown_in_groups() -> None:
     plan = make_plan(prepared(*SMALL), curves=False)
-    assert "client-0003" in plan_text(plan)
-    grouped = plan_text(plan, clients=3)
-    assert "client-0003" not in grouped
+    few, grouped = plan_text(plan), plan_text(plan, clients=3)
+    assert few.count("fits") == 1 + len(set(only_line(plan)["rows"][0]["records"]))  # the verdict, and a row for each number of records
     assert "client-0000 and 3 more" in grouped
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_a_plan_fits_the_terminal_and_begins_with_its_verdict(width: int) -> None:
+    text = plan_text(make_plan(prepared(*SMALL, *GIVEN, "rounds=2000", "privacy.budget=2"), curves=False), width=width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("digits: DOES NOT FIT the budget: epsilon")
+    assert "exceeds in round" in " ".join(text.split())
+    (head,) = [n for n, line in enumerate(lines) if line.split() == ["what", "if", "epsilon", "for", "epsilon", "noise"]]
+    assert lines[head + 1].split()[:3] == ["noise", "x", "1.25"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedray.tracking.terminal import NoteHandler, Progress, print_summary
+from fedray.tracking.closing_words import print_summary
+from fedray.tracking.terminal import NoteHandler, Progress
 
 INFO: dict[str, Any] = {
     "name": "digits-dp",
@@ -105,6 +106,29 @@ def test_a_terminal_shows_the_time_left_while_it_runs() -> None:
     assert "4/12" in last_frame(stream)
     assert "ETA" in last_frame(stream)
     progress.close()
+
+
+def test_a_terminal_shows_the_best_value_and_the_directory() -> None:
+    console, stream = terminal()
+    with Progress(console=console) as progress:
+        progress.start({**INFO, "output": "/runs/digits-dp", "metric": "eval/loss", "lower_is_better": True})
+        for number, loss in ((1, 0.9), (2, 0.3), (3, 0.5)):
+            progress.row(row(number, **{"eval/loss": loss}))
+    frame = last_frame(stream)
+    assert "in /runs/digits-dp" in frame
+    assert "loss 0.3000  round 2" in frame
+
+
+def test_the_first_round_does_not_count_in_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 30.0, 31.0, 32.0, *([32.0] * 50)])
+    monkeypatch.setattr("fedray.tracking.terminal.time.monotonic", lambda: next(clock))
+    progress = Progress(io.StringIO())
+    progress.start({"rounds": 12})
+    for number in (1, 2, 3):
+        progress._ends.append((next(clock), 10.0))
+        progress._done = number
+    assert progress._seconds_per_round() == pytest.approx(1.0)
+    assert progress._clients_per_second() == pytest.approx(10.0)
 
 
 def test_a_second_row_of_a_round_replaces_the_first() -> None:
