@@ -164,7 +164,7 @@ def _results(data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str]) 
     quality, best = data.quality, data.summary.get("best") or {}
     if not data.summary.get("final"):
         yield from (f"No final evaluation; {len(data.rows)} round(s) are in metrics.jsonl.", "")
-    elif quality in best:
+    elif quality in best and best.get("round") != data.summary.get("rounds"):
         yield from (
             f"The best {metric(str(quality))} of a round was {figure(best[quality])}, in round {best.get('round', '?')}. The evaluation's records chose "
             "that round, so the figure flatters; the result is the figure at the end.",

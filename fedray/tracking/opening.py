@@ -16,6 +16,7 @@ from typing import Any
 
 from fedray.tracking.journal import State
 from fedray.tracking.mlflow_store import TrackingError, artifact_root, connect, log, unmasked
+from fedray.tracking.starts import read_starts
 from fedray.tracking.ui import dress_experiment
 
 _PARAMS_A_BATCH = 100
@@ -99,8 +100,9 @@ class Opening:
         if made is None:
             self._asked = True
             fresh.tags.setdefault(MARK, secrets.token_hex(8))
-            now = int(time.time() * 1000)
-            made = client.create_run(fresh.experiment_id, start_time=now, tags=fresh.tags, run_name=fresh.run_name).info.run_id
+            starts = read_starts(self._folder)  # of a run that is sent to another store
+            began = int(1000 * (starts[0].time if starts else time.time()))
+            made = client.create_run(fresh.experiment_id, start_time=began, tags=fresh.tags, run_name=fresh.run_name).info.run_id
         return self._named(made)
 
     def _named(self, run_id: str) -> State:

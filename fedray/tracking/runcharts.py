@@ -150,8 +150,8 @@ def _frontier(
     if others:
         _, epsilons, values = zip(*others, strict=True)
         axes.plot(epsilons, values, color=RED, marker="D", markersize=5, linestyle="none", label="other runs")
-        for name, epsilon, value in others[:_MOST_NAMED]:
-            axes.annotate(name, (epsilon, value), xytext=(5, -9), textcoords="offset points", fontsize=8)
+        for i, (name, epsilon, value) in enumerate(sorted(others[:_MOST_NAMED], key=lambda other: other[1])):  # neighbours above and below
+            axes.annotate(name, (epsilon, value), xytext=(0, -14 if i % 2 else 7), textcoords="offset points", fontsize=8, ha="center")
     if path:
         _twin_line(axes, run.twin, quality)
     elif (mine := number((run.summary.get("final") or {}).get(quality))) is not None:
