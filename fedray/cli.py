@@ -18,12 +18,14 @@ import click
 from fedray import (
     __version__,
     cli_agreed,
+    cli_compare,
     cli_encryption,
     cli_identity,
     cli_jobs,
     cli_list,
     cli_promote,
     cli_query,
+    cli_sweep,
     credentials,
     logs,
     outlets,
@@ -135,6 +137,8 @@ cli.add_command(cli_jobs.jobs)
 cli.add_command(cli_agreed.register)
 cli.add_command(cli_agreed.opening)
 cli.add_command(cli_promote.promote)
+cli.add_command(cli_compare.compare)
+cli.add_command(cli_sweep.sweep_command)
 
 
 @cli.command("plan")
@@ -162,8 +166,13 @@ def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Pat
     from fedray.planning.planner_text import plan_text
     from fedray.planning.preparation import prepare
 
-    plan = make_plan(prepare(resolved), curves=as_json or plot is not None, nodes=nodes)
-    click.echo(json.dumps(plan, indent=2) if as_json else plan_text(plan, clients, _width()))
+    prepared = prepare(resolved)
+    plan = make_plan(prepared, curves=as_json or plot is not None, nodes=nodes)
+    prices = cli_sweep.prices(prepared) if resolved.sweep is not None else None
+    if as_json:
+        click.echo(json.dumps(plan if prices is None else plan | {"sweep": prices.figures}, indent=2))
+    else:
+        click.echo("\n".join([plan_text(plan, clients, _width()), *([] if prices is None else ["", *prices.lines])]))
     if plot is not None:
         from fedray.tracking.charts import draw_plan
 
@@ -173,8 +182,9 @@ def show_plan(config: Path, overrides: tuple[str, ...], as_json: bool, plot: Pat
             draw_plan(plot, plan)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--plot {plot}: cannot be written ({error}); name a .png file in a directory that exists.") from None
-    if plan["refusal"]:
-        raise BudgetReached(plan["refusal"])
+    refused = plan["refusal"] or (prices is not None and prices.refusal)
+    if refused:
+        raise BudgetReached(refused)
 
 
 def _width() -> int | None:

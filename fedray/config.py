@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from fedray.choices import Agreed, AttackChoice, Choice, ModelChoice, PacingChoice, PersonChoice, RootChoice, Section
 from fedray.components import short_name
+from fedray.sweepconfig import SweepSection
 
 Open01 = Field(gt=0.0, le=1.0)
 
@@ -392,3 +393,4 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
     ray: RayCluster = RayCluster()
+    sweep: SweepSection | None = Field(None, description="Settings that `fedray sweep` tries; null = none.")

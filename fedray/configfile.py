@@ -191,7 +191,8 @@ def build_config(raw: dict[str, Any], schema: type[Any] = Config) -> Any:
 
 def dump_config(config: Config) -> str:
     """Return the resolved config as YAML, from which an equal config is read."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
+    without = {"sweep"} if config.sweep is None else None
+    return yaml.safe_dump(json.loads(config.model_dump_json(exclude=without)), sort_keys=False, allow_unicode=True)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

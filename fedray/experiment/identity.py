@@ -14,7 +14,7 @@ from fedray.runfiles import RunFiles
 from fedray.tracking.mlflow_store import masked
 
 #: Sections that do not decide the model's bytes; :func:`_deciding` adds those of their keys that do.
-_FREE = ("ray", "tracking", "checkpoint", "evaluation", "rounds", "clients", "cohort", "experiment", "name", "agreed")
+_FREE = ("ray", "tracking", "checkpoint", "evaluation", "rounds", "clients", "cohort", "experiment", "name", "agreed", "sweep")
 
 
 def identity(config: Config, digest: str) -> str:

@@ -27,7 +27,7 @@ from fedray.experiment.cluster import NAMESPACE, ClusterAddress, find_place, joi
 from fedray.experiment.listener import LAST
 from fedray.experiment.occupied import PATIENCE, check_free
 from fedray.experiment.origin import Origin
-from fedray.experiment.request import Request
+from fedray.experiment.request import PartOf, Request
 from fedray.experiment.signals import caught, kept_from_children
 from fedray.faults import Listener
 from fedray.runfiles import RunFiles, choose_output
@@ -117,6 +117,7 @@ def run(
     output: str | Path | None = None,
     resume: bool = False,
     profile: bool = False,
+    part_of: PartOf | None = None,
 ) -> Result:
     """Train a federation.
 
@@ -130,6 +131,7 @@ def run(
         output: output directory; default ``runs/NAME``.
         resume: whether to continue the run in ``output``.
         profile: whether to write where the rounds' time went (``profile.txt``, and ``profile.json`` for a trace viewer).
+        part_of: set by a sweep; see :class:`fedray.experiment.request.PartOf`.
 
     Raises:
         ConfigError: the config, the data or the cluster is not usable; nothing was trained.
@@ -145,13 +147,23 @@ def run(
         raise ConfigError("callbacks: should be a list of functions of (kind, value).")
     given = {path: f"python:provided:{path.partition('.')[0]}" for path, part in parts.items() if part is not None}
     resolved = resolve_config(config, overrides, given)
+    if resolved.sweep is not None:
+        raise ConfigError("sweep: this config describes a sweep; run it with fedray sweep, or set sweep=null to run the base config alone.")
     provided = {name: parts[path] for path, name in given.items()}
     components.provide(provided)
     where = choose_output(resolved.name, None if output is None else str(output), resume)
     place = find_place(resolved.ray)
     # Importing torch and starting Ray both take long, so they run at the same time.
+    origin = Origin.here(overrides) if part_of is None else part_of.origin
     request = Request(
-        where, secrets.token_hex(8), resume, elastic=not place.own, provided=provided, profile=profile, origin=Origin.here(overrides)
+        where,
+        secrets.token_hex(8),
+        resume,
+        elastic=not place.own,
+        provided=provided,
+        profile=profile,
+        origin=origin,
+        part_of=part_of,
     )
     if place.own:
         check_free(RunFiles.at(where), PATIENCE if resume else 0.0)

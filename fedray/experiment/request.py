@@ -19,6 +19,21 @@ SMALL = 50_000
 
 
 @dataclass(frozen=True)
+class PartOf:
+    """What a run is a part of, such as a sweep.
+
+    Attributes:
+        tags: for the MLflow run.
+        origin: of the whole.
+        quiet: whether the run's figures are kept from Ray's metrics endpoint.
+    """
+
+    tags: Mapping[str, str]
+    origin: Origin
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """What the driver actor is asked to run.
 
@@ -31,6 +46,7 @@ class Request:
         awaits: whether these objects are sent separately (see :meth:`packed`).
         profile: whether to write where the rounds' time went.
         origin: by whom and how the run was started.
+        part_of: what the run is a part of; its model is logged, but not registered. None: it stands alone.
     """
 
     output: Location
@@ -41,6 +57,7 @@ class Request:
     awaits: bool = False
     profile: bool = False
     origin: Origin = field(default_factory=Origin)
+    part_of: PartOf | None = None
 
     def packed(self) -> Request:
         """Return the request as an argument of the driver's actor, without large objects.
@@ -51,6 +68,11 @@ class Request:
         if len(cloudpickle.dumps(self.provided)) <= SMALL:
             return self
         return replace(self, provided={}, awaits=True)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the run's figures are kept from Ray's metrics endpoint."""
+        return self.part_of is not None and self.part_of.quiet
 
     @property
     def mark(self) -> Path | None:

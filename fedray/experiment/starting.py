@@ -35,7 +35,8 @@ def note_start(files: RunFiles, request: Request, job: str, after: int, books: B
 
 def start_tags(request: Request) -> dict[str, str]:
     """The MLflow run's tags about where it comes from and where its files are."""
-    return {"fedray.directory": str(request.output), "fedray.version": __version__, **request.origin.tags()}
+    part = {} if request.part_of is None else request.part_of.tags
+    return {"fedray.directory": str(request.output), "fedray.version": __version__, **request.origin.tags(), **part}
 
 
 def _largest(groups: list[Spent]) -> float:

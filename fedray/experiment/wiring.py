@@ -162,7 +162,7 @@ class Wiring:
         listeners: list[Listener] = [self._events.put]
         if self.tracker is not None:
             listeners.append(self.tracker.listen)
-        listeners.append(Gauges(experiment_name(config), config.name, config.rounds).listen)
+        listeners += [] if self._request.quiet else [Gauges(experiment_name(config), config.name, config.rounds).listen]
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
         record = Record(config, self._files, books, regime, privacy, listeners, meta, beginning.round, resumed)
@@ -233,7 +233,7 @@ class Wiring:
             uri=uri,
             experiment=experiment_name(config),
             run_name=self._request.output.name,
-            register_as=config.tracking.register_as or config.name,
+            register_as=None if self._request.part_of is not None else config.tracking.register_as or config.name,
             headline=config.evaluation.headline,
             resume=self._request.resume,
             resumed_from_round=checkpoint.round if checkpoint else None,

@@ -115,7 +115,7 @@ def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
         participation = _participation(p, group.rate, plan.max_participations)
         names = [p.names[i] for i in group.members]
         size = dict(zip(names, p.sizes[np.asarray(group.members)].tolist(), strict=True)) if shown and p.sizes is not None else None
-        for (spent, charges), alike in _alike(_histories(plan, group.ledger, names, dedicated, notes), names):
+        for (spent, charges), alike in _alike(histories(plan, group.ledger, names, dedicated, notes), names):
             records = None if size is None else tuple(size[name] for name in alike)
             found.append(Row(group.name, alike, records, plan, participation, spent, charges, limits))
     return found
@@ -142,13 +142,13 @@ def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list
     rows, path = [], "privacy" if config.privacy.joint is None else "privacy.joint"
     if plan.charging.whom == "everyone":
         plan, limits = _held(p, plan, ledger, path)
-        past = _histories(plan, ledger, [EVERYONE], False, notes)
+        past = histories(plan, ledger, [EVERYONE], False, notes)
         spent, charges = past.get(EVERYONE, ((), 0))
         return [Row("all", (EVERYONE,), None, plan, Participation(config.rounds, every=plan.charging.span), spent, charges, limits)]
     for group in p.groups:
         held, limits = _held(p, plan, group.ledger if silos else ledger, path)
         names = [p.names[i] for i in group.members]
-        past = _histories(plan, group.ledger if silos else ledger, names, silos, notes)
+        past = histories(plan, group.ledger if silos else ledger, names, silos, notes)
         participation = _participation(p, group.rate, plan.max_participations)
         rows += [Row(group.name, alike, None, held, participation, *history, limits) for history, alike in _alike(past, names)]
     return rows
@@ -179,7 +179,7 @@ def _participation(prepared: Prepared, rate: float, most: int | None) -> Partici
     return Participation(rounds, 1.0, 1, most)  # all, or a user's sampler, about which nothing is known
 
 
-def _histories(plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str], own: bool, notes: list[str]) -> dict[str, History]:
+def histories(plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str], own: bool, notes: list[str]) -> dict[str, History]:
     """Return what the books that outlive runs hold for each of ``names``; ``own``: each client has its own book."""
     if ledger == "run":
         return {}

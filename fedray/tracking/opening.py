@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Opening:
 
     def _make(self, client: Any) -> State:
         fresh = self._fresh
-        fresh.experiment_id = _experiment(client, self._uri, fresh, self._headline)
+        fresh.experiment_id = experiment_id(client, self._uri, fresh.experiment, self._headline, fresh.tags)
         fresh.tags.setdefault("mlflow.source.name", "fedray")
         fresh.tags.setdefault("mlflow.source.type", "JOB")
         made = self._find(client) if self._asked else None
@@ -146,24 +147,22 @@ def end_left(folder: Path, status: str) -> bool:
         unlock(handle)
 
 
-def _experiment(client: Any, uri: str, fresh: State, headline: str) -> str:
+def experiment_id(client: Any, uri: str, name: str, headline: str, tags: Mapping[str, str]) -> str:
     """Return the id of the experiment, which is made if it does not exist."""
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(fresh.experiment)
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         root = artifact_root(uri)
         try:
-            client.create_experiment(fresh.experiment, artifact_location=root.as_uri() if root else None)
+            client.create_experiment(name, artifact_location=root.as_uri() if root else None)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run made it just now
                 raise
-        experiment = client.get_experiment_by_name(fresh.experiment)
+        experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage == "deleted":
-        raise TrackingError(
-            f"experiment: '{fresh.experiment}' was deleted in MLflow; restore it (mlflow experiments restore) or choose another name."
-        )
-    dress_experiment(client, experiment, headline, fresh.tags)
+        raise TrackingError(f"experiment: '{name}' was deleted in MLflow; restore it (mlflow experiments restore) or choose another name.")
+    dress_experiment(client, experiment, headline, tags)
     return str(experiment.experiment_id)
 
 
