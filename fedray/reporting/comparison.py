@@ -53,7 +53,7 @@ def compare_runs(runs: Sequence[str]) -> Found:
 
 
 def _folders(given: str, place: Path) -> Iterator[tuple[str, Path]]:
-    if (place / "sweep_state.json").exists():
+    if (place / "sweep_state.json").exists() and not RunFiles(place).summary.exists():  # a sealed sweep has left one run
         trials = [folder for folder in sorted((place / "trials").glob("trial-*")) if RunFiles(folder).config.exists()]
         if not trials:
             raise ConfigError(f"{given}: no trial of this sweep has begun, so there is nothing to compare yet.")

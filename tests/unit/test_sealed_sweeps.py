@@ -29,6 +29,7 @@ from fedray.privacy.accounting.events import RepeatAndSelect
 from fedray.privacy.ledger.inspect import verify_all
 from fedray.privacy.ledger.verification import verify
 from fedray.privacy.recordplan import plan_record
+from fedray.reporting.comparison import compare_runs
 from fedray.runfiles import RunFiles
 from fedray.storage import write_json
 from fedray.sweeps import sealedsweep as sealed
@@ -219,6 +220,8 @@ def test_every_client_is_charged_once_by_the_selected_event(fleet: Fleet, tmp_pa
     assert summary["privacy"][0]["epsilon"] == pytest.approx(accountant.bound({event: 1}, 4e-4))
     lines = list(verify_all(where))  # recomputed from the entries, and compared with summary and statement
     assert any("the figures of 10 clients follow from" in line for line in lines)
+    (row,) = compare_runs([str(where)])["runs"]  # its directory is that of one run
+    assert row["score"] == summary["score"] and row["epsilon"] == summary["privacy"][0]["epsilon"]
     statement = json.loads((where / "privacy_statement.json").read_text())
     assert "whose number is secret" in statement["guarantee"]["against"]
     assert any("how many trials there were" in text for text in statement["guarantee"]["not_covered"])
