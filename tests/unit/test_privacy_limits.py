@@ -191,7 +191,7 @@ def test_limits_that_are_gone_are_missed(folder: Location) -> None:
         ("epsilon: -1", "epsilon: input should be greater than 0"),
         ("epsilon: '4'", "epsilon: input should be a valid number"),
         ("delta: 1", "delta: input should be less than 1"),
-        ("units: [person]", "units.0: input should be 'record' or 'client'"),
+        ("units: [patient]", "units.0: input should be 'record', 'person' or 'client'"),
         ("units: []", "units: list should have at least 1 item"),
         ("- epsilon", "it: input should be a valid dictionary"),
         ("epsilon: 4\nepsilon: 9", "stands twice"),
