@@ -148,7 +148,9 @@ cli.add_command(cli_sweep.sweep_command)
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture: epsilon over rounds, and what would change it."
 )
-@click.option("--clients", default=20, show_default=True, help="Show up to so many clients one by one; more in groups of equal ones.")
+@click.option(
+    "--clients", default=0, help="Tell up to so many clients apart by their records; else those that are charged alike share a line."
+)
 @click.option(
     "--nodes", default=1, show_default=True, type=click.IntRange(min=1), help="Nodes of the cluster, for the traffic between them."
 )

@@ -9,8 +9,8 @@ from typing import Any
 from fedray.planning.forecast import label
 from fedray.rounding import rounded_up
 
-#: Largest number of clients that are shown one by one; more are shown in groups of clients that are charged alike.
-CLIENTS = 20
+#: Largest number of clients that are told apart by their records; of more, those that are charged alike share a row.
+CLIENTS = 0
 
 _SAMPLING = {
     "poisson": "Poisson cohorts of {} expected",

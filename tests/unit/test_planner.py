@@ -257,7 +257,7 @@ def test_the_sum_of_a_large_model_lies_once_a_node_where_nobody_is_charged_for_a
 
 def test_many_clients_are_shown_in_groups() -> None:
     plan = make_plan(prepared(*SMALL), curves=False)
-    few, grouped = plan_text(plan), plan_text(plan, clients=3)
+    few, grouped = plan_text(plan, clients=4), plan_text(plan)
     assert few.count("fits") == 1 + len(set(only_line(plan)["rows"][0]["records"]))  # the verdict, and a row for each number of records
     assert "client-0000 and 3 more" in grouped
 
