@@ -14,9 +14,9 @@ from paths import ROOT
 from test_k8s import JOBS, OVERLAYS, policy_errors
 
 NAMES = {
-    "fedray": "ghcr.io/fedray/fedray:0.1.0",
-    "fedray-gpu": "ghcr.io/fedray/fedray-gpu:0.1.0",
-    "fedray-mlflow": "ghcr.io/fedray/mlflow:0.1.0",
+    "fedray": "ghcr.io/fedray/fedray:0.2.0",
+    "fedray-gpu": "ghcr.io/fedray/fedray-gpu:0.2.0",
+    "fedray-mlflow": "ghcr.io/fedray/mlflow:0.2.0",
 }
 FOREIGN = {"docker.io/library/postgres", "quay.io/minio/minio"}
 FILES = ["compose.yaml", "ray-up/aws.yaml", "ray-up/on-premises.yaml"]
@@ -84,7 +84,7 @@ def test_registry_and_tag_are_set_in_one_place(tmp_path: Path) -> None:
 
 def upgraded(folder: Path, overlay: str, *names: str) -> list[Document]:
     """An overlay of a user's, with a new tag for some images."""
-    tags = "".join(f"- {{name: ghcr.io/fedray/{name}, newTag: 0.2.0}}\n" for name in names)
+    tags = "".join(f"- {{name: ghcr.io/fedray/{name}, newTag: 0.3.0}}\n" for name in names)
     (folder / "kustomization.yaml").write_text(f"resources: [{os.path.relpath(K8S / overlay, folder)}]\nimages:\n{tags}")
     return documents(str(folder))
 
@@ -94,12 +94,12 @@ def test_an_upgrade_leaves_gpu_pods_their_image(tmp_path: Path) -> None:
     for pod in pods(docs):
         if pod.labels.get("ray.io/is-ray-node") == "yes":
             name = "fedray-gpu" if pod.labels["ray.io/group"] == "gpu-clients" else "fedray"
-            assert {c["image"] for _, c in pod.containers} == {f"ghcr.io/fedray/{name}:0.2.0"}
+            assert {c["image"] for _, c in pod.containers} == {f"ghcr.io/fedray/{name}:0.3.0"}
     assert schema_errors(docs) + policy_errors(docs) == []
 
 
 def test_an_upgrade_of_half_of_them_is_seen(tmp_path: Path) -> None:
-    assert any("images of different versions: 0.1.0, 0.2.0" in e for e in policy_errors(upgraded(tmp_path, "overlays/gpu", "fedray")))
+    assert any("images of different versions: 0.2.0, 0.3.0" in e for e in policy_errors(upgraded(tmp_path, "overlays/gpu", "fedray")))
 
 
 def test_a_pull_secret_reaches_every_pod(tmp_path: Path) -> None:
