@@ -25,7 +25,7 @@ from fedray.parameters import Layout, fingerprint
 from fedray.reporting import report_page
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json, write_json
-from fedray.tracking import mlflow_tracker
+from fedray.tracking import mlflow_tracker, uiserver
 from fedray.tracking.journal import State
 from fedray.tracking.mlflow_store import TrackingError
 
@@ -75,7 +75,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(mlflow_tracker, "connect", stop)
     monkeypatch.setattr("fedray.audit.run.prepare", stop)
     monkeypatch.setattr(report_page, "charts", lambda _: [])
-    monkeypatch.setattr(subprocess, "call", lambda *_, **__: 0)
+    monkeypatch.setattr(uiserver, "serve", lambda *_, **__: 0)
     return folder
 
 
