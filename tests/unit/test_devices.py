@@ -121,6 +121,7 @@ def round_of(host: ClientHost, data: Federation, weights: Vector, round_: int = 
     return part.total.values * 2.0**-part.total.bits
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(STANDIN or not HAS_STANDIN, reason="is that process, or torch is too old for it")
 def test_all_of_these_on_a_second_device() -> None:
     """The tests below in a process where there is one."""

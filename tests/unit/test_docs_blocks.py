@@ -87,6 +87,10 @@ def light(page: str) -> bool:
     return any(b.language == "console" for b in found) and not any(b.starts_ray for b in found)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if light(page)])
+#: Pages of plans take long to compute; `make docs-test` has them.
+LIGHT = [pytest.param(page, marks=pytest.mark.slow if "budget" in page else ()) for page in PAGES if light(page)]
+
+
+@pytest.mark.parametrize("page", LIGHT)
 def test_a_pages_commands(page: str, tmp_path: Path) -> None:
     run_page(page, tmp_path)

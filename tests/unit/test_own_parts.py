@@ -335,7 +335,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "data.source",
         "array",
         {},
-        "python:mine:array: should give (x, y) or (x, y, x_test, y_test), or a dict of client name to these, but gave ndarray.",
+        "python:mine:array: should give (x, y), (x, y, persons) or (x, y, x_test, y_test), or a dict of client name to these, but gave ndarray.",
     ),
     ("data.source", "unequal", {}, "python:mine:unequal: 60 records but 59 labels; there must be one each."),
     (
@@ -356,7 +356,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "data.source",
         "Placeless",
         {},
-        "python:mine:Placeless: a class needs clients(), load(client) and classes; a function returns (x, y) or (x, y, x_test, y_test), or a dict of client name to these.",
+        "python:mine:Placeless: a class needs clients(), load(client) and classes; a function returns (x, y), (x, y, persons) or (x, y, x_test, y_test), or a dict of client name to these.",
     ),
     (
         "data.source",

@@ -327,6 +327,7 @@ def narrow(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     return Narrow(input_shape[0], outputs)
 
 
+@pytest.mark.slow
 def test_a_loss_for_which_memory_does_not_suffice_at_once_is_taken_in_parts() -> None:
     model = {"kind": f"python:{__name__}:narrow"}
     tight, enough = run(IFCA, model=model), run(IFCA, model=model, evaluation={"batch_size": 8})
