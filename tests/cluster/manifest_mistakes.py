@@ -100,7 +100,7 @@ MISTAKES = [
     Mistake(
         "two versions of Ray",
         "overlays/cpu",
-        put("RayCluster/fedray", f"{_CLIENTS}.containers.0.image", "ghcr.io/fedray/fedray:0.2.0"),
+        put("RayCluster/fedray", f"{_CLIENTS}.containers.0.image", "ghcr.io/fedray/fedray:0.3.0"),
         "different versions",
     ),
     Mistake(

@@ -21,8 +21,9 @@ def run(output: Path, attack: dict[str, Any], **sections: Any) -> fedray.Result:
     return short_run(output, **{**config, **sections})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("kind", ["label_flip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sign_flip", "mimic"))])
+@pytest.mark.parametrize("kind", ["label_flip", "sign_flip", "mimic"])
 def test_an_attacked_run_ends_the_same_with_other_actors_and_says_that_it_was_attacked(kind: str, tmp_path: Path) -> None:
     attack = {"kind": kind}
     calm = run(tmp_path / "calm", attack)

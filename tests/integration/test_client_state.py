@@ -28,6 +28,7 @@ run = partial(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_state_is_the_same_with_a_dying_actor_and_after_a_resume_with_another(tmp_path: Path) -> None:
     calm = run(tmp_path / "calm")

@@ -7,20 +7,12 @@ from pathlib import Path
 import pytest
 from pages import PAGES, blocks, run_page
 
-#: Pages that the tests run before every change; `make docs-test` runs the others.
-ALWAYS = ("README.md",)
-
 
 def heavy(page: str) -> bool:
     return any(block.starts_ray for block in blocks(page) if not block.reason)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if heavy(page) and page in ALWAYS])
-def test_a_page_that_every_change_has_to_pass(page: str, tmp_path: Path) -> None:
-    run_page(page, tmp_path)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if heavy(page) and page not in ALWAYS])
+@pytest.mark.parametrize("page", [page for page in PAGES if heavy(page)])
 def test_a_page(page: str, tmp_path: Path) -> None:
     run_page(page, tmp_path)

@@ -40,6 +40,7 @@ def charges(folder: Path) -> dict[str, int]:
     return {path.stem: sum(entry.kind == "reserve" for entry in read(path)) for path in sorted((folder / "books").glob("*.jsonl"))}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_silos_are_charged_once_and_refused_when_the_budget_is_reached(tmp_path: Path) -> None:
     result = query(config_of(tmp_path), output=str(tmp_path / "out"))

@@ -52,6 +52,7 @@ class TestRuns:
         remembered = [load_latest(tmp_path / name / "checkpoints") for name in ("calm", "died", "resumed")]
         assert len({saved.rule["previous"].tobytes() for saved in remembered if saved is not None}) == 1
 
+    @pytest.mark.slow
     def test_a_rule_by_import_path_gives_the_bytes_of_the_built_in_one_even_if_an_actor_dies(self, tmp_path: Path) -> None:
         calm = run(tmp_path / "calm", rounds=2, aggregation={"kind": "median"})
         dying = {"kind": "python:stateparts:Dying", "mark": str(tmp_path / "mark")}

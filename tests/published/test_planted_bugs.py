@@ -215,7 +215,7 @@ def test_fewer_steps_charged_than_run(table: Table, monkeypatch: pytest.MonkeyPa
     """Half of a round's steps are charged: the receipt is compared with the event, so the run would end, and the book is no better."""
     real = privacy_plan._event
     with monkeypatch.context() as patch:
-        patch.setattr(privacy_plan, "_event", lambda q, steps, z: real(q, max(1, steps // 2), z))
+        patch.setattr(privacy_plan, "_event", lambda q, steps, z, person: real(q, max(1, steps // 2), z, person))
         found = finders(audited(tmp_path, *RECORD, "training.steps=4"))
         plan = prepare(digits(*RECORD, "training.steps=4")).plans[0]
         assert plan is not None
