@@ -15,6 +15,7 @@ WIDE = {"kind": "mlp", "hidden": [512]}
 PARAMETERS = 64 * 512 + 512 + 512 * 10 + 10
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_half_of_the_bytes_go_down_and_the_model_stays_whole(tmp_path: Path) -> None:
     result = short_run(tmp_path / "run", rounds=4, model=WIDE, download={"kind": "half"})

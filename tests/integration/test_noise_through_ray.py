@@ -66,6 +66,7 @@ class TestNoiseThatReachesTheModel:
         # 3 steps of std 1.5 x 0.7 / 6 x lr at each of 8 clients, averaged, twice
         check_normal(moved, 1.5 * 0.7 / 6 * 0.5 * math.sqrt(3 * 2 / CLIENTS))
 
+    @pytest.mark.slow
     def test_client_level(self, tmp_path: Path) -> None:
         privacy = {"regime": "client", "noise_multiplier": 2.0, "clip": 0.3}
         # the denominator is the expected cohort, whatever the coins were

@@ -62,6 +62,7 @@ def test_over_selection_and_its_virtual_time(tmp_path: Path) -> None:
     assert real.summary["model_sha256"] == plain.summary["model_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_each_training_is_charged_once_in_the_round_of_its_version(tmp_path: Path) -> None:
     training = {"lr": 1.0, "sampling_rate": 0.2, "expected_batch": 10, "steps": 2}

@@ -28,6 +28,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_scores_are_shown_over_time_and_in_the_end(tmp_path: Path) -> None:
     calm = run(tmp_path / "calm", attack=ATTACK)

@@ -254,6 +254,7 @@ def test_a_resumed_run_goes_on_under_its_id(store: str, tmp_path: Path) -> None:
     assert len(client.search_model_versions("name = 'model-resumed'")) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_its_budget_stopped_says_so_and_does_not_take_the_alias(store: str, tmp_path: Path) -> None:
     """Nor does one whose claim is void take it from one whose claim is valid; the models of both are kept."""
     runs, client = {}, load_mlflow().MlflowClient(store)
