@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, overload
 
@@ -187,6 +187,15 @@ def build_config(raw: dict[str, Any], schema: type[Any] = Config) -> Any:
     except ValidationError as error:
         problems = list(dict.fromkeys(_sentence(dict(e), schema) for e in error.errors()))
         raise ConfigError("\n".join(problems)) from None
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each setting of a config's plain data with its path, such as ``training.lr``; an empty section is a setting."""
+    if isinstance(value, Mapping) and value:
+        for key, entry in value.items():
+            yield from flat(entry, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
 
 
 def dump_config(config: Config) -> str:

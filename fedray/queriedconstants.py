@@ -85,7 +85,7 @@ def said_of_queried(queried: Mapping[str, Any], lacking: int | None) -> str:
     what = f"{columns} features are scaled by the answers of the {name}"
     if not queried.get("private"):
         return f"{what}, which were not private ({queried.get('claim')})"
-    cost = f"epsilon {queried.get('epsilon'):.4g} at delta {queried.get('delta'):.4g}"
+    cost = f"epsilon {queried.get('epsilon'):.4g} at delta {queried.get('delta'):.4g} for one record"
     if lacking is None:
         return f"{what}, which cost {cost}"
     if not lacking:

@@ -29,6 +29,11 @@ def as_given(value: float | None) -> str:
     return "none" if value is None else repr(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
 
 
+def json_figure(value: float) -> float | str:
+    """Return a figure for JSON, which has no infinity."""
+    return "infinity" if math.isinf(value) else value
+
+
 def three_digits(value: float) -> float:
     """Return a positive bound to three digits, rounded down."""
     scale = 10.0 ** (2 - math.floor(math.log10(value)))

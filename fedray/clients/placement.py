@@ -126,17 +126,22 @@ def _check_fits(places: Sequence[Place], free: Mapping[str, float]) -> None:
 
 
 def start_actor(place: Place, terms: Terms, site: Site, data: Any) -> Any:
-    """Start one client actor; returns its handle at once.
+    """Start one client actor; returns its handle at once."""
+    return _actor_class().options(**actor_options(place)).remote(terms, site, data)
 
-    Training is never repeated by Ray itself (``max_task_retries=0``): under DP a repeated call would be
-    a second release that nobody charged. The pool replaces dead actors, so ``max_restarts`` is 0 too.
-    Hosted actors that ask for no certain node are spread over all of them; in a placement group, where its bundles are.
+
+def actor_options(place: Place) -> dict[str, Any]:
+    """Ray's options of a client actor.
+
+    A call is never repeated by Ray itself (``max_task_retries=0``): under DP a repeated call would be a second release that nobody charged.
+    Its caller replaces a dead actor, or fails, so ``max_restarts`` is 0 too. Hosted actors that ask for no certain node are spread over all
+    of them; in a placement group, where its bundles are.
     """
     r = place.resources
     options = ray_options(r) | {"max_restarts": 0, "max_task_retries": 0}
     if place.client is None and not r.labels and not r.custom and not in_placement_group():
         options["scheduling_strategy"] = "SPREAD"
-    return _actor_class().options(**options).remote(terms, site, data)
+    return options
 
 
 @cache

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fedray.config import Config
-from fedray.configfile import dump_config, parse_yaml
+from fedray.configfile import dump_config, flat, parse_yaml
 from fedray.errors import ConfigError, shortened
 from fedray.runfiles import RunFiles
 from fedray.tracking.mlflow_store import masked
@@ -34,8 +34,8 @@ def _deciding(raw: Mapping[str, Any]) -> dict[str, Any]:
 def another_run(files: RunFiles, config: Config | None, where: object) -> ConfigError:
     """Return the error for a resume whose config or data is not that of the run in ``files``; it lists changed keys, then and now."""
     try:
-        then = dict(_flat(_deciding(parse_yaml(files.config.read_text(encoding="utf-8"), "config.yaml"))))
-        now = then if config is None else dict(_flat(_deciding(parse_yaml(masked(dump_config(config)), "config"))))
+        then = dict(flat(_deciding(parse_yaml(files.config.read_text(encoding="utf-8"), "config.yaml"))))
+        now = then if config is None else dict(flat(_deciding(parse_yaml(masked(dump_config(config)), "config"))))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError):
         then, now = {}, {}
     changes = _changes(then, now)
@@ -50,20 +50,12 @@ def another_run(files: RunFiles, config: Config | None, where: object) -> Config
 
 def differences(then: Config, now: Config) -> str:
     """Return the keys in which two configs differ, each with both values."""
-    return _changes(*(dict(_flat(parse_yaml(masked(dump_config(config)), "config"))) for config in (then, now)))
+    return _changes(*(dict(flat(parse_yaml(masked(dump_config(config)), "config"))) for config in (then, now)))
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
     return "; ".join(f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}" for key in keys)
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, entry in value.items():
-            yield from _flat(entry, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def _shown(value: Any) -> str:

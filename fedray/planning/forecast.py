@@ -188,10 +188,5 @@ def label(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def figure(value: float) -> float | str:
-    """Return the value for JSON, which has no infinity."""
-    return "infinity" if math.isinf(value) else value
-
-
 def _fits(row: Row, event: Event, charges: int) -> bool:
     return affordable(plus(row.spent, event, charges), row.plan)

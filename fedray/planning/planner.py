@@ -18,7 +18,7 @@ import numpy as np
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.planning.footprint import footprint
-from fedray.planning.forecast import Participation, Row, figure, label, noise_for, refusal
+from fedray.planning.forecast import Participation, Row, label, noise_for, refusal
 from fedray.planning.preparation import Prepared, plan_whole_clients
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.budgets import bound, plus
@@ -31,6 +31,7 @@ from fedray.privacy.limits import load_limits
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import claim
 from fedray.privacy.statement_text import persons, protects
+from fedray.rounding import json_figure
 from fedray.stores.object_path import Location
 
 P = TypeVar("P", RecordPlan, ClientPlan)
@@ -256,12 +257,12 @@ def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> d
         "target_epsilon": plan.target_epsilon,
         "clip": plan.clip,
         "rows": [_row(r) for r in rows],
-        "epsilon": figure(headline),
-        "epsilon_person": figure(_person(rows, headline)),
+        "epsilon": json_figure(headline),
+        "epsilon_person": json_figure(_person(rows, headline)),
         "protects": protects(plan),
         "persons": persons(plan),
         "noise": _noise(prepared, plan),
-        "levers": [{"change": name, "epsilon": figure(e)} for name, e in _levers(prepared, top)],
+        "levers": [{"change": name, "epsilon": json_figure(e)} for name, e in _levers(prepared, top)],
         "noise_for_epsilon": [{"epsilon": t, "noise_multiplier": noise_for(top, t, top.participation.worst)} for t in TARGETS],
         "curves": _curves(rows) if curves else [],
         "refusal": refusal(prepared.config, path, rows),
@@ -279,8 +280,8 @@ def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> d
             "rounds_of_a_charge": plan.charging.span,
             "denominator": plan.denominator,
         }
-        line["epsilon_unamplified"] = figure(accountant.bound(stripped, plan.delta, plan.interval, plan.adjacency))
-        line["epsilon_observers"] = None if observers is None else figure(observers)
+        line["epsilon_unamplified"] = json_figure(accountant.bound(stripped, plan.delta, plan.interval, plan.adjacency))
+        line["epsilon_observers"] = None if observers is None else json_figure(observers)
     return line
 
 
@@ -298,10 +299,10 @@ def _row(row: Row) -> dict[str, Any]:
         "steps": plan.steps if isinstance(plan, RecordPlan) else None,
         "noise_multiplier": plan.noise_multiplier,
         "charges_before": row.charges,
-        "epsilon_before": figure(bound(row.spent, plan)),
+        "epsilon_before": json_figure(bound(row.spent, plan)),
         "participations": {"expected": participation.expected, "worst": participation.worst},
-        "epsilon_expected": figure(row.epsilon(math.ceil(participation.expected - 1e-9))),
-        "epsilon": figure(row.epsilon(participation.worst)),
+        "epsilon_expected": json_figure(row.epsilon(math.ceil(participation.expected - 1e-9))),
+        "epsilon": json_figure(row.epsilon(participation.worst)),
         "rounds_affordable": affordable,
         "chance_exceeded": chance,
         "exceeded_in_round": participation.round_of(affordable + 1) if affordable is not None and short else None,
@@ -390,10 +391,10 @@ def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
             {
                 "label": label(row.names),
                 "rounds": rounds,
-                "epsilon": [figure(row.epsilon(x.worst)) for x in shorter],
+                "epsilon": [json_figure(row.epsilon(x.worst)) for x in shorter],
                 "epsilon_expected": None
                 if participation.rate in (0.0, 1.0)
-                else [figure(row.epsilon(math.ceil(x.expected - 1e-9))) for x in shorter],
+                else [json_figure(row.epsilon(math.ceil(x.expected - 1e-9))) for x in shorter],
             }
         )
     return found

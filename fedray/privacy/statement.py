@@ -25,7 +25,7 @@ from fedray.privacy.persons import unit_in_words
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.rules import Claim, claim
 from fedray.privacy.statement_assumptions import assumptions
-from fedray.rounding import as_given, rounded_up
+from fedray.rounding import as_given, json_figure, rounded_up
 from fedray.secure.protocol import make_protocol
 
 _PACKAGES = ("fedray", "opacus", "dp-accounting", "torch", "numpy", "cryptography", "ray")
@@ -121,14 +121,14 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
     unamplified = max((f.epsilon_unamplified for f in figures if f.epsilon_unamplified is not None), default=None)
     observers = plan.observers_epsilon(rounds) if isinstance(plan, ClientPlan) else None
     delta = max(p.delta for p in plans)
-    shown, for_person = rounded_up(_figure(most)), _figure(_person(plans, groups, most))
+    shown, for_person = rounded_up(json_figure(most)), json_figure(_person(plans, groups, most))
     summary: dict[str, Any] = {
         "unit": unit,
         "adjacency": adjacency,
         "regime": _regime(plan),
-        "epsilon": _figure(most),
-        "epsilon_rdp": _figure(max((f.epsilon_rdp for f in figures), default=0.0)),
-        "epsilon_client_median": _figure(min(most, median(groups))),
+        "epsilon": json_figure(most),
+        "epsilon_rdp": json_figure(max((f.epsilon_rdp for f in figures), default=0.0)),
+        "epsilon_client_median": json_figure(min(most, median(groups))),
         "epsilon_person": for_person,
         "delta": delta,
         "budget": max((p.budget for p in plans if p.budget is not None), default=None),
@@ -140,9 +140,9 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
     if person is not None:
         summary["protects"] = f"{person:short}"
     if unamplified is not None:
-        summary["epsilon_unamplified"] = _figure(unamplified)
+        summary["epsilon_unamplified"] = json_figure(unamplified)
     if observers is not None:
-        summary["epsilon_observers"] = _figure(observers)
+        summary["epsilon_observers"] = json_figure(observers)
     return {
         "summary": summary,
         "guarantee": {
@@ -175,9 +175,9 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
                 "unit": unit,
                 "participations_charged": f.charges,
                 "of_this_run": f.run_charges,
-                "epsilon": _figure(f.epsilon),
-                "epsilon_rdp": _figure(f.epsilon_rdp),
-                "epsilon_unamplified": None if f.epsilon_unamplified is None else _figure(f.epsilon_unamplified),
+                "epsilon": json_figure(f.epsilon),
+                "epsilon_rdp": json_figure(f.epsilon_rdp),
+                "epsilon_unamplified": None if f.epsilon_unamplified is None else json_figure(f.epsilon_unamplified),
                 "budget": f.budget,
                 "rounds_left": f.rounds_left,
             }
@@ -201,7 +201,7 @@ def _record_mechanism(plans: Sequence[Plan]) -> dict[str, Any]:
         "rng": sorted({p.rng for p in plans}),
         "client_sampling": "no amplification is claimed, because the server sees each client's update",
         "enforced": "every update carries a receipt of its steps, sampling rate, noise multiplier, clip norm and reservation, which is checked before the update is added",
-        "plans": [{**p.terms(), "sha256": p.sha256, "planned_epsilon": _figure(p.planned_epsilon)} for p in plans],
+        "plans": [{**p.terms(), "sha256": p.sha256, "planned_epsilon": json_figure(p.planned_epsilon)} for p in plans],
     }
 
 
@@ -218,7 +218,7 @@ def _client_mechanism(plan: ClientPlan) -> dict[str, Any]:
         else "the headline claims no amplification",
         "enforced": "the driver draws the cohorts, does not log them, and checks the separation and number of participations; "
         "every update carries a receipt of its clip norm and reservation, which is checked before the update is added",
-        "plans": [{**plan.terms(), "sha256": plan.sha256, "planned_epsilon": _figure(plan.planned_epsilon)}],
+        "plans": [{**plan.terms(), "sha256": plan.sha256, "planned_epsilon": json_figure(plan.planned_epsilon)}],
     }
 
 
@@ -257,11 +257,38 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
     lines += [f"- Access: {exposure['access']}.", *(f"- Side channel: {text}." for text in exposure["side_channels"])]
     lines += [f"- Code: {built['code']}.", f"- Checked: {built['checked']}.", f"- Not checked: {built['not_checked']}.", ""]
     ledger = statement["ledger"]
+    return "\n".join([*lines, *ledger_lines(ledger, statement["versions"])])
+
+
+def table_lines(heads: tuple[str, str], rows: Sequence[tuple[str, str]]) -> list[str]:
+    """A table of two columns as Markdown."""
+    return [
+        f"| {heads[0]} | {heads[1]} |",
+        "| --- | --- |",
+        *(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows),
+        "",
+    ]
+
+
+def assumption_lines(assumptions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The assumptions of a guarantee as Markdown, each with whether it holds."""
+    return [f"- {'Holds' if a['holds'] else '**Does not hold**'}: {a['assumption']} ({a['because']})." for a in assumptions]
+
+
+def client_lines(clients: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows of a table of clients, the largest epsilon first: name, charges, epsilon, budget."""
+    ordered = sorted(clients, key=lambda c: math.inf if c["epsilon"] == "infinity" else c["epsilon"], reverse=True)
+    return [
+        f"| {_cell(c['name'])} | {c['participations_charged']} | {rounded_up(c['epsilon'])} | {as_given(c['budget'])} |" for c in ordered
+    ]
+
+
+def ledger_lines(ledger: Mapping[str, Any], numbers: Mapping[str, str]) -> list[str]:
+    """The end of a statement as Markdown: where the ledger is, its head, and the versions of the packages."""
     heads = ledger["head_sha256"]
     shown = heads if isinstance(heads, str) else ", ".join(f"{k} {v[:16]}..." for k, v in list((heads or {}).items())[:8]) or "none"
-    lines += ["## Ledger", "", f"{ledger['scope']}; {ledger['kept']}. Head: {shown}.", ""]
-    lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in statement["versions"].items()) + ".", ""]
-    return "\n".join(lines)
+    said = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    return ["## Ledger", "", f"{ledger['scope']}; {ledger['kept']}. Head: {shown}.", "", f"Versions: {said}.", ""]
 
 
 def _section(line: Mapping[str, Any], clients: int) -> list[str]:
@@ -296,13 +323,12 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
         ("Composition", accounts["composition"]),
         ("Rounding", accounts["rounding"]),
     ]
-    lines = ["| what | of this run |", "| --- | --- |", *(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows), ""]
+    lines = table_lines(("what", "of this run"), rows)
     lines += ["### Assumptions", ""]
-    lines += [f"- {'Holds' if a['holds'] else '**Does not hold**'}: {a['assumption']} ({a['because']})." for a in accounts["assumptions"]]
+    lines += assumption_lines(accounts["assumptions"])
     lines += ["", "### Not covered", "", *(f"- {text}" for text in guarantee["not_covered"]), "", "### Plans", ""]
     lines += [_plan(plan) for plan in mechanism["plans"]]
     mine = [c for c in line["clients"] if c["unit"] == summary["unit"]]
-    ordered = sorted(mine, key=lambda c: math.inf if c["epsilon"] == "infinity" else c["epsilon"], reverse=True)
     lines += ["", "### Clients", ""]
     if not clients:
         return [
@@ -311,12 +337,9 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
             "",
         ]
     lines += ["| client | rounds charged | epsilon | budget |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {_cell(c['name'])} | {c['participations_charged']} | {rounded_up(c['epsilon'])} | {as_given(c['budget'])} |"
-        for c in ordered[:clients]
-    ]
-    if clients < len(ordered):
-        lines.append(f"\n{len(ordered) - clients} further clients, none with a larger epsilon, are listed in the JSON file.")
+    lines += client_lines(mine)[:clients]
+    if clients < len(mine):
+        lines.append(f"\n{len(mine) - clients} further clients, none with a larger epsilon, are listed in the JSON file.")
     if line["clients_not_listed"]:
         lines.append(f"\n{line['clients_not_listed']} further clients, none with a larger epsilon, are listed in the ledger only.")
     return [*lines, ""]
@@ -347,10 +370,6 @@ def _person(plans: Sequence[Plan], groups: Sequence[Spent], headline: float) -> 
         return accountant.person_epsilon(spents, delta, silos)
     except LedgerError:  # neither accountant bounds all charges
         return math.inf
-
-
-def _figure(value: float) -> float | str:
-    return "infinity" if math.isinf(value) else value
 
 
 def _cell(text: str) -> str:

@@ -7,21 +7,13 @@ from typing import Any
 
 import ray
 
-from fedray.clients.nodes import in_placement_group, ray_options
-from fedray.clients.placement import Place
+from fedray.clients.placement import Place, actor_options
 from fedray.queries.queryhost import QueryHost, QuerySite
 
 
 def start_query_actor(place: Place, site: QuerySite, data: Any, model: Any) -> Any:
-    """Start one actor; returns its handle at once.
-
-    Nothing is repeated by Ray itself, because a repeated call would be a second release that nobody charged.
-    """
-    r = place.resources
-    options = ray_options(r) | {"max_restarts": 0, "max_task_retries": 0}
-    if place.client is None and not r.labels and not r.custom and not in_placement_group():
-        options["scheduling_strategy"] = "SPREAD"
-    return _actor_class().options(**options).remote(site, data, model)
+    """Start one actor; returns its handle at once."""
+    return _actor_class().options(**actor_options(place)).remote(site, data, model)
 
 
 @cache

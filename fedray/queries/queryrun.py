@@ -244,9 +244,7 @@ class _Asking:
     def _ask_hosted(self) -> None:
         prepared, plan, federation = self._prepared, self._prepared.plan, self._prepared.federation
         assert federation is not None
-        for k in range(len(prepared.names)):
-            public_facts(prepared.asked, federation.client(k), prepared.labels)
-            break  # hosted clients' records have one form
+        public_facts(prepared.asked, federation.client(0), prepared.labels)  # hosted clients' records have one form
         if plan is not None:
             self._account = self._open_account(plan)
             _refuse({name: str(why) for name, why in self._account.check(self._missing).refused.items()})
@@ -344,6 +342,3 @@ def _turns(names: Sequence[str], keys: Sequence[str]) -> Iterator[dict[str, str]
     """The clients of each turn, in which every actor answers for one."""
     for start in range(0, len(names), len(keys)):
         yield dict(zip(keys, names[start : start + len(keys)], strict=False))
-
-
-__all__ = ["QueryResult", "query"]

@@ -17,10 +17,13 @@ from fedray.privacy.figures import Figures, Spent, headline, median
 from fedray.privacy.queryplan import QueryPlan
 from fedray.privacy.recordplan import INSECURE_RNG
 from fedray.privacy.rules import Claim, claim
+from fedray.privacy.statement import assumption_lines, client_lines, ledger_lines, table_lines
 from fedray.queries.preparedquery import PreparedQuery
 from fedray.queries.statistic import GRID
-from fedray.rounding import as_given, rounded_up
+from fedray.rounding import as_given, json_figure, rounded_up
 
+#: Clients up to which they are listed in the text; the JSON file has all.
+_LISTED = 200
 _MECHANISM = (
     "integer sums of contributions that are bounded for every record, with discrete Gaussian noise on every value (Canonne, Kamath & Steinke 2020), "
     "drawn exactly, added at each client before anything leaves it"
@@ -46,16 +49,16 @@ def query_statement(
     """
     config, standing = prepared.config, claim(prepared.config)
     most = headline(groups, plan.adjacency)
-    shown = rounded_up(_figure(most))
+    shown = rounded_up(json_figure(most))
     summary = {
         "unit": plan.unit,
         "adjacency": plan.adjacency,
         "regime": "discrete-gaussian-sums",
-        "epsilon": _figure(most),
-        "epsilon_rdp": _figure(max((g.figures.epsilon_rdp for g in groups), default=0.0)),
-        "epsilon_client_median": _figure(min(most, median(groups))),
-        "epsilon_query": _figure(plan.planned_epsilon),
-        "epsilon_person": _figure(_person(plan, groups, most)),
+        "epsilon": json_figure(most),
+        "epsilon_rdp": json_figure(max((g.figures.epsilon_rdp for g in groups), default=0.0)),
+        "epsilon_client_median": json_figure(min(most, median(groups))),
+        "epsilon_query": json_figure(plan.planned_epsilon),
+        "epsilon_person": json_figure(_person(plan, groups, most)),
         "delta": plan.delta,
         "budget": plan.budget,
         "accountant": "pld",
@@ -94,7 +97,7 @@ def query_statement(
             "grid": f"the number 1 is {GRID} grid units",
             "rng": [plan.rng],
             "enforced": "a contribution above its bound counts as nothing, in exact arithmetic; every answer carries a receipt that is compared with the charge",
-            "plans": [{**plan.terms(), "sha256": plan.sha256, "planned_epsilon": _figure(plan.planned_epsilon)}],
+            "plans": [{**plan.terms(), "sha256": plan.sha256, "planned_epsilon": json_figure(plan.planned_epsilon)}],
         },
         "accounting": {
             "headline": f"upper bound for the largest client over all its charges in the ledger, on a grid of {accountant.FINAL_INTERVAL:g}",
@@ -118,8 +121,8 @@ def query_statement(
                 "unit": plan.unit,
                 "participations_charged": f.charges,
                 "of_this_run": f.run_charges,
-                "epsilon": _figure(f.epsilon),
-                "epsilon_rdp": _figure(f.epsilon_rdp),
+                "epsilon": json_figure(f.epsilon),
+                "epsilon_rdp": json_figure(f.epsilon_rdp),
                 "budget": f.budget,
             }
             for f in figures
@@ -159,23 +162,16 @@ def query_markdown(statement: Mapping[str, Any]) -> str:
         ("Composition", accounts["composition"]),
         ("Rounding", accounts["rounding"]),
     ]
-    lines += ["| Item | What holds |", "| --- | --- |", *(f"| {name} | {str(text).replace('|', '/')} |" for name, text in rows), ""]
+    lines += table_lines(("Item", "What holds"), rows)
     lines += ["## Statistics", "", "| statistic | values | noise on each (std, one client) |", "| --- | --- | --- |"]
     for plan in mechanism["plans"]:
         lines += [f"| {one['name']} | {one['size']} | {math.sqrt(int(one['variance'])) / GRID:.4g} |" for one in plan["sums"]]
     lines += ["", "## Assumptions", ""]
-    lines += [f"- {'Holds' if a['holds'] else '**Does not hold**'}: {a['assumption']} ({a['because']})." for a in accounts["assumptions"]]
+    lines += assumption_lines(accounts["assumptions"])
     lines += ["", "## Not covered", "", *(f"- {text}" for text in guarantee["not_covered"]), "", "## Clients", ""]
     lines += ["| client | charges | epsilon | budget |", "| --- | --- | --- | --- |"]
-    ordered = sorted(statement["clients"], key=lambda c: math.inf if c["epsilon"] == "infinity" else c["epsilon"], reverse=True)
-    lines += [
-        f"| {c['name']} | {c['participations_charged']} | {rounded_up(c['epsilon'])} | {as_given(c['budget'])} |" for c in ordered[:200]
-    ]
-    heads = statement["ledger"]["head_sha256"]
-    shown = heads if isinstance(heads, str) else ", ".join(f"{k} {v[:16]}..." for k, v in list((heads or {}).items())[:8]) or "none"
-    lines += ["", "## Ledger", "", f"{statement['ledger']['scope']}; {statement['ledger']['kept']}. Head: {shown}.", ""]
-    lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in statement["versions"].items()) + ".", ""]
-    return "\n".join(lines)
+    lines += client_lines(statement["clients"])[:_LISTED]
+    return "\n".join([*lines, "", *ledger_lines(statement["ledger"], statement["versions"])])
 
 
 def _sentence(shown: str, delta: float, standing: Claim) -> str:
@@ -200,7 +196,3 @@ def _person(plan: QueryPlan, groups: Sequence[Spent], most: float) -> float:
 def _persons(silos: int) -> str:
     where = "in one client" if silos == 1 else f"in each of up to {silos} clients; Renyi divergences are added order by order"
     return f"for a person with one record {where}"
-
-
-def _figure(value: float) -> float | str:
-    return "infinity" if math.isinf(value) else value

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fedray.configfile import parse_yaml
+from fedray.configfile import flat, parse_yaml
 from fedray.errors import ConfigError, FedrayError
 from fedray.reporting.frontier import Dot, draw_frontier
 from fedray.rounding import as_given, rounded_up
@@ -43,7 +43,7 @@ def compare_runs(runs: Sequence[str]) -> Found:
         for given in runs:
             place = held.enter_context(local_copy(location(given, "RUN")))
             for name, folder in _folders(given, place):
-                config = dict(_flat(_config(folder)))
+                config = dict(flat(_config(folder)))
                 rows.append(_row(name, folder, config))
                 configs.append(config)
     keys = [key for key in dict.fromkeys(key for config in configs for key in config) if not key.startswith(_WHERE)]
@@ -70,14 +70,6 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise FedrayError(f"{path}: is no config; bring the run's own file back.")
     return raw
-
-
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
 
 
 def _row(name: str, folder: Path, config: Mapping[str, Any]) -> Found:

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedray.planning.forecast import figure
 from fedray.planning.preparation import Prepared
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.event_json import from_json
 from fedray.privacy.accounting.events import Event
 from fedray.privacy.ledger.chain import EVERYONE
-from fedray.rounding import rounded_up
+from fedray.rounding import json_figure, rounded_up
 from fedray.storage import read_json, reading
 from fedray.sweeps.pricing import Unit, histories_of
 
@@ -105,7 +104,7 @@ def _ended(row: Mapping[str, Any]) -> str:
 
 def as_figure(value: float | None) -> float | str | None:
     """An epsilon as JSON data."""
-    return None if value is None else figure(value)
+    return None if value is None else json_figure(value)
 
 
 def markdown(rows: Sequence[Row], metric: str, best: int | None) -> str:

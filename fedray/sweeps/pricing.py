@@ -12,7 +12,6 @@ from typing import Any
 
 from fedray.clients.groups import make_groups
 from fedray.config import Config
-from fedray.planning.forecast import figure
 from fedray.planning.planner import histories
 from fedray.planning.preparation import Prepared, check_sizes, plan_whole_clients
 from fedray.privacy.accounting import accountant
@@ -25,7 +24,7 @@ from fedray.privacy.limits import load_limits
 from fedray.privacy.recordplan import plan_record
 from fedray.privacy.rules import claim
 from fedray.rng import generator
-from fedray.rounding import as_given, rounded_up
+from fedray.rounding import as_given, json_figure, rounded_up
 from fedray.sweeps.space import Point, at, combinations, draw, named, planned_points
 
 
@@ -159,11 +158,11 @@ def price(prepared: Prepared, points: Sequence[Point], repetitions: Repetitions)
                 "delta": plan.delta,
                 "budget": charged.budget,
                 "trials": len(points),
-                "least": figure(min(alone)),
-                "most": figure(max(alone)),
-                "charged": figure(max(_bound(each, plan) for each in together)),
+                "least": json_figure(min(alone)),
+                "most": json_figure(max(alone)),
+                "charged": json_figure(max(_bound(each, plan) for each in together)),
                 "fits": trials_that_fit(charged, pasts),
-                "sealed": None if sealed is None else figure(sealed),
+                "sealed": None if sealed is None else json_figure(sealed),
                 "sealed_fits": sealed is not None and (charged.budget is None or sealed <= charged.budget),
                 "mean": repetitions.mean,
                 "shape": repetitions.shape,

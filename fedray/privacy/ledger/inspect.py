@@ -18,7 +18,7 @@ from fedray.privacy.ledger.place import find_books, read_lines
 from fedray.privacy.ledger.verification import verify
 from fedray.privacy.limits import Limits, load_limits
 from fedray.privacy.persons import Person
-from fedray.rounding import as_given, rounded_down, rounded_up
+from fedray.rounding import as_given, json_figure, rounded_down, rounded_up
 from fedray.storage import read_json, reading
 from fedray.stores.object_path import Location, location
 
@@ -179,7 +179,7 @@ def _client(summary: Summary, name: str, epsilon: float, limits: Limits | None) 
     return {
         "name": name,
         "participations_charged": summary.charges[name],
-        "epsilon": "infinity" if math.isinf(epsilon) else epsilon,
+        "epsilon": json_figure(epsilon),
         "budget": budget,
         "limit": limit,
         "left": left,
