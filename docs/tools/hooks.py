@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 # Page of the site: file of the repository. Links among these files are rewritten to the pages.
@@ -24,6 +25,14 @@ def _linked(text: str) -> str:
     for page, source in ELSEWHERE.items():
         text = text.replace(f"](../{source}", f"]({page}").replace(f"]({source}", f"]({page}")
     return text.replace("](../docs/", "](").replace("](docs/", "](")
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A page's links to files outside ``docs/``, which hold where the repository is read, as links to the site's pages."""
+    up = "../" * page.file.src_uri.count("/")
+    for name, source in ELSEWHERE.items():
+        markdown = markdown.replace(f"]({up}../{source}", f"]({up}{name}")
+    return markdown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
