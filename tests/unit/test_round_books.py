@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedray.clients.messages import ClientReport, ClientTask
+from fedray.clients.pool import Pool
+from fedray.configfile import build_config
+from fedray.privacy.account import Account
 from fedray.privacy.figures import LISTED, Figures, Spent, listed
-from fedray.rounds.books import Authorization, Books, BooksView, RunBook
+from fedray.privacy.recordplan import plan_record
+from fedray.rounds.books import Authorization, Books, BooksView, RunBook, SiloBooks
 
 COHORT = [ClientTask(i, f"c{i}") for i in range(6)]
 
@@ -113,3 +119,43 @@ def test_clients_are_charged_for_the_version_that_they_start_from() -> None:
     names = [c.name for c in cohort]
     assert charged[:3] == [("authorize", 5, [names[0], names[2]]), ("authorize", 3, [names[1]]), ("authorize", 3, [names[1]])]
     assert charged[3:] == [("commit", 5, [names[2]]), ("commit", 3, [names[1]])]
+
+
+class Silos:
+    """Stands in for the pool: each account is asked as its silo's actor would be, and a silo that is away does not answer."""
+
+    def __init__(self, accounts: Mapping[int, Account]) -> None:
+        self.accounts = accounts
+
+    def ask(self, method: str, arguments: Mapping[int, tuple[Any, ...]], timeout: float) -> dict[int, Any]:
+        assert method == "of_ledger" and timeout == 5.0
+        return {i: getattr(self.accounts[i], what)(*more) for i, (what, *more) in arguments.items() if i in self.accounts}
+
+
+def test_silos_say_which_rounds_earlier_starts_of_the_run_charged(tmp_path: Path) -> None:
+    """Another run's rounds in the same books do not count, nor does a silo that is away; a retry is a charge of the same round."""
+    raw: dict[str, Any] = {
+        "name": "t",
+        "rounds": 9,
+        "data": {"source": "sklearn:digits"},
+        "model": {"kind": "softmax"},
+        "training": {"sampling_rate": 0.25, "steps": 2, "expected_batch": 30},
+        "privacy": {"regime": "record", "noise_multiplier": 2.0, "delta": 1e-5},
+    }
+    plan = plan_record(build_config(raw))
+    charged = {"c0": [(0, 0), (1, 0)], "c1": [(1, 0), (1, 1), (4, 0)], "c2": [(6, 0)]}
+    for name, rounds in charged.items():
+        for job, times in (("other/1", [(9, 0)]), ("run/1", rounds)):
+            with Account.open_silo(tmp_path / "books", name, plan, job) as account:
+                assert all(account.authorize(*time, [name]).granted for time in times)
+    with ExitStack() as opened:  # of the run's second start
+        accounts = {i: opened.enter_context(Account.open_silo(tmp_path / "books", f"c{i}", plan, "run/2")) for i in range(3)}
+        assert all(account.earlier_rounds == {round_ for round_, _ in charged[f"c{i}"]} for i, account in accounts.items())
+
+        def found(*there: int) -> set[int]:
+            pool = cast(Pool, Silos({i: accounts[i] for i in there}))
+            return Books(SiloBooks(pool, COHORT[:3], "record", 5.0)).earlier_rounds()
+
+        assert found(0, 1, 2) == {0, 1, 4, 6}
+        assert found(0, 2) == {0, 1, 6}
+        assert found() == set()
