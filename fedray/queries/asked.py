@@ -13,12 +13,11 @@ from torch import nn
 from fedray import components
 from fedray.data.records import ClientData, Records
 from fedray.errors import ConfigError, DataError, FedrayError
-from fedray.privacy.mechanisms.exactgaussian import exact_gaussian
+from fedray.privacy.integersums import bounded_rows
 from fedray.privacy.queryplan import NoisedSum
 from fedray.queries.statistic import Integers, PublicFacts, RecordBatch, Statistic
 from fedray.queries.verdicts import probabilities
 from fedray.queryconfig import QueryConfig
-from fedray.updates.stage import Source
 
 Part = Literal["train", "held_out"]
 
@@ -147,21 +146,5 @@ def summed(one: Asked, facts: PublicFacts, records: Records, bound: NoisedSum | 
         rows = one.statistic.contributions(facts, batch, one.where)
         if rows.shape != (len(block), size) or rows.dtype != np.int64:
             raise ConfigError(f"{one.where}: contributions are {rows.dtype} {list(rows.shape)}; should be int64 {[len(block), size]}.")
-        total += (rows if bound is None else _bounded(rows, bound.squared_sensitivity)).sum(axis=0)
+        total += (rows if bound is None else bounded_rows(rows, bound.squared_sensitivity)).sum(axis=0)
     return total
-
-
-def _bounded(rows: Integers, squared: int) -> Integers:
-    """The rows, with 0 in place of those whose squared norm is above the bound, in exact arithmetic."""
-    largest = max(int(rows.max(initial=0)), -int(rows.min(initial=0)))
-    if largest**2 * rows.shape[1] < 1 << 63:
-        kept = (rows * rows).sum(axis=1) <= squared
-    else:
-        kept = np.array([sum(v * v for v in row) <= squared for row in rows.tolist()])
-    return np.where(kept[:, None], rows, np.int64(0))
-
-
-def noised(total: Integers, bound: NoisedSum, source: Source) -> Integers:
-    """A sum with discrete Gaussian noise on every value, int64 ``[size]``; the only form in which it may leave the client."""
-    made: Integers = total + exact_gaussian(bound.variance, len(total), source)
-    return made

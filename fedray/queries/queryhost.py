@@ -22,10 +22,11 @@ from fedray.errors import FedrayError
 from fedray.privacy.account import Account
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.figures import Figures
+from fedray.privacy.integersums import noised
 from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.queryplan import QueryPlan
 from fedray.privacy.rules import claim
-from fedray.queries.asked import Asked, asked_of, facts_of, judged_facts_of, noised, records_of, summed
+from fedray.queries.asked import Asked, asked_of, facts_of, judged_facts_of, records_of, summed
 from fedray.queries.statistic import PublicFacts, RecordBatch
 from fedray.queryconfig import QueryConfig
 from fedray.rng import generator
@@ -168,7 +169,7 @@ class QueryHost:
             bound = bounds.get(one.name)
             total = summed(one, facts, records_of(data, one.part), bound, self._model)
             if bound is not None and source is not None:
-                total = noised(total, bound, source)
+                total = noised(total, bound.variance, source)
             sums[one.name] = total.tolist()
         receipt = None if plan is None else receipt_of(plan, reservation)
         records = {part: len(records_of(data, part)) for part in ("train", "held_out")}

@@ -1,8 +1,7 @@
 """What every statistic is made of: bounded integers of each record, and answers from noised sums of them.
 
-A number is clipped to public bounds, scaled to [-1, 1] and rounded to the nearest multiple of 1 / :data:`GRID`; it enters sums as that integer
-multiple. A number that is not finite contributes nothing, as if it were the middle of its bounds. Every step is one correctly rounded
-operation on a single number, so a record's contribution does not depend on the records beside it.
+How numbers become integers is in :mod:`fedray.privacy.integersums`. A number that is not finite contributes nothing, as if it were the middle
+of its bounds.
 """
 
 from __future__ import annotations
@@ -13,18 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from fedray.components import nearest
 from fedray.errors import ConfigError, DataError
+from fedray.privacy.integersums import GRID, Floats, Integers, bin_of, edges_of, on_grid, one_hot, scaled
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+__all__ = ["GRID", "Floats", "Integers", "bin_of", "edges_of", "on_grid", "one_hot", "scaled"]  # for statistics, a user's own too
+
 Bounds = Mapping[str, tuple[float, float]]
-
-#: Grid units of the number 1.
-GRID = 1 << 20
 
 #: Name by which a statistic asks for the record's target.
 LABEL = "label"
@@ -139,37 +133,6 @@ def column_of(facts: PublicFacts, batch: RecordBatch, column: str, where: str) -
     if LABEL in facts.columns:
         raise DataError(f"{where}: 'label' is the name of a column and stands for the target too; rename the column.")
     return batch.y
-
-
-def scaled(values: Floats, low: float, high: float) -> Floats:
-    """Values clipped to their bounds and mapped to [-1, 1]; those that are not numbers become 0, the middle."""
-    middle, half = low / 2 + high / 2, high / 2 - low / 2
-    return np.nan_to_num(np.clip((np.clip(values, low, high) - middle) / half, -1.0, 1.0), nan=0.0)
-
-
-def on_grid(values: Floats) -> Integers:
-    """Numbers in [-1, 1] as integers in grid units, at most ``GRID`` in absolute value."""
-    return np.rint(values * GRID).astype(np.int64)
-
-
-def one_hot(index: Integers, size: int) -> Integers:
-    """``GRID`` at each record's index and 0 elsewhere, int64 ``[n, size]``; all 0 for a negative index."""
-    made = np.zeros((len(index), size), dtype=np.int64)
-    known = np.flatnonzero(index >= 0)
-    made[known, index[known]] = GRID
-    return made
-
-
-def bin_of(values: Floats, low: float, high: float, bins: int) -> Integers:
-    """Index of the bin of equal width that a value lies in, by exact comparison with the bins' edges; values outside count in the outer bins, and
-    what is not a number has -1."""
-    inner = edges_of(low, high, bins)[1:-1]
-    return np.where(np.isnan(values), -1, np.searchsorted(inner, values, side="right")).astype(np.int64)
-
-
-def edges_of(low: float, high: float, bins: int) -> Floats:
-    """The edges of bins of equal width, float64 ``[bins + 1]``."""
-    return np.linspace(low, high, bins + 1)
 
 
 def interval(value: float, margin: float, low: float = -math.inf, high: float = math.inf) -> list[float]:

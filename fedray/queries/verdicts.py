@@ -8,28 +8,27 @@ from torch import nn
 
 from fedray.errors import ConfigError
 from fedray.queries.statistic import Floats, Integers, RecordBatch
+from fedray.training.alone import outputs_alone
 
 
 def probabilities(model: nn.Module, x: torch.Tensor) -> Floats:
     """The probability of each class, float64 ``[n, classes]``; rows of 0 for outputs that are not finite.
 
-    Every record is given to the model alone. In a batch, the rounding of its outputs could depend on the number of the other records, and a
-    record's contribution to a sum would then depend on them.
+    Every record is given to the model alone, see :mod:`fedray.training.alone`.
 
     Args:
         model: on the CPU, in evaluation mode.
         x: records ``[n, ...]``.
     """
     found = []
-    with torch.inference_mode():
-        for record in torch.split(x, 1):
-            out = model(record).reshape(-1).double()
-            if out.numel() == 1:
-                one = torch.sigmoid(out)
-                out = torch.cat([1.0 - one, one])
-            else:
-                out = torch.softmax(out, dim=0)
-            found.append(out.numpy())
+    for given in outputs_alone(model, x):
+        out = given.reshape(-1).double()
+        if out.numel() == 1:
+            one = torch.sigmoid(out)
+            out = torch.cat([1.0 - one, one])
+        else:
+            out = torch.softmax(out, dim=0)
+        found.append(out.numpy())
     made = np.stack(found) if found else np.zeros((0, 2))
     made[~np.isfinite(made).all(axis=1)] = 0.0
     return made

@@ -18,8 +18,9 @@ from fedray.configfile import resolve_config
 from fedray.data.dataset import load_federation, transform_of
 from fedray.data.records import Federation
 from fedray.privacy.csprng import InsecureSeeded
+from fedray.privacy.integersums import noised
 from fedray.privacy.queryplan import plan_queries
-from fedray.queries.asked import asked_of, bounds_of, facts_of, noised, summed
+from fedray.queries.asked import asked_of, bounds_of, facts_of, summed
 from fedray.queries.statistic import GRID, NoisedSums
 from fedray.queryconfig import load_query
 
@@ -34,7 +35,7 @@ def answers(folder: Path, federation: Federation, seed: int | None) -> dict[str,
     for one, limit in zip(asked, plan.sums, strict=True):
         sums = [summed(one, facts, federation.client(k).train, limit, None) for k in range(4)]
         if seed is not None:
-            sums = [noised(total, limit, InsecureSeeded(seed, 0, f"{one.name} {k}")) for k, total in enumerate(sums)]
+            sums = [noised(total, limit.variance, InsecureSeeded(seed, 0, f"{one.name} {k}")) for k, total in enumerate(sums)]
         std = 0.0 if seed is None else math.sqrt(4 * limit.variance) / GRID
         found[one.name] = {
             "kind": one.kind,

@@ -24,9 +24,10 @@ from fedray.privacy.account import Account
 from fedray.privacy.accounting.accountant import bound
 from fedray.privacy.accounting.events import Gaussian, Poisson, SelfComposed, rate
 from fedray.privacy.csprng import InsecureSeeded
+from fedray.privacy.integersums import noised
 from fedray.privacy.queryplan import check_query_privacy, plan_queries
 from fedray.privacy.recordplan import plan_record
-from fedray.queries.asked import asked_of, bounds_of, noised, summed
+from fedray.queries.asked import asked_of, bounds_of, summed
 from fedray.queries.preparedquery import prepare_query
 from fedray.queries.statistic import GRID, NoisedSums, PublicFacts, RecordBatch, Statistic
 from fedray.queryconfig import QueryConfig, dump_query, load_query
@@ -159,7 +160,7 @@ def test_over_1000_seeds_the_true_answers_lie_in_the_99_percent_intervals() -> N
         exact = one.statistic.answer(FACTS, NoisedSums(total / GRID, 0.0, len(records), 0.99))
         std, missed = math.sqrt(limit.variance) / GRID, dict[str, int]()
         for seed in range(seeds):
-            sent = noised(total, limit, InsecureSeeded(seed, 0, one.name))
+            sent = noised(total, limit.variance, InsecureSeeded(seed, 0, one.name))
             squares, draws = squares + float((((sent - total) / math.sqrt(limit.variance)) ** 2).sum()), draws + limit.size
             found = one.statistic.answer(FACTS, NoisedSums(sent / GRID, std, len(records), 0.99))
             for name, ok in pairs(exact, found):
