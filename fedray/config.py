@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from fedray.choices import Agreed, AttackChoice, Choice, ModelChoice, PacingChoice, PersonChoice, RootChoice, Section
 from fedray.components import short_name
+from fedray.evaluationconfig import ChargedEvaluation
 from fedray.sweepconfig import SweepSection
 
 Open01 = Field(gt=0.0, le=1.0)
@@ -308,7 +309,8 @@ class Evaluation(Section):
         ["accuracy", "loss"],
         description="The first judges runs. See `fedray list metrics`, or python:module:function(outputs, targets); [] = no evaluation.",
     )
-    federated: bool = Field(False, description="Also evaluate at the clients on their own held-out part; under DP an unprotected release.")
+    federated: bool = Field(False, description="Also evaluate at the clients on their own held-out part; under privacy needs charged.")
+    charged: ChargedEvaluation | None = Field(None, description="With privacy.regime=record: noise on what clients tell, which is charged.")
     batch_size: int = Field(1000, ge=1, description="Records per evaluation batch.")
     resources: Resources = Field(Resources(cpu=0.0), description="What the evaluator actor asks of Ray.")
 

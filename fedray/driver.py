@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from fedray.rounds.cohort import largest_cohort
 from fedray.rounds.dispatch import Dispatch, Secure, UnderWay
 from fedray.rounds.drawing import FailedRounds
 from fedray.rounds.evaluator import MOST_CLASSES, Evaluators
+from fedray.rounds.noisedevaluation import NoisedEvaluations
 from fedray.rounds.record import OpenRow, Record, Traffic
 from fedray.rounds.remembered import keep
 from fedray.rounds.roots import RootAt, Roots
@@ -93,6 +95,7 @@ class Loop:
     secure: Secure | None = None
     roots: Roots | None = None
     agreed: AgreedData | None = None
+    noised: NoisedEvaluations | None = None
     first_round: int = 0
     resumed: bool = False
 
@@ -306,7 +309,9 @@ class Driver:
 
     def _start_evaluation(self, entry: OpenRow) -> None:
         p, entry.evaluated = self._p, True
-        if p.config.evaluation.federated:
+        if p.noised is not None:
+            self._record.noised(entry, partial(p.noised.after, self._record.rounds, self._broadcast.newest))
+        elif p.config.evaluation.federated:
             everyone = [ClientTask(i, name) for i, name in enumerate(p.names)]
             everyone = everyone if p.states is None else p.states.attached(everyone)
             rows = p.pool.evaluate(everyone, self._broadcast.newest, timeout=p.config.clients.start_timeout)

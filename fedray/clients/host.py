@@ -8,7 +8,6 @@ memory; with dedicated placement it is one client and loads that client's data i
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,8 @@ from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.shared import SharedAt, SharedMemory, SharedSum
 from fedray.algorithms.algorithm import make_algorithm
 from fedray.clients.agreement import agreed_or_nothing, refusing
-from fedray.clients.devices import device_of_actor, end_if_lost, in_actor, node_of_actor, on_device
+from fedray.clients.devices import device_of_actor, in_actor, node_of_actor
+from fedray.clients.measuring import Measuring
 from fedray.clients.memory import keep_freed_memory
 from fedray.clients.messages import (
     ClientReport,
@@ -33,6 +33,7 @@ from fedray.clients.messages import (
     HostInfo,
     Inquiry,
     LocalEvaluation,
+    NoisedEvaluation,
     Packed,
     PartialSum,
     RoundTask,
@@ -41,13 +42,13 @@ from fedray.clients.messages import (
 )
 from fedray.clients.offspring import contain
 from fedray.clients.recognition import commit_silo
-from fedray.clients.surroundings import Kept, Surroundings, described, speaking, told, unchanged
+from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.clients.terms import Site, Terms
 from fedray.clients.trainer import Trainer
 from fedray.data.dataset import load_client
 from fedray.data.records import ClientData, Federation
 from fedray.data.silos import Silo
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError
 from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector
 from fedray.privacy.account import Account, Decision, Reservation
@@ -56,7 +57,6 @@ from fedray.privacy.figures import Figures
 from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.rules import claim
 from fedray.spans import Span, keep_spans, taken_spans
-from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.kept import fresh_models
 from fedray.training.losses import find_loss
 from fedray.training.preflight import check_turns_apart, sensitivity_check
@@ -153,6 +153,8 @@ class ClientHost:
         fresh = fresh_models(model, self._built) if config.privacy.regimes else None
         with self._kept(None):  # it tries the loss
             self._trainer = Trainer(self._terms, self._site.states, model, self._loss, algorithm, data, reserve, fresh, self._kept)
+        about = self._trainer, self._loss, self._device, self._kept, data.classes, self._account
+        self._measuring = Measuring(self._terms, *about)
         ours = self._trainer.exchange.sha256
         if exchange and ours != exchange:
             raise ConfigError(
@@ -280,27 +282,11 @@ class ClientHost:
 
     def evaluate(self, weights: Vector, clients: Sequence[ClientTask]) -> list[LocalEvaluation]:
         """Evaluate on the clients' own held-out records."""
-        trainer = self._trainer
-        metrics = find_metrics(self._config.evaluation.metrics)
-        rows = []
-        for client in clients:
-            test = trainer.data(client).test
-            if test is None or not len(test):
-                continue
-            x, y = on_device(test, torch.device("cpu"))  # a batch at a time is moved from there
-            failed: dict[str, str] = {}
-            try:
-                with self._kept(None):
-                    model = trainer.measured(weights, client)
-                    values = evaluate(model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device, failed)
-            except FedrayError:
-                raise
-            except BaseException as error:  # of the client's code or data: its own evaluation's end alone
-                end_if_lost(error)
-                log.warning("client %s could not be evaluated:\n%s", client.name, told(error))
-                values, failed = dict.fromkeys(metrics, math.nan), dict.fromkeys(metrics, described(error))
-            rows.append(LocalEvaluation(client.name, len(test), values, failed))
-        return rows
+        return self._measuring.plainly(weights, clients)
+
+    def evaluate_noised(self, weights: Vector, clients: Sequence[ClientTask], round_: int) -> list[NoisedEvaluation]:
+        """Evaluate on the clients' own held-out records, of which nothing is told but sums with noise; see :class:`Measuring`."""
+        return [] if self._changed else self._measuring.noised(weights, clients, round_)
 
     # -- the silo's own book (dedicated) ---------------------------------------------------------
 

@@ -261,6 +261,25 @@ class LocalEvaluation:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class NoisedEvaluation:
+    """What a client tells of its held-out records under privacy.
+
+    Attributes:
+        name: of the client.
+        records: public number of its held-out records.
+        sums: of each statistic by name, in grid units, with noise; empty where there is a problem.
+        receipt: of what was charged, for the ledger; None where there is a problem.
+        problem: why it tells nothing, as a sentence; empty where it does.
+    """
+
+    name: str
+    records: int = 0
+    sums: dict[str, list[int]] = field(default_factory=dict)
+    receipt: dict[str, Any] | None = None
+    problem: str = ""
+
+
 Message = TypeVar("Message", ClientTask, ClientReport)
 
 

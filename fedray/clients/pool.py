@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedray.aggregation.each import RowsAt
 from fedray.clients.actors import Actors
 from fedray.clients.course import Course
-from fedray.clients.messages import ClientTask, HostInfo, Inquiry, LocalEvaluation, PartialSum, RoundTask
+from fedray.clients.messages import ClientTask, HostInfo, Inquiry, LocalEvaluation, NoisedEvaluation, PartialSum, RoundTask
 from fedray.clients.nodes import Node, look
 from fedray.clients.placement import Place
 from fedray.clients.rounds import Round, Rules
@@ -244,6 +244,29 @@ class Pool:
             taken = {c.index for clients in work.values() for c in clients}
             alone = [c for c in alone if c.index not in taken]
         return sorted(found, key=lambda r: r.name)
+
+    def within_reach(self, cohort: Sequence[ClientTask]) -> list[ClientTask]:
+        """The clients whose actor could evaluate now; actors that are being replaced are waited for."""
+        self._actors.settle(self._actors.start_timeout)
+        return [c for clients in self._shared_out(cohort, 0).values() for c in clients]
+
+    def evaluate_once(self, cohort: Sequence[ClientTask], weights: Any, round_: int, timeout: float) -> list[NoisedEvaluation]:
+        """What clients tell of their held-out records with noise; those whose actor ends or does not answer tell nothing.
+
+        Nobody is asked twice: another answer would have noise of its own, and be a release that nobody charged.
+
+        Args:
+            cohort: who is asked, with their reservations.
+            weights: the globals, or an object reference of them.
+            round_: after which the evaluation takes place, from 0.
+            timeout: seconds to wait for answers.
+        """
+        work = self._shared_out(cohort, 0)
+        answers = self._actors.ask("evaluate_noised", {slot: (weights, clients, round_) for slot, clients in work.items()}, timeout)
+        for slot in work:
+            if slot not in answers and slot.info is not None:
+                self._actors.replace(slot, f"it did not come back from an evaluation within {timeout:g} s", self._actors.between)
+        return sorted((one for found in answers.values() for one in found), key=lambda one: one.name)
 
     def _shared_out(self, clients: Sequence[ClientTask], most: int) -> dict[Slot, list[ClientTask]]:
         """Clients for each actor that is free, at most ``most`` each, 0 for any number; some may be left over."""

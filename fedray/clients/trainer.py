@@ -221,6 +221,7 @@ class Trainer:
     def measured(self, weights: Vector, client: ClientTask) -> nn.Module:
         """The model that is evaluated on a client's own records."""
         train, state = self.data(client).train, of_algorithm(self._views.state_of(client))
+        self.model = self.model if self._fresh is None else self._fresh()
         view = ClientView(*self._views.of(client, state, weights, len(train), self.model, lambda: self.tensors(train)))
         view.put(self._algorithm.measured(view))
         return self.model

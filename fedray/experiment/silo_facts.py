@@ -35,7 +35,8 @@ def complete(prepared: Prepared, infos: Sequence[HostInfo]) -> Prepared:
     classes, persons = len(prepared.class_labels) or None, [silo.persons for silo in silos if silo.persons is not None]
     facts = RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, first.inputs, first.target_shape, counts)
     known = np.array(persons, dtype=np.int64) if len(persons) == len(silos) else None
-    return with_records(prepared, replace(facts, persons=known))
+    held_out = np.array([silo.held_out for silo in silos], dtype=np.int64)
+    return with_records(prepared, replace(facts, persons=known, held_out=held_out if held_out.any() else None))
 
 
 def without_cuda(infos: Mapping[str, HostInfo], with_gpu: Sequence[str]) -> str:

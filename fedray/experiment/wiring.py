@@ -29,7 +29,7 @@ from fedray.configfile import dump_config
 from fedray.driver import Loop, ModelState
 from fedray.experiment.agreeing import agreed_data_of
 from fedray.experiment.background import Background
-from fedray.experiment.besides import start_evaluator, start_roots
+from fedray.experiment.besides import noised_evaluations, start_evaluator, start_roots
 from fedray.experiment.description import guarantee_plans, tracking_parameters, tracking_tags
 from fedray.experiment.finished import frozen_of
 from fedray.experiment.identity import identity
@@ -151,8 +151,7 @@ class Wiring:
         write_atomic(self._files.config, masked(dump_config(config)).encode())
         write_json(self._files.partition, {**p.partition, "model": model.document(), "class_labels": list(p.class_labels)})
         check_model(checkpoint, model, self._files.checkpoints)
-        server = make_server(config.server)
-        rule = make_rule(config.aggregation)
+        server, rule = make_server(config.server), make_rule(config.aggregation)
         if p.client_plan is not None:
             self._open_client_book(p.client_plan)
         regime = self._regime(meta.get("release") or {})
@@ -189,6 +188,7 @@ class Wiring:
             privacy=privacy,
             secure=self._secure(),
             agreed=agreed,
+            noised=noised_evaluations(p, pool, books, record, agreed),
             first_round=beginning.round,
             resumed=resumed,
         )

@@ -19,6 +19,7 @@ from fedray.models.build import adapter, factory_arguments
 from fedray.privacy import rules
 from fedray.privacy.aggregationrules import check_rule
 from fedray.privacy.clientplan import make_mechanism
+from fedray.privacy.evaluationplan import check_judged
 from fedray.privacy.pacingrules import check_pacing
 from fedray.privacy.securerules import check_secure
 from fedray.privacy.stagerules import check_stages
@@ -26,6 +27,7 @@ from fedray.rounds.pacing import make_schedule
 from fedray.secure.protocol import make_protocol
 from fedray.training.evaluate import find_metrics
 from fedray.training.losses import find_loss
+from fedray.training.noisedmetrics import counted_for
 from fedray.training.schedules import check_schedule
 from fedray.updates.download import make_coder
 from fedray.updates.pipeline import make_stages
@@ -45,7 +47,8 @@ def check_privacy(config: Config) -> list[str]:
     """Refuse what a privacy claim may not be combined with; returns warnings of what should be known.
 
     Raises:
-        ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.rules.check_algorithm`,
+        ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.evaluationplan.check_judged`,
+            :func:`fedray.privacy.rules.check_algorithm`,
             :func:`fedray.privacy.aggregationrules.check_rule`, :func:`fedray.privacy.stagerules.check_stages`,
             :func:`fedray.privacy.pacingrules.check_pacing` and :func:`fedray.privacy.securerules.check_secure`.
     """
@@ -53,6 +56,7 @@ def check_privacy(config: Config) -> list[str]:
     check_attack(config, algorithm.traits, rule.wants)
     warnings = rules.check(config, private_statistics(config.data))
     warnings += check_rule(config, rule.wants, _is_mean(rule))
+    check_judged(config, type(algorithm).measured is Algorithm.measured and not algorithm.personal)
     rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
     check_stages(config, make_stages(config), algorithm.traits)
     schedule = make_schedule(config)
@@ -97,6 +101,8 @@ def check_parts(config: Config) -> None:
         if find_loss(name).couples and config.privacy.record:
             raise rules.coupled_loss(path, name)
     find_metrics(config.evaluation.metrics)
+    if config.evaluation.charged is not None:
+        counted_for(config.evaluation.metrics, config.evaluation.charged, None)
     check_schedule(config.training, config.rounds)
     factory = find(components.MODELS, config.model.kind)
     if inspect.isroutine(factory) or inspect.isclass(factory):

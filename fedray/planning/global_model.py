@@ -94,6 +94,7 @@ class RecordFacts:
         class_counts: records of each class at each client, int64 ``[clients, classes]``, where they may be shown.
         targets: all clients' targets, where the driver may look at them.
         persons: number of persons with training records at each client, int64 ``[clients]``; None if it is not known whose the records are.
+        held_out: number of each client's own held-out records, int64 ``[clients]``; None where clients hold out none.
     """
 
     sizes: npt.NDArray[np.int64]
@@ -107,6 +108,7 @@ class RecordFacts:
     class_counts: npt.NDArray[np.int64] | None = None
     targets: npt.NDArray[Any] | None = None
     persons: npt.NDArray[np.int64] | None = None
+    held_out: npt.NDArray[np.int64] | None = None
 
 
 def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], facts: RecordFacts) -> Model:

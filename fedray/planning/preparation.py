@@ -66,6 +66,7 @@ class Prepared:
         class_labels: the source's own label of each class, in class order; empty in regression.
         test_form: form of the driver's test set in runs whose silos read their own records.
         sizes: number of training records of each client, int64 ``[clients]``.
+        held_out: number of each client's own held-out records, int64 ``[clients]``; None where clients hold out none.
         model: the global model.
         partition: the partition report, as JSON data.
         client_plan: plan of privacy for whole clients; None where they are not protected, or where it depends on a model that is not
@@ -87,6 +88,7 @@ class Prepared:
     class_labels: Sequence[Label] = ()
     test_form: Silo | None = None
     sizes: npt.NDArray[np.int64] | None = None
+    held_out: npt.NDArray[np.int64] | None = None
     model: Model | None = None
     partition: Mapping[str, Any] = field(default_factory=dict)
     client_plan: ClientPlan | None = None
@@ -182,6 +184,7 @@ def prepare(config: Config) -> Prepared:
         class_counts(federation) if show_counts else None,
         None if private else federation.train.y,
         federation.persons,
+        None if federation.client_test_offsets is None else np.diff(federation.client_test_offsets),
     )
     check_silos_of_persons(config.privacy, federation)
     return with_records(prepared, facts)
@@ -195,7 +198,10 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     """
     config, names, groups = prepared.config, prepared.names, prepared.groups
     check_persons(config.privacy, facts.persons)
-    check_sizes(prepared.plans, groups, names, facts.sizes if config.privacy.person is None or facts.persons is None else facts.persons)
+    units = facts.sizes if config.privacy.person is None or facts.persons is None else facts.persons
+    if config.evaluation.charged is not None and facts.held_out is not None:
+        units = units + facts.held_out
+    check_sizes(prepared.plans, groups, names, units)
     model = make_model(config, groups, names, facts)
     check_own_transform(config.data, facts.shape)
     config, test, notes = _evaluated_apart(config, model.apart, prepared.test)
@@ -215,6 +221,7 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
         warnings=[*prepared.warnings, *notes, *said_of_one_class(facts.class_counts, prepared.class_labels)],
         test=test,
         sizes=facts.sizes,
+        held_out=facts.held_out,
         model=model,
         partition=partition,
         client_plan=prepared.client_plan or plan_whole_clients(config, groups, len(names), model.exchange.up_size),
@@ -273,6 +280,11 @@ def _evaluated(config: Config, test: Records | None, at_clients: bool | None) ->
     e = config.evaluation
     if e.federated and at_clients is False:
         raise no_test_records()
+    if e.charged is not None and test is not None:
+        raise ConfigError(
+            "evaluation.charged: the driver holds test records, on which the model is evaluated without a charge, so the clients would be charged for "
+            "less exact figures; set evaluation.federated=false and take evaluation.charged out, or hold out at the clients (data.holdout.at)."
+        )
     if e.federated and not e.metrics:
         raise ConfigError("evaluation.metrics: there are none to take at the clients; name some, or set evaluation.federated=false.")
     if not e.metrics or test is not None or e.federated:
@@ -280,7 +292,9 @@ def _evaluated(config: Config, test: Records | None, at_clients: bool | None) ->
     at_clients = config.data.holdout.fraction > 0 if at_clients is None else at_clients
     if at_clients:
         why = "only the clients hold test records, and they are not asked"
-        ways = "evaluation.federated=true" + (" with privacy.unprotected=[evaluation]" if config.privacy.regimes else "")
+        charged = config.privacy.whole_clients is None and config.privacy.person is None
+        protected = " with evaluation.charged.noise_multiplier" if charged else " with privacy.unprotected=[evaluation]"
+        ways = "evaluation.federated=true" + (protected if config.privacy.regimes else "")
         ways += "" if per_silo(config.data) else " or data.holdout.at=driver"
     else:
         why, ways = "no test records are held out", "data.holdout.fraction above 0"

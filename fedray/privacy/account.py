@@ -15,6 +15,7 @@ from typing import Any
 from fedray.errors import LedgerError
 from fedray.privacy.accounting import accountant, budgets
 from fedray.privacy.accounting.events import Composition
+from fedray.privacy.evaluationplan import EvaluationPlan
 from fedray.privacy.figures import Figures, Spent, listed
 from fedray.privacy.ledger.chain import EVERYONE, Charge, read, run_of
 from fedray.privacy.ledger.ledger import Ledger
@@ -188,18 +189,20 @@ class Account:
 
     @property
     def earlier_rounds(self) -> frozenset[int]:
-        """The rounds that earlier starts of this run charged, from 0."""
+        """The rounds, from 0, whose training earlier starts of this run charged."""
         return self._ledger.earlier_rounds
 
-    def check(self, subjects: Iterable[str]) -> Decision:
-        """Which subjects could be charged for one more round. Charges nothing."""
+    def check(self, subjects: Iterable[str], evaluation: EvaluationPlan | None = None) -> Decision:
+        """Which subjects could be charged for one more round, or for one evaluation by a plan. Charges nothing."""
+        held = evaluation if evaluation is None or self._limits is None else self._limits.hold(evaluation)
         granted: list[str] = []
         refused: dict[str, Refusal] = {}
         found: dict[_Group, Refusal | None] = {}
         for subject in subjects:
             group = self._group_of(subject)
             if group not in found:
-                found[group] = refusal(subject, group.plan, group.composition, group.charges, self._limit_of(subject))
+                plan, charges = (group.plan, group.charges) if held is None else (held, 0)
+                found[group] = refusal(subject, plan, group.composition, charges, self._limit_of(subject))
             why = found[group]
             if why is None:
                 granted.append(subject)
@@ -207,8 +210,8 @@ class Account:
                 refused[subject] = replace(why, subject=subject)
         return Decision(granted, refused)
 
-    def authorize(self, round: int, attempt: int, subjects: Sequence[str]) -> Decision:
-        """Charge one round to each subject that can afford it; the charges are durable when this returns.
+    def authorize(self, round: int, attempt: int, subjects: Sequence[str], evaluation: EvaluationPlan | None = None) -> Decision:
+        """Charge one round, or one evaluation, to each subject that can afford it; the charges are durable when this returns.
 
         A round is granted if the RDP bound or, if that does not suffice, the PLD bound of all earlier charges and this round is within
         the budget. Only granted subjects may train.
@@ -217,13 +220,16 @@ class Account:
             round: number of the round, increasing for each subject.
             attempt: number of the attempt at this round; every retry is charged again.
             subjects: distinct subjects of this account.
+            evaluation: the plan of an evaluation after this round, which is charged instead of the training.
 
         Raises:
             LedgerError: the charge could not be made durable, or was made before; nothing may be trained.
         """
-        decision = self.check(subjects)
-        steps = self._shortened(decision) if self._fewer_steps else {}
-        heads = self._ledger.reserve([self._charge(s, round, attempt, steps.get(s)) for s in decision.granted])
+        decision = self.check(subjects, evaluation)
+        steps = self._shortened(decision) if self._fewer_steps and evaluation is None else {}
+        if evaluation is not None:
+            self._ledger.describe(evaluation.sha256, evaluation.terms())
+        heads = self._ledger.reserve([self._charge(s, evaluation, round, attempt, steps.get(s)) for s in decision.granted])
         after: dict[tuple[_Group, int | None], _Group] = {}
         for subject, head in zip(decision.granted, heads, strict=True):
             kind = (self._of[subject], steps.get(subject))
@@ -231,9 +237,9 @@ class Account:
             after[kind] = self._sort_in(subject, after.get(kind))
         return decision
 
-    def commit(self, round: int, attempt: int, receipts: Mapping[str, Mapping[str, Any] | None]) -> None:
-        """Record that the results of a reserved round left the clients, with the receipt of each client."""
-        self._ledger.commit(round, attempt, receipts)
+    def commit(self, round: int, attempt: int, receipts: Mapping[str, Mapping[str, Any] | None], evaluates: bool = False) -> None:
+        """Record that the results of a reserved round, or of its evaluation, left the clients, with the receipt of each client."""
+        self._ledger.commit(round, attempt, receipts, evaluates)
 
     def groups(self, rounds: int | None = None) -> list[Spent]:
         """All subjects' figures, in groups of subjects with equal figures.
@@ -307,10 +313,10 @@ class Account:
                 decision.granted.append(subject)
         return steps
 
-    def _charge(self, subject: str, round: int, attempt: int, steps: int | None) -> Charge:
-        plan = self._plans[subject]
-        event = plan.event(steps=steps)
-        return Charge(subject, round, attempt, event, plan.sha256, plan.clip, plan.unit, plan.adjacency, self._data.get(subject))
+    def _charge(self, subject: str, evaluation: EvaluationPlan | None, round: int, attempt: int, steps: int | None) -> Charge:
+        plan = self._plans[subject] if evaluation is None else evaluation
+        about = plan.sha256, plan.clip, plan.unit, plan.adjacency, self._data.get(subject), plan.purpose
+        return Charge(subject, round, attempt, plan.event(steps=steps), *about)
 
     def _figures(self, group: _Group, rounds: int | None) -> Figures:
         """Figures of the group's first subject."""

@@ -21,7 +21,7 @@ from fedray.privacy.accounting.events import Adjacency, Event, Poisson, rate
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise
-from fedray.privacy.recordplan import RecordPlan, check_target, rng_of, terms_sha256
+from fedray.privacy.recordplan import Purpose, RecordPlan, check_target, rng_of, terms_sha256
 from fedray.rounding import three_digits
 
 #: Shares of delta that the figure for observers may reserve for rounds that one client's coin decides; the first sufficient one is used.
@@ -81,6 +81,7 @@ class ClientPlan:
     rng: str
     observers_rate: Fraction | None = None
 
+    purpose: ClassVar[Purpose] = "training"
     unit: ClassVar[str] = "client"
     max_silos_per_person: ClassVar[int] = 1
     steps: ClassVar[int] = 1

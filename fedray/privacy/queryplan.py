@@ -19,7 +19,7 @@ from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Gaussian
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.mechanisms.exactgaussian import EXTRA
-from fedray.privacy.recordplan import check_target, rng_of, terms_sha256
+from fedray.privacy.recordplan import Purpose, check_target, rng_of, terms_sha256
 
 _LARGEST = 1 << 96
 
@@ -91,6 +91,7 @@ class QueryPlan:
     sums: tuple[NoisedSum, ...]
     extra_variance: int = EXTRA
 
+    purpose: ClassVar[Purpose] = "query"
     unit: ClassVar[str] = "record"
     adjacency: ClassVar[Adjacency] = "zero_out"
     clip: ClassVar[float] = 1.0

@@ -12,20 +12,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from fedray.config import Config, Joint, Privacy, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Gaussian, Poisson, PoissonGroup, SelfComposed, rate
+from fedray.privacy.evaluations import Evaluations
 from fedray.privacy.persons import Person
-from fedray.rounding import three_digits
+from fedray.rounding import as_given, rounded_up, three_digits
 
 SECURE_RNG = "aes-256-ctr keyed by the operating system"
 INSECURE_RNG = "insecure seed (tests only)"
 
 History = list[tuple[float, float, int]]
+
+#: What a charge is for. Only those for training count as participations.
+Purpose = Literal["training", "query", "evaluation"]
 
 
 class Charged(Protocol):
@@ -62,6 +66,7 @@ class RecordPlan:
         rng: source of noise and sampling coins, in words.
         clipping: ``flat`` clips all trained parameters jointly; ``per_layer`` clips each of n parameter tensors to clip / sqrt(n).
         person: how much of a person takes part, if the unit is a person; None if it is a record.
+        evaluations: what is charged for evaluations beside the training; None if nothing is.
     """
 
     sampling_rate: Fraction
@@ -81,7 +86,9 @@ class RecordPlan:
     rng: str
     clipping: Literal["flat", "per_layer"] = "flat"
     person: Person | None = None
+    evaluations: Evaluations | None = None
 
+    purpose: ClassVar[Purpose] = "training"
     adjacency: ClassVar[Adjacency] = "zero_out"
 
     @property
@@ -100,8 +107,12 @@ class RecordPlan:
 
     @property
     def planned_epsilon(self) -> float:
-        """Epsilon after all planned participations of a client without earlier charges."""
-        return accountant.bound({self.event(): self.participations}, self.delta, self.interval)
+        """Epsilon after all planned participations, and evaluations, of a client without earlier charges."""
+        return accountant.bound(self.planned(), self.delta, self.interval)
+
+    def planned(self) -> dict[Event, int]:
+        """All planned charges of a client."""
+        return {self.event(): self.participations, **dict(self.evaluations.composition() if self.evaluations else ())}
 
     def terms(self) -> dict[str, Any]:
         """The plan as JSON data, for ledgers and statements."""
@@ -109,13 +120,16 @@ class RecordPlan:
         values["sampling_rate"] = [self.sampling_rate.numerator, self.sampling_rate.denominator]
         person = values.pop("person")
         values |= {} if person is None else {"person": person.terms()}
+        evaluations = values.pop("evaluations")
+        values |= {} if evaluations is None else {"evaluations": evaluations.terms()}
         return {"unit": self.unit, "adjacency": self.adjacency, "regime": "record", **values}
 
     @classmethod
     def of(cls, terms: Mapping[str, Any]) -> RecordPlan:
         """The plan of :meth:`terms`."""
-        values = {field.name: terms[field.name] for field in fields(cls) if field.name != "person"}
-        return cls(**values | {"sampling_rate": Fraction(*terms["sampling_rate"]), "person": Person.of(terms.get("person"))})
+        values = {field.name: terms[field.name] for field in fields(cls) if field.name not in ("person", "evaluations")}
+        parts = {"person": Person.of(terms.get("person")), "evaluations": Evaluations.from_terms(terms.get("evaluations"))}
+        return cls(**values | parts | {"sampling_rate": Fraction(*terms["sampling_rate"])})
 
     @cached_property
     def sha256(self) -> str:
@@ -190,8 +204,11 @@ def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
     q, steps, delta = rate(training.sampling_rate or 0.0), training.steps or 0, privacy.delta or 0.0
     participations = min(config.rounds, privacy.max_participations or config.rounds)
     noise, person = privacy.noise_multiplier, Person.of(None if privacy.person is None else privacy.person.model_dump())
+    evaluations = Evaluations.of(config)
     if noise is None:
-        noise = accountant.calibrate(lambda z: _event(q, steps, z, person), participations, delta, privacy.target_epsilon or 0.0)
+        beside = {} if evaluations is None else _beside(evaluations, delta, privacy.target_epsilon or 0.0)
+        event = partial(_event, q, steps, person=person)
+        noise = accountant.calibrate(event, participations, delta, privacy.target_epsilon or 0.0, spent=beside)
     return RecordPlan(
         sampling_rate=q,
         steps=steps,
@@ -210,7 +227,25 @@ def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
         rng=rng_of(config),
         clipping=privacy.clipping,
         person=person,
+        evaluations=evaluations,
     )
+
+
+def _beside(evaluations: Evaluations, delta: float, target: float) -> dict[Event, int]:
+    """What evaluations are charged, for which the training's noise leaves room.
+
+    Raises:
+        ConfigError: they leave nothing of the target.
+    """
+    charges = dict(evaluations.composition())
+    alone = accountant.bound(charges, delta)
+    if alone >= target:
+        raise ConfigError(
+            f"evaluation.charged.noise_multiplier: {evaluations.count()} evaluations alone cost epsilon {rounded_up(alone)}, and "
+            f"privacy.target_epsilon={as_given(target)} is to cover the training too; raise the noise multiplier, evaluate in fewer rounds "
+            "(evaluation.every, 0 = once), or raise the target."
+        )
+    return charges
 
 
 def check_target(section: Privacy | Joint, path: str) -> None:

@@ -6,8 +6,16 @@ from dataclasses import dataclass
 
 from fedray.privacy.accounting import budgets
 from fedray.privacy.accounting.events import Composition
-from fedray.privacy.queryplan import AnyPlan, QueryPlan
+from fedray.privacy.queryplan import AnyPlan
+from fedray.privacy.recordplan import Purpose
 from fedray.rounding import as_given, rounded_up
+
+#: What is refused, and the section of the config that sets its noise.
+_WORDS: dict[Purpose, tuple[str, str]] = {
+    "training": ("another round", "privacy"),
+    "query": ("this query", "privacy"),
+    "evaluation": ("another evaluation", "evaluation.charged"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,8 @@ class Refusal:
                 "a plan with more participations needs more noise."
             )
         noise, steps = self.fits()
-        what = "this query" if isinstance(self.plan, QueryPlan) else "another round"
-        ways = [f"privacy.noise_multiplier={noise:g}"] if noise is not None else []
+        what, section = _WORDS[self.plan.purpose]
+        ways = [f"{section}.noise_multiplier={noise:g}"] if noise is not None else []
         ways += [f"training.steps={steps}"] if steps else []
         fit = f"it would fit with {' or '.join(ways)}" if ways else "no setting makes it fit"
         end = "or raise privacy.budget" if self.limits is None else f"and {self.limits} allows no more, whatever the config says"

@@ -14,6 +14,7 @@ from torch import nn
 
 from fedray.config import Config, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal
+from fedray.privacy.evaluationplan import check_charged
 from fedray.privacy.ledgerrules import check_ledgers
 from fedray.privacy.queriedrules import check_queried
 from fedray.traits import Traits
@@ -57,6 +58,7 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
         raise ConfigError("tracking.system_metrics: has no effect, because tracking.enabled is false; take one of them out.")
     if not privacy.regimes:
         _check_none(privacy)
+        check_charged(config)
         return []
     _check_data(config, private_statistics)
     if privacy.record:
@@ -183,12 +185,7 @@ def _check_data(config: Config, private_statistics: bool) -> None:
             "privacy.incompatible.record.private_statistics",
         )
     check_queried(config)
-    if config.evaluation.federated and "evaluation" not in config.privacy.unprotected:
-        raise PrivacyRefusal(
-            "evaluation.federated: metrics on the clients' own records are released without noise; set evaluation.federated=false "
-            "and evaluate on public records, or ask for them after the run by fedray query (judged=RUN_DIR), which charges them, or accept it with privacy.unprotected=[evaluation], which voids the claim.",
-            f"privacy.incompatible.{config.privacy.regimes[0]}.federated_evaluation",
-        )
+    check_charged(config)
 
 
 def everywhere(config: Config, key: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ all clients at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from fedray.clients.messages import ClientReport, ClientTask, by_version
 from fedray.clients.pool import Pool
 from fedray.errors import BudgetReached
 from fedray.privacy.account import Account, Reservation
+from fedray.privacy.evaluationplan import EvaluationPlan
 from fedray.privacy.figures import Figures, Spent
-from fedray.privacy.ledger.chain import EVERYONE
+from fedray.privacy.ledger.chain import EVALUATION, EVERYONE
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,22 @@ class RunBook:
         for attempt in sorted({r.attempt for r in trained}):
             self._account.commit(round_, attempt, {r.name: r.receipts.get(self.unit) for r in trained if r.attempt == attempt})
 
+    def charge_evaluation(self, round_: int, cohort: Sequence[ClientTask], plan: EvaluationPlan) -> Authorization:
+        """Charge the evaluation after a round to all clients, with one write to the disk."""
+        decision, clients = self._account.authorize(round_, 0, [c.name for c in cohort], plan), {c.name: c for c in cohort}
+        granted = [_reserved(clients[name], self.unit, decision.reservations[name]) for name in decision.granted]
+        return Authorization(round_, granted, {name: str(refusal) for name, refusal in decision.refused.items()})
+
+    def commit_evaluation(self, round_: int, receipts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Enter the receipt of each client that has answered."""
+        self._account.commit(round_, 0, receipts, evaluates=True)
+
     def view(self, rounds: int, everyone: bool) -> BooksView:
         """Read the account; see :meth:`Books.view`."""
         return _view(self.unit, self._account.groups(rounds if everyone else None))
 
     def earlier_rounds(self) -> set[int]:
-        """The rounds, from 0, that earlier starts of this run charged."""
+        """The rounds, from 0, whose training earlier starts of this run charged."""
         return set(self._account.earlier_rounds)
 
     def heads(self) -> dict[str, str]:
@@ -210,6 +221,13 @@ class SiloBooks:
             if handle is not None:
                 handle.commit.remote(round_, client.attempt, client.receipts.get(self.unit))
 
+    def charge_evaluation(self, round_: int, cohort: Sequence[ClientTask], plan: EvaluationPlan) -> Authorization:
+        """Leave the charge to each client's actor, which reserves before it reads its held-out records."""
+        return Authorization(round_, list(cohort))
+
+    def commit_evaluation(self, round_: int, receipts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Nothing: each silo has entered its own receipt."""
+
     def view(self, rounds: int, everyone: bool) -> BooksView:
         """Ask every silo; of one that does not answer, what it said last."""
         for name, (figures, head) in self._ask("spent", rounds if everyone else None).items():
@@ -217,9 +235,9 @@ class SiloBooks:
         return _view(self.unit, [Spent(self._known[c.name], [c.name]) for c in self._clients if c.name in self._known])
 
     def earlier_rounds(self) -> set[int]:
-        """The rounds, from 0, that earlier starts of this run charged to any silo."""
+        """The rounds, from 0, whose training earlier starts of this run charged to any silo."""
         entries = [entry for part in self.parts().values() for entry in part["entries"]]
-        return {int(entry["round"]) for entry in entries if entry.get("kind") == "reserve"}
+        return {int(e["round"]) for e in entries if e.get("kind") == "reserve" and e.get("purpose") != EVALUATION}
 
     def heads(self) -> dict[str, str]:
         """Hash of the last entry of each silo's book, as each silo last said."""
@@ -284,6 +302,16 @@ class Books:
             for version, clients in by_version(round_, granted).items():
                 book.commit(version, [done[c.index] for c in clients if c.index in done])
 
+    def charge_evaluation(self, round_: int, cohort: Sequence[ClientTask], plan: EvaluationPlan) -> Authorization:
+        """Charge the evaluation after a round to each client, in the book of its records. Clients over their budget are refused."""
+        (book,) = self._books
+        return book.charge_evaluation(round_, cohort, plan)
+
+    def commit_evaluation(self, round_: int, receipts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Enter what left the clients in the evaluation after a round."""
+        (book,) = self._books
+        book.commit_evaluation(round_, receipts)
+
     def view(self, rounds: int, everyone: bool = False) -> BooksView:
         """What the books say after ``rounds`` rounds of the run.
 
@@ -296,7 +324,7 @@ class Books:
         return BooksView(groups, frozenset().union(*(view.exhausted for view in views)))
 
     def earlier_rounds(self) -> set[int]:
-        """The rounds, from 0, that earlier starts of this run charged in any book."""
+        """The rounds, from 0, whose training earlier starts of this run charged in any book."""
         return set().union(*(book.earlier_rounds() for book in self._books))
 
     def heads(self) -> dict[str, str]:

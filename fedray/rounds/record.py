@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,6 +162,15 @@ class Record:
     def at_clients(self, entry: OpenRow, rows: Sequence[LocalEvaluation], central: bool) -> None:
         """Add to a row what the clients measured; ``central``: there is a central test set, too."""
         entry.row["metrics"] |= self._quality.at_clients(entry.row["round"], rows, central)
+
+    def noised(self, entry: OpenRow, evaluate: Callable[[], dict[str, float]]) -> None:
+        """Add to a row what charged evaluation at the clients gives, and what is spent then.
+
+        A row that has its figures from before the driver died keeps them: they were released and charged, and others would be charged again.
+        """
+        known = entry.row["metrics"]
+        if not any(f"eval/{name}" in known for name in self._config.evaluation.metrics):
+            entry.row |= numbers_only({**entry.row, "metrics": known | evaluate() | self._figures()})
 
     def flush(self, wait: bool) -> None:
         """Write the rows whose evaluation is done; with ``wait`` all of them."""

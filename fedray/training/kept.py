@@ -16,7 +16,7 @@ import types
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from fedray.errors import PrivacyRefusal
 from fedray.training.engine import LossFn
 from fedray.training.fast.sequential import observed
+from fedray.training.losses import Loss
+
+T = TypeVar("T")
 
 #: Packages whose own objects keep nothing of a batch; theirs that hold others' values are read by name below.
 _OTHERS = frozenset((*sys.stdlib_module_names, "torch", "numpy", "fedray", "opacus", "ray", "mlflow"))
@@ -81,6 +84,15 @@ def kept(model: nn.Module, loss: LossFn, batches: Iterable[tuple[Tensor, Tensor]
         if changed:
             return min(changed)
     return None
+
+
+def left_by(model: nn.Module, loss: Loss, run: Callable[[], T]) -> tuple[T, str | None]:
+    """What a call of a model and its loss gives, and where something of theirs differs after it, as a path; None where nothing does."""
+    if keeps_nothing(model) and not loss.own:
+        return run(), None
+    before = _values(model, loss)
+    given, after = run(), _values(model, loss)
+    return given, min((path for path in before.keys() | after.keys() if before.get(path) != after.get(path)), default=None)
 
 
 def kept_refusal(path: str) -> PrivacyRefusal:

@@ -27,6 +27,8 @@ KINDS = ("open", "reserve", "commit", "note")
 _HEX = frozenset("0123456789abcdef")
 #: Subject of a charge that covers every client of the population.
 EVERYONE = "clients"
+#: Purpose of charges that are not the only ones of their round.
+EVALUATION = "evaluation"
 
 _TAIL = len(',"hash":""}') + 64
 _MEND = "charge nothing more to this ledger, and restore it from a copy"
@@ -59,6 +61,7 @@ class Charge:
         unit: protected unit, ``record``, ``person`` or ``client``.
         adjacency: neighbouring relation, ``zero_out`` or ``replace_one``.
         data: commitment to the subject's training records (hex); None if the subject made none.
+        purpose: ``training``, ``query`` or ``evaluation``. An entry names only the last one; the two others are the only charges of a round.
     """
 
     subject: str
@@ -70,6 +73,12 @@ class Charge:
     unit: str = "record"
     adjacency: str = "zero_out"
     data: str | None = None
+    purpose: str = "training"
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation is charged, which takes place beside the training of a round."""
+        return self.purpose == EVALUATION
 
 
 @dataclass(frozen=True)
@@ -255,6 +264,7 @@ def reserve_entry(charge: Charge, job: str) -> dict[str, Any]:
         "event": to_json(charge.event),
         "clip": charge.clip,
     }
+    body |= {"purpose": EVALUATION} if charge.evaluates else {}
     return body if charge.data is None else {**body, "data": charge.data}
 
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from fedray.errors import LedgerError
 from fedray.privacy.accounting.events import Event
 from fedray.privacy.ledger.chain import (
+    EVALUATION,
     GENESIS,
     VERSION,
     Charge,
@@ -53,8 +54,8 @@ class Ledger:
         self._summary = Summary(path)
         self._mine: Counter[str] = Counter()
         self._rounds: set[int] = set()
-        self._last: dict[str, tuple[int, int]] = {}
-        self._reserved: dict[str, tuple[tuple[int, int], ...]] = {}
+        self._last: dict[tuple[str, bool], tuple[int, int]] = {}  # of the subject's trainings, and of its evaluations
+        self._reserved: dict[tuple[str, bool], tuple[tuple[int, int], ...]] = {}
         self._size = 0
 
     @classmethod
@@ -124,7 +125,8 @@ class Ledger:
     def _admit(self, entry: LedgerEntry, subject: str | None) -> None:
         self._check_owner(entry, subject)
         self._summary.take(entry)
-        if entry.kind == "reserve" and run_of(entry.data["job"]) == self._run:
+        trains = entry.kind == "reserve" and entry.data.get("purpose") != EVALUATION
+        if trains and run_of(entry.data["job"]) == self._run:
             self._mine[entry.data["subject"]] += 1
             self._rounds.add(entry.data["round"])
 
@@ -181,12 +183,12 @@ class Ledger:
         return self._summary.charged(subject)
 
     def charges(self, subject: str, this_run: bool = False) -> int:
-        """Number of a subject's charges by all runs, or by all starts of this run."""
+        """Number of a subject's charges by all runs, or of those by all starts of this run that are not for evaluations."""
         return (self._mine if this_run else self._summary.charges)[subject]
 
     @property
     def earlier_rounds(self) -> frozenset[int]:
-        """The rounds that earlier starts of this run charged, from 0."""
+        """The rounds, from 0, whose training earlier starts of this run charged."""
         return frozenset(self._rounds)
 
     def reserve(self, charges: Sequence[Charge]) -> list[Head]:
@@ -196,13 +198,14 @@ class Ledger:
             the entries in the order of ``charges``. A receipt must name the hash of its entry as the reservation.
 
         Raises:
-            LedgerError: a subject's (round, attempt) is not above the last one that this process reserved for it; the unit or adjacency is
+            LedgerError: a subject's (round, attempt) is not above the last one that this process reserved for it, for training or for
+                evaluation; the unit or adjacency is
                 not the ledger's; a commitment is malformed; or the entries could not be made durable. Nothing may be trained then.
         """
-        last: dict[str, tuple[int, int]] = {}
+        last: dict[tuple[str, bool], tuple[int, int]] = {}
         for charge in charges:
-            key = (charge.round, charge.attempt)
-            before = last.get(charge.subject, self._last.get(charge.subject))
+            key, whose = (charge.round, charge.attempt), (charge.subject, charge.evaluates)
+            before = last.get(whose, self._last.get(whose))
             if before is not None and key <= before:
                 raise LedgerError(
                     f"{self.path}: round {charge.round}, attempt {charge.attempt} of '{charge.subject}' is asked for after "
@@ -214,21 +217,25 @@ class Ledger:
                 )
             if charge.data is not None and not is_commitment(charge.data):
                 raise LedgerError(f"{self.path}: '{charge.data}' is not a commitment to the records of '{charge.subject}' (64 hex digits).")
-            last[charge.subject] = key
+            last[whose] = key
         heads = self._append([reserve_entry(charge, self.job) for charge in charges])
         self._last.update(last)
         for charge in charges:
-            self._mine[charge.subject] += 1
-            self._reserved[charge.subject] = (*self._reserved.get(charge.subject, ())[1 - _KEPT :], (charge.round, charge.attempt))
+            whose = (charge.subject, charge.evaluates)
+            self._mine[charge.subject] += not charge.evaluates
+            self._reserved[whose] = (*self._reserved.get(whose, ())[1 - _KEPT :], (charge.round, charge.attempt))
         return heads
 
-    def commit(self, round: int, attempt: int, subjects: Iterable[str] | Mapping[str, Mapping[str, Any] | None]) -> Head:
+    def commit(
+        self, round: int, attempt: int, subjects: Iterable[str] | Mapping[str, Mapping[str, Any] | None], evaluates: bool = False
+    ) -> Head:
         """Record that results left the subjects. Nothing is charged or taken back.
 
         Args:
             round: number of the results' round.
             attempt: number of the attempt at that round.
             subjects: the subjects; as a mapping, each with its receipt (JSON data, see :mod:`fedray.privacy.ledger.verification`) or None.
+            evaluates: whether they are results of an evaluation.
 
         Raises:
             LedgerError: the round and attempt are not among the subject's latest reservations of this process.
@@ -236,11 +243,12 @@ class Ledger:
         receipts = subjects if isinstance(subjects, Mapping) else dict.fromkeys(subjects)
         key = (round, attempt)
         for subject in receipts:
-            if key not in self._reserved.get(subject, ()):
+            if key not in self._reserved.get((subject, evaluates), ()):
                 raise LedgerError(f"{self.path}: round {round}, attempt {attempt} of '{subject}' is committed but was never reserved.")
         bodies: list[dict[str, Any]] = []
         for subject, receipt in receipts.items():
             body: dict[str, Any] = {"kind": "commit", "job": self.job, "subject": subject, "round": round, "attempt": attempt}
+            body |= {"purpose": EVALUATION} if evaluates else {}
             bodies.append(body if receipt is None else {**body, "receipt": dict(receipt)})
         self._append(bodies)
         return self.head

@@ -37,7 +37,7 @@ def verify(path: str | Location, head: str | None = None) -> Summary:
     path = location(path)
     summary = Summary(path)
     found = head is None
-    reserved: dict[tuple[str, str, int, int], LedgerEntry] = {}
+    reserved: dict[tuple[str, str, int, int, str], LedgerEntry] = {}
     terms: dict[str, Mapping[str, Any]] = {}
     job, entries = "", 0
     for entry in read(path):
@@ -65,8 +65,8 @@ def verify(path: str | Location, head: str | None = None) -> Summary:
     return summary
 
 
-def _key(data: Mapping[str, Any]) -> tuple[str, str, int, int]:
-    return data["job"], data["subject"], data["round"], data["attempt"]
+def _key(data: Mapping[str, Any]) -> tuple[str, str, int, int, str]:
+    return data["job"], data["subject"], data["round"], data["attempt"], data.get("purpose", "")
 
 
 def _check_commit(path: Location, commit: LedgerEntry, reserve: LedgerEntry | None, terms: Mapping[str, Mapping[str, Any]]) -> None:

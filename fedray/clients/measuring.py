@@ -1,0 +1,149 @@
+"""A client's evaluation of the model on its own held-out records: metrics as they are, or sums with noise that are charged."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+
+from fedray.clients.devices import end_if_lost, on_device
+from fedray.clients.messages import ClientTask, LocalEvaluation, NoisedEvaluation
+from fedray.clients.surroundings import Kept, described, told
+from fedray.clients.terms import Terms
+from fedray.clients.trainer import Trainer
+from fedray.errors import FedrayError
+from fedray.models.build import evaluating
+from fedray.parameters import Vector
+from fedray.privacy.account import Account
+from fedray.privacy.csprng import noise_source
+from fedray.privacy.evaluationplan import EvaluationPlan, plan_evaluation
+from fedray.privacy.integersums import noised
+from fedray.training.evaluate import evaluate, find_metrics
+from fedray.training.kept import kept_refusal, left_by
+from fedray.training.losses import Loss
+from fedray.training.noisedmetrics import Counted, counted_for, sums_over
+
+log = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
+
+
+class Measuring:
+    """Evaluates for the clients of one actor.
+
+    Args:
+        terms: the run's.
+        trainer: has the records and the model.
+        loss: the run's.
+        device: that the model is on.
+        kept: what client code runs within.
+        classes: number of classes of the targets; None in regression.
+        account: the silo's own ledger; None where the driver charges, or nothing is charged.
+    """
+
+    def __init__(
+        self, terms: Terms, trainer: Trainer, loss: Loss, device: torch.device, kept: Kept, classes: int | None, account: Account | None
+    ) -> None:
+        self._config, self._trainer, self._loss, self._device, self._kept, self._account = (
+            terms.config,
+            trainer,
+            loss,
+            device,
+            kept,
+            account,
+        )
+        self._counted: list[Counted] = []
+        self._plan: EvaluationPlan | None = None
+        self._spent = set[str]()  # charges under which something may have left
+        section = self._config.evaluation.charged
+        if section is not None and terms.plan is not None:
+            self._counted = counted_for(self._config.evaluation.metrics, section, classes)
+            self._plan = plan_evaluation(terms.plan, [(one.name, one.size) for one in self._counted])
+
+    def plainly(self, weights: Vector, clients: Sequence[ClientTask]) -> list[LocalEvaluation]:
+        """Each client's metrics, without noise.
+
+        Raises:
+            FedrayError: the config protects them.
+        """
+        privacy = self._config.privacy
+        if privacy.regimes and "evaluation" not in privacy.unprotected:
+            raise FedrayError("evaluation.federated: the config protects the clients' records, so metrics are not told without noise.")
+        metrics = find_metrics(self._config.evaluation.metrics)
+        rows = []
+        for client in clients:
+            test = self._trainer.data(client).test
+            if test is None or not len(test):
+                continue
+            x, y = on_device(test, _CPU)  # a batch at a time is moved from there
+            failed: dict[str, str] = {}
+            try:
+                with self._kept(None):
+                    model = self._trainer.measured(weights, client)
+                    values = evaluate(model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device, failed)
+            except FedrayError:
+                raise
+            except BaseException as error:  # of the client's code or data: its own evaluation's end alone
+                end_if_lost(error)
+                log.warning("client %s could not be evaluated:\n%s", client.name, told(error))
+                values, failed = dict.fromkeys(metrics, math.nan), dict.fromkeys(metrics, described(error))
+            rows.append(LocalEvaluation(client.name, len(test), values, failed))
+        return rows
+
+    def noised(self, weights: Vector, clients: Sequence[ClientTask], round_: int) -> list[NoisedEvaluation]:
+        """Each client's sums with noise. A silo charges its own ledger first; other clients bring the charge of the driver's ledger.
+
+        Args:
+            weights: the globals.
+            clients: who is asked; clients without held-out records are left out, before anything is charged.
+            round_: after which the evaluation takes place, from 0.
+        """
+        found = []
+        for client in clients:
+            test = self._trainer.data(client).test
+            if test is not None and len(test):
+                found.append(self._noised(weights, client, round_))
+        return found
+
+    def _noised(self, weights: Vector, client: ClientTask, round_: int) -> NoisedEvaluation:
+        plan = self._plan
+        if plan is None:
+            return NoisedEvaluation(client.name, problem=f"{client.name}: the config charges for no evaluation, so it tells nothing.")
+        reservation = dict(client.reservations).get(plan.unit)
+        if self._account is not None:
+            decision = self._account.authorize(round_, 0, [client.name], plan)
+            for refusal in decision.refused.values():
+                return NoisedEvaluation(client.name, problem=str(refusal))
+            reservation = decision.reservations[client.name].id
+        if reservation is None or reservation in self._spent:
+            why = "was not charged for an evaluation" if reservation is None else "has answered under this charge"
+            return NoisedEvaluation(client.name, problem=f"{client.name}: {why}, so it tells nothing.")
+        self._spent.add(reservation)
+        try:
+            with self._kept(None):
+                sums = self._sums(weights, client, plan, round_)
+        except BaseException as error:  # its text may quote records
+            end_if_lost(error)
+            log.warning("client %s could not be evaluated:\n%s", client.name, told(error))
+            why = f"{client.name}: could not be evaluated ({type(error).__name__}); it is charged, and the log of its actor says why."
+            return NoisedEvaluation(client.name, problem=why)
+        receipt = {"reservation": reservation, "plan": plan.sha256, "noise_multiplier": plan.noise_multiplier, "clip": plan.clip}
+        if self._account is not None:
+            self._account.commit(round_, 0, {client.name: receipt}, evaluates=True)
+        test = self._trainer.data(client).test
+        return NoisedEvaluation(client.name, 0 if test is None else len(test), sums, receipt)
+
+    def _sums(self, weights: Vector, client: ClientTask, plan: EvaluationPlan, round_: int) -> dict[str, list[int]]:
+        """The noised sums; nothing else of the records leaves this method."""
+        test = self._trainer.data(client).test
+        assert test is not None
+        x, y = on_device(test, _CPU)
+        model = self._trainer.measured(weights, client)
+        with evaluating(model):
+            totals, changed = left_by(model, self._loss, lambda: sums_over(self._counted, model, x, y, self._loss))
+        if changed is not None:
+            raise kept_refusal(changed)
+        source = noise_source(self._config.privacy.insecure_seed, round_, f"evaluation {client.name}")
+        return {one.name: noised(totals[one.name], one.variance, source).tolist() for one in plan.sums}

@@ -1,0 +1,91 @@
+"""Evaluation at the clients under privacy: each client is charged, adds noise to its own sums, and figures are made of all sums together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedray.clients.messages import ClientTask, NoisedEvaluation
+from fedray.clients.pool import Pool
+from fedray.faults import Fault
+from fedray.privacy.evaluationplan import EvaluationPlan
+from fedray.privacy.receipt import check_receipt
+from fedray.rounds.agreed import AgreedData
+from fedray.rounds.books import Books
+from fedray.rounds.notes import grouped
+from fedray.training.noisedmetrics import Counted, figures_of
+
+
+class NoisedEvaluations:
+    """The charged evaluations of a run.
+
+    Args:
+        plan: of one evaluation.
+        counted: the statistics.
+        metrics: names, as the config has them.
+        clients: all that hold out records, as far as that is known.
+        pool: asks them.
+        books: charge them.
+        tell: is given what goes wrong.
+        timeout: seconds to wait for answers.
+        agreed: keeps out who does not hold what it registered; None where nothing was agreed on.
+    """
+
+    def __init__(
+        self,
+        plan: EvaluationPlan,
+        counted: Sequence[Counted],
+        metrics: Sequence[str],
+        clients: Sequence[ClientTask],
+        pool: Pool,
+        books: Books,
+        tell: Callable[[Fault], None],
+        timeout: float,
+        agreed: AgreedData | None = None,
+    ) -> None:
+        self._plan, self._counted, self._metrics, self._clients = plan, counted, metrics, clients
+        self._pool, self._books, self._tell, self._timeout, self._agreed = pool, books, tell, timeout, agreed
+        self._said = set[str]()
+
+    def after(self, rounds: int, weights: Any) -> dict[str, float]:
+        """``eval/`` metrics of the model after ``rounds`` rounds; none where no client's budget allows it, or none has answered.
+
+        The charges are durable before a record is read, and each client answers once under a charge, or not at all. A client that fails stays
+        charged. All figures follow from the noised sums and public numbers of records.
+
+        Args:
+            rounds: that are done, at least 1.
+            weights: the globals, or an object reference of them.
+
+        Raises:
+            ClaimVoid: an answer does not say that what was charged was run.
+        """
+        number, clients = rounds - 1, self._clients
+        if self._agreed is not None:
+            clients, _ = self._agreed.admitted(number, clients, self._tell)
+        permit = self._books.charge_evaluation(number, self._pool.within_reach(clients), self._plan)
+        answers = self._pool.evaluate_once(permit.cohort, weights, number, self._timeout) if permit.cohort else []
+        refused = {**permit.refused, **{one.name: one.problem for one in answers if one.problem}}
+        told = [one for one in answers if not one.problem]
+        self._say(rounds, refused)
+        reserved = {c.name: dict(c.reservations).get(self._plan.unit) for c in permit.cohort}
+        expected = {"plan": self._plan.sha256, "noise_multiplier": self._plan.noise_multiplier, "clip": self._plan.clip}
+        for one in told:
+            check_receipt(one.name, one.receipt, {"reservation": reserved[one.name], **expected})
+        self._books.commit_evaluation(number, {one.name: one.receipt for one in told if one.receipt is not None})
+        records = sum(one.records for one in told)
+        if not records:
+            return {}
+        found = figures_of(self._counted, _totals(told), records, self._metrics)
+        return {f"eval/{name}": value for name, value in found.items()}
+
+    def _say(self, rounds: int, refused: dict[str, str]) -> None:
+        """Tell each client's problem once."""
+        new = {name: text for name, text in refused.items() if name not in self._said}
+        self._said |= new.keys()
+        for fault in grouped(Fault("client", text, rounds, name) for name, text in new.items()):
+            self._tell(fault)
+
+
+def _totals(told: Sequence[NoisedEvaluation]) -> dict[str, list[int]]:
+    return {name: [sum(values) for values in zip(*(one.sums[name] for one in told), strict=True)] for name in told[0].sums}
