@@ -29,6 +29,7 @@ from fedray.clients.states import StatePlace
 from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
 from fedray.driver import Driver, Loop, ModelState
+from fedray.experiment.besides import noised_evaluations
 from fedray.experiment.description import guarantee_plans
 from fedray.holder import Holder
 from fedray.planning.preparation import capacity, prepare
@@ -234,6 +235,7 @@ def drive(
         privacy=privacy,
         roots=None if p.root is None else RootsHere(RootHost(config, p.root, model.facts, len(names), {})),  # type: ignore[arg-type]
         secure=None if protocol is None else Secure(protocol, JOB, config.cohort.min_clients, config.cohort.retries),
+        noised=noised_evaluations(p, pool, books, record, None),
     )
     driver = Driver(loop, threading.Event())
     try:

@@ -79,7 +79,7 @@ def _source(name: str, subject: Subject) -> Check:
 def _plan(name: str, subject: Subject) -> Check:
     """The epsilon of the plan's event, composed over all participations, is at most the target."""
     plan = subject.plan
-    found = accountant.bound({plan.event(): plan.participations}, plan.delta)
+    found = accountant.bound(plan.planned(), plan.delta)
     limit = plan.target_epsilon
     text = f"epsilon {rounded_up(found)} for {plan.participations} rounds of {plan.steps} steps at noise multiplier {plan.noise_multiplier:.4g}"
     return Check(name, limit is None or found <= limit * (1 + 1e-9), text + ("" if limit is None else f" (target {limit:g})"))

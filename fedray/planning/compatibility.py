@@ -33,6 +33,7 @@ BASE: Sections = {
     "tracking": {"enabled": False},
 }
 _RECORD: Sections = {"regime": "record", "noise_multiplier": 1.0, "delta": 1e-5}
+_NOISED: Sections = {"noise_multiplier": 4.0}
 _WHOLE: Sections = {"noise_multiplier": 1.0, "delta": 8e-3}
 _UNIFORM: Sections = {"algorithm": {"kind": "fedavg", "weights": "uniform"}}
 #: The regimes as sections of a config.
@@ -70,6 +71,9 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
     "weights by records": ({"algorithm": {"kind": "fedavg", "weights": "samples"}}, {"privacy": {"weight_cap": 100}}),
     "adaptive clip norm": ({"privacy": {"adaptive_clip": {}}},),
     "evaluation at the clients": ({"evaluation": {"federated": True}},),
+    "charged evaluation at clients": (
+        {"privacy": _RECORD, "training": _BY_RECORDS, "evaluation": {"federated": True, "metrics": ["accuracy"], "charged": _NOISED}},
+    ),
     "normalizer standardize_client": ({"data": {"normalize": {"kind": "standardize_client"}}},),
     "loss cox": ({"training": {"loss": "cox"}},),
     "convolutions in bfloat16": ({"training": {"convolutions": "bfloat16"}},),

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from fedray.config import Config
 from fedray.errors import ConfigError, LedgerError
+from fedray.planning.preparation import Prepared
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.budgets import affordable, bound, largest, plus
 from fedray.privacy.accounting.events import Composition, Event
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.recordplan import RecordPlan
-from fedray.rounding import rounded_up
+from fedray.rounding import json_figure, rounded_up
+from fedray.training.noisedmetrics import counted_for
 
 #: Largest probability that some client of a row reaches its budget early with which the row still fits (for random cohorts).
 TOLERATED = 0.01
@@ -98,9 +104,28 @@ class Row:
     charges: int
     limits: str | None = None
 
+    @property
+    def beside(self) -> Composition:
+        """What the run's evaluations are charged."""
+        evaluations = self.plan.evaluations if isinstance(self.plan, RecordPlan) else None
+        return () if evaluations is None else evaluations.composition(self.participation.rounds)
+
+    @property
+    def certain(self) -> Composition:
+        """The earlier charges, and those of the run's evaluations."""
+        return accountant.flatten(Counter(dict(self.spent)) + Counter(dict(self.beside)))
+
+    def total(self, charges: int, event: Event | None = None) -> Composition:
+        """All charges after ``charges`` more charges of ``event``, by default the plan's event, and the run's evaluations."""
+        return plus(self.certain, event or self.plan.event(), charges)
+
     def epsilon(self, charges: int, event: Event | None = None) -> float:
-        """Return epsilon after ``charges`` more charges of ``event``, by default the plan's event."""
-        return bound(plus(self.spent, event or self.plan.event(), charges), self.plan)
+        """Return epsilon of :meth:`total`."""
+        return bound(self.total(charges, event), self.plan)
+
+    def lasting(self, rounds: int) -> Row:
+        """The row in a run of another number of rounds."""
+        return replace(self, participation=replace(self.participation, rounds=rounds))
 
     def affordable(self) -> int | None:
         """Return the number of charges that the budget still allows, at most about a million; None without a budget."""
@@ -145,7 +170,7 @@ def _ways(path: str, short: Sequence[tuple[Row, int]]) -> list[str]:
     if noise is not None and plan.target_epsilon is None:
         ways.append(f"{path}.noise_multiplier={noise:g}")
     elif noise is not None:
-        targets = [bound(accountant.flatten({r.plan.event(noise): r.plan.participations}), r.plan) for r in rows]
+        targets = [bound(plus(r.beside, r.plan.event(noise), r.plan.participations), r.plan) for r in rows]
         target = math.floor(min(targets) * 1000) / 1000
         if target > 0:
             ways.append(f"{path}.target_epsilon={target:g} {path}.budget={plan.budget:g}")
@@ -167,18 +192,40 @@ def _steps(row: Row) -> int:
 
 def _rounds(row: Row, affordable: int) -> int:
     """Return the number of rounds that fit with the plan's noise."""
-    return largest(lambda n: replace(row.participation, rounds=n).needed(row.subjects) <= affordable, row.participation.rounds)
+    return largest(lambda n: row.lasting(n).participation.needed(row.subjects) <= affordable, row.participation.rounds)
 
 
 def noise_for(row: Row, target: float, charges: int) -> float | None:
     """Return the noise multiplier with which ``charges`` charges keep epsilon within ``target``; None if no noise can, or none is needed."""
     plan = row.plan
-    if not charges or bound(row.spent, plan) >= target:
+    if not charges or bound(row.certain, plan) >= target:
         return None
     try:
-        return accountant.calibrate(plan.event, charges, plan.delta, target, plan.interval, dict(row.spent), plan.adjacency)
+        return accountant.calibrate(plan.event, charges, plan.delta, target, plan.interval, dict(row.certain), plan.adjacency)
     except (ConfigError, LedgerError):
         return None
+
+
+def evaluations_of(row: Row, prepared: Prepared) -> dict[str, Any] | None:
+    """What a row's evaluations cost beside its training, as JSON data; None if there are none.
+
+    Their number, noise multiplier, epsilon of each of the two alone without earlier charges, and ``noise_on_accuracy``: the standard deviation
+    of the noise on a part of all clients' held-out records, None where their number is not known.
+    """
+    if not row.beside:
+        return None
+    ((_, number),), plan = row.beside, row.plan
+    assert isinstance(plan, RecordPlan) and plan.evaluations is not None
+    evaluation, held_out, noise = prepared.config.evaluation, prepared.held_out, plan.evaluations.noise_multiplier
+    assert evaluation.charged is not None
+    on_count = noise * math.sqrt(len(counted_for(evaluation.metrics, evaluation.charged, None)))
+    return {
+        "number": number,
+        "noise_multiplier": noise,
+        "noise_on_accuracy": None if held_out is None else on_count * math.sqrt(np.count_nonzero(held_out)) / int(held_out.sum()),
+        "epsilon": json_figure(bound(row.beside, plan)),
+        "epsilon_training": json_figure(bound(plus((), plan.event(), row.participation.worst), plan)),
+    }
 
 
 def label(names: Sequence[str]) -> str:
@@ -189,4 +236,4 @@ def label(names: Sequence[str]) -> str:
 
 
 def _fits(row: Row, event: Event, charges: int) -> bool:
-    return affordable(plus(row.spent, event, charges), row.plan)
+    return affordable(row.total(charges, event), row.plan)

@@ -7,7 +7,6 @@ which the run itself would be refused.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -18,10 +17,10 @@ import numpy as np
 
 from fedray.errors import ConfigError, LedgerError
 from fedray.planning.footprint import footprint
-from fedray.planning.forecast import Participation, Row, label, noise_for, refusal
+from fedray.planning.forecast import Participation, Row, evaluations_of, label, noise_for, refusal
 from fedray.planning.preparation import Prepared, plan_whole_clients
 from fedray.privacy.accounting import accountant
-from fedray.privacy.accounting.budgets import bound, plus
+from fedray.privacy.accounting.budgets import bound
 from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.ledger.chain import EVERYONE, Summary, scan
@@ -265,11 +264,11 @@ def _line(prepared: Prepared, path: str, rows: Sequence[Row], curves: bool) -> d
         "levers": [{"change": name, "epsilon": json_figure(e)} for name, e in _levers(prepared, top)],
         "noise_for_epsilon": [{"epsilon": t, "noise_multiplier": noise_for(top, t, top.participation.worst)} for t in TARGETS],
         "curves": _curves(rows) if curves else [],
+        "evaluations": evaluations_of(top, prepared),
         "refusal": refusal(prepared.config, path, rows),
     }
     if isinstance(plan, ClientPlan):
-        total = Counter(dict(plus(top.spent, plan.event(), top.participation.worst)))
-        stripped = accountant.unamplified(total)
+        stripped = accountant.unamplified(dict(top.total(top.participation.worst)))
         observers = plan.observers_epsilon(prepared.config.rounds)
         line["population"] = {
             "clients": plan.facts.clients,
@@ -340,7 +339,7 @@ def _levers(prepared: Prepared, row: Row) -> Iterator[tuple[str, float]]:
         try:
             if isinstance(changed_plan, ClientPlan):
                 changed_plan.mechanism.check(changed_plan.facts)
-            yield name, row.epsilon(changed_participation.worst, changed_plan.event())
+            yield name, replace(row, participation=changed_participation).epsilon(changed_participation.worst, changed_plan.event())
         except (ConfigError, LedgerError):
             continue  # a setting that the mechanism does not have
 
@@ -376,7 +375,7 @@ def _person(rows: Sequence[Row], headline: float) -> float:
     silos = max(r.plan.max_silos_per_person for r in rows)
     if silos == 1:
         return headline
-    spents = [dict(plus(r.spent, r.plan.event(), r.participation.worst)) for r in rows for _ in range(min(silos, r.subjects))]
+    spents = [dict(r.total(r.participation.worst)) for r in rows for _ in range(min(silos, r.subjects))]
     return accountant.person_epsilon(spents, min(r.plan.delta for r in rows), silos, rows[0].plan.adjacency)
 
 
@@ -386,15 +385,13 @@ def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in sorted(rows, key=lambda r: -r.epsilon(r.participation.worst))[:_CURVES]:
         participation = row.participation
         rounds = sorted({int(r) for r in np.linspace(0, participation.rounds, min(participation.rounds, _POINTS) + 1)})
-        shorter = [replace(participation, rounds=r) for r in rounds]
+        shorter, sure = [row.lasting(r) for r in rounds], participation.rate in (0.0, 1.0)
         found.append(
             {
                 "label": label(row.names),
                 "rounds": rounds,
-                "epsilon": [json_figure(row.epsilon(x.worst)) for x in shorter],
-                "epsilon_expected": None
-                if participation.rate in (0.0, 1.0)
-                else [json_figure(row.epsilon(math.ceil(x.expected - 1e-9))) for x in shorter],
+                "epsilon": [json_figure(x.epsilon(x.participation.worst)) for x in shorter],
+                "epsilon_expected": None if sure else [json_figure(x.epsilon(math.ceil(x.participation.expected - 1e-9))) for x in shorter],
             }
         )
     return found

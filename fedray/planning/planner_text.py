@@ -86,6 +86,14 @@ def _line(line: Mapping[str, Any], accountant: str, clients: int, width: int | N
         if line.get(key) not in (None, line["epsilon"])
     )
     yield f"  {_noise(line['noise'])}"
+    if line.get("evaluations") is not None:
+        e = line["evaluations"]
+        yield (
+            f"  evaluations at the clients: {e['number']} with noise multiplier {e['noise_multiplier']:g}, charged beside the training: epsilon "
+            f"{_e(e['epsilon'])} alone, the training {_e(e['epsilon_training'])} alone, both together as above"
+        )
+        if e["noise_on_accuracy"] is not None:
+            yield f"  the noise on a part of all held-out records, such as accuracy, has a standard deviation of {e['noise_on_accuracy']:.2g}"
     yield ""
     levers = [(x["change"], _e(x["epsilon"], 2)) for x in line["levers"]]
     wanted = [

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedray.config import Config
 from fedray.errors import LedgerError
-from fedray.privacy import statement_text
+from fedray.privacy import evaluationtext, statement_text
 from fedray.privacy.accounting import accountant
 from fedray.privacy.clientplan import ClientPlan, Plan, secret_cohorts
 from fedray.privacy.figures import Figures, Spent, headline, median
@@ -139,6 +139,9 @@ def _line(config: Config, guarantee: Guarantee, rounds: int, standing: Claim, le
     }
     if person is not None:
         summary["protects"] = f"{person:short}"
+    priced = evaluationtext.price(plan, rounds)
+    if priced is not None:
+        summary["evaluation"] = priced
     if unamplified is not None:
         summary["epsilon_unamplified"] = json_figure(unamplified)
     if observers is not None:
@@ -200,6 +203,7 @@ def _record_mechanism(plans: Sequence[Plan]) -> dict[str, Any]:
         "denominator": "the constant training.expected_batch, not the number of sampled records",
         "rng": sorted({p.rng for p in plans}),
         "client_sampling": "no amplification is claimed, because the server sees each client's update",
+        **({} if evaluationtext.evaluations_in(plans[0]) is None else {"evaluation": evaluationtext.MECHANISM}),
         "enforced": "every update carries a receipt of its steps, sampling rate, noise multiplier, clip norm and reservation, which is checked before the update is added",
         "plans": [{**p.terms(), "sha256": p.sha256, "planned_epsilon": json_figure(p.planned_epsilon)} for p in plans],
     }
@@ -317,6 +321,7 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
         ("Sampling", mechanism["sampling"]),
         ("Denominator", mechanism["denominator"]),
         ("Client sampling", mechanism["client_sampling"]),
+        *((("Evaluation", f"{summary['evaluation']['said']}: {mechanism['evaluation']}"),) if "evaluation" in mechanism else ()),
         ("Enforced", mechanism["enforced"]),
         ("Randomness", "; ".join(mechanism["rng"])),
         ("Accounting", f"{accounts['headline']}; {accounts['library']}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedray.privacy import evaluationtext
 from fedray.privacy.clientplan import ClientPlan, Plan
 from fedray.privacy.recordplan import INSECURE_RNG, RecordPlan, clips_persons
 
@@ -46,6 +47,7 @@ def _record_assumptions(plan: RecordPlan, secure: bool, generator: str) -> list[
         _holds("the noise is Gaussian with the stated standard deviation, and independent across steps and clients", secure, generator),
         _holds("the steps that ran had the number, sampling rate and noise multiplier that were charged", True, _CHARGED),
         _holds("sampling rate, steps, expected batch, clip norm and noise do not depend on the records", True, _CONSTANTS),
+        *([] if plan.evaluations is None else evaluationtext.assumptions()),
         _holds("arithmetic is exact", False, "float32 and float64 are used, so attacks on the rounding of noise are not excluded"),
     ]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedray.config import Config
 from fedray.privacy.clientplan import Plan
+from fedray.privacy.evaluationtext import evaluations_in
 from fedray.privacy.recordplan import RecordPlan, clips_persons
 from fedray.privacy.rules import Claim
 from fedray.privacy.statement_assumptions import floats
@@ -112,6 +113,7 @@ def against(plan: Plan, protocol: Protocol | None) -> str:
 def released(plan: Plan) -> str:
     """The outputs that the guarantee covers."""
     what = "every update that a client sends, " if isinstance(plan, RecordPlan) or plan.regime == "local" else ""
+    what += "" if evaluations_in(plan) is None else "every noised sum over held-out records that a client sends, "
     return (
         f"{what}the model after every round, the final model, and everything computed from them and from public data "
         "(metrics on the driver's test records, plots, the registered model)"
@@ -120,8 +122,9 @@ def released(plan: Plan) -> str:
 
 def accesses(plan: Plan) -> str:
     """The uses of private records that the guarantee covers."""
+    evaluated = "" if evaluations_in(plan) is None else ", and evaluation with noise in the rounds that are charged for it"
     return (
-        "local training in all charged rounds, including retries and failed rounds. Besides, private records are only read to load them and "
+        f"local training in all charged rounds, including retries and failed rounds{evaluated}. Besides, private records are only read to load them and "
         "to normalise each record by public constants or by itself"
         + (", and to compute the salted hash that commits the ledger to them." if isinstance(plan, RecordPlan) else ".")
     )
@@ -278,12 +281,13 @@ def sentence(plan: Plan, shown: str, delta: float, claim: Claim, for_person: str
         "every single record of every client" if plan.person is None else f"every person with all its records in one client, {plan.person}"
     )
     what = "record" if plan.person is None else "person"
+    evaluated = "" if plan.evaluations is None else "and noised evaluations "
     several = ""
     if plan.person is not None and plan.max_silos_per_person > 1:
         several = f" For a person with records in up to {plan.max_silos_per_person} clients it was ({for_person}, {delta!r})-differentially private."
     return (
         f"Training was ({shown}, {delta!r})-differentially private for {whom}: "
-        f"the updates that clients sent would have been almost as likely without that {what}'s contribution.{several}"
+        f"the updates {evaluated}that clients sent would have been almost as likely without that {what}'s contribution.{several}"
     )
 
 

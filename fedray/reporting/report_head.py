@@ -77,7 +77,8 @@ def _guaranteed(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     private = summary.get("privacy") or {}
     if private.get("epsilon") is not None:
-        return [("claim", claim_text(private)), *rows]
+        evaluated = private.get("evaluation")
+        return [("claim", claim_text(private)), *rows, *([("evaluation", evaluated["said"])] if evaluated else [])]
     return [("privacy", "none: no guarantee of differential privacy is claimed")] if summary else []
 
 

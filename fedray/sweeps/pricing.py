@@ -16,12 +16,12 @@ from fedray.planning.planner import histories
 from fedray.planning.preparation import Prepared, check_sizes, plan_whole_clients
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.budgets import largest
-from fedray.privacy.accounting.events import Composition, Event, RepeatAndSelect, SelfComposed
+from fedray.privacy.accounting.events import Composed, Composition, Event, RepeatAndSelect, SelfComposed
 from fedray.privacy.accounting.repetition import Repetitions
 from fedray.privacy.clientplan import Plan
 from fedray.privacy.ledger.location import ledger_directory
 from fedray.privacy.limits import load_limits
-from fedray.privacy.recordplan import plan_record
+from fedray.privacy.recordplan import RecordPlan, plan_record
 from fedray.privacy.rules import claim
 from fedray.rng import generator
 from fedray.rounding import as_given, json_figure, rounded_up
@@ -44,8 +44,10 @@ class Share:
 
     @property
     def event(self) -> Event:
-        """The most that the whole trial can be charged."""
-        return SelfComposed(self.plan.participations, self.plan.event())
+        """The most that the whole trial can be charged, its evaluations among it."""
+        training = SelfComposed(self.plan.participations, self.plan.event())
+        evaluations = self.plan.evaluations if isinstance(self.plan, RecordPlan) else None
+        return training if evaluations is None else Composed((training, SelfComposed(evaluations.count(), evaluations.event)))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ def run_note(
     if summary:
         lines += [f"*Ended:* {ending}.", ""]
     lines += [f"*What:* {_what(params, partition)}.", ""]
+    evaluated = (summary.get("privacy") or {}).get("evaluation")
+    lines += [f"*Evaluation:* {evaluated['said']}; its figures carry that noise.", ""] if evaluated else []
     lines += [f"*Faults:* {_faults(summary, tags)}.", ""]
     lines += ["*Attack:* " + str(summary["attack"]), ""] if summary.get("attack") else []
     lines += _how(tags, params, starts)

@@ -155,7 +155,7 @@ class Scored(Counted):
 
 
 @dataclass(frozen=True)
-class Clipped(Counted):
+class ClippedMean(Counted):
     """The sum of a number of each record that is clipped between 0 and a bound: its loss, its absolute or its squared error."""
 
     name: str
@@ -220,7 +220,7 @@ def _counted(metric: str, metrics: Sequence[str], section: ChargedEvaluation, cl
             f"evaluation.charged.{key}: is needed for {metric}, because noise is added by the most that one record can count; give a public bound, or "
             f"take {metric} out of evaluation.metrics."
         )
-    return Clipped(metric, limit**2 if metric == "rmse" else limit)
+    return ClippedMean(metric, limit**2 if metric == "rmse" else limit)
 
 
 def sums_over(counted: Sequence[Counted], model: nn.Module, x: Tensor, y: Tensor, loss: LossFn) -> dict[str, Integers]:
