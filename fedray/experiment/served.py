@@ -150,7 +150,8 @@ def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: np
     if loss.startswith("python:"):
         return f"gives {outputs} number{'s' if outputs > 1 else ''} for a record, as the loss {loss} takes them"
     shown = ", ".join(f"{n} = {label}" for n, label in list(enumerate(labels))[:10]) + (", ..." if len(labels) > 10 else "")
-    return f"gives a logit for each of {outputs} classes, of which the largest is the class" + (f": {shown}" if labels else "")
+    named = [str(label) for label in labels] != [str(n) for n in range(len(labels))]
+    return f"gives a logit for each of {outputs} classes, of which the largest is the class" + (f": {shown}" if named else "")
 
 
 def _inputs(document: Mapping[str, Any]) -> tuple[Input, ...]:

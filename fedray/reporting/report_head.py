@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from fedray.reporting.report_text import figure, metric, table, time_text
 from fedray.rounding import claim_text, rounded_up
 from fedray.rounds.agreed import said_of
 from fedray.tracking.journal import number
-from fedray.tracking.note import privacy_parts, result_text
+from fedray.tracking.note import beyond_rows, known_result, privacy_parts
 from fedray.tracking.rundata import RunData, unit_of, unit_text
-from fedray.tracking.starts import StartNote, ending
+from fedray.tracking.starts import StartNote, earlier, ending
 
 
 def head(run: Path, config: Mapping[str, Any], data: RunData) -> Iterator[str]:
@@ -24,19 +24,28 @@ def head(run: Path, config: Mapping[str, Any], data: RunData) -> Iterator[str]:
         data: of the run.
     """
     summary = data.summary
-    yield from (f"# {summary.get('name') or config.get('name') or run.name}", "")
-    result = result_text(data.quality, summary.get("final") or {})
-    yield from (" · ".join([f"**{result or 'no final result'}**", *privacy_parts(summary)]), "")
+    yield from (f"# {run_name(run, data)}", "")
     status = ending(summary, data.starts) if summary else "unfinished: there is no summary.json, so the run is going on or its driver died"
-    yield from (f"{status[0].upper()}{status[1:]}.", "")
+    status = f"{status[0].upper()}{status[1:]}."
+    clause, mark, rest = status.partition(";")
+    result = known_result(data.quality, data.rows, summary)
+    first = " · ".join([f"**{result or 'no final result'}**", *privacy_parts(summary, data.rows)])
+    for line in (first, status) if summary.get("status") == "completed" else (f"**{clause}**{mark}{rest}", first):
+        yield from (line, "")
+    yield from (f"Epsilon {said}.", "") if (said := beyond_rows(data.rows, summary)) else ()
     rows = [(f"{metric(k)} at the end", figure(v)) for k, v in (summary.get("final") or {}).items()]
     rows += _beside(data)
-    rows += _guaranteed(summary)
+    rows += _guaranteed(data)
     rows += [("attack", str(summary["attack"]))] if summary.get("attack") else []
     rows += [("agreed data", said_of(summary["agreed"]))] if summary.get("agreed") else []
     rows += _origin(run, data)
     rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []
     yield from table(("", ""), rows)
+
+
+def run_name(run: Path, data: RunData) -> str:
+    """Return the name of a run: that of its directory, as it was when the run was started."""
+    return next((PurePath(start.output).name for start in reversed(data.starts) if start.output), "") or run.name
 
 
 def guarantees(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -57,7 +66,8 @@ def _beside(data: RunData) -> list[tuple[str, str]]:
         rows.append(
             (
                 "same config without privacy",
-                f"{metric(quality)} {value:.4f} ({twin.name}), {abs(value - final):.4f} {'more' if value > final else 'less'}",
+                f"{metric(quality)} {value:.4f} ({twin.name}), {abs(value - final):.4f} {'more' if value > final else 'less'}; "
+                "the guarantee does not cover that run",
             )
         )
     counts = [sum(row) for row in data.classes.get("confusion") or []]
@@ -66,11 +76,14 @@ def _beside(data: RunData) -> list[tuple[str, str]]:
     return rows
 
 
-def _guaranteed(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _guaranteed(data: RunData) -> list[tuple[str, str]]:
+    summary = data.summary
     rows = [
         (
             f"epsilon for {unit_text(unit_of(line))}",
-            f"{rounded_up(line['epsilon'])} at delta {line['delta']!r}, regime {line.get('regime')}",
+            "; ".join(
+                [f"{rounded_up(line['epsilon'])} at delta {line['delta']!r}, regime {line.get('regime')}", *earlier(line, data.starts)]
+            ),
         )
         for line in guarantees(summary)
         if line.get("epsilon") is not None
@@ -99,7 +112,11 @@ def _origin(run: Path, data: RunData) -> list[tuple[str, str]]:
     if first.origin.get("commit"):
         clean = "no tracked file changed" if first.origin.get("clean") else "with changes that are not committed"
         rows.append(("commit", f"`{first.origin['commit']}`, {clean}"))
-    versions = {"fedray": data.summary.get("fedray") or first.fedray, **(first.versions or data.statement.get("versions") or {})}
+    versions = dict(first.versions or data.statement.get("versions") or {})
+    versions = {
+        "fedray": data.summary.get("fedray") or first.fedray or versions.get("fedray"),
+        **{k: versions[k] for k in versions if k != "fedray"},
+    }
     rows.append(("versions", ", ".join(f"{name} {text}" for name, text in versions.items() if text)))
     return rows if data.starts or data.summary else []
 
@@ -107,7 +124,8 @@ def _origin(run: Path, data: RunData) -> list[tuple[str, str]]:
 def _lasted(run: Path, data: RunData, began: float) -> str:
     if not data.summary:
         return ""
-    lasted = duration((run / "summary.json").stat().st_mtime - began)
+    ended = (number(data.rows[-1].get("time")) if data.rows else None) or (run / "summary.json").stat().st_mtime
+    lasted = duration(ended - began)
     if len(data.starts) > 1:
         return f", {lasted} from the first start to the end"
     setup = number((data.summary.get("performance") or {}).get("setup_seconds"))

@@ -18,9 +18,10 @@ from fedray.configfile import load_config, parse_yaml
 from fedray.credentials import cleaned
 from fedray.errors import ConfigError, FedrayError
 from fedray.privacy.ledger.inspect import verify_all
-from fedray.reporting.report_head import guarantees, head
+from fedray.reporting.report_faults import faults
+from fedray.reporting.report_head import guarantees, head, run_name
 from fedray.reporting.report_html import page
-from fedray.reporting.report_text import bound, figure, metric, part, table, time_text, used, value
+from fedray.reporting.report_text import bound, figure, metric, part, table, used, value
 from fedray.rounding import rounded_up
 from fedray.runfiles import RULE_CLIENTS, RunFiles
 from fedray.storage import read_json, reading, write_atomic
@@ -72,8 +73,7 @@ def write_report(run: Path, output: Path | None = None, verify: bool = True) -> 
             folder.mkdir(parents=True, exist_ok=True)
             save_charts(folder, list(shown.values()))
         write_atomic(markdown, text.encode())
-        name = str(data.summary.get("name") or run.name)
-        write_atomic(html, page(f"fedray: {name}", text, lambda _, path: _inline(shown[path])).encode())
+        write_atomic(html, page(f"fedray: {run_name(run, data)}", text, lambda _, path: _inline(shown[path])).encode())
     except OSError as error:
         raise ConfigError(f"--output {html}: cannot be written ({error.strerror}); choose another file.") from None
     return html, markdown
@@ -102,7 +102,7 @@ def _report(run: Path, data: RunData, shown: Mapping[str, Chart], lacking: Seque
     yield from _judged(run)
     yield from _privacy(run, statement, summary, verify)
     yield from _audit(run, bool(statement), any(line.get("unit") == "client" for line in guarantees(summary)))
-    yield from _faults(run)
+    yield from faults(run, bool(guarantees(summary)[0].get("unit")))
     yield from _course(summary)
     yield from _whole_config(run, config)
 
@@ -163,7 +163,7 @@ def _results(data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str]) 
         yield from (f"**{sentence}**", "")
     quality, best = data.quality, data.summary.get("best") or {}
     if not data.summary.get("final"):
-        yield from (f"No final evaluation; {len(data.rows)} round(s) are in metrics.jsonl.", "")
+        yield from (f"No final evaluation; metrics.jsonl has {len(data.rows)} rounds.", "")
     elif quality in best and best.get("round") != data.summary.get("rounds"):
         yield from (
             f"The best {metric(str(quality))} of a round was {figure(best[quality])}, in round {best.get('round', '?')}. The evaluation's records chose "
@@ -249,14 +249,6 @@ def _audit(run: Path, private: bool, clients: bool) -> Iterator[str]:
     if len(told) < len(attacks):
         names = ", ".join(str(a["what"]) for a in attacks if a not in told)
         yield from (f"Left out, because their figures may come from private records: {names}.", "")
-
-
-def _faults(run: Path) -> Iterator[str]:
-    faults = RunFiles(run).faults()
-    if not faults:
-        return
-    yield from ("## Faults of the run", "")
-    yield from table(("round", "when (UTC)", "what", ""), [(str(f["round"]), time_text(f["time"]), f["kind"], f["what"]) for f in faults])
 
 
 def _course(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -27,7 +27,8 @@ def client_failures(round_: int, reports: Iterable[ClientReport]) -> tuple[list[
         if report.status in ("failed", "rejected", "lost", "late", "refused"):
             place = place_in(report.traceback)
             who = f"client {report.name} on {report.node or 'no node'} {report.status}"
-            text = f"round {round_}: {who}: {readable(report.error)}" + (f" ({place})" if place else "")
+            said = readable(report.error)
+            text = f"round {round_}: {who}: {said}" + (f" ({place})" if place and place not in said else "")
             faults.append(Fault("client", text, round_, report.name, report.node or None))
             if report.traceback:
                 traces.setdefault(likeness(report.name, report.error), f"client {report.name}, round {round_}:\n{report.traceback}")

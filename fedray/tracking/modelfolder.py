@@ -136,7 +136,8 @@ def save_model(
     """Build and save the model for :func:`fedray.tracking.registry.log_final_model`.
 
     Returns:
-        The saved model, its description preceded by a sentence on input and output; None if ``torch.export`` cannot trace the model, in
+        The saved model, in its description a sentence on input and output: behind the first paragraph, but first
+        where the model does not take raw rows. None if ``torch.export`` cannot trace the model, in
         which case the log says why.
     """
     load_mlflow()
@@ -151,7 +152,9 @@ def save_model(
         )
         return None
     about = built.about
-    described = "\n\n".join(part for part in (about.sentence, description) if part)
+    first, _, rest = description.partition("\n\n")
+    parts = (first, about.sentence, rest) if about.raw else (about.sentence, first, rest)
+    described = "\n\n".join(part for part in parts if part)
     return SavedModel(folder, fields, dict(params), dict(tags) | about.tags, list(metrics), sha256, described, whole, measured_on)
 
 

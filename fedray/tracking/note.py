@@ -44,12 +44,14 @@ def run_note(
         pages: paths of its artifacts.
     """
     ending = tags.get("fedray.ending", UNDER_WAY)
-    first = [_result(quality, rows, summary), *privacy_parts(summary)]
+    result = known_result(quality, rows, summary)
+    first = [f"**{result}**" if result else "", *privacy_parts(summary, rows)]
     if summary.get("status") != "completed":
         first.insert(0, f"**{ending[0].upper()}{ending[1:].split('; ')[0]}**")
     lines = [" · ".join(part for part in first if part), ""]
     if summary:
         lines += [f"*Ended:* {ending}.", ""]
+    lines += [f"*Epsilon:* {said}.", ""] if (said := beyond_rows(rows, summary)) else []
     lines += [f"*What:* {_what(params, partition)}.", ""]
     evaluated = (summary.get("privacy") or {}).get("evaluation")
     lines += [f"*Evaluation:* {evaluated['said']}; its figures carry that noise.", ""] if evaluated else []
@@ -63,11 +65,12 @@ def run_note(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def privacy_parts(summary: Mapping[str, Any]) -> list[str]:
-    """The privacy of a run in short texts: a void claim before epsilon, a valid one behind it; empty if there is no summary."""
+def privacy_parts(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """The privacy of a run in short texts: a void claim before epsilon, a valid one behind it; without a summary what ``rows`` say of it."""
     private = summary.get("privacy") or {}
     if not summary:
-        return []
+        spent = _last("privacy/epsilon", rows)
+        return [] if spent is None else [f"epsilon {rounded_up(spent[1])} after round {spent[0]}, for which nothing is claimed yet"]
     if private.get("epsilon") is None:
         return ["no differential privacy"]
     lines = [line for line in (private, private.get("joint")) if line]
@@ -81,12 +84,14 @@ def version_note(summary: Mapping[str, Any], result: str, run_name: str, tags: M
 
     Args:
         summary: content of ``summary.json``.
-        result: see :func:`result_text`.
+        result: see :func:`known_result`.
         run_name: name of the MLflow run.
         tags: of the version.
     """
-    first = " · ".join(part for part in (result, *privacy_parts(summary)) if part)
-    lines = [first, f"Trained by fedray in run {run_name}: {tags.get('ending', 'not finished')}.", tags.get("attack", "")]
+    ending = tags.get("ending", "not finished")
+    stopped = "" if summary.get("status") == "completed" else f"**{ending[0].upper()}{ending[1:].split('; ')[0]}**"
+    first = " · ".join(part for part in (stopped, result, *privacy_parts(summary)) if part)
+    lines = [first, f"Trained by fedray in run {run_name}: {ending}.", tags.get("attack", "")]
     lines.append(tags.get("statement", ""))
     if "ledger_sha256" in tags:
         lines.append(f"Ledger SHA-256: `{tags['ledger_sha256']}`.")
@@ -100,10 +105,26 @@ def result_text(quality: str | None, values: Mapping[str, Any]) -> str:
     return "" if value is None else f"{str(quality).removeprefix('eval/')} {value:.4g}"
 
 
-def _result(quality: str | None, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
-    last: Mapping[str, Any] = next((row["metrics"] for row in reversed(rows) if quality in row["metrics"]), {})
-    text = result_text(quality, summary.get("final") or last)
-    return f"**{text}**" if text else ""
+def known_result(quality: str | None, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """The final result as :func:`result_text`; without one the last that is known, with its round; empty if there is none."""
+    if summary.get("final") or quality is None:
+        return result_text(quality, summary.get("final") or {})
+    last = _last(quality, rows)
+    return "" if last is None else f"{result_text(quality, {quality: last[1]})} after round {last[0]}"
+
+
+def beyond_rows(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """A clause for a run whose epsilon is above that of its last row, because of a round that was charged and not finished; else empty."""
+    last, total = _last("privacy/epsilon", rows), number((summary.get("privacy") or {}).get("epsilon"))
+    if last is None or total is None or total <= last[1] or rounded_up(total) == rounded_up(last[1]):
+        return ""
+    return f"{rounded_up(last[1])} after round {last[0]}; what was charged later and not finished brings it to {rounded_up(total)}"
+
+
+def _last(metric: str, rows: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
+    """The last round that has a finite value of a metric, and the value."""
+    found = ((int(row["round"]), number(row["metrics"].get(metric))) for row in reversed(rows))
+    return next(((round_, value) for round_, value in found if value is not None), None)
 
 
 def _figure(line: Mapping[str, Any]) -> str:

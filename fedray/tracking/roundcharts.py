@@ -35,8 +35,9 @@ def timeline(run: RunData) -> Iterator[Chart]:
     said = ["Seconds of each round"] if seconds == "time/round_s" else ["Simulated seconds of each round"] if seconds else []
     if len(rounds) > 1:
         late, failed = (int(sum(dict(run_series(run, key)).values())) for key in ("round/clients_late", "round/clients_failed"))
-        said.append(f"the clients of each round by how their turn ended; {late} turns were late and {failed} failed")
-    said.append(f"{sum(map(len, events.values()))} events beneath" if events else "no faults happened")
+        said.append(f"the clients of each round by how their turn ended; {late} turn{'' if late == 1 else 's'} late, {failed} failed")
+    count = sum(map(len, events.values()))
+    said.append(f"{count} event{'s' if count > 1 else ''} beneath" if events else "no faults happened")
     caption = "; ".join(said) + "."
     if len(rounds) > _MOST_BARS:
         caption += f" Bars are means of {-(-len(rounds) // _MOST_BARS)} neighbouring rounds or fewer."

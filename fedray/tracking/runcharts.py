@@ -11,7 +11,9 @@ import numpy as np
 from fedray.rounding import rounded_up
 from fedray.tracking.chartstyle import AMBER, BLUE, GREEN, GREY, INK, RED, Chart, axes_of, curve, legend, spaced
 from fedray.tracking.journal import number
+from fedray.tracking.note import beyond_rows
 from fedray.tracking.rundata import Relative, RunData, unit_of, unit_text
+from fedray.tracking.starts import earlier
 
 _MOST_METRICS = 6
 _MOST_NAMED = 8  # runs that are named in the frontier
@@ -68,9 +70,15 @@ def spending(run: RunData) -> Iterator[Chart]:
         if len(spent) < 2:
             continue
         unit = unit_of(guarantee)
-        caption = f"What the largest client has spent, epsilon {rounded_up(spent[-1])} at the end"
+        caption = f"What the largest client has spent, epsilon {rounded_up(spent[-1])} after round {rounds[-1]}"
         caption += f" at delta {guarantee['delta']!r}" if guarantee.get("delta") else ""
         caption += f"; the unit is {unit_text(unit)}." if unit else "."
+        caption += "".join(f" {said}." for said in earlier(guarantee, run.starts))
+        for start in run.starts:
+            if start.given_up:
+                caption += f" The step behind round {start.after} holds what was charged, given up and done again when the run was resumed."
+        if prefix == "privacy" and beyond_rows(run.rows, run.summary):
+            caption += f" What was charged later and not finished brings it to {rounded_up(guarantee['epsilon'])}."
         if run.secret and unit == "client":
             caption += _SECRET
         name = "epsilon" if prefix == "privacy" else "epsilon_joint"

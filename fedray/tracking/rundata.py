@@ -32,7 +32,7 @@ class Relative:
     Attributes:
         name: name of its directory.
         final: its final metrics.
-        epsilon: of the largest client; None without privacy.
+        epsilon: of the largest client; None without privacy, and where it is infinite.
         unit: the protected unit; None without privacy.
         delta: of the guarantee; None without privacy.
     """
@@ -91,7 +91,7 @@ class RunData:
     def twin(self) -> Relative | None:
         """The newest run of the same config without privacy; None if there is none, or if this run is without privacy itself."""
         protected = (self.summary.get("privacy") or {}).get("epsilon") is not None
-        return next((one for one in self.relatives if protected and one.epsilon is None), None)
+        return next((one for one in self.relatives if protected and one.unit is None), None)
 
     @property
     def secret(self) -> bool:
@@ -168,7 +168,8 @@ def _described(run_dir: Path) -> dict[str, Any] | None:
 
 def _relative(folder: Path, summary: Mapping[str, Any]) -> Relative:
     private = summary.get("privacy") or {}
-    return Relative(folder.name, summary.get("final") or {}, number(private.get("epsilon")), unit_of(private), private.get("delta"))
+    unit = unit_of(private) or None
+    return Relative(folder.name, summary.get("final") or {}, number(private.get("epsilon")), unit, private.get("delta"))
 
 
 def _age(folder: Path) -> float:

@@ -95,7 +95,7 @@ def ending(summary: Mapping[str, Any], starts: Sequence[StartNote] = ()) -> str:
     elif status == "budget_reached":
         budget = private.get("budget")
         parts = [f"stopped by its budget{'' if budget is None else f' of {as_given(budget)}'} after {done}"]
-        parts += _earlier(private, starts)
+        parts += earlier(private, starts)
     elif status == "failed":
         parts = [f"failed after {done}: {str(summary.get('error') or 'no reason is known').rstrip('.')}"]
     else:
@@ -103,7 +103,8 @@ def ending(summary: Mapping[str, Any], starts: Sequence[StartNote] = ()) -> str:
     return "; ".join([*parts, *_resumed(starts, planned - rounds if status == "budget_reached" else 0)])
 
 
-def _earlier(private: Mapping[str, Any], starts: Sequence[StartNote]) -> list[str]:
+def earlier(private: Mapping[str, Any], starts: Sequence[StartNote]) -> list[str]:
+    """What earlier runs on the same books spent of a guarantee's epsilon, as a clause; empty if they spent nothing."""
     spent = starts[0].spent_before.get(str(private.get("unit")), 0.0) if starts else 0.0
     total = private.get("epsilon")
     if not spent or total is None:
@@ -112,7 +113,7 @@ def _earlier(private: Mapping[str, Any], starts: Sequence[StartNote]) -> list[st
 
 
 def _resumed(starts: Sequence[StartNote], short: int) -> list[str]:
-    again = [start for start in starts if start.number > 1]
+    again = [start for start in starts if start.number > 1 and (start.after or start.given_up)]  # not after one that was refused
     if not again:
         return []
     first = again[0]

@@ -73,6 +73,8 @@ def test_failed_clients_are_told_with_the_place_in_their_own_code_and_one_traceb
     assert told[0].text.endswith("(parts.py, line 7, in loss)")
     assert len(told[0].text) < 1000
     assert traces == [f"client c0, round 4:\n{trace}"]
+    placed = reports[0]._replace(error="ValueError: odd (parts.py, line 7, in loss)")
+    assert client_failures(4, [placed])[0][0].text.count("parts.py") == 1
 
 
 def test_privacy_taken_off_a_private_config_says_how() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from fedray.cli import cli
@@ -147,7 +147,8 @@ def test_the_head_says_when_by_whom_and_with_what_a_run_was_made(tmp_path: Path)
     again = {**origin, "command": "fedray run trial.yaml seed=3 --resume"}
     starts = [{"number": 1, "time": 1.7e9, "after": 0, "origin": origin}, {"number": 2, "time": 1.7e9 + 60, "after": 2, "origin": again}]
     (run / "starts.jsonl").write_text("".join(json.dumps(s) + "\n" for s in starts))
-    os.utime(run / "summary.json", (1.7e9 + 3700, 1.7e9 + 3700))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"round": 3, "time": 1.7e9 + 3700, "metrics": {"eval/accuracy": 0.3, "privacy/epsilon": 3.0}}) + "\n")
     text = write_report(run)[1].read_text()
     first = text.partition("## ")[0]
     for words in (
@@ -174,7 +175,7 @@ def test_the_twin_without_privacy_and_guessing_stand_beside_the_result(tmp_path:
     (run / "class_results.json").write_text(json.dumps({"labels": ["a", "b"], "confusion": [[2, 1], [1, 0]], "round": 3}))
     html, markdown = write_report(run)
     text = markdown.read_text()
-    assert "| same config without privacy | accuracy 0.3200 (run-2), 0.0200 more |" in text
+    assert "| same config without privacy | accuracy 0.3200 (run-2), 0.0200 more; the guarantee does not cover that run |" in text
     assert "| always the most frequent class | accuracy 0.7500 |" in text
     assert "run-2, without privacy" in looked_at(html)
 
@@ -227,6 +228,40 @@ def test_a_failed_run_and_one_without_privacy(tmp_path: Path) -> None:
     assert "the &lt;cluster&gt; burnt down" in looked_at(html)
 
 
+def test_a_stopped_run_says_so_before_its_result_and_what_earlier_runs_spent(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run-2", status="budget_reached")
+    note = {"number": 1, "time": 1.7e9, "spent_before": {"record": 1.0}, "output": "/runs/run-2"}
+    (run / "starts.jsonl").write_text(json.dumps(note) + "\n")
+    first = write_report(run)[1].read_text().partition("## ")[0]
+    assert first.startswith(
+        "# run-2\n\n**Stopped by its budget after 3 of 3 rounds**; 1.00 of 2.23 was spent by earlier runs.\n\n**accuracy 0.3"
+    )
+    assert "regime record; 1.00 of 2.23 was spent by earlier runs |" in first
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_what_clients_say_of_their_errors_is_left_out_where_records_are_private(tmp_path: Path, private: bool) -> None:
+    run = finished(tmp_path / "run", private)
+    lines = [
+        {
+            "round": 2,
+            "time": 1.7e9 + i,
+            "kind": "client",
+            "what": f"round 2: client {c} on n failed: KeyError: 'Ann'",
+            "client": c,
+            "node": "n",
+        }
+        for i, c in enumerate(("north", "south"))
+    ]
+    lines.append({"round": 2, "time": 1.7e9, "kind": "node", "what": "node n left"})
+    (run / "faults.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report(run)[1].read_text()
+    assert ("Ann" in text) != private
+    assert ("it may hold private values" in text) == private
+    assert "round 2: client north on n failed" in text and "The same holds for 1 more clients: south." in text
+    assert "node n left" in text
+
+
 def test_an_interrupted_run_without_summary(tmp_path: Path) -> None:
     run = finished(tmp_path / "run")
     for name in ("summary.json", "privacy_statement.json", "privacy_statement.md", "partition.json"):
@@ -236,7 +271,8 @@ def test_an_interrupted_run_without_summary(tmp_path: Path) -> None:
     assert "Unfinished: there is no summary.json" in text
     assert "There is no privacy statement" in text
     assert "whole, " in text
-    assert "3 round(s) are in metrics.jsonl" in text
+    assert "metrics.jsonl has 3 rounds" in text
+    assert "**accuracy 0.3 after round 3** · epsilon 3 after round 3, for which nothing is claimed yet" in text
     assert (html, markdown) == (tmp_path / "out.html", tmp_path / "out.md")
     looked_at(html)
 

@@ -74,6 +74,8 @@ def test_only_runs_of_the_same_unit_and_delta_share_an_axis() -> None:
     assert comparable(run, "eval/accuracy") == [("same", 3.0, 0.5)]
     assert run.twin is not None and run.twin.name == "twin"
     assert "twin, the same config without privacy, which the guarantee does not cover" in captions(run)["accuracy_vs_epsilon"]
+    endless = Relative("endless", final, None, "record", 1e-4)
+    assert replace(run, relatives=[endless]).twin is None
     open_run = RunData(rows(2, eval__accuracy=float), {"privacy": {"epsilon": None}}, relatives=others[1:])
     assert open_run.twin is None
     assert [name for name, *_ in comparable(open_run, "eval/accuracy")] == ["same"]
@@ -124,7 +126,7 @@ def test_the_timeline_has_the_ends_of_turns_and_the_faults() -> None:
     run = RunData(found, {"rounds": 4}, faults=faults, starts=starts)
     assert turns(run) == ([1, 2, 3, 4], {"clients_completed": [3.0] * 4, "clients_late": [0.0, 1.0, 0.0, 0.0]})
     assert happened(run) == {"actor": [2, 3], "resumed": [3]}
-    assert "1 turns were late and 0 failed; 3 events beneath." in captions(run)["timeline"]
+    assert "1 turn late, 0 failed; 3 events beneath." in captions(run)["timeline"]
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 50))
@@ -177,14 +179,30 @@ def write_run(folder: Path, regime: str, **summary: Any) -> Path:
     return folder
 
 
+def test_what_was_spent_before_and_beside_the_rows_stands_below_the_epsilons() -> None:
+    run = replace(private(), starts=[StartNote(1, spent_before={"record": 1.5}), StartNote(2, after=3, given_up=2)])
+    run = replace(run, summary={**run.summary, "privacy": {**run.summary["privacy"], "epsilon": 6.5}})
+    assert captions(run)["epsilon"] == (
+        "What the largest client has spent, epsilon 6 after round 6 at delta 0.0001; the unit is one record. 1.50 of 6.50 was spent by earlier "
+        "runs. The step behind round 3 holds what was charged, given up and done again when the run was resumed. What was charged later and "
+        "not finished brings it to 6.5."
+    )
+
+
 @pytest.mark.parametrize(
     ("lr", "summary", "found"),
-    [(0.1, {}, True), (0.2, {}, False), (0.1, {"status": "interrupted"}, False), (0.1, {"name": "other"}, False)],
+    [
+        (0.1, {}, True),
+        (0.2, {}, False),
+        (0.1, {"status": "interrupted"}, False),
+        (0.1, {"name": "other"}, False),
+        (0.1, {"privacy": {"epsilon": "infinity", "unit": "record"}}, False),
+    ],
 )
 def test_relatives_are_completed_runs_of_the_same_config(tmp_path: Path, lr: float, summary: dict[str, Any], found: bool) -> None:
     mine = write_run(tmp_path / "t", "record", privacy={"epsilon": 2.0})
     write_run(tmp_path / "t-2", "none", lr=lr, **summary)
     (tmp_path / "t-3").mkdir()
     (tmp_path / "t-3" / "summary.json").write_text("{")
-    assert [one.name for one in relatives(mine)] == (["t-2"] if found else [])
+    assert [one.name for one in relatives(mine)] == (["t-2"] if found or "privacy" in summary else [])
     assert (RunData.of(mine).twin is not None) == found

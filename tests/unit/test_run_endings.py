@@ -39,6 +39,7 @@ def start(number: int = 1, after: int = 0, given_up: int = 0, spent: float = 0.0
             [start(), start(2, 27, 1), start(3, 30, 2)],
             "completed all 60 rounds; resumed at round 28 and 1 more time; the 3 rounds given up are charged",
         ),
+        ({"status": "completed", "rounds": 60, "planned_rounds": 60}, [start(2)], "completed all 60 rounds"),
         ({"status": "interrupted", "rounds": 3, "planned_rounds": 9}, [], "interrupted after 3 of 9 rounds, --resume continues it"),
         (
             {"status": "failed", "rounds": 3, "planned_rounds": 9, "error": "the disk is full."},
