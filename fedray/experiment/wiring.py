@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,14 +29,14 @@ from fedray.driver import Loop, ModelState
 from fedray.experiment.agreeing import agreed_data_of
 from fedray.experiment.background import Background
 from fedray.experiment.besides import noised_evaluations, start_evaluator, start_roots
-from fedray.experiment.description import guarantee_plans, tracking_parameters, tracking_tags
+from fedray.experiment.description import guarantee_plans
 from fedray.experiment.finished import frozen_of
 from fedray.experiment.identity import identity
 from fedray.experiment.listener import Events
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
-from fedray.experiment.starting import note_start, start_tags
+from fedray.experiment.starting import note_start, open_tracker, reach_store
 from fedray.faults import Listener
 from fedray.holder import Holder
 from fedray.planning.global_model import Model
@@ -61,7 +60,7 @@ from fedray.secure.protocol import make_protocol
 from fedray.storage import write_atomic, write_json
 from fedray.stores.object_path import Location
 from fedray.tracking.gauges import Gauges
-from fedray.tracking.mlflow_store import experiment_name, masked, resolve_uri, sqlite_path
+from fedray.tracking.mlflow_store import experiment_name, masked
 from fedray.tracking.mlflow_tracker import Tracker
 from fedray.updates.pipeline import keep_state, make_stages
 
@@ -101,7 +100,7 @@ class Wiring:
         self._accounts: dict[str, Account] = {}
 
     def build(self) -> Loop:
-        """Build everything that the driver's loop uses. MLflow is opened while the actors start.
+        """Build everything that the driver's loop uses. MLflow is reached while the actors start, and its run made last: no start that is refused has one.
 
         Raises:
             FedrayError: a part cannot be built, or the actors do not start in time.
@@ -112,7 +111,7 @@ class Wiring:
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         failed = threading.Event()
-        tracking = Background(partial(self._open_tracking, p, checkpoint, failed))
+        store = Background(partial(reach_store, config, self._files, self._note, lambda: self._stop.is_set() or failed.is_set()))
         try:
             self._open_record_book()
             provided = self._request.provided
@@ -145,17 +144,18 @@ class Wiring:
         except BaseException:
             failed.set()  # stop waiting for MLflow's server
             with suppress(Exception):
-                self.tracker = tracking.result()
+                store.result()
             raise
-        self.tracker = tracking.result()
-        write_atomic(self._files.config, masked(dump_config(config)).encode())
-        write_json(self._files.partition, {**p.partition, "model": model.document(), "class_labels": list(p.class_labels)})
+        store.result()
         check_model(checkpoint, model, self._files.checkpoints)
         server, rule = make_server(config.server), make_rule(config.aggregation)
         if p.client_plan is not None:
             self._open_client_book(p.client_plan)
         regime = self._regime(meta.get("release") or {})
         books = self._make_books(pool, regime)
+        self.tracker = open_tracker(p, self._files, self._request, checkpoint, lambda: "KILLED" if self._stop.is_set() else "")
+        write_atomic(self._files.config, masked(dump_config(config)).encode())
+        write_json(self._files.partition, {**p.partition, "model": model.document(), "class_labels": list(p.class_labels)})
         self._files.rewind(beginning.round)
         note_start(self._files, self._request, self._job, beginning.round, books)
         listeners: list[Listener] = [self._events.put]
@@ -218,30 +218,6 @@ class Wiring:
         if not self._keep_state:
             return None
         return ClientStates(self._files.states, self.config.checkpoint.keep, None if checkpoint is None else checkpoint.states)
-
-    def _open_tracking(self, prepared: Prepared, checkpoint: Saved | None, failed: threading.Event) -> Tracker | None:
-        config = self.config
-        if not config.tracking.enabled:
-            return None
-        uri = resolve_uri(config.tracking, self._files.root.parent)
-        if self._files.remote is not None and sqlite_path(uri) is not None:
-            self._note(f"MLflow's rows stay in a file on the driver's node {socket.gethostname()} ({uri}); set tracking.uri to a server.")
-        return Tracker.open(
-            self._files.root,
-            tracking_parameters(prepared),
-            tracking_tags(prepared) | start_tags(self._request),
-            uri=uri,
-            experiment=experiment_name(config),
-            run_name=self._request.output.name,
-            register_as=None if self._request.part_of is not None else config.tracking.register_as or config.name,
-            headline=config.evaluation.headline,
-            resume=self._request.resume,
-            resumed_from_round=checkpoint.round if checkpoint else None,
-            run_id=checkpoint.meta.get("mlflow") if checkpoint else None,
-            wait=config.tracking.open_timeout,
-            system_metrics=config.tracking.system_metrics,
-            cancelled=lambda: "KILLED" if self._stop.is_set() else "FAILED" if failed.is_set() else "",
-        )
 
     def _open_record_book(self) -> None:
         """Open the driver's book for records, unless each silo keeps one."""
@@ -393,8 +369,7 @@ class Wiring:
         if self.tracker is None or self.tracker.closed or not self._files.owned():  # another driver continues the MLflow run
             return
         status = "KILLED" if self._stop.is_set() else "FAILED"
-        tags = (
-            {"fedray.ending": f"{'interrupted' if self._stop.is_set() else 'failed'} before its rounds: {why.rstrip('.')}"} if why else {}
-        )
+        stopped = "interrupted" if self._stop.is_set() else "failed"
+        tags = {"fedray.stop_reason": stopped, "fedray.ending": f"{stopped} before its rounds: {why.rstrip('.')}"} if why else {}
         if not self.tracker.close(status, 10.0, tags=tags):
             self._note(f"MLflow still shows the run as running; fedray sync {self._request.output} ends it there.")

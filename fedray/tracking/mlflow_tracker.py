@@ -1,6 +1,6 @@
 """Logs a run to MLflow without ever delaying its rounds.
 
-The MLflow run is made before the first round, so that a wrong URI stops the job within seconds. Afterwards the round loop only queues
+The MLflow run is made before the first round, when everything else is ready for that. Afterwards the round loop only queues
 rows; a thread sends them, waits while the server does not answer, and at the end sends the artifacts and the model. Everything comes from
 the run's files, so :func:`sync` can do the same later for a run whose server or driver was lost.
 """
@@ -70,7 +70,7 @@ class Tracker:
         cancelled: Callable[[], str] = lambda: "",
         system_metrics: bool = False,
     ) -> Tracker:
-        """Make the MLflow run, or open it again. Takes seconds, so it may run while the cluster starts.
+        """Make the MLflow run, or open it again.
 
         If this fails after the MLflow run was made, that run is ended.
 

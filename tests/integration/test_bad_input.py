@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +137,7 @@ def test_errors_that_need_a_cluster(case: str, folder: Path) -> None:
     assert "Traceback" not in result.output
 
 
-def test_the_wrong_silo_is_named_before_training(folder: Path) -> None:
+def test_the_wrong_silo_is_named_before_training_and_leaves_no_run_in_mlflow(folder: Path) -> None:
     silos = folder / "silos"
     silos.mkdir()
     (silos / "a.csv").write_text("x,y\n1,0\n2,1\n3,0\n4,1\n5,1\n6,0\n7,0\n8,1\n")
@@ -143,9 +145,15 @@ def test_the_wrong_silo_is_named_before_training(folder: Path) -> None:
     arguments = [
         "data={source: 'csv:silos', label: y, classes: 2, holdout: {fraction: 0.0}}",
         "clients={placement: dedicated, resources: {cpu: 0.5}}",
+        "tracking.enabled=true",
     ]
     result = CliRunner().invoke(cli, ["run", "c.yaml", *arguments])
     assert result.exit_code == 2, result.output + str(result.exception)
     assert "b.csv" in result.stderr
     assert "x" in result.stderr
     assert not np.any([p.name == "metrics.jsonl" for p in folder.rglob("*")])
+    assert not list(folder.rglob("tracking.json"))
+    store = folder / "runs" / "mlflow.db"
+    if store.exists():  # it is reached while the silos read their records
+        with closing(sqlite3.connect(store)) as opened:
+            assert opened.execute("select count(*) from runs").fetchone() == (0,)
