@@ -317,7 +317,7 @@ class Experiment:
             build = partial(served_model, files, loop.config)
             patience, pages = loop.config.tracking.close_timeout, partial(report_pages, files.root, verify=False)
             complete = tracker.close(STATUSES[status], patience, model=build, tags=tags, pages=pages)
-            summary["mlflow"]["complete"] = complete
+            summary["mlflow"] |= {"complete": complete, "registered": tracker.registered(digest)}
             files.write_summary(summary)
             if not complete:
                 self._events.put(

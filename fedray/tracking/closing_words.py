@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedray.rounding import claim_text, rounded_up
+from fedray.storage import read_json
 from fedray.tracking.journal import number
 from fedray.tracking.terminal import console_on, draws
 
@@ -39,7 +40,7 @@ def print_summary(
     """
     console = console or console_on(stream or sys.stdout)
     status = str(summary.get("status", "unknown"))
-    figures, places = _summary_rows(summary), _places(summary, output)
+    figures, places = _summary_rows(summary) + _unmeasured(summary, output), _places(summary, output)
     commands = [command] if command else []
     title = f"{summary.get('name') or 'run'} {status.replace('_', ' ')}"
     width = max((len(label) for label, _ in figures + places), default=0)
@@ -80,7 +81,21 @@ def _places(summary: Mapping[str, Any], output: str | Path | None) -> list[tuple
     if mlflow.get("run_id"):
         late = "" if mlflow.get("complete", True) else f" (incomplete; fedray sync {output} sends the rest)"
         places.append(("MLflow run", f"{mlflow['run_id']} at {mlflow.get('tracking_uri')}{late}"))
+    if model := mlflow.get("registered"):
+        name, _, version = str(model).removeprefix("models:/").rpartition("/")
+        places.append(("registered", f"{name} version {version} ({model})"))
     return places
+
+
+def _unmeasured(summary: Mapping[str, Any], output: str | Path | None) -> list[tuple[str, str]]:
+    """How the accuracy of a classifier that nobody evaluated is to be had; nothing where it was, where there is no model, or of another task."""
+    there = Path(output or "")
+    if summary.get("status") not in ("completed", "budget_reached") or any(key.startswith("eval/") for key in summary.get("final") or {}):
+        return []
+    if output is None or len((read_json(there / "partition.json") or {}).get("class_labels") or ()) < 2:
+        return []
+    run = there.relative_to(Path.cwd()) if there.is_relative_to(Path.cwd()) else there
+    return [("accuracy", f"not measured; a query asks the clients for it: fedray query QUERY.yaml judged={run}")]
 
 
 def _books(own: Path) -> str:

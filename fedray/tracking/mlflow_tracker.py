@@ -143,6 +143,12 @@ class Tracker:
         state = self._run.state
         return ui_links(state.tracking_uri, state.experiment_id, state.run_id).get("run")
 
+    def registered(self, sha256: str) -> str | None:
+        """The address ``models:/NAME/VERSION`` of the registered model with these weights; None if there is none."""
+        state = self._run.state
+        known = "version" in state.model and state.model.get("sha256") == sha256
+        return f"models:/{state.register_as}/{state.model['version']}" if known else None
+
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""

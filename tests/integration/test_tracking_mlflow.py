@@ -136,6 +136,7 @@ def test_a_run_from_start_to_registered_model(store: str, tmp_path: Path) -> Non
     run.end()
     assert tracker.close("FINISHED", 60, build, {"fedray.extra": "1"})
     tracker.log(row(99))  # too late, and harmless
+    assert (tracker.registered("ab" * 32), tracker.registered("other")) == ("models:/model-whole/1", None)
     client = load_mlflow().MlflowClient(store)
     got = client.get_run(tracker.run_id)
     assert history(store, tracker.run_id) == whole()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 from pathlib import Path
@@ -211,6 +212,26 @@ def test_the_summary_in_a_log(tmp_path: Path) -> None:
         "  MLflow run  abc at sqlite:////r/mlflow.db",
         "  $ fedray ui runs/digits-dp",
     ]
+
+
+def test_the_summary_names_the_registered_version_and_how_a_classifier_nobody_evaluated_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(final: dict[str, float], labels: list[str]) -> str:
+        stream, run = io.StringIO(), tmp_path / "runs" / "t"
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "partition.json").write_text(json.dumps({"class_labels": labels}))
+        mlflow = {"run_id": "abc", "tracking_uri": "http://m", "registered": "models:/tumours/1"}
+        print_summary({**SUMMARY, "final": final, "mlflow": mlflow}, run, stream=stream)
+        return stream.getvalue()
+
+    monkeypatch.chdir(tmp_path)
+    unmeasured = "  accuracy    not measured; a query asks the clients for it: fedray query QUERY.yaml judged=runs/t\n"
+    bare = said({}, ["benign", "malignant"])
+    assert "  registered  tumours version 1 (models:/tumours/1)\n" in bare
+    assert unmeasured in bare
+    assert unmeasured not in said({"eval/accuracy": 0.5}, ["benign", "malignant"])
+    assert unmeasured not in said({}, [])
 
 
 def test_the_summary_names_the_books_that_outlive_the_run(tmp_path: Path) -> None:
