@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
 from fedray import credentials, logs
-from fedray.rounding import as_given, rounded_up
 
 
 @click.command("query")
@@ -34,6 +31,7 @@ def ask_query(config: Path, overrides: tuple[str, ...], output: str | None, resu
     logs.setup(resolved.name)
     sys.path.insert(0, str(Path.cwd()))  # python: parts beside the user's config
     from fedray.experiment.origin import Origin
+    from fedray.queries.answertext import answer_lines
     from fedray.queries.queryrun import query
     from fedray.queries.querytracking import send_query
 
@@ -68,46 +66,3 @@ def price(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(json.dumps(found, indent=2) if as_json else price_text(found))
     if found["refusal"]:
         raise BudgetReached(found["refusal"])
-
-
-def answer_lines(answers: Mapping[str, Any], private: Mapping[str, Any]) -> Iterator[str]:
-    """The answers as text: a line for each number with its interval, and what they cost."""
-    for name, one in answers["answers"].items():
-        yield f"{name}  ({one['kind']} of {one['records']} {one['of'].replace('_', '-')} records)"
-        yield from (f"  {line}" for line in _lines(one))
-    if answers["noise_multiplier"] is None:
-        yield "NOT PRIVATE: exact answers, charged to nobody."
-        return
-    yield (
-        f"epsilon {rounded_up(answers['epsilon'])} for this query, {rounded_up(private['epsilon'])} with all charges of the ledgers, "
-        f"at delta {as_given(answers['delta'])}" + ("" if answers["claim"] == "valid" else f"; claim {answers['claim']}")
-    )
-
-
-def _lines(one: Mapping[str, Any]) -> Iterator[str]:
-    columns = one.get("columns")
-    if isinstance(columns, Mapping):
-        for column, found in columns.items():
-            for entry in found if isinstance(found, list) else [found]:
-                yield f"{column}: {', '.join(_numbers(entry))}"
-    elif "counts" in one and "labels" in one and "intervals" in one:
-        yield ", ".join(f"{label} {count:.1f}" for label, count in zip(one["labels"], one["counts"], strict=True))
-    elif "counts" in one and "edges" in one:
-        edges = one["edges"]
-        yield ", ".join(f"[{a:g}, {b:g}) {count:.1f}" for a, b, count in zip(edges, edges[1:], one["counts"], strict=False))
-    elif "covariance" in one:
-        yield from (f"{name}: {', '.join(f'{v:.4g}' for v in row)}" for name, row in zip(one["columns"], one["covariance"], strict=True))
-    elif "counts" in one:
-        yield from (f"{label}: {', '.join(f'{v:.1f}' for v in row)}" for label, row in zip(one["labels"], one["counts"], strict=True))
-    rest = {key: value for key, value in one.items() if key not in ("records", "noise_std", "margin", "count_margin")}
-    text = ", ".join(_numbers(rest))
-    if text:
-        yield text
-
-
-def _numbers(entry: Mapping[str, Any]) -> Iterator[str]:
-    """The single numbers of an answer, each with its interval."""
-    for key, value in entry.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            low, high = entry.get(f"{key}_interval") or (entry.get("interval") if key == "value" else None) or (None, None)
-            yield f"{key.replace('_', ' ')} {value:.5g}" + ("" if low is None else f" [{low:.5g}, {high:.5g}]")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedray.clients.groups import ClientGroup, make_groups
+from fedray.config import Config
 from fedray.data.dataset import check, client_names, declared_labels, load_federation, per_silo, private_statistics
 from fedray.data.records import Federation
 from fedray.errors import ConfigError, PrivacyRefusal
@@ -81,7 +82,7 @@ def prepare_query(config: QueryConfig) -> PreparedQuery:
             "others; use none, unit_norm or constants.",
             "privacy.incompatible.record.private_statistics",
         )
-    asked = asked_of(config)
+    asked, judged = asked_of(config), judged_run(config)
     silos = per_silo(config.data) and config.clients.placement == "dedicated"
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
@@ -98,6 +99,8 @@ def prepare_query(config: QueryConfig) -> PreparedQuery:
         warnings.append("privacy.regime is none: the answers are exact, nothing is charged, and they protect nobody.")
     elif privacy.insecure_seed is not None:
         warnings.append("privacy.insecure_seed: the noise can be replayed; the privacy claim of this query is void.")
+    if config.judged is not None and judged is None:
+        warnings.append(f"judged: {config.judged} holds no finished run yet, so whether its seed and data are this query's is not known.")
     if plan is not None and plan.planned_epsilon > 10:
         warnings.append("privacy: an epsilon above 10 is a weak guarantee; say so if you publish it.")
     prepared = PreparedQuery(config, asked, names, make_groups(config, names), plan, federation, labels, warnings)
@@ -121,18 +124,16 @@ def nothing_held_out() -> ConfigError:
     )
 
 
-def judged_model(config: QueryConfig) -> nn.Module | None:
-    """The model that the statistics judge, in evaluation mode; None if they judge none.
+def judged_run(config: QueryConfig) -> Config | None:
+    """The config of the run whose model the statistics judge; None if they judge none, or if the run is not finished.
 
     Raises:
         ConfigError: the run's data section or seed is not the query's, so that the model would get other records.
-        FedrayError: the run's files are missing or damaged.
+        FedrayError: the run's files are damaged.
     """
-    if config.judged is None:
+    files = RunFiles(Path(config.judged or ""))
+    if config.judged is None or not files.model.exists():
         return None
-    files = RunFiles(Path(config.judged))
-    if not files.model.exists():
-        raise ConfigError(f"judged: {config.judged} holds no finished run (no model.safetensors); name the directory of one.")
     check_files(files)
     trained = read_config(files)
     other = [key for key in ("seed", "data") if getattr(trained, key) != getattr(config, key)]
@@ -141,4 +142,19 @@ def judged_model(config: QueryConfig) -> nn.Module | None:
             f"judged: the run in {config.judged} has another section '{other[0]}' than this query, so its model would see other records than it "
             "was trained and held out on; copy the section."
         )
-    return trained_model(files, trained)[0]
+    return trained
+
+
+def judged_model(config: QueryConfig) -> nn.Module | None:
+    """The model that the statistics judge, in evaluation mode; None if they judge none.
+
+    Raises:
+        ConfigError: see :func:`judged_run`, or the run is not finished.
+        FedrayError: the run's files are missing or damaged.
+    """
+    if config.judged is None:
+        return None
+    trained = judged_run(config)
+    if trained is None:
+        raise ConfigError(f"judged: {config.judged} holds no finished run (no model.safetensors); name the directory of one.")
+    return trained_model(RunFiles(Path(config.judged)), trained)[0]

@@ -21,14 +21,14 @@ from fedray.stores.object_path import Location
 
 
 def price_query(prepared: PreparedQuery) -> dict[str, Any]:
-    """The price as JSON data: ``epsilon`` of the query, ``clients`` with what they have spent and would have, ``statistics`` with their noise, and
-    ``refusal``, an empty text if every client's budget allows the query.
+    """The price as JSON data: ``epsilon`` of the query, ``clients`` with what they have spent and would have, ``statistics`` with their noise,
+    ``warnings``, and ``refusal``, an empty text if every client's budget allows the query.
 
     Ledgers that cannot be read from here count as empty, which ``unread`` says.
     """
-    plan, config = prepared.plan, prepared.config
+    plan, about = prepared.plan, {"name": prepared.config.name, "warnings": list(prepared.warnings)}
     if plan is None:
-        return {"name": config.name, "private": False, "epsilon": None, "clients": [], "statistics": [], "refusal": "", "unread": 0}
+        return about | {"private": False, "epsilon": None, "clients": [], "statistics": [], "refusal": "", "unread": 0}
     rows, unread, why, known = [], 0, "", dict[str, Summary | None]()
     for group in prepared.groups:
         for name in (prepared.names[i] for i in group.members):
@@ -69,8 +69,7 @@ def price_query(prepared: PreparedQuery) -> dict[str, Any]:
         }
         for one, asked in zip(plan.sums, prepared.asked, strict=True)
     ]
-    return {
-        "name": config.name,
+    return about | {
         "private": True,
         "epsilon": plan.planned_epsilon,
         "delta": plan.delta,
@@ -84,8 +83,9 @@ def price_query(prepared: PreparedQuery) -> dict[str, Any]:
 
 def price_text(price: Mapping[str, Any]) -> str:
     """The price as text, verdict first."""
+    notes = [f"note: {warning}" for warning in price["warnings"]]
     if not price["private"]:
-        return f"{price['name']}: asks without privacy; the answers are exact, and nothing is charged."
+        return "\n".join([f"{price['name']}: asks without privacy", *notes])
     rows, epsilon = price["clients"], rounded_up(price["epsilon"])
     verdict = "DOES NOT FIT" if price["refusal"] else "fits"
     lines = [f"{price['name']}: {verdict}; costs every one of {len(rows)} clients epsilon {epsilon} at delta {as_given(price['delta'])}"]
@@ -99,6 +99,7 @@ def price_text(price: Mapping[str, Any]) -> str:
         lines.append(f"  {who}: spent {spent}, then {after} of {budget}")
     if price["unread"]:
         lines.append(f"  ({price['unread']} ledgers could not be read from here, or do not exist yet, and count as empty)")
+    lines += notes
     table = [("statistic", "kind", "values", "noise, one client", "noise, all clients")]
     table += [
         (one["name"], one["kind"], str(one["values"]), f"{one['noise_std']:.3g}", f"{one['noise_std_all']:.3g}")

@@ -17,7 +17,7 @@ from scipy import stats
 from torch import nn
 
 from fedray.components import QUERIES
-from fedray.configfile import build_config, load_config
+from fedray.configfile import build_config, dump_config, load_config
 from fedray.data.records import Records
 from fedray.errors import ConfigError, DataError, PrivacyRefusal
 from fedray.privacy.account import Account
@@ -27,10 +27,15 @@ from fedray.privacy.csprng import InsecureSeeded
 from fedray.privacy.integersums import noised
 from fedray.privacy.queryplan import check_query_privacy, plan_queries
 from fedray.privacy.recordplan import plan_record
+from fedray.queries.answertext import answer_lines
 from fedray.queries.asked import asked_of, bounds_of, summed
 from fedray.queries.preparedquery import prepare_query
+from fedray.queries.queryanswers import finite
+from fedray.queries.queryprice import price_query, price_text
 from fedray.queries.statistic import GRID, NoisedSums, PublicFacts, RecordBatch, Statistic
 from fedray.queryconfig import QueryConfig, dump_query, load_query
+from fedray.runfiles import RunFiles
+from fedray.tensorfile import write_tensors
 
 FACTS = PublicFacts(("a", "b"), 2, ("no", "yes"))
 BOUNDS = {"a": [0.0, 10.0], "b": [-1.0, 1.0]}
@@ -208,6 +213,71 @@ def test_a_model_is_judged_one_record_at_a_time() -> None:
     area = (ones[:, None] > zeros[None]).mean()
     assert found["roc"]["auc"] == pytest.approx(area, abs=0.05)
     assert sum(found["calibration"]["counts"]) == len(records)
+
+
+def test_the_printed_answers_name_their_columns_and_what_their_noise_leaves_open() -> None:
+    values = {
+        "count": [12.25],
+        "histogram": [-1.5, *range(6)],
+        "mean": [20.0, 5.0],
+        "variance": [20.0, 5.0, 3.0, 2.0],
+        "covariance": [20.0, 5.0, 3.0, 2.0, 1.0],
+        "quantiles": [10.0] * (made("quantiles").size(2)),
+        "confusion_matrix": [70.8, -7.56, 0.57, 38.7],
+        "roc": [10.0] * 16,
+        "calibration": [10.0, -1.0, 20.0, 30.0, 50.0, *[5.0] * 10],
+    }
+    assert set(values) == set(KINDS)
+
+    def shown(std: float, noise: float | None) -> list[str]:
+        found = {}
+        for kind, sums in values.items():
+            answer = made(kind).answer(FACTS, NoisedSums(np.array(sums, dtype=np.float64), std, 110))
+            found[kind] = {"kind": kind, "of": "held_out", "records": 110, "noise_std": std, **finite(answer)}
+        about = {"noise_multiplier": noise, "confidence": 0.95, "epsilon": 1.0, "delta": 1e-5, "claim": "valid", "answers": found}
+        return list(answer_lines(about, {"epsilon": 2.0}))
+
+    noised, exact = shown(3.129, 1.5), shown(0.0, None)
+    at = noised.index("confusion_matrix  (confusion_matrix of 110 held-out records)")
+    assert noised[at + 1 : at + 6] == [
+        "       taken for no  taken for yes",
+        "  no           70.8           -7.6",
+        "  yes           0.6           38.7",
+        "  each count +- 6.1 (noise)",
+        "  accuracy 0.99545 [0.91661, 1]",
+    ]
+    assert any("the sampling error" in line and line.endswith("Noise can make a count negative.") for line in noised)
+    text = " ".join(" ".join(noised).split())
+    for words in (
+        "confidence in records mean confidence accuracy [0, 0.2) 10.0 0.500 0.500 [0.2, 0.4) -1.0 - -",
+        "each number of records +- 6.1 (noise)",
+        "covariance a b a 12.36 +- 2.4 0.04959 +- 0.44 b",
+        "mean of a 5.9091, mean of b 0.045455",
+        "bin records interval [0, 1.42857) -1.5 [0, 4.6327]",
+        "a: mean 5.9091 [",
+        "a: quantile 0.25, value ",
+        "auc 0.5 [",
+    ):
+        assert words in text, text
+    assert exact[-1].startswith("NOT PRIVATE")
+    assert not any("+-" in line or "sampling" in line for line in exact)
+
+
+def test_a_query_whose_data_differ_from_the_judged_runs_does_not_fit(tmp_path: Path) -> None:
+    data = {"source": "sklearn:digits", "holdout": {"at": "clients"}, "partition": {"kind": "iid", "clients": 2}}
+    config = config_of(data=data, judged=str(tmp_path), queries={"c": {"kind": "confusion_matrix"}}, privacy={})
+    found = price_query(prepare_query(config))
+    assert f"note: judged: {tmp_path} holds no finished run yet" in price_text(found)
+    trained = build_config(
+        {"name": "t", "rounds": 1, "data": data, "model": {"kind": "softmax"}, "training": {"batch_size": 8, "epochs": 1}}
+    )
+    files = RunFiles(tmp_path)
+    files.config.write_text(dump_config(trained))
+    write_tensors(files.model, {"w": np.zeros(1, dtype=np.float32)}, {})
+    assert not any(text.startswith("judged") for text in prepare_query(config).warnings)
+    for change in ({"seed": 1}, {"data": data | {"partition": {"kind": "iid", "clients": 3}}}):
+        with pytest.raises(ConfigError, match=f"judged: the run in .* has another section '{next(iter(change))}'"):
+            prepare_query(config_of(**{**config.model_dump(exclude_unset=True), **change}))
 
 
 def test_a_query_and_a_training_run_share_one_budget(tmp_path: Path) -> None:
