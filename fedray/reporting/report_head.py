@@ -129,7 +129,7 @@ def _lasted(run: Path, data: RunData, began: float) -> str:
     if len(data.starts) > 1:
         return f", {lasted} from the first start to the end"
     setup = number((data.summary.get("performance") or {}).get("setup_seconds"))
-    return f", {lasted}" if setup is None else f", {lasted} after {duration(setup)} of setting up"
+    return f", {lasted}" if setup is None else f", {lasted}, after {duration(setup)} of setting up"
 
 
 def duration(seconds: float) -> str:

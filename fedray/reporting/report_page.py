@@ -26,7 +26,7 @@ from fedray.rounding import rounded_up
 from fedray.runfiles import RULE_CLIENTS, RunFiles
 from fedray.storage import read_json, reading, write_atomic
 from fedray.tracking.charts import charts
-from fedray.tracking.chartstyle import Chart, inline_svg, save_charts
+from fedray.tracking.chartstyle import Chart, Drawing, save_charts
 from fedray.tracking.journal import number
 from fedray.tracking.rundata import RunData, client_rows
 from fedray.whole import check
@@ -71,9 +71,9 @@ def write_report(run: Path, output: Path | None = None, verify: bool = True) -> 
             text = "\n".join(_report(run, data, shown, lacking, verify))
         if shown:
             folder.mkdir(parents=True, exist_ok=True)
-            save_charts(folder, list(shown.values()))
+        drawings = dict(zip(shown, save_charts(folder, list(shown.values())), strict=True))
         write_atomic(markdown, text.encode())
-        write_atomic(html, page(f"fedray: {run_name(run, data)}", text, lambda _, path: _inline(shown[path])).encode())
+        write_atomic(html, page(f"fedray: {run_name(run, data)}", text, lambda _, path: _inline(shown[path], drawings[path])).encode())
     except OSError as error:
         raise ConfigError(f"--output {html}: cannot be written ({error.strerror}); choose another file.") from None
     return html, markdown
@@ -84,9 +84,9 @@ def report_pages(run: Path, verify: bool = True) -> list[Path]:
     return [write_report(run, verify=verify)[0]]
 
 
-def _inline(chart: Chart) -> str:
+def _inline(chart: Chart, drawing: Drawing) -> str:
     caption = f"<strong>{escape(chart.title)}</strong> {escape(chart.caption, quote=False)}"
-    return f"<figure>{inline_svg(chart)}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure>{drawing.inline}<figcaption>{caption}</figcaption></figure>"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -18,8 +19,11 @@ BLUE, RED, GREEN, AMBER, GREY = "#2f74b5", "#c2502f", "#3d8f5f", "#b98a1d", "#8a
 INK = "#1d2430"
 
 _GRID = "#8a8f9840"
-_WIDTH = 6.4  # inches
-_LINE = 0.17  # inches that a line of a caption takes
+#: In inches: the width of a chart, the height of its title, of a line of its caption, and the distance of both from the edge.
+_WIDTH, _TITLE, _LINE, _MARGIN = 6.4, 0.3, 0.17, 0.06
+_POINTS = 72  # of an inch
+_TITLE_SIZE, _CAPTION_SIZE = 11, 8  # points
+_DPI = 120
 _CAPTION_WIDTH = 98  # characters
 _MOST_POINTS = 400
 
@@ -43,35 +47,73 @@ class Chart:
     height: float = 3.6
 
 
-def save_charts(folder: Path, charts: Sequence[Chart], formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Write each chart with its title and caption into ``folder`` in each of the formats; returns the paths."""
-    made = []
+class Drawing(NamedTuple):
+    """A chart as a picture and as a vector graphic, both with title and caption; and without them as an ``<svg>`` element for an HTML page, in
+    the colour of the page's text.
+    """
+
+    png: bytes
+    svg: str
+    inline: str
+
+
+def save_charts(folder: Path, charts: Sequence[Chart]) -> list[Drawing]:
+    """Write each chart into ``folder`` as ``NAME.png`` and ``NAME.svg``; returns what was drawn."""
+    drawings = []
     for chart in charts:
-        caption = textwrap.wrap(chart.caption, _CAPTION_WIDTH)
-        with _style():
-            figure = _drawn(chart, chart.height + 0.3 + _LINE * len(caption))
-            figure.suptitle(chart.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-            figure.supxlabel("\n".join(caption), x=0.01, ha="left", fontsize=8)
-            for form in formats:
-                path = folder / f"{chart.name}.{form}"
-                figure.savefig(path, dpi=120, metadata={"Date": None} if form == "svg" else None)
-                figure.set_layout_engine("none")  # the first file has settled where everything lies
-                made.append(path)
-    return made
+        drawings.append(drawing := draw(chart))
+        (folder / f"{chart.name}.png").write_bytes(drawing.png)
+        (folder / f"{chart.name}.svg").write_text(drawing.svg, encoding="utf-8")
+    return drawings
 
 
-def inline_svg(chart: Chart) -> str:
-    """Return a chart without title and caption as an ``<svg>`` element for an HTML page, in the colour of the page's text."""
-    text = io.StringIO()
-    with _style(**{"svg.fonttype": "none", "svg.hashsalt": chart.name}):
-        hidden = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        _drawn(chart, chart.height).savefig(text, format="svg", transparent=True, metadata=hidden)
-    svg = text.getvalue()
+def draw(chart: Chart) -> Drawing:
+    """Draw a chart. Its parts are laid out once for all three forms, which takes most of the time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    caption = textwrap.wrap(chart.caption, _CAPTION_WIDTH)
+    below = _LINE * len(caption)
+    height = _TITLE + chart.height + below
+    vector, picture = io.StringIO(), io.BytesIO()
+    with _style():
+        between = ConstrainedLayoutEngine(rect=(0, below / height, 1, chart.height / height))
+        figure = Figure(figsize=(_WIDTH, height), layout=between)
+        chart.draw(figure)
+        FigureCanvasSVG(figure).print_svg(vector, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.set_layout_engine("none")
+        figure.text(_MARGIN / _WIDTH, 1 - _MARGIN / height, chart.title, va="top", fontsize=_TITLE_SIZE, fontweight="bold")
+        figure.text(_MARGIN / _WIDTH, _MARGIN / height, "\n".join(caption), va="bottom", fontsize=_CAPTION_SIZE)
+        figure.patch.set_facecolor("white")
+        figure.set_dpi(_DPI)
+        FigureCanvasAgg(figure).print_png(picture)
+    words = [_words(chart.title, _MARGIN + 0.8 * _TITLE_SIZE / _POINTS, _TITLE_SIZE, "bold")]
+    words += [_words(line, height - below + _LINE * (i + 0.6), _CAPTION_SIZE) for i, line in enumerate(caption)]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", vector.getvalue(), flags=re.S)
+    front, mark, back = svg.rpartition("</svg>")
+    whole = (
+        re.sub(r"(<svg [^>]*>)", r'\1\n<rect width="100%" height="100%" fill="white"/>', front, count=1)
+        + "\n".join(words)
+        + f"\n{mark}{back}"
+    )
+    return Drawing(picture.getvalue(), whole, _inline(svg, chart))
+
+
+def _words(text: str, down: float, size: float, weight: str = "normal") -> str:
+    """A line of text in a vector graphic, with its base ``down`` inches below the upper edge."""
+    place = f'x="{_MARGIN * _POINTS:g}" y="{down * _POINTS:.1f}"'
+    return f"<text {place} style=\"font: {weight} {size}px 'DejaVu Sans', sans-serif; fill: {INK}\">{escape(text, quote=False)}</text>"
+
+
+def _inline(svg: str, chart: Chart) -> str:
+    """The part of a vector graphic between title and caption as an element of a page, whose other elements have ids, too."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'\bid="', f'id="{chart.name}-', svg)  # ids are of the whole page
+    svg = re.sub(r'\bid="', f'id="{chart.name}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\1{chart.name}-", svg)
-    svg = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" xmlns:xlink="http://www.w3.org/1999/xlink" role="img">', svg)
+    box = f"0 {_TITLE * _POINTS:g} {_WIDTH * _POINTS:g} {chart.height * _POINTS:g}"
+    svg = re.sub(r"^<svg [^>]*>", f'<svg viewBox="{box}" xmlns:xlink="http://www.w3.org/1999/xlink" role="img">', svg)
     return svg.replace(INK, "currentColor")
 
 
@@ -130,15 +172,7 @@ def spaced(values: Sequence[T], most: int = _MOST_POINTS) -> Sequence[T]:
     return values[(len(values) - 1) % step :: step] if step > 1 else values
 
 
-def _drawn(chart: Chart, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    chart.draw(figure)
-    return figure
-
-
-def _style(**more: Any) -> Any:
+def _style() -> Any:
     import matplotlib as mpl
 
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
@@ -151,6 +185,9 @@ def _style(**more: Any) -> Any:
         "axes.spines.right": False,
         "legend.frameon": False,
         "legend.fontsize": 9,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "svg.fonttype": "none",
         "svg.hashsalt": "fedray",
     }
-    return mpl.rc_context({**ink, **look, **more})
+    return mpl.rc_context({**ink, **look})

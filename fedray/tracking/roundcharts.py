@@ -91,6 +91,7 @@ def _timeline(
         axes = left.pop(0)
         _bars(axes, rounds, ends)
         label(axes, "", "clients")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         if len(ends) > 1:
             legend(axes)
     if events:

@@ -116,7 +116,8 @@ def frontier(run: RunData) -> Iterator[Chart]:
     caption = f"Each point is {'a round of this run' if path else 'the end of a run'}"
     caption += f", epsilon for {unit_text(unit)} at delta {delta!r}." if unit else "."
     if others and path:
-        caption += f" Diamonds are the ends of {len(others)} other runs of this config with other privacy, of the same unit and delta."
+        ends = "The diamond is the end of another run" if len(others) == 1 else f"Diamonds are the ends of {len(others)} other runs"
+        caption += f" {ends} of this config with other privacy, of the same unit and delta."
     if twin is not None and number(twin.final.get(quality)) is not None:
         caption += f" The dashed line is {twin.name}, the same config without privacy, which the guarantee does not cover."
     if run.secret and unit == "client":

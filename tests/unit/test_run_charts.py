@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.tracking.charts import charts
-from fedray.tracking.chartstyle import inline_svg, save_charts, spaced, thinned
+from fedray.tracking.chartstyle import draw, save_charts, spaced, thinned
 from fedray.tracking.roundcharts import happened, turns
 from fedray.tracking.runcharts import comparable, grouped_counts, spent_for
 from fedray.tracking.rundata import Relative, RunData, relatives
@@ -161,14 +162,19 @@ def test_ten_thousand_rounds_and_clients_stay_small(tmp_path: Path) -> None:
     made = charts(RunData(rounds, {"rounds": n}, {"clients": clients}, partition))
     assert {"budget_by_client", "records", "partition", "timeline", "accuracy"} <= {chart.name for chart in made}
     for chart in made:
-        assert len(inline_svg(chart)) < 300_000, chart.name
+        assert len(draw(chart).inline) < 300_000, chart.name
 
 
 def test_files_are_pictures_and_vectors_with_the_caption_in_them(tmp_path: Path) -> None:
-    made = save_charts(tmp_path, charts(private())[:1])
-    assert [path.name for path in made] == ["accuracy.png", "accuracy.svg"]
-    assert made[0].read_bytes().startswith(b"\x89PNG")
-    assert made[1].read_bytes() == save_charts(tmp_path, charts(private())[:1])[1].read_bytes()
+    (chart,) = charts(private())[:1]
+    (made,) = save_charts(tmp_path, [chart])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "accuracy.svg"]
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    root = ElementTree.fromstring((tmp_path / "accuracy.svg").read_text())
+    words = " ".join(" ".join(root.itertext()).split())
+    assert chart.title in words and chart.caption in words
+    assert chart.caption not in " ".join(ElementTree.fromstring(made.inline).itertext()) and "currentColor" in made.inline
+    assert made.svg == draw(chart).svg
 
 
 def write_run(folder: Path, regime: str, **summary: Any) -> Path:
