@@ -25,8 +25,8 @@ log = logging.getLogger("fedray.tracking")
 
 #: Seconds that a server may take to answer one request: when the run is made, while rows are sent, while files are sent.
 OPEN_PATIENCE, SHIP_PATIENCE, UPLOAD_PATIENCE = 5, 10, 120
-#: Seconds within which a store must be open; a new SQLite store first makes its tables.
-_OPEN_DEADLINE = {"server": 12.0, "sqlite": 180.0}
+#: Seconds within which a server or a database must answer, and within which a database must be open: a new one first makes its tables.
+_OPEN_DEADLINE = {"server": 12.0, "tables": 180.0}
 
 _FIRST_DELAY, _LONGEST_DELAY, _TICK = 0.5, 4.0, 0.1
 
@@ -162,6 +162,9 @@ def connect(
         try:
             mlflow = load_mlflow()
             _make_tables(mlflow, uri)
+            if _is_database(uri):
+                _reach(uri)
+                outcome["answered"] = True
             with patience(OPEN_PATIENCE):
                 client = mlflow.MlflowClient(uri)
                 prepared = _insist(lambda: prepare(client), uri, wait, given_up)
@@ -178,9 +181,13 @@ def connect(
     # A database driver may retry for minutes before it fails; a separate daemon thread can be abandoned.
     thread = threading.Thread(target=work, name="fedray-tracking-open", daemon=True)
     thread.start()
-    seconds = wait + _OPEN_DEADLINE["server" if sqlite_path(uri) is None else "sqlite"]
-    limit = time.monotonic() + seconds
-    while thread.is_alive() and time.monotonic() < limit and not cancelled():
+    began = time.monotonic()
+
+    def seconds() -> float:
+        made_here = sqlite_path(uri) is not None or "answered" in outcome
+        return wait + _OPEN_DEADLINE["tables" if made_here else "server"]
+
+    while thread.is_alive() and time.monotonic() < began + seconds() and not cancelled():
         thread.join(_TICK)
     with taking:
         done: tuple[Any, Any] | None = outcome.get("done")
@@ -191,7 +198,7 @@ def connect(
     thread.join(OPEN_PATIENCE + 1.0)  # the current request ends, and its effect is undone
     if cancelled():
         raise Stopped(f"stopped while MLflow at {masked(uri)} was waited for.")
-    error = outcome.get("error") or TimeoutError(f"no answer within {seconds:.0f} s")
+    error = outcome.get("error") or TimeoutError(f"no answer within {seconds():.0f} s")
     if isinstance(error, ConfigError):
         raise error
     raise TrackingError(
@@ -240,6 +247,22 @@ def _check(uri: str) -> None:
         raise TrackingError(f"tracking.uri: the SQLite store {path} cannot be written ({error.strerror}); choose another place.") from None
     if start and start != b"SQLite format 3\0":
         raise TrackingError(f"tracking.uri: {path} is not an SQLite file; choose another place.")
+
+
+def _is_database(uri: str) -> bool:
+    return urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql")
+
+
+def _reach(uri: str) -> None:
+    """Connect to a database once, so that a wrong address or password is known before MLflow repeats it for minutes."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    try:
+        with engine.connect():
+            pass
+    finally:
+        engine.dispose()
 
 
 def _lock_of(path: Path) -> Path:
@@ -297,5 +320,7 @@ def reason(error: BaseException) -> str:
         if sign in text:
             return words
     if isinstance(error, ModuleNotFoundError):
+        if error.name == "psycopg":  # what SQLAlchemy takes for postgresql://
+            return "Python package 'psycopg' is missing; write postgresql+psycopg2:// for psycopg2, which `pip install fedray[postgresql]` brings"
         return f"Python package '{error.name}' is missing"
     return (text[:160] + "..." if len(text) > 160 else text).rstrip(". ") or type(error).__name__

@@ -184,7 +184,7 @@ def test_a_run_that_is_opened_too_late_is_ended(play: Callable[[Played], Played]
             given_up.wait(60.0)
 
     played.before = before
-    monkeypatch.setattr(store, "_OPEN_DEADLINE", {"server": 0.2, "sqlite": 0.2})
+    monkeypatch.setattr(store, "_OPEN_DEADLINE", {"server": 0.2, "tables": 0.2})
     monkeypatch.setattr(store, "OPEN_PATIENCE", -1)  # nobody waits for the request that is under way
     with pytest.raises(ConfigError, match="no answer within"):
         start(tmp_path)
@@ -273,3 +273,12 @@ def test_a_damaged_state_goes_on_with_the_run_that_the_checkpoint_names(
     again.close("FINISHED", 5.0)
     restored = State.load(tmp_path)
     assert restored is not None and restored.run_id == first.run_id
+
+
+def test_a_database_that_does_not_answer_is_known_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be used \(\(psycopg2.OperationalError\) connection to server"):
+        store.connect(f"postgresql+psycopg2://me@/runs?host={tmp_path}", lambda client: None)
+
+
+def test_a_missing_driver_of_postgresql_names_the_one_that_is_there() -> None:
+    assert "postgresql+psycopg2://" in store.reason(ModuleNotFoundError("No module named 'psycopg'", name="psycopg"))
