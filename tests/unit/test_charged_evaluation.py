@@ -17,6 +17,7 @@ from dp_accounting import pld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from paths import ROOT
 from scipy import stats
 from torch import nn
 from virtualray import drive
@@ -29,7 +30,7 @@ from fedray.clients.messages import ClientTask, NoisedEvaluation
 from fedray.clients.pool import Pool
 from fedray.clients.terms import Site, make_terms
 from fedray.config import Config
-from fedray.configfile import build_config
+from fedray.configfile import build_config, load_config
 from fedray.errors import ClaimVoid, ConfigError, FedrayError, PrivacyRefusal
 from fedray.evaluationconfig import ChargedEvaluation
 from fedray.parameters import set_vector
@@ -49,6 +50,7 @@ from fedray.privacy.ledger.verification import verify
 from fedray.privacy.recordplan import RecordPlan
 from fedray.rounds.noisedevaluation import NoisedEvaluations
 from fedray.sweeps.pricing import Share
+from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import Loss, find_loss
 from fedray.training.noisedmetrics import ClippedMean, Confused, Counted, Right, Scored, Seen, counted_for, figures_of, sums_over
 
@@ -180,8 +182,6 @@ def judged_records() -> tuple[nn.Module, torch.Tensor, torch.Tensor, Loss]:
 
 
 def test_without_noise_the_figures_are_the_metrics() -> None:
-    from fedray.training.evaluate import evaluate, find_metrics
-
     model, x, y, loss = judged_records()
     counted = counted_for(METRICS, SECTION, 2)
     assert [one.name for one in counted] == ["confusion_matrix", "scores", "loss"]
@@ -390,6 +390,32 @@ def test_a_run_charges_each_evaluation_and_tells_figures_near_the_exact_ones(tmp
     assert rows[-1]["metrics"]["privacy/epsilon"] == pytest.approx(record.planned_epsilon, abs=1e-2)
     first = [row["metrics"]["privacy/epsilon"] for row in rows]
     assert first == sorted(first)
+
+
+def test_four_hospitals_tell_an_accuracy_near_the_exact_one(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UCI Heart Disease; one evaluation at the end, of 250 held-out records."""
+    overrides = [
+        f"data.source=csv:{real_data / 'heart'}",
+        "clients.placement=hosted",
+        "privacy={regime: record, noise_multiplier: 2.0, delta: 3.0e-4}",
+        "evaluation={every: 0, metrics: [accuracy, auc, loss], federated: true, charged: {noise_multiplier: 2, loss_bound: 3}}",
+        "tracking.enabled=false",
+    ]
+    config = load_config(ROOT / "configs" / "heart-private.yaml", overrides)
+    p = prepare(config)
+    rows, _, weights = drive(config, tmp_path, lambda client: 1.0, 2, monkeypatch)
+    assert p.model is not None and p.federation is not None and p.federation.client_test is not None
+    model, held, loss = p.model.facts.build().eval(), p.federation.client_test, find_loss(config.training.loss)
+    set_vector(model, p.model.facts.layout, weights)
+    x, y = torch.from_numpy(np.array(held.x)), torch.from_numpy(np.array(held.y))
+    exact = evaluate(model, x, y, find_metrics(config.evaluation.metrics), loss)
+    noise = 2.0 * math.sqrt(3 * 4) / len(y)  # of three statistics and four clients, on a part of the records
+    found = {name: rows[-1]["metrics"][f"eval/{name}"] for name in exact}
+    assert exact["accuracy"] > 0.6
+    assert abs(found["accuracy"] - exact["accuracy"]) < 5 * noise < 0.15
+    assert abs(found["loss"] - exact["loss"]) < 5 * noise * 1.5
+    assert abs(found["auc"] - exact["auc"]) < 0.2
+    assert [row["round"] for row in rows if "eval/loss" in row["metrics"]] == [20]
 
 
 def test_a_driver_that_dies_between_charge_and_answer_leaves_the_charge_and_charges_anew(
