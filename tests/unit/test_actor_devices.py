@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedray.clients import devices, trainer
-from fedray.clients import host as host_module
+from fedray.clients import devices, measuring, trainer
 from fedray.clients.devices import device_of_actor
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
@@ -103,7 +102,7 @@ def test_an_actor_ends_with_its_device_and_not_for_want_of_memory(engine: str, m
     def fail_with(error: Exception) -> None:
         monkeypatch.setattr(host._trainer, "engine", fails_with(error))
         monkeypatch.setattr(trainer, "train_crowd", fails_with(error))
-        monkeypatch.setattr(host_module, "evaluate", fails_with(error))
+        monkeypatch.setattr(measuring, "evaluate", fails_with(error))
 
     fail_with(LOST)
     with pytest.raises(Ended):

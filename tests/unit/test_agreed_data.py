@@ -188,7 +188,7 @@ def test_a_silo_whose_file_changed_refuses_its_turn_and_is_not_charged(tmp_path:
     host.configure(prepared.model.facts, prepared.model.exchange.sha256)
     (report,) = host.train(RoundTask(1, 1e4), prepared.model.weights.value, [ClientTask(0, "north")])
     assert (report.status, report.error) == ("refused", changed)
-    assert host.evaluate(prepared.model.weights.value, [ClientTask(0, "north")]) == []
+    assert host.evaluate_noised(prepared.model.weights.value, [ClientTask(0, "north")], 1) == []
     host._account.close()  # type: ignore[union-attr]
 
 

@@ -44,12 +44,17 @@ from fedray.privacy.accounting.events import Gaussian
 from fedray.privacy.csprng import InsecureSeeded
 from fedray.privacy.evaluationplan import EvaluationPlan, plan_evaluation
 from fedray.privacy.evaluations import Evaluations
+from fedray.privacy.figures import listed
 from fedray.privacy.integersums import GRID, noised
 from fedray.privacy.ledger.chain import read
 from fedray.privacy.ledger.verification import verify
 from fedray.privacy.recordplan import RecordPlan
+from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
+from fedray.reporting.report_head import _guaranteed
 from fedray.rounds.noisedevaluation import NoisedEvaluations
+from fedray.rounds.record import OpenRow, Record
 from fedray.sweeps.pricing import Share
+from fedray.tracking.note import run_note
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import Loss, find_loss
 from fedray.training.noisedmetrics import ClippedMean, Confused, Counted, Right, Scored, Seen, counted_for, figures_of, sums_over
@@ -482,6 +487,40 @@ def answer_of(client: ClientTask, plan: EvaluationPlan, **other: Any) -> NoisedE
         "clip": plan.clip,
     }
     return NoisedEvaluation(client.name, 10, {"correct": [5 * GRID]}, receipt | other)
+
+
+def test_a_row_that_has_its_figures_is_not_evaluated_again(prepared: Prepared) -> None:
+    """It comes from a checkpoint of a run that died before it wrote the row."""
+    record = Record.__new__(Record)
+    record._config, record._figures = prepared.config, lambda final=False: {"privacy/epsilon": 2.0}  # type: ignore[method-assign]
+    known = OpenRow({"round": 2, "metrics": {"eval/accuracy": 0.5, "privacy/epsilon": 1.0}})
+    record.noised(known, lambda: pytest.fail("it was asked again"))
+    assert known.row["metrics"] == {"eval/accuracy": 0.5, "privacy/epsilon": 1.0}
+    row = {"round": 2, "metrics": {"privacy/epsilon": 1.0}}
+    record.noised(OpenRow(row), lambda: {"eval/accuracy": 0.25, "eval/auc": math.nan})
+    assert row == {"round": 2, "metrics": {"eval/accuracy": 0.25, "privacy/epsilon": 2.0}, "not_finite": {"eval/auc": "nan"}}
+
+
+def test_statement_and_notes_say_what_evaluations_cost(tmp_path: Path, prepared: Prepared) -> None:
+    record, evaluation = plans_of(prepared)
+    with Account.open_run(tmp_path, dict.fromkeys(prepared.names, record), "run/1") as account:
+        for r in range(4):
+            account.authorize(r, 0, prepared.names)
+            if r % 2:
+                account.authorize(r, 0, prepared.names, evaluation)
+        groups = account.groups()
+        guarantee = Guarantee("record", [record], groups, listed(groups, prepared.names))
+        statement = privacy_statement(prepared.config, [guarantee], account.head, 4)
+    said = "2 evaluations on the clients' held-out records with noise multiplier 4, which alone would cost epsilon 1.1442"
+    text = statement_markdown(statement)
+    assert said in text and "exact and added by each client" in text and "Holds: a client answers an evaluation at most once" in text
+    assert "the updates and noised evaluations that clients sent" in text and statement["summary"]["claim"] == "valid"
+    summary = {"status": "completed", "privacy": statement["summary"], "final": {"eval/accuracy": 0.5}}
+    assert f"*Evaluation:* {said}; its figures carry that noise." in run_note("eval/accuracy", [], summary, {}, {}, {}, [])
+    assert ("evaluation", said) in _guaranteed(summary)
+    plain = prepare(config_of(evaluation={"metrics": []})).plans[0]
+    without = privacy_statement(prepared.config, [Guarantee("record", [plain], [], [])], None, 4)  # type: ignore[list-item]
+    assert "evaluation" not in without["summary"] and "noised evaluations" not in statement_markdown(without)
 
 
 # -- a planted fault -------------------------------------------------------------------------------
