@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dp_accounting
@@ -517,7 +518,7 @@ def test_statement_and_notes_say_what_evaluations_cost(tmp_path: Path, prepared:
     assert "the updates and noised evaluations that clients sent" in text and statement["summary"]["claim"] == "valid"
     summary = {"status": "completed", "privacy": statement["summary"], "final": {"eval/accuracy": 0.5}}
     assert f"*Evaluation:* {said}; its figures carry that noise." in run_note("eval/accuracy", [], summary, {}, {}, {}, [])
-    assert ("evaluation", said) in _guaranteed(summary)
+    assert ("evaluation", said) in _guaranteed(SimpleNamespace(summary=summary, starts=[]))  # type: ignore[arg-type]
     plain = prepare(config_of(evaluation={"metrics": []})).plans[0]
     without = privacy_statement(prepared.config, [Guarantee("record", [plain], [], [])], None, 4)  # type: ignore[list-item]
     assert "evaluation" not in without["summary"] and "noised evaluations" not in statement_markdown(without)
