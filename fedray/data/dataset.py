@@ -123,6 +123,7 @@ def load_federation(data: Data, seed: int) -> Federation:
         check_silos([Silo.of(client) for client in clients], data.holdout.fraction, None if test is None else test[1])
         return join(source, clients, None if test is None else test[0])
     raw = _refuse_normalizer(data, source.load())
+    transform = transform.of(raw.columns)
     plan = _plan(data, raw, seed)
     offsets, train = plan.train.offsets, _records(raw, plan.train.order)
     held_out, held_out_offsets = None, None
@@ -169,6 +170,7 @@ def load_client(data: Data, seed: int, name: str) -> ClientData:
         _index(source.names, name, data)
         return _silo_client(data, source, transform, seed, name)
     raw = _refuse_normalizer(data, source.load())
+    transform = transform.of(raw.columns)
     plan = _plan(data, raw, seed)
     k = _index(plan.names, name, data)
     test = _held_out(raw, plan, plan.client_test[k]) if plan.client_test is not None else None
@@ -186,7 +188,7 @@ def silo_test(data: Data) -> tuple[Records, Silo] | None:
         return None
     raw = _refuse_normalizer(data, source.test())
     records = _records(raw, np.arange(len(raw.y)))
-    test = _applied(transform.fit(_floats(records.x[:0])), records)
+    test = _applied(transform.of(raw.columns).fit(_floats(records.x[:0])), records)
     form = ClientData("", test, None, raw.classes, raw.columns, raw.scale, raw.inputs)
     return test, replace(Silo.of(form), name="the test set")
 
@@ -361,7 +363,7 @@ def _silo_client(data: Data, source: Silos, transform: Transform, seed: int, nam
     elif data.holdout.fraction > 0 and source.test is None:
         train, held_out = _hold_out(data, raw, train, seed, name)
         test = _records(raw, held_out)
-    return _client(raw, transform, name, train, test, raw.test is not None)
+    return _client(raw, transform.of(raw.columns), name, train, test, raw.test is not None)
 
 
 def _driver_test(data: Data, raw: Raw, plan: _Plan, transform: Transform) -> Records | None:

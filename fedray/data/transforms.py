@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from fedray.components import nearest
 from fedray.errors import DataError, blaming
 from fedray.rng import generator
 
@@ -37,11 +38,18 @@ class Transform:
             all clients' records.
         in_torch: the same function for a float32 tensor ``[n, *shape]``, with operations that ``torch.export`` can trace, so that the
             registered model can take records before the transform; None if it does not exist.
+        named: takes the names of the features, empty where they have none, and returns the transform for them; it is used in place of
+            this one, whose ``fit`` and ``in_torch`` do not count then. None if names do not matter.
     """
 
     fit: Callable[[Floats], Apply]
     private_statistics: bool = False
     in_torch: Callable[[Tensor], Tensor] | None = None
+    named: Callable[[Sequence[str]], Transform] | None = None
+
+    def of(self, columns: Sequence[str]) -> Transform:
+        """The transform for features with these names."""
+        return self if self.named is None else self.named(columns)
 
 
 def checked(transform: Transform, where: str) -> Transform:
@@ -64,7 +72,8 @@ def checked(transform: Transform, where: str) -> Transform:
 
     if transform.private_statistics and transform.in_torch is not None:
         raise DataError(f"{where}: has private_statistics and in_torch, but one graph cannot hold each client's statistics; leave one out.")
-    return replace(transform, fit=fit)
+    named = transform.named
+    return replace(transform, fit=fit, named=None if named is None else lambda columns: checked(named(columns), where))
 
 
 def check_in_torch(transform: Transform, shape: tuple[int, ...], where: str) -> None:
@@ -140,27 +149,34 @@ def unit_norm() -> Transform:
     return Transform(lambda train: apply, in_torch=in_torch)
 
 
-def constants(
-    *, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0, queried: Mapping[str, Any] | None = None
-) -> Transform:
+Constants = float | Sequence[float] | Mapping[str, float]
+
+
+def constants(*, mean: Constants = 0.0, std: Constants = 1.0, queried: Mapping[str, Any] | None = None) -> Transform:
     """Minus a mean, divided by a standard deviation, both public constants.
 
     With `from: QUERY_DIR` in place of them, both are the answers of a query (`fedray query`) of kind variance; columns that it was not asked
     for stay as they are.
 
     Args:
-        mean: one number, or one for each channel (feature, for flat records).
+        mean: one number, or one for each channel (feature, for flat records): a list in the features' order, or a mapping of all their names.
         std: the same, above 0.
         queried: which query the numbers come from; written by `from`.
 
     Raises:
-        DataError: a std that is not above 0, or not one value a channel.
+        DataError: a std that is not above 0, not one value for each channel, or names that are not those of the features.
     """
-    shift, scale = np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32)
+    shift, scale = (np.asarray([*v.values()] if isinstance(v, Mapping) else v, dtype=np.float32) for v in (mean, std))
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise DataError(f"data.normalize.std: should be above 0, but is {std}.")
     if not np.isfinite(shift).all():
         raise DataError(f"data.normalize.mean: should be finite, but is {mean}.")
+    if isinstance(mean, Mapping) or isinstance(std, Mapping):
+
+        def named(columns: Sequence[str]) -> Transform:
+            return constants(mean=_in_order(mean, columns, "mean"), std=_in_order(std, columns, "std"), queried=queried)
+
+        return Transform(lambda train: lambda x: x, named=named)
 
     def apply(x: Floats) -> Floats:
         for name, values in (("mean", shift), ("std", scale)):
@@ -181,6 +197,25 @@ def constants(
         return (x - minus) / over
 
     return Transform(lambda train: apply, in_torch=in_torch)
+
+
+def _in_order(values: Constants, columns: Sequence[str], which: str) -> float | Sequence[float]:
+    """Constants that are given by name in the order of the features; others as they are."""
+    if not isinstance(values, Mapping):
+        return values
+    where = f"data.normalize.{which}"
+    if not columns:
+        raise DataError(
+            f"{where}: names features, but those of these records have no names; give one number, or a list of one for each channel."
+        )
+    listed = f"the features are {', '.join(columns)}"
+    for name in values:
+        if name not in columns:
+            raise DataError(f"{where}: there is no feature '{name}'; {listed}.{nearest(name, columns)}")
+    missing = [name for name in columns if name not in values]
+    if missing:
+        raise DataError(f"{where}: has no value for {', '.join(map(repr, missing))}; {listed}: name each of them.")
+    return [values[name] for name in columns]
 
 
 def standardize_client() -> Transform:

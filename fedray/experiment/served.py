@@ -85,8 +85,9 @@ def served_model(files: RunFiles, config: Config) -> Built:
     trained, example = trained_model(files, config)
     model = merged(trained)  # users get adapters and base as one model
     with reading(files.partition):
-        facts = _Facts.of(read_json(files.partition) or {})
-    transform = transform_of(config.data)
+        document = read_json(files.partition) or {}
+        facts, features = _Facts.of(document), document["model"].get("columns", [])
+    transform = transform_of(config.data).of(features)
     label = config.data.arguments.get("label")
     gives = _gives(config.training.loss, facts.class_labels, label if isinstance(label, list) else (), example, model)
     if transform.in_torch is None:
@@ -117,7 +118,9 @@ def _table(columns: Sequence[Column]) -> ColumnRows | None:
 
 def _takes(config: Config, facts: _Facts, columns: Sequence[Column]) -> str:
     if columns:
-        return f"Takes raw rows: a table with the {len(columns)} named columns of the signature, in any order"
+        numbers = any(column.values is None for column in columns)
+        types = " (type any: numbers, whole or not)" if numbers else ""
+        return f"Takes raw rows: a table with the {len(columns)} named columns of the signature, in any order{types}"
     if facts.inputs:
         return (
             f"Takes arrays of {facts.shape[0]} numbers for each record, in which its inputs stand side by side, each flattened: "

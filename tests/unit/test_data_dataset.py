@@ -189,6 +189,45 @@ def test_unit_norm() -> None:
     assert TRANSFORMS["unit_norm"]().fit(x[:0])(x[8999:].copy()).tobytes() == out[8999:].tobytes()
 
 
+def test_constants_by_name_are_those_of_the_features_wherever_they_stand(silos: str, tmp_path: Path) -> None:
+    def normalized(**constants: Any) -> Data:
+        return section(
+            silos,
+            label="y",
+            classes=2,
+            categories={"c": [5, 6]},
+            partition={"kind": "natural"},
+            normalize={"kind": "constants", **constants},
+        )
+
+    listed = normalized(mean=[1.0, 2.0, 0.5, 0.0], std=[0.5, 4.0, 1.0, 2.0])
+    mean, std = {"c=6": 0.0, "v": 2.0, "u": 1.0, "c=5": 0.5}, {"u": 0.5, "v": 4.0, "c=5": 1.0, "c=6": 2.0}
+    named = normalized(mean=mean, std=std)
+    assert load_federation(listed, 0).columns == ("u", "v", "c=5", "c=6")
+    assert same(load_federation(listed, 0).train, load_federation(named, 0).train)
+    assert same(load_client(listed, 0, "west").train, load_client(named, 0, "west").train)
+    assert same(
+        load_client(normalized(mean=mean, std=2.0), 0, "west").train,
+        load_client(normalized(mean=[1.0, 2.0, 0.5, 0.0], std=2.0), 0, "west").train,
+    )
+    for wrong, says in (
+        ({"mean": mean | {"w": 1.0}}, r"data\.normalize\.mean: there is no feature 'w'; the features are u, v, c=5, c=6\."),
+        (
+            {"std": {"u": 1.0, "c=5": 2.0}},
+            r"data\.normalize\.std: has no value for 'v', 'c=6'; the features are u, v, c=5, c=6: name each of them\.",
+        ),
+    ):
+        with pytest.raises(DataError, match=says):
+            load_client(normalized(**wrong), 0, "west")
+    with pytest.raises(DataError, match=r"data\.normalize\.std: should be above 0"):
+        check(normalized(std=std | {"v": 0.0}))
+    np.savez(tmp_path / "images.npz", x_train=np.ones((20, 4), dtype=np.float32), y_train=np.arange(20) % 2)
+    with pytest.raises(DataError, match="those of these records have no names"):
+        load_federation(
+            section(f"npz:{tmp_path}/images.npz", partition={"kind": "iid", "clients": 2}, normalize={"kind": "constants", "mean": mean}), 0
+        )
+
+
 def test_constants_by_channel() -> None:
     x = np.random.default_rng(0).normal(size=(4, 2, 3, 3)).astype(np.float32)
     out = TRANSFORMS["constants"](mean=[1.0, 2.0], std=[0.5, 4.0]).fit(x[:0])(x.copy())

@@ -208,8 +208,8 @@ def test_breast_cancer_scores_raw_named_columns_in_any_order(fresh: dict[str, Sc
     assert ((b.outputs[:, 0] > 0) == b.classes).mean() == b.run.accuracy(b.run.federation.test) > 0.9
     assert b.saved.fields.metadata["fedray_classes"] == {"0": "malignant", "1": "benign"}
     assert b.saved.description.split("\n\n")[1] == (
-        "Takes raw rows: a table with the 30 named columns of the signature, in any order; gives one logit: above 0 is class 1 (benign), "
-        "else class 0 (malignant)."
+        "Takes raw rows: a table with the 30 named columns of the signature, in any order (type any: numbers, whole or not); gives one "
+        "logit: above 0 is class 1 (benign), else class 0 (malignant)."
     )
     assert json.loads(b.saved.tags["classes"]) == ["malignant", "benign"]
     assert b.run.result.predict(b.raw) == pytest.approx(b.outputs, abs=1e-5)
@@ -245,6 +245,12 @@ def test_text_categories_are_encoded_inside_and_unknown_ones_refused(tmp_path: P
     with torch.no_grad():
         assert outputs == pytest.approx(run.model(torch.from_numpy(expected)).numpy(), abs=1e-5)
     assert [c.name for c in saved.fields.signature.inputs.inputs] == ["size", "colour"]
+    by_name = {"colour=blue": 10.0, "colour=red": 10.0, "colour=green": 10.0, "size": 10.0}
+    named = build_config(
+        run.config.model_dump()
+        | {"data": data | {"categories": {"colour": ["red", "green", "blue"]}, "normalize": {"kind": "constants", "std": by_name}}}
+    )
+    assert predict(run.files, named, raw) == pytest.approx(outputs, abs=1e-6)
     for bad, said in (
         (raw.assign(colour="pink"), "'colour' has 'pink' in row 1, but the model knows only red, green, blue"),
         (raw.assign(colour=raw["colour"].where(raw.index != 3)), "'colour' has a missing cell in row 4"),
