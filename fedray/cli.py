@@ -294,7 +294,7 @@ def report(run_dir: str, output: Path | None) -> None:
     from fedray.reporting.report_page import write_report
 
     with _opened(run_dir) as (place, named):
-        for path in write_report(place, output):
+        for path in (cli_query.report if cli_query.asked_in(place) else write_report)(place, output):
             click.echo(named(_shown(path)))
 
 
@@ -310,6 +310,9 @@ def sync(run_dir: str, uri: str | None) -> None:
     from fedray.whole import check, read_config
 
     with _opened(run_dir) as (place, named):
+        if cli_query.asked_in(place):
+            click.echo(named(cli_query.sync(place, uri)))
+            return
         files = RunFiles(place)
         check(files)
         builder = (lambda: served_model(files, read_config(files))) if files.model.exists() and files.config.exists() else None

@@ -34,6 +34,7 @@ def ask_query(config: Path, overrides: tuple[str, ...], output: str | None, resu
     from fedray.queries.answertext import answer_lines
     from fedray.queries.queryrun import query
     from fedray.queries.querytracking import send_query
+    from fedray.tracking.mlflow_store import TrackingError
 
     def note(text: str) -> None:
         click.echo(logs.shown(f"{resolved.name}: {text}", sys.stderr), err=True)
@@ -41,7 +42,10 @@ def ask_query(config: Path, overrides: tuple[str, ...], output: str | None, resu
     result = query(resolved, output=output, resume=resume, note=note)
     click.echo(json.dumps(result.answers, indent=2) if as_json else "\n".join(answer_lines(result.answers, result.summary["privacy"])))
     if resolved.tracking.enabled:
-        note(send_query(resolved, result, Origin.here(overrides)))
+        try:
+            note(send_query(resolved, result, Origin.here(overrides)))
+        except TrackingError as error:  # the clients are charged, so the query is not asked again
+            note(f"{error} MLflow lacks the answers; `fedray sync {result.output}` sends them later.")
     note(f"answers.json is in {result.output}")
 
 
@@ -66,3 +70,28 @@ def price(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(json.dumps(found, indent=2) if as_json else price_text(found))
     if found["refusal"]:
         raise BudgetReached(found["refusal"])
+
+
+def asked_in(place: Path) -> bool:
+    """Whether a directory is that of a query."""
+    from fedray.configfile import is_query
+    from fedray.errors import FedrayError
+
+    try:
+        return is_query(place / "config.yaml")
+    except FedrayError:  # a run's report does without its config
+        return False
+
+
+def report(place: Path, output: Path | None) -> tuple[Path, Path]:
+    """Write the report of a query's directory."""
+    from fedray.queries.queryreport import write_query_report
+
+    return write_query_report(place, output)
+
+
+def sync(place: Path, uri: str | None) -> str:
+    """Send MLflow a query that it lacks; returns a sentence on it."""
+    from fedray.queries.querytracking import sync_query
+
+    return f"{place}: {sync_query(place, uri)}"

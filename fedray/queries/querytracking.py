@@ -7,23 +7,47 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fedray import __version__
 from fedray.experiment.origin import Origin
+from fedray.queries.queryreport import answered, write_query_report
 from fedray.queries.queryrun import QueryResult
-from fedray.queryconfig import QueryConfig, dump_query
+from fedray.queryconfig import QueryConfig, dump_query, load_query
 from fedray.rounding import as_given, rounded_up
 from fedray.tracking.mlflow_store import UPLOAD_PATIENCE, artifact_root, connect, patience, resolve_uri
 from fedray.tracking.mlflow_tracker import flat_params
 from fedray.tracking.ui import ui_links
 
 _MOST = 200  # answers that become metrics
-_FILES = ("answers.json", "privacy_statement.json", "privacy_statement.md", "config.yaml", "summary.json")
+_FILES = ("answers.json", "report.html", "privacy_statement.json", "privacy_statement.md", "config.yaml", "summary.json")
 
 
-def send_query(config: QueryConfig, result: QueryResult, origin: Origin) -> str:
-    """Log a finished query as an MLflow run with the tag ``fedray.kind`` = query; returns a sentence that names the run.
+def sync_query(folder: Path, uri: str | None = None) -> str:
+    """Send MLflow a query that it lacks, from the query's files; returns a sentence that names the run.
+
+    Args:
+        folder: the query's directory.
+        uri: another store than the query's own.
+
+    Raises:
+        ConfigError: the query is not finished.
+        TrackingError: the store cannot be used.
+    """
+    config = load_query(folder / "config.yaml")
+    if uri is not None:
+        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})})
+    return send_query(config, QueryResult(folder, *answered(folder)), None)
+
+
+def send_query(config: QueryConfig, result: QueryResult, origin: Origin | None) -> str:
+    """Log a finished query as an MLflow run with the tag ``fedray.kind`` = query, unless the store has it; returns a sentence on the run.
+
+    Args:
+        config: of the query.
+        result: its answers.
+        origin: by whom and how it was asked; None where only its files are known.
 
     Raises:
         TrackingError: the store cannot be used.
@@ -38,6 +62,9 @@ def send_query(config: QueryConfig, result: QueryResult, origin: Origin) -> str:
 
     def begin(client: Any) -> tuple[str, str]:
         experiment = _experiment(client, uri, config.experiment or config.name)
+        sent = client.search_runs([experiment], f"tags.`fedray.query` = '{result.answers['run']}' and attributes.status = 'FINISHED'")
+        if sent:
+            return experiment, str(sent[0].info.run_id)
         run_id = str(client.create_run(experiment, run_name=result.output.name).info.run_id)
         own.append(run_id)
         now = int(time.time() * 1000)
@@ -51,6 +78,10 @@ def send_query(config: QueryConfig, result: QueryResult, origin: Origin) -> str:
         return experiment, run_id
 
     client, (experiment, run_id) = connect(uri, begin, end, config.tracking.open_timeout)
+    link = ui_links(uri, experiment, run_id).get("run")
+    if not own:
+        return f"MLflow has it already: {link or f'run {run_id}'}"
+    write_query_report(result.output, verify=False)
     with patience(UPLOAD_PATIENCE):
         try:
             for name in _FILES:
@@ -61,11 +92,10 @@ def send_query(config: QueryConfig, result: QueryResult, origin: Origin) -> str:
                 end(client)
             raise
         end(client, "FINISHED")
-    link = ui_links(uri, experiment, run_id).get("run")
-    return f"logged to MLflow: {link}" if link else f"logged to MLflow run {run_id}"
+    return f"logged to MLflow: {link or f'run {run_id}'}"
 
 
-def tags_of(config: QueryConfig, result: QueryResult, origin: Origin) -> dict[str, str]:
+def tags_of(config: QueryConfig, result: QueryResult, origin: Origin | None) -> dict[str, str]:
     """The run's tags and description."""
     private, answers = result.summary["privacy"], result.answers
     claim = answers["claim"] if answers["noise_multiplier"] is not None else "none"
@@ -77,12 +107,13 @@ def tags_of(config: QueryConfig, result: QueryResult, origin: Origin) -> dict[st
     return {
         "mlflow.note.content": f"{cost}. Asked of {answers['clients']} clients: {what}.",
         "fedray.kind": "query",
+        "fedray.query": str(answers["run"]),
         "fedray.dataset": config.data.source.rpartition("/")[2],
         "fedray.privacy": "+".join(config.privacy.regimes) or "none",
         "fedray.directory": str(result.output),
         "fedray.version": __version__,
         "privacy/claim": claim,
-        **origin.tags(),
+        **({} if origin is None else origin.tags()),
         **{f"privacy/{key}": str(private[key]) for key in ("unit", "epsilon", "delta", "ledger_sha256") if private.get(key) is not None},
     }
 

@@ -100,7 +100,7 @@ def _report(run: Path, data: RunData, shown: Mapping[str, Chart], lacking: Seque
     yield from _results(data, shown, lacking)
     yield from _what_was_run(config, _json(run / "partition.json"))
     yield from _judged(run)
-    yield from _privacy(run, statement, summary, verify)
+    yield from privacy_part(run, statement, summary, verify)
     yield from _audit(run, bool(statement), any(line.get("unit") == "client" for line in guarantees(summary)))
     yield from faults(run, bool(guarantees(summary)[0].get("unit")))
     yield from _course(summary)
@@ -188,7 +188,8 @@ def _judged(run: Path) -> Iterator[str]:
         yield from (f"The {len(lowest)} with the lowest scores; all are in {RULE_CLIENTS}.", "")
 
 
-def _privacy(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any], verify: bool) -> Iterator[str]:
+def privacy_part(run: Path, statement: Mapping[str, Any], summary: Mapping[str, Any], verify: bool) -> Iterator[str]:
+    """Yield the Markdown lines of the part on privacy: the statement, and the ledgers, which are checked if ``verify``."""
     yield from ("## Privacy", "")
     written = run / "privacy_statement.md"
     if written.exists():
