@@ -283,7 +283,8 @@ def _evaluated(config: Config, test: Records | None, at_clients: bool | None) ->
     if e.charged is not None and test is not None:
         raise ConfigError(
             "evaluation.charged: the driver holds test records, on which the model is evaluated without a charge, so the clients would be charged for "
-            "less exact figures; set evaluation.federated=false and take evaluation.charged out, or hold out at the clients (data.holdout.at)."
+            "less exact figures; set evaluation.federated=false and take evaluation.charged out, or hold out at the clients "
+            "(data.holdout.at=clients data.holdout.stratify=false)."
         )
     if e.federated and not e.metrics:
         raise ConfigError("evaluation.metrics: there are none to take at the clients; name some, or set evaluation.federated=false.")

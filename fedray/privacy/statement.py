@@ -341,7 +341,7 @@ def _section(line: Mapping[str, Any], clients: int) -> list[str]:
             "The clients' charges are not listed, because they would reveal the cohorts, which must stay secret.",
             "",
         ]
-    lines += ["| client | rounds charged | epsilon | budget |", "| --- | --- | --- | --- |"]
+    lines += ["| client | charges | epsilon | budget |", "| --- | --- | --- | --- |"]
     lines += client_lines(mine)[:clients]
     if clients < len(mine):
         lines.append(f"\n{len(mine) - clients} further clients, none with a larger epsilon, are listed in the JSON file.")

@@ -26,7 +26,12 @@ def test_a_silo_whose_actor_dies_in_an_evaluation_stays_charged_and_tells_nothin
     config = {
         "name": "charged",
         "rounds": 3,
-        "data": {"source": f"csv:{tmp_path}", "label": "y", "classes": 2, "holdout": {"at": "clients", "fraction": 0.25}},
+        "data": {
+            "source": f"csv:{tmp_path}",
+            "label": "y",
+            "classes": 2,
+            "holdout": {"at": "clients", "fraction": 0.25, "stratify": False},
+        },
         "model": {"kind": "python:evaluationparts:model", "dies": 7, "mark": str(tmp_path / "mark")},
         "clients": {"placement": "dedicated", "resources": {"cpu": 0.5}},
         "training": {"lr": 0.2, "sampling_rate": 0.2, "expected_batch": 30, "steps": 5},

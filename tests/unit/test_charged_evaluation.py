@@ -72,7 +72,7 @@ def config_of(**sections: Any) -> Config:
             "source": "sklearn:digits",
             "classes": 10,
             "partition": {"kind": "iid", "clients": CLIENTS},
-            "holdout": {"at": "clients", "fraction": 0.2},
+            "holdout": {"at": "clients", "fraction": 0.2, "stratify": False},
         },
         "model": {"kind": "softmax"},
         "training": {"sampling_rate": 0.2, "steps": 5, "expected_batch": 60, "lr": 0.5},
@@ -268,6 +268,13 @@ def test_the_plan_the_ledger_and_dp_accounting_agree(tmp_path: Path, prepared: P
     assert "2 with noise multiplier 4, charged beside the training" in text and "standard deviation of" in text
 
 
+def test_groups_with_settings_of_their_own_share_one_plan_of_evaluation() -> None:
+    groups = {"groups": [{"name": "few", "clients": 2, "training": {"sampling_rate": 0.1}}]}
+    p = prepare(config_of(clients=groups, privacy={"regime": "record", "noise_multiplier": 2.0, "delta": 1e-4}))
+    plans = [plan_evaluation(plan, [("correct", 1)]) for plan in p.plans if plan is not None]
+    assert len(plans) == 2 and p.plans[0] != p.plans[1] and plans[0] == plans[1] and plans[0].sha256 == plans[1].sha256
+
+
 def test_the_target_is_for_training_and_evaluations_together(prepared: Prepared) -> None:
     plain = prepare(config_of(evaluation={"metrics": []})).plans[0]
     record, _ = plans_of(prepared)
@@ -403,6 +410,7 @@ def test_four_hospitals_tell_an_accuracy_near_the_exact_one(real_data: Path, tmp
     overrides = [
         f"data.source=csv:{real_data / 'heart'}",
         "clients.placement=hosted",
+        "data.holdout.stratify=false",
         "privacy={regime: record, noise_multiplier: 2.0, delta: 3.0e-4}",
         "evaluation={every: 0, metrics: [accuracy, auc, loss], federated: true, charged: {noise_multiplier: 2, loss_bound: 3}}",
         "tracking.enabled=false",
@@ -608,6 +616,7 @@ WHOLE = {"noise_multiplier": 2.0, "delta": 8e-3}
         ),
         ({"algorithm": {"kind": "fedper", "personal": ["out"]}}, "charged_evaluation.own_models"),
         ({"evaluation": {"metrics": ["accuracy"], "federated": True}}, "record.federated_evaluation"),
+        ({"data": {"source": "sklearn:digits", "classes": 10, "holdout": {"at": "clients"}}}, "charged_evaluation.stratified"),
     ],
 )
 def test_what_the_charge_does_not_cover_is_refused_with_the_nearest_setting(sections: dict[str, Any], code: str) -> None:

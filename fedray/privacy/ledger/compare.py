@@ -101,7 +101,7 @@ def _compared(run: Path, statement_path: Path, summary_path: Path) -> Iterator[s
         _check_nothing_after(summary_path, one)
         for row in mine:
             what = f"'{row['name']}'"
-            _same(statement_path, f"rounds charged to {what}", row["participations_charged"], one.summary.charges[row["name"]], str(book))
+            _same(statement_path, f"charges to {what}", row["participations_charged"], one.summary.charges[row["name"]], str(book))
             _same(statement_path, f"epsilon of {what}", row["epsilon"], one.epsilon(row["name"]), str(book))
             known[row["unit"], row["name"]] = one
         yield f"{run}: the figures of {len(mine)} clients follow from {book} up to entry {one.summary.entries - 1}"

@@ -206,7 +206,7 @@ def table(report: Mapping[str, Any]) -> str:
             lines.append(f"  limits of {book['limits']['file']}: {told or 'claims must be valid'}")
         whole = any(u["unit"] == "client" for u in book["unit"])
         names = {c["name"]: "all clients" if whole and c["name"] == "clients" else c["name"] for c in book["clients"]}
-        rows = [("whole client" if whole else "client", "charges" if whole else "rounds", "epsilon", "budget", "limit", "left")]
+        rows = [("whole client" if whole else "client", "charges", "epsilon", "budget", "limit", "left")]
         rows += [
             (
                 names[c["name"]],
