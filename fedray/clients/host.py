@@ -129,7 +129,7 @@ class ClientHost:
             pid=os.getpid(),
             device=str(self._device),
             threads=torch.get_num_threads(),
-            silo=None if own is None else Silo.of(own),
+            silo=None if own is None else Silo.of(own, bool(self._config.privacy.regimes)),
             class_counts=counts,
             node_id=node_of_actor(),
             terms=self._terms.sha256,

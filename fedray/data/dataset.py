@@ -152,6 +152,7 @@ def load_federation(data: Data, seed: int) -> Federation:
         raw.declared,
         raw.scale,
         raw.inputs,
+        raw.dropped,
     )
 
 
@@ -351,7 +352,9 @@ def _client(raw: Raw, transform: Transform, name: str, train: Indices, test: Rec
     own = _records(raw, train)
     apply = transform.fit(_floats(own.x if transform.private_statistics else own.x[:0]))
     held_out = _applied(apply, test) if test is not None and len(test) else None
-    return ClientData(name, _applied(apply, own), held_out, raw.classes, raw.columns, raw.scale, raw.inputs, own_test, raw.absent)
+    return ClientData(
+        name, _applied(apply, own), held_out, raw.classes, raw.columns, raw.scale, raw.inputs, own_test, raw.absent, raw.dropped
+    )
 
 
 def _silo_client(data: Data, source: Silos, transform: Transform, seed: int, name: str) -> ClientData:

@@ -125,6 +125,7 @@ class ClientData:
         inputs: the inputs that stand side by side in a record; empty if a record is one array.
         own_test: whether the test records are a test set of the source, and not held out at random.
         absent: names in ``data.drop`` that are no columns of the client's table.
+        dropped: number of records that were left out because of missing cells.
     """
 
     name: str
@@ -136,6 +137,7 @@ class ClientData:
     inputs: tuple[Input, ...] = ()
     own_test: bool = False
     absent: tuple[str, ...] = ()
+    dropped: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,7 @@ class Federation:
         declared: whether the config, or the source as a public fact, names the classes; otherwise they were found in the records.
         scale: see :class:`ClientData`.
         inputs: see :class:`ClientData`.
+        dropped: number of all clients' records, and of the driver's, that were left out because of missing cells.
     """
 
     names: Sequence[str]
@@ -169,6 +172,7 @@ class Federation:
     declared: bool = False
     scale: float = 1.0
     inputs: tuple[Input, ...] = ()
+    dropped: int = 0
 
     def client(self, k: int) -> ClientData:
         """Return the data of client ``k`` as views (no copies)."""

@@ -32,6 +32,7 @@ class Silo:
         inputs: the inputs that stand side by side in a record.
         absent: names in ``data.drop`` that are no columns of the silo's table.
         persons: number of persons with training records; None if it is not known whose the records are.
+        dropped: number of records that were left out because of missing cells; 0, too, where it is not told.
     """
 
     name: str
@@ -46,10 +47,11 @@ class Silo:
     inputs: tuple[Input, ...]
     absent: tuple[str, ...]
     persons: int | None = None
+    dropped: int = 0
 
     @classmethod
-    def of(cls, client: ClientData) -> Silo:
-        """Describe a client's records."""
+    def of(cls, client: ClientData, private: bool = True) -> Silo:
+        """Describe a client's records; how many were left out only if they are not ``private``."""
         return cls(
             f"'{client.name}'",
             len(client.train),
@@ -63,6 +65,7 @@ class Silo:
             client.inputs,
             client.absent,
             client.train.number_of_persons,
+            0 if private else client.dropped,
         )
 
 
@@ -132,6 +135,7 @@ def join(source: Silos, clients: Sequence[ClientData], test: Records | None) -> 
         True,
         first.scale,
         first.inputs,
+        sum(client.dropped for client in clients),
     )
 
 

@@ -49,6 +49,7 @@ class Raw:
         absent: names in ``data.drop`` that are no columns of a silo's table.
         inputs: the inputs that stand side by side in ``x``; empty if a record is one array.
         persons: whose each record is, int64 ``[n]``; None if it is not known.
+        dropped: number of records that were left out because of missing cells.
     """
 
     x: RawFeatures
@@ -65,6 +66,7 @@ class Raw:
     absent: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
     persons: Indices | None = None
+    dropped: int = 0
 
     @property
     def scale(self) -> float:

@@ -59,7 +59,8 @@ def csv(
         features: feature columns, in this order; null = all others.
         drop: columns to leave out; in a folder, some files may lack them.
         missing: cells that mean "not known".
-        missing_rows: drop records with a missing cell in a column that is used, or refuse the file.
+        missing_rows: drop records with a missing cell in a column that is used, or refuse the file. How many are dropped is told without
+            privacy only.
         categories: column to its allowed values, which become one 0/1 feature each.
         drop_first: leave out the first value's feature.
         silo: one file only: the column that names each record's client, for the natural partition.

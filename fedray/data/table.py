@@ -157,12 +157,14 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: 
     table = replace(table, drop=[name for name in table.drop if name not in absent])
     x, y, groups, persons, columns = _shape(train, table, where, index)
     own_test = test_groups = test_persons = None
+    dropped = len(train) - len(x)
     if test is not None:
         same = table if table.features is not None else replace(table, features=_features(train, table), drop=())
         said = [str(c) for c in test.columns]
         same = replace(same, silo=table.silo if table.silo in said else None, person=table.person if table.person in said else None)
         x_test, y_test, test_groups, test_persons, _ = _shape(test, same, f"{where} (test set)", index)
         own_test = (x_test, y_test)
+        dropped += len(test) - len(x_test)
     made = build(
         where,
         x,
@@ -176,7 +178,7 @@ def shape_tables(train: Any, test: Any | None, table: Table, where: str, index: 
         persons=persons,
         test_persons=test_persons,
     )
-    return replace(made, absent=absent)
+    return replace(made, absent=absent, dropped=dropped)
 
 
 def frame_features(frame: Any, where: str, order: Sequence[str] = ()) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedray.clients.messages import HostInfo
+from fedray.data.datanotes import said_of_dropped
 from fedray.data.silos import check_silos
 from fedray.planning.global_model import RecordFacts
 from fedray.planning.preparation import Prepared, no_test_records, with_records
@@ -36,6 +37,8 @@ def complete(prepared: Prepared, infos: Sequence[HostInfo]) -> Prepared:
     facts = RecordFacts(sizes, first.shape, classes, first.tokens, first.columns, first.scale, first.inputs, first.target_shape, counts)
     known = np.array(persons, dtype=np.int64) if len(persons) == len(silos) else None
     held_out = np.array([silo.held_out for silo in silos], dtype=np.int64)
+    left_out = said_of_dropped(sum(silo.dropped for silo in silos), sum(silo.records + silo.held_out for silo in silos))
+    prepared = replace(prepared, warnings=[*prepared.warnings, *left_out])
     return with_records(prepared, replace(facts, persons=known, held_out=held_out if held_out.any() else None))
 
 

@@ -16,6 +16,7 @@ from fedray.attacks.attackers import Attackers
 from fedray.clients.agreement import Agreement
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.config import Cohort, Config
+from fedray.data.datanotes import notes_of, said_of_dropped
 from fedray.data.dataset import (
     check,
     check_own_transform,
@@ -132,7 +133,7 @@ def prepare(config: Config) -> Prepared:
     attackers, groups = Attackers.of(config, names), make_groups(config, names)
     warnings += [said] if (said := attackers.described(names)) else []
     agreed, said_of_agreed = agreed_data(config, names, groups)
-    warnings += said_of_agreed
+    warnings += said_of_agreed + notes_of(config.data, bool(config.privacy.regimes))
     plans = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     schedule = make_schedule(config)
     sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
@@ -164,7 +165,7 @@ def prepare(config: Config) -> Prepared:
     prepared = replace(
         prepared,
         config=config,
-        warnings=[*warnings, *said_of_labels(federation), *notes],
+        warnings=[*warnings, *said_of_labels(federation), *([] if private else _left_out(federation)), *notes],
         federation=attackers.changed(federation),
         test=test,
         root=root,
@@ -188,6 +189,11 @@ def prepare(config: Config) -> Prepared:
     )
     check_silos_of_persons(config.privacy, federation)
     return with_records(prepared, facts)
+
+
+def _left_out(federation: Federation) -> list[str]:
+    parts = (federation.train, federation.test, federation.client_test)
+    return said_of_dropped(federation.dropped, sum(len(part) for part in parts if part is not None))
 
 
 def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedray.clients.groups import ClientGroup, make_groups
 from fedray.config import Config
+from fedray.data.datanotes import notes_of
 from fedray.data.dataset import check, client_names, declared_labels, load_federation, per_silo, private_statistics
 from fedray.data.records import Federation
 from fedray.errors import ConfigError, PrivacyRefusal
@@ -93,7 +94,7 @@ def prepare_query(config: QueryConfig) -> PreparedQuery:
         rules.check_classes(privacy, federation.declared, federation.class_labels)
         labels, classes = federation.class_labels, federation.classes
     plan = plan_queries(config, bounds_of(asked, classes)) if privacy.regimes else None
-    warnings = []
+    warnings = notes_of(config.data, plan is not None)
     if plan is None:
         bounds_of(asked, classes)
         warnings.append("privacy.regime is none: the answers are exact, nothing is charged, and they protect nobody.")

@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedray.clients.messages import HostInfo
 from fedray.config import Data
+from fedray.configfile import build_config
 from fedray.data.dataset import check, client_names, load_client, load_federation, per_silo, private_statistics
 from fedray.data.records import Records
+from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, label_distance, partition_report
 from fedray.data.transforms import TRANSFORMS, Transform
 from fedray.errors import DataError
+from fedray.experiment.silo_facts import complete
+from fedray.planning.preparation import prepare
 
 
 def section(source: str = "sklearn:digits", **keys: Any) -> Data:
@@ -226,6 +231,33 @@ def test_constants_by_name_are_those_of_the_features_wherever_they_stand(silos: 
         load_federation(
             section(f"npz:{tmp_path}/images.npz", partition={"kind": "iid", "clients": 2}, normalize={"kind": "constants", "mean": mean}), 0
         )
+
+
+def test_a_number_of_dropped_records_is_told_without_privacy_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("u,y\n" + "\n".join(f"{'' if k < 3 else k},{k % 2}" for k in range(20)) + "\n")
+    (tmp_path / "b.csv").write_text("u,y\n" + "\n".join(f"{k},{k % 2}" for k in range(20)) + "\n")
+    data = {"source": f"csv:{tmp_path}", "label": "y", "classes": 2, "missing_rows": "drop", "holdout": {"at": "driver", "fraction": 0.25}}
+    config = {"name": "x", "rounds": 1, "data": data, "model": {"kind": "softmax"}, "evaluation": {"federated": True}}
+    plain = config | {"training": {"batch_size": 4, "epochs": 1}}
+    said = "data.missing_rows=drop: 3 of 40 records are left out"
+    told = prepare(build_config(plain)).warnings
+    assert any(text.startswith(said) for text in told)
+    assert any(text.startswith("data.holdout.at=driver: in csv:") for text in told)
+    silos = [load_client(build_config(plain).data, 0, name) for name in "ab"]
+    assert [Silo.of(silo, private=False).dropped for silo in silos] == [3, 0]
+    assert [Silo.of(silo).dropped for silo in silos] == [0, 0]
+    alone = prepare(build_config(plain | {"clients": {"placement": "dedicated"}}))
+    infos = [HostInfo("n", 1, "cpu", 1, Silo.of(silo, private=False)) for silo in silos]
+    assert any(text.startswith(said) for text in complete(alone, infos).warnings)
+    private = config | {
+        "training": {"sampling_rate": 0.5, "steps": 1, "expected_batch": 7},
+        "privacy": {"regime": "record", "noise_multiplier": 2.0, "delta": 1e-3},
+        "evaluation": {"metrics": []},
+        "data": data | {"holdout": {"fraction": 0.25}},
+    }
+    told = prepare(build_config(private)).warnings
+    assert not any("of 40" in text or "holdout" in text for text in told)
+    assert any("is not told, for it is a fact about private records" in text for text in told)
 
 
 def test_constants_by_channel() -> None:
