@@ -137,13 +137,14 @@ def test_errors_that_need_a_cluster(case: str, folder: Path) -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.usefixtures("cluster")
 def test_the_wrong_silo_is_named_before_training_and_leaves_no_run_in_mlflow(folder: Path) -> None:
     silos = folder / "silos"
     silos.mkdir()
     (silos / "a.csv").write_text("x,y\n1,0\n2,1\n3,0\n4,1\n5,1\n6,0\n7,0\n8,1\n")
     (silos / "b.csv").write_text("x,y\n1,0\noops,1\n3,0\n4,1\n")
     arguments = [
-        "data={source: 'csv:silos', label: y, classes: 2, holdout: {fraction: 0.0}}",
+        f"data={{source: 'csv:{silos}', label: y, classes: 2, holdout: {{fraction: 0.0}}}}",
         "clients={placement: dedicated, resources: {cpu: 0.5}}",
         "tracking.enabled=true",
     ]

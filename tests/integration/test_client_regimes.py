@@ -39,7 +39,7 @@ RECORD = {"regime": "record", "noise_multiplier": 2.0, "clip": 1.0, "delta": 4e-
 def test_an_update_counts_only_with_a_receipt_that_matches_its_reservation(tmp_path: Path) -> None:
     model = {"kind": "python:forgedparts:forging", "key": "noise_multiplier"}
     with pytest.raises(ClaimVoid, match="its receipt says noise_multiplier 'forged'"):
-        run(tmp_path / "run", RECORD, model=model, training=LOCAL, rounds=1)
+        run(tmp_path / "run", RECORD, model=model, training=LOCAL, rounds=1, evaluation={"every": 0})
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert summary["privacy"]["claim"] == "void"

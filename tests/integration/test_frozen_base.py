@@ -33,7 +33,7 @@ run = partial(
 
 
 def test_a_frozen_base_stays_byte_for_byte(tmp_path: Path) -> None:
-    result = run(tmp_path / "run")
+    result = run(tmp_path / "run", clients={"actors": 1}, evaluation={"every": 0})
     files = RunFiles(tmp_path / "run")
     checkpoint = load_latest(files.checkpoints)
     assert checkpoint is not None and checkpoint.weights.shape == (20 * 10 + 10,)

@@ -29,7 +29,7 @@ def test_the_pages_examples_run_together(work: Path, tmp_path: Path, monkeypatch
     for name, text in re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.S):
         (work / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(work)
-    config: dict[str, Any] = {"clients": {"actors": 2}, "tracking": {"enabled": False}}
+    config: dict[str, Any] = {"clients": {"actors": 1}, "tracking": {"enabled": False}}
     for text in re.findall(r"```yaml\n(?!# instead)(.*?)```", PAGE, re.S):
         config = merged(config, yaml.safe_load(text))
     result = fedray.run(config, output=tmp_path / "run")

@@ -69,13 +69,14 @@ def test_silos_are_charged_once_and_refused_when_the_budget_is_reached(tmp_path:
 @pytest.mark.usefixtures("cluster")
 def test_hosted_clients_share_the_drivers_ledger_and_a_failure_keeps_its_charge(tmp_path: Path) -> None:
     hosted = {"placement": "hosted", "actors": 2, "resources": {"cpu": 0.5}}
+    one = hosted | {"actors": 1}
     exact = query(config_of(tmp_path, clients=hosted, privacy={}), output=str(tmp_path / "exact"))
     assert not exact.answers["private"] and exact.answers["answers"]["classes"]["noise_std"] == 0
     assert sum(exact.answers["answers"]["classes"]["counts"]) == 120 and not (tmp_path / "exact" / "privacy_statement.json").exists()
     bad = {"a": {"kind": "python:queryparts:Failing"}}
     with pytest.raises(FedrayError, match="could not be made \\(ValueError\\).*What was charged stays charged") as failed:
-        query(config_of(tmp_path, clients=hosted, queries=bad), output=str(tmp_path / "bad"))
+        query(config_of(tmp_path, clients=one, queries=bad), output=str(tmp_path / "bad"))
     assert "secret" not in str(failed.value)
     assert charges(tmp_path) == {"records": 2}
-    noised = query(config_of(tmp_path, clients=hosted), output=str(tmp_path / "noised"))
+    noised = query(config_of(tmp_path, clients=one), output=str(tmp_path / "noised"))
     assert charges(tmp_path) == {"records": 4} and noised.summary["privacy"]["epsilon"] > noised.answers["epsilon"]

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from paths import ROOT
 
+from fedray.cli import cli
 from fedray.configfile import load_config
 from fedray.privacy.ledger.verification import verify
 from fedray.rounding import rounded_up
@@ -199,20 +201,18 @@ def test_a_second_run_gets_a_directory_of_its_own_and_resume_of_a_finished_run_i
 
 def test_ledger_commands(quickstart: tuple[Path, str]) -> None:
     folder, _ = quickstart
-    command = [sys.executable, "-m", "fedray", "ledger"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    shown = subprocess.run([*command, "show", "runs/digits", "--json"], cwd=folder, env=environment, capture_output=True, timeout=600)
+    command = [sys.executable, "-m", "fedray", "ledger", "show", "runs/digits", "--json"]
+    shown = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=600)
     assert shown.returncode == 0, shown.stderr.decode()
     assert "client-0003" in shown.stdout.decode()
-    assert (
-        subprocess.run([*command, "verify", "runs/digits"], cwd=folder, env=environment, capture_output=True, timeout=600).returncode == 0
-    )
+    verify_run = ["ledger", "verify", str(folder / "runs" / "digits")]
+    assert CliRunner().invoke(cli, verify_run).exit_code == 0
     book = folder / "runs" / "digits" / "ledger" / "records.jsonl"
     text = book.read_text()
     book.write_text(text.replace('"round":3', '"round":4', 1))
     try:
-        broken = subprocess.run([*command, "verify", "runs/digits"], cwd=folder, env=environment, capture_output=True, timeout=600)
-        assert broken.returncode == 1
-        assert b"records.jsonl" in broken.stderr
+        broken = CliRunner().invoke(cli, verify_run)
+        assert broken.exit_code == 1
+        assert "records.jsonl" in broken.stderr
     finally:
         book.write_text(text)

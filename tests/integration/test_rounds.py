@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from paths import ROOT
 from processes import kill, wait_until
 from shortruns import SHORT, short_run
 
 import fedray
+from fedray.cli import cli
 from fedray.errors import FedrayError, RoundFailed
 from fedray.runfiles import RunFiles
 
@@ -29,13 +31,14 @@ CONFIG: dict[str, Any] = SHORT | {
     "clients": {"actors": 2, "resources": {"cpu": 1.0}},
 }
 run = partial(short_run, **CONFIG)
+ONE_ACTOR: dict[str, Any] = {"clients": {"actors": 1, "resources": {"cpu": 1.0}}}
 
 
 @pytest.mark.usefixtures("cluster")
 class TestFaultsOfClients:
     def test_failing_and_diverging_clients_are_named_with_their_errors_and_the_others_count(self, tmp_path: Path) -> None:
         notes: list[str] = []
-        result = run(tmp_path / "run", notes, model={"kind": "python:slowparts:model", "fails": 2, "explodes": 1})
+        result = run(tmp_path / "run", notes, **ONE_ACTOR | {"model": {"kind": "python:slowparts:model", "fails": 2, "explodes": 1}})
         assert result.status == "completed"
         rows = RunFiles(result.output).rows()
         assert [r["metrics"]["round/clients_completed"] for r in rows] == [2, 2]
@@ -61,8 +64,9 @@ class TestFaultsOfClients:
         assert result.summary["performance"]["clients_per_second"] is None
 
     def test_too_few_updates_fail_the_round_and_then_the_run(self, tmp_path: Path) -> None:
+        sections = ONE_ACTOR | {"cohort": {"kind": "all", "min_clients": 4}, "evaluation": {"every": 0}}
         with pytest.raises(RoundFailed, match=r"3 updates of 4 clients arrived, cohort.min_clients asks for 4; c2 failed"):
-            run(tmp_path / "run", model={"kind": "python:slowparts:model", "fails": 2}, cohort={"kind": "all", "min_clients": 4})
+            run(tmp_path / "run", model={"kind": "python:slowparts:model", "fails": 2}, **sections)
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert summary["status"] == "failed"
         assert "min_clients" in summary["error"]
@@ -148,6 +152,7 @@ class TestFaultsOfClients:
             rounds=4,
             cohort={"kind": "poisson", "fraction": 0.5, "min_clients": 0},
             evaluation={"every": 2, "federated": True},
+            **ONE_ACTOR,
         )
         rows = RunFiles(result.output).rows()
         assert ["fairness/accuracy_worst" in r["metrics"] for r in rows] == [False, True, False, True]
@@ -182,17 +187,16 @@ class TestFaultsOfClients:
         assert "constructor arguments" not in capfd.readouterr().err  # Ray's word that a lost driver could not come back
 
 
+@pytest.mark.usefixtures("cluster")
 def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
-    """A real process: SIGTERM in mid-run ends with a checkpoint and a summary; --resume ends like a run that never stopped (that its bytes are the same, test_same_bytes shows), whatever became of the run's other files meanwhile."""
+    """A real process with a Ray of its own: SIGTERM in mid-run ends with a checkpoint and a summary; --resume, in this process, ends like a run that never stopped (that its bytes are the same, test_same_bytes shows), whatever became of the run's other files meanwhile."""
     file = tmp_path / "c.json"
     slow = {"rounds": 5, "model": {"kind": "python:slowparts:model", "slow": 0}, "ray": {"address": "local", "cpus": 2}}
-    file.write_text(json.dumps(CONFIG | slow))
-    command = [sys.executable, "-m", "fedray", "run", str(file)]
+    file.write_text(json.dumps(CONFIG | ONE_ACTOR | slow))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "integration")])}
     stopped = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [*command, "--output", str(stopped)], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "fedray", "run", str(file), "--output", str(stopped)]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         wait_until(lambda: len(RunFiles(stopped).rows()) >= 2, "two rounds", 90)
         process.send_signal(signal.SIGTERM)
@@ -208,11 +212,9 @@ def test_sigterm_saves_and_resume_continues(tmp_path: Path) -> None:
         (stopped / name).write_bytes(b'{"id": "ru')
     rows = (stopped / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (stopped / "metrics.jsonl").write_bytes(b"".join([b"\0\n", *rows[1:], rows[0][:40]]))
-    again = subprocess.run(
-        [*command, "--output", str(stopped), "--resume"], env=environment, cwd=tmp_path, capture_output=True, timeout=600
-    )
-    assert again.returncode == 0, again.stderr.decode()
+    again = CliRunner().invoke(cli, ["run", str(file), "--output", str(stopped), "--resume"])
+    assert again.exit_code == 0, again.output
     assert json.loads((stopped / "summary.json").read_text())["status"] == "completed"
     assert [r["round"] for r in RunFiles(stopped).rows()] == [2, 3, 4, 5]
-    assert b"metrics.jsonl: lacks what was written of round 1;" in again.stdout
-    assert b"completed" in again.stdout
+    assert "metrics.jsonl: lacks what was written of round 1;" in again.stdout
+    assert "completed" in again.stdout
