@@ -11,10 +11,9 @@ READY  := $(VENV)/.ready
 run: $(READY)          ## train: make run [CONFIG=configs/x.yaml] [ARGS="rounds=5 --resume"]
 	$(BIN)/fedray run $(CONFIG) $(ARGS)
 
-# What starts no Ray shares the cores; the rest has them for itself, one test at a time.
+# One process runs the tests that start Ray, one at a time, and the others run the rest meanwhile (see tests/conftest.py).
 test: $(READY)         ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/unit tests/property $(ARGS)
-	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/property $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 proofs: $(READY)       ## slow proofs: published figures, fault runs, memory over 300 rounds
 	$(BIN)/python -m pytest -m slow -rs --durations=0 --timeout=5400 $(ARGS)

@@ -18,10 +18,13 @@ from paths import ROOT
 
 if TYPE_CHECKING:
     import torch
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise the tests beside take the actors' share of the processor
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -29,6 +32,30 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+#: Files of tests/integration whose tests start no Ray.
+RAYLESS = ("test_ledger_kills.py", "test_plan_cli.py", "test_tracking_mlflow.py")
+
+
+def together(nodeid: str) -> str:
+    """What a test shares with those that run in the same process, one at a time: Ray, its file's servers and folders, or nothing."""
+    path = nodeid.partition("::")[0]
+    folder, _, name = path.removeprefix("tests/").partition("/")
+    if folder == "integration" and name not in RAYLESS:
+        return "ray"
+    return nodeid if folder in ("unit", "property") else path
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return together(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="module")
