@@ -128,7 +128,7 @@ class Measuring:
             end_if_lost(error)
             log.warning("client %s could not be evaluated:\n%s", client.name, told(error))
             why = f"{client.name}: could not be evaluated ({type(error).__name__}); it is charged, and the log of its actor says why."
-            return NoisedEvaluation(client.name, problem=why)
+            return NoisedEvaluation(client.name, problem=why, charged=True)
         receipt = {"reservation": reservation, "plan": plan.sha256, "noise_multiplier": plan.noise_multiplier, "clip": plan.clip}
         if self._account is not None:
             self._account.commit(round_, 0, {client.name: receipt}, evaluates=True)

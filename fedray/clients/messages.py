@@ -271,6 +271,7 @@ class NoisedEvaluation:
         sums: of each statistic by name, in grid units, with noise; empty where there is a problem.
         receipt: of what was charged, for the ledger; None where there is a problem.
         problem: why it tells nothing, as a sentence; empty where it does.
+        charged: it is charged all the same.
     """
 
     name: str
@@ -278,6 +279,7 @@ class NoisedEvaluation:
     sums: dict[str, list[int]] = field(default_factory=dict)
     receipt: dict[str, Any] | None = None
     problem: str = ""
+    charged: bool = False
 
 
 Message = TypeVar("Message", ClientTask, ClientReport)

@@ -25,6 +25,9 @@ __all__ = ["Pool", "RoundLog"]
 
 log = logging.getLogger(__name__)
 
+#: Clients of one actor who evaluate in one call, whose answers are lost with it.
+_TOGETHER = 16
+
 
 class Pool:
     """All client actors of a run.
@@ -259,14 +262,22 @@ class Pool:
             cohort: who is asked, with their reservations.
             weights: the globals, or an object reference of them.
             round_: after which the evaluation takes place, from 0.
-            timeout: seconds to wait for answers.
+            timeout: seconds to wait for the answers of a few clients of each actor, who are asked at a time.
         """
-        work = self._shared_out(cohort, 0)
-        answers = self._actors.ask("evaluate_noised", {slot: (weights, clients, round_) for slot, clients in work.items()}, timeout)
-        for slot in work:
-            if slot not in answers and slot.info is not None:
-                self._actors.replace(slot, f"it did not come back from an evaluation within {timeout:g} s", self._actors.between)
-        return sorted((one for found in answers.values() for one in found), key=lambda one: one.name)
+        found, left = list[NoisedEvaluation](), list(cohort)
+        while left:
+            work = self._shared_out(left, _TOGETHER)
+            if not work:
+                self._actors.settle(self._actors.start_timeout)
+                work = self._shared_out(left, _TOGETHER)
+            answers = self._actors.ask("evaluate_noised", {slot: (weights, clients, round_) for slot, clients in work.items()}, timeout)
+            for slot in work:
+                if slot not in answers and slot.info is not None:
+                    self._actors.replace(slot, f"it did not come back from an evaluation within {timeout:g} s", self._actors.between)
+            found += [one for told in answers.values() for one in told]
+            asked = {c.index for clients in work.values() for c in clients}
+            left = [c for c in left if c.index not in asked] if asked else []
+        return sorted(found, key=lambda one: one.name)
 
     def _shared_out(self, clients: Sequence[ClientTask], most: int) -> dict[Slot, list[ClientTask]]:
         """Clients for each actor that is free, at most ``most`` each, 0 for any number; some may be left over."""

@@ -41,4 +41,5 @@ def noised_evaluations(p: Prepared, pool: Pool, books: Books, record: Record, ag
     counted = counted_for(metrics, section, len(p.class_labels) or None)
     plan = plan_evaluation(trained, [(one.name, one.size) for one in counted])
     clients = [ClientTask(i, name) for i, name in enumerate(p.names) if held_out is None or held_out[i]]
-    return NoisedEvaluations(plan, counted, metrics, clients, pool, books, record.tell, p.config.clients.start_timeout, agreed)
+    patience = 10 * p.config.clients.start_timeout  # records are judged one by one, and what was charged is worth waiting for
+    return NoisedEvaluations(plan, counted, metrics, clients, pool, books, record.tell, patience, agreed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +13,11 @@ from fedray.privacy.evaluationplan import EvaluationPlan
 from fedray.privacy.receipt import check_receipt
 from fedray.rounds.agreed import AgreedData
 from fedray.rounds.books import Books
-from fedray.rounds.notes import grouped
+from fedray.rounds.notes import grouped, likeness
 from fedray.training.noisedmetrics import Counted, figures_of
+
+#: Charges of a client without an answer after which it is asked no more, so that its budget is not spent on nothing.
+_TRIES = 2
 
 
 class NoisedEvaluations:
@@ -45,13 +49,13 @@ class NoisedEvaluations:
     ) -> None:
         self._plan, self._counted, self._metrics, self._clients = plan, counted, metrics, clients
         self._pool, self._books, self._tell, self._timeout, self._agreed = pool, books, tell, timeout, agreed
-        self._said = set[str]()
+        self._said, self._silent = set[tuple[str, str]](), Counter[str]()
 
     def after(self, rounds: int, weights: Any) -> dict[str, float]:
         """``eval/`` metrics of the model after ``rounds`` rounds; none where no client's budget allows it, or none has answered.
 
         The charges are durable before a record is read, and each client answers once under a charge, or not at all. A client that fails stays
-        charged. All figures follow from the noised sums and public numbers of records.
+        charged, and after two failures it is asked no more. All figures follow from the noised sums and public numbers of records.
 
         Args:
             rounds: that are done, at least 1.
@@ -63,11 +67,15 @@ class NoisedEvaluations:
         number, clients = rounds - 1, self._clients
         if self._agreed is not None:
             clients, _ = self._agreed.admitted(number, clients, self._tell)
+        clients = [c for c in clients if self._silent[c.name] < _TRIES]
         permit = self._books.charge_evaluation(number, self._pool.within_reach(clients), self._plan)
         answers = self._pool.evaluate_once(permit.cohort, weights, number, self._timeout) if permit.cohort else []
         refused = {**permit.refused, **{one.name: one.problem for one in answers if one.problem}}
         told = [one for one in answers if not one.problem]
-        self._say(rounds, refused)
+        free = {one.name for one in answers if one.problem and not one.charged}
+        self._silent.update({c.name for c in permit.cohort} - {one.name for one in told} - free)
+        spared = {n: f"{n}: has been charged for {_TRIES} evaluations without an answer, and is asked no more." for n in self._given_up()}
+        self._say(rounds, {**refused, **spared})
         reserved = {c.name: dict(c.reservations).get(self._plan.unit) for c in permit.cohort}
         expected = {"plan": self._plan.sha256, "noise_multiplier": self._plan.noise_multiplier, "clip": self._plan.clip}
         for one in told:
@@ -79,10 +87,13 @@ class NoisedEvaluations:
         found = figures_of(self._counted, _totals(told), records, self._metrics)
         return {f"eval/{name}": value for name, value in found.items()}
 
-    def _say(self, rounds: int, refused: dict[str, str]) -> None:
-        """Tell each client's problem once."""
-        new = {name: text for name, text in refused.items() if name not in self._said}
-        self._said |= new.keys()
+    def _given_up(self) -> list[str]:
+        return [name for name, times in self._silent.items() if times >= _TRIES]
+
+    def _say(self, rounds: int, problems: dict[str, str]) -> None:
+        """Tell each problem once."""
+        new = {name: text for name, text in problems.items() if (name, likeness(name, text)) not in self._said}
+        self._said |= {(name, likeness(name, text)) for name, text in new.items()}
         for fault in grouped(Fault("client", text, rounds, name) for name, text in new.items()):
             self._tell(fault)
 

@@ -25,6 +25,7 @@ from virtualray import drive
 
 from fedray.audit.bounds import clopper_pearson
 from fedray.clients import measuring
+from fedray.clients import pool as pool_module
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask, NoisedEvaluation
@@ -52,6 +53,7 @@ from fedray.privacy.ledger.verification import verify
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
 from fedray.reporting.report_head import _guaranteed
+from fedray.rounds.books import Books, RunBook
 from fedray.rounds.noisedevaluation import NoisedEvaluations
 from fedray.rounds.record import OpenRow, Record
 from fedray.sweeps.pricing import Share
@@ -474,18 +476,34 @@ def test_whoever_does_not_answer_stays_charged_and_is_not_asked_again(prepared: 
             asked.update(c.name for c in cohort)
             return [answer_of(c, evaluation) for c in cohort[1:]]
 
-    from fedray.rounds.books import Books, RunBook
-
     with Account.open_run(tmp_path, dict.fromkeys(prepared.names, record), "run/1") as account:
         books = Books(RunBook("records", "record", account, False))
         tasks = [ClientTask(i, name) for i, name in enumerate(prepared.names)]
         about = [Right()], ["accuracy"], tasks, Reached(), books, lambda fault: told.append(fault.text)
-        found = NoisedEvaluations(evaluation, *about, 1.0).after(2, None)  # type: ignore[arg-type]
-        assert found == {"eval/accuracy": 0.5} and asked == dict.fromkeys(prepared.names, 1)
-        assert [f.charges for f in account.figures()] == [1] * CLIENTS
+        evaluations = NoisedEvaluations(evaluation, *about, 1.0)  # type: ignore[arg-type]
+        for number in (1, 2):
+            assert evaluations.after(number, None) == {"eval/accuracy": 0.5} and asked == dict.fromkeys(prepared.names, number)
+            assert [f.charges for f in account.figures()] == [number] * CLIENTS
+        assert told == ["client-0000: has been charged for 2 evaluations without an answer, and is asked no more."]
+        evaluations.after(3, None)
+        assert [f.charges for f in account.figures()] == [2, 3, 3, 3] and len(told) == 1
         Reached.evaluate_once = lambda self, cohort, *_: [answer_of(c, evaluation, noise_multiplier=9.0) for c in cohort]  # type: ignore[assignment,misc]
         with pytest.raises(ClaimVoid, match="its receipt says noise_multiplier 9"):
-            NoisedEvaluations(evaluation, *about, 1.0).after(3, None)  # type: ignore[arg-type]
+            NoisedEvaluations(evaluation, *about, 1.0).after(4, None)  # type: ignore[arg-type]
+
+
+def test_each_client_is_asked_once_however_few_are_asked_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[list[str]]()
+    whole = ClientHost.evaluate_noised
+
+    def counted(self: ClientHost, weights: Any, clients: Sequence[ClientTask], round_: int) -> list[NoisedEvaluation]:
+        asked.append([c.name for c in clients])
+        return whole(self, weights, clients, round_)
+
+    monkeypatch.setattr(ClientHost, "evaluate_noised", counted)
+    monkeypatch.setattr(pool_module, "_TOGETHER", 1)
+    rows = drive(config_of(rounds=1, evaluation=evaluated(every=0)), tmp_path, lambda client: 1.0, 2, monkeypatch)[0]
+    assert sorted(asked) == [[f"client-000{k}"] for k in range(CLIENTS)] and "eval/accuracy" in rows[-1]["metrics"]
 
 
 def answer_of(client: ClientTask, plan: EvaluationPlan, **other: Any) -> NoisedEvaluation:
