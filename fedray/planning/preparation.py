@@ -38,6 +38,7 @@ from fedray.planning.personchecks import check_persons, check_silos_of_persons
 from fedray.planning.registered import agreed_data
 from fedray.privacy import rules
 from fedray.privacy.clientplan import ClientPlan, plan_clients
+from fedray.privacy.ledger.elsewhere import elsewhere
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
 from fedray.rounds.cohort import Sampler, largest_cohort, make_sampler
 from fedray.rounds.pacing import Schedule, check_exchange, drawn_cohort, make_schedule, most_at_once
@@ -133,7 +134,7 @@ def prepare(config: Config) -> Prepared:
     attackers, groups = Attackers.of(config, names), make_groups(config, names)
     warnings += [said] if (said := attackers.described(names)) else []
     agreed, said_of_agreed = agreed_data(config, names, groups)
-    warnings += said_of_agreed + notes_of(config.data, bool(config.privacy.regimes))
+    warnings += said_of_agreed + notes_of(config.data, bool(config.privacy.regimes)) + _elsewhere(config, groups)
     plans = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
     schedule = make_schedule(config)
     sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
@@ -189,6 +190,17 @@ def prepare(config: Config) -> Prepared:
     )
     check_silos_of_persons(config.privacy, federation)
     return with_records(prepared, facts)
+
+
+def _elsewhere(config: Config, groups: Sequence[ClientGroup]) -> list[str]:
+    """What is said of ledgers beside those that the run charges."""
+    privacy, ledgers = config.privacy, [group.ledger for group in groups]
+    of_clients = ledgers[:1] if privacy.joint is None else [privacy.joint.ledger]
+    return elsewhere(
+        ledgers if privacy.record else [],
+        of_clients if privacy.whole_clients is not None else [],
+        config.clients.placement == "dedicated",
+    )
 
 
 def _left_out(federation: Federation) -> list[str]:

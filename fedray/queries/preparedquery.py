@@ -17,6 +17,7 @@ from fedray.data.records import Federation
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.experiment.finished import trained_model
 from fedray.privacy import rules
+from fedray.privacy.ledger.elsewhere import elsewhere
 from fedray.privacy.ledgerrules import check_ledgers
 from fedray.privacy.queryplan import QueryPlan, check_query_privacy, plan_queries
 from fedray.privacy.recordplan import check_delta
@@ -94,7 +95,10 @@ def prepare_query(config: QueryConfig) -> PreparedQuery:
         rules.check_classes(privacy, federation.declared, federation.class_labels)
         labels, classes = federation.class_labels, federation.classes
     plan = plan_queries(config, bounds_of(asked, classes)) if privacy.regimes else None
-    warnings = notes_of(config.data, plan is not None)
+    groups, dedicated = make_groups(config, names), config.clients.placement == "dedicated"
+    warnings = notes_of(config.data, plan is not None) + elsewhere(
+        [] if plan is None else [group.ledger for group in groups], [], dedicated
+    )
     if plan is None:
         bounds_of(asked, classes)
         warnings.append("privacy.regime is none: the answers are exact, nothing is charged, and they protect nobody.")
@@ -104,7 +108,7 @@ def prepare_query(config: QueryConfig) -> PreparedQuery:
         warnings.append(f"judged: {config.judged} holds no finished run yet, so whether its seed and data are this query's is not known.")
     if plan is not None and plan.planned_epsilon > 10:
         warnings.append("privacy: an epsilon above 10 is a weak guarantee; say so if you publish it.")
-    prepared = PreparedQuery(config, asked, names, make_groups(config, names), plan, federation, labels, warnings)
+    prepared = PreparedQuery(config, asked, names, groups, plan, federation, labels, warnings)
     if federation is not None:
         prepared.check_sizes({name: _size(federation, k) for k, name in enumerate(names)})
         if any(one.part == "held_out" for one in asked) and federation.client_test is None:

@@ -14,6 +14,7 @@ from test_privacy_ledger import EVENT, book, charge
 from fedray.errors import LedgerError
 from fedray.privacy.ledger import chain
 from fedray.privacy.ledger.chain import read
+from fedray.privacy.ledger.elsewhere import elsewhere
 from fedray.privacy.ledger.ledger import Ledger
 from fedray.privacy.ledger.verification import verify
 
@@ -103,3 +104,34 @@ def test_entries_without_a_time_still_verify(tmp_path: Path, monkeypatch: pytest
     path.write_bytes(changed)
     with pytest.raises(LedgerError, match="the line was changed"):
         verify(path)
+
+
+def test_a_new_ledger_names_the_ledgers_beside_it_and_the_books_that_it_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        book(path)
+
+    monkeypatch.chdir(tmp_path)
+    assert elsewhere(["new.ledger", "run"], [], dedicated=True) == []
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "metrics.jsonl").write_text('{"round": 1}\n')
+    (tmp_path / "refused").mkdir()
+    Ledger.open(tmp_path / "refused" / "york.jsonl", "run/1").close()  # nothing was charged there
+    assert elsewhere(["new.ledger", "refused"], [], dedicated=True) == []
+    keep(tmp_path / "old.ledger" / "york.jsonl")
+    (said,) = elsewhere(["new.ledger"], [], dedicated=True)
+    assert said.startswith(
+        "privacy.ledger: new.ledger is a new ledger, and old.ledger lies beside it: what the same records were charged there"
+    )
+    assert elsewhere(["new.ledger", "old.ledger"], [], dedicated=True) == []  # the run charges both itself
+    assert elsewhere([], ["new.ledger"], dedicated=False) == [said]
+    assert elsewhere(["old.ledger"], [], dedicated=True) == []
+    (said,) = elsewhere([str(tmp_path / "old.ledger")], [], dedicated=False)
+    assert "holds books of dedicated clients (york), which hosted clients do not read" in said
+    keep(tmp_path / "old.ledger" / "records.jsonl")
+    assert elsewhere(["old.ledger"], [], dedicated=False) == []
+    keep(tmp_path / "driver.ledger" / "records.jsonl")
+    (said,) = elsewhere(["driver.ledger"], [], dedicated=True)
+    assert "holds the book of hosted clients (records), which dedicated clients do not read" in said
