@@ -21,8 +21,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SUSPECT = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
 _USER = re.compile(r"(?<=://)(?P<user>[^/\s@:]*:)?(?P<secret>[^/\s@]+)@")
+#: A name begins where its letters do; without that, each letter of a long value would be tried as the beginning of one.
 _NAMED = re.compile(
-    r"(?P<name>[\w.-]*(?:keys?|secrets?|tokens?|passwd|passwords?|passphrase|credentials?|signature))(?P<sign>=|[\"']?:[ \t]*)(?P<value>[^\s&,;}]+)",
+    r"(?<![\w.-])(?P<name>[\w.-]*(?:keys?|secrets?|tokens?|passwd|passwords?|passphrase|credentials?|signature))(?P<sign>=|[\"']?:[ \t]*)(?P<value>[^\s&,;}]+)",
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"-?[\d._eE+-]+|true|false|null|none|file:.*|\*\*\*", re.IGNORECASE)
@@ -37,7 +38,7 @@ _LOOKS = {
     "an access token": rb"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22}|glpat-[A-Za-z0-9_-]{20}|hf_[A-Za-z0-9]{30}"
     rb"|xox[abeoprs]-[A-Za-z0-9-]{20}|AIza[A-Za-z0-9_-]{35}|pypi-AgEI[A-Za-z0-9_-]{20}"
     rb"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10})",
-    "a password": rb"(?m:^\s*machine\s+\S+\s+login\s+\S+\s+password\s+\S)",
+    "a password": rb"(?m:^[^\S\n]*machine\s+\S+\s+login\s+\S+\s+password\s+\S)",
 }
 _KEYS = {kind: re.compile(pattern) for kind, pattern in _LOOKS.items()}
 

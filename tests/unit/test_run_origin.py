@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedray.credentials import cleaned, cleaned_value
+from fedray.credentials import cleaned, cleaned_value, looks_secret
 from fedray.experiment import origin
 from fedray.experiment.origin import COMMIT, OPERATOR, Origin, job_variables
 
@@ -47,6 +47,15 @@ def test_a_secret_is_nowhere_in_what_is_cleaned(user: str, secret: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert cleaned(text) == text
+
+
+def test_a_long_value_is_cleaned_without_trying_each_letter_as_the_beginning_of_a_name() -> None:
+    """Such tries would take hours; a name may still begin after any sign that no name has."""
+    value = "x" * 10**6
+    assert cleaned_value("long", value) == value
+    assert cleaned(f"{value}_token=abc, {value}='key': abc") == f"{value}_token=***, {value}='key': ***"
+    assert looks_secret(b"\n" * 10**6) is None
+    assert looks_secret(b"\n\n \t machine a login b password c") == "a password"
 
 
 def test_a_value_is_cleaned_by_its_name() -> None:
