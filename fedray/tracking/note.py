@@ -89,7 +89,8 @@ def version_note(summary: Mapping[str, Any], result: str, run_name: str, tags: M
         tags: of the version.
     """
     ending = tags.get("ending", "not finished")
-    stopped = "" if summary.get("status") == "completed" else f"**{ending[0].upper()}{ending[1:].split('; ')[0]}**"
+    # Without marks of Markdown, because MLflow's list of versions shows it as it is.
+    stopped = "" if summary.get("status") == "completed" else f"{ending[0].upper()}{ending[1:].split('; ')[0]}"
     first = " · ".join(part for part in (stopped, result, *privacy_parts(summary)) if part)
     lines = [first, f"Trained by fedray in run {run_name}: {ending}.", tags.get("attack", "")]
     lines.append(tags.get("statement", ""))
