@@ -64,6 +64,8 @@ from fedray.training.noisedmetrics import ClippedMean, Confused, Counted, Right,
 
 HERE = f"python:{__name__}:"
 CLIENTS = 4
+#: Without a target, to which noise would have to be found.
+FIXED = {"regime": "record", "noise_multiplier": 2.0, "delta": 1e-4}
 
 
 def config_of(**sections: Any) -> Config:
@@ -213,7 +215,7 @@ def test_over_1000_seeds_the_errors_lie_in_the_theoretical_band() -> None:
     metrics = ["accuracy", "loss"]
     counted = counted_for(metrics, ChargedEvaluation(noise_multiplier=4.0, loss_bound=5.0), 2)
     parts = [sums_over(counted, model, x[k::CLIENTS], y[k::CLIENTS], loss) for k in range(CLIENTS)]
-    record, _ = plans_of(prepare(config_of()))
+    record, _ = plans_of(prepare(config_of(privacy=FIXED)))
     plan = plan_evaluation(record, [(one.name, one.size) for one in counted])
     exact = figures_of(counted, {name: sum(p[name] for p in parts).tolist() for name in parts[0]}, len(x), metrics)
     z = plan.noise_multiplier * math.sqrt(2 * CLIENTS) / len(x)  # two statistics share one charge
@@ -272,7 +274,7 @@ def test_the_plan_the_ledger_and_dp_accounting_agree(tmp_path: Path, prepared: P
 
 def test_groups_with_settings_of_their_own_share_one_plan_of_evaluation() -> None:
     groups = {"groups": [{"name": "few", "clients": 2, "training": {"sampling_rate": 0.1}}]}
-    p = prepare(config_of(clients=groups, privacy={"regime": "record", "noise_multiplier": 2.0, "delta": 1e-4}))
+    p = prepare(config_of(clients=groups, privacy=FIXED))
     plans = [plan_evaluation(plan, [("correct", 1)]) for plan in p.plans if plan is not None]
     assert len(plans) == 2 and p.plans[0] != p.plans[1] and plans[0] == plans[1] and plans[0].sha256 == plans[1].sha256
 
@@ -370,7 +372,7 @@ def keeps(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 
 def test_a_model_that_keeps_something_between_records_gives_no_answer() -> None:
-    p = prepare(config_of(model={"kind": f"{HERE}keeps"}))
+    p = prepare(config_of(model={"kind": f"{HERE}keeps"}, privacy=FIXED))
     (said,) = host_of(p).evaluate_noised(weights_of(p), [ClientTask(0, p.names[0], reservations=(("record", "x"),))], 1)
     assert not said.sums and "could not be evaluated (PrivacyRefusal); it is charged" in said.problem
 
@@ -450,7 +452,7 @@ def test_a_driver_that_dies_between_charge_and_answer_leaves_the_charge_and_char
     def killed(*_: Any, **__: Any) -> Any:
         raise Killed
 
-    config = config_of(rounds=1, evaluation=evaluated(every=1), privacy={"regime": "record", "noise_multiplier": 2.0, "delta": 1e-4})
+    config = config_of(rounds=1, evaluation=evaluated(every=1), privacy=FIXED)
     monkeypatch.setattr(measuring.Measuring, "_sums", noted)
     with monkeypatch.context() as patch:
         patch.setattr(Pool, "evaluate_once", killed)
@@ -502,7 +504,7 @@ def test_each_client_is_asked_once_however_few_are_asked_at_a_time(tmp_path: Pat
 
     monkeypatch.setattr(ClientHost, "evaluate_noised", counted)
     monkeypatch.setattr(pool_module, "_TOGETHER", 1)
-    rows = drive(config_of(rounds=1, evaluation=evaluated(every=0)), tmp_path, lambda client: 1.0, 2, monkeypatch)[0]
+    rows = drive(config_of(rounds=1, evaluation=evaluated(every=0), privacy=FIXED), tmp_path, lambda client: 1.0, 2, monkeypatch)[0]
     assert sorted(asked) == [[f"client-000{k}"] for k in range(CLIENTS)] and "eval/accuracy" in rows[-1]["metrics"]
 
 
@@ -561,7 +563,8 @@ def distinguished(p: Prepared, runs: int) -> float:
     model = p.model.facts.build()  # type: ignore[union-attr]
     set_vector(model, p.model.facts.layout, weights)  # type: ignore[union-attr]
     with torch.no_grad():
-        right = model(torch.from_numpy(np.array(held.x[:40]))).argmax(1).numpy() == held.y[:40]
+        own = int(p.held_out[0])  # type: ignore[index]
+        right = model(torch.from_numpy(np.array(held.x[:own]))).argmax(1).numpy() == held.y[:own]
     k = int(np.flatnonzero(right)[0])
     totals = list[list[int]]()
     for side in range(2):
@@ -578,9 +581,11 @@ def distinguished(p: Prepared, runs: int) -> float:
 
 
 def test_an_adversary_finds_a_sum_that_leaves_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    holdout = {"at": "clients", "fraction": 0.05, "stratify": False}
     config = config_of(
+        data={"source": "sklearn:digits", "classes": 10, "partition": {"kind": "iid", "clients": CLIENTS}, "holdout": holdout},
         evaluation=evaluated(every=0, charged={"noise_multiplier": 2.0}),
-        privacy={"regime": "record", "noise_multiplier": 2.0, "delta": 1e-4},
+        privacy=FIXED,
     )
     claimed = bound({Gaussian(2.0): 1}, 1e-4)
     assert distinguished(prepare(config), 150) <= claimed
