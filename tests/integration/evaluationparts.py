@@ -1,8 +1,9 @@
-"""A model whose process ends in the evaluation of one client, once."""
+"""A model whose process ends in the evaluation of one client, once, and a model that takes its time in evaluation."""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -26,3 +27,21 @@ class Dying(nn.Module):
 def model(dies: int, mark: str) -> nn.Module:
     """Factory for ``python:evaluationparts:model``."""
     return Dying(dies, mark)
+
+
+class Slow(nn.Module):
+    """Linear; waits with each record in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            time.sleep(0.02)
+        return self.linear(x)
+
+
+def slow() -> nn.Module:
+    """Factory for ``python:evaluationparts:slow``."""
+    return Slow()

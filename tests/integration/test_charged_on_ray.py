@@ -1,12 +1,15 @@
-"""Charged evaluation of silos that keep their own ledgers, on Ray."""
+"""Charged evaluation on Ray, where what asks or answers dies."""
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from processes import kill, wait_until
 
 import fedray
 from fedray.privacy.ledger.chain import read
@@ -49,3 +52,48 @@ def test_a_silo_whose_actor_dies_in_an_evaluation_stays_charged_and_tells_nothin
         assert [round_ for kind, round_ in kinds if kind == "reserve"] == [0, 1, 2]  # once each, whatever became of it
         assert [round_ for kind, round_ in kinds if kind == "commit"] == [0, 1, 2][3 - answers :]
         assert verify(book).charges[name] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_driver_that_is_killed_while_clients_evaluate_charges_them_anew(tmp_path: Path) -> None:
+    """Each client evaluates for seconds, so the driver dies between the charge and the answer; Ray starts it again."""
+    output = tmp_path / "run"
+    book = output / "ledger" / "records.jsonl"
+
+    def evaluations(kind: str) -> Counter[tuple[str, int]]:
+        entries = (e for e in read(book) if e.kind == kind and e.data.get("purpose") == "evaluation")
+        return Counter((e.data["subject"], e.data["round"]) for e in entries)
+
+    def die() -> None:
+        wait_until(lambda: book.exists() and b'"purpose":"evaluation","round":1' in book.read_bytes(), "the second charge", 300)
+        kill("ray::Experiment")
+
+    killer = threading.Thread(target=die)
+    killer.start()
+    config = {
+        "name": "killed",
+        "rounds": 3,
+        "data": {
+            "source": "sklearn:digits",
+            "classes": 10,
+            "partition": {"kind": "iid", "clients": 4},
+            "holdout": {"at": "clients", "stratify": False},
+        },
+        "model": {"kind": "python:evaluationparts:slow"},
+        "clients": {"actors": 2},
+        "training": {"lr": 0.5, "sampling_rate": 0.2, "expected_batch": 60, "steps": 2},
+        "privacy": {"regime": "record", "noise_multiplier": 2.0, "delta": 1e-4},
+        "evaluation": {"metrics": ["accuracy"], "federated": True, "charged": {"noise_multiplier": 4.0}},
+        "tracking": {"enabled": False},
+    }
+    result = fedray.run(config, output=str(output))
+    killer.join()
+    assert result.status == "completed" and result.summary["faults"]["driver_restarts"] == 1
+    names = [f"client-{k:04d}" for k in range(4)]
+    assert evaluations("reserve") == {(name, round_): 1 + (round_ == 1) for name in names for round_ in range(3)}
+    assert evaluations("commit") == {(name, round_): 1 for name in names for round_ in range(3)}
+    assert [row["round"] for row in RunFiles(output).rows() if "eval/accuracy" in row["metrics"]] == [1, 2, 3]
+    assert set(verify(book).charges.values()) == {
+        7 + 1
+    }  # the round whose evaluation was lost was trained again, from the checkpoint before
