@@ -25,7 +25,7 @@ DIGITS = str(ROOT / "configs" / "digits.yaml")
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     folder = tmp_path_factory.mktemp("quickstart")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
     command = [sys.executable, "-m", "fedray", "run", DIGITS, "ray.address=local", "clients.actors=2", "--profile"]
     done = subprocess.run(command, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()
