@@ -54,11 +54,12 @@ def test_clients_whose_part_waits_are_trained_again_when_its_actor_dies(
     ground: Ground, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = ground.train(pool)[0]
-    must_wait, killed = Round._must_wait, list[Slot]()
+    must_wait, trained, killed = Round._must_wait, list[bool](), list[Slot]()
 
     def watched(round_: Round, slot: Slot) -> bool:
-        if not killed and not all(s.held for s in pool.slots):
-            return True  # nobody hands over before both have trained, so that one must wait for the other
+        if not trained and sum(len(s.held) for s in pool.slots) < CLIENTS:
+            return True  # nobody hands over before all clients are trained, so that one actor must wait for the other
+        trained.append(True)
         waits = must_wait(round_, slot)
         if waits and not killed:
             assert slot.idle and slot.info is not None
