@@ -280,7 +280,7 @@ def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
     splits = raw.test is None and holdout.fraction > 0
     if splits and holdout.at == "driver":
         kept = raw.groups if by_source else None
-        pool, driver_test = split(raw.y, holdout.fraction, holdout.stratify, rng.generator(seed, "holdout"), kept, raw.persons)
+        pool, driver_test = split(raw.y, holdout.fraction, holdout.stratify is not False, rng.generator(seed, "holdout"), kept, raw.persons)
         if not len(driver_test):
             raise nothing_held_out(holdout.fraction, f"{n} records" + (" (each client keeps one)" if kept is not None else ""))
     labels, groups = raw.y[pool], raw.groups[pool] if raw.groups is not None else None
@@ -315,7 +315,7 @@ def _own_tests(data: Data, groups: Indices, clients: int) -> Deal:
 
 def _hold_out(data: Data, raw: Raw, part: Indices, seed: int, name: str) -> tuple[Indices, Indices]:
     holdout, persons = data.holdout, None if raw.persons is None else raw.persons[part]
-    train, test = split(raw.y[part], holdout.fraction, holdout.stratify, rng.generator(seed, "holdout", name), None, persons)
+    train, test = split(raw.y[part], holdout.fraction, bool(holdout.stratify), rng.generator(seed, "holdout", name), None, persons)
     return part[train], part[test]
 
 

@@ -38,6 +38,7 @@ from fedray.planning.personchecks import check_persons, check_silos_of_persons
 from fedray.planning.registered import agreed_data
 from fedray.privacy import rules
 from fedray.privacy.clientplan import ClientPlan, plan_clients
+from fedray.privacy.holdoutrules import check_holdout
 from fedray.privacy.ledger.elsewhere import elsewhere
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
 from fedray.rounds.cohort import Sampler, largest_cohort, make_sampler
@@ -129,6 +130,7 @@ def prepare(config: Config) -> Prepared:
     check(config.data)
     warnings = check_privacy(config)
     silos = per_silo(config.data) and config.clients.placement == "dedicated"
+    check_holdout(config, silos)
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
     attackers, groups = Attackers.of(config, names), make_groups(config, names)
@@ -302,7 +304,7 @@ def _evaluated(config: Config, test: Records | None, at_clients: bool | None) ->
         raise ConfigError(
             "evaluation.charged: the driver holds test records, on which the model is evaluated without a charge, so the clients would be charged for "
             "less exact figures; set evaluation.federated=false and take evaluation.charged out, or hold out at the clients "
-            "(data.holdout.at=clients data.holdout.stratify=false)."
+            "(data.holdout.at=clients)."
         )
     if e.federated and not e.metrics:
         raise ConfigError("evaluation.metrics: there are none to take at the clients; name some, or set evaluation.federated=false.")

@@ -97,13 +97,6 @@ def check_charged(config: Config) -> None:
             "privacy.incompatible.person.charged_evaluation",
         )
 
-    if config.data.holdout.at == "clients" and config.data.holdout.stratify:
-        raise PrivacyRefusal(
-            "evaluation.charged: with data.holdout.stratify the label of one record decides which other records are held out, so one record could "
-            "change what is counted of others; set data.holdout.stratify=false.",
-            "privacy.incompatible.charged_evaluation.stratified",
-        )
-
 
 def check_judged(config: Config, global_model: bool) -> None:
     """Refuse charged evaluation of models that are not the driver's.

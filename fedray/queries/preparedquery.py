@@ -17,6 +17,7 @@ from fedray.data.records import Federation
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.experiment.finished import trained_model
 from fedray.privacy import rules
+from fedray.privacy.holdoutrules import check_holdout
 from fedray.privacy.ledger.elsewhere import elsewhere
 from fedray.privacy.ledgerrules import check_ledgers
 from fedray.privacy.queryplan import QueryPlan, check_query_privacy, plan_queries
@@ -86,6 +87,7 @@ def prepare_query(config: QueryConfig) -> PreparedQuery:
         )
     asked, judged = asked_of(config), judged_run(config)
     silos = per_silo(config.data) and config.clients.placement == "dedicated"
+    check_holdout(config, silos)
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
     if federation is None:

@@ -33,7 +33,7 @@ def test_a_silo_whose_actor_dies_in_an_evaluation_stays_charged_and_tells_nothin
             "source": f"csv:{tmp_path}",
             "label": "y",
             "classes": 2,
-            "holdout": {"at": "clients", "fraction": 0.25, "stratify": False},
+            "holdout": {"at": "clients", "fraction": 0.25},
         },
         "model": {"kind": "python:evaluationparts:model", "dies": 7, "mark": str(tmp_path / "mark")},
         "clients": {"placement": "dedicated", "resources": {"cpu": 0.5}},

@@ -56,7 +56,7 @@ def config_of(sections: dict[str, Any], more: dict[str, Any], **arguments: bool)
     if "normalize" in sections["data"]:
         data |= {"normalize": sections["data"]["normalize"], "holdout": {"at": "clients"}, "tested": False}
     if sections["evaluation"].get("federated"):
-        data |= {"holdout": {"at": "clients", "stratify": False}, "tested": False}
+        data |= {"holdout": {"at": "clients"}, "tested": False}
         more = merged(more, {} if "charged" in sections["evaluation"] else {"evaluation": {"metrics": ["loss"]}})
     if "person" in sections["data"]:
         data |= {"persons": True}

@@ -76,7 +76,7 @@ def config_of(**sections: Any) -> Config:
             "source": "sklearn:digits",
             "classes": 10,
             "partition": {"kind": "iid", "clients": CLIENTS},
-            "holdout": {"at": "clients", "fraction": 0.2, "stratify": False},
+            "holdout": {"at": "clients", "fraction": 0.2},
         },
         "model": {"kind": "softmax"},
         "training": {"sampling_rate": 0.2, "steps": 5, "expected_batch": 60, "lr": 0.5},
@@ -414,7 +414,6 @@ def test_four_hospitals_tell_an_accuracy_near_the_exact_one(real_data: Path, tmp
     overrides = [
         f"data.source=csv:{real_data / 'heart'}",
         "clients.placement=hosted",
-        "data.holdout.stratify=false",
         "privacy={regime: record, noise_multiplier: 2.0, delta: 3.0e-4}",
         "evaluation={every: 0, metrics: [accuracy, auc, loss], federated: true, charged: {noise_multiplier: 2, loss_bound: 3}}",
         "tracking.enabled=false",
@@ -639,7 +638,6 @@ WHOLE = {"noise_multiplier": 2.0, "delta": 8e-3}
         ),
         ({"algorithm": {"kind": "fedper", "personal": ["out"]}}, "charged_evaluation.own_models"),
         ({"evaluation": {"metrics": ["accuracy"], "federated": True}}, "record.federated_evaluation"),
-        ({"data": {"source": "sklearn:digits", "classes": 10, "holdout": {"at": "clients"}}}, "charged_evaluation.stratified"),
     ],
 )
 def test_what_the_charge_does_not_cover_is_refused_with_the_nearest_setting(sections: dict[str, Any], code: str) -> None:

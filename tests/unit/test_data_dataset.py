@@ -6,12 +6,15 @@ import json
 import pickle
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedray.clients.messages import HostInfo
 from fedray.config import Data
@@ -21,9 +24,11 @@ from fedray.data.records import Records
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, label_distance, partition_report
 from fedray.data.transforms import TRANSFORMS, Transform
-from fedray.errors import DataError
+from fedray.errors import DataError, PrivacyRefusal
 from fedray.experiment.silo_facts import complete
 from fedray.planning.preparation import prepare
+from fedray.queries.preparedquery import prepare_query
+from fedray.queryconfig import QueryConfig
 
 
 def section(source: str = "sklearn:digits", **keys: Any) -> Data:
@@ -399,3 +404,49 @@ def test_regression_has_no_class_counts(tmp_path: Path) -> None:
     assert (f.classes, len(f.test or [])) == (None, 1)
     with pytest.raises(DataError, match="regression"):
         class_counts(f)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=60), st.integers(0, 59), st.integers(0, 3), st.integers(0, 20))
+def test_a_silo_holds_out_whatever_its_labels_are(labels: list[int], which: int, label: int, seed: int) -> None:
+    """With another label of one record no other record changes sides, which the guarantee for one record needs."""
+    changed = list(labels)
+    changed[which % len(labels)] = label
+    kept = []
+    for ys in (labels, changed):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "a.csv").write_text("u,y\n" + "".join(f"{k},{y}\n" for k, y in enumerate(ys)))
+            found = load_client(section(f"csv:{folder}", label="y", classes=4, partition={"kind": "natural"}), seed, "a")
+        kept.append(found.train.x.ravel().tolist())
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == len(labels) - int(0.2 * len(labels) + 0.5)
+
+
+@pytest.mark.parametrize("placed", ["silos", "hosted"])
+def test_a_split_by_labels_at_clients_whose_records_are_protected_is_refused(placed: str, silos: str, tmp_path: Path) -> None:
+    at = {"fraction": 0.2, "stratify": True}
+    data = {"source": silos, "label": "y", "classes": 2, "holdout": at}
+    if placed == "hosted":
+        data = {"source": "sklearn:digits", "classes": 10, "partition": {"kind": "iid", "clients": 3}, "holdout": at | {"at": "clients"}}
+    private = {
+        "privacy": {"regime": "record", "target_epsilon": 4.0, "delta": 1e-4, "ledger": str(tmp_path)},
+        "evaluation": {"metrics": []},
+    }
+    training = {"sampling_rate": 0.2, "steps": 5, "expected_batch": 4}
+    run = {"name": "x", "rounds": 1, "model": {"kind": "softmax"}, "data": data, "training": training}
+    run |= {"clients": {"placement": "dedicated"}} if placed == "silos" else {}
+    with pytest.raises(
+        PrivacyRefusal, match=r"^\[privacy.incompatible.record.stratified\] data.holdout.stratify: .*; set data.holdout.stratify=false"
+    ):
+        prepare(build_config(run | private))
+    query = {
+        "name": "q",
+        "data": data,
+        "privacy": private["privacy"],
+        "queries": {"n": {"kind": "count"}},
+        "clients": run.get("clients", {}),
+    }
+    with pytest.raises(PrivacyRefusal, match="record.stratified"):
+        prepare_query(build_config(query, QueryConfig))
+    assert prepare(build_config(run | {"evaluation": {"federated": True}})).plans == [None]  # nothing is protected
+    assert prepare(build_config(run | private | {"data": data | {"holdout": at | {"stratify": False}}})).plans[0] is not None
