@@ -23,10 +23,7 @@ class Holdout(Section):
     """Records kept out of training for evaluation, where the source has no test set of its own."""
 
     fraction: float = Field(0.2, ge=0.0, lt=1.0, description="Fraction of the records that is held out; 0 = none.")
-    stratify: bool | None = Field(
-        None,
-        description="Keep the label proportions in both parts; null = at the driver yes, at clients no. Refused at clients whose records are protected.",
-    )
+    stratify: bool | None = Field(None, description="Keep the label proportions in both parts; null = only at the driver.")
     at: Literal["driver", "clients"] = Field(
         "driver",
         description="driver: split before the partition, evaluated by the driver. clients: each client keeps its own held-out records.",
