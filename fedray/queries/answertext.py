@@ -16,17 +16,19 @@ def answer_lines(answers: Mapping[str, Any], private: Mapping[str, Any]) -> Iter
         answers: the content of ``answers.json``.
         private: ``privacy`` of ``summary.json``.
     """
-    counted = False
+    odd: dict[str, None] = {}
     for name, one in answers["answers"].items():
-        counted |= "counts" in one or one["kind"] == "count"
+        odd |= dict.fromkeys(["a count negative"] if "counts" in one or one["kind"] == "count" else [])
+        odd |= dict.fromkeys(["an accuracy larger than 1"] if isinstance(one.get("accuracy"), float) else [])
         yield f"{name}  ({one['kind']} of {one['records']} {one['of'].replace('_', '-')} records)"
         yield from (f"  {line}" for line in _lines(one))
     if answers["noise_multiplier"] is None:
         yield "NOT PRIVATE: exact answers, charged to nobody."
         return
+    noise = f" Noise can make {' and '.join(odd)}." if odd else ""
     yield (
         f"[low, high] and +- hold the answer without noise with probability {answers['confidence']:.0%}, each by itself; the sampling error (what "
-        f"other records would have given) is not in them.{' Noise can make a count negative.' if counted else ''}"
+        f"other records would have given) is not in them.{noise}"
     )
     yield (
         f"epsilon {rounded_up(answers['epsilon'])} for this query, {rounded_up(private['epsilon'])} with all charges of the ledgers, "

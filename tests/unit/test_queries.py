@@ -246,7 +246,9 @@ def test_the_printed_answers_name_their_columns_and_what_their_noise_leaves_open
         "  each count +- 6.1 (noise)",
         "  accuracy 0.99545 [0.91661, 1]",
     ]
-    assert any("the sampling error" in line and line.endswith("Noise can make a count negative.") for line in noised)
+    assert any(
+        "the sampling error" in line and line.endswith("Noise can make a count negative and an accuracy larger than 1.") for line in noised
+    )
     text = " ".join(" ".join(noised).split())
     for words in (
         "confidence in records mean confidence accuracy [0, 0.2) 10.0 0.500 0.500 [0.2, 0.4) -1.0 - -",
