@@ -14,7 +14,7 @@ from fedray.privacy.receipt import check_receipt
 from fedray.rounds.agreed import AgreedData
 from fedray.rounds.books import Books
 from fedray.rounds.notes import grouped, likeness
-from fedray.training.noisedmetrics import Counted, figures_of
+from fedray.training.noisedmetrics import Counted, figures_of, spreads_of
 
 #: Charges of a client without an answer after which it is asked no more, so that its budget is not spent on nothing.
 _TRIES = 2
@@ -52,7 +52,8 @@ class NoisedEvaluations:
         self._said, self._silent = set[tuple[str, str]](), Counter[str]()
 
     def after(self, rounds: int, weights: Any) -> dict[str, float]:
-        """``eval/`` metrics of the model after ``rounds`` rounds; none where no client's budget allows it, or none has answered.
+        """``eval/`` metrics of the model after ``rounds`` rounds; none where no client's budget allows it, or none has answered. Beside one that is
+        linear in the sums, ``noise/`` has the standard deviation of its noise.
 
         The charges are durable before a record is read, and each client answers once under a charge, or not at all. A client that fails stays
         charged, and after two failures it is asked no more. All figures follow from the noised sums and public numbers of records.
@@ -85,7 +86,9 @@ class NoisedEvaluations:
         if not records:
             return {}
         found = figures_of(self._counted, _totals(told), records, self._metrics)
-        return {f"eval/{name}": value for name, value in found.items()}
+        variances = {one.name: float(one.variance) * len(told) for one in self._plan.sums}
+        spreads = spreads_of(self._counted, variances, records, self._metrics)
+        return {f"eval/{name}": value for name, value in found.items()} | {f"noise/{name}": value for name, value in spreads.items()}
 
     def _given_up(self) -> list[str]:
         return [name for name, times in self._silent.items() if times >= _TRIES]

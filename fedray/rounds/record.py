@@ -286,7 +286,7 @@ class Record:
         last = (self._quality.last or {}).get("metrics", {})
         return {
             "rounds": self.rounds,
-            "final": {k: v for k, v in last.items() if k.startswith(("eval/", "fairness/"))},
+            "final": {k: v for k, v in last.items() if k.startswith(("eval/", "noise/", "fairness/"))},
             "best": self._quality.best,
             "left_out": self.left_out,
             "performance": {

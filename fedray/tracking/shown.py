@@ -15,7 +15,7 @@ COUNTERS = frozenset(
 #: Settings that a row repeats; they are sent only from where they change. While they stay as they are, the parameter of this name tells them.
 CONSTANTS = {"train/lr": "training.lr", "privacy/budget": "privacy.budget", "privacy/joint/budget": "privacy.joint.budget"}
 
-_FIRST = ("eval/", "privacy/epsilon", "privacy/joint/epsilon", "privacy/", "fairness/", "train/")
+_FIRST = ("eval/", "privacy/epsilon", "privacy/joint/epsilon", "privacy/", "noise/", "fairness/", "train/")
 
 
 def rank(name: str) -> tuple[int, bool]:

@@ -23,7 +23,7 @@ _NOTE = """\
 How much accuracy does each epsilon buy, and for whom?
 
 Each run is one federated training by fedray; `step` is the round. Metrics: `eval/` the global model on held-out records,
-`fairness/` across clients, `privacy/` what was spent, `round/` who took part, `time/` and `traffic/` what it cost.
+`noise/` how much of it is noise, `fairness/` across clients, `privacy/` what was spent, `round/` who took part, `time/` and `traffic/` what it cost.
 
 Epsilon is a claim only where the tag `privacy/claim` says `valid`, for the unit that `privacy/unit` names. Each run's artifacts have
 `report.html` (all on one page), `privacy_statement.md` (what is claimed, for reviewers) and the books in `ledger/`.

@@ -70,6 +70,10 @@ class Counted(ABC):
     def figures(self, values: Floats, records: int) -> dict[str, float]:
         """The metrics, from the noised sum in units of 1, float64 ``[size]``, and the public number of records, which is not 0."""
 
+    def spread(self, noise: float, records: int) -> dict[str, float]:
+        """The standard deviation of the noise on the metrics that are linear in the sum, where ``noise`` is that of a value in units of 1."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Right(Counted):
@@ -89,6 +93,10 @@ class Right(Counted):
     def figures(self, values: Floats, records: int) -> dict[str, float]:
         """See :class:`Counted`."""
         return {"accuracy": _part(float(values[0]) / records)}
+
+    def spread(self, noise: float, records: int) -> dict[str, float]:
+        """See :class:`Counted`."""
+        return {"accuracy": noise / records}
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,10 @@ class Confused(Counted):
         if self.classes == 2:
             found["precision"] = float(hits[1] / claimed[1]) if claimed[1] > 0 else math.nan
         return found
+
+    def spread(self, noise: float, records: int) -> dict[str, float]:
+        """See :class:`Counted`."""
+        return {"accuracy": math.sqrt(self.classes) * noise / records}
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,10 @@ class ClippedMean(Counted):
         """See :class:`Counted`."""
         mean = min(self.bound, max(0.0, self.bound / 2 * (1.0 + float(values[0]) / records)))
         return {self.name: math.sqrt(mean) if self.name == "rmse" else mean}
+
+    def spread(self, noise: float, records: int) -> dict[str, float]:
+        """See :class:`Counted`."""
+        return {} if self.name == "rmse" else {self.name: self.bound / 2 * noise / records}
 
 
 def counted_for(metrics: Sequence[str], section: ChargedEvaluation, classes: int | None) -> list[Counted]:
@@ -268,6 +284,21 @@ def figures_of(counted: Sequence[Counted], sums: Mapping[str, Sequence[int]], re
     for one in counted:
         found |= one.figures(np.array(sums[one.name], dtype=np.float64) / GRID, records)
     return {name: found[name] for name in metrics}
+
+
+def spreads_of(counted: Sequence[Counted], variances: Mapping[str, float], records: int, metrics: Sequence[str]) -> dict[str, float]:
+    """The standard deviation of the noise on each metric that is linear in its sum.
+
+    Args:
+        counted: the statistics.
+        variances: of the noise on a value of each statistic's total, by name, in squared grid units.
+        records: public number of records.
+        metrics: names.
+    """
+    found: dict[str, float] = {}
+    for one in counted:
+        found |= one.spread(math.sqrt(variances[one.name]) / GRID, records)
+    return {name: found[name] for name in metrics if name in found}
 
 
 def _part(value: float) -> float:

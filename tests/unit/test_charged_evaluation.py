@@ -60,7 +60,18 @@ from fedray.sweeps.pricing import Share
 from fedray.tracking.note import run_note
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import Loss, find_loss
-from fedray.training.noisedmetrics import ClippedMean, Confused, Counted, Right, Scored, Seen, counted_for, figures_of, sums_over
+from fedray.training.noisedmetrics import (
+    ClippedMean,
+    Confused,
+    Counted,
+    Right,
+    Scored,
+    Seen,
+    counted_for,
+    figures_of,
+    spreads_of,
+    sums_over,
+)
 
 HERE = f"python:{__name__}:"
 CLIENTS = 4
@@ -220,6 +231,7 @@ def test_over_1000_seeds_the_errors_lie_in_the_theoretical_band() -> None:
     exact = figures_of(counted, {name: sum(p[name] for p in parts).tolist() for name in parts[0]}, len(x), metrics)
     z = plan.noise_multiplier * math.sqrt(2 * CLIENTS) / len(x)  # two statistics share one charge
     std = {"accuracy": z, "loss": z * 5.0 / 2}
+    assert spreads_of(counted, {one.name: one.variance * CLIENTS for one in plan.sums}, len(x), metrics) == pytest.approx(std, rel=1e-6)
     errors = {name: np.empty(1000) for name in metrics}
     for seed in range(1000):
         sums = {
@@ -483,7 +495,9 @@ def test_whoever_does_not_answer_stays_charged_and_is_not_asked_again(prepared: 
         about = [Right()], ["accuracy"], tasks, Reached(), books, lambda fault: told.append(fault.text)
         evaluations = NoisedEvaluations(evaluation, *about, 1.0)  # type: ignore[arg-type]
         for number in (1, 2):
-            assert evaluations.after(number, None) == {"eval/accuracy": 0.5} and asked == dict.fromkeys(prepared.names, number)
+            row = evaluations.after(number, None)
+            assert row["eval/accuracy"] == 0.5 and set(row) == {"eval/accuracy", "noise/accuracy"}
+            assert asked == dict.fromkeys(prepared.names, number)
             assert [f.charges for f in account.figures()] == [number] * CLIENTS
         assert told == ["client-0000: has been charged for 2 evaluations without an answer, and is asked no more."]
         evaluations.after(3, None)
