@@ -121,10 +121,10 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key in sorted((k for k in final if k.startswith("eval/")), key=lambda k: k not in best):
         if (value := number(final[key])) is not None:
             top = number(best.get(key))
-            told = f" (best {top:.4f} in round {best.get('round')})" if top is not None else ""
+            about = f" (best {top:.4f} in round {best.get('round')})" if top is not None else ""
             noise = number(final.get(key.replace("eval/", "noise/", 1)))
-            told += "" if noise is None else f", with noise of standard deviation {noise:.2g}"
-            rows.append((key.removeprefix("eval/"), f"{value:.4f}{told}"))
+            about += "" if noise is None else f", with noise of standard deviation {noise:.2g}"
+            rows.append((key.removeprefix("eval/"), f"{value:.4f}{about}"))
     private = summary.get("privacy") or {}
     if (spent := private.get("epsilon")) is not None:
         budget, delta = number(private.get("budget")), number(private.get("delta"))

@@ -25,7 +25,7 @@ from fedray.training.recordgrads import LAYERS, terms
 from fedray.training.samplers import samplers
 
 #: How far the records' gradients may add up to something else than the batch's, over the sum of their norms: rounding is far below.
-#: Where a gradient is zero but for rounding (of an attention's key bias, say), over the largest sum of any parameter.
+#: Where a gradient is zero but for rounding (of an attention's key bias, say), over the largest sum of any parameter. Both are for float32.
 _DIFFERENCE, _ROUNDING = 1e-3, 1e-5
 _PARAMETER_MARKS = ("grad_sample", "_forward_counter", "_current_grad_sample", "_norm_sample", "summed_grad")
 _MODULE_MARKS = ("activations", "max_batch_len", "ft_compute_sample_grad", "autograd_grad_sample_hooks")
@@ -169,7 +169,8 @@ class _Hooks:
         ]
         wholes = [float(_norms(sample).sum()) for _, sample, _ in found]
         for (p, sample, gradient), whole in zip(found, wholes, strict=True):
-            if not float((sample.sum(0) - gradient).norm()) <= max(_DIFFERENCE * whole, _ROUNDING * max(wholes)):
+            finer = min(1.0, torch.finfo(gradient.dtype).eps / torch.finfo(torch.float32).eps)
+            if not float((sample.sum(0) - gradient).norm()) <= finer * max(_DIFFERENCE * whole, _ROUNDING * max(wholes)):
                 raise ConfigError(
                     f"training.engine: hooks has no right gradient for each record of '{_name(self._wrapper, p)}' (it is used outside its own layer, "
                     "or its layer's output is changed by a hook); use training.engine=book, or change the model so that its own layer alone "

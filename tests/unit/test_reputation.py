@@ -175,7 +175,7 @@ def test_a_rounds_row_has_four_numbers_however_many_clients_there_are() -> None:
     assert found["muted"] == 100
 
 
-# -- in training: the small form of tests/published/test_reputation.py ---------------------------
+# -- in training: the small form of tests/published/test_reputation_mnist.py ---------------------------
 
 
 def dealt(seed: int, clients: int, alike: bool) -> Federation:
