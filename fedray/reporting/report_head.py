@@ -33,7 +33,7 @@ def head(run: Path, config: Mapping[str, Any], data: RunData) -> Iterator[str]:
     for line in (first, status) if summary.get("status") == "completed" else (f"**{clause}**{mark}{rest}", first):
         yield from (line, "")
     yield from (f"Epsilon {said}.", "") if (said := beyond_rows(data.rows, summary)) else ()
-    rows = [(f"{metric(k)} at the end", figure(v)) for k, v in (summary.get("final") or {}).items()]
+    rows = _final(summary.get("final") or {})
     rows += _beside(data)
     rows += _guaranteed(data)
     rows += [("attack", str(summary["attack"]))] if summary.get("attack") else []
@@ -41,6 +41,16 @@ def head(run: Path, config: Mapping[str, Any], data: RunData) -> Iterator[str]:
     rows += _origin(run, data)
     rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []
     yield from table(("", ""), rows)
+
+
+def _final(final: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The final figures; those of charged evaluations with the noise that they carry."""
+
+    def said(key: str) -> str:
+        noise = number(final.get(key.replace("eval/", "noise/", 1))) if key.startswith("eval/") else None
+        return figure(final[key]) + ("" if noise is None else f", with noise of standard deviation {noise:.2g}")
+
+    return [(f"{metric(key)} at the end", said(key)) for key in final if not key.startswith("noise/")]
 
 
 def run_name(run: Path, data: RunData) -> str:

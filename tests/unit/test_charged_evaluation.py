@@ -52,7 +52,7 @@ from fedray.privacy.ledger.chain import read
 from fedray.privacy.ledger.verification import verify
 from fedray.privacy.recordplan import RecordPlan
 from fedray.privacy.statement import Guarantee, privacy_statement, statement_markdown
-from fedray.reporting.report_head import _guaranteed
+from fedray.reporting.report_head import _final, _guaranteed
 from fedray.rounds.books import Books, RunBook
 from fedray.rounds.noisedevaluation import NoisedEvaluations
 from fedray.rounds.record import OpenRow, Record
@@ -557,9 +557,10 @@ def test_statement_and_notes_say_what_evaluations_cost(tmp_path: Path, prepared:
     text = statement_markdown(statement)
     assert said in text and "exact and added by each client" in text and "Holds: a client answers an evaluation at most once" in text
     assert "the updates and noised evaluations that clients sent" in text and statement["summary"]["claim"] == "valid"
-    summary = {"status": "completed", "privacy": statement["summary"], "final": {"eval/accuracy": 0.5}}
+    summary = {"status": "completed", "privacy": statement["summary"], "final": {"eval/accuracy": 0.5, "noise/accuracy": 0.0429}}
     assert f"*Evaluation:* {said}; its figures carry that noise." in run_note("eval/accuracy", [], summary, {}, {}, {}, [])
     assert ("evaluation", said) in _guaranteed(SimpleNamespace(summary=summary, starts=[]))  # type: ignore[arg-type]
+    assert _final(summary["final"]) == [("accuracy at the end", "0.5000, with noise of standard deviation 0.043")]
     plain = prepare(config_of(evaluation={"metrics": []})).plans[0]
     without = privacy_statement(prepared.config, [Guarantee("record", [plain], [], [])], None, 4)  # type: ignore[list-item]
     assert "evaluation" not in without["summary"] and "noised evaluations" not in statement_markdown(without)
