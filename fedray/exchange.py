@@ -23,10 +23,13 @@ from fedray.parameters import Vector
 #: optimiser on the way up.
 MODEL = "model"
 
+#: Names the fields of one of the vectors of an exchange.
+Way = Literal["down", "up", "kept"]
+
 
 @dataclass(frozen=True)
 class Field:
-    """One named part of what is exchanged.
+    """One named part of what is exchanged. One that goes neither way stays with the driver, from zeros on, and is in checkpoints.
 
     Attributes:
         name: of the field.
@@ -48,15 +51,15 @@ class Exchange:
     """The fields of a run, in the order in which they lie in the vectors.
 
     Raises:
-        ConfigError: a name twice, no values, a field that goes nowhere, or an order that the sum cannot be laid out for.
+        ConfigError: a name twice, no values, or an order that the sum cannot be laid out for.
     """
 
     fields: tuple[Field, ...]
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.fields]
-        if len(set(names)) < len(names) or any(f.size < 1 or not (f.down or f.up) for f in self.fields):
-            raise ConfigError(f"algorithm.kind: it exchanges {names}; each field needs a name of its own, values, and a way to go.")
+        if len(set(names)) < len(names) or any(f.size < 1 for f in self.fields):
+            raise ConfigError(f"algorithm.kind: it exchanges {names}; each field needs a name of its own and values.")
         if not self.fields or names[0] != MODEL or not self.fields[0].down:
             raise ConfigError(f"algorithm.kind: the first field that it exchanges must be '{MODEL}', which goes down.")
         weighed = [f.weigh for f in self.fields if f.up]
@@ -72,6 +75,11 @@ class Exchange:
     def up(self) -> dict[str, slice]:
         """Where each field lies in the vector that a client sends."""
         return _slices([f for f in self.fields if f.up])
+
+    @cached_property
+    def kept(self) -> dict[str, slice]:
+        """Where each field that stays with the driver lies in the vector of them all."""
+        return _slices([f for f in self.fields if not (f.down or f.up)])
 
     @property
     def model_size(self) -> int:
@@ -98,12 +106,12 @@ class Exchange:
         """Position in the vector that comes up from which on each client counts once."""
         return sum(f.size for f in self.fields if f.up and f.weigh == "client")
 
-    def views(self, vector: Vector, way: Literal["down", "up"]) -> dict[str, Vector]:
-        """Name to a view of a vector that goes ``way``."""
+    def views(self, vector: Vector, way: Way) -> dict[str, Vector]:
+        """Name to a view of the vector of all fields that go ``way`` or are kept."""
         return {name: vector[where] for name, where in getattr(self, way).items()}
 
-    def joined(self, values: Mapping[str, Vector], way: Literal["down", "up"]) -> Vector:
-        """One float32 vector of all fields that go ``way``; where there is one field, its own array.
+    def joined(self, values: Mapping[str, Vector], way: Way) -> Vector:
+        """One float32 vector of all fields that go ``way`` or are kept; where there is one field, its own array.
 
         Raises:
             ConfigError: a field is missing, is not known, or has another shape.

@@ -23,8 +23,9 @@ from fedray.exchange import Exchange, Field
 from fedray.parameters import Layout, Vector
 from fedray.traits import Traits
 
-#: What a server optimiser remembers between rounds; goes into checkpoints as it is.
+#: What a server optimiser remembers between rounds, and beside it the algorithm's fields that stay with the driver; goes into checkpoints as it is.
 ServerState = dict[str, Vector]
+_KEPT = "algorithm.kept"  # name of those fields in it, all as one vector
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ class Algorithm:
         return client.globals["model"]
 
     def server(self, globals_: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
-        """At the driver, after each round: the new value of each field that goes down, but for ``model`` the direction in which the
-        server's optimiser moves it.
+        """At the driver, after each round: the new value of each field that goes down or stays with the driver, but for ``model`` the
+        direction in which the server's optimiser moves it; ``globals_`` has the values before it.
         """
         return {"model": mean.values["model"]}
 
@@ -217,13 +218,18 @@ def stepped(
         layout: of the model.
         exchange: of the algorithm.
         globals_: the vector that went down, float32 ``[exchange.down_size]``; left as it is.
-        state: of the server's optimiser.
+        state: of the server's optimiser, with the fields that stay with the driver; left as it is.
         mean: of the round.
     """
     before = exchange.views(globals_, "down")
+    if exchange.kept:
+        size = sum(f.size for f in exchange.fields if f.name in exchange.kept)
+        before |= exchange.views(state.get(_KEPT, np.zeros(size, dtype=np.float32)), "kept")
     after = _served(algorithm, before, mean)
     direction = after["model"]
-    weights, state = server.step(before["model"], direction, state)
+    weights, state = server.step(before["model"], direction, {name: value for name, value in state.items() if name != _KEPT})
+    if exchange.kept:
+        state = state | {_KEPT: exchange.joined({name: after.pop(name) for name in exchange.kept}, "kept")}
     buffers = layout.mask("buffer")
     if buffers.any():  # running statistics are averaged, not optimised
         buffers = np.tile(buffers, exchange.model_size // layout.size)
@@ -251,7 +257,7 @@ def _served(algorithm: Algorithm, before: Mapping[str, Vector], mean: Mean) -> d
         after: Any = algorithm.server(before, mean)
     if not isinstance(after, dict) or set(after) != set(before):
         what = f"the fields {sorted(map(str, after))}" if isinstance(after, dict) else f"a {type(after).__name__}"
-        raise ConfigError(f"{where} returned {what}; return a dict with each field that goes down: {', '.join(before)}.")
+        raise ConfigError(f"{where} returned {what}; return a dict with each field that goes down or is kept: {', '.join(before)}.")
     return after
 
 

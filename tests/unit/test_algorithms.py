@@ -282,7 +282,7 @@ def test_only_an_algorithm_that_leaves_turns_alone_only_trains() -> None:
         ((), "first field"),
         ((Field("control", 3),), "first field"),
         ((Field("model", 3), Field("model", 3)), "a name of its own"),
-        ((Field("model", 3), Field("x", 1, down=False, up=False)), "a way to go"),
+        ((Field("model", 3), Field("x", 0, down=False, up=False)), "and values"),
         ((Field("model", 3, weigh="one"), Field("x", 1)), "must come before"),
     ],
 )
@@ -328,6 +328,7 @@ TABLE = [
     ("fednova", {"weights": "uniform"}, None, "client.steps"),
     ("qfedavg", {}, "record.reads", "client.quotient"),
     ("scaffold", {"weights": "uniform"}, None, "client.client_state"),
+    ("feddyn", {}, None, "client.client_state"),
     ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
     ("newton", {}, "record.reads", "client.exact_totals"),
     ("ifca", {"weights": "uniform"}, "record.reads", "client.quotient"),

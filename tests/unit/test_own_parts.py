@@ -647,13 +647,13 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "algorithm.kind",
         "Serves",
         {},
-        "algorithm.kind: server of 'Serves' returned a NoneType; return a dict with each field that goes down: model.",
+        "algorithm.kind: server of 'Serves' returned a NoneType; return a dict with each field that goes down or is kept: model.",
     ),
     (
         "algorithm.kind",
         "ServesOther",
         {},
-        "algorithm.kind: server of 'ServesOther' returned the fields ['other']; return a dict with each field that goes down: model.",
+        "algorithm.kind: server of 'ServesOther' returned the fields ['other']; return a dict with each field that goes down or is kept: model.",
     ),
     (
         "algorithm.kind",
