@@ -31,8 +31,8 @@ class ModelChoice(Choice):
 
     weights: str | None = Field(
         None,
-        description="Folder with the weights to begin with: model.safetensors, or the files of model.safetensors.index.json, whose names are "
-        "the model's own. null: as the factory draws them.",
+        description="The weights to begin with: a run's output directory, a safetensors file, models:/NAME@ALIAS or models:/NAME/VERSION in "
+        "MLflow's registry, or a folder in the Hugging Face layout; with the model's own names. null: as the factory draws them.",
     )
     adapters: Choice | None = Field(
         None, description="What is trained in place of the model's own parameters, which are then frozen (see `fedray list adapters`)."

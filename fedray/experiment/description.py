@@ -96,8 +96,17 @@ def tracking_tags(prepared: Prepared) -> dict[str, str]:
         "fedray.seed": str(config.seed),
         **({} if config.attack.kind == "none" else {"fedray.attack": config.attack.kind}),
         **agreed_tags(prepared, None),
+        **initial_tags(prepared),
         **claim_tags(prepared),
     }
+
+
+def initial_tags(prepared: Prepared) -> dict[str, str]:
+    """The MLflow run's tags about the initial model, where another run or a file gives it."""
+    model = prepared.model
+    if model is None or model.initial is None:
+        return {}
+    return {"fedray.initial": model.initial.described, "fedray.initial_sha256": model.initial_sha256}
 
 
 def agreed_tags(prepared: Prepared, summary: Mapping[str, Any] | None) -> dict[str, str]:
@@ -160,7 +169,10 @@ def write_statement(
     agreed = "" if loop.agreed is None else said_of(loop.agreed.summary())
     queried = queried_from(config.data.normalize.arguments)
     scaled = "" if queried is None else said_of_queried(queried, books.lacking(str(queried.get("run"))))
-    statement = privacy_statement(config, guarantees, head, rounds, problems, frozen, left_out, agreed, scaled)
+    initial = None if prepared.model is None else prepared.model.initial
+    lacking = None if initial is None or not initial.run else books.lacking(initial.run, (initial.known or {}).get("unit", ""))
+    begun = "" if initial is None else initial.said(lacking)
+    statement = privacy_statement(config, guarantees, head, rounds, problems, frozen, left_out, agreed, scaled, begun)
     write_json(files.statement, statement)
     for name, part in books.parts().items():
         write_json(files.ledger / f"{quote(name, safe='')}.part.json", part)

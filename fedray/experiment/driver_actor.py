@@ -288,6 +288,7 @@ class Experiment:
             "final": result["final"],
             "best": result["best"],
             "attack": Attackers.of(loop.config, loop.names).described(loop.names) or None,
+            **({} if (m := prepared.model) is None or m.initial is None else {"initial": m.initial.described}),
             "agreed": None if loop.agreed is None else loop.agreed.summary(),
             "privacy": write_statement(prepared, loop, files, wiring.own_book, result["rounds"], result["left_out"], problems),
             "performance": {"setup_seconds": setup, **result["performance"]},

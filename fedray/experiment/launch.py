@@ -152,6 +152,10 @@ def run(
     provided = {name: parts[path] for path, name in given.items()}
     components.provide(provided)
     where = choose_output(resolved.name, None if output is None else str(output), resume)
+    if str(resolved.model.weights).startswith("models:"):
+        from fedray.planning.initial import pinned
+
+        resolved = pinned(resolved, RunFiles.at(where).root.parent)
     place = find_place(resolved.ray)
     # Importing torch and starting Ray both take long, so they run at the same time.
     origin = Origin.here(overrides) if part_of is None else part_of.origin

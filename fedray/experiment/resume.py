@@ -84,3 +84,8 @@ def check_model(found: Saved | None, model: Model | None, where: Path | str) -> 
             f"--resume: the model's frozen parameters are others than those of the checkpoint in {where}; "
             "bring back what the model's factory read."
         )
+    if model.initial is not None and found.meta.get("initial_sha256", model.initial_sha256) != model.initial_sha256:
+        raise ConfigError(
+            f"--resume: model.weights: {model.initial.where} is another model (sha256 {model.initial_sha256[:12]}...) than the run began with "
+            f"({found.meta['initial_sha256'][:12]}...); bring back the weights that it was started with."
+        )

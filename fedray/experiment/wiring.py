@@ -162,6 +162,7 @@ class Wiring:
         if self.tracker is not None:
             listeners.append(self.tracker.listen)
         listeners += [] if self._request.quiet else [Gauges(experiment_name(config), config.name, config.rounds).listen]
+        meta |= {"initial_sha256": model.initial_sha256} if model.initial is not None else {}
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
         record = Record(config, self._files, books, regime, privacy, listeners, meta, beginning.round, resumed)

@@ -139,9 +139,17 @@ def factory_arguments(factory: Callable[..., Any], part: ModelChoice) -> dict[st
 
 
 def without_weights(part: ModelChoice) -> ModelChoice:
-    """The section without the folder of weights, for a model that gets all of its tensors from a run's files; that folder may be gone."""
-    factory = components.find(components.MODELS, part.kind)
-    return part if _takes_weights(factory) else part.model_copy(update={"weights": None})
+    """The section without weights to read, for a model that gets all of its tensors from elsewhere; the weights may be gone, or far away."""
+    return part if reads_weights(part) else part.model_copy(update={"weights": None})
+
+
+def reads_weights(part: ModelChoice) -> bool:
+    """Whether the factory reads ``model.weights`` itself, as an argument of that name.
+
+    Raises:
+        ConfigError: the factory is not known.
+    """
+    return _takes_weights(components.find(components.MODELS, part.kind))
 
 
 def _takes_weights(factory: Callable[..., Any]) -> bool:

@@ -16,9 +16,12 @@ from fedray.components import nearest
 from fedray.errors import ConfigError
 from fedray.frozen import check_frozen, frozen_digest
 from fedray.inputs import Input
-from fedray.models.build import build_model, untried_model
+from fedray.models.build import build_model, untried_model, without_weights
 from fedray.parameters import Layout, Vector, belongs, get_vector
 from fedray.rng import torch_seed
+
+#: The buffer in which batch normalisation counts batches; each process counts its own.
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class ModelFacts:
         positions: at how many positions of a record it gives its outputs; None: once for each record.
         inputs: the inputs that stand side by side in a record; empty if a record is one array.
         personal: the layers that stay with the clients.
+        exchanged: whether all its tensors are exchanged, so that :meth:`build` need not read ``model.weights``.
     """
 
     choice: ModelChoice
@@ -48,6 +52,7 @@ class ModelFacts:
     positions: int | None = None
     inputs: tuple[Input, ...] = ()
     personal: Layout = Layout(())  # noqa: RUF009 - frozen
+    exchanged: bool = False
 
     @property
     def tokens(self) -> bool:
@@ -67,6 +72,7 @@ class ModelFacts:
             "positions": self.positions,
             "inputs": [i.document() for i in self.inputs],
             "personal": self.personal.document(),
+            "exchanged": self.exchanged,
         }
 
     @classmethod
@@ -83,15 +89,21 @@ class ModelFacts:
             document["positions"],
             tuple(Input.of(i) for i in document["inputs"]),
             Layout.read(document["personal"]),
+            document["exchanged"],
         )
 
+    @property
+    def _read(self) -> ModelChoice:
+        return without_weights(self.choice) if self.exchanged else self.choice
+
     def build(self) -> nn.Module:
-        """The model as the run began with it, on the CPU; see :func:`fedray.models.build.build_model`.
+        """The model as the run began with it, on the CPU; see :func:`fedray.models.build.build_model`. Where all tensors are exchanged, their
+        values are not those of ``model.weights``, which other processes need not be able to read.
 
         Raises:
             ConfigError: its frozen parameters are others in this process.
         """
-        model = build_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions, self.inputs)
+        model = build_model(self._read, self.shape, self.outputs, self.seed, self.dtype, self.positions, self.inputs)
         check_frozen(model, self.choice.kind, self.frozen)
         return model
 
@@ -103,7 +115,7 @@ class ModelFacts:
 
     def untried(self) -> nn.Module:
         """The model before it has been run for the first time, wherever it does not need that to have its parameters."""
-        return untried_model(self.choice, self.shape, self.outputs, self.seed, self.dtype, self.positions, self.inputs)
+        return untried_model(self._read, self.shape, self.outputs, self.seed, self.dtype, self.positions, self.inputs)
 
 
 def first_model(
@@ -128,7 +140,9 @@ def first_model(
     frozen = frozen_digest(model, choice.kind)
     shared, own = Layout.of(model, personal), Layout.personal(model, personal)
     _check_personal(model, personal, shared, own)
-    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, shared, frozen, positions, tuple(inputs), own)
+    others = set(model.state_dict()) - {e.name for e in shared.entries}
+    exchanged = all(name.endswith(_COUNTER) for name in others)
+    return model, ModelFacts(choice, seed, tuple(shape), outputs, dtype, shared, frozen, positions, tuple(inputs), own, exchanged)
 
 
 def _check_personal(model: nn.Module, personal: Sequence[str], shared: Layout, own: Layout) -> None:

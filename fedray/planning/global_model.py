@@ -17,11 +17,12 @@ from fedray.clients.groups import ClientGroup
 from fedray.config import Config
 from fedray.errors import ConfigError, blaming
 from fedray.exchange import Exchange
-from fedray.frozen import frozen_values
+from fedray.frozen import frozen_values, model_digest
 from fedray.holder import Holder
 from fedray.inputs import Input
 from fedray.models.facts import ModelFacts, first_model
 from fedray.parameters import Vector, get_vector
+from fedray.planning.initial import Initial, find_initial
 from fedray.privacy import rules
 from fedray.privacy.csprng import noise_source
 from fedray.rounds.cohort import largest_cohort
@@ -44,6 +45,8 @@ class Model:
         engine: the local engine; that of the first group if groups have engines of their own. None where clients do not train.
         frozen_bytes: size of its frozen parameters.
         columns, scale: see :class:`fedray.data.records.ClientData`.
+        initial: where ``model.weights`` come from; None where the factory draws them.
+        initial_sha256: digest of the initial model, trained and frozen; empty where the factory draws it.
     """
 
     facts: ModelFacts
@@ -53,6 +56,8 @@ class Model:
     frozen_bytes: int = 0
     columns: Sequence[str] = ()
     scale: float = 1.0
+    initial: Initial | None = None
+    initial_sha256: str = ""
 
     @property
     def apart(self) -> str:
@@ -76,6 +81,7 @@ class Model:
             "scale": self.scale,
             **({"inputs": [i.document() for i in facts.inputs]} if facts.inputs else {}),
             **({"apart": self.apart} if self.apart else {}),
+            **({"initial": self.initial.where, "initial_sha256": self.initial_sha256} if self.initial is not None else {}),
         }
 
 
@@ -122,7 +128,9 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     positions = positions_for(config.training.loss, facts.target_shape)
     dtype = torch.int64 if tokens else torch.float32
     algorithm = make_algorithm(config.algorithm)
-    model, made = first_model(config.model, shape, outputs, config.seed, dtype, positions, facts.inputs, algorithm.personal)
+    initial = find_initial(config)
+    choice = config.model if initial is None else config.model.model_copy(update={"weights": initial.path})
+    model, made = first_model(choice, shape, outputs, config.seed, dtype, positions, facts.inputs, algorithm.personal)
     private, person = config.privacy.record, config.privacy.person
     single = person is not None and person.kind == "clipped"
     check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
@@ -143,7 +151,8 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     if algorithm.traits.exact:
         check_cohort(config.algorithm.kind, largest_cohort(config.cohort, len(names)))
     weights, server = get_vector(model, made.layout), make_server(config.server)
-    frozen_bytes = sum(value.nbytes for value in frozen_values(model, config.model.kind).values())
+    frozen = frozen_values(model, config.model.kind)
+    frozen_bytes = sum(value.nbytes for value in frozen.values())
     engine = engines[0] if algorithm.traits.passes else None
     with blaming(f"algorithm.kind: exchange of '{type(algorithm).__name__}'"):
         exchange = algorithm.exchange(made.layout)
@@ -154,4 +163,5 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     if isinstance(server, OwnServer):
         server.rehearse(np.resize(weights, exchange.model_size))
     rehearse(config, exchange.up_size, noise_source(0, 0, "rehearsal"))
-    return Model(made, exchange, Holder(weights), engine, frozen_bytes, facts.columns, facts.scale)
+    digest = "" if initial is None else model_digest(weights, frozen)
+    return Model(made, exchange, Holder(weights), engine, frozen_bytes, facts.columns, facts.scale, initial, digest)

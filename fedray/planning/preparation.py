@@ -34,6 +34,7 @@ from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.planning.combinations import check_parts, check_privacy
 from fedray.planning.global_model import Model, RecordFacts, make_model
+from fedray.planning.initial import warned
 from fedray.planning.personchecks import check_persons, check_silos_of_persons
 from fedray.planning.registered import agreed_data
 from fedray.privacy import rules
@@ -238,7 +239,12 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     return replace(
         prepared,
         config=config,
-        warnings=[*prepared.warnings, *notes, *said_of_one_class(facts.class_counts, prepared.class_labels)],
+        warnings=[
+            *prepared.warnings,
+            *notes,
+            *warned(config, model.initial),
+            *said_of_one_class(facts.class_counts, prepared.class_labels),
+        ],
         test=test,
         sizes=facts.sizes,
         held_out=facts.held_out,

@@ -60,6 +60,7 @@ def privacy_statement(
     left_out: int = 0,
     agreed: str = "",
     scaled: str = "",
+    begun: str = "",
 ) -> dict[str, Any]:
     """The statement as JSON data.
 
@@ -73,6 +74,7 @@ def privacy_statement(
         left_out: number of clients without remaining budget that were left out of rounds.
         agreed: what was found about the registered data, as a clause; empty if nothing was registered.
         scaled: of which query the constants of the normalizer are, as a clause; empty if they are no query's.
+        begun: where the initial model comes from, as a clause; empty if its factory drew it.
 
     Returns:
         JSON data. ``summary`` is the part for the run's summary: the first guarantee's, with the second's under ``joint``. All other keys
@@ -98,6 +100,7 @@ def privacy_statement(
         "frozen_sha256": frozen or None,
         "agreed": agreed or None,
         "normalisation": scaled or None,
+        **({"initial_model": begun} if begun else {}),
         "exposure": statement_text.exposure(config),
         "implementation": statement_text.implementation(config.privacy.record),
         "ledger": {
@@ -252,6 +255,8 @@ def statement_markdown(statement: Mapping[str, Any], clients: int = 200) -> str:
         lines.append(
             f"- Frozen parameters: sha256 {statement['frozen_sha256']}; they were neither trained nor sent, and did not depend on the records in this run."
         )
+    if statement.get("initial_model"):
+        lines.append(f"- Initial model: {statement['initial_model']}.")
     if statement.get("normalisation"):
         lines.append(f"- Normalisation: {statement['normalisation']}.")
     if statement.get("agreed"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from fedray.credentials import cleaned
 from fedray.reporting.report_text import figure, metric, table, time_text
 from fedray.rounding import claim_text, rounded_up
 from fedray.rounds.agreed import said_of
@@ -37,6 +38,7 @@ def head(run: Path, config: Mapping[str, Any], data: RunData) -> Iterator[str]:
     rows += _beside(data)
     rows += _guaranteed(data)
     rows += [("attack", str(summary["attack"]))] if summary.get("attack") else []
+    rows += [("initial model", cleaned(str(summary["initial"])))] if summary.get("initial") else []
     rows += [("agreed data", said_of(summary["agreed"]))] if summary.get("agreed") else []
     rows += _origin(run, data)
     rows += [("model sha256", f"`{summary['model_sha256']}`")] if summary.get("model_sha256") else []

@@ -331,9 +331,9 @@ class Books:
         """Hash of the last entry of each book, by name. A checkpoint pins them, so that a book that was rolled back is noticed."""
         return {name: head for book in self._books for name, head in book.heads().items()}
 
-    def lacking(self, run: str) -> int | None:
-        """Number of clients whose records' book does not hold the charge of another run; None if no book is of records."""
-        return next((book.lacking(run) for book in self._books if book.unit == "record"), None)
+    def lacking(self, run: str, unit: str = "record") -> int | None:
+        """Number of subjects for which the book of a unit does not hold the charge of another run; None if no book is of that unit."""
+        return next((book.lacking(run) for book in self._books if book.unit == unit), None)
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """This run's entries in books that outlive it, by the name of the book."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.credentials import cleaned
+from fedray.errors import FedrayError
 from fedray.rounding import claim_text, rounded_down, rounded_up
 from fedray.storage import read_json
 from fedray.tracking.charts import charts
@@ -28,7 +29,7 @@ from fedray.tracking.modelfolder import LONGEST_TAG, ModelBuilder, SavedModel, s
 from fedray.tracking.note import UNDER_WAY, result_text, run_note, version_note
 from fedray.tracking.registry import log_final_model
 from fedray.tracking.rundata import CLASS_RESULTS, RunData, client_rows, headline
-from fedray.tracking.starts import StartNote, ending, read_starts
+from fedray.tracking.starts import StartNote, ending, last_start, read_starts
 
 _PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json", "rule_clients.json", CLASS_RESULTS)
 _TABLE = "clients/clients.json"
@@ -140,7 +141,7 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None, pages: Page
     datasets = _try("the data set", lambda: describe_data(partition, sizes, state.params)) or []
     sent = [str(path.relative_to(files)) for path in files.rglob("*") if path.is_file()]
     tags["mlflow.note.content"] = run_note(quality, rows, summary, tags, state.params, partition, starts, sent)
-    model = _saved_model(state, builder, rows, summary, statement, tags, quality, evaluated_on(datasets))
+    model = _saved_model(state, builder, rows, summary, statement, tags, quality, evaluated_on(datasets), _job(run_dir))
     return Staged(files, tags, datasets, model, _end_time(run_dir, rows))
 
 
@@ -231,6 +232,15 @@ def _tags(
     return tags
 
 
+def _job(run_dir: Path) -> str:
+    """The id under which the privacy books know the run; empty where the file is damaged."""
+    try:
+        found = last_start(run_dir / "run.json")
+    except FedrayError:
+        return ""
+    return "" if found is None else found.id
+
+
 def _saved_model(
     state: State,
     builder: ModelBuilder | None,
@@ -240,6 +250,7 @@ def _saved_model(
     tags: Mapping[str, str],
     quality: str | None,
     measured_on: tuple[str, str] | None,
+    job: str,
 ) -> SavedModel | None:
     sha256 = str(summary.get("model_sha256") or "")
     finished = state.model.get("sha256") == sha256 and "id" in state.model and ("version" in state.model or not state.register_as)
@@ -248,6 +259,7 @@ def _saved_model(
     result = result_text(quality, summary.get("final") or {})
     about = {"ending": tags.get("fedray.ending"), "created by": tags.get("mlflow.user"), "run": state.run_name, "result": result}
     shown = {k: v for k, v in about.items() if v} | _model_tags(summary, statement, state.run_id) | {"model_sha256": sha256}
+    shown |= {"ledger_run": job} if job and statement else {}
     if "privacy/claim" in tags:
         shown["claim"] = tags["privacy/claim"]
     final = [p for p in points(rows[-1]) if p.key.startswith(("eval/", "fairness/", "privacy/epsilon"))] if rows else []
@@ -267,6 +279,8 @@ def _model_tags(summary: Mapping[str, Any], statement: Mapping[str, Any], run_id
     if "ledger_sha256" not in tags and heads:
         text = json.dumps(heads, sort_keys=True)
         tags["ledger_sha256"] = text if len(text) <= LONGEST_TAG else hashlib.sha256(text.encode()).hexdigest()
+    if summary.get("initial"):
+        tags["initial_model"] = str(summary["initial"])
     if summary.get("attack"):
         tags["attack"] = str(summary["attack"])
     if statement:
