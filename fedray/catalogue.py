@@ -30,9 +30,10 @@ class Argument:
 
 @dataclass(frozen=True)
 class Description:
-    """A part: the config key that names it, its name, its description, its arguments and its source."""
+    """A part: the config key that names it, the section of its arguments, its name, its description, its arguments and its source."""
 
     path: str
+    section: str
     name: str
     text: str
     arguments: Sequence[Argument]
@@ -57,7 +58,7 @@ def describe(room: Room, name: str) -> Description:
             rest = lines[n + 1 :]
             more = next((k for k, text in enumerate(rest) if not text.startswith(" ")), len(rest))
             source = " ".join([line.removeprefix("Source:").strip(), *(text.strip() for text in rest[:more])])
-    return Description(room.path, name, "\n".join(lines[:end]).strip(), _arguments(room, part), source)
+    return Description(room.path, room.section, name, "\n".join(lines[:end]).strip(), _arguments(room, part), source)
 
 
 def _arguments(room: Room, part: Any) -> list[Argument]:

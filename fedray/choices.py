@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 
 class Section(BaseModel):
@@ -26,6 +27,26 @@ class Choice(Section):
         return dict(self.model_extra or {})
 
 
+class LossChoice(Choice):
+    """The loss: its name alone, or ``{kind: NAME, ...}`` with the loss's arguments. Without arguments it is written as its name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return {"kind": given} if isinstance(given, str) else given
+
+    @model_serializer(mode="wrap")
+    def _written(self, usual: Callable[[LossChoice], dict[str, Any]]) -> str | dict[str, Any]:
+        return usual(self) if self.arguments else self.kind
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(core)]}
+
+    def __str__(self) -> str:
+        return self.kind
+
+
 class ModelChoice(Choice):
     """The model: its factory, and what is done to what the factory makes. Other keys are the factory's arguments."""
 
@@ -37,6 +58,30 @@ class ModelChoice(Choice):
     adapters: Choice | None = Field(
         None, description="What is trained in place of the model's own parameters, which are then frozen (see `fedray list adapters`)."
     )
+
+
+class AdaptiveClip(Section):
+    """A clip norm that follows a quantile of the clients' update norms, found privately (Andrew et al. 2021)."""
+
+    quantile: float = Field(0.5, gt=0.0, lt=1.0, description="Fraction of the clients' updates that should not be clipped.")
+    rate: float = Field(0.2, gt=0.0, description="Step size of the clip norm's logarithm in a round.")
+    bit_noise: float | None = Field(
+        None,
+        gt=0.0,
+        description="Standard deviation of the noise on the sum of the clients' bits, in which a bit's sensitivity is 1/2; null = expected cohort / 20.",
+    )
+
+
+class Joint(Section):
+    """The second line of joint use: the client-level guarantee beside the record-level one."""
+
+    target_epsilon: float | None = Field(None, gt=0.0, description="As privacy.target_epsilon.")
+    noise_multiplier: float | None = Field(None, gt=0.0, description="As privacy.noise_multiplier.")
+    max_participations: int | None = Field(None, ge=1, description="As privacy.max_participations.")
+    budget: float | None = Field(None, gt=0.0, description="As privacy.budget.")
+    delta: float | None = Field(None, gt=0.0, lt=1.0, description="At most 1 / (10 x clients).")
+    clip: float = Field(1.0, gt=0.0, description="Clip norm of a client's whole update.")
+    ledger: str = Field("run", description="As privacy.ledger, for the driver's book of clients.")
 
 
 class Agreed(Section):

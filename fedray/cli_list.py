@@ -59,9 +59,8 @@ def _lines(part: Description, width: int) -> Iterator[str]:
     for paragraph in part.text.split("\n\n"):
         yield logs.fitted(" ".join(paragraph.replace("``", "").split()), width).replace("\n  ", "\n")
         yield ""
-    section = part.path.rpartition(".")[0]
     if part.arguments:
-        yield f"Keys of the section {section}:"
+        yield f"Keys of the section {part.section}:"
     else:
         yield "It takes no keys."
     for argument in part.arguments:

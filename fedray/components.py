@@ -33,6 +33,7 @@ class Room:
         own: arguments that the program passes itself: by position, so that the user's own part may call them otherwise.
         keys: whether configs pass further arguments, by keys of the section.
         named: whether the program passes ``own`` by name, each only to a part that takes it.
+        text: whether a config may give the part's name alone in place of its section, which then is at ``path``.
     """
 
     package: str
@@ -41,11 +42,12 @@ class Room:
     own: tuple[str, ...] = ()
     keys: bool = True
     named: bool = False
+    text: bool = False
 
     @property
     def section(self) -> str:
         """Dotted config key of the section that holds the part's arguments."""
-        return self.path.rpartition(".")[0]
+        return self.path if self.text else self.path.rpartition(".")[0]
 
     @property
     def call(self) -> str:
@@ -84,7 +86,7 @@ ATTACKS = Room("fedray.attacks", "ATTACKS", "attack.kind")
 MECHANISMS = Room("fedray.privacy.mechanisms", "MECHANISMS", "privacy.mechanism.kind")
 SAMPLERS = Room("fedray.rounds", "SAMPLERS", "cohort.kind", ("population", "coins"))
 PACINGS = Room("fedray.rounds", "PACINGS", "pacing.kind")
-LOSSES = Room("fedray.training", "LOSSES", "training.loss", ("outputs", "targets"), keys=False)
+LOSSES = Room("fedray.training", "LOSSES", "training.loss", ("outputs", "targets"), text=True)
 METRICS = Room("fedray.training", "METRICS", "evaluation.metrics", ("outputs", "targets"), keys=False)
 SCHEDULES = Room("fedray.training", "SCHEDULES", "training.schedule.kind", ("round", "rounds"))
 QUERIES = Room("fedray.queries", "QUERIES", "queries.kind")
@@ -273,7 +275,7 @@ def check_arguments(factory: Callable[..., Any], given: Mapping[str, Any], path:
             allowed = ", ".join(sorted(parameters)) or "none"
             raise ConfigError(f"{path}.{key}: unknown argument of {name} (it takes {allowed}).{nearest(key, parameters)}")
     try:
-        hints = typing.get_type_hints(factory)
+        hints = typing.get_type_hints(factory, include_extras=True)
     except Exception:  # whatever reading the user's annotations raises
         hints = {}
     checked: dict[str, Any] = {}

@@ -11,7 +11,19 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedray.choices import Agreed, AttackChoice, Choice, ModelChoice, PacingChoice, PersonChoice, RootChoice, Section
+from fedray.choices import (
+    AdaptiveClip,
+    Agreed,
+    AttackChoice,
+    Choice,
+    Joint,
+    LossChoice,
+    ModelChoice,
+    PacingChoice,
+    PersonChoice,
+    RootChoice,
+    Section,
+)
 from fedray.components import short_name
 from fedray.evaluationconfig import ChargedEvaluation
 from fedray.sweepconfig import SweepSection
@@ -146,9 +158,16 @@ class Training(Section):
     )
     expected_batch: float | None = Field(None, gt=0.0, description="Public constant that a Poisson step's summed gradient is divided by.")
     physical_batch: int = Field(256, ge=1, description="Records in memory at once; larger logical batches are accumulated.")
-    loss: str = Field(
-        "cross_entropy",
-        description="See `fedray list losses`, or python:module:function(outputs, targets) -> a loss for each record (of a whole batch: couples).",
+    loss: LossChoice = Field(
+        LossChoice(kind="cross_entropy"),
+        description="A loss's name, or {kind: NAME, ...} with its arguments: see `fedray list losses`, or python:module:function(outputs, targets) "
+        "-> a loss for each record (of a whole batch: couples).",
+    )
+    max_grad_norm: float | None = Field(
+        None,
+        gt=0.0,
+        description="Largest L2 norm of a step's gradient, the mean over its batch; a longer one is scaled down to it, before the algorithm's "
+        "own corrections. null = none is. Not under record-level DP, which clips by privacy.clip.",
     )
     schedule: Choice = Field(Choice(kind="constant"), description="Learning rate over rounds; see `fedray list schedules`.")
     convolutions: Literal["float32", "bfloat16"] = Field(
@@ -184,30 +203,6 @@ class Training(Section):
 
 
 Regime = Literal["none", "record", "client", "local", "distributed"]
-
-
-class AdaptiveClip(Section):
-    """A clip norm that follows a quantile of the clients' update norms, found privately (Andrew et al. 2021)."""
-
-    quantile: float = Field(0.5, gt=0.0, lt=1.0, description="Fraction of the clients' updates that should not be clipped.")
-    rate: float = Field(0.2, gt=0.0, description="Step size of the clip norm's logarithm in a round.")
-    bit_noise: float | None = Field(
-        None,
-        gt=0.0,
-        description="Standard deviation of the noise on the sum of the clients' bits, in which a bit's sensitivity is 1/2; null = expected cohort / 20.",
-    )
-
-
-class Joint(Section):
-    """The second line of joint use: the client-level guarantee beside the record-level one."""
-
-    target_epsilon: float | None = Field(None, gt=0.0, description="As privacy.target_epsilon.")
-    noise_multiplier: float | None = Field(None, gt=0.0, description="As privacy.noise_multiplier.")
-    max_participations: int | None = Field(None, ge=1, description="As privacy.max_participations.")
-    budget: float | None = Field(None, gt=0.0, description="As privacy.budget.")
-    delta: float | None = Field(None, gt=0.0, lt=1.0, description="At most 1 / (10 x clients).")
-    clip: float = Field(1.0, gt=0.0, description="Clip norm of a client's whole update.")
-    ledger: str = Field("run", description="As privacy.ledger, for the driver's book of clients.")
 
 
 class Privacy(Section):

@@ -74,7 +74,7 @@ def config_keys(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 def _default(key: Mapping[str, Any], needed: bool, section: bool) -> str:
     if needed:
         return "needed"
-    if "default" not in key or (section and key["default"] not in (None, [])):
+    if "default" not in key or (section and isinstance(key["default"], dict)):
         return ""
     return f"`{json.dumps(key['default'])}`"
 

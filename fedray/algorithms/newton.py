@@ -52,10 +52,11 @@ class Newton(Algorithm):
 
     def check(self, training: Training) -> None:
         """The loss is that of logistic or softmax regression."""
-        if training.loss not in _LOSSES:
+        if training.loss.kind not in _LOSSES or training.loss.arguments:
+            given = f"{training.loss} with {', '.join(training.loss.arguments)}" if training.loss.arguments else str(training.loss)
             raise ConfigError(
-                f"training.loss: newton knows the Hessian of binary_cross_entropy and cross_entropy, and not that of {training.loss}; use one "
-                "of these, or algorithm.kind: fedavg."
+                f"training.loss: newton knows the Hessian of binary_cross_entropy and cross_entropy, and not that of {given}; use one of these "
+                "without arguments, or algorithm.kind: fedavg."
             )
 
     def exchange(self, layout: Layout) -> Exchange:

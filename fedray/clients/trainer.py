@@ -198,7 +198,7 @@ class Trainer:
                 secretly_seed_torch(secret, self.device)
             fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
             job = self._job(task, fitted, lr, self._draws(task, seed)(client.index), None if noise is None else noise())
-            job = replace(job, persons=data.train.persons)
+            job = replace(job, loss=self._loss.of_client(y), persons=data.train.persons)
             charge = TurnCharge(job, self.model) if private else None
             records = (x, y) if charge is None else charge.seal(x, y)
 

@@ -74,7 +74,8 @@ class Views:
             personal = personal._replace(values=state[PERSONAL])
 
         def loss_by(batch: int) -> float:
-            return evaluate(model, *data(), {"loss": mean_loss}, self._loss, batch, self._device)["loss"]
+            x, y = data()
+            return evaluate(model, x, y, {"loss": mean_loss}, self._loss.of_client(y), batch, self._device)["loss"]
 
         def loss() -> float:
             return fitting(loss_by, self._batch)[0]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedray.choices import LossChoice
 from fedray.config import Config
 from fedray.data import rows
 from fedray.data.dataset import source_arguments, transform_of
@@ -133,7 +134,7 @@ def _takes(config: Config, facts: _Facts, columns: Sequence[Column]) -> str:
     return f"Takes raw records: {kind} of shape {shape}" + (f" ({' and '.join(inside)} is inside)" if inside else "")
 
 
-def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: npt.NDArray[Any], model: nn.Module) -> str:
+def _gives(loss: LossChoice, labels: Sequence[Any], targets: Sequence[str], example: npt.NDArray[Any], model: nn.Module) -> str:
     with torch.no_grad():
         given = model(torch.from_numpy(np.repeat(example, 2, axis=0)))
     outputs, found = given.numel() // 2, find_loss(loss)
@@ -150,7 +151,7 @@ def _gives(loss: str, labels: Sequence[Any], targets: Sequence[str], example: np
     if found.classes == 2 and outputs == 1:
         zero, one = [f" ({label})" for label in labels] or ["", ""]
         return f"gives one logit: above 0 is class 1{one}, else class 0{zero}"
-    if loss.startswith("python:"):
+    if loss.kind.startswith("python:"):
         return f"gives {outputs} number{'s' if outputs > 1 else ''} for a record, as the loss {loss} takes them"
     shown = ", ".join(f"{n} = {label}" for n, label in list(enumerate(labels))[:10]) + (", ..." if len(labels) > 10 else "")
     named = [str(label) for label in labels] != [str(n) for n in range(len(labels))]

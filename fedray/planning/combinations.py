@@ -11,6 +11,8 @@ from fedray.aggregation.root import RootUse
 from fedray.aggregation.rule import Rule, make_rule
 from fedray.algorithms.algorithm import Algorithm, check_training, make_algorithm, make_server
 from fedray.attacks.attackers import check_attack
+from fedray.choices import LossChoice
+from fedray.clients.groups import training_of
 from fedray.components import find
 from fedray.config import Config
 from fedray.data.dataset import private_statistics
@@ -23,6 +25,7 @@ from fedray.privacy.evaluationplan import check_judged
 from fedray.privacy.pacingrules import check_pacing
 from fedray.privacy.securerules import check_secure
 from fedray.privacy.stagerules import check_stages
+from fedray.privacy.trainingrules import coupled_loss, own_counts
 from fedray.rounds.pacing import make_schedule
 from fedray.secure.protocol import make_protocol
 from fedray.training.evaluate import find_metrics
@@ -97,9 +100,12 @@ def check_parts(config: Config) -> None:
     make_protocol(config.secure)
     if config.privacy.whole_clients:
         make_mechanism(config.privacy)
-    for path, name in rules.everywhere(config, "loss").items():
-        if find_loss(name).couples and config.privacy.record:
-            raise rules.coupled_loss(path, name)
+    for path, choice in _losses(config).items():
+        loss = find_loss(choice)
+        if loss.couples and config.privacy.record:
+            raise coupled_loss(path, loss.name)
+        if loss.by_counts and config.privacy.record:
+            raise own_counts(path)
     find_metrics(config.evaluation.metrics)
     if config.evaluation.charged is not None:
         counted_for(config.evaluation.metrics, config.evaluation.charged, None)
@@ -131,6 +137,16 @@ def _check_root(config: Config, use: RootUse, algorithm: Algorithm) -> None:
             f"root.share: clients of algorithm.kind '{config.algorithm.kind}' {why}, so that a root set does not make an update like theirs; "
             "use an algorithm such as fedavg or fedprox."
         )
+
+
+def _losses(config: Config) -> dict[str, LossChoice]:
+    """The losses of the training section and of the groups that have their own, by their paths in the config."""
+    found = {"training.loss": config.training.loss}
+    for i, group in enumerate(config.clients.groups):
+        if "loss" in group.training:
+            path = f"clients.groups.{i}.training"
+            found[f"{path}.loss"] = training_of(config, group.training, path).loss
+    return found
 
 
 def _is_mean(rule: Rule[Any]) -> bool:

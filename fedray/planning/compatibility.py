@@ -76,6 +76,11 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
     ),
     "normalizer standardize_client": ({"data": {"normalize": {"kind": "standardize_client"}}},),
     "loss cox": ({"training": {"loss": "cox"}},),
+    "loss balanced by own records": (
+        {"training": {"loss": {"kind": "cross_entropy", "weights": "balanced"}}},
+        {"training": {"loss": {"counts": [150] * 10}}},
+    ),
+    "max_grad_norm": ({"training": {"max_grad_norm": 1.0}},),
     "convolutions in bfloat16": ({"training": {"convolutions": "bfloat16"}},),
     "download": ({"download": {"kind": "half"}},),
     "attack": ({"attack": {"kind": "sign_flip", "fraction": 0.2}},),

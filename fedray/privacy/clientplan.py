@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray import components
-from fedray.choices import Choice
-from fedray.config import Config, Joint, Privacy
+from fedray.choices import Choice, Joint
+from fedray.config import Config, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal, blaming
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Poisson, rate

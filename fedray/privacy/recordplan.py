@@ -15,7 +15,8 @@ from fractions import Fraction
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from fedray.config import Config, Joint, Privacy, Training
+from fedray.choices import Joint
+from fedray.config import Config, Privacy, Training
 from fedray.errors import ClaimVoid, ConfigError, PrivacyRefusal
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Gaussian, Poisson, PoissonGroup, SelfComposed, rate

@@ -17,10 +17,8 @@ from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy.evaluationplan import check_charged
 from fedray.privacy.ledgerrules import check_ledgers
 from fedray.privacy.queriedrules import check_queried
+from fedray.privacy.trainingrules import check_person, check_training
 from fedray.traits import Traits
-
-#: Local engines that are known to clip and noise every record's gradient.
-ENGINES = ("auto", "book", "hooks", "ghost")
 
 _UNPROTECTED = {
     "evaluation": "clients report metrics on their private held-out records without noise",
@@ -62,8 +60,8 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
         return []
     _check_data(config, private_statistics)
     if privacy.record:
-        _check_training(config)
-        _check_person(config)
+        check_training(config)
+        check_person(config)
     elif privacy.person is not None:
         raise ConfigError(
             "privacy.person: is about records in local training, which this regime does not protect one by one; set privacy.regime=record, or "
@@ -186,57 +184,6 @@ def _check_data(config: Config, private_statistics: bool) -> None:
         )
     check_queried(config)
     check_charged(config)
-
-
-def everywhere(config: Config, key: str) -> dict[str, str]:
-    """The values of a key in the training section and in the groups' overrides, by their paths in the config."""
-    values = {f"training.{key}": str(getattr(config.training, key))}
-    for i, group in enumerate(config.clients.groups):
-        if key in group.training:
-            values[f"clients.groups.{i}.training.{key}"] = str(group.training[key])
-    return values
-
-
-def coupled_loss(path: str, name: str) -> PrivacyRefusal:
-    """What to say of a loss that is of whole batches, so that no record has a gradient of its own to clip."""
-    return PrivacyRefusal(
-        f"{path}: '{name}' is one number for a whole batch, so no record has a gradient of its own that could be clipped; protect whole "
-        "clients (privacy.regime=client, local or distributed), or use a loss of single records.",
-        "privacy.incompatible.record.coupled_loss",
-    )
-
-
-def _check_training(config: Config) -> None:
-    for path, precision in everywhere(config, "convolutions").items():
-        if precision != "float32":
-            raise PrivacyRefusal(
-                f"{path}: {precision} rounds gradients so coarsely that a clipped one can exceed the clip norm; use float32.",
-                "privacy.incompatible.record.precision",
-            )
-    for path, engine in everywhere(config, "engine").items():
-        if engine not in ENGINES:
-            raise PrivacyRefusal(
-                f"{path}: '{engine}' is not known to clip and noise every record's gradient; use auto, book, hooks or ghost.",
-                "privacy.incompatible.record.engine",
-            )
-
-
-def _check_person(config: Config) -> None:
-    """Refuse persons of whom the records are not known, and engines that cannot clip a person's gradients as one."""
-    person, source = config.privacy.person, config.data.source.partition(":")[0]
-    if person is None:
-        return
-    if source != "python" and config.data.arguments.get("person") is None:
-        raise ConfigError(
-            "privacy.person: needs to know whose each record is; name the column with data.person (for an npz archive the key of an array)."
-        )
-    for path, engine in everywhere(config, "engine").items():
-        if person.kind == "clipped" and engine not in ("auto", "hooks"):
-            raise PrivacyRefusal(
-                f"{path}: '{engine}' clips records one by one and has no gradient of a person that it could clip as one; use hooks or auto, or "
-                "privacy.person.kind=bounded, which all private engines can do.",
-                "privacy.incompatible.person.engine",
-            )
 
 
 def check_classes(privacy: Privacy, declared: bool, class_labels: Sequence[str | int | float | bool]) -> None:

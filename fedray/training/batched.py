@@ -8,6 +8,8 @@ run over is either rows of one client or a multiple of two vectors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +51,26 @@ def add_bmm(values: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
         values.baddbmm_(a, b, alpha=alpha)
     else:
         values.copy_(_two(values).baddbmm_(_two(a), _two(b), alpha=alpha)[:1])
+
+
+def square(values: Tensor) -> Tensor:
+    """The sum of each client's squared values, [clients, m, n] -> [clients, 1, 1]."""
+    row = values.reshape(len(values), 1, -1)
+    return bmm(row, row.transpose(1, 2))
+
+
+def clip_factor(squares: Sequence[Tensor], largest: float) -> Tensor:
+    """What each client's gradient is multiplied by so that its norm is at most ``largest``, [clients, 1, 1].
+
+    Args:
+        squares: the squared norms of its parts, each [clients, 1, 1].
+        largest: the norm, above 0.
+    """
+    total = torch.zeros_like(squares[0])
+    for part in squares:
+        total += part
+    factor: Tensor = (largest / (total.sqrt() + 1e-6)).clamp(max=1.0)  # the small number is that of torch.nn.utils.clip_grad_norm_
+    return factor
 
 
 def _two(one: Tensor) -> Tensor:

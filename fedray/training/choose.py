@@ -9,7 +9,7 @@ from torch import nn
 from fedray import components
 from fedray.config import Training
 from fedray.errors import ConfigError
-from fedray.privacy.rules import ENGINES
+from fedray.privacy.trainingrules import ENGINES
 from fedray.training import bookkeeping, lockstep
 from fedray.training.coupling import BatchNeeds
 from fedray.training.engine import Engine

@@ -26,7 +26,7 @@ from fedray.parameters import Layout, Vector, get_vector, set_vector
 from fedray.training import batched
 from fedray.training.engine import LocalJob, LocalResult, check_stop
 from fedray.training.fast.sequential import observed
-from fedray.training.losses import cross_entropy
+from fedray.training.losses import cross_entropy, of_own_counts
 from fedray.training.plain import passes, steps_of
 
 #: Bytes of stacked weights that are trained at once: what a core's cache holds, or what fills a GPU.
@@ -93,6 +93,8 @@ def unsupported(model: nn.Module, training: Training) -> str | None:
         return "training.batch_size is above training.physical_batch"
     if training.convolutions != "float32":
         return f"training.convolutions is {training.convolutions}"
+    if of_own_counts(training.loss):
+        return "training.loss weights classes by each client's own records"
     seen, owned = 0, set[int]()
     for n, (_, layer) in enumerate(_named(model)):
         if type(layer) is nn.Linear:
@@ -272,13 +274,22 @@ class _Stack:
             passed.append(link.activate(z))
             h = batched.filled(passed[-1].detach())
         losses, gradient = self._links[-1].slope(left[-1], passed[-1], targets, weight, job)
+        largest, later = job.training.max_grad_norm, list[Tensor]()
         for n in reversed(range(len(self._links))):
             link = self._links[n]
             below = link.backward(gradient, active) if n else None
-            link.move(entered[n], gradient, active, job)
+            if largest is None:
+                link.move(entered[n], gradient, active, job)
+            else:  # not before the norm over all layers is known
+                later.insert(0, gradient)
             if below is not None:
                 before = passed[n - 1]
                 (gradient,) = torch.autograd.grad([(before * below[..., : before.shape[-1]]).sum()], [left[n - 1]])
+        if largest is not None:
+            parts = (link.squares(h, slope) for link, h, slope in zip(self._links, entered, later, strict=True))
+            factor = batched.clip_factor([part for of_link in parts for part in of_link], largest)
+            for link, h, slope in zip(self._links, entered, later, strict=True):
+                link.move(h, slope * factor, active, job)
         return losses
 
     def write(self, out: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> None:
@@ -328,6 +339,11 @@ class _Link:
 
     def backward(self, gradient: Tensor, active: int) -> Tensor:
         return batched.bmm(gradient, self.weight[:active])
+
+    def squares(self, h: Tensor, gradient: Tensor) -> list[Tensor]:
+        """The squared norms of each client's gradients of what moves, each [clients, 1, 1]."""
+        found = [batched.bmm(gradient.transpose(1, 2), h)] if self._at is not None else []
+        return [batched.square(values) for values in (*found, *([gradient.sum(1, keepdim=True)] if self._bias_at is not None else []))]
 
     def move(self, h: Tensor, gradient: Tensor, active: int, job: LocalJob) -> None:
         """One step of SGD, as torch.optim.SGD takes it."""

@@ -28,6 +28,9 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     own (Poisson sampling); the gradient is the sum over these records, divided by ``expected_batch``, and that of an empty step is zero.
     This is DP-SGD without clip and noise.
 
+    With ``max_grad_norm`` a longer gradient is scaled down to that norm (Pascanu et al. 2013, On the Difficulty of Training Recurrent Neural
+    Networks, algorithm 1), before ``job.adjust``.
+
     With ``job.couples`` a step's gradient is that of the loss of the whole batch.
 
     A step of more than ``physical_batch`` records accumulates its gradient over parts of that many, unless ``job.whole`` says that
@@ -48,7 +51,8 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     if not model.training:  # a walk over all modules, so only where needed
         model.train()
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
-    one_pass = job.adjust is None and (training.batch_size or physical + 1) <= physical
+    read = job.adjust is not None or training.max_grad_norm is not None  # by another than the optimiser
+    one_pass = not read and (training.batch_size or physical + 1) <= physical
     seen: float | Tensor = 0.0
     steps = examples = 0
     with fast_step(model, x, training, job.lr, one_pass) as step:
@@ -72,6 +76,8 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
                 for p in step.parameters:  # momentum and decay act alike in every step, empty or not
                     if p.grad is None:
                         p.grad = torch.zeros_like(p)
+            if training.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(step.parameters, training.max_grad_norm)
             if job.adjust is not None:
                 job.adjust(model)
             move()

@@ -155,7 +155,7 @@ def test_one_part_in_full() -> None:
     assert "  hidden: list of integer or null; default null\n      units of each hidden layer, in order; null = one layer of 64." in shown
     assert "input_shape:" not in shown
     assert "  alpha: number; needed\n" in CliRunner().invoke(cli, ["list", "partitioners", "dirichlet"]).output
-    assert "It takes no keys." in CliRunner().invoke(cli, ["list", "losses", "focal"]).output
+    assert "It takes no keys." in CliRunner().invoke(cli, ["list", "losses", "mse"]).output
     wrong = CliRunner().invoke(cli, ["list", "models", "mpl"])
     assert wrong.exit_code == 2
     assert "Did you mean 'mlp'?" in wrong.output

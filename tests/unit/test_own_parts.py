@@ -505,7 +505,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "training.loss",
         "weighted",
         {},
-        "training.loss: 'python:mine:weighted' needs weight besides (outputs, targets), which a config cannot give; give it a default.",
+        "training.loss.weight: weighted needs it; add training.loss.weight=VALUE.",
     ),
     (
         "training.loss",
