@@ -210,10 +210,14 @@ class Rehearsed:
         tasks = self.states.attached([ClientTask(i, name) for i, name in enumerate(self._federation.names)])
         return [get_vector(self.host(0)._trainer.measured(self.received(), task), self.layout) for task in tasks]
 
+    def client_accuracies(self) -> list[float]:
+        """What each client evaluates on its own held-out records."""
+        tasks = self.states.attached([ClientTask(i, name) for i, name in enumerate(self._federation.names)])
+        return [row.metrics["accuracy"] for row in self.host(0).evaluate(self.globals, tasks)]
+
     def client_accuracy(self) -> float:
         """Mean over the clients, of what each evaluates on its own held-out records."""
-        tasks = self.states.attached([ClientTask(i, name) for i, name in enumerate(self._federation.names)])
-        return float(np.mean([row.metrics["accuracy"] for row in self.host(0).evaluate(self.globals, tasks)]))
+        return float(np.mean(self.client_accuracies()))
 
     def accuracy(self, test: Records) -> float:
         """Of the global model."""

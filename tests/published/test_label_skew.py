@@ -58,6 +58,21 @@ def test_what_is_made_for_clients_that_differ_beats_fedavg() -> None:
     assert fedprox > fedavg - 0.005
 
 
+def test_a_mixture_that_follows_the_losses_raises_the_worst_client() -> None:
+    """Measured: FedAvg 0.557, AFL 0.744."""
+    worst: dict[str, list[float]] = {"fedavg": [], "afl": []}
+    for kind, found in worst.items():
+        for seed in range(SEEDS):
+            training = {"lr": 0.1, "batch_size": 10, "epochs": 1}
+            weights = {"weights": "uniform"} if kind == "fedavg" else {}
+            config = config_of({"kind": kind, **weights}, seed=seed, training=training)
+            run = Rehearsed(config, with_client_tests(few_shards(seed)[0], seed))
+            for _ in range(15):
+                run.train([range(10)])
+            found.append(min(run.client_accuracies()))
+    assert np.mean(worst["afl"]) > np.mean(worst["fedavg"]) + 0.1
+
+
 def test_layers_of_their_own_beat_fedavg_at_the_clients() -> None:
     """Measured: FedAvg 0.892, FedPer 0.977."""
     fedavg, fedper = (accuracy_at_clients(part) for part in ({"kind": "fedavg"}, {"kind": "fedper", "personal": ["out"]}))

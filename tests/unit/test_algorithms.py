@@ -329,6 +329,7 @@ TABLE = [
     ("qfedavg", {}, "record.reads", "client.quotient"),
     ("scaffold", {"weights": "uniform"}, None, "client.client_state"),
     ("feddyn", {}, None, "client.client_state"),
+    ("afl", {}, "record.reads", "client.client_state"),
     ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
     ("newton", {}, "record.reads", "client.exact_totals"),
     ("ifca", {"weights": "uniform"}, "record.reads", "client.quotient"),
