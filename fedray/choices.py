@@ -84,6 +84,26 @@ class Joint(Section):
     ledger: str = Field("run", description="As privacy.ledger, for the driver's book of clients.")
 
 
+class Augment(Section):
+    """Changes to images, drawn anew for each record in each step of local training. Evaluation sees the records as they are."""
+
+    flip: bool = Field(False, description="Mirror an image left to right, with probability 1/2.")
+    crop: int = Field(
+        0, ge=0, description="Move an image by up to so many pixels, up or down and left or right; what is moved in is 0 (pad and crop)."
+    )
+    brightness: float = Field(
+        0.0,
+        ge=0.0,
+        description="Add a number from [-brightness, brightness] to all values of an image, which are those after data.normalize.",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Augment:
+        if not (self.flip or self.crop or self.brightness):
+            raise ValueError("flip: nothing is changed; set flip, crop or brightness, or leave augment out")
+        return self
+
+
 class Agreed(Section):
     """The data that the parties have agreed on (see docs/agreed_data.md)."""
 

@@ -15,6 +15,7 @@ from fedray.choices import (
     AdaptiveClip,
     Agreed,
     AttackChoice,
+    Augment,
     Choice,
     Joint,
     LossChoice,
@@ -174,6 +175,7 @@ class Training(Section):
         "float32",
         description="What convolutions compute in; bfloat16 is faster and rounds coarsely. Engine plain; not under record-level DP.",
     )
+    augment: Augment | None = Field(None, description="Random changes to images in each step; null = none. Not with engine lockstep.")
     engine: str = Field("auto", description="Local engine: auto, plain, lockstep, book, hooks, ghost; see `fedray list engines`.")
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from fedray.config import Training
 from fedray.data.records import Records
 from fedray.errors import FedrayError
 from fedray.rng import generator, torch_seed
+from fedray.training.augment import augmented
 from fedray.training.coupling import batch_needs
 from fedray.training.engine import LocalJob, seeded_torch
 from fedray.training.losses import Loss
@@ -102,6 +103,7 @@ def _train(model: nn.Module, loss: Loss, records: Records, training: Training, r
         int(records.y.max()) + 1 if records.y.dtype.kind == "i" else None,
     )
     needs = batch_needs(model, loss, shape, tokens, classes, records.y, tuple(records.y.shape[1:]))
-    job = LocalJob(own, own.lr, loss, generator(seed, "audit", "shadow"), whole=needs.whole, fewest=needs.fewest)
+    augment = augmented(own, seed, 0, 0)
+    job = LocalJob(own, own.lr, loss, generator(seed, "audit", "shadow"), whole=needs.whole, fewest=needs.fewest, augment=augment)
     with seeded_torch(seed, torch.device("cpu")):
         plain(model, torch.from_numpy(records.x), torch.from_numpy(records.y), job)

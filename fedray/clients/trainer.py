@@ -36,6 +36,7 @@ from fedray.privacy.recordplan import check_history, clips_persons
 from fedray.rng import Keyed, torch_seed
 from fedray.secure.protocol import make_protocol
 from fedray.spans import span
+from fedray.training.augment import augmented
 from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs
@@ -198,7 +199,8 @@ class Trainer:
                 secretly_seed_torch(secret, self.device)
             fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
             job = self._job(task, fitted, lr, self._draws(task, seed)(client.index), None if noise is None else noise())
-            job = replace(job, loss=self._loss.of_client(y), persons=data.train.persons)
+            augment = augmented(training, seed, task.round, client.index)
+            job = replace(job, loss=self._loss.of_client(y), persons=data.train.persons, augment=augment)
             charge = TurnCharge(job, self.model) if private else None
             records = (x, y) if charge is None else charge.seal(x, y)
 

@@ -26,6 +26,7 @@ from fedray.planning.initial import Initial, find_initial
 from fedray.privacy import rules
 from fedray.privacy.csprng import noise_source
 from fedray.rounds.cohort import largest_cohort
+from fedray.training.augment import check_augment
 from fedray.training.choose import choose_engine
 from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
@@ -145,6 +146,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         needs = BatchNeeds() if private else batch_needs(model, loss, shape, tokens, classes, facts.targets, facts.target_shape)
         members = np.asarray(group.members)
         check_training(algorithm, group.training)
+        check_augment(group.training, shape, tokens or bool(facts.inputs), bool(algorithm.traits.passes))
         check_schedule(group.training, config.rounds)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs, single)[0])

@@ -40,7 +40,7 @@ class TurnCharge:
         Raises:
             ClaimVoid: not as was charged.
         """
-        for name in ("loss", "noise", "dp", "persons"):
+        for name in ("loss", "noise", "dp", "persons", "augment"):
             if getattr(job, name) is not getattr(self._job, name):
                 self.refuse(
                     f"it gave the engine another '{name}' than the one that was charged for; what changes local training belongs into 'adjust'"

@@ -71,4 +71,6 @@ def choose_engine(
             raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use auto or plain.")
     if needs.couples and name != "plain":
         raise ConfigError(f"training.engine: '{name}' cannot train this, because {needs.whole}; use auto or plain.")
+    if training is not None and training.augment is not None and name not in (*PRIVATE, "plain"):
+        raise ConfigError(f"training.engine: '{name}' does not know training.augment; use auto, or take augment out.")
     return name, cast(Engine, components.find_callable(components.ENGINES, name))

@@ -80,7 +80,10 @@ def train_privately(
                 for rows, owners in draw(q, training.physical_batch):
                     part = torch.from_numpy(rows).to(x.device)
                     whose = None if owners is None else torch.from_numpy(owners).to(x.device)
-                    values = clipped_sum(x.index_select(0, part), y.index_select(0, part), whose)
+                    records = x.index_select(0, part)
+                    if job.augment is not None:  # by itself each, so that one record changes one gradient
+                        records = job.augment(records, rows, taken)
+                    values = clipped_sum(records, y.index_select(0, part), whose)
                     sums = values if sums is None else [total.add_(value) for total, value in zip(sums, values, strict=True)]
                 for i, p in enumerate(parameters):
                     gaussian = _gaussian(noise, dp.noise_multiplier * dp.clip, p)

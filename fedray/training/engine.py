@@ -62,6 +62,14 @@ class DpStep:
     person: Person | None = None
 
 
+class Augmenter(Protocol):
+    """Gives the records of a batch as one step sees them; see :mod:`fedray.training.augment`."""
+
+    def __call__(self, x: Tensor, rows: npt.NDArray[np.int64], step: int) -> Tensor:
+        """The batch ``x`` [b, ...], which are the client's records ``rows`` [b], as they are in ``step``, of the same shape."""
+        ...
+
+
 def _never() -> bool:
     return False
 
@@ -84,6 +92,7 @@ class LocalJob:
         fewest: records that a batch needs.
         couples: the loss is one number for the batch.
         persons: whose each record is, int64 ``[n]``, where persons are protected.
+        augment: what the records of a batch are changed by; None: they are trained on as they are.
     """
 
     training: Training
@@ -98,6 +107,7 @@ class LocalJob:
     fewest: int = 1
     couples: bool = False
     persons: npt.NDArray[np.int64] | None = None
+    augment: Augmenter | None = None
 
 
 @dataclass(frozen=True)

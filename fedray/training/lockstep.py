@@ -95,6 +95,8 @@ def unsupported(model: nn.Module, training: Training) -> str | None:
         return f"training.convolutions is {training.convolutions}"
     if of_own_counts(training.loss):
         return "training.loss weights classes by each client's own records"
+    if training.augment is not None:
+        return "training.augment changes the records of each step"
     seen, owned = 0, set[int]()
     for n, (_, layer) in enumerate(_named(model)):
         if type(layer) is nn.Linear:

@@ -65,7 +65,10 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
                 p.grad = None
             size = len(batch)
             for part in (batch,) if 0 < size <= physical or (size and job.whole) else torch.split(batch, physical) if size else ():
-                losses = job.loss(step.outputs(x.index_select(0, part)), y.index_select(0, part))
+                records = x.index_select(0, part)
+                if job.augment is not None:
+                    records = job.augment(records, part.numpy(force=True), steps)
+                losses = job.loss(step.outputs(records), y.index_select(0, part))
                 # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
                 step.backward(losses, torch.full_like(losses, 1.0 if job.couples else 1.0 / (training.expected_batch or size)))
                 total = losses.detach().sum()
