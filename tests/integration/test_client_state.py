@@ -69,3 +69,18 @@ def test_models_apart_are_the_same_after_a_resume_and_measured_at_the_clients(tm
     else:
         saved = load_latest(tmp_path / "calm" / "checkpoints")
         assert saved is not None and saved.weights.shape == (64 * 8 + 8,) and saved.rest is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("kind", ["feddyn", "afl"])
+def test_the_drivers_part_of_the_method_goes_on_after_a_resume_with_other_actors(tmp_path: Path, kind: str) -> None:
+    sections: dict[str, Any] = {"algorithm": {"kind": kind}, "server": {"kind": "sgd", "momentum": 0.5}}
+    calm = run(tmp_path / "calm", **sections)
+    run(tmp_path / "resumed", rounds=2, clients={"actors": 1}, **sections)
+    resumed = run(tmp_path / "resumed", resume=True, **sections)
+    assert resumed.summary["model_sha256"] == calm.summary["model_sha256"]
+    saved = [load_latest(tmp_path / name / "checkpoints") for name in ("calm", "resumed")]
+    assert saved[0] is not None and saved[1] is not None
+    assert saved[0].globals.tobytes() == saved[1].globals.tobytes()
+    assert {k: v.tobytes() for k, v in saved[0].server.items()} == {k: v.tobytes() for k, v in saved[1].server.items()}
