@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from fedray.aggregation.exact import ExactSum
-from fedray.choices import Choice, ModelChoice
+from fedray.choices import Choice, LossChoice, ModelChoice
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientReport, ClientTask, PartialSum, RoundTask
@@ -123,7 +123,7 @@ class Probe:
                 "weight_decay": 0.0,
                 "lr": plan.expected_batch / plan.clip,
                 "schedule": Choice(kind="constant"),
-                "loss": here + inner_product.__name__,
+                "loss": LossChoice(kind=here + inner_product.__name__),
                 "sampling_rate": float(plan.sampling_rate),
                 "steps": plan.steps,
             }
