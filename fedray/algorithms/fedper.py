@@ -32,7 +32,7 @@ class FedPer(FedAvg):
 
     def __post_init__(self) -> None:
         if not self.personal:
-            raise ConfigError("algorithm.personal: it names no layers; algorithm.kind fedavg is FedPer without personal layers.")
+            raise ConfigError("algorithm.personal: it names no layers; algorithm.kind fedavg is the algorithm without personal layers.")
 
 
 ALGORITHMS = {"fedper": FedPer}

@@ -48,6 +48,7 @@ _ROOMS = ("algorithms", "servers", "aggregators", "compressions", "bounds", "pac
 #: Arguments of the parts that need some, by room and name.
 _NEEDED: Mapping[tuple[str, str], Sections] = {
     ("algorithms", "fedper"): {"personal": ["out"]},
+    ("algorithms", "fedrep"): {"personal": ["out"]},
     ("aggregators", "bucketing"): {"rule": {"kind": "median"}},
     ("aggregators", "nnm"): {"rule": {"kind": "median"}},
     ("aggregators", "centered_clipping"): {"radius": 1.0},

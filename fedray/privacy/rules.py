@@ -99,8 +99,8 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
         )
     if privacy.record and traits.passes > 1:
         raise PrivacyRefusal(
-            f"algorithm.kind: '{kind}' trains {traits.passes} times in a turn, of which a turn's charge covers one; use an algorithm that trains "
-            "once, such as fedavg, fedprox or fednova.",
+            f"algorithm.kind: '{kind}' trains more than once in a turn, of which a turn's charge covers one training; use an algorithm that trains "
+            "once, such as fedavg or fedprox, or fedper for layers that stay with the clients.",
             "privacy.incompatible.record.passes",
         )
     if regime is not None and "count" in traits.reads:

@@ -33,7 +33,7 @@ ALGORITHMS = sorted(components.ALGORITHMS.parts())
 SERVERS = sorted(components.SERVERS.parts())
 FEDERATION, TEST = label_skewed()
 #: What an algorithm cannot do without.
-ARGUMENTS: dict[str, dict[str, Any]] = {"fedper": {"personal": ["fc.bias"]}}
+ARGUMENTS: dict[str, dict[str, Any]] = {kind: {"personal": ["fc.bias"]} for kind in ("fedper", "fedrep")}
 
 
 def part_of(kind: str) -> dict[str, Any]:
@@ -334,6 +334,7 @@ TABLE = [
     ("newton", {}, "record.reads", "client.exact_totals"),
     ("ifca", {"weights": "uniform"}, "record.reads", "client.quotient"),
     ("fedper", {"weights": "uniform", "personal": ["fc.bias"]}, None, "client.client_state"),
+    ("fedrep", {"weights": "uniform", "personal": ["fc.bias"]}, "record.passes", "client.client_state"),
 ]
 
 

@@ -17,7 +17,11 @@ from fedray.planning.preparation import prepare
 from fedray.runfiles import RunFiles
 from fedray.storage import write_json
 
-ALGORITHMS: dict[str, dict[str, Any]] = {"fedper": {"kind": "fedper", "personal": ["out"]}, "ditto": {"kind": "ditto", "pull": 0.01}}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "fedper": {"kind": "fedper", "personal": ["out"]},
+    "fedrep": {"kind": "fedrep", "personal": ["out"], "head_trainings": 1},
+    "ditto": {"kind": "ditto", "pull": 0.01},
+}
 
 
 def finished(folder: Path, algorithm: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Result:

@@ -38,6 +38,7 @@ FEDERATION, _ = label_skewed()
 MLP = {"kind": "mlp", "hidden": [8]}
 PLAIN = {"lr": 0.1, "batch_size": 10, "epochs": 2, "engine": "plain"}
 FEDPER = {"kind": "fedper", "personal": ["out"]}
+FEDREP = {"kind": "fedrep", "personal": ["out"], "head_trainings": 2}
 IFCA = {"kind": "ifca", "clusters": 3}
 
 
@@ -50,7 +51,7 @@ def personal(rehearsed: Rehearsed) -> dict[int, np.ndarray]:
     return {k: np.frombuffer(kept["personal"], dtype=np.float32) for k, kept in rehearsed.kept().items()}
 
 
-@pytest.mark.parametrize("algorithm", [FEDPER, IFCA], ids=lambda part: part["kind"])
+@pytest.mark.parametrize("algorithm", [FEDPER, FEDREP, IFCA], ids=lambda part: part["kind"])
 def test_actors_and_restarts_change_no_bytes(algorithm: dict[str, Any]) -> None:
     alone, split = run(algorithm), run(algorithm)
     for first, second in (([0, 3], [8]), ([3], [0, 5])):
