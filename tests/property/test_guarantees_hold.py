@@ -58,6 +58,9 @@ def config_of(sections: dict[str, Any], more: dict[str, Any], **arguments: bool)
     if sections["evaluation"].get("federated"):
         data |= {"holdout": {"at": "clients"}, "tested": False}
         more = merged(more, {} if "charged" in sections["evaluation"] else {"evaluation": {"metrics": ["loss"]}})
+    loss = sections["training"].get("loss")
+    if isinstance(loss, dict) and "counts" in loss:
+        more = merged(more, {"training": {"loss": {"counts": loss["counts"][:CLASSES]}}})
     if "person" in sections["data"]:
         data |= {"persons": True}
     if "privacy" in sections:
