@@ -58,6 +58,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return Scheduling(config, log)
 
 
+@pytest.fixture(autouse=True)
+def own_store() -> Iterator[None]:
+    """A test that names an MLflow store for its process (``mlflow.set_tracking_uri`` does, in the environment) names it for itself alone."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """torch computes with one thread within the module, so that its sums have one order."""

@@ -152,7 +152,8 @@ def test_a_resume_keeps_the_initial_model(tmp_path: Path) -> None:
     assert identity(config, "") != identity(settings(None), "")
 
 
-def test_a_version_of_the_registry_is_pinned_and_read(tmp_path: Path) -> None:
+def test_a_version_of_the_registry_is_pinned_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # the store is then the one beside the runs
     source = build_model(ModelChoice(kind="mlp", hidden=[5]), (64,), 10, 11)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     folder = tmp_path / "first"
