@@ -131,7 +131,7 @@ def prepare(config: Config) -> Prepared:
     check(config.data)
     warnings = check_privacy(config)
     silos = per_silo(config.data) and config.clients.placement == "dedicated"
-    check_holdout(config, silos)
+    check_holdout(config, per_silo(config.data))
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
     attackers, groups = Attackers.of(config, names), make_groups(config, names)

@@ -87,7 +87,7 @@ def prepare_query(config: QueryConfig) -> PreparedQuery:
         )
     asked, judged = asked_of(config), judged_run(config)
     silos = per_silo(config.data) and config.clients.placement == "dedicated"
-    check_holdout(config, silos)
+    check_holdout(config, per_silo(config.data))
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
     if federation is None:

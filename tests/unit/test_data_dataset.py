@@ -422,7 +422,7 @@ def test_a_silo_holds_out_whatever_its_labels_are(labels: list[int], which: int,
     assert len(kept[0]) == len(labels) - int(0.2 * len(labels) + 0.5)
 
 
-@pytest.mark.parametrize("placed", ["silos", "hosted"])
+@pytest.mark.parametrize("placed", ["silos", "silos in shared actors", "hosted"])
 def test_a_split_by_labels_at_clients_whose_records_are_protected_is_refused(placed: str, silos: str, tmp_path: Path) -> None:
     at = {"fraction": 0.2, "stratify": True}
     data = {"source": silos, "label": "y", "classes": 2, "holdout": at}
