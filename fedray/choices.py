@@ -165,6 +165,17 @@ class PacingChoice(Choice):
         return self
 
 
+class Stragglers(Section):
+    """Clients that do not get through all their passes, for experiments with clients of different speeds."""
+
+    share: float = Field(
+        gt=0.0, lt=1.0, description="Share of each cohort that straggles, rounded to whole clients, drawn by the run's seed."
+    )
+    drop: bool = Field(
+        False, description="true: their updates do not count. false: they count, after 1 to training.epochs - 1 passes, drawn uniformly."
+    )
+
+
 class AttackChoice(Choice):
     """Clients that attack the run on purpose, for experiments with aggregation rules. Other keys are the attack's arguments."""
 

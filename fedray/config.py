@@ -24,12 +24,11 @@ from fedray.choices import (
     PersonChoice,
     RootChoice,
     Section,
+    Stragglers,
 )
 from fedray.components import short_name
 from fedray.evaluationconfig import ChargedEvaluation
 from fedray.sweepconfig import SweepSection
-
-Open01 = Field(gt=0.0, le=1.0)
 
 
 class Holdout(Section):
@@ -133,6 +132,7 @@ class Cohort(Section):
     )
     grace: float = Field(5.0, ge=0.0, description="Seconds that a late actor gets to hand over what it has finished.")
     retries: int = Field(2, ge=0, description="How often a client is tried again within a round after its actor died.")
+    stragglers: Stragglers | None = Field(None, description="Simulated clients that do only some of their passes; null = none.")
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -127,6 +127,7 @@ class ClientTask(NamedTuple):
         halvings: how often the physical batch is halved, because actors were killed for the memory that this client took.
         version: of the model that it starts from, the number of steps that this has made; None: the round's.
         factor: by which its update counts, of :data:`fedray.aggregation.exact.FULL`.
+        epochs: passes over its records, where they are fewer than its training section says.
     """
 
     index: int  # type: ignore[assignment]
@@ -138,6 +139,7 @@ class ClientTask(NamedTuple):
     state: StateAddress | None = None
     version: int | None = None
     factor: int = FULL
+    epochs: int | None = None
 
 
 class ClientReport(NamedTuple):

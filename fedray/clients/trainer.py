@@ -38,13 +38,13 @@ from fedray.secure.protocol import make_protocol
 from fedray.spans import span
 from fedray.training.augment import augmented
 from fedray.training.charge import TurnCharge
-from fedray.training.choose import choose_engine
+from fedray.training.choose import choose_engine, untouched_by
 from fedray.training.coupling import BatchNeeds, batch_needs
 from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
 from fedray.training.schedules import learning_rate
-from fedray.updates.pipeline import keep_state, make_stages, of_algorithm
+from fedray.updates.pipeline import of_algorithm
 
 #: Gives a client its turn, with what was charged for it, or says why it has none.
 Reserve = Callable[[int, ClientTask], ClientTask | str]
@@ -86,7 +86,7 @@ class Trainer:
         self._own = data if isinstance(data, ClientData) else None
         training = terms.config.training
         self.exchange, self._traits, self._only_trains = algorithm.exchange(self.layout), algorithm.traits, only_trains(algorithm)
-        self._needs, alone = self._batch_needs(data), self._traits.together and not keep_state(make_stages(terms.config))
+        self._needs, alone = self._batch_needs(data), untouched_by(terms.config, self._traits)
         self.engine_name, self.engine = choose_engine(
             training.engine, terms.plan is not None, model, training, alone, self._needs, clips_persons(terms.plan)
         )
@@ -185,6 +185,8 @@ class Trainer:
         training = self._config.training
         if client.steps is not None:
             training = training.model_copy(update={"steps": client.steps})
+        if client.epochs is not None:
+            training = training.model_copy(update={"epochs": client.epochs})
         private = self._plan is not None
         noise = turn_noise(self._config.privacy.insecure_seed, task.round, client.index) if private else None
         x, y = self.tensors(data.train)

@@ -27,6 +27,7 @@ from fedray.privacy.securerules import check_secure
 from fedray.privacy.stagerules import check_stages
 from fedray.privacy.trainingrules import coupled_loss, own_counts
 from fedray.rounds.pacing import make_schedule
+from fedray.rounds.stragglers import check_stragglers
 from fedray.secure.protocol import make_protocol
 from fedray.training.evaluate import find_metrics
 from fedray.training.losses import find_loss
@@ -96,6 +97,8 @@ def check_parts(config: Config) -> None:
             f"download.kind: clients of '{config.algorithm.kind}' send what the server solves for a step from the very model that they got, and "
             "a coded one is another; use download.kind=none, or an algorithm such as fedavg."
         )
+    schedule = make_schedule(config)
+    check_stragglers(config, not schedule.carries and not schedule.selects)
     make_server(config.server)
     make_protocol(config.secure)
     if config.privacy.whole_clients:

@@ -27,12 +27,12 @@ from fedray.privacy import rules
 from fedray.privacy.csprng import noise_source
 from fedray.rounds.cohort import largest_cohort
 from fedray.training.augment import check_augment
-from fedray.training.choose import choose_engine
+from fedray.training.choose import choose_engine, untouched_by
 from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
 from fedray.training.losses import find_loss, outputs_for, positions_for
 from fedray.training.schedules import check_schedule
-from fedray.updates.pipeline import keep_state, make_stages, rehearse
+from fedray.updates.pipeline import rehearse
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         rules.check_buffers(model)
     if private:
         rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
-    alone = algorithm.traits.together and not keep_state(make_stages(config))
+    alone = untouched_by(config, algorithm.traits)
     engines = []
     for group in groups:
         loss = find_loss(group.training.loss)

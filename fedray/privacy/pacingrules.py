@@ -7,7 +7,7 @@ from fedray.errors import PrivacyRefusal
 
 
 def check_pacing(config: Config, carries: bool, selects: bool) -> None:
-    """Refuse a schedule under which the regime's guarantee does not hold.
+    """Refuse a schedule, or simulated stragglers, under which the regime's guarantee does not hold.
 
     Args:
         config: the run.
@@ -17,6 +17,12 @@ def check_pacing(config: Config, carries: bool, selects: bool) -> None:
     Raises:
         PrivacyRefusal: with what to use instead.
     """
+    if config.privacy.regimes and config.cohort.stragglers is not None:
+        raise PrivacyRefusal(
+            "cohort.stragglers: who straggles, and how far it gets, follows from the run's seed, while noise is accounted for clients that do all "
+            "that they are charged for, in cohorts that no seed tells; take it out, or set privacy.regime=none.",
+            f"privacy.incompatible.{config.privacy.regimes[0]}.stragglers",
+        )
     regime, kind = config.privacy.whole_clients, config.pacing.kind
     if regime in ("client", "distributed") and (carries or selects):
         way = "no cohort is drawn, and who is in a step depends" if carries else "who is in the sum depends not on secret coins alone but"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.flow import Flow
 from fedray.rounds.pacing import Schedule
 from fedray.rounds.steps import RealRounds, Steps
+from fedray.rounds.stragglers import most_passes, straggled
 from fedray.rounds.timeline import Timeline, turn_seconds
 
 
@@ -42,4 +44,10 @@ def make_steps(
     if config.pacing.arrival == "simulated":
         seconds = turn_seconds(config.pacing, config.seed, groups, sizes)
         return Timeline(schedule, seconds, cohorts, names, config.seed, size, deadline, saved)
-    return Flow(schedule, cohorts, names, config.seed) if schedule.carries else RealRounds(schedule, cohorts, size, deadline)
+    if schedule.carries:
+        return Flow(schedule, cohorts, names, config.seed)
+    stragglers = config.cohort.stragglers
+    if stragglers is None:
+        return RealRounds(schedule, cohorts, size, deadline)
+    slowed = partial(straggled, stragglers, config.seed, most_passes(groups, len(names)))
+    return RealRounds(schedule, cohorts, size, deadline, slowed)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fedray.rounds.drawing import CohortDraw
 
 Joining = Callable[[Sequence[ClientReport], Collection[int]], list[ClientTask]]
+#: Gives who of round ``number``'s cohort trains, and the reports of those that do not.
+Slowed = Callable[[int, Sequence[ClientTask]], tuple[list[ClientTask], list[ClientReport]]]
 #: What the names of a schedule's arrays in checkpoints begin with.
 PREFIX = "pacing."
 
@@ -84,14 +86,18 @@ class RealRounds:
         cohorts: draws the clients of a round.
         size: of the cohort that the config asks for.
         deadline: seconds after which a round ends; None to wait.
+        slowed: who of a round's cohort trains, and reports of those that do not, because they straggle; None where nobody does.
     """
 
-    def __init__(self, schedule: Schedule, cohorts: CohortDraw, size: int, deadline: float | None) -> None:
-        self._schedule, self._cohorts, self._size, self._deadline = schedule, cohorts, size, deadline
+    def __init__(self, schedule: Schedule, cohorts: CohortDraw, size: int, deadline: float | None, slowed: Slowed | None = None) -> None:
+        self._schedule, self._cohorts, self._size, self._deadline, self._slowed = schedule, cohorts, size, deadline, slowed
 
     def next(self, number: int) -> StepPlan:
         """See :class:`Steps`."""
-        return StepPlan(self._cohorts.take(number), deadline=self._deadline, enough=self._schedule.needed(number, self._size))
+        cohort, left = self._cohorts.take(number), list[ClientReport]()
+        if self._slowed is not None:
+            cohort, left = self._slowed(number, cohort)
+        return StepPlan(cohort, left, deadline=self._deadline, enough=self._schedule.needed(number, self._size))
 
     def factor(self, clients: Sequence[int]) -> int:
         """See :class:`Steps`."""

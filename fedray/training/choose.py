@@ -7,15 +7,23 @@ from typing import cast
 from torch import nn
 
 from fedray import components
-from fedray.config import Training
+from fedray.config import Config, Training
 from fedray.errors import ConfigError
 from fedray.privacy.trainingrules import ENGINES
 from fedray.training import bookkeeping, lockstep
 from fedray.training.coupling import BatchNeeds
 from fedray.training.engine import Engine
+from fedray.traits import Traits
+from fedray.updates.pipeline import keep_state, make_stages
 
 #: The engines that are proven to do record-level DP-SGD. No other may run under a privacy claim.
 PRIVATE = tuple(name for name in ENGINES if name != "auto")
+
+
+def untouched_by(config: Config, traits: Traits) -> bool:
+    """Whether an algorithm with these traits leaves local training to the engine alone, and clients keep nothing and do all their passes."""
+    partly = config.cohort.stragglers is not None and not config.cohort.stragglers.drop
+    return traits.together and not partly and not keep_state(make_stages(config))
 
 
 def choose_engine(
@@ -65,7 +73,9 @@ def choose_engine(
         )
     if name == "lockstep" and training is not None:
         reason = needs.whole or (
-            lockstep.unsupported(model, training) if untouched else "the algorithm takes part in every step, or clients keep a state"
+            lockstep.unsupported(model, training)
+            if untouched
+            else "the algorithm takes part in every step, clients keep a state, or some do fewer passes"
         )
         if reason is not None:
             raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use auto or plain.")
