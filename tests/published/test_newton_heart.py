@@ -11,14 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from flamby import CENTRES, SPLIT, pooled, write_split
 from paths import ROOT
 from rehearsed import Rehearsed
-from sklearn.model_selection import train_test_split
 
 import fedray
 from fedray.config import Config
@@ -29,26 +28,17 @@ from fedray.parameters import fingerprint, set_vector
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import find_loss
 
-CENTRES = ("cleveland", "hungarian", "switzerland", "va")
 PUBLISHED = {"accuracy": (0.75, 0.7528, 0.75, 0.6), "precision": (0.7115, 0.6122, 1.0, 0.9048)}
 
 
 @pytest.fixture(scope="module")
 def folder(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The complete records of each centre, with a column that says which are its test set."""
-    found = tmp_path_factory.mktemp("heart")
-    for name in CENTRES:
-        table = pd.read_csv(real_data / "heart" / f"{name}.csv").drop(columns=["slope", "ca", "thal"]).dropna()
-        sick = (table["target"] > 0).astype(int)
-        stratify = sick if sick.value_counts().min() > 2 else None
-        _, test = train_test_split(np.arange(len(table)), test_size=1 - 0.66, train_size=0.66, random_state=43, stratify=stratify)
-        table["part"] = np.where(np.isin(np.arange(len(table)), test), "test", "train")
-        table.to_csv(found / f"{name}.csv", index=False)
-    return found
+    return write_split(real_data, tmp_path_factory.mktemp("heart"))
 
 
 def config_for(folder: Path) -> Config:
-    return load_config(ROOT / "configs" / "heart-newton.yaml", [f"data.source=csv:{folder}", "data.fold=part", "data.drop=[]"])
+    return load_config(ROOT / "configs" / "heart-newton.yaml", [f"data.source=csv:{folder}", *SPLIT])
 
 
 def trained(config: Config, federation: Federation, split: list[list[int]]) -> Rehearsed:
@@ -56,11 +46,6 @@ def trained(config: Config, federation: Federation, split: list[list[int]]) -> R
     for _ in range(config.rounds):
         run.train(split)
     return run
-
-
-def pooled(federation: Federation) -> Federation:
-    """One client with all training records."""
-    return Federation(["all"], federation.train, offsets_of([len(federation.train)]), None, None, None, federation.classes)
 
 
 def test_accuracy_and_precision_of_the_four_centres(folder: Path) -> None:
@@ -95,7 +80,7 @@ def test_any_split_of_the_records_gives_the_same_bytes(folder: Path, seed: int, 
 @pytest.mark.slow
 def test_hospitals_that_read_their_own_files_give_the_model_of_all_records(folder: Path, tmp_path: Path) -> None:
     config = config_for(folder)
-    overrides = [f"data.source=csv:{folder}", "data.fold=part", "data.drop=[]", "ray.address=local", "tracking.enabled=false"]
+    overrides = [f"data.source=csv:{folder}", *SPLIT, "ray.address=local", "tracking.enabled=false"]
     result = fedray.run(ROOT / "configs" / "heart-newton.yaml", overrides=overrides, output=str(tmp_path / "run"))
     alone = trained(config, pooled(load_federation(config.data, config.seed)), [[0]])
     assert result.summary["model_sha256"] == fingerprint(alone.globals)
