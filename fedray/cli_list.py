@@ -37,19 +37,41 @@ def list_parts(what: str | None, name: str | None) -> None:
     if what is not None and what not in ROOMS:
         known = [*ROOMS, "combinations"]
         raise ConfigError(f"list: there is no '{what}'; choose from {', '.join(known)}.{nearest(what, known)}")
+    facts = _facts() if what == "algorithms" else {}
     if what is not None and name is not None:
-        click.echo("\n".join(_lines(describe(ROOMS[what], name), min(_LONGEST, shutil.get_terminal_size().columns))))
+        width = min(_LONGEST, shutil.get_terminal_size().columns)
+        click.echo("\n".join([*_lines(describe(ROOMS[what], name), width), *_fact_lines(facts.get(name, {}), width)]))
         return
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for title, room in ROOMS.items():
         rows = listing(room) if what in (None, title) else []
         if not rows:
             continue
-        table = Table("name", "what it is", "source", title=f"{title}  ({room.path})", title_justify="left", box=None, pad_edge=False)
+        more = next(iter(facts.values()), {})
+        columns = ("name", "what it is", *more, "source")
+        table = Table(*columns, title=f"{title}  ({room.path})", title_justify="left", box=None, pad_edge=False)
         for row in rows:
-            table.add_row(f"[bold]{row.name}[/bold]", escape(row.summary), f"[dim]{escape(row.source)}[/dim]")
+            own = facts.get(row.name, more.fromkeys(more, "")).values()
+            table.add_row(f"[bold]{row.name}[/bold]", escape(row.summary), *map(escape, own), f"[dim]{escape(row.source)}[/dim]")
         console.print(table)
         console.print()
+
+
+def _facts() -> dict[str, dict[str, str]]:
+    """What is shown of each algorithm besides, by its name and by the title of the column."""
+    from fedray.planning.algorithmfacts import algorithm_facts
+
+    return {
+        name: {"goes down": f.down, "comes up": f.up, "is kept": f.keeps, "reads of records besides": f.reads, "goes with": f.combined}
+        for name, f in algorithm_facts().items()
+    }
+
+
+def _fact_lines(facts: dict[str, str], width: int) -> Iterator[str]:
+    if facts:
+        yield ""
+    for title, text in facts.items():
+        yield logs.fitted(f"{title[0].upper()}{title[1:]}: {text}", width)
 
 
 def _lines(part: Description, width: int) -> Iterator[str]:
