@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flamby import CENTRES, SPLIT, pooled, write_split
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from flamby import CENTRES, SPLIT, pooled, write_split
 from paths import ROOT
 from rehearsed import Rehearsed
 
