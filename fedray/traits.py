@@ -19,7 +19,8 @@ class Traits:
 
     Attributes:
         gradients: ``engine``: a turn calls ``turn.train()`` once, without arguments, so that an engine may train many clients at once;
-            ``adjusted``: it changes gradients, starts elsewhere, or trains more than once, always through ``turn.train``.
+            ``adjusted``: it changes gradients, starts elsewhere, or trains more than once, always through ``turn.train``;
+            ``composed``: it also makes the gradient of a step of several.
         reads: what it makes of the records besides: their mean loss, how many there are (as in a number of local steps), or anything,
             because it is given the records themselves.
         state: clients keep vectors between their turns.
@@ -28,7 +29,7 @@ class Traits:
         exact: clients send digits of whole numbers (:mod:`fedray.algorithms.totals`), of which nothing but the plain sum has a meaning.
     """
 
-    gradients: Literal["engine", "adjusted"] = "engine"
+    gradients: Literal["engine", "adjusted", "composed"] = "engine"
     reads: frozenset[Reading] = frozenset()
     state: bool = False
     passes: int = 1
@@ -39,3 +40,8 @@ class Traits:
     def together(self) -> bool:
         """Whether an engine may train many clients at once: a turn needs nothing of its own before the training."""
         return self.gradients == "engine" and not self.state and self.reads <= {"count"}
+
+    @property
+    def composes(self) -> bool:
+        """Whether an engine must be able to make the gradient of a step of several."""
+        return self.gradients == "composed"

@@ -154,9 +154,14 @@ def turned(algorithm: Algorithm, turn: Turn) -> Update:
     """What a client's turn comes to.
 
     Raises:
-        ConfigError: the algorithm returned anything but an :class:`Update`.
+        ConfigError: the algorithm returned anything but an :class:`Update`, or it composed gradients without declaring so, which not every
+            engine can do, nor any for records that are protected.
     """
     update: Any = algorithm.local(turn)
+    if turn.composed and not algorithm.traits.composes:
+        raise ConfigError(
+            "algorithm.kind: it makes the gradient of a step of several, which its traits do not declare; set gradients='composed'."
+        )
     if not isinstance(update, Update):
         raise ConfigError(
             f"algorithm.kind: local of '{type(algorithm).__name__}' returned a {type(update).__name__}; return an Update (docs/algorithms.md)."

@@ -44,7 +44,12 @@ class Ditto(FedAvg):
 
     def measured(self, client: ClientView) -> Vector:
         """The client's own model, where it has one."""
-        return client.globals["model"] if client.state is None else client.state["model"]
+        return own_model(client)
+
+
+def own_model(client: ClientView) -> Vector:
+    """What a client has kept as ``model``; the global one before its first turn that counts."""
+    return client.globals["model"] if client.state is None else client.state["model"]
 
 
 ALGORITHMS = {"ditto": Ditto}

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import FedrayError
 from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blocks
-from fedray.training.engine import LocalResult
+from fedray.training.engine import Compose, LocalResult
 
 #: Name of the personal layers in what a client keeps.
 PERSONAL = "personal"
 
 #: Called after the gradients of a step are final (under record privacy: after the noise) and before the optimiser moves the model.
 Adjust = Callable[[nn.Module], None]
-#: Trains the turn's model in place: (adjust, name of the stream of randomness that orders the batches).
-Train = Callable[[Adjust | None, str], LocalResult]
+#: Trains the turn's model in place: (adjust, name of the stream of randomness that orders the batches, compose).
+Train = Callable[[Adjust | None, str, Compose | None], LocalResult]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ class ClientView:
 
 
 class Turn(ClientView):
-    """What an algorithm's ``local`` is given: the client, and its training. ``model`` holds the vector of the last training.
+    """What an algorithm's ``local`` is given: the client, and its training. ``model`` holds the vector of the last training, and
+    ``composed`` says whether any has made its steps' gradients of several.
 
     Args:
         number: of the round, from 0.
@@ -144,19 +145,26 @@ class Turn(ClientView):
         super().__init__(*view, **more)
         self.number, self.lr, self.training, self._train = number, lr, training, train
         self._start: Vector = self.globals["model"]
+        self.composed = False
         self.results: list[LocalResult] = []
 
-    def train(self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches") -> LocalResult:
+    def train(
+        self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches", compose: Compose | None = None
+    ) -> LocalResult:
         """Train the model on the client's records with the run's engine; its personal layers go on from where they are.
 
         Args:
             start: from which vector, float32 ``[layout.size]``; None is the global model.
             adjust: changes the gradients of each step (``p.grad``), which already carry the noise where records are protected.
             stream: name of the stream of randomness that orders the batches; two trainings with one name see the same batches.
+            compose: makes each step's gradient of several, at points and batches of its choice; for algorithms whose traits have ``composed``
+                gradients. Called with the model and what sets ``p.grad`` to the gradient at the parameters as they are, over the step's own
+                batch or over that of a named stream.
         """
         self._start = self.globals["model"] if start is None else start
         self.put(self._start)
-        result = self._train(adjust, stream)
+        self.composed |= compose is not None
+        result = self._train(adjust, stream, compose)
         if self.personal is not None:
             self.personal = self.personal._replace(values=get_vector(self.model, self.personal.layout))
         self.results.append(result)
@@ -198,17 +206,19 @@ class TrainedTurn(Turn):
         super().__init__(*turn, **more)
         self._update = update
 
-    def train(self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches") -> LocalResult:
+    def train(
+        self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches", compose: Compose | None = None
+    ) -> LocalResult:
         """The result of the training that was done.
 
         Raises:
             FedrayError: another training than once from the global model was asked for.
         """
-        if start is not None or adjust is not None or self.results:
+        if start is not None or adjust is not None or compose is not None or self.results:
             raise FedrayError(
                 "algorithm.kind: it changes local training, or trains twice, which its traits do not declare; set gradients='adjusted'."
             )
-        self.results.append(self._train(None, stream))
+        self.results.append(self._train(None, stream, None))
         return self.results[0]
 
     def moved(self) -> Moved:

@@ -40,7 +40,7 @@ from fedray.training.augment import augmented
 from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine, untouched_by
 from fedray.training.coupling import BatchNeeds, batch_needs
-from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
+from fedray.training.engine import SECRET, Compose, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
 from fedray.training.schedules import learning_rate
@@ -88,7 +88,7 @@ class Trainer:
         self.exchange, self._traits, self._only_trains = algorithm.exchange(self.layout), algorithm.traits, only_trains(algorithm)
         self._needs, alone = self._batch_needs(data), untouched_by(terms.config, self._traits)
         self.engine_name, self.engine = choose_engine(
-            training.engine, terms.plan is not None, model, training, alone, self._needs, clips_persons(terms.plan)
+            training.engine, terms.plan is not None, model, training, alone, self._needs, clips_persons(terms.plan), self._traits.composes
         )
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
@@ -193,6 +193,9 @@ class Trainer:
         seed = self._seed()
         secret = secrets.token_bytes(SECRET) if self._secret else None
 
+        def streams(name: str) -> np.random.Generator:
+            return self._draws(task, seed, name)(client.index)
+
         def local(physical_batch: int) -> tuple[Update, LocalResult]:
             self.model = self.model if self._fresh is None else self._fresh()
             if secret is None:
@@ -200,15 +203,15 @@ class Trainer:
             else:  # the same each time: a smaller batch after a lack of memory draws what the larger one would have
                 secretly_seed_torch(secret, self.device)
             fitted = training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch})
-            job = self._job(task, fitted, lr, self._draws(task, seed)(client.index), None if noise is None else noise())
+            job = self._job(task, fitted, lr, streams("batches"), None if noise is None else noise())
             augment = augmented(training, seed, task.round, client.index)
             job = replace(job, loss=self._loss.of_client(y), persons=data.train.persons, augment=augment)
             charge = TurnCharge(job, self.model) if private else None
             records = (x, y) if charge is None else charge.seal(x, y)
 
-            def train(adjust: Adjust | None, stream: str) -> LocalResult:
-                usual = adjust is None and stream == "batches"
-                own = job if usual else replace(job, adjust=adjust, draws=self._draws(task, seed, stream)(client.index))
+            def train(adjust: Adjust | None, stream: str, compose: Compose | None) -> LocalResult:
+                usual = adjust is None and compose is None and stream == "batches"
+                own = job if usual else replace(job, adjust=adjust, draws=streams(stream), compose=compose, streams=streams)
                 return self.engine(self.model, *records, own)
 
             turn = Turn(task.round, lr, fitted, train, *self._views.of(client, state, weights, len(y), self.model, lambda: (x, y)))
@@ -289,7 +292,7 @@ class Trainer:
         leaves = np.empty((len(clients), self.exchange.up_size), dtype=np.float32)
         for n, client in enumerate(clients):
             view = client.index, sizes[n], globals_, self.model, self.layout
-            turn = TrainedTurn(updates[n], task.round, lr, training, lambda adjust, stream, n=n: results[n], *view)
+            turn = TrainedTurn(updates[n], task.round, lr, training, lambda *_, n=n: results[n], *view)
             update = turned(self._algorithm, turn)
             self._views.keep(task, update.state)  # refuses a state that the traits do not declare
             leaves[n] = self._adding.leaving(update)

@@ -79,7 +79,7 @@ class Result:
         """Return the trained ``torch.nn.Module`` in evaluation mode. Its inputs are records as in training: normalised and encoded.
 
         Args:
-            client: the client whose own model is wanted, of algorithms that give clients one (fedper, fedrep, ditto); None: the model of all.
+            client: the client whose own model is wanted, of algorithms that give clients one (fedper, fedrep, ditto, pfedme); None: the model of all.
 
         Raises:
             FedrayError: there is no such model.

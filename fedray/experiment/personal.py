@@ -40,7 +40,7 @@ def personal_model(files: RunFiles, config: Config, client: str) -> nn.Module:
     if not algorithm.traits.state or algorithm.traits.reads:
         raise FedrayError(
             f"algorithm.kind: the clients of '{config.algorithm.kind}' keep no model of their own in the run's directory; ask for the model "
-            "without a client, or use fedper, fedrep or ditto."
+            "without a client, or use fedper, fedrep, ditto or pfedme."
         )
     with reading(files.partition):
         names = [str(row.get("client", row.get("name"))) for row in client_rows(read_json(files.partition) or {})]

@@ -139,7 +139,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         rules.check_buffers(model)
     if private:
         rules.check_layers(model)  # the actors' pre-flight test adds Opacus' own checks
-    alone = untouched_by(config, algorithm.traits)
+    composes, alone = algorithm.traits.composes, untouched_by(config, algorithm.traits)
     engines = []
     for group in groups:
         loss = find_loss(group.training.loss)
@@ -149,7 +149,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         check_augment(group.training, shape, tokens or bool(facts.inputs), bool(algorithm.traits.passes))
         check_schedule(group.training, config.rounds)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
-        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs, single)[0])
+        engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs, single, composes)[0])
     if algorithm.traits.exact:
         check_cohort(config.algorithm.kind, largest_cohort(config.cohort, len(names)))
     weights, server = get_vector(model, made.layout), make_server(config.server)

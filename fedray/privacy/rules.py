@@ -97,6 +97,12 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
             "noise, which no step of DP-SGD covers; use an algorithm that only trains, such as fedavg, fedprox or fednova.",
             "privacy.incompatible.record.reads",
         )
+    if privacy.record and traits.composes:
+        raise PrivacyRefusal(
+            f"algorithm.kind: a step of '{kind}' is made of several gradients, of which DP-SGD clips, noises and charges one; use an algorithm whose "
+            "steps take one, such as fedavg, fedprox or scaffold, or fedper for layers that stay with the clients.",
+            "privacy.incompatible.record.composed",
+        )
     if privacy.record and traits.passes > 1:
         raise PrivacyRefusal(
             f"algorithm.kind: '{kind}' trains more than once in a turn, of which a turn's charge covers one training; use an algorithm that trains "

@@ -34,6 +34,7 @@ def choose_engine(
     untouched: bool = False,
     needs: BatchNeeds = BatchNeeds(),  # noqa: B008 - frozen
     single: bool = False,
+    composes: bool = False,
 ) -> tuple[str, Engine]:
     """The engine's name and the engine.
 
@@ -46,6 +47,7 @@ def choose_engine(
         untouched: whether the algorithm leaves local training to the engine alone, and clients keep nothing between their turns.
         needs: of a batch (:mod:`fedray.training.coupling`).
         single: whether single gradients are needed, because those of a person are clipped as one.
+        composes: whether the algorithm makes a step's gradient of several.
 
     Raises:
         ConfigError: no such engine, or it does not go with the regime, the model or the algorithm.
@@ -81,6 +83,10 @@ def choose_engine(
             raise ConfigError(f"training.engine: lockstep cannot train this ({reason}); use auto or plain.")
     if needs.couples and name != "plain":
         raise ConfigError(f"training.engine: '{name}' cannot train this, because {needs.whole}; use auto or plain.")
+    if composes and name != "plain":
+        raise ConfigError(
+            f"training.engine: '{name}' takes one gradient a step, but this algorithm.kind makes it of several; use auto or plain."
+        )
     if training is not None and training.augment is not None and name not in (*PRIVATE, "plain"):
         raise ConfigError(f"training.engine: '{name}' does not know training.augment; use auto, or take augment out.")
     return name, cast(Engine, components.find_callable(components.ENGINES, name))

@@ -70,6 +70,18 @@ class Augmenter(Protocol):
         ...
 
 
+class BatchGradient(Protocol):
+    """Sets ``p.grad`` to the gradient of the loss, at the parameters as they are, over a batch of the step at hand."""
+
+    def __call__(self, stream: str | None = None) -> None:
+        """Over the step's own batch, or over one that a named stream of randomness draws; the same name gives the same batch within a step."""
+        ...
+
+
+#: Leaves in ``p.grad`` what the optimiser moves the model by in a step, and the parameters as they were; calls the gradient as often as it needs to.
+Compose = Callable[[nn.Module, BatchGradient], None]
+
+
 def _never() -> bool:
     return False
 
@@ -93,6 +105,8 @@ class LocalJob:
         couples: the loss is one number for the batch.
         persons: whose each record is, int64 ``[n]``, where persons are protected.
         augment: what the records of a batch are changed by; None: they are trained on as they are.
+        compose: makes the gradient of a step of several; None: it is that of the step's own batch. Engine ``plain`` only.
+        streams: for ``compose``: keyed generator of a stream of further batches, by its name.
     """
 
     training: Training
@@ -108,6 +122,8 @@ class LocalJob:
     couples: bool = False
     persons: npt.NDArray[np.int64] | None = None
     augment: Augmenter | None = None
+    compose: Compose | None = None
+    streams: Callable[[str], np.random.Generator] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ result does not depend on where in shared memory its records lie.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedray.config import Training
 from fedray.errors import ConfigError
-from fedray.training.engine import LocalJob, LocalResult, check_stop, mover
+from fedray.training.engine import BatchGradient, LocalJob, LocalResult, check_stop, mover
 from fedray.training.fast.step import fast_step
 
 
@@ -30,6 +30,9 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
     With ``max_grad_norm`` a longer gradient is scaled down to that norm (Pascanu et al. 2013, On the Difficulty of Training Recurrent Neural
     Networks, algorithm 1), before ``job.adjust``.
+
+    With ``job.compose`` a step's gradient is what that makes of gradients at batches of the step, all of which count in the result's examples
+    and loss.
 
     With ``job.couples`` a step's gradient is that of the loss of the whole batch.
 
@@ -51,13 +54,16 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     if not model.training:  # a walk over all modules, so only where needed
         model.train()
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
-    read = job.adjust is not None or training.max_grad_norm is not None  # by another than the optimiser
+    read = any(asked is not None for asked in (job.adjust, job.compose, training.max_grad_norm))  # by another than the optimiser
     one_pass = not read and (training.batch_size or physical + 1) <= physical
     seen: float | Tensor = 0.0
     steps = examples = 0
     with fast_step(model, x, training, job.lr, one_pass) as step:
         move = mover(model, step.parameters, training, job.lr, x.device)
-        for drawn in batches(len(x), training, job.draws, job.fewest):
+        further = _Further(len(x), job)
+
+        def gradient(drawn: npt.NDArray[np.int64]) -> None:
+            nonlocal seen, examples
             check_stop(job)
             check_batch(len(drawn), job)
             batch = torch.from_numpy(drawn).to(x.device)
@@ -79,14 +85,44 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
                 for p in step.parameters:  # momentum and decay act alike in every step, empty or not
                     if p.grad is None:
                         p.grad = torch.zeros_like(p)
+            examples += size
+
+        for drawn in batches(len(x), training, job.draws, job.fewest):
+            if job.compose is None:
+                gradient(drawn)
+            else:
+                job.compose(model, further.of_step(gradient, drawn))
             if training.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(step.parameters, training.max_grad_norm)
             if job.adjust is not None:
                 job.adjust(model)
             move()
             steps += 1
-            examples += size
     return LocalResult(steps, examples, float(seen) / examples if examples else None)
+
+
+class _Further:
+    """Batches of further streams of randomness, of which each step has one of each stream that it asks for."""
+
+    def __init__(self, n: int, job: LocalJob) -> None:
+        self._n, self._job, self._streams = n, job, dict[str, Iterator[npt.NDArray[np.int64]]]()
+
+    def of_step(self, gradient: Callable[[npt.NDArray[np.int64]], None], own: npt.NDArray[np.int64]) -> BatchGradient:
+        """The gradient over a batch of a step whose own one is ``own``."""
+        drawn: dict[str, npt.NDArray[np.int64]] = {}
+
+        def over(stream: str | None = None) -> None:
+            if stream is not None and stream not in drawn:
+                drawn[stream] = next(self._of(stream))
+            gradient(own if stream is None else drawn[stream])
+
+        return over
+
+    def _of(self, stream: str) -> Iterator[npt.NDArray[np.int64]]:
+        if stream not in self._streams:
+            assert self._job.streams is not None
+            self._streams[stream] = batches(self._n, self._job.training, self._job.streams(stream), self._job.fewest)
+        return self._streams[stream]
 
 
 def check_batch(size: int, job: LocalJob) -> None:

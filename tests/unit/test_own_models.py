@@ -21,6 +21,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedper": {"kind": "fedper", "personal": ["out"]},
     "fedrep": {"kind": "fedrep", "personal": ["out"], "head_trainings": 1},
     "ditto": {"kind": "ditto", "pull": 0.01},
+    "pfedme": {"kind": "pfedme", "pull": 5.0, "inner_lr": 0.1, "inner_steps": 2},
 }
 
 
