@@ -13,6 +13,8 @@ class ChargedEvaluation(Section):
     noise_multiplier: float = Field(
         gt=0.0, description="Noise of one evaluation, over the most that one record changes its sums by; more noise costs less epsilon."
     )
-    loss_bound: float | None = Field(None, gt=0.0, description="For the metric loss: a record's loss counts at most this much.")
+    loss_bound: float | None = Field(None, gt=0.0, description="For loss and perplexity: a record's loss counts at most this much.")
     error_bound: float | None = Field(None, gt=0.0, description="For mae and rmse: a record's absolute error counts at most this much.")
-    bins: int | None = Field(None, ge=2, le=1000, description="For auc: bins of the scores that are counted; null = 20.")
+    bins: int | None = Field(
+        None, ge=2, le=1000, description="For auc and average_precision: bins of the scores that are counted; null = 20."
+    )

@@ -24,6 +24,9 @@ MetricFn = Callable[..., float]
 #: which each holds or does not, the order in which events happen, or the next token at each position.
 Task = Literal["classes", "two classes", "values", "labels", "survival", "tokens"]
 
+#: Bins of the confidence in a calibration error, as in the paper.
+CALIBRATION_BINS = 15
+
 
 def measures(task: Task | None, lower_is_better: bool = False) -> Callable[[MetricFn], MetricFn]:
     """Sets a metric's attributes: what it is for, and which way is better."""
@@ -82,6 +85,14 @@ def precision(outputs: Tensor, targets: Tensor) -> float:
 
 
 @measures("two classes")
+def binary_f1(outputs: Tensor, targets: Tensor) -> float:
+    """F1 of the second of two classes: harmonic mean of precision and recall; NaN where no record is of it and none is predicted as it."""
+    claimed, actual = predicted(outputs) == 1, _labels("binary_f1", targets) == 1
+    named = int(claimed.sum()) + int(actual.sum())
+    return 2 * int((claimed & actual).sum()) / named if named else math.nan
+
+
+@measures("two classes")
 def auc(outputs: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve of two classes; NaN where only one is present.
 
@@ -93,13 +104,43 @@ def auc(outputs: Tensor, targets: Tensor) -> float:
         ConfigError: outputs for more than two classes.
     """
     positive = _labels("auc", targets) == 1
-    if outputs.ndim == 2 and outputs.shape[1] == 2:
-        score = outputs[:, 1].double() - outputs[:, 0].double()
-    elif outputs.ndim == 1 or outputs.shape[1:] == (1,):
-        score = outputs.reshape(-1).double()
+    return area_under_roc(_score("auc", outputs), positive)
+
+
+@measures("two classes")
+def average_precision(outputs: Tensor, targets: Tensor) -> float:
+    """Mean of the precision at each record of the second class, of those that score as high or higher; NaN where there is none.
+
+    The score is that of :func:`auc`. It says more than the area under the ROC curve where one class is rare: a model that knows nothing
+    reaches the rare class's share of the records.
+
+    Source: Davis and Goadrich 2006, The Relationship Between Precision-Recall and ROC Curves (without interpolation between scores)
+
+    Raises:
+        ConfigError: outputs for more than two classes.
+    """
+    positive = _labels("average_precision", targets) == 1
+    _, place = torch.unique(_score("average_precision", outputs), return_inverse=True)
+    hits = torch.bincount(place, weights=positive.double()).flip(0)
+    precision = hits.cumsum(0) / torch.bincount(place).flip(0).cumsum(0)
+    return float((precision * hits).sum() / hits.sum()) if positive.any() else math.nan
+
+
+@measures("classes", lower_is_better=True)
+def calibration_error(outputs: Tensor, targets: Tensor) -> float:
+    """Expected calibration error: how far confidence and accuracy lie apart, the mean over the records of 15 bins of equal width.
+
+    The confidence is the largest probability of a class, of softmax over the outputs or of the logistic function of one logit.
+
+    Source: Guo, Pleiss, Sun, Weinberger 2017, On Calibration of Modern Neural Networks, equation 3
+    """
+    right = predicted(outputs) == _labels("calibration_error", targets)
+    if outputs.ndim == 1 or outputs.shape[1:] == (1,):
+        confidence = outputs.reshape(-1).double().abs().sigmoid()
     else:
-        raise ConfigError(f"evaluation.metrics: auc is for two classes, but the model gives outputs of shape {tuple(outputs.shape[1:])}.")
-    return area_under_roc(score, positive)
+        confidence = outputs.double().softmax(1).amax(1)
+    gaps = torch.bincount((confidence * CALIBRATION_BINS).ceil().long() - 1, weights=right.double() - confidence)
+    return float(gaps.abs().sum()) / len(targets)
 
 
 @measures("values", lower_is_better=True)
@@ -127,7 +168,10 @@ METRICS: dict[str, MetricFn] = {
     "balanced_accuracy": balanced_accuracy,
     "f1": f1,
     "precision": precision,
+    "binary_f1": binary_f1,
     "auc": auc,
+    "average_precision": average_precision,
+    "calibration_error": calibration_error,
     "mae": mae,
     "rmse": rmse,
     "r2": r2,
@@ -166,6 +210,15 @@ def predicted(outputs: Tensor) -> Tensor:
     if outputs.ndim == 1 or outputs.shape[1:] == (1,):
         return (outputs.reshape(-1) > 0).long()
     return outputs.argmax(1)
+
+
+def _score(metric: str, outputs: Tensor) -> Tensor:
+    """How much each record looks like one of the second class, float64 [n]."""
+    if outputs.ndim == 2 and outputs.shape[1] == 2:
+        return outputs[:, 1].double() - outputs[:, 0].double()
+    if outputs.ndim == 1 or outputs.shape[1:] == (1,):
+        return outputs.reshape(-1).double()
+    raise ConfigError(f"evaluation.metrics: {metric} is for two classes, but the model gives outputs of shape {tuple(outputs.shape[1:])}.")
 
 
 def _labels(metric: str, targets: Tensor) -> Tensor:

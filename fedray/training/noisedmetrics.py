@@ -1,7 +1,7 @@
 """Metrics from bounded integer sums over records, which can be noised: what a client may tell of its held-out records under privacy.
 
 A metric follows from one of a few statistics. A record contributes an integer vector of bounded L2 norm to each: whether it is right, its cell
-of the confusion matrix, the bin of its score, or a clipped number. All that is released is the sum with noise; every figure is computed from that
+of the confusion matrix, the bin of its score, the gap between its confidence and what was right, or a clipped number. All that is released is the sum with noise; every figure is computed from that
 and from public constants. A record whose outputs are not finite contributes nothing.
 """
 
@@ -21,10 +21,14 @@ from fedray.evaluationconfig import ChargedEvaluation
 from fedray.privacy.integersums import GRID, Floats, Integers, bounded_rows, edges_of, on_grid, one_hot, scaled
 from fedray.training.alone import outputs_alone
 from fedray.training.engine import LossFn
+from fedray.training.metrics import CALIBRATION_BINS
 
 _BINS = 20
-_BY_CLASS = ("balanced_accuracy", "f1", "precision")
-_RECORDS = 4096  # whose contributions are in memory at once
+_BY_CLASS = ("balanced_accuracy", "f1", "precision", "binary_f1")
+_BY_SCORE = ("auc", "average_precision")
+_BY_LOSS = ("loss", "perplexity")
+_LARGEST = 700.0  # whose exponential is finite
+_RECORDS = 1024  # whose contributions are in memory at once
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Seen:
     """What a model makes of some records.
 
     Attributes:
-        outputs: float64 ``[n, outputs]``, finite.
-        targets: float64 ``[n]``.
+        outputs: float64 ``[n, outputs]``, or of tokens ``[n, T, outputs]``; finite.
+        targets: float64 ``[n]``, or of tokens ``[n, T]``.
         losses: of the run's loss, float64 ``[n]``; may hold what is not finite.
     """
 
@@ -101,7 +105,7 @@ class Right(Counted):
 
 @dataclass(frozen=True)
 class Confused(Counted):
-    """The confusion matrix, for accuracy, balanced accuracy, macro F1 and precision."""
+    """The confusion matrix, for accuracy, balanced accuracy, macro F1, and precision and F1 of the second of two classes."""
 
     classes: int
     name: str = "confusion_matrix"
@@ -126,6 +130,7 @@ class Confused(Counted):
         found["f1"] = float((2 * hits[named] / (actual + claimed)[named]).mean()) if named.any() else math.nan
         if self.classes == 2:
             found["precision"] = float(hits[1] / claimed[1]) if claimed[1] > 0 else math.nan
+            found["binary_f1"] = float(2 * hits[1] / (claimed + actual)[1]) if named[1] else math.nan
         return found
 
     def spread(self, noise: float, records: int) -> dict[str, float]:
@@ -135,7 +140,7 @@ class Confused(Counted):
 
 @dataclass(frozen=True)
 class Scored(Counted):
-    """For each of two classes the number of records in each bin of the second one's probability, for the area under the ROC curve."""
+    """For each of two classes the number of records in each bin of the second one's probability, for the area under the ROC curve and average precision."""
 
     bins: int
     name: str = "scores"
@@ -163,12 +168,44 @@ class Scored(Counted):
         no, yes = np.maximum(values, 0.0).reshape(2, self.bins)
         area = float(yes @ (np.cumsum(no) - no / 2))
         pairs = float(no.sum()) * float(yes.sum())
-        return {"auc": area / pairs if pairs > 0 else math.nan}
+        hits, above = yes[::-1], np.cumsum((no + yes)[::-1])  # from the highest scores down
+        precision = np.divide(np.cumsum(hits), above, out=np.zeros_like(hits), where=above > 0)
+        return {
+            "auc": area / pairs if pairs > 0 else math.nan,
+            "average_precision": float(precision @ hits) / float(hits.sum()) if hits.sum() > 0 else math.nan,
+        }
+
+
+@dataclass(frozen=True)
+class Calibrated(Counted):
+    """For each bin of the confidence the sum of what was right less the confidence, for the calibration error."""
+
+    name: str = "calibration"
+
+    @property
+    def size(self) -> int:
+        """See :class:`Counted`."""
+        return CALIBRATION_BINS
+
+    def contributions(self, seen: Seen) -> Integers:
+        """See :class:`Counted`. Each record's confidence is computed by itself, so that it does not depend on those beside it."""
+        confidence = np.array([_confidence(row) for row in seen.outputs.tolist()], dtype=np.float64)
+        index = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1
+        gap = on_grid(scaled((seen.predicted == seen.targets) - confidence, -1.0, 1.0))
+        return np.where(one_hot(index, self.size) > 0, gap[:, None], np.int64(0))
+
+    def figures(self, values: Floats, records: int) -> dict[str, float]:
+        """See :class:`Counted`. The noise of each bin adds to it."""
+        return {"calibration_error": _part(float(np.abs(values).sum()) / records)}
 
 
 @dataclass(frozen=True)
 class ClippedMean(Counted):
-    """The sum of a number of each record that is clipped between 0 and a bound: its loss, its absolute or its squared error."""
+    """The sum of a number of each record that is clipped between 0 and a bound.
+
+    It is the record's loss, its absolute or its squared error, or the part of its tokens that is right. The mean loss gives a perplexity,
+    because a run's records have equally many tokens.
+    """
 
     name: str
     bound: float
@@ -181,7 +218,9 @@ class ClippedMean(Counted):
     def contributions(self, seen: Seen) -> Integers:
         """See :class:`Counted`. An infinite number counts as the bound, and one that is none as the middle."""
         values = seen.losses
-        if self.name != "loss":
+        if self.name == "token_accuracy":
+            values = (np.argmax(seen.outputs, axis=2)[:, : seen.targets.shape[1]] == seen.targets).mean(axis=1)
+        elif self.name != "loss":
             errors = np.abs(seen.outputs[:, 0] - seen.targets)
             values = errors if self.name == "mae" else errors * errors
         return on_grid(scaled(values, 0.0, self.bound))[:, None]
@@ -189,6 +228,8 @@ class ClippedMean(Counted):
     def figures(self, values: Floats, records: int) -> dict[str, float]:
         """See :class:`Counted`."""
         mean = min(self.bound, max(0.0, self.bound / 2 * (1.0 + float(values[0]) / records)))
+        if self.name == "loss":
+            return {"loss": mean, "perplexity": math.exp(mean) if mean < _LARGEST else math.inf}
         return {self.name: math.sqrt(mean) if self.name == "rmse" else mean}
 
     def spread(self, noise: float, records: int) -> dict[str, float]:
@@ -211,24 +252,29 @@ def counted_for(metrics: Sequence[str], section: ChargedEvaluation, classes: int
     for metric in metrics:
         one = _counted(metric, metrics, section, classes)
         found.setdefault(one.name, one)
-    for key, of in (("loss_bound", ("loss",)), ("error_bound", ("mae", "rmse")), ("bins", ("auc",))):
+    for key, of in (("loss_bound", _BY_LOSS), ("error_bound", ("mae", "rmse")), ("bins", _BY_SCORE)):
         if getattr(section, key) is not None and not set(of) & set(metrics):
             raise ConfigError(f"evaluation.charged.{key}: is for {' and '.join(of)}, which evaluation.metrics does not name; take it out.")
     return list(found.values())
 
 
 def _counted(metric: str, metrics: Sequence[str], section: ChargedEvaluation, classes: int | None) -> Counted:
-    if metric == "auc":
+    if metric in _BY_SCORE:
         return Scored(section.bins or _BINS)
+    if metric == "calibration_error":
+        return Calibrated()
+    if metric == "token_accuracy":
+        return ClippedMean(metric, 1.0)
     if metric in ("accuracy", *_BY_CLASS):
         if metric == "accuracy" and not set(_BY_CLASS) & set(metrics):
             return Right()
         return Confused(classes or 2)
-    key = {"loss": "loss_bound", "mae": "error_bound", "rmse": "error_bound"}.get(metric)
+    key = {**dict.fromkeys(_BY_LOSS, "loss_bound"), "mae": "error_bound", "rmse": "error_bound"}.get(metric)
     if key is None:
+        allowed = ("accuracy", *_BY_CLASS, *_BY_SCORE, "calibration_error", *_BY_LOSS, "token_accuracy", "mae")
         raise ConfigError(
             f"evaluation.metrics: {metric} is no function of bounded sums over records, to which noise could be added; with evaluation.charged use "
-            f"accuracy, {', '.join(_BY_CLASS)}, auc, loss, mae or rmse, or let the driver evaluate {metric} on public records."
+            f"{', '.join(allowed)} or rmse, or let the driver evaluate {metric} on public records."
         )
     limit = getattr(section, key)
     if limit is None:
@@ -236,7 +282,7 @@ def _counted(metric: str, metrics: Sequence[str], section: ChargedEvaluation, cl
             f"evaluation.charged.{key}: is needed for {metric}, because noise is added by the most that one record can count; give a public bound, or "
             f"take {metric} out of evaluation.metrics."
         )
-    return ClippedMean(metric, limit**2 if metric == "rmse" else limit)
+    return ClippedMean("loss" if metric in _BY_LOSS else metric, limit**2 if metric == "rmse" else limit)
 
 
 def sums_over(counted: Sequence[Counted], model: nn.Module, x: Tensor, y: Tensor, loss: LossFn) -> dict[str, Integers]:
@@ -262,12 +308,12 @@ def _seen(model: nn.Module, x: Tensor, y: Tensor, loss: LossFn) -> Seen:
     outputs, losses, kept = list[Floats](), list[float](), list[int]()
     with torch.no_grad():
         for k, out in enumerate(outputs_alone(model, x)):
-            row = out.double().reshape(-1)
+            row = out.double()[0]
             if torch.isfinite(row).all():
                 kept.append(k)
-                outputs.append(row.numpy())
+                outputs.append(row.numpy() if row.ndim > 1 else row.reshape(-1).numpy())
                 losses.append(float(loss(out, y[k : k + 1]).double().reshape(-1)[0]))
-    made = np.stack(outputs) if outputs else np.zeros((0, 1))
+    made = np.stack(outputs) if outputs else np.zeros((0, *[1] * y.ndim))
     return Seen(made, y[kept].double().numpy(), np.array(losses, dtype=np.float64))
 
 
@@ -299,6 +345,14 @@ def spreads_of(counted: Sequence[Counted], variances: Mapping[str, float], recor
     for one in counted:
         found |= one.spread(math.sqrt(variances[one.name]) / GRID, records)
     return {name: found[name] for name in metrics if name in found}
+
+
+def _confidence(outputs: Sequence[float]) -> float:
+    """The largest probability of a class, by a record's outputs alone."""
+    if len(outputs) == 1:
+        return 1.0 / (1.0 + math.exp(-abs(outputs[0])))
+    largest = max(outputs)
+    return 1.0 / math.fsum(math.exp(output - largest) for output in outputs)
 
 
 def _part(value: float) -> float:

@@ -61,6 +61,7 @@ from fedray.tracking.note import run_note
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.losses import Loss, find_loss
 from fedray.training.noisedmetrics import (
+    Calibrated,
     ClippedMean,
     Confused,
     Counted,
@@ -115,7 +116,15 @@ def plans_of(p: Prepared) -> tuple[RecordPlan, EvaluationPlan]:
 
 # -- what one record can do ------------------------------------------------------------------------
 
-KINDS: list[Counted] = [Right(), Confused(3), Scored(7), ClippedMean("loss", 4.0), ClippedMean("mae", 10.0), ClippedMean("rmse", 100.0)]
+KINDS: list[Counted] = [
+    Right(),
+    Confused(3),
+    Scored(7),
+    Calibrated(),
+    ClippedMean("loss", 4.0),
+    ClippedMean("mae", 10.0),
+    ClippedMean("rmse", 100.0),
+]
 finite = st.floats(-1e30, 1e30)
 odd = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -187,7 +196,7 @@ def test_a_contribution_above_the_bound_counts_as_nothing() -> None:
 
 # -- figures ---------------------------------------------------------------------------------------
 
-METRICS = ["accuracy", "balanced_accuracy", "f1", "precision", "auc", "loss"]
+METRICS = ["accuracy", "balanced_accuracy", "f1", "precision", "binary_f1", "auc", "average_precision", "calibration_error", "loss"]
 SECTION = ChargedEvaluation(noise_multiplier=3.0, loss_bound=5.0, bins=200)
 
 
@@ -205,12 +214,12 @@ def judged_records() -> tuple[nn.Module, torch.Tensor, torch.Tensor, Loss]:
 def test_without_noise_the_figures_are_the_metrics() -> None:
     model, x, y, loss = judged_records()
     counted = counted_for(METRICS, SECTION, 2)
-    assert [one.name for one in counted] == ["confusion_matrix", "scores", "loss"]
+    assert [one.name for one in counted] == ["confusion_matrix", "scores", "calibration", "loss"]
     sums = {name: total.tolist() for name, total in sums_over(counted, model, x, y, loss).items()}
     found, exact = figures_of(counted, sums, len(x), METRICS), evaluate(model, x, y, find_metrics(METRICS), loss)
     assert list(found) == METRICS
     for name in METRICS:
-        assert found[name] == pytest.approx(exact[name], abs=2e-3 if name == "auc" else 1e-5), name
+        assert found[name] == pytest.approx(exact[name], abs=2e-3 if name in ("auc", "average_precision") else 1e-5), name
     values = nn.Linear(3, 1).eval()
     t = torch.randn(1500, generator=torch.Generator().manual_seed(1))
     wanted, section = ["mae", "rmse"], ChargedEvaluation(noise_multiplier=1.0, error_bound=20.0)
@@ -218,6 +227,21 @@ def test_without_noise_the_figures_are_the_metrics() -> None:
     sums = {name: total.tolist() for name, total in sums_over(counted, values, x, t, find_loss("mse")).items()}
     exact = evaluate(values, x, t, find_metrics(wanted), find_loss("mse"))
     assert figures_of(counted, sums, len(x), wanted) == pytest.approx(exact, abs=1e-4)
+
+
+def test_without_noise_the_figures_of_tokens_are_the_metrics() -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)).eval()
+    x = torch.randint(0, 5, (30, 6))
+    loss, wanted = find_loss("next_token"), ["perplexity", "token_accuracy", "loss"]
+    counted = counted_for(wanted, ChargedEvaluation(noise_multiplier=1.0, loss_bound=10.0), 5)
+    assert [one.name for one in counted] == ["loss", "token_accuracy"]
+    for y in (torch.roll(x, -1, 1), x[:, 1:].contiguous()):  # a target for each position, or none for the last one
+        sums = {name: total.tolist() for name, total in sums_over(counted, model, x, y, loss).items()}
+        exact = evaluate(model, x, y, find_metrics(wanted), loss)
+        assert figures_of(counted, sums, len(x), wanted) == pytest.approx(exact, rel=1e-5)
+    nothing = sums_over(counted, model, x[:0], x[:0], loss)
+    assert all((total == 0).all() for total in nothing.values())
 
 
 def test_over_1000_seeds_the_errors_lie_in_the_theoretical_band() -> None:

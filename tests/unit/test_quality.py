@@ -107,8 +107,9 @@ def test_own_metrics_are_judged_by_and_say_which_way_is_better(own: str, name: s
 
 
 def test_built_in_metrics_say_which_way_is_better() -> None:
-    names = ["accuracy", "loss", "balanced_accuracy", "f1", "precision", "auc", "mae", "rmse", "r2"]
-    assert [n for n, m in find_metrics(names).items() if lower_is_better(m)] == ["loss", "mae", "rmse"]
+    names = ["accuracy", "loss", "balanced_accuracy", "f1", "precision", "binary_f1", "auc", "average_precision", "calibration_error"]
+    names += ["mae", "rmse", "r2"]
+    assert [n for n, m in find_metrics(names).items() if lower_is_better(m)] == ["loss", "calibration_error", "mae", "rmse"]
 
 
 def test_an_own_metric_that_fails_costs_that_metric_alone(own: str) -> None:

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rounding import gamma, terms_of
+from scipy.special import softmax
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 from torch import nn
 
 from fedray.components import METRICS
@@ -69,6 +73,34 @@ def test_precision_is_scikit_learns_of_the_second_class(seed: int) -> None:
     assert math.isnan(score("precision", -np.abs(logits), targets))
 
 
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=1, max_size=30))
+def test_average_precision_and_binary_f1_are_scikit_learns(records: list[tuple[bool, int]]) -> None:
+    targets, logits = np.array([y for y, _ in records], dtype=np.int64), np.array([z for _, z in records], dtype=np.float32)
+    both = np.stack([np.zeros_like(logits), logits], 1)
+    wanted = sk.f1_score(targets, logits > 0, zero_division=math.nan)
+    for outputs in (logits, logits[:, None], both):
+        assert score("binary_f1", outputs, targets) == pytest.approx(wanted, nan_ok=True)
+        if targets.any():
+            assert score("average_precision", outputs, targets) == pytest.approx(sk.average_precision_score(targets, logits))
+        else:
+            assert math.isnan(score("average_precision", outputs, targets))
+
+
+@settings(max_examples=40)
+@given(n=st.integers(1, 200), classes=st.integers(2, 4), sharpness=st.floats(0.0, 30.0), seed=st.integers(0, 999))
+def test_the_calibration_error_is_that_of_scikit_learns_curve(n: int, classes: int, sharpness: float, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    outputs, targets = sharpness * draws.standard_normal((n, classes)), draws.integers(0, classes, n)
+    confidence, right = softmax(outputs, 1).max(1), outputs.argmax(1) == targets
+    accuracies, confidences = calibration_curve(right, confidence, n_bins=15)
+    sizes = np.bincount(np.ceil(confidence * 15).astype(int))
+    wanted = (np.abs(accuracies - confidences) * sizes[sizes > 0]).sum() / n
+    assert score("calibration_error", outputs, targets) == pytest.approx(wanted, abs=1e-9)
+    if classes == 2:
+        assert score("calibration_error", outputs[:, 1] - outputs[:, 0], targets) == pytest.approx(wanted, abs=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_regression_metrics_are_scikit_learns(seed: int) -> None:
     draws = np.random.default_rng(seed)
@@ -87,7 +119,7 @@ def test_one_logit_is_cut_at_zero() -> None:
     assert score("f1", logits[:, 0], targets) == pytest.approx(sk.f1_score(targets, [0, 0, 1, 1], average="macro"))
 
 
-@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "f1", "auc"])
+@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "f1", "binary_f1", "auc", "average_precision", "calibration_error"])
 def test_class_metrics_refuse_real_targets(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is for classes"):
         score(name, np.zeros((4, 2), np.float32), np.zeros(4, np.float32))
