@@ -85,6 +85,7 @@ class Group(Section):
     clients: int | list[str] = Field(description="How many clients (taken in order) or their names.")
     resources: Resources | None = Field(None, description="Instead of clients.resources.")
     rate: float = Field(1.0, ge=0.0, le=1.0, description="Factor on the cohort fraction for these clients (Poisson cohorts).")
+    every: int = Field(1, ge=1, description="They can take part in the first of every so many rounds only.")
     training: dict[str, Any] = Field({}, description="Overrides of the training section, e.g. {lr: 0.05}.")
     ledger: str | None = Field(None, description="Directory of these clients' ledgers, instead of privacy.ledger.")
 
@@ -132,6 +133,9 @@ class Cohort(Section):
     )
     grace: float = Field(5.0, ge=0.0, description="Seconds that a late actor gets to hand over what it has finished.")
     retries: int = Field(2, ge=0, description="How often a client is tried again within a round after its actor died.")
+    availability: str | None = Field(
+        None, description="A .csv or .json file with the rounds in which each client can take part; null = in all."
+    )
     stragglers: Stragglers | None = Field(None, description="Simulated clients that do only some of their passes; null = none.")
 
     @property

@@ -144,7 +144,7 @@ def _checks(prepared: Prepared, federation: Federation) -> list[Check]:
         release = driver_release(plan, seed, fresh=True) if plan.regime == "client" else client_release(plan, seed)
         own = release_checks(release)
         facts = plan.facts
-        if facts.sampling == "poisson" and facts.cap is None and all(g.rate == 1 for g in prepared.groups):
+        if facts.sampling == "poisson" and facts.cap is None and all(g.rate == g.every == 1 for g in prepared.groups):
             own += cohort_checks(plan, prepared.sampler, seed)
         if plan.adaptive is not None:
             own.append(bit_check(plan, seed))

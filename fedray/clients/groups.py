@@ -26,6 +26,7 @@ class ClientGroup:
     training: Training
     ledger: str
     rate: float
+    every: int = 1
 
 
 def make_groups(config: Config, names: Sequence[str]) -> list[ClientGroup]:
@@ -65,6 +66,7 @@ def make_groups(config: Config, names: Sequence[str]) -> list[ClientGroup]:
                 training_of(config, section.training, f"{path}.training"),
                 _absolute(section.ledger or config.privacy.ledger),
                 section.rate,
+                section.every,
             )
         )
     rest = np.flatnonzero(owner < 0)

@@ -24,7 +24,7 @@ def identity(config: Config, digest: str) -> str:
 
 def _deciding(raw: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in raw.items() if k not in _FREE}
-    kept["groups"] = [{k: g[k] for k in ("clients", "rate", "training")} for g in raw["clients"]["groups"]]
+    kept["groups"] = [{k: g.get(k, 1) for k in ("clients", "rate", "every", "training")} for g in raw["clients"]["groups"]]
     kept["cohort"] = {k: v for k, v in raw["cohort"].items() if k not in ("deadline", "grace", "retries", "min_clients")}
     if raw.get("pacing", {}).get("arrival") == "simulated":
         kept["cohort"]["deadline"] = raw["cohort"]["deadline"]

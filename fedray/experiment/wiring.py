@@ -107,7 +107,7 @@ class Wiring:
         """
         config, p = self.config, self.prepared
         places = self._plan_places()  # before the evaluator takes its share
-        beginning = begin(self._files, self._request, identity(config, p.digest), p.model, self._note, config)
+        beginning = begin(self._files, self._request, identity(config, p.digest + p.away_digest), p.model, self._note, config)
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         failed = threading.Event()
@@ -166,7 +166,7 @@ class Wiring:
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
         record = Record(config, self._files, books, regime, privacy, listeners, meta, beginning.round, resumed)
-        cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record)
+        cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record, p.availability)
         return Loop(
             config=config,
             names=names,

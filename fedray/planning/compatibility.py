@@ -84,6 +84,7 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
     "max_grad_norm": ({"training": {"max_grad_norm": 1.0}},),
     "convolutions in bfloat16": ({"training": {"convolutions": "bfloat16"}},),
     "download": ({"download": {"kind": "half"}},),
+    "clients away in some rounds": ({"clients": {"groups": [{"name": "fortnightly", "clients": 12, "every": 2}]}},),
     "stragglers": ({"cohort": {"stragglers": {"share": 0.5}}, "training": {"lr": 0.1, "batch_size": 16, "epochs": 2}},),
     "attack": ({"attack": {"kind": "sign_flip", "fraction": 0.2}},),
     **{

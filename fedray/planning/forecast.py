@@ -34,8 +34,8 @@ class Participation:
 
     Attributes:
         rounds: of the run.
-        rate: probability of a charge in a round.
-        every: rounds from one charge to the next, if ``rate`` is 1.
+        rate: probability of a charge in a round in which the subject can be charged.
+        every: rounds from one such round to the next.
         most: number of charges after which the subject leaves; None: no such limit.
     """
 
@@ -65,7 +65,7 @@ class Participation:
             return 1.0
         from scipy.stats import binom
 
-        return float(binom.sf(charges, self.rounds, self.rate))
+        return float(binom.sf(charges, math.ceil(self.rounds / self.every), self.rate))
 
     def needed(self, subjects: int) -> int:
         """Return the least number of charges that some of ``subjects`` independent subjects exceeds with probability at most TOLERATED."""
@@ -77,7 +77,7 @@ class Participation:
 
     def round_of(self, charge: int) -> int:
         """Return the round, from 1, in which charge number ``charge`` is made; its expectation if cohorts are random."""
-        return (charge - 1) * self.every + 1 if self.rate == 1.0 else math.ceil(charge / self.rate)
+        return (charge - 1 if self.rate == 1.0 else math.ceil(charge / self.rate) - 1) * self.every + 1
 
 
 @dataclass(frozen=True)

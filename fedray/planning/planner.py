@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fedray.clients.groups import ClientGroup
 from fedray.errors import ConfigError, LedgerError
 from fedray.planning.footprint import footprint
 from fedray.planning.forecast import Participation, Row, evaluations_of, label, noise_for, refusal
@@ -112,7 +113,7 @@ def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
         if plan is None:
             continue
         plan, limits = _held(p, plan, group.ledger, "privacy")
-        participation = _participation(p, group.rate, plan.max_participations)
+        participation = _participation(p, group, plan.max_participations)
         names = [p.names[i] for i in group.members]
         size = dict(zip(names, p.sizes[np.asarray(group.members)].tolist(), strict=True)) if shown and p.sizes is not None else None
         for (spent, charges), alike in _alike(histories(plan, group.ledger, names, dedicated, notes), names):
@@ -149,7 +150,7 @@ def _client_rows(prepared: Prepared, plan: ClientPlan, notes: list[str]) -> list
         held, limits = _held(p, plan, group.ledger if silos else ledger, path)
         names = [p.names[i] for i in group.members]
         past = histories(plan, group.ledger if silos else ledger, names, silos, notes)
-        participation = _participation(p, group.rate, plan.max_participations)
+        participation = _participation(p, group, plan.max_participations)
         rows += [Row(group.name, alike, None, held, participation, *history, limits) for history, alike in _alike(past, names)]
     return rows
 
@@ -162,21 +163,21 @@ def _alike(past: Mapping[str, History], names: Sequence[str]) -> Iterable[tuple[
     return ((history, tuple(members)) for history, members in groups.items())
 
 
-def _participation(prepared: Prepared, rate: float, most: int | None) -> Participation:
-    """Return how often a client takes part whose group has the rate factor ``rate``; ``most``: at most so many times."""
-    cohort, clients = prepared.drawn, len(prepared.names)
+def _participation(prepared: Prepared, group: ClientGroup, most: int | None) -> Participation:
+    """Return how often a client of a group takes part; ``most``: at most so many times. Traces count as if everybody were always there."""
+    cohort, clients, every = prepared.drawn, len(prepared.names), group.every
     rounds, arguments = prepared.config.rounds, cohort.arguments
-    if rate == 0:
+    if group.rate == 0:
         return Participation(rounds, 0.0, 1, most)
     if cohort.kind == "poisson":
-        return Participation(rounds, min(1.0, float(arguments.get("fraction", 1.0)) * rate), 1, most)
-    if cohort.kind == "fixed":
-        able = sum(len(g.members) for g in prepared.groups if g.rate > 0)
+        return Participation(rounds, min(1.0, float(arguments.get("fraction", 1.0)) * group.rate), every, most)
+    if cohort.kind == "fixed" and prepared.config.cohort.availability is None:
+        able = sum(len(g.members) for g in prepared.groups if g.rate > 0 and (g.every == 1 or g is group))
         size = int(arguments.get("size") or max(round(float(arguments.get("fraction", 1.0)) * clients), 1))
-        return Participation(rounds, min(1.0, size / able), 1, most)
+        return Participation(rounds, min(1.0, size / able), every, most)
     if cohort.kind == "cyclic":
-        return Participation(rounds, 1.0, math.ceil(clients / int(arguments["size"])), most)
-    return Participation(rounds, 1.0, 1, most)  # all, or a user's sampler, about which nothing is known
+        return Participation(rounds, 1.0, max(math.ceil(clients / int(arguments["size"])), every), most)
+    return Participation(rounds, 1.0, every, most)  # all, or a user's sampler, about which nothing is known
 
 
 def histories(plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str], own: bool, notes: list[str]) -> dict[str, History]:

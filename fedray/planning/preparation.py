@@ -42,6 +42,7 @@ from fedray.privacy.clientplan import ClientPlan, plan_clients
 from fedray.privacy.holdoutrules import check_holdout
 from fedray.privacy.ledger.elsewhere import elsewhere
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
+from fedray.rounds.availability import Availability, make_availability
 from fedray.rounds.cohort import Sampler, largest_cohort, make_sampler
 from fedray.rounds.pacing import Schedule, check_exchange, drawn_cohort, make_schedule, most_at_once
 from fedray.secure.protocol import make_protocol
@@ -61,6 +62,7 @@ class Prepared:
         plans: plan of record-level privacy of each group; None for all groups where records are not protected.
         sampler: draws cohorts.
         schedule: says when the model makes a step.
+        availability: says who can take part in a round; None: everybody always can.
         warnings: sentences for the user.
         federation: all records; None where the driver has none.
         test: the driver's test set, or None.
@@ -97,6 +99,12 @@ class Prepared:
     partition: Mapping[str, Any] = field(default_factory=dict)
     client_plan: ClientPlan | None = None
     agreed: Mapping[str, Agreement] = field(default_factory=dict)
+    availability: Availability | None = None
+
+    @property
+    def away_digest(self) -> str:
+        """SHA-256 of the clients' traces, by which a resumed run notices changed ones; empty without."""
+        return "" if self.availability is None else self.availability.digest
 
     @property
     def drawn(self) -> Cohort:
@@ -138,13 +146,19 @@ def prepare(config: Config) -> Prepared:
     warnings += [said] if (said := attackers.described(names)) else []
     agreed, said_of_agreed = agreed_data(config, names, groups)
     warnings += said_of_agreed + notes_of(config.data, bool(config.privacy.regimes)) + _elsewhere(config, groups)
-    plans = [plan_record(config, g.training) if config.privacy.record else None for g in groups]
+    availability = make_availability(config, groups, names)
+    if availability is not None and config.privacy.whole_clients == "client":
+        warnings.append(
+            "When clients can take part (clients.groups.every, cohort.availability) counts as public, and must follow from nothing private; "
+            "everyone is charged in each round at the largest rate, as if it could take part."
+        )
+    plans = [plan_record(config, g.training, g.every) if config.privacy.record else None for g in groups]
     schedule = make_schedule(config)
     sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
     protocol = make_protocol(config.secure)
     if protocol is not None:
         protocol.check(config.cohort.min_clients, largest_cohort(drawn_cohort(config, schedule, len(names)), len(names)))
-    prepared = Prepared(config, names, groups, plans, sampler, schedule, warnings, agreed=agreed)
+    prepared = Prepared(config, names, groups, plans, sampler, schedule, warnings, agreed=agreed, availability=availability)
     if federation is None:
         test, form = silo_test(config.data) or (None, None)
         labels = declared_labels(config.data)
@@ -268,14 +282,19 @@ def plan_whole_clients(config: Config, groups: list[ClientGroup], clients: int, 
     """
     if config.privacy.whole_clients is None:
         return None
-    rates = {g.rate for g in groups}
-    if rates != {1.0} and (config.cohort.kind == "fixed" or "cap" in config.cohort.arguments) and config.privacy.whole_clients == "client":
+    rates, alike = {g.rate for g in groups}, config.cohort.availability is None and {g.every for g in groups} == {1}
+    if (
+        (rates != {1.0} or not alike)
+        and (config.cohort.kind == "fixed" or "cap" in config.cohort.arguments)
+        and config.privacy.whole_clients == "client"
+    ):
         raise PrivacyRefusal(
-            "clients.groups.rate: cohorts of fixed or capped size are accounted for as drawn from all clients alike; "
-            "use cohort.kind=poisson without a cap, or leave the rates at 1.",
+            "clients.groups: cohorts of fixed or capped size are accounted for as drawn from all clients alike in each round, and where some have a "
+            "rate of their own or are away (clients.groups.rate, clients.groups.every, cohort.availability) each of the others is drawn more often; "
+            "use cohort.kind=poisson without a cap, or leave these out.",
             "privacy.incompatible.client.rates",
         )
-    return plan_clients(config, clients, dimension, grid_bits(float(clients)), max(rates), len(rates) == 1)
+    return plan_clients(config, clients, dimension, grid_bits(float(clients)), max(rates), len(rates) == 1 and alike)
 
 
 def capacity(config: Config, sizes: npt.NDArray[np.int64]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -172,12 +173,13 @@ def _event(q: Fraction, steps: int, noise_multiplier: float, person: Person | No
     return SelfComposed(steps, step)
 
 
-def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
+def plan_record(config: Config, training: Training | None = None, every: int = 1) -> RecordPlan:
     """The plan of a run, or of a group of clients with its own training settings.
 
     Args:
         config: the run, with ``privacy.regime: record``.
         training: the group's training section; default the run's section.
+        every: rounds from one in which its clients can take part to the next.
 
     Raises:
         ConfigError: a key is missing or contradicts another key.
@@ -203,7 +205,8 @@ def plan_record(config: Config, training: Training | None = None) -> RecordPlan:
         raise ConfigError(f"privacy.regime: record needs {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}.")
     check_target(privacy, "privacy")
     q, steps, delta = rate(training.sampling_rate or 0.0), training.steps or 0, privacy.delta or 0.0
-    participations = min(config.rounds, privacy.max_participations or config.rounds)
+    possible = math.ceil(config.rounds / every)
+    participations = min(possible, privacy.max_participations or possible)
     noise, person = privacy.noise_multiplier, Person.of(None if privacy.person is None else privacy.person.model_dump())
     evaluations = Evaluations.of(config)
     if noise is None:

@@ -14,6 +14,7 @@ from fedray.errors import BudgetReached, Elsewhere, FedrayError, RoundFailed
 from fedray.faults import Fault
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.regime import Regime
+from fedray.rounds.availability import Availability
 from fedray.rounds.books import Books
 from fedray.rounds.cohort import Population, Sampler
 from fedray.rounds.record import Record
@@ -36,6 +37,7 @@ class CohortDraw:
         regime: decides about participation.
         privacy: the run's guarantees.
         record: keeps how many clients are left out, and is given a fault for each round that is skipped.
+        availability: says who can take part in a round; None: everybody always can.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class CohortDraw:
         regime: Regime,
         privacy: Guarantees,
         record: Record,
+        availability: Availability | None = None,
     ) -> None:
+        self._availability = availability
         self._config, self._names, self._rates, self._sampler = config, names, rates, sampler
         self._books, self._regime, self._privacy, self._record = books, regime, privacy, record
         self._position: Callable[[str], int] | None = None
@@ -74,8 +78,8 @@ class CohortDraw:
     def draw(self, number: int) -> list[ClientTask]:
         """:meth:`take` without what was drawn ahead."""
         eligible, needed = self._with_budget(number), self._config.cohort.min_clients
-        population = Population(self._regime.drawn_from(number, eligible), self._rates, number, self._config.seed)
-        drawn = self._sampler(population, self._regime.coins(number))
+        there = self._there(number, self._regime.drawn_from(number, eligible))
+        drawn = self._sampler(Population(there, self._rates, number, self._config.seed), self._regime.coins(number))
         indices = drawn[eligible[drawn]]
         if not self._regime.noised and len(indices) < needed:
             text = f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped."
@@ -89,7 +93,10 @@ class CohortDraw:
         Raises:
             BudgetReached: too few clients have any privacy budget left.
         """
-        return self._with_budget(number) & (self._rates > 0)
+        return self._there(number, self._with_budget(number)) & (self._rates > 0)
+
+    def _there(self, number: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        return mask if self._availability is None else mask & self._availability.at(number)
 
     def _with_budget(self, number: int) -> npt.NDArray[np.bool_]:
         """Who may take part in a round by the books, bool ``[clients]``.

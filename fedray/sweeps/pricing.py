@@ -85,7 +85,7 @@ def units(prepared: Prepared, points: Iterable[Point]) -> list[Unit]:
         config = at(prepared.config, point)
         groups, names = make_groups(config, prepared.names), prepared.names
         if config.privacy.record:
-            plans = [plan_record(config, group.training) for group in groups]
+            plans = [plan_record(config, group.training, group.every) for group in groups]
             if prepared.sizes is not None:
                 check_sizes(list(plans), groups, names, prepared.sizes)
             records.append([Share(tuple(names[i] for i in g.members), g.ledger, plan) for g, plan in zip(groups, plans, strict=True)])
