@@ -217,3 +217,19 @@ class RootChoice(Section):
         if self.share is None and self.public:
             raise ValueError("public: there is no root set without share, so it would do nothing; give share, or take it out")
         return self
+
+
+class Resources(Section):
+    """Ray resources of one actor."""
+
+    cpu: float = Field(1.0, ge=0.0, description="CPUs; torch uses max(1, floor(cpu)) threads.")
+    gpu: float = Field(0.0, ge=0.0, description="GPUs; a fraction shares one GPU between actors.")
+    memory_gb: float | None = Field(None, gt=0.0, description="Memory that Ray sets aside for the actor, GiB; null = not counted.")
+    custom: dict[str, float] = Field({}, description="Custom Ray resources, e.g. {site_1: 1}.")
+    labels: dict[str, str] = Field({}, description="Node labels that the actor's node must carry, e.g. {region: eu}.")
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Resources:
+        if self.gpu > 1 and self.gpu != int(self.gpu):
+            raise ValueError(f"gpu: {self.gpu} is neither a fraction below 1 nor a whole number")
+        return self

@@ -22,12 +22,12 @@ from fedray.choices import (
     ModelChoice,
     PacingChoice,
     PersonChoice,
+    Resources,
     RootChoice,
     Section,
     Stragglers,
 )
-from fedray.components import short_name
-from fedray.evaluationconfig import ChargedEvaluation
+from fedray.evaluationconfig import Evaluation
 from fedray.sweepconfig import SweepSection
 
 
@@ -60,22 +60,6 @@ class Data(Section):
     def arguments(self) -> dict[str, Any]:
         """Arguments for the source."""
         return dict(self.model_extra or {})
-
-
-class Resources(Section):
-    """Ray resources of one actor."""
-
-    cpu: float = Field(1.0, ge=0.0, description="CPUs; torch uses max(1, floor(cpu)) threads.")
-    gpu: float = Field(0.0, ge=0.0, description="GPUs; a fraction shares one GPU between actors.")
-    memory_gb: float | None = Field(None, gt=0.0, description="Memory that Ray sets aside for the actor, GiB; null = not counted.")
-    custom: dict[str, float] = Field({}, description="Custom Ray resources, e.g. {site_1: 1}.")
-    labels: dict[str, str] = Field({}, description="Node labels that the actor's node must carry, e.g. {region: eu}.")
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Resources:
-        if self.gpu > 1 and self.gpu != int(self.gpu):
-            raise ValueError(f"gpu: {self.gpu} is neither a fraction below 1 nor a whole number")
-        return self
 
 
 class Group(Section):
@@ -300,25 +284,6 @@ class Privacy(Section):
     def whole_clients(self) -> str | None:
         """The regime whose unit is a whole client: client, local, distributed, or None."""
         return next((name for name in self.regimes if name != "record"), None)
-
-
-class Evaluation(Section):
-    """When and how the model is evaluated."""
-
-    every: int = Field(1, ge=0, description="Evaluate in every so many rounds; 0 = once, at the end.")
-    metrics: list[str] = Field(
-        ["accuracy", "loss"],
-        description="The first judges runs. See `fedray list metrics`, or python:module:function(outputs, targets); [] = no evaluation.",
-    )
-    federated: bool = Field(False, description="Also evaluate at the clients on their own held-out part; under privacy needs charged.")
-    charged: ChargedEvaluation | None = Field(None, description="With privacy.regime=record: noise on what clients tell, which is charged.")
-    batch_size: int = Field(1000, ge=1, description="Records per evaluation batch.")
-    resources: Resources = Field(Resources(cpu=0.0), description="What the evaluator actor asks of Ray.")
-
-    @property
-    def headline(self) -> str:
-        """The figure that runs are judged by."""
-        return f"eval/{short_name(self.metrics[0])}" if self.metrics else "eval/loss"
 
 
 class Checkpoint(Section):

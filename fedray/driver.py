@@ -50,6 +50,9 @@ from fedray.spans import span
 from fedray.updates.download import Download, make_coder
 from fedray.updates.pipeline import sent_bytes
 
+#: Clients that an actor fine-tunes the model for within ``clients.start_timeout``.
+_TUNED_AT_ONCE = 4
+
 
 @dataclass(frozen=True)
 class ModelState:
@@ -314,7 +317,8 @@ class Driver:
         elif p.config.evaluation.federated:
             everyone = [ClientTask(i, name) for i, name in enumerate(p.names)]
             everyone = everyone if p.states is None else p.states.attached(everyone)
-            rows = p.pool.evaluate(everyone, self._broadcast.newest, timeout=p.config.clients.start_timeout)
+            few = 0 if p.config.evaluation.fine_tune is None else _TUNED_AT_ONCE
+            rows = p.pool.evaluate(everyone, self._broadcast.newest, p.config.clients.start_timeout, few)
             self._record.at_clients(entry, rows, central=p.evaluator is not None)
         if p.evaluator is not None:
             entry.evaluation = p.evaluator.begin(self._broadcast.whole)

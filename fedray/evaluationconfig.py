@@ -1,10 +1,11 @@
-"""The section ``evaluation.charged`` of a config: how figures of the clients' own records are released under privacy."""
+"""The section ``evaluation`` of a config."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fedray.choices import Section
+from fedray.choices import Resources, Section
+from fedray.components import short_name
 
 
 class ChargedEvaluation(Section):
@@ -18,3 +19,43 @@ class ChargedEvaluation(Section):
     bins: int | None = Field(
         None, ge=2, le=1000, description="For auc and average_precision: bins of the scores that are counted; null = 20."
     )
+
+
+class FineTune(Section):
+    """Local training of the global model at each client, for the evaluation alone: the clients' models are measured and thrown away.
+
+    Source: Wang et al. 2019, Federated Evaluation of On-device Personalization; Yu, Bagdasaryan, Shmatikov 2020, Salvaging Federated Learning
+    by Local Adaptation.
+    """
+
+    epochs: int | None = Field(None, ge=1, description="Passes over the client's training records; or give steps.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps; or give epochs.")
+    lr: float | None = Field(None, gt=0.0, description="Learning rate; null = training.lr, whatever its schedule.")
+
+    @model_validator(mode="after")
+    def _one(self) -> FineTune:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("epochs: give exactly one of epochs and steps")
+        return self
+
+
+class Evaluation(Section):
+    """When and how the model is evaluated."""
+
+    every: int = Field(1, ge=0, description="Evaluate in every so many rounds; 0 = once, at the end.")
+    metrics: list[str] = Field(
+        ["accuracy", "loss"],
+        description="The first judges runs. See `fedray list metrics`, or python:module:function(outputs, targets); [] = no evaluation.",
+    )
+    federated: bool = Field(False, description="Also evaluate at the clients on their own held-out part; under privacy needs charged.")
+    charged: ChargedEvaluation | None = Field(None, description="With privacy.regime=record: noise on what clients tell, which is charged.")
+    fine_tune: FineTune | None = Field(
+        None, description="Also evaluate the global model trained by each client; needs federated. null = not."
+    )
+    batch_size: int = Field(1000, ge=1, description="Records per evaluation batch.")
+    resources: Resources = Field(Resources(cpu=0.0), description="What the evaluator actor asks of Ray.")
+
+    @property
+    def headline(self) -> str:
+        """The figure that runs are judged by."""
+        return f"eval/{short_name(self.metrics[0])}" if self.metrics else "eval/loss"

@@ -19,7 +19,7 @@ from fedray.algorithms.algorithm import Mean, ServerState, begun, make_algorithm
 from fedray.attacks.attackers import Attackers
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
-from fedray.clients.messages import ClientReport, ClientTask, RoundTask
+from fedray.clients.messages import ClientReport, ClientTask, LocalEvaluation, RoundTask
 from fedray.clients.states import StateFiles, StatePlace
 from fedray.clients.terms import Site, Terms, make_terms
 from fedray.config import Config
@@ -210,10 +210,14 @@ class Rehearsed:
         tasks = self.states.attached([ClientTask(i, name) for i, name in enumerate(self._federation.names)])
         return [get_vector(self.host(0)._trainer.measured(self.received(), task), self.layout) for task in tasks]
 
-    def client_accuracies(self) -> list[float]:
+    def at_clients(self) -> list[LocalEvaluation]:
         """What each client evaluates on its own held-out records."""
         tasks = self.states.attached([ClientTask(i, name) for i, name in enumerate(self._federation.names)])
-        return [row.metrics["accuracy"] for row in self.host(0).evaluate(self.globals, tasks)]
+        return self.host(0).evaluate(self.globals, tasks)
+
+    def client_accuracies(self) -> list[float]:
+        """The accuracy of each client's model on its own held-out records."""
+        return [row.metrics["accuracy"] for row in self.at_clients()]
 
     def client_accuracy(self) -> float:
         """Mean over the clients, of what each evaluates on its own held-out records."""

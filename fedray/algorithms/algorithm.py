@@ -150,6 +150,16 @@ def begun(algorithm: Algorithm, exchange: Exchange, layout: Layout, weights: Vec
     return exchange.joined(first, "down")
 
 
+def own_models(algorithm: Algorithm) -> bool:
+    """Whether clients may evaluate other models than the global one."""
+    return type(algorithm).measured is not Algorithm.measured or bool(algorithm.personal)
+
+
+def one_model_beside(algorithm: Algorithm, layout: Layout) -> bool:
+    """Whether clients may evaluate other models than the global one, and there is one that predicts by itself."""
+    return own_models(algorithm) and not algorithm.personal and algorithm.exchange(layout).model_size == layout.size
+
+
 def turned(algorithm: Algorithm, turn: Turn) -> Update:
     """What a client's turn comes to.
 

@@ -15,9 +15,9 @@ import ray
 from ray._private import state as ray_state  # Ray's public interface asks the dashboard, which is not always there
 from ray.core.generated import gcs_pb2
 
+from fedray.choices import Resources
 from fedray.clients.nodes import PATIENCE, Node, asks, covers, describe, in_placement_group, look, suits, total, within
 from fedray.clients.placement import Place
-from fedray.config import Resources
 from fedray.errors import ConfigError
 
 #: Classes of a run's own actors; an earlier run's are on their way out.

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedray.choices import Resources
 from fedray.components import nearest
-from fedray.config import Config, Resources, Training
+from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import nn
 
+from fedray.algorithms.algorithm import one_model_beside
 from fedray.clients.devices import end_if_lost, on_device
+from fedray.clients.finetuning import FineTuning, tuned_training
 from fedray.clients.messages import ClientTask, LocalEvaluation, NoisedEvaluation
 from fedray.clients.surroundings import Kept, described, told
 from fedray.clients.terms import Terms
 from fedray.clients.trainer import Trainer
+from fedray.data.records import Records
 from fedray.errors import FedrayError
 from fedray.models.build import evaluating
 from fedray.parameters import Vector
@@ -23,6 +27,7 @@ from fedray.privacy.integersums import noised
 from fedray.training.evaluate import evaluate, find_metrics
 from fedray.training.kept import kept_refusal, left_by
 from fedray.training.losses import Loss
+from fedray.training.metrics import MetricFn
 from fedray.training.noisedmetrics import Counted, counted_for, sums_over
 
 log = logging.getLogger(__name__)
@@ -54,6 +59,10 @@ class Measuring:
             kept,
             account,
         )
+        self._global_beside = one_model_beside(trainer.algorithm, trainer.layout)
+        tune = self._config.evaluation.fine_tune
+        tuned = None if tune is None else tuned_training(self._config.training, tune)
+        self._tuning = None if tuned is None else FineTuning(self._config.seed, tuned, trainer, loss)
         self._counted: list[Counted] = []
         self._plan: EvaluationPlan | None = None
         self._spent = set[str]()  # charges under which something may have left
@@ -77,20 +86,40 @@ class Measuring:
             test = self._trainer.data(client).test
             if test is None or not len(test):
                 continue
-            x, y = on_device(test, _CPU)  # a batch at a time is moved from there
-            failed: dict[str, str] = {}
-            try:
-                with self._kept(None):
-                    model = self._trainer.measured(weights, client)
-                    values = evaluate(model, x, y, metrics, self._loss, self._config.evaluation.batch_size, self._device, failed)
-            except FedrayError:
-                raise
-            except BaseException as error:  # of the client's code or data: its own evaluation's end alone
-                end_if_lost(error)
-                log.warning("client %s could not be evaluated:\n%s", client.name, told(error))
-                values, failed = dict.fromkeys(metrics, math.nan), dict.fromkeys(metrics, described(error))
+            values, failed = dict[str, float](), dict[str, str]()
+            for front, model in self._models(weights, client).items():
+                found, problems = self._plainly(client, test, model, metrics)
+                values |= {front + name: value for name, value in found.items()}
+                failed |= {front + name: problem for name, problem in problems.items()}
             rows.append(LocalEvaluation(client.name, len(test), values, failed))
         return rows
+
+    def _models(self, weights: Vector, client: ClientTask) -> dict[str, Callable[[], nn.Module]]:
+        """What makes each model that is evaluated at a client, by the beginning of its metrics' names."""
+        models: dict[str, Callable[[], nn.Module]] = {"": lambda: self._trainer.measured(weights, client)}
+        if self._global_beside:
+            models["global/"] = lambda: self._trainer.global_model(weights)
+        tuning = self._tuning
+        if tuning is not None:
+            models["fine_tuned/"] = lambda: tuning.model(weights, client)
+        return models
+
+    def _plainly(
+        self, client: ClientTask, test: Records, made: Callable[[], nn.Module], metrics: Mapping[str, MetricFn]
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Metrics of a model on a client's records, and why some could not be taken."""
+        x, y = on_device(test, _CPU)  # a batch at a time is moved from there
+        failed: dict[str, str] = {}
+        try:
+            with self._kept(None):
+                size = self._config.evaluation.batch_size
+                return evaluate(made(), x, y, metrics, self._loss, size, self._device, failed), failed
+        except FedrayError:
+            raise
+        except BaseException as error:  # of the client's code or data: its own evaluation's end alone
+            end_if_lost(error)
+            log.warning("client %s could not be evaluated:\n%s", client.name, told(error))
+            return dict.fromkeys(metrics, math.nan), dict.fromkeys(metrics, described(error))
 
     def noised(self, weights: Vector, clients: Sequence[ClientTask], round_: int) -> list[NoisedEvaluation]:
         """Each client's sums with noise. A silo charges its own ledger first; other clients bring the charge of the driver's ledger.

@@ -255,7 +255,10 @@ class HostInfo:
 
 @dataclass(frozen=True)
 class LocalEvaluation:
-    """Metrics of one client's held-out records: NaN where one is not defined for them, with why in ``failed`` where it raised an error."""
+    """Metrics of one client's held-out records: NaN where one is not defined for them, with why in ``failed`` where it raised an error.
+
+    A metric of a further model has that before its name, as in ``global/accuracy``; see :data:`fedray.clientfigures.MODELS`.
+    """
 
     name: str
     records: int

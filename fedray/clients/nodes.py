@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import ray
 from ray._private import state as ray_state  # Ray's public interface tells neither what is free on a node nor an actor's process
 
-from fedray.config import Resources
+from fedray.choices import Resources
 
 T = TypeVar("T")
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import ray
 
+from fedray.choices import Resources
 from fedray.clients.groups import ClientGroup
 from fedray.clients.host import ClientHost
 from fedray.clients.messages import ClientTask
 from fedray.clients.nodes import Node, asks, in_placement_group, ray_options, room
 from fedray.clients.terms import Site, Terms
-from fedray.config import Config, Resources
+from fedray.config import Config
 from fedray.errors import ConfigError
 
 __all__ = ["ACTOR_MEMORY", "Place", "asks", "more_places", "plan_places", "start_actor"]

@@ -220,12 +220,23 @@ class Pool:
         finally:
             self._open = False
 
-    def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:
+    def evaluate(self, cohort: Sequence[ClientTask], weights: Any, timeout: float, few: int = 0) -> list[LocalEvaluation]:
         """Evaluate at the clients; clients whose actor is away are left out.
 
         Where an actor ends or does not answer, each of its clients is evaluated by itself, and whoever that happens to again is left out,
         from then on.
+
+        Args:
+            cohort: who is asked.
+            weights: the globals, or an object reference of them.
+            timeout: seconds to wait for the clients who are asked at a time.
+            few: of how many clients an actor is asked at a time, about; 0: of all.
         """
+        most = few * len(self.slots) or max(1, len(cohort))
+        found = [row for start in range(0, len(cohort), most) for row in self._evaluated(cohort[start : start + most], weights, timeout)]
+        return sorted(found, key=lambda r: r.name)
+
+    def _evaluated(self, cohort: Sequence[ClientTask], weights: Any, timeout: float) -> list[LocalEvaluation]:
         found: list[LocalEvaluation] = []
         work, alone = self._shared_out([c for c in cohort if c.index not in self._unmeasured], 0), list[ClientTask]()
         while work:
@@ -246,7 +257,7 @@ class Pool:
             work = self._shared_out(alone, 1)
             taken = {c.index for clients in work.values() for c in clients}
             alone = [c for c in alone if c.index not in taken]
-        return sorted(found, key=lambda r: r.name)
+        return found
 
     def within_reach(self, cohort: Sequence[ClientTask]) -> list[ClientTask]:
         """The clients whose actor could evaluate now; actors that are being replaced are waited for."""

@@ -26,7 +26,8 @@ from torch.overrides import _pop_mode
 from torch.utils import deterministic
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 
-from fedray.errors import FedrayError, own_place
+from fedray.clients.devices import end_if_lost
+from fedray.errors import FedrayError, Stopped, UpdateRejected, own_place
 from fedray.training.dploop import precision_switches
 
 #: How a state is read, and how it is put back.
@@ -212,3 +213,11 @@ def told(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))
     except BaseException:
         return described(error)
+
+
+def ended(error: BaseException) -> dict[str, Any]:
+    """What is reported of a turn that an error has ended: ``status``, ``error`` and, where the client's code failed, ``traceback``."""
+    if isinstance(error, Stopped | UpdateRejected):
+        return {"status": "late" if isinstance(error, Stopped) else "rejected", "error": str(error)}
+    end_if_lost(error)
+    return {"status": "failed", "error": str(error) if isinstance(error, FedrayError) else described(error), "traceback": told(error)}

@@ -24,13 +24,14 @@ from fedray.clients.devices import end_if_lost, on_device
 from fedray.clients.members import Members, enrolled
 from fedray.clients.memory import fitting, turn_noise
 from fedray.clients.messages import ClientReport, ClientTask, Collected, RoundTask
+from fedray.clients.needs import needs_at
 from fedray.clients.states import StateAddress, StatePlace
-from fedray.clients.surroundings import Kept, described, told, unchanged
+from fedray.clients.surroundings import Kept, ended, unchanged
 from fedray.clients.terms import Terms
 from fedray.clients.views import Views, with_personal
 from fedray.data.records import ClientData, Federation, Records
-from fedray.errors import ClaimVoid, FedrayError, Stopped, UpdateRejected
-from fedray.parameters import Vector
+from fedray.errors import ClaimVoid, Stopped
+from fedray.parameters import Vector, set_vector
 from fedray.privacy.receipt import Receipt, record_receipt
 from fedray.privacy.recordplan import check_history, clips_persons
 from fedray.rng import Keyed, torch_seed
@@ -39,7 +40,6 @@ from fedray.spans import span
 from fedray.training.augment import augmented
 from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine, untouched_by
-from fedray.training.coupling import BatchNeeds, batch_needs
 from fedray.training.engine import SECRET, Compose, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
@@ -78,7 +78,7 @@ class Trainer:
         kept: Kept = unchanged,
     ) -> None:
         self._fresh = fresh
-        self._plan, self._config, self._loss, self._algorithm, self._reserve = terms.plan, terms.config, loss, algorithm, reserve
+        self._plan, self._config, self._loss, self.algorithm, self._reserve = terms.plan, terms.config, loss, algorithm, reserve
         self._views = Views(terms, states, model, loss, algorithm)
         self.model, self.layout, self.device = model, self._views.layout, next(model.parameters()).device
         self._kept = kept
@@ -86,9 +86,9 @@ class Trainer:
         self._own = data if isinstance(data, ClientData) else None
         training = terms.config.training
         self.exchange, self._traits, self._only_trains = algorithm.exchange(self.layout), algorithm.traits, only_trains(algorithm)
-        self._needs, alone = self._batch_needs(data), untouched_by(terms.config, self._traits)
+        self.needs, alone = needs_at(terms, model, loss, data), untouched_by(terms.config, self._traits)
         self.engine_name, self.engine = choose_engine(
-            training.engine, terms.plan is not None, model, training, alone, self._needs, clips_persons(terms.plan), self._traits.composes
+            training.engine, terms.plan is not None, model, training, alone, self.needs, clips_persons(terms.plan), self._traits.composes
         )
         self._together = self.engine_name == "lockstep" and self._federation is not None
         self._shared: tuple[Tensor, Tensor] | None = None
@@ -105,14 +105,6 @@ class Trainer:
         self.members = None if protocol is None else Members(enrolled(protocol, data), terms.job, least, self.exchange)
         privacy = terms.config.privacy
         self._secret = bool(privacy.regimes) and privacy.insecure_seed is None  # nothing random in a turn may follow from the config
-
-    def _batch_needs(self, data: Federation | ClientData) -> BatchNeeds:
-        """What a batch must be; where records are protected, the pre-flight test has seen that it may be anything."""
-        if self._plan is not None:
-            return BatchNeeds()
-        x, y = data.train.x, data.train.y
-        seen = None if self._config.privacy.regimes else y
-        return batch_needs(self.model, self._loss, tuple(x.shape[1:]), x.dtype.kind == "i", data.classes, seen, tuple(y.shape[1:]))
 
     def stop_round(self, round_: int) -> None:
         """End the training of ``round_`` (and earlier ones) at the next step; called from another thread."""
@@ -175,7 +167,7 @@ class Trainer:
         except ClaimVoid:
             raise  # what ran is not what was charged: the whole run must end
         except BaseException as error:  # a client's fault is reported, not fatal; also where its code asks to end the process
-            return report(**_ended(error))
+            return report(**ended(error))
         return report("done", loss=self._shown(result), receipts=receipts, physical_batch=fitted, state=state)
 
     def _run(
@@ -197,7 +189,7 @@ class Trainer:
             return self._draws(task, seed, name)(client.index)
 
         def local(physical_batch: int) -> tuple[Update, LocalResult]:
-            self.model = self.model if self._fresh is None else self._fresh()
+            self._renew()
             if secret is None:
                 seed_torch(torch_seed(seed, "torch", task.round, client.index), self.device)
             else:  # the same each time: a smaller batch after a lack of memory draws what the larger one would have
@@ -215,12 +207,12 @@ class Trainer:
                 return self.engine(self.model, *records, own)
 
             turn = Turn(task.round, lr, fitted, train, *self._views.of(client, state, weights, len(y), self.model, lambda: (x, y)))
-            update = with_personal(turned(self._algorithm, turn), turn.personal)
+            update = with_personal(turned(self.algorithm, turn), turn.personal)
             return update, turn.in_all(None if charge is None else charge.history())
 
         whole = min(training.physical_batch, max(1, len(data.train)))
-        first = whole if self._needs.whole else max(1, min(whole >> client.halvings, self._fits or whole))
-        (update, result), fits = fitting(local, first, self._needs.whole)
+        first = whole if self.needs.whole else max(1, min(whole >> client.halvings, self._fits or whole))
+        (update, result), fits = fitting(local, first, self.needs.whole)
         if fits < whole:
             self._fits = fits
         return update, result, (fits if fits < whole else None)
@@ -228,10 +220,20 @@ class Trainer:
     def measured(self, weights: Vector, client: ClientTask) -> nn.Module:
         """The model that is evaluated on a client's own records."""
         train, state = self.data(client).train, of_algorithm(self._views.state_of(client))
-        self.model = self.model if self._fresh is None else self._fresh()
+        self._renew()
         view = ClientView(*self._views.of(client, state, weights, len(train), self.model, lambda: self.tensors(train)))
-        view.put(self._algorithm.measured(view))
+        view.put(self.algorithm.measured(view))
         return self.model
+
+    def global_model(self, weights: Vector) -> nn.Module:
+        """The one model that was broadcast."""
+        self._renew()
+        set_vector(self.model, self.layout, weights[: self.layout.size])
+        return self.model
+
+    def _renew(self) -> None:
+        if self._fresh is not None:
+            self.model = self._fresh()
 
     # -- many clients ----------------------------------------------------------------------------
 
@@ -273,7 +275,7 @@ class Trainer:
         return [
             self._report(client, "done", records, seconds, loss=self._shown(result), receipts=self._receipts(task, client, result))
             if error is None
-            else self._report(client, records=records, seconds=seconds, **_ended(error))
+            else self._report(client, records=records, seconds=seconds, **ended(error))
             for client, records, result, error in zip(clients, sizes, results, left_out, strict=True)
         ]
 
@@ -293,7 +295,7 @@ class Trainer:
         for n, client in enumerate(clients):
             view = client.index, sizes[n], globals_, self.model, self.layout
             turn = TrainedTurn(updates[n], task.round, lr, training, lambda *_, n=n: results[n], *view)
-            update = turned(self._algorithm, turn)
+            update = turned(self.algorithm, turn)
             self._views.keep(task, update.state)  # refuses a state that the traits do not declare
             leaves[n] = self._adding.leaving(update)
         return leaves
@@ -342,9 +344,9 @@ class Trainer:
             noise=noise,
             dp=None if plan is None else DpStep(plan.noise_multiplier, plan.clip, plan.clipping, plan.person),
             should_stop=lambda: self._stop_round >= task.round + task.behind,
-            whole=self._needs.whole,
-            fewest=self._needs.fewest,
-            couples=self._needs.couples,
+            whole=self.needs.whole,
+            fewest=self.needs.fewest,
+            couples=self.needs.couples,
         )
 
     def _receipts(self, task: RoundTask, client: ClientTask, result: LocalResult) -> dict[str, Receipt]:
@@ -390,11 +392,3 @@ class Trainer:
             records = 0
         about = client.index, client.name, status, client.attempt, records, seconds, loss, error, traceback, self._host
         return ClientReport(*about, receipts or {}, physical_batch, state)
-
-
-def _ended(error: BaseException) -> dict[str, Any]:
-    """What is reported of a turn that an error has ended."""
-    if isinstance(error, Stopped | UpdateRejected):
-        return {"status": "late" if isinstance(error, Stopped) else "rejected", "error": str(error)}
-    end_if_lost(error)
-    return {"status": "failed", "error": str(error) if isinstance(error, FedrayError) else described(error), "traceback": told(error)}

@@ -9,7 +9,7 @@ from fedray import components
 from fedray.aggregation.mean import WeightedMean
 from fedray.aggregation.root import RootUse
 from fedray.aggregation.rule import Rule, make_rule
-from fedray.algorithms.algorithm import Algorithm, check_training, make_algorithm, make_server
+from fedray.algorithms.algorithm import Algorithm, check_training, make_algorithm, make_server, own_models
 from fedray.attacks.attackers import check_attack
 from fedray.choices import LossChoice
 from fedray.clients.groups import training_of
@@ -60,7 +60,7 @@ def check_privacy(config: Config) -> list[str]:
     check_attack(config, algorithm.traits, rule.wants)
     warnings = rules.check(config, private_statistics(config.data))
     warnings += check_rule(config, rule.wants, _is_mean(rule))
-    check_judged(config, type(algorithm).measured is Algorithm.measured and not algorithm.personal)
+    check_judged(config, not own_models(algorithm))
     rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
     check_stages(config, make_stages(config), algorithm.traits)
     schedule = make_schedule(config)
@@ -112,12 +112,37 @@ def check_parts(config: Config) -> None:
     find_metrics(config.evaluation.metrics)
     if config.evaluation.charged is not None:
         counted_for(config.evaluation.metrics, config.evaluation.charged, None)
+    _check_fine_tune(config)
     check_schedule(config.training, config.rounds)
     factory = find(components.MODELS, config.model.kind)
     if inspect.isroutine(factory) or inspect.isclass(factory):
         factory_arguments(factory, config.model)
     if config.model.adapters is not None:
         adapter(config.model.adapters)
+
+
+def _check_fine_tune(config: Config) -> None:
+    """Refuse fine-tuning for an evaluation that the clients are not asked for, and of models that they do not train.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    section = config.evaluation.fine_tune
+    if section is None:
+        return
+    if not config.evaluation.federated:
+        raise ConfigError(
+            "evaluation.fine_tune: each client evaluates the model that it has fine-tuned, but evaluation.federated is false; set it to true, or "
+            "take fine_tune out."
+        )
+    if not config.training.trains:
+        raise ConfigError(
+            f"evaluation.fine_tune: the clients of algorithm.kind '{config.algorithm.kind}' do not train, so training says nothing of how they "
+            "would; take it out, or use an algorithm such as fedavg."
+        )
+    groups = [training_of(config, g.training, f"clients.groups.{i}.training") for i, g in enumerate(config.clients.groups)]
+    if section.epochs is not None and any(t.sampling_rate is not None for t in (config.training, *groups)):
+        raise ConfigError("evaluation.fine_tune.epochs: training.sampling_rate draws steps and knows no epochs; give steps instead.")
 
 
 def _check_root(config: Config, use: RootUse, algorithm: Algorithm) -> None:

@@ -72,6 +72,7 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
     "weights by records": ({"algorithm": {"kind": "fedavg", "weights": "samples"}}, {"privacy": {"weight_cap": 100}}),
     "adaptive clip norm": ({"privacy": {"adaptive_clip": {}}},),
     "evaluation at the clients": ({"evaluation": {"federated": True}},),
+    "fine-tuned evaluation": ({"evaluation": {"federated": True, "fine_tune": {"steps": 1}}},),
     "charged evaluation at clients": (
         {"privacy": _RECORD, "training": _BY_RECORDS, "evaluation": {"federated": True, "metrics": ["accuracy"], "charged": _NOISED}},
     ),

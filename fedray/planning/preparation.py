@@ -356,10 +356,15 @@ def _evaluated_apart(config: Config, apart: str, test: Records | None) -> tuple[
         test: the driver's test set.
 
     Raises:
-        ConfigError: the config asks for metrics, but the clients are not asked.
+        ConfigError: the config asks for metrics, but the clients are not asked, or for a global model that is fine-tuned.
     """
     if not apart or not config.evaluation.metrics:
         return config, test, []
+    if config.evaluation.fine_tune is not None:
+        raise ConfigError(
+            f"evaluation.fine_tune: there is no one global model to train at each client, because {apart}; take it out, or use an algorithm with "
+            "one, such as fedavg or ditto."
+        )
     if config.evaluation.federated:
         said = f"The driver's test records are not used: the model does not predict by itself, because {apart}; the clients evaluate it."
         return config, None, [] if test is None else [said]

@@ -67,6 +67,12 @@ def check_charged(config: Config) -> None:
         ConfigError: keys of the section have no effect.
     """
     evaluation, privacy = config.evaluation, config.privacy
+    if evaluation.fine_tune is not None and privacy.regimes:
+        raise PrivacyRefusal(
+            "evaluation.fine_tune: it trains on the clients' records without noise and without a charge, and releases what comes of it; take it "
+            "out, or compare with fine-tuning in a run on public records with privacy.regime=none.",
+            f"privacy.incompatible.{privacy.regimes[0]}.fine_tune",
+        )
     if evaluation.charged is None:
         if evaluation.federated and privacy.regimes and "evaluation" not in privacy.unprotected:
             raise _unprotected(privacy.regimes[0])

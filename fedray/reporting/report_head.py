@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from fedray.clientfigures import FRONTS
 from fedray.credentials import cleaned
 from fedray.reporting.report_text import figure, metric, table, time_text
 from fedray.rounding import claim_text, rounded_up
@@ -46,13 +47,13 @@ def head(run: Path, config: Mapping[str, Any], data: RunData) -> Iterator[str]:
 
 
 def _final(final: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The final figures; those of charged evaluations with the noise that they carry."""
+    """The final figures but those over clients; those of charged evaluations with the noise that they carry."""
 
     def said(key: str) -> str:
         noise = number(final.get(key.replace("eval/", "noise/", 1))) if key.startswith("eval/") else None
         return figure(final[key]) + ("" if noise is None else f", with noise of standard deviation {noise:.2g}")
 
-    return [(f"{metric(key)} at the end", said(key)) for key in final if not key.startswith("noise/")]
+    return [(f"{metric(key)} at the end", said(key)) for key in final if not key.startswith(("noise/", *FRONTS))]
 
 
 def run_name(run: Path, data: RunData) -> str:

@@ -18,6 +18,7 @@ from fedray.configfile import load_config, parse_yaml
 from fedray.credentials import cleaned
 from fedray.errors import ConfigError, FedrayError
 from fedray.privacy.ledger.inspect import verify_all
+from fedray.reporting.report_clients import at_clients
 from fedray.reporting.report_faults import faults
 from fedray.reporting.report_head import guarantees, head, run_name
 from fedray.reporting.report_html import page
@@ -170,6 +171,7 @@ def _results(data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str]) 
             "that round, so the figure flatters; the result is the figure at the end.",
             "",
         )
+    yield from at_clients(data.summary.get("final") or {})
     for path, chart in shown.items():
         yield from (f"![{chart.title}]({path})", "")
 

@@ -15,11 +15,12 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray import components
+from fedray.choices import Resources
 from fedray.clients.devices import device_of_actor, end_if_lost, in_actor
 from fedray.clients.nodes import asks, ray_options
 from fedray.clients.offspring import contain
 from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
-from fedray.config import Config, Resources
+from fedray.config import Config
 from fedray.data.records import Records
 from fedray.errors import FedrayError, cause_of, first_line
 from fedray.models.build import evaluating

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fedray.clientfigures import distribution, front_of
 from fedray.clients.messages import LocalEvaluation
-from fedray.config import Evaluation
+from fedray.evaluationconfig import Evaluation
 from fedray.faults import Fault
 from fedray.runfiles import Row
 from fedray.training.evaluate import find_metrics
@@ -85,8 +86,9 @@ def numbers_only(row: Row) -> Row:
 def summarize(rows: Sequence[LocalEvaluation], central: bool, lower: Collection[str] = ("loss", "mae", "rmse")) -> dict[str, float]:
     """Federated evaluation in figures.
 
-    ``fairness/M_mean|worst|p10|std`` over clients with equal weight; without a central test set also ``eval/M``, the mean over
-    records. A client at which M is not defined (NaN) is left out of M's figures; ``fairness/M_left_out`` counts those.
+    ``fairness/M_mean|worst|p10|p25|p50|p75|std`` over clients with equal weight, and as many ``global/`` or ``fine_tuned/`` where clients
+    measured further models (:data:`fedray.clientfigures.MODELS`); without a central test set also ``eval/M``, the mean over records. A
+    client at which M is not defined (NaN) is left out of M's figures; ``fairness/M_left_out`` counts those.
 
     Args:
         rows: one a client.
@@ -96,15 +98,13 @@ def summarize(rows: Sequence[LocalEvaluation], central: bool, lower: Collection[
     figures: dict[str, float] = {}
     for name in rows[0].metrics if rows else ():
         values, records = (np.array(column, dtype=np.float64) for column in _columns(rows, name))
+        front = front_of(name)
         if len(values) < len(rows):
-            figures[f"fairness/{name}_left_out"] = float(len(rows) - len(values))
+            figures[f"{front}_left_out"] = float(len(rows) - len(values))
         if not len(values):
             continue
-        figures[f"fairness/{name}_mean"] = float(values.mean())
-        figures[f"fairness/{name}_worst"] = float(values.max() if name in lower else values.min())
-        figures[f"fairness/{name}_p10"] = float(np.quantile(values, 0.9 if name in lower else 0.1))
-        figures[f"fairness/{name}_std"] = float(values.std())
-        if not central:
+        figures |= {f"{front}_{what}": value for what, value in distribution(values, name.rpartition("/")[2] in lower).items()}
+        if not central and name != front:
             figures[f"eval/{name}"] = float(values @ records / records.sum())
     return figures
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedray.checkpoint import Saved
+from fedray.clientfigures import FRONTS
 from fedray.clients.messages import LocalEvaluation
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
@@ -286,7 +287,7 @@ class Record:
         last = (self._quality.last or {}).get("metrics", {})
         return {
             "rounds": self.rounds,
-            "final": {k: v for k, v in last.items() if k.startswith(("eval/", "noise/", "fairness/"))},
+            "final": {k: v for k, v in last.items() if k.startswith(("eval/", "noise/", *FRONTS))},
             "best": self._quality.best,
             "left_out": self.left_out,
             "performance": {

@@ -9,8 +9,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from fedray.choices import Resources
 from fedray.clients.nodes import asks, covers
-from fedray.config import Config, Resources
+from fedray.config import Config
 from fedray.errors import ConfigError, FedrayError
 from fedray.planning.preparation import Prepared
 from fedray.sweeps.onetrial import Trial, run_trial

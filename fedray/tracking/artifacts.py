@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedray.clientfigures import FRONTS
 from fedray.credentials import cleaned
 from fedray.errors import FedrayError
 from fedray.rounding import claim_text, rounded_down, rounded_up
@@ -262,7 +263,7 @@ def _saved_model(
     shown |= {"ledger_run": job} if job and statement else {}
     if "privacy/claim" in tags:
         shown["claim"] = tags["privacy/claim"]
-    final = [p for p in points(rows[-1]) if p.key.startswith(("eval/", "fairness/", "privacy/epsilon"))] if rows else []
+    final = [p for p in points(rows[-1]) if p.key.startswith(("eval/", *FRONTS, "privacy/epsilon"))] if rows else []
     params = {k: v for k, v in state.params.items() if k.startswith(_MODEL_PARAMS)}
     description = version_note(summary, result, state.run_name, shown)
     return save_model(builder, state.run_id, params, shown, final, sha256, description, summary["status"] == "completed", measured_on)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fedray.clientfigures import MODELS, metrics_of, models_of
 from fedray.rounding import rounded_up
-from fedray.tracking.chartstyle import BLUE, GREEN, GREY, RED, Chart, axes_of, legend, thinned
+from fedray.tracking.chartstyle import AMBER, BLUE, GREEN, GREY, RED, Chart, axes_of, legend, thinned
 from fedray.tracking.journal import number
 from fedray.tracking.rundata import RunData, unit_of, unit_text
 
@@ -18,18 +19,18 @@ _STEPS = 200  # points of a curve of quantiles
 
 
 def results_at_clients(run: RunData) -> Iterator[Chart]:
-    """Mean, 10 % quantile and worst of the clients' own results over rounds, for the metric that the run is judged by."""
-    found = [
-        key.removeprefix("fairness/").removesuffix("_mean") for key in run.metrics if key.startswith("fairness/") and key.endswith("_mean")
-    ]
+    """The distribution of the clients' own results over rounds, for the metric that the run is judged by."""
+    found = metrics_of(run.metrics)
     mine = (run.quality or "").removeprefix("eval/")
     metric = mine if mine in found else next(iter(found), None)
     if metric is None or len(run.series(f"fairness/{metric}_mean")[0]) < 2:
         return
     caption = (
-        "Each client's result on its own held-out records, clients with equal weight: the mean, the quantile that a tenth of the clients "
-        "do not reach, and the worst client."
+        "Each client's result on its own held-out records, clients with equal weight: the mean, the half of the clients between the quartiles, "
+        "the quantile that a tenth of the clients do not reach, and the worst client."
     )
+    if others := models_of(run.metrics, metric)[1:]:
+        caption += f" Dashed: the mean of {' and of '.join(MODELS[model] for model in others)}."
     yield Chart("clients_results", f"{metric} at the clients", caption, partial(_at_clients, run, metric))
 
 
@@ -40,6 +41,14 @@ def _at_clients(run: RunData, metric: str, figure: Any) -> None:
         if rounds:
             at, _, middle, _ = thinned(rounds, values)
             axes.plot(at, middle, color=colour, linewidth=1.5, label=name)
+    (rounds, low), (_, high) = (run.series(f"fairness/{metric}_{key}") for key in ("p25", "p75"))
+    if rounds and len(low) == len(high):
+        axes.fill_between(rounds, low, high, color=BLUE, alpha=0.15, linewidth=0)
+    for model, colour in (("global", GREY), ("fine_tuned", AMBER)):
+        rounds, values = run.series(f"{model}/{metric}_mean")
+        if rounds:
+            at, _, middle, _ = thinned(rounds, values)
+            axes.plot(at, middle, color=colour, linestyle="--", linewidth=1.5, label=MODELS[model])
     legend(axes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from fedray.clientfigures import FRONTS
 from fedray.rounding import rounded_up
 
 #: Counters that are not sent as long as they are zero.
@@ -15,7 +16,7 @@ COUNTERS = frozenset(
 #: Settings that a row repeats; they are sent only from where they change. While they stay as they are, the parameter of this name tells them.
 CONSTANTS = {"train/lr": "training.lr", "privacy/budget": "privacy.budget", "privacy/joint/budget": "privacy.joint.budget"}
 
-_FIRST = ("eval/", "privacy/epsilon", "privacy/joint/epsilon", "privacy/", "noise/", "fairness/", "train/")
+_FIRST = ("eval/", "privacy/epsilon", "privacy/joint/epsilon", "privacy/", "noise/", *FRONTS, "train/")
 
 
 def rank(name: str) -> tuple[int, bool]:

@@ -19,11 +19,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedray.clientfigures import models_of
 from fedray.faults import Fault
 from fedray.logs import fitted
 from fedray.rounding import rounded_up
 from fedray.tracking.journal import Row, number
 
+#: The columns of means over clients, by the model; they are shown where there are several models to compare.
+_AT_CLIENTS = {"fairness": "at clients", "global": "global", "fine_tuned": "fine-tuned"}
 _SHOWN_ROUNDS = 8
 _RATE_WINDOW = 8
 _LOG_WIDTH = 400
@@ -191,10 +194,14 @@ class Progress:
         odd = row.get("not_finite") or {}
         dropped = sum(get(f"round/clients_{why}") or 0 for why in ("failed", "late", "refused"))
         done, quality = get("round/clients_completed"), get(self._metric())
+        metric = self._metric().rpartition("/")[2]
+        models = models_of(row["metrics"], metric)
+        beside = {_AT_CLIENTS[model]: f"{get(f'{model}/{metric}_mean'):.4f}" for model in models if len(models) > 1}
         return {
             "round": str(row["round"]),
-            self._metric().rpartition("/")[2]: odd.get(self._metric(), "") if quality is None else f"{quality:.4f}",
+            metric: odd.get(self._metric(), "") if quality is None else f"{quality:.4f}",
             "loss": odd.get("eval/loss", "") if (loss := get("eval/loss", "train/loss_mean")) is None else f"{loss:.4f}",
+            **beside,
             "epsilon": "" if (spent := get("privacy/epsilon")) is None else rounded_up(spent, 3, fixed=True),
             "clients": "" if done is None else f"{done:.0f}" + (f" (-{dropped:.0f})" if dropped else ""),
             "s/round": "" if (seconds := get("time/round_s")) is None else f"{seconds:.2f}",

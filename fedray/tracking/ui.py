@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedray.clientfigures import MODELS
 from fedray.errors import ConfigError
 from fedray.tracking.mlflow_store import artifact_root, log, masked, sqlite_path
 
@@ -23,7 +24,7 @@ _NOTE = """\
 How much accuracy does each epsilon buy, and for whom?
 
 Each run is one federated training by fedray; `step` is the round. Metrics: `eval/` the global model on held-out records,
-`noise/` how much of it is noise, `fairness/` across clients, `privacy/` what was spent, `round/` who took part, `time/` and `traffic/` what it cost.
+`noise/` how much of it is noise, `fairness/`, `global/`, `fine_tuned/` across clients, `privacy/` what was spent, `round/` who took part, `time/` and `traffic/` what it cost.
 
 Epsilon is a claim only where the tag `privacy/claim` says `valid`, for the unit that `privacy/unit` names. Each run's artifacts have
 `report.html` (all on one page), `privacy_statement.md` (what is claimed, for reviewers) and the books in `ledger/`.
@@ -125,7 +126,8 @@ def dashboard(headline: str, differ: Sequence[str] = ()) -> dict[str, Any]:
         _line("fedray-utility", "head", [headline]),
         _line("fedray-epsilon", "head", [EPSILON]),
         *([_line("fedray-loss", "head", [loss])] if headline != loss else []),
-        _line("fedray-fair", "fair", [f"fairness/{name}_worst", f"fairness/{name}_p10"]),
+        _line("fedray-fair", "fair", [f"fairness/{name}_worst", f"fairness/{name}_p10", f"fairness/{name}_p50"]),
+        _line("fedray-models", "fair", [f"{model}/{name}_mean" for model in MODELS]),
         _line("fedray-clients", "cost", ["round/clients_completed", "round/clients_failed"]),
         _line("fedray-seconds", "cost", ["time/round_s"]),
         _line("fedray-uplink", "cost", ["traffic/uplink_mb"]),

@@ -13,7 +13,8 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
 
-from fedray.config import Config, Resources
+from fedray.choices import Resources
+from fedray.config import Config
 from fedray.configfile import build_config, parse_yaml
 from fedray.errors import ConfigError
 

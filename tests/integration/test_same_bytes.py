@@ -106,9 +106,9 @@ def test_after_the_command_was_gone_and_the_run_resumed(reference: str, tmp_path
 
 def test_a_round_does_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
     """One round by hand, handed out in many orders: the expected sizes decide who comes first."""
+    from fedray.choices import Resources
     from fedray.clients.placement import Place, start_actor
     from fedray.clients.terms import Site, make_terms
-    from fedray.config import Resources
 
     config = load_config(DIGITS, [o for o in SMALL if not o.startswith("privacy")] + ["privacy={regime: none}"])
     prepared = prepare(config)

@@ -33,12 +33,14 @@ def accuracy(algorithm: dict[str, Any]) -> float:
     return float(np.mean(found))
 
 
-def accuracy_at_clients(algorithm: dict[str, Any]) -> float:
+def accuracy_at_clients(algorithm: dict[str, Any], metric: str = "accuracy", **evaluation: Any) -> float:
     """Mean over the seeds and the clients, of a network of 32 hidden units on each client's own test records."""
     found = []
     for seed in range(SEEDS):
-        config = config_of(algorithm, seed=seed, model={"kind": "mlp", "hidden": [32]})
-        found.append(trained(config, with_client_tests(few_shards(seed)[0], seed), seed).client_accuracy())
+        section = {"federated": True, **evaluation}
+        config = config_of(algorithm, seed=seed, model={"kind": "mlp", "hidden": [32]}, evaluation=section)
+        run = trained(config, with_client_tests(few_shards(seed)[0], seed), seed)
+        found.append(np.mean([told.metrics[metric] for told in run.at_clients()]))
     return float(np.mean(found))
 
 
@@ -74,9 +76,12 @@ def test_a_mixture_that_follows_the_losses_raises_the_worst_client() -> None:
 
 
 def test_layers_of_their_own_beat_fedavg_at_the_clients() -> None:
-    """Measured: FedAvg 0.892, FedPer 0.977, FedRep 0.984."""
+    """Measured: FedAvg 0.892, and 0.971 fine-tuned at each client; FedPer 0.977, FedRep 0.984."""
     own = {"personal": ["out"]}
     fedavg, fedper, fedrep = map(accuracy_at_clients, ({"kind": "fedavg"}, {"kind": "fedper", **own}, {"kind": "fedrep", **own}))
+    tuned = accuracy_at_clients({"kind": "fedavg"}, "fine_tuned/accuracy", fine_tune={"epochs": 2})
+    assert tuned > fedavg + 0.06
+    assert tuned < fedper + 0.01
     assert fedper > fedavg + 0.03
     assert fedrep > fedper
 

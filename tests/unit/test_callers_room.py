@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from fedray.choices import Resources
 from fedray.clients.callers import Holding, in_group_sentence, unplaced, without_group
 from fedray.clients.nodes import Node, bundles
 from fedray.clients.placement import Place
-from fedray.config import Resources
 
 GROUP = "00ff" * 9
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 
+from fedray.choices import Resources
 from fedray.clients.groups import make_groups
 from fedray.clients.inbox import LARGE, shares_sums
 from fedray.clients.memory import Repeatable, fitting, killed_for_memory, out_of_memory, turn_noise
@@ -19,7 +20,6 @@ from fedray.clients.nodes import Node, matches, room, start_options, suits, why_
 from fedray.clients.placement import Place, more_places, plan_places
 from fedray.clients.slots import Silent, left_with_its_node
 from fedray.clients.work import Queue, Work
-from fedray.config import Resources
 from fedray.configfile import build_config
 
 

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional
 
 from fedray.clients.messages import LocalEvaluation
-from fedray.config import Config, Evaluation
+from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
+from fedray.evaluationconfig import Evaluation
 from fedray.planning.preparation import prepare
 from fedray.rounds.quality import Quality, numbers_only, summarize
 from fedray.training.evaluate import check_metrics, evaluate, find_metrics
