@@ -26,6 +26,7 @@ class Traits:
         state: clients keep vectors between their turns.
         passes: trainings over the records in one turn; each would have to be charged. 0: clients do not train.
         divides: the driver divides by what the clients send, which noise can make zero or negative.
+        adapted: the model that is measured at a client is made by gradients over the client's training records.
         exact: clients send digits of whole numbers (:mod:`fedray.algorithms.totals`), of which nothing but the plain sum has a meaning.
     """
 
@@ -34,6 +35,7 @@ class Traits:
     state: bool = False
     passes: int = 1
     divides: bool = False
+    adapted: bool = False
     exact: bool = False
 
     @property

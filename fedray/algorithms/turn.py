@@ -93,9 +93,10 @@ class ClientView:
         state: Mapping[str, Vector] | None = None,
         rows: Callable[[], tuple[Tensor, Tensor]] | None = None,
         personal: Personal | None = None,
+        gradient: Callable[[], Vector] | None = None,
     ) -> None:
         self.client, self.records, self.globals, self.state = client, records, globals_, state
-        self.model, self.layout, self.personal, self._loss, self._rows = model, layout, personal, loss, rows
+        self.model, self.layout, self.personal, self._loss, self._rows, self._gradient = model, layout, personal, loss, rows, gradient
 
     def put(self, vector: Vector) -> None:
         """Set the model to a vector, float32 ``[layout.size]``, and to the client's own layers."""
@@ -116,6 +117,21 @@ class ClientView:
             raise FedrayError("algorithm.kind: it asks for a client's loss, which its traits do not declare; add reads={'loss'}.")
         self.put(self.globals["model"] if at is None else at)
         return self._loss()
+
+    def gradient(self, at: Vector) -> Vector:
+        """Gradient of the mean loss over the client's training records, float32 ``[layout.size]``; in evaluation mode, and zero for buffers. For
+        algorithms whose traits say that measured models are ``adapted``.
+
+        Args:
+            at: at which vector, float32 ``[layout.size]``.
+
+        Raises:
+            FedrayError: the algorithm does not declare it.
+        """
+        if self._gradient is None:
+            raise FedrayError("algorithm.kind: it asks for a client's gradient, which its traits do not declare; add adapted=True.")
+        self.put(at)
+        return self._gradient()
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """The client's training records: x ``[n, ...]`` and y ``[n, ...]``, on the model's device; not to be changed. For algorithms

@@ -20,6 +20,7 @@ from fedray.errors import FedrayError
 from fedray.parameters import Layout, Vector, get_vector
 from fedray.training.evaluate import evaluate
 from fedray.training.losses import Loss
+from fedray.training.meangradient import mean_gradient
 from fedray.training.metrics import mean_loss
 
 
@@ -80,9 +81,16 @@ class Views:
         def loss() -> float:
             return fitting(loss_by, self._batch)[0]
 
+        def gradient_by(batch: int) -> Vector:
+            x, y = data()
+            return mean_gradient(model, self.layout, x, y, self._loss.of_client(y), batch)
+
+        def gradient() -> Vector:
+            return fitting(gradient_by, self._batch)[0]
+
         globals_, reads = self._exchange.views(weights, "down"), self._traits.reads
         allowed = loss if "loss" in reads else None, state, data if "records" in reads else None
-        return client.index, records, globals_, model, self.layout, *allowed, personal
+        return client.index, records, globals_, model, self.layout, *allowed, personal, gradient if self._traits.adapted else None
 
     def keep(self, task: RoundTask, state: Mapping[str, Vector] | None) -> StateAddress | None:
         """Write down what a client keeps for its next turn.

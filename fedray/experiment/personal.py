@@ -37,7 +37,7 @@ def personal_model(files: RunFiles, config: Config, client: str) -> nn.Module:
         FedrayError: the algorithm gives clients no model of their own, there is no such client, it never took part, or its state is gone.
     """
     algorithm = make_algorithm(config.algorithm)
-    if not algorithm.traits.state or algorithm.traits.reads:
+    if not algorithm.traits.state or algorithm.traits.reads or algorithm.traits.adapted:
         raise FedrayError(
             f"algorithm.kind: the clients of '{config.algorithm.kind}' keep no model of their own in the run's directory; ask for the model "
             "without a client, or use fedper, fedrep, ditto or pfedme."

@@ -103,6 +103,12 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
             "steps take one, such as fedavg, fedprox or scaffold, or fedper for layers that stay with the clients.",
             "privacy.incompatible.record.composed",
         )
+    if privacy.record and traits.adapted:
+        raise PrivacyRefusal(
+            f"algorithm.kind: the models that clients of '{kind}' measure are made by gradients over their training records without noise; use an "
+            "algorithm whose clients keep what noised steps have made, such as fedper, or fedavg.",
+            "privacy.incompatible.record.adapted",
+        )
     if privacy.record and traits.passes > 1:
         raise PrivacyRefusal(
             f"algorithm.kind: '{kind}' trains more than once in a turn, of which a turn's charge covers one training; use an algorithm that trains "

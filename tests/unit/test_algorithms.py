@@ -332,6 +332,7 @@ TABLE = [
     ("afl", {}, "record.reads", "client.client_state"),
     ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
     ("pfedme", {"weights": "uniform"}, "record.composed", "client.client_state"),
+    ("perfedavg", {"weights": "uniform"}, "record.composed", None),
     ("newton", {}, "record.reads", "client.exact_totals"),
     ("ifca", {"weights": "uniform"}, "record.reads", "client.quotient"),
     ("fedper", {"weights": "uniform", "personal": ["fc.bias"]}, None, "client.client_state"),
