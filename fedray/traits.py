@@ -27,6 +27,7 @@ class Traits:
         passes: trainings over the records in one turn; each would have to be charged. 0: clients do not train.
         divides: the driver divides by what the clients send, which noise can make zero or negative.
         adapted: the model that is measured at a client is made by gradients over the client's training records.
+        sets: the driver makes the next model itself, which no server optimiser moves.
         exact: clients send digits of whole numbers (:mod:`fedray.algorithms.totals`), of which nothing but the plain sum has a meaning.
     """
 
@@ -36,6 +37,7 @@ class Traits:
     passes: int = 1
     divides: bool = False
     adapted: bool = False
+    sets: bool = False
     exact: bool = False
 
     @property

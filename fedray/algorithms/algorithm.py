@@ -108,9 +108,13 @@ class Algorithm:
 
     def server(self, globals_: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
         """At the driver, after each round: the new value of each field that goes down or stays with the driver, but for ``model`` the
-        direction in which the server's optimiser moves it; ``globals_`` has the values before it.
+        direction in which the server's optimiser moves it, or with ``traits.sets`` its own new value; ``globals_`` has the values before it.
         """
         return {"model": mean.values["model"]}
+
+    def most_rounds(self, layout: Layout, weights: Vector, cohort: int) -> int | None:
+        """After how many rounds of at most ``cohort`` clients, from the initial model on, nothing is left to do; None: there always is."""
+        return None
 
     def figures(self, mean: Mean) -> dict[str, float]:
         """At the driver, after each round: what the round's row shows of the mean besides, by name; only where nothing is protected."""
@@ -241,15 +245,21 @@ def stepped(
         size = sum(f.size for f in exchange.fields if f.name in exchange.kept)
         before |= exchange.views(state.get(_KEPT, np.zeros(size, dtype=np.float32)), "kept")
     after = _served(algorithm, before, mean)
-    direction = after["model"]
-    weights, state = server.step(before["model"], direction, {name: value for name, value in state.items() if name != _KEPT})
+    model, memory = after["model"], {name: value for name, value in state.items() if name != _KEPT}
+    if not algorithm.traits.sets:
+        model, memory = _optimised(server, layout, before["model"], model, memory)
     if exchange.kept:
-        state = state | {_KEPT: exchange.joined({name: after.pop(name) for name in exchange.kept}, "kept")}
+        memory = memory | {_KEPT: exchange.joined({name: after.pop(name) for name in exchange.kept}, "kept")}
+    return exchange.joined(after | {"model": model}, "down"), memory
+
+
+def _optimised(server: Server, layout: Layout, before: Vector, direction: Vector, state: ServerState) -> tuple[Vector, ServerState]:
+    weights, state = server.step(before, direction, state)
     buffers = layout.mask("buffer")
     if buffers.any():  # running statistics are averaged, not optimised
-        buffers = np.tile(buffers, exchange.model_size // layout.size)
-        weights[buffers] = before["model"][buffers] + direction[buffers]
-    return exchange.joined(after | {"model": weights}, "down"), state
+        buffers = np.tile(buffers, len(before) // layout.size)
+        weights[buffers] = before[buffers] + direction[buffers]
+    return weights, state
 
 
 def figured(algorithm: Algorithm, mean: Mean) -> dict[str, float]:

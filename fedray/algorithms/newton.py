@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fedray.algorithms.algorithm import Algorithm, Mean, Update
+from fedray.algorithms.derivatives import logistic, softmax
 from fedray.algorithms.totals import DIGITS, RecordTotals, totals_of
 from fedray.algorithms.turn import Turn
 from fedray.config import Training
@@ -121,7 +122,7 @@ def _add_block(
         logits += w[outputs * width :, None]
     for feature, column in zip(x[:width], w[: outputs * width].reshape(outputs, width).T, strict=True):
         logits += column[:, None] * feature
-    residual, curvature = _logistic(logits[0], labels) if outputs == 1 else _softmax(logits, labels)
+    residual, curvature = logistic(logits[0], labels) if outputs == 1 else softmax(logits, labels)
     # Of each weight in the model's vector, its output and its feature; the bias belongs to the constant.
     output, feature_of = (index.ravel() for index in np.indices((outputs, width)))
     if biased:
@@ -132,26 +133,6 @@ def _add_block(
         scaled = curvature[output[row]] * x[feature_of[row]]  # [outputs, records]
         totals.add(start, scaled[output[row:]] * x[feature_of[row:]])
         start += size - row
-
-
-def _logistic(logit: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Derivatives of binary cross-entropy by the logit ``[n]``: the first ``[1, n]`` and the second ``[1, 1, n]``."""
-    small = np.exp(-np.abs(logit))  # never overflows
-    one, rest = 1 / (1 + small), small / (1 + small)
-    residual = np.where(logit >= 0, one, rest) - (labels == 1)
-    return residual[None], (one * rest)[None, None]
-
-
-def _softmax(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Derivatives of cross-entropy by the logits ``[outputs, n]``: the first ``[outputs, n]`` and the second ``[outputs, outputs, n]``."""
-    powers = np.exp(logits - logits.max(0))
-    total = np.zeros(len(labels))
-    for power in powers:
-        total += power
-    p, classes = powers / total, np.arange(len(logits))
-    curvature = -p[:, None] * p
-    curvature[classes, classes] += p
-    return p - (labels == classes[:, None]), curvature
 
 
 def _check_linear(turn: Turn, x: torch.Tensor) -> None:

@@ -44,12 +44,23 @@ class RecordTotals:
         Raises:
             UpdateRejected: a contribution is not finite, or a total could reach :data:`LARGEST`.
         """
-        contributions *= 2.0**_FRACTION
-        largest, here = float(np.abs(contributions).max(initial=0.0)), slice(start, start + len(contributions))
-        if not largest * contributions.shape[1] < _LIMIT:
-            raise _too_large()
-        self.values[here] += np.rint(contributions, out=contributions).astype(np.int64).sum(1)
-        if np.abs(self.values[here]).max(initial=0) >= _LIMIT:
+        here = slice(start, start + len(contributions))
+        self.values[here] += _whole(contributions).sum(1)
+        self._check(self.values[here])
+
+    def scatter(self, where: npt.NDArray[np.int64], contributions: npt.NDArray[np.float64]) -> None:
+        """Add contributions ``[..., records]``, each rounded once, to the totals at ``where``, to whose shape they are repeated. Overwrites
+        them. Of one record, no two may go to one total.
+
+        Raises:
+            UpdateRejected: as :meth:`add`.
+        """
+        np.add.at(self.values, where.ravel(), np.broadcast_to(_whole(contributions), where.shape).ravel())
+        self._check(self.values)
+
+    @staticmethod
+    def _check(totals: npt.NDArray[np.int64]) -> None:
+        if np.abs(totals).max(initial=0) >= _LIMIT:
             raise _too_large()
 
     def digits(self, start: int, stop: int) -> Vector:
@@ -62,6 +73,14 @@ class RecordTotals:
             left = (left - digit) >> _BITS
         found[-1] = left  # at most 2**11 in magnitude: within what a coordinate of an update may be
         return found.reshape(-1)
+
+
+def _whole(contributions: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Contributions ``[..., records]`` in units of the grid; they are overwritten."""
+    contributions *= 2.0**_FRACTION
+    if not float(np.abs(contributions).max(initial=0.0)) * contributions.shape[-1] < _LIMIT:
+        raise _too_large()
+    return np.rint(contributions, out=contributions).astype(np.int64)
 
 
 def check_cohort(kind: str, clients: int) -> None:

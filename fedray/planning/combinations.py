@@ -10,6 +10,7 @@ from fedray.aggregation.mean import WeightedMean
 from fedray.aggregation.root import RootUse
 from fedray.aggregation.rule import Rule, make_rule
 from fedray.algorithms.algorithm import Algorithm, check_training, make_algorithm, make_server, own_models
+from fedray.algorithms.server import ServerSGD
 from fedray.attacks.attackers import check_attack
 from fedray.choices import LossChoice
 from fedray.clients.groups import training_of
@@ -94,12 +95,15 @@ def check_parts(config: Config) -> None:
         )
     if make_coder(config.download) is not None and algorithm.traits.exact:
         raise ConfigError(
-            f"download.kind: clients of '{config.algorithm.kind}' send what the server solves for a step from the very model that they got, and "
+            f"download.kind: clients of '{config.algorithm.kind}' send what the server makes the next model of from the very one that they got, and "
             "a coded one is another; use download.kind=none, or an algorithm such as fedavg."
         )
     schedule = make_schedule(config)
     check_stragglers(config, not schedule.carries and not schedule.selects)
-    make_server(config.server)
+    if make_server(config.server) != ServerSGD() and algorithm.traits.sets:
+        raise ConfigError(
+            f"server: has no effect, because the driver of '{config.algorithm.kind}' makes the next model itself; take it out."
+        )
     make_protocol(config.secure)
     if config.privacy.whole_clients:
         make_mechanism(config.privacy)

@@ -64,6 +64,7 @@ _NEEDED: Mapping[tuple[str, str], Sections] = {
 }
 #: Other sections that a part needs beside its own.
 _BESIDE: Mapping[tuple[str, str], Sections] = {
+    ("algorithms", "histogram_trees"): {"model": {"kind": "trees"}, "training": {}},
     ("algorithms", "newton"): {"model": {"kind": "softmax"}, "training": {}},
     ("aggregators", "fltrust"): {"root": {"share": 0.1, "public": True}, "evaluation": {}},
     ("pacings", "semi_synchronous"): {"cohort": {"kind": "fixed", "size": 6}},

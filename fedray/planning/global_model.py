@@ -21,6 +21,7 @@ from fedray.frozen import frozen_values, model_digest
 from fedray.holder import Holder
 from fedray.inputs import Input
 from fedray.models.facts import ModelFacts, first_model
+from fedray.models.trees import check_grown
 from fedray.parameters import Vector, get_vector
 from fedray.planning.initial import Initial, find_initial
 from fedray.privacy import rules
@@ -132,6 +133,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     initial = find_initial(config)
     choice = config.model if initial is None else config.model.model_copy(update={"weights": initial.path})
     model, made = first_model(choice, shape, outputs, config.seed, dtype, positions, facts.inputs, algorithm.personal)
+    check_grown(model, config.algorithm.kind, bool(algorithm.traits.passes))
     private, person = config.privacy.record, config.privacy.person
     single = person is not None and person.kind == "clipped"
     check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)
@@ -161,6 +163,12 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     if not isinstance(exchange, Exchange):
         raise ConfigError(
             f"algorithm.kind: exchange of '{type(algorithm).__name__}' returned a {type(exchange).__name__}; return an Exchange."
+        )
+    most = algorithm.most_rounds(made.layout, weights, largest_cohort(config.cohort, len(names)))
+    if most is not None and config.rounds > most:
+        raise ConfigError(
+            f"rounds: after {most} rounds of '{config.algorithm.kind}' the model is full, so that more of them change nothing; set rounds={most}, or "
+            "make the model larger."
         )
     if isinstance(server, OwnServer):
         server.rehearse(np.resize(weights, exchange.model_size))

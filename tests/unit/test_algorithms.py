@@ -334,6 +334,7 @@ TABLE = [
     ("pfedme", {"weights": "uniform"}, "record.composed", "client.client_state"),
     ("perfedavg", {"weights": "uniform"}, "record.composed", None),
     ("newton", {}, "record.reads", "client.exact_totals"),
+    ("histogram_trees", {}, "record.reads", "client.exact_totals"),
     ("ifca", {"weights": "uniform"}, "record.reads", "client.quotient"),
     ("fedper", {"weights": "uniform", "personal": ["fc.bias"]}, None, "client.client_state"),
     ("fedrep", {"weights": "uniform", "personal": ["fc.bias"]}, "record.passes", "client.client_state"),

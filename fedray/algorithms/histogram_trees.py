@@ -1,0 +1,257 @@
+"""Gradient-boosted trees from histograms that clients add up.
+
+Source: Chen, Guestrin 2016, XGBoost: A Scalable Tree Boosting System; the exchange is that of horizontal FedTree: Li et al. 2023, FedTree: A
+Federated Learning System for Trees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedray.algorithms.algorithm import Algorithm, Mean, Update
+from fedray.algorithms.bin_edges import REFINEMENTS, first_edges, refined
+from fedray.algorithms.derivatives import logistic, softmax_residual
+from fedray.algorithms.totals import DIGITS, RecordTotals, totals_of
+from fedray.algorithms.turn import Turn
+from fedray.config import Training
+from fedray.errors import ConfigError
+from fedray.exchange import Exchange, Field
+from fedray.models.trees import Trees
+from fedray.parameters import Layout, Vector
+from fedray.traits import Traits
+
+_BLOCK = 1024  # records at a time
+_LEAST = 1e-6  # gain of a split; below it is what rounding leaves
+_LOSSES = ("binary_cross_entropy", "cross_entropy", "mse")
+
+Floats = npt.NDArray[np.float64]
+
+
+class Growth(NamedTuple):
+    """How far the trees are, and of what shape they are, as the broadcast says it.
+
+    Attributes:
+        refinements: how often the bins' edges have been moved.
+        levels: of nodes that have been split, counted over all trees.
+        features, outputs, trees, depth: of the model.
+    """
+
+    refinements: int
+    levels: int
+    features: int
+    outputs: int
+    trees: int
+    depth: int
+
+    @classmethod
+    def of(cls, globals_: Mapping[str, Vector]) -> Growth:
+        """What was broadcast."""
+        return cls(*globals_["growth"].astype(np.int64).tolist())
+
+    def vector(self) -> Vector:
+        """As it is broadcast, float32."""
+        return np.array(self, dtype=np.float32)
+
+    @property
+    def tree(self) -> int:
+        """The tree that grows, from 0."""
+        return self.levels // self.depth
+
+    @property
+    def level(self) -> int:
+        """Of its nodes that are split next, from 0; while edges are moved, the root's."""
+        return self.levels % self.depth
+
+
+@dataclass(frozen=True)
+class HistogramTrees(Algorithm):
+    """Gradient-boosted trees: clients send histograms of their records' gradients, from which the server chooses all splits.
+
+    A round adds one level to one tree of each output. Each client sends, for each node of the level, feature and bin, the sums of the first
+    and second derivatives of the loss over its records; the server adds them up and splits each node where the gain is largest. The sums
+    are exact, so any split of the same records among clients gives the same trees, bit by bit. In the first five rounds the histograms say
+    where the records lie, and the bins' edges move there; then every output begins with one Newton step from 0.
+
+    Source: Chen, Guestrin 2016, XGBoost: A Scalable Tree Boosting System, equations 5 to 7; Li et al. 2023, FedTree: A Federated Learning
+        System for Trees
+
+    Attributes:
+        bins: of each feature, 16 or more, for fewer do not find the records; a split lies between two of them.
+        lr: factor on the values of leaves, above 0 (eta).
+        l2: added to the second derivatives of a leaf, 0 or above (lambda).
+        min_gain: what a split must gain more than, 0 or above (gamma): G^2 / (H + l2) of both sides less that of the whole.
+        min_child_weight: of the second derivatives of each side of a split, 0 or above.
+        traits: clients read their records and send exact totals over them, of which the server makes the next model.
+    """
+
+    bins: int = 32
+    lr: float = 0.3
+    l2: float = 1.0
+    min_gain: float = 0.0
+    min_child_weight: float = 1.0
+    traits: ClassVar[Traits] = Traits(reads=frozenset({"records"}), passes=0, sets=True, exact=True)
+
+    def __post_init__(self) -> None:
+        if self.bins < 16:
+            raise ConfigError(f"algorithm.bins: {self.bins} is below 16.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"algorithm.lr: {self.lr} is not above 0.")
+        for name in ("l2", "min_gain", "min_child_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"algorithm.{name}: {getattr(self, name)} is not 0 or above.")
+
+    def check(self, training: Training) -> None:
+        """The loss is one whose derivatives are known."""
+        if training.loss.kind not in _LOSSES or training.loss.arguments:
+            given = f"{training.loss} with {', '.join(training.loss.arguments)}" if training.loss.arguments else str(training.loss)
+            raise ConfigError(
+                f"training.loss: histogram_trees knows the derivatives of {', '.join(_LOSSES)}, and not those of {given}; use one of these "
+                "without arguments."
+            )
+
+    def exchange(self, layout: Layout) -> Exchange:
+        """The bins' edges and how far the trees are go down; the histograms of a tree's widest level come up, as digits.
+
+        Raises:
+            ConfigError: the model is not of trees.
+        """
+        shape = _shape(layout)
+        size = shape.outputs * 2 ** (shape.depth - 1) * shape.features * self.bins * 2
+        return Exchange(
+            (
+                Field("model", layout.size, up=False),
+                Field("edges", shape.features * (self.bins - 1), up=False),
+                Field("growth", len(shape), up=False),
+                Field("histograms", DIGITS * size, down=False, weigh="one"),
+            )
+        )
+
+    def begin(self, layout: Layout, weights: Vector, another: Callable[[int], Vector]) -> dict[str, Vector]:
+        """The initial model, whose trees are kept if it has any, and edges all over the numbers."""
+        growth = _shape(layout, weights)
+        return {"model": weights, "edges": first_edges(growth.features, self.bins).ravel(), "growth": growth.vector()}
+
+    def most_rounds(self, layout: Layout, weights: Vector, cohort: int) -> int:
+        """Five, and one for each level of the trees that there is still room for."""
+        growth = _shape(layout, weights)
+        return REFINEMENTS + growth.trees * growth.depth - growth.levels
+
+    def local(self, turn: Turn) -> Update:
+        """The histograms of the client's records."""
+        x, y = turn.rows()
+        growth, model = Growth.of(turn.globals), cast(Trees, turn.model)
+        tree = min(growth.tree, growth.trees - 1)  # of a full model nothing is asked
+        turn.put(turn.globals["model"])
+        edges = turn.globals["edges"].reshape(growth.features, -1)
+        totals = RecordTotals(growth.outputs * 2 ** (growth.depth - 1) * growth.features * self.bins * 2)
+        for start in range(0, len(y), _BLOCK):
+            part, targets = x[start : start + _BLOCK], y[start : start + _BLOCK].cpu().numpy()
+            with torch.no_grad():
+                outputs = model.outputs(part, tree).T.double().cpu().numpy()
+                nodes = model.places(part, tree, tree + 1, growth.level)[:, :, 0].T.cpu().numpy()
+            slopes, curvatures = _derivatives(turn.training.loss.kind, outputs, targets)
+            columns = part.flatten(1).float().cpu().numpy().T
+            bins = np.stack([np.searchsorted(own, column, side="right") for own, column in zip(edges, columns, strict=True)])
+            lines = np.arange(growth.outputs)[:, None] * 2**growth.level + nodes  # [outputs, records]
+            cells = (lines[:, None] * growth.features + np.arange(growth.features)[:, None]) * self.bins + bins
+            totals.scatter(2 * cells, slopes[:, None])
+            totals.scatter(2 * cells + 1, curvatures[:, None])
+        return Update({"histograms": totals.digits(0, len(totals.values))})
+
+    def server(self, globals_: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
+        """One more level of one tree of each output, or better edges of the bins."""
+        growth, weights = Growth.of(globals_), globals_["model"].copy()
+        edges, levels = globals_["edges"].reshape(growth.features, -1), 2**growth.level
+        model = Layout.of(Trees(growth.features, growth.outputs, growth.trees, growth.depth)).views(weights)
+        shape = growth.outputs, levels, growth.features, self.bins, 2
+        sums = totals_of(mean.values["histograms"], mean.clients)[: math.prod(shape)].reshape(shape)
+        if growth.refinements < REFINEMENTS:
+            edges = refined(edges, sums[:, 0, :, :, 1].sum(0), growth.refinements)
+            growth = growth._replace(refinements=growth.refinements + 1)
+            if growth.refinements == REFINEMENTS:
+                slope, curvature = np.moveaxis(sums[:, 0, 0].sum(1), -1, 0)
+                model["base"] -= np.divide(slope, curvature, out=np.zeros_like(slope), where=curvature > 0)
+        elif growth.tree < growth.trees:
+            self._split(model, growth, edges, sums)
+            growth = growth._replace(levels=growth.levels + 1)
+        return {"model": weights, "edges": edges.ravel(), "growth": growth.vector()}
+
+    def _split(self, model: Mapping[str, Vector], growth: Growth, edges: Vector, sums: Floats) -> None:
+        """Split the nodes of a level, and after the last give the leaves their values.
+
+        A node that does not split leaves all its records in its left child, whose sums are the same, so that it does not split either.
+
+        Args:
+            model: views of the model, which are changed.
+            growth: the tree and its level.
+            edges: of the bins, ``[features, bins - 1]``.
+            sums: of the derivatives, ``[outputs, nodes, features, bins, 2]``.
+        """
+        sides = sums.cumsum(3)
+        whole, left = sides[..., -1:, :], sides[..., :-1, :]
+        right = whole - left
+        gain = self._score(left) + self._score(right) - self._score(whole)  # [outputs, nodes, features, bins - 1]
+        heavy = (left[..., 1] >= self.min_child_weight) & (right[..., 1] >= self.min_child_weight)
+        gain = np.where(heavy, gain, 0.0).reshape(*gain.shape[:2], -1)
+        best = gain.argmax(2)
+        most = np.take_along_axis(gain, best[..., None], 2)[..., 0]
+        split = most > max(self.min_gain, _LEAST)
+        feature, edge = np.divmod(best, self.bins - 1)
+        nodes = slice(2**growth.level - 1, 2 ** (growth.level + 1) - 1)
+        model["feature"][:, growth.tree, nodes] = np.where(split, feature + 1, 0)
+        model["threshold"][:, growth.tree, nodes] = np.where(split, edges[feature, edge], 0.0)
+        np.add.at(model["gain"], feature[split], most[split])
+        if growth.level == growth.depth - 1:
+            output, node = np.indices(best.shape)
+            whole = whole[:, :, 0, 0]
+            first = np.where(split[..., None], left[output, node, feature, edge], whole)
+            leaves = np.stack([first, whole - first], 2).reshape(growth.outputs, -1, 2)
+            model["value"][:, growth.tree] = -self.lr * self._ratio(leaves[..., 0], leaves[..., 1])
+
+    def _score(self, sums: Floats) -> Floats:
+        """What a leaf of these sums ``[..., 2]`` takes off the loss, twice: G^2 / (H + l2)."""
+        return self._ratio(sums[..., 0] ** 2, sums[..., 1])
+
+    def _ratio(self, over: Floats, curvature: Floats) -> Floats:
+        under = curvature + self.l2
+        return np.divide(over, under, out=np.zeros_like(over), where=under > 0)
+
+
+def _shape(layout: Layout, weights: Vector | None = None) -> Growth:
+    """The shape of a model of trees, none of them grown; or, given its weights, with the trees in front of the first empty place as grown.
+
+    Raises:
+        ConfigError: the model is not of trees.
+    """
+    shapes = {e.name: e.shape for e in layout.entries}
+    if list(shapes) != ["base", "feature", "threshold", "value", "gain"]:
+        raise ConfigError("model.kind: histogram_trees grows trees; use model.kind trees, or another algorithm.")
+    (features,), (outputs, trees, leaves), grown = shapes["gain"], shapes["value"], 0
+    if weights is not None:
+        filled = np.flatnonzero(layout.views(weights)["value"].any((0, 2)))
+        grown = int(filled[-1]) + 1 if len(filled) else 0
+    depth = (leaves - 1).bit_length()
+    return Growth(0, grown * depth, features, outputs, trees, depth)
+
+
+def _derivatives(loss: str, outputs: Floats, targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
+    """The first and second derivatives of a loss by each output ``[outputs, n]``, as XGBoost has them: of squared error half of them, and of
+    cross-entropy twice the second ones, for the outputs of a record move together.
+    """
+    if loss == "mse":
+        return outputs - targets.astype(np.float64)[None], np.ones_like(outputs)
+    if loss == "binary_cross_entropy":
+        slope, curvature = logistic(outputs[0], targets.astype(np.int64))
+        return slope, curvature[0]
+    slope, p = softmax_residual(outputs, targets.astype(np.int64))
+    return slope, 2 * p * (1 - p)
+
+
+ALGORITHMS = {"histogram_trees": HistogramTrees}
