@@ -104,6 +104,15 @@ class Augment(Section):
         return self
 
 
+class Unfreeze(Section):
+    """A stage of training: layers that train from a round on, beside those of the stages before."""
+
+    round: int = Field(ge=1, description="The first round in which they train, from 1.")
+    layers: list[str] = Field(
+        min_length=1, description="Names of parameters, or beginnings of names up to a dot, as in the model's state_dict, e.g. [out]."
+    )
+
+
 class Agreed(Section):
     """The data that the parties have agreed on (see docs/agreed_data.md)."""
 

@@ -26,6 +26,7 @@ from fedray.choices import (
     RootChoice,
     Section,
     Stragglers,
+    Unfreeze,
 )
 from fedray.evaluationconfig import Evaluation
 from fedray.sweepconfig import SweepSection
@@ -162,6 +163,11 @@ class Training(Section):
     convolutions: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="What convolutions compute in; bfloat16 is faster and rounds coarsely. Engine plain; not under record-level DP.",
+    )
+    unfreeze: list[Unfreeze] | None = Field(
+        None,
+        min_length=1,
+        description="Stages [{round, layers}]: layers train from that round on, the others are frozen; null = all train.",
     )
     augment: Augment | None = Field(None, description="Random changes to images in each step; null = none. Not with engine lockstep.")
     engine: str = Field("auto", description="Local engine: auto, plain, lockstep, book, hooks, ghost; see `fedray list engines`.")

@@ -47,6 +47,7 @@ from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.steps import StepPlan, Steps
 from fedray.runfiles import Row
 from fedray.spans import span
+from fedray.training.unfreezing import frozen_in
 from fedray.updates.download import Download, make_coder
 from fedray.updates.pipeline import sent_bytes
 
@@ -210,7 +211,7 @@ class Driver:
             with span("cohort", "commit"):
                 p.books.commit(number, list(under.granted.values()), log_.reports)
             with span("aggregation", "server step"):
-                figures = self._step(mean, updates, memory)
+                figures = self._step(number, mean, updates, memory)
             del mean, memory
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
@@ -267,13 +268,14 @@ class Driver:
                 log_.faults.append(Fault("actor", text))
         return total, None
 
-    def _step(self, mean: Vector, updates: int, memory: Memory) -> dict[str, float]:
+    def _step(self, number: int, mean: Vector, updates: int, memory: Memory) -> dict[str, float]:
         """Move the globals; returns what the round's row shows of the mean, and of what the rule remembers."""
         p = self._p
         clients, about = p.regime.participants(updates), (p.algorithm, p.server, p.layout, p.exchange)
         came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
+        frozen = frozen_in(p.config.training, p.layout, number)
         figures = {} if p.config.privacy.regimes else figured(p.algorithm, came)  # code that may fail comes before the model moves
-        self._broadcast.globals, self._state = stepped(*about, self._broadcast.globals, self._state, came)
+        self._broadcast.globals, self._state = stepped(*about, self._broadcast.globals, self._state, came, frozen)
         self._kept = memory
         told = {} if p.regime.hides_clients else p.rule.figures(memory)
         return figures | {f"aggregation/{name}": value for name, value in told.items()}

@@ -30,6 +30,7 @@ from fedray.parameters import Vector, get_vector, set_vector
 from fedray.rounds.clientstates import ClientStates
 from fedray.rounds.roots import RootHere, RootHost
 from fedray.training.losses import outputs_for
+from fedray.training.unfreezing import frozen_in
 from fedray.updates.download import Download, make_coder
 from fedray.updates.pipeline import keep_state, make_stages
 
@@ -191,7 +192,8 @@ class Rehearsed:
         got = total if self.rule.wants == "sum" else self.attackers.seen(each)
         vector, self.memory = combined(self.rule, got, self.memory, self.exchange.up_size)
         mean = Mean(self.exchange.views(vector, "up"), got.count, got.count / len(names))
-        self.globals, self.state = stepped(self.algorithm, self.server, self.layout, self.exchange, self.globals, self.state, mean)
+        frozen = frozen_in(self._config.training, self.layout, self.round)
+        self.globals, self.state = stepped(self.algorithm, self.server, self.layout, self.exchange, self.globals, self.state, mean, frozen)
         self.states.commit(reports, [r.index for r in reports])
         self.round += 1
         self.states.checkpointed(self.round)

@@ -229,6 +229,7 @@ def stepped(
     globals_: Vector,
     state: ServerState,
     mean: Mean,
+    frozen: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Vector, ServerState]:
     """The vector that goes down next, and the server's state, from what came up in a round.
 
@@ -239,6 +240,7 @@ def stepped(
         globals_: the vector that went down, float32 ``[exchange.down_size]``; left as it is.
         state: of the server's optimiser, with the fields that stay with the driver; left as it is.
         mean: of the round.
+        frozen: True where the model does not move in the round, ``[layout.size]``; None where all of it may.
     """
     before = exchange.views(globals_, "down")
     if exchange.kept:
@@ -246,6 +248,9 @@ def stepped(
         before |= exchange.views(state.get(_KEPT, np.zeros(size, dtype=np.float32)), "kept")
     after = _served(algorithm, before, mean)
     model, memory = after["model"], {name: value for name, value in state.items() if name != _KEPT}
+    if frozen is not None:  # whatever came: noise of the driver's, or what an attacker sent
+        still = np.tile(frozen, exchange.model_size // layout.size)
+        model = np.where(still, before["model"] if algorithm.traits.sets else np.float32(0), model)
     if not algorithm.traits.sets:
         model, memory = _optimised(server, layout, before["model"], model, memory)
     if exchange.kept:

@@ -30,6 +30,7 @@ from fedray.rng import generator
 from fedray.rounds.cohort import Population
 from fedray.rounds.roots import RootHere, RootHost
 from fedray.training.choose import choose_engine
+from fedray.training.unfreezing import frozen_in
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,9 @@ class LocalRun:
                 got = total if self._rule.wants == "sum" else Each(size, root=root).joined(RowsAt.here(came, rows))
                 vector, self._kept = combined(self._rule, got, self._kept, size)
                 mean = Mean(self._exchange.views(vector, "up"), len(came), len(came) / len(self._rates))
-                self._globals, self._state = stepped(
-                    self._algorithm, self._server, self._model.facts.layout, self._exchange, self._globals, self._state, mean
-                )
+                layout = self._model.facts.layout
+                about = self._algorithm, self._server, layout, self._exchange, self._globals, self._state, mean
+                self._globals, self._state = stepped(*about, frozen_in(self._config.training, layout, number))
 
     @property
     def weights(self) -> Vector:

@@ -16,6 +16,7 @@ from fedray.aggregation.exact import FULL, ExactSum
 from fedray.aggregation.shared import SharedAt, SharedSum
 from fedray.aggregation.sparse import SparseValues
 from fedray.clients.states import StateAddress
+from fedray.config import Training
 from fedray.data.silos import Silo
 from fedray.exchange import Exchange
 from fedray.traits import Wants
@@ -140,6 +141,11 @@ class ClientTask(NamedTuple):
     version: int | None = None
     factor: int = FULL
     epochs: int | None = None
+
+    def section(self, training: Training) -> Training:
+        """The training section as it is in this turn."""
+        fewer = {name: value for name, value in (("steps", self.steps), ("epochs", self.epochs)) if value is not None}
+        return training.model_copy(update=fewer) if fewer else training
 
 
 class ClientReport(NamedTuple):

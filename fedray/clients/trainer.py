@@ -44,6 +44,7 @@ from fedray.training.engine import SECRET, Compose, DpStep, LocalJob, LocalResul
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
 from fedray.training.schedules import learning_rate
+from fedray.training.unfreezing import unfrozen
 from fedray.updates.pipeline import of_algorithm
 
 #: Gives a client its turn, with what was charged for it, or says why it has none.
@@ -174,11 +175,7 @@ class Trainer:
         self, task: RoundTask, weights: Vector, client: ClientTask, data: ClientData, lr: float, state: dict[str, Vector] | None
     ) -> tuple[Update, LocalResult, int | None]:
         """A client's turn: what leaves, what was done, and the physical batch that fitted into memory where that was less than the config's."""
-        training = self._config.training
-        if client.steps is not None:
-            training = training.model_copy(update={"steps": client.steps})
-        if client.epochs is not None:
-            training = training.model_copy(update={"epochs": client.epochs})
+        training = client.section(self._config.training)
         private = self._plan is not None
         noise = turn_noise(self._config.privacy.insecure_seed, task.round, client.index) if private else None
         x, y = self.tensors(data.train)
@@ -204,7 +201,8 @@ class Trainer:
             def train(adjust: Adjust | None, stream: str, compose: Compose | None) -> LocalResult:
                 usual = adjust is None and compose is None and stream == "batches"
                 own = job if usual else replace(job, adjust=adjust, draws=streams(stream), compose=compose, streams=streams)
-                return self.engine(self.model, *records, own)
+                with unfrozen(self.model, training, task.round):
+                    return self.engine(self.model, *records, own)
 
             turn = Turn(task.round, lr, fitted, train, *self._views.of(client, state, weights, len(y), self.model, lambda: (x, y)))
             update = with_personal(turned(self.algorithm, turn), turn.personal)
@@ -256,7 +254,8 @@ class Trainer:
             job = self._job(task, self._config.training, lr, draws())
             crowd = Crowd(*self._everyone(), starts, stops, lambda k: draws(clients[k].index))
             with self._kept(partial(self._own_seed, task)), span("compute", "local training, many clients at once"):
-                trained, results = train_crowd(self.model, self.layout, weights[: self.layout.size], crowd, job)
+                with unfrozen(self.model, job.training, task.round):
+                    trained, results = train_crowd(self.model, self.layout, weights[: self.layout.size], crowd, job)
                 updates = np.subtract(trained, weights[: self.layout.size], out=trained)
                 if not self._only_trains:
                     updates = self._after_training(task, weights, clients, sizes, updates, results, lr)

@@ -34,6 +34,7 @@ from fedray.training.evaluate import find_metrics
 from fedray.training.losses import find_loss
 from fedray.training.noisedmetrics import counted_for
 from fedray.training.schedules import check_schedule
+from fedray.training.unfreezing import check_unfreezing
 from fedray.updates.download import make_coder
 from fedray.updates.pipeline import make_stages
 
@@ -118,6 +119,7 @@ def check_parts(config: Config) -> None:
         counted_for(config.evaluation.metrics, config.evaluation.charged, None)
     _check_fine_tune(config)
     check_schedule(config.training, config.rounds)
+    check_unfreezing(config)
     factory = find(components.MODELS, config.model.kind)
     if inspect.isroutine(factory) or inspect.isclass(factory):
         factory_arguments(factory, config.model)

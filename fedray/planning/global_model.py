@@ -33,6 +33,7 @@ from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
 from fedray.training.losses import find_loss, outputs_for, positions_for
 from fedray.training.schedules import check_schedule
+from fedray.training.unfreezing import check_layers
 from fedray.updates.pipeline import rehearse
 
 
@@ -46,6 +47,7 @@ class Model:
         weights: float32 ``[facts.layout.size]``.
         engine: the local engine; that of the first group if groups have engines of their own. None where clients do not train.
         frozen_bytes: size of its frozen parameters.
+        still: names of trained parameters that no stage of ``training.unfreeze`` unfreezes.
         columns, scale: see :class:`fedray.data.records.ClientData`.
         initial: where ``model.weights`` come from; None where the factory draws them.
         initial_sha256: digest of the initial model, trained and frozen; empty where the factory draws it.
@@ -56,6 +58,7 @@ class Model:
     weights: Holder[Vector]
     engine: str | None
     frozen_bytes: int = 0
+    still: Sequence[str] = ()
     columns: Sequence[str] = ()
     scale: float = 1.0
     initial: Initial | None = None
@@ -174,4 +177,5 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         server.rehearse(np.resize(weights, exchange.model_size))
     rehearse(config, exchange.up_size, noise_source(0, 0, "rehearsal"))
     digest = "" if initial is None else model_digest(weights, frozen)
-    return Model(made, exchange, Holder(weights), engine, frozen_bytes, facts.columns, facts.scale, initial, digest)
+    still = check_layers(config.training, model)
+    return Model(made, exchange, Holder(weights), engine, frozen_bytes, still, facts.columns, facts.scale, initial, digest)

@@ -46,6 +46,7 @@ from fedray.rounds.availability import Availability, make_availability
 from fedray.rounds.cohort import Sampler, largest_cohort, make_sampler
 from fedray.rounds.pacing import Schedule, check_exchange, drawn_cohort, make_schedule, most_at_once
 from fedray.secure.protocol import make_protocol
+from fedray.training.unfreezing import said_of_never
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,6 +258,7 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
             *prepared.warnings,
             *notes,
             *warned(config, model.initial),
+            *said_of_never(model.still),
             *said_of_one_class(facts.class_counts, prepared.class_labels),
         ],
         test=test,

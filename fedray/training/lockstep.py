@@ -254,6 +254,7 @@ class _Stack:
             elif type(layer) is not nn.Flatten:
                 last.append(layer)
         self.inputs = self._links[0].inputs
+        self._lowest = next((n for n, link in enumerate(self._links) if link.moves or link.moves_bias), 0)  # below it no gradient is needed
 
     def step(self, x: Tensor, targets: Tensor, weight: Tensor, job: LocalJob) -> Tensor:
         """One step of the first ``len(x)`` clients; the losses of their records, [clients, batch].
@@ -277,9 +278,9 @@ class _Stack:
             h = batched.filled(passed[-1].detach())
         losses, gradient = self._links[-1].slope(left[-1], passed[-1], targets, weight, job)
         largest, later = job.training.max_grad_norm, list[Tensor]()
-        for n in reversed(range(len(self._links))):
+        for n in reversed(range(self._lowest, len(self._links))):
             link = self._links[n]
-            below = link.backward(gradient, active) if n else None
+            below = link.backward(gradient, active) if n > self._lowest else None
             if largest is None:
                 link.move(entered[n], gradient, active, job)
             else:  # not before the norm over all layers is known
@@ -288,9 +289,10 @@ class _Stack:
                 before = passed[n - 1]
                 (gradient,) = torch.autograd.grad([(before * below[..., : before.shape[-1]]).sum()], [left[n - 1]])
         if largest is not None:
-            parts = (link.squares(h, slope) for link, h, slope in zip(self._links, entered, later, strict=True))
+            moved = list(zip(self._links[self._lowest :], entered[self._lowest :], later, strict=True))
+            parts = (link.squares(h, slope) for link, h, slope in moved)
             factor = batched.clip_factor([part for of_link in parts for part in of_link], largest)
-            for link, h, slope in zip(self._links, entered, later, strict=True):
+            for link, h, slope in moved:
                 link.move(h, slope * factor, active, job)
         return losses
 
@@ -311,6 +313,7 @@ class _Link:
         self.after, self.clients = list[nn.Module](), clients
         self._p, self._d = layer.out_features, layer.in_features
         self.outputs, self.inputs = batched.outputs(self._p), batched.whole(self._d)
+        self.moves, self.moves_bias = layer.weight.requires_grad, layer.bias is not None and layer.bias.requires_grad
         self._at, self._bias_at = offsets.get(f"{name}weight"), offsets.get(f"{name}bias")
         start, bias = torch.zeros((self.outputs, self.inputs)), torch.zeros(self.outputs)
         for into, own, at in ((start[: self._p, : self._d], layer.weight, self._at), (bias[: self._p], layer.bias, self._bias_at)):
@@ -344,23 +347,22 @@ class _Link:
 
     def squares(self, h: Tensor, gradient: Tensor) -> list[Tensor]:
         """The squared norms of each client's gradients of what moves, each [clients, 1, 1]."""
-        found = [batched.bmm(gradient.transpose(1, 2), h)] if self._at is not None else []
-        return [batched.square(values) for values in (*found, *([gradient.sum(1, keepdim=True)] if self._bias_at is not None else []))]
+        found = [batched.bmm(gradient.transpose(1, 2), h)] if self.moves else []
+        return [batched.square(values) for values in (*found, *([gradient.sum(1, keepdim=True)] if self.moves_bias else []))]
 
     def move(self, h: Tensor, gradient: Tensor, active: int, job: LocalJob) -> None:
         """One step of SGD, as torch.optim.SGD takes it."""
         training, turned, weight, bias = job.training, gradient.transpose(1, 2), self.weight[:active], self.bias[:active]
-        moves, moves_bias = self._at is not None, self._bias_at is not None
         if not training.momentum and not training.weight_decay:
-            if moves:
+            if self.moves:
                 batched.add_bmm(weight, turned, h, -job.lr)
-            if moves_bias:
+            if self.moves_bias:
                 bias.sub_(gradient.sum(1, keepdim=True), alpha=job.lr)
             return
         if self._velocity is None:
             self._velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        found = [(weight, batched.bmm(turned, h), self._velocity[0][:active])] if moves else []
-        if moves_bias:
+        found = [(weight, batched.bmm(turned, h), self._velocity[0][:active])] if self.moves else []
+        if self.moves_bias:
             found.append((bias, gradient.sum(1, keepdim=True), self._velocity[1][:active]))
         for values, step, velocity in found:
             step.add_(values, alpha=training.weight_decay)
