@@ -110,7 +110,7 @@ class Cohort(Section):
 
     kind: str = Field(
         "all",
-        description="poisson (a coin for each client), fixed (size or fraction, without replacement), cyclic (size; each client once a pass), all.",
+        description="poisson (fraction), fixed (size or fraction), cyclic, importance (size), power_of_choice (size, candidates), all; see `fedray list cohorts`.",
     )
     min_clients: int = Field(1, ge=0, description="Updates that a round needs; with fewer the round fails.")
     deadline: float | None = Field(

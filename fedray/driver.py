@@ -206,7 +206,7 @@ class Driver:
         counts = self._failures.counts(number, plan.asked, updates, log_.reports)
         if counts and (updates or p.regime.noised):  # a sum of noise alone is released too: whether anyone took part must stay secret
             with span("aggregation", "mean"):
-                mean, memory = of_each or self._of_sum(total, number)
+                mean, memory = of_each or self._of_sum(total, number, plan.divisor)
             del total, of_each, root  # with a large model, before there is another one
             with span("cohort", "commit"):
                 p.books.commit(number, list(under.granted.values()), log_.reports)
@@ -215,6 +215,7 @@ class Driver:
             del mean, memory
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
+        p.steps.learn(log_.reports)
         with span("logging", "figures of the round"):
             row = record.round_done(under.permit, log_, updates, traffic, trained - began, plan, figures)
         with span("transfer", "put weights"):
@@ -246,13 +247,21 @@ class Driver:
             self._under_way = None
         return total, came, added
 
-    def _of_sum(self, total: ExactSum | Each, number: int) -> tuple[Vector, Memory]:
-        """The mean of a round's sum, private where whole clients are protected, and what the rule remembers."""
+    def _of_sum(self, total: ExactSum | Each, number: int, divisor: float | None) -> tuple[Vector, Memory]:
+        """The mean of a round's sum, private where whole clients are protected, and what the rule remembers.
+
+        Args:
+            total: the sum.
+            number: of the round, from 0.
+            divisor: what the sum is divided by instead of its weight; None: its weight.
+        """
         p = self._p
         assert isinstance(total, ExactSum)
         if p.regime.noised:
             return p.regime.mean(total.values, total.bits, number), self._kept
-        return combined(p.rule, total, self._kept, p.exchange.up_size)
+        weight = total.weight
+        mean, memory = combined(p.rule, total, self._kept, p.exchange.up_size)
+        return (mean if divisor is None else mean * np.float32(weight / divisor)), memory
 
     def _of_each(self, total: Each, log_: RoundLog, root: RootAt | None) -> tuple[Each, tuple[Vector, Memory] | None]:
         """The updates that can still be read, and what the rule makes of them; None where they are too few for the round to count."""

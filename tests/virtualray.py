@@ -210,7 +210,7 @@ def drive(
     books = Books(*(_book(unit, account, regime, plan) for unit, account in accounts.items()))
     privacy = Guarantees(guarantee_plans(p))
     record = Record(config, files, books, regime, privacy, [], {})
-    cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record, p.availability)
+    cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sizes, p.sampler, books, regime, privacy, record, p.availability)
     algorithm, server = make_algorithm(config.algorithm), make_server(config.server)
     rule, protocol = make_rule(config.aggregation), make_protocol(config.secure)
     weights = begun(algorithm, model.exchange, model.facts.layout, model.weights.take(), model.facts.another)

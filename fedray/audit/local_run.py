@@ -115,7 +115,9 @@ class LocalRun:
             FedrayError: a client failed.
         """
         for number in range(rounds):
-            population = Population(self._everyone, self._rates, number, seed)
+            population = Population(
+                self._everyone, self._rates, number, seed, self._sizes, np.ones(len(self._rates)), np.full(len(self._rates), np.inf)
+            )
             cohort = self._prepared.sampler(population, generator(seed, "audit", "cohort", number).random(len(self._rates)))
             size, came = self._exchange.up_size, list[int]()
             total, rows = ExactSum.zero(size, self._capacity, self._exchange.ones_from, len(self._rates)), Rows(size)

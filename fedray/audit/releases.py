@@ -138,7 +138,7 @@ def cohort_checks(plan: ClientPlan, sampler: Sampler, insecure_seed: int | None)
         release = release_of_run.Release(plan, insecure_seed)
         cohorts = np.zeros((_COHORTS, clients), dtype=np.bool_)
         for number, row in enumerate(cohorts):
-            row[sampler(Population(np.ones(clients, dtype=np.bool_), np.ones(clients), number), release.coins(number))] = True
+            row[sampler(Population.of(np.ones(clients, dtype=np.bool_), np.ones(clients), number), release.coins(number))] = True
         return cohorts
 
     first = drawn()

@@ -166,7 +166,7 @@ class Wiring:
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
         record = Record(config, self._files, books, regime, privacy, listeners, meta, beginning.round, resumed)
-        cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sampler, books, regime, privacy, record, p.availability)
+        cohorts = CohortDraw(config, names, rates(p.groups, len(names)), sizes, p.sampler, books, regime, privacy, record, p.availability)
         return Loop(
             config=config,
             names=names,

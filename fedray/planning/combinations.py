@@ -22,11 +22,13 @@ from fedray.models.build import adapter, factory_arguments
 from fedray.privacy import rules
 from fedray.privacy.aggregationrules import check_rule
 from fedray.privacy.clientplan import make_mechanism
+from fedray.privacy.cohortrules import check_cohort
 from fedray.privacy.evaluationplan import check_judged
 from fedray.privacy.pacingrules import check_pacing
-from fedray.privacy.securerules import check_secure
+from fedray.privacy.securerules import check_hidden_losses, check_secure
 from fedray.privacy.stagerules import check_stages
 from fedray.privacy.trainingrules import coupled_loss, own_counts
+from fedray.rounds.cohort import READING, WEIGHING, check_sampler
 from fedray.rounds.pacing import make_schedule
 from fedray.rounds.stragglers import check_stragglers
 from fedray.secure.protocol import make_protocol
@@ -56,7 +58,8 @@ def check_privacy(config: Config) -> list[str]:
         ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.evaluationplan.check_judged`,
             :func:`fedray.privacy.rules.check_algorithm`,
             :func:`fedray.privacy.aggregationrules.check_rule`, :func:`fedray.privacy.stagerules.check_stages`,
-            :func:`fedray.privacy.pacingrules.check_pacing` and :func:`fedray.privacy.securerules.check_secure`.
+            :func:`fedray.privacy.pacingrules.check_pacing`, :func:`fedray.privacy.cohortrules.check_cohort` and
+            :func:`fedray.privacy.securerules.check_secure`.
     """
     algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
     check_attack(config, algorithm.traits, rule.wants)
@@ -65,8 +68,10 @@ def check_privacy(config: Config) -> list[str]:
     check_judged(config, not own_models(algorithm))
     rules.check_algorithm(config, algorithm.traits, algorithm.weight(2) != algorithm.weight(1))
     check_stages(config, make_stages(config), algorithm.traits)
-    schedule = make_schedule(config)
+    schedule, reads = make_schedule(config), config.cohort.kind in READING
     check_pacing(config, schedule.carries, schedule.selects)
+    check_cohort(config, config.cohort.kind in WEIGHING, reads)
+    check_hidden_losses(config, reads)
     check_secure(config, rule.wants, make_stages(config), schedule.carries, schedule.selects, algorithm.traits.exact)
     return warnings
 
@@ -100,7 +105,9 @@ def check_parts(config: Config) -> None:
             "a coded one is another; use download.kind=none, or an algorithm such as fedavg."
         )
     schedule = make_schedule(config)
-    check_stragglers(config, not schedule.carries and not schedule.selects)
+    waits = not schedule.carries and not schedule.selects
+    check_stragglers(config, waits)
+    check_sampler(config, waits, _is_mean(rule), algorithm.traits)
     if make_server(config.server) != ServerSGD() and algorithm.traits.sets:
         raise ConfigError(
             f"server: has no effect, because the driver of '{config.algorithm.kind}' makes the next model itself; take it out."

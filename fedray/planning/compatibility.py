@@ -58,6 +58,8 @@ _NEEDED: Mapping[tuple[str, str], Sections] = {
     ("pacings", "fedbuff"): {"buffer": 6, "concurrency": 8},
     ("cohorts", "cyclic"): {"size": 6},
     ("cohorts", "fixed"): {"size": 6},
+    ("cohorts", "importance"): {"size": 6},
+    ("cohorts", "power_of_choice"): {"size": 6, "candidates": 9},
     ("cohorts", "poisson"): {"fraction": 0.9},
     ("protocols", "bfv"): {"key": "/etc/fedray/consortium.key"},
     ("protocols", "ckks"): {"key": "/etc/fedray/consortium.key"},

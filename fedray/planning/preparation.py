@@ -43,7 +43,7 @@ from fedray.privacy.holdoutrules import check_holdout
 from fedray.privacy.ledger.elsewhere import elsewhere
 from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
 from fedray.rounds.availability import Availability, make_availability
-from fedray.rounds.cohort import Sampler, largest_cohort, make_sampler
+from fedray.rounds.cohort import Sampler, check_unbiased, largest_cohort, make_sampler
 from fedray.rounds.pacing import Schedule, check_exchange, drawn_cohort, make_schedule, most_at_once
 from fedray.secure.protocol import make_protocol
 from fedray.training.unfreezing import said_of_never
@@ -242,6 +242,7 @@ def with_records(prepared: Prepared, facts: RecordFacts) -> Prepared:
     check_own_transform(config.data, facts.shape)
     config, test, notes = _evaluated_apart(config, model.apart, prepared.test)
     check_exchange(prepared.schedule, config, make_algorithm(config.algorithm).traits, make_rule(config.aggregation).wants, model.exchange)
+    check_unbiased(config, model.exchange)
     if config.privacy.whole_clients and "partition" not in config.privacy.unprotected:
         partition: dict[str, Any] = {"clients": len(names)}
     else:

@@ -18,6 +18,7 @@ from fedray.config import Config, Privacy
 from fedray.errors import ConfigError, PrivacyRefusal, blaming
 from fedray.privacy.accounting import accountant
 from fedray.privacy.accounting.events import Adjacency, Event, Poisson, rate
+from fedray.privacy.cohortrules import check_cohort
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.mechanisms.base import Charging, Facts, Mechanism, Sampling
 from fedray.privacy.mechanisms.clipping import split_noise
@@ -311,11 +312,7 @@ def _calibrate(event: Any, count: int, delta: float, target: float, charging: Ch
 
 def _facts(config: Config, clients: int, dimension: int, grid: int, largest_rate: float, own: Privacy | Joint) -> Facts:
     cohort, arguments = config.cohort, config.cohort.arguments
-    if cohort.kind not in ("poisson", "fixed", "all", "cyclic"):
-        raise PrivacyRefusal(
-            f"cohort.kind: no accountant is known for '{cohort.kind}'; with whole clients protected use poisson, fixed, cyclic or all.",
-            "privacy.incompatible.client.cohort",
-        )
+    check_cohort(config, weighs=False, reads=False)
     q, expected = None, float(clients)
     if cohort.kind == "poisson":
         q = min(Fraction(1), rate(float(arguments["fraction"])) * rate(float(largest_rate)))

@@ -85,3 +85,24 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
             "use secure.kind=bfv or secagg.",
             "privacy.incompatible.encrypted.exact",
         )
+
+
+def check_hidden_losses(config: Config, reads: bool) -> None:
+    """Refuse cohorts that depend on single clients' training losses where these are hidden.
+
+    Args:
+        config: the run.
+        reads: who is drawn depends on such losses.
+
+    Raises:
+        PrivacyRefusal: with what to use instead.
+    """
+    protocol = make_protocol(config.secure)
+    if protocol is None or not reads:
+        return
+    about = "encrypted" if protocol.encrypts else "secure"
+    raise PrivacyRefusal(
+        f"cohort.kind: '{config.cohort.kind}' chooses clients by their losses, and under secure.kind={config.secure.kind} nobody sees those of one "
+        "client; use fixed, poisson or importance, or secure.kind=none.",
+        f"privacy.incompatible.{about}.losses",
+    )

@@ -46,6 +46,7 @@ def make_steps(
         return Timeline(schedule, seconds, cohorts, names, config.seed, size, deadline, saved)
     if schedule.carries:
         return Flow(schedule, cohorts, names, config.seed)
+    cohorts.load(saved)
     stragglers = config.cohort.stragglers
     if stragglers is None:
         return RealRounds(schedule, cohorts, size, deadline)

@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from fedray.components import SAMPLERS as ROOM
 from fedray.components import configured, is_own
-from fedray.config import Cohort
+from fedray.config import Cohort, Config
 from fedray.errors import ConfigError, blaming, shortened
+from fedray.exchange import MODEL, Exchange
 from fedray.rng import generator
+from fedray.traits import Traits
 
 Indices = npt.NDArray[np.int64]
 
@@ -32,13 +34,35 @@ class Population:
         rates: a factor in [0, 1] for each client.
         round: number of the round, from 0.
         seed: the run's; not for anything that must stay secret.
+        records: number of each client's training records, int64.
+        weights: of each client's update, where the sampler is one of :data:`WEIGHING`; else 1, float64.
+        losses: mean loss in each client's last turn, infinite where there was none or the sampler is none of :data:`READING`, float64.
     """
 
     eligible: npt.NDArray[np.bool_]
     rates: npt.NDArray[np.float64]
-    round: int = 0
-    seed: int = 0
+    round: int
+    seed: int
+    records: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
 
+    @classmethod
+    def of(cls, eligible: npt.NDArray[np.bool_], rates: npt.NDArray[np.float64], round_: int = 0, seed: int = 0) -> Population:
+        """Clients that are alike but for their rates: each has one record, and has never trained."""
+        one = np.ones(len(rates))
+        return cls(eligible, rates, round_, seed, one.astype(np.int64), one, np.full(len(rates), np.inf))
+
+    @property
+    def drawable(self) -> npt.NDArray[np.float64]:
+        """The weights of those that may take part, and 0 for the others, float64 ``[clients]``."""
+        return np.where(self.eligible & (self.rates > 0), self.weights, 0.0)
+
+
+#: Samplers whose cohorts' updates count by factors, so that their sum over a constant is the mean of all clients.
+WEIGHING = frozenset({"importance"})
+#: Samplers that read the training losses which clients report.
+READING = frozenset({"power_of_choice"})
 
 Coins = npt.NDArray[np.float64]
 Sampler = Callable[[Population, Coins], Indices]
@@ -123,13 +147,68 @@ def make_sampler(cohort: Cohort, clients: int) -> Sampler:
         raise ConfigError(f"cohort.fraction: should be above 0 and at most 1, but is {fraction}.")
     if size is not None and not 1 <= size <= clients:
         raise ConfigError(f"cohort.size: should be between 1 and the {clients} clients there are, but is {size}.")
+    candidates = None if own else sampler.keywords.get("candidates")
+    if candidates is not None and not (size or 1) <= candidates <= clients:
+        raise ConfigError(
+            f"cohort.candidates: should be between cohort.size={size} and the {clients} clients there are, but is {candidates}."
+        )
     if cohort.min_clients > (size or clients):
         raise ConfigError(f"cohort.min_clients: {cohort.min_clients} updates a round cannot come from {size or clients} clients.")
     if not own:
         return sampler
     checked = partial(_checked, sampler, cohort.kind)
-    checked(Population(np.ones(clients, dtype=np.bool_), np.ones(clients)), generator(0, "cohort", 0).random(clients))
+    checked(Population.of(np.ones(clients, dtype=np.bool_), np.ones(clients)), generator(0, "cohort", 0).random(clients))
     return checked
+
+
+def check_sampler(config: Config, waits: bool, mean: bool, traits: Traits) -> None:
+    """Refuse what a sampler that weighs updates or reads losses means nothing with.
+
+    Args:
+        config: the run.
+        waits: each round waits for all clients of its cohort.
+        mean: the aggregation rule is the weighted mean.
+        traits: of the algorithm.
+
+    Raises:
+        ConfigError: with what to use instead.
+    """
+    kind = config.cohort.kind
+    if kind not in WEIGHING | READING:
+        return
+    if not waits or config.pacing.arrival == "simulated":
+        raise ConfigError(
+            f"cohort.kind: '{kind}' is for synchronous rounds with real arrival, in which all of a cohort count; set pacing to "
+            "{kind: synchronous, arrival: real}, or use fixed or poisson."
+        )
+    if kind in WEIGHING and not mean:
+        raise ConfigError(
+            f"aggregation.kind: '{kind}' divides updates by their clients' chances, so that their sum is unbiased, which '{config.aggregation.kind}' "
+            "is no function of; use mean, or cohort.kind=fixed or poisson."
+        )
+    if kind in WEIGHING and (traits.exact or traits.sets):
+        raise ConfigError(
+            f"cohort.kind: '{kind}' gives the mean of how far clients move the model, and '{config.algorithm.kind}' makes the model of something else; "
+            "use an algorithm such as fedavg or fedprox, or cohort.kind=fixed or poisson."
+        )
+    if kind in READING and not traits.passes:
+        raise ConfigError(
+            f"cohort.kind: '{kind}' chooses clients by their training losses, and those of algorithm.kind '{config.algorithm.kind}' do not train; "
+            "use fixed, cyclic or all."
+        )
+
+
+def check_unbiased(config: Config, exchange: Exchange) -> None:
+    """Refuse algorithms whose clients send more than the model, where updates are weighed so that the sum of the model's is unbiased.
+
+    Raises:
+        ConfigError: with what to use instead.
+    """
+    if config.cohort.kind in WEIGHING and list(exchange.up) != [MODEL]:
+        raise ConfigError(
+            f"cohort.kind: '{config.cohort.kind}' divides the weighted sum of models by a constant, and the clients of '{config.algorithm.kind}' send "
+            "more; use an algorithm such as fedavg or fedprox, or cohort.kind=fixed or poisson."
+        )
 
 
 def _checked(sampler: Sampler, kind: str, population: Population, coins: Coins) -> Indices:
@@ -154,7 +233,10 @@ def _checked(sampler: Sampler, kind: str, population: Population, coins: Coins) 
 def largest_cohort(cohort: Cohort, clients: int) -> int:
     """How many clients one round can be expected to ask at most (Poisson: mean plus four standard deviations)."""
     arguments = cohort.arguments
-    if cohort.kind in ("fixed", "cyclic"):
+    if cohort.kind == "importance":
+        size = int(arguments.get("size", 1))
+        return min(clients, int(np.ceil(size + 4 * np.sqrt(size) + 1)))
+    if cohort.kind in ("fixed", "cyclic", "power_of_choice"):
         return int(arguments.get("size") or max(round(arguments.get("fraction", 1.0) * clients), 1))
     if cohort.kind == "poisson":
         fraction = float(arguments.get("fraction", 1.0))

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from fedray.algorithms.algorithm import make_algorithm
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.config import Config
 from fedray.data.records import positions
 from fedray.errors import BudgetReached, Elsewhere, FedrayError, RoundFailed
 from fedray.faults import Fault
+from fedray.parameters import Values
 from fedray.privacy.ledger.chain import EVERYONE
 from fedray.privacy.regime import Regime
 from fedray.rounds.availability import Availability
 from fedray.rounds.books import Books
-from fedray.rounds.cohort import Population, Sampler
+from fedray.rounds.cohort import READING, WEIGHING, Population, Sampler
+from fedray.rounds.importance import chances
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.spans import span
 
+_LOSSES = "pacing.losses"  # name of the clients' last losses in a checkpoint
 #: Failed rounds in a row after which the run ends.
 MAX_FAILED_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A round's cohort.
+
+    Attributes:
+        clients: who is asked, with the factors by which their updates count.
+        divisor: of the weighted sum of their updates; None: the weight of the updates that arrive.
+    """
+
+    clients: list[ClientTask]
+    divisor: float | None = None
 
 
 class CohortDraw:
@@ -32,6 +50,7 @@ class CohortDraw:
         config: the run.
         names: of all clients, in index order.
         rates: a factor in [0, 1] for each client, float64 ``[clients]``.
+        records: number of training records of each client, int64 ``[clients]``.
         sampler: the configured one.
         books: know whose privacy budget is used up.
         regime: decides about participation.
@@ -45,6 +64,7 @@ class CohortDraw:
         config: Config,
         names: Sequence[str],
         rates: npt.NDArray[np.float64],
+        records: npt.NDArray[np.int64],
         sampler: Sampler,
         books: Books,
         regime: Regime,
@@ -56,9 +76,13 @@ class CohortDraw:
         self._config, self._names, self._rates, self._sampler = config, names, rates, sampler
         self._books, self._regime, self._privacy, self._record = books, regime, privacy, record
         self._position: Callable[[str], int] | None = None
-        self._ahead: tuple[int, list[ClientTask]] | None = None  # a round and its cohort, drawn during the one before
+        self._ahead: tuple[int, Drawn] | None = None  # a round and its cohort, drawn during the one before
+        self._reads, self._weighs = config.cohort.kind in READING, config.cohort.kind in WEIGHING
+        weight = make_algorithm(config.algorithm).weight
+        self._weights = np.array([weight(int(n)) for n in records]) if self._weighs else np.ones(len(names))
+        self._records, self._losses = records, np.full(len(names), np.inf)
 
-    def take(self, number: int) -> list[ClientTask]:
+    def take(self, number: int) -> Drawn:
         """The cohort of round ``number`` (from 0); empty where the round cannot count, so that nobody is charged for it.
 
         Raises:
@@ -68,24 +92,47 @@ class CohortDraw:
         return ahead[1] if ahead is not None and ahead[0] == number else self.draw(number)
 
     def draw_ahead(self, number: int) -> None:
-        """Draw the cohort of round ``number`` while the round before it is trained. This is done only where nobody is charged, so that
-        nothing in the round before decides about the cohort.
+        """Draw the cohort of round ``number`` while the round before it is trained. This is done only where nobody is charged and no losses
+        are read, so that nothing in the round before decides about the cohort.
         """
-        if self._ahead is None and not self._privacy.lines and number < self._config.rounds:
+        if self._ahead is None and not self._privacy.lines and not self._reads and number < self._config.rounds:
             with span("cohort", "draw ahead"):
                 self._ahead = number, self.draw(number)
 
-    def draw(self, number: int) -> list[ClientTask]:
+    def draw(self, number: int) -> Drawn:
         """:meth:`take` without what was drawn ahead."""
         eligible, needed = self._with_budget(number), self._config.cohort.min_clients
         there = self._there(number, self._regime.drawn_from(number, eligible))
-        drawn = self._sampler(Population(there, self._rates, number, self._config.seed), self._regime.coins(number))
+        about = self._records, self._weights, self._losses
+        population = Population(there, self._rates, number, self._config.seed, *about)
+        drawn = self._sampler(population, self._regime.coins(number))
         indices = drawn[eligible[drawn]]
         if not self._regime.noised and len(indices) < needed:
             text = f"round {number + 1}: the cohort came out as {len(indices)} clients, fewer than cohort.min_clients; it is skipped."
             self._record.tell(Fault("round", text, number + 1))
-            return []
-        return [ClientTask(i, self._names[i]) for i in indices.tolist()]
+            return Drawn([])
+        if not self._weighs:
+            return Drawn([ClientTask(i, self._names[i]) for i in indices.tolist()])
+        weights = population.drawable
+        _, factors, share = chances(weights, self._config.cohort.arguments["size"])
+        tasks = [ClientTask(i, self._names[i], factor=int(factors[i])) for i in indices.tolist()]
+        return Drawn(tasks, share * float(weights.sum()))
+
+    def learn(self, reports: Sequence[ClientReport]) -> None:
+        """Remember the losses of turns, where the next cohort depends on them."""
+        if self._reads:
+            for report in reports:
+                if report.status == "done" and report.loss is not None:
+                    self._losses[report.index] = report.loss
+
+    def tensors(self) -> Mapping[str, Values]:
+        """What the next cohort depends on, for a checkpoint; the names begin with :data:`fedray.rounds.steps.PREFIX`."""
+        return {_LOSSES: self._losses.copy()} if self._reads else {}
+
+    def load(self, saved: Mapping[str, Values]) -> None:
+        """Restore a checkpoint's :meth:`tensors`."""
+        if _LOSSES in saved:
+            self._losses = saved[_LOSSES].astype(np.float64)
 
     def eligible(self, number: int) -> npt.NDArray[np.bool_]:
         """Who may start in round ``number`` (from 0), where clients start one by one, bool ``[clients]``.

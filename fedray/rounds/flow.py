@@ -66,6 +66,9 @@ class Flow:
     def look_ahead(self, number: int) -> None:
         """See :class:`fedray.rounds.steps.Steps`."""
 
+    def learn(self, reports: Sequence[ClientReport]) -> None:
+        """See :class:`fedray.rounds.steps.Steps`; nothing here follows from them."""
+
     def versions(self) -> frozenset[int]:
         """See :class:`fedray.rounds.steps.Steps`; a client that is tried again needs its version."""
         return frozenset(self._training.values())

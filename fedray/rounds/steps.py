@@ -34,6 +34,7 @@ class StepPlan:
             the last step, and who was allowed to train. The cohort is empty then.
         seconds: virtual seconds from the run's start to the step; None in real time.
         staleness: of each update of the cohort, in steps; empty where all start from the newest version.
+        divisor: of the weighted sum of the updates; None: their weight.
     """
 
     cohort: list[ClientTask]
@@ -43,6 +44,7 @@ class StepPlan:
     joining: Joining | None = None
     seconds: float | None = None
     staleness: list[int] = field(default_factory=list)
+    divisor: float | None = None
 
     @property
     def asked(self) -> int:
@@ -67,6 +69,10 @@ class Steps(Protocol):
 
     def look_ahead(self, number: int) -> None:
         """Prepare round ``number`` while the round before it is trained."""
+        ...
+
+    def learn(self, reports: Sequence[ClientReport]) -> None:
+        """Take note of how the turns of a step went."""
         ...
 
     def versions(self) -> frozenset[int]:
@@ -94,10 +100,12 @@ class RealRounds:
 
     def next(self, number: int) -> StepPlan:
         """See :class:`Steps`."""
-        cohort, left = self._cohorts.take(number), list[ClientReport]()
+        drawn, left = self._cohorts.take(number), list[ClientReport]()
+        cohort = drawn.clients
         if self._slowed is not None:
             cohort, left = self._slowed(number, cohort)
-        return StepPlan(cohort, left, deadline=self._deadline, enough=self._schedule.needed(number, self._size))
+        enough = self._schedule.needed(number, self._size)
+        return StepPlan(cohort, left, deadline=self._deadline, enough=enough, divisor=drawn.divisor)
 
     def factor(self, clients: Sequence[int]) -> int:
         """See :class:`Steps`."""
@@ -107,10 +115,14 @@ class RealRounds:
         """See :class:`Steps`."""
         self._cohorts.draw_ahead(number)
 
+    def learn(self, reports: Sequence[ClientReport]) -> None:
+        """See :class:`Steps`."""
+        self._cohorts.learn(reports)
+
     def versions(self) -> frozenset[int]:
         """See :class:`Steps`."""
         return frozenset()
 
     def tensors(self) -> Mapping[str, Values]:
         """See :class:`Steps`."""
-        return {}
+        return self._cohorts.tensors()

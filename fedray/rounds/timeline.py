@@ -95,7 +95,7 @@ class Timeline:
         if self._schedule.carries:
             eligible = self._cohorts.eligible(number)
             return self._until_full(number, math.inf, lambda: self._fill(number, eligible))
-        for client in self._cohorts.take(number):
+        for client in self._cohorts.take(number).clients:
             self._start(number, client.index)
         plan = self._until_full(number, self._clock + self._deadline, lambda: None)
         return self._without_rest(number, plan)
@@ -108,6 +108,9 @@ class Timeline:
         """See :class:`fedray.rounds.steps.Steps`."""
         if not self._schedule.carries:
             self._cohorts.draw_ahead(number)
+
+    def learn(self, reports: Sequence[ClientReport]) -> None:
+        """See :class:`fedray.rounds.steps.Steps`; nothing here follows from them."""
 
     def versions(self) -> frozenset[int]:
         """See :class:`fedray.rounds.steps.Steps`. Versions whose updates will be too stale to count are not among them."""

@@ -13,7 +13,7 @@ from fedray.choices import PacingChoice
 from fedray.clients.groups import make_groups
 from fedray.clients.messages import ClientTask
 from fedray.configfile import build_config
-from fedray.rounds.drawing import CohortDraw
+from fedray.rounds.drawing import CohortDraw, Drawn
 from fedray.rounds.pacing import FedBuff, Schedule, SemiSynchronous, Synchronous
 from fedray.rounds.timeline import Timeline, turn_seconds
 
@@ -24,9 +24,9 @@ class Draws:
     def __init__(self, clients: int, size: int) -> None:
         self.clients, self.size = clients, size
 
-    def take(self, number: int) -> list[ClientTask]:
+    def take(self, number: int) -> Drawn:
         chosen = np.sort(np.random.default_rng(number).permutation(self.clients)[: self.size])
-        return [ClientTask(i, f"c{i}") for i in chosen.tolist()]
+        return Drawn([ClientTask(i, f"c{i}") for i in chosen.tolist()])
 
     def eligible(self, number: int) -> np.ndarray:
         return np.ones(self.clients, dtype=np.bool_)

@@ -28,7 +28,7 @@ def config(**sections):
 
 
 def everyone(n: int, rate: float = 1.0) -> Population:
-    return Population(np.ones(n, bool), np.full(n, rate))
+    return Population.of(np.ones(n, bool), np.full(n, rate))
 
 
 def test_poisson_coins_are_independent_with_the_stated_rate():
@@ -52,7 +52,7 @@ def test_excluding_a_client_changes_no_other_coin(round_, excluded):
     sampler = make_sampler(Cohort(kind="poisson", fraction=0.5), 20)
     full = set(sampler(everyone(20), generator(3, "cohort", round_).random(20)).tolist())
     eligible = np.array([i not in excluded for i in range(20)])
-    part = set(sampler(Population(eligible, np.ones(20)), generator(3, "cohort", round_).random(20)).tolist())
+    part = set(sampler(Population.of(eligible, np.ones(20)), generator(3, "cohort", round_).random(20)).tolist())
     assert part == full - excluded
 
 

@@ -35,3 +35,4 @@ def test_the_example_is_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_schedule_that_a_config_can_name_is_on_the_page() -> None:
     assert all(f"`{kind}`" in PAGE for kind in components.PACINGS.parts())
+    assert all(f"| `{kind}`" in PAGE for kind in components.SAMPLERS.parts())

@@ -57,7 +57,7 @@ def test_a_fixed_cohort_is_who_has_the_smallest_coins(seed, size, clients):
     coins = draws.integers(0, 20, clients) / 20  # with ties, which the lower index wins
     eligible = draws.random(clients) < 0.8
     sampler = make_sampler(Cohort(kind="fixed", size=min(size, clients)), clients)
-    chosen = sampler(Population(eligible, np.ones(clients)), coins)
+    chosen = sampler(Population.of(eligible, np.ones(clients)), coins)
     able = np.flatnonzero(eligible)
     assert chosen.tolist() == sorted(able[np.argsort(coins[able], kind="stable")[: min(size, clients)]].tolist())
 

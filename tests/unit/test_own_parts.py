@@ -65,7 +65,7 @@ def test_the_examples_of_the_page_are_one_run_that_learns() -> None:
     frozen = {name for name, p in run.model.named_parameters() if not p.requires_grad}
     assert frozen == {"0.weight", "0.bias"}
     for number in range(config.rounds):
-        cohort = prepared.sampler(Population(np.ones(clients, dtype=np.bool_), np.ones(clients), number), np.zeros(clients))
+        cohort = prepared.sampler(Population.of(np.ones(clients, dtype=np.bool_), np.ones(clients), number), np.zeros(clients))
         assert cohort.tolist() == [number % 2, number % 2 + 2]
         run.train([cohort.tolist()])
     assert set(run.state) == {"momentum"}
