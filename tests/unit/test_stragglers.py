@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtualray import drive
 
@@ -45,6 +45,7 @@ def config(**sections: Any) -> Config:
     cohort=st.lists(st.integers(0, 19), unique=True, max_size=20),
     most=st.lists(st.integers(2, 30), min_size=20, max_size=20),
 )
+@settings(max_examples=30)
 def test_the_stated_share_straggles_and_does_less_than_all(
     share: float, seed: int, number: int, cohort: list[int], most: list[int]
 ) -> None:
