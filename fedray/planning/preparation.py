@@ -147,14 +147,14 @@ def prepare(config: Config) -> Prepared:
     warnings += [said] if (said := attackers.described(names)) else []
     agreed, said_of_agreed = agreed_data(config, names, groups)
     warnings += said_of_agreed + notes_of(config.data, bool(config.privacy.regimes)) + _elsewhere(config, groups)
-    availability = make_availability(config, groups, names)
+    schedule = make_schedule(config)
+    availability = make_availability(config, groups, names, schedule.carries)
     if availability is not None and config.privacy.whole_clients == "client":
         warnings.append(
             "When clients can take part (clients.groups.every, cohort.availability) counts as public, and must follow from nothing private; "
             "everyone is charged in each round at the largest rate, as if it could take part."
         )
     plans = [plan_record(config, g.training, g.every) if config.privacy.record else None for g in groups]
-    schedule = make_schedule(config)
     sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
     protocol = make_protocol(config.secure)
     if protocol is not None:

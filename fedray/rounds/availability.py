@@ -64,22 +64,28 @@ class Availability:
         return "" if self.traces is None else self.traces.digest
 
 
-def make_availability(config: Config, groups: Sequence[ClientGroup], names: Sequence[str]) -> Availability | None:
+def make_availability(config: Config, groups: Sequence[ClientGroup], names: Sequence[str], carries: bool) -> Availability | None:
     """Who can take part when; None where everybody always can.
 
     Args:
         config: the run.
         groups: of its clients.
         names: of all clients, in index order.
+        carries: clients start one by one, so there are no rounds in which they could take part.
 
     Raises:
-        ConfigError: a group has a rate that nothing reads.
+        ConfigError: a group has a rate that nothing reads, or there are no rounds.
         DataError: the traces cannot be read, or do not go with the clients.
     """
     _check_rates(config)
     file = config.cohort.availability
     if file is None and all(group.every == 1 for group in groups):
         return None
+    if carries:
+        raise ConfigError(
+            f"cohort.availability, clients.groups.every: with pacing.kind '{config.pacing.kind}' clients start one by one, so there are no rounds "
+            "in which some are away; take them out, or use pacing.kind=synchronous."
+        )
     every = np.ones(len(names), dtype=np.int64)
     for group in groups:
         every[np.asarray(group.members)] = group.every

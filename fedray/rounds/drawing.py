@@ -102,7 +102,9 @@ class CohortDraw:
     def draw(self, number: int) -> Drawn:
         """:meth:`take` without what was drawn ahead."""
         eligible, needed = self._with_budget(number), self._config.cohort.min_clients
-        there = self._there(number, self._regime.drawn_from(number, eligible))
+        there = self._regime.drawn_from(number, eligible)
+        if self._availability is not None:
+            there = there & self._availability.at(number)
         about = self._records, self._weights, self._losses
         population = Population(there, self._rates, number, self._config.seed, *about)
         drawn = self._sampler(population, self._regime.coins(number))
@@ -140,10 +142,7 @@ class CohortDraw:
         Raises:
             BudgetReached: too few clients have any privacy budget left.
         """
-        return self._there(number, self._with_budget(number)) & (self._rates > 0)
-
-    def _there(self, number: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        return mask if self._availability is None else mask & self._availability.at(number)
+        return self._with_budget(number) & (self._rates > 0)
 
     def _with_budget(self, number: int) -> npt.NDArray[np.bool_]:
         """Who may take part in a round by the books, bool ``[clients]``.

@@ -113,6 +113,12 @@ def test_a_rate_without_coins_is_refused() -> None:
     prepare(config(clients=groups, cohort={"kind": "poisson", "fraction": 1.0}))
 
 
+def test_without_rounds_nobody_is_away() -> None:
+    groups = {"groups": [{"name": "g", "clients": 2, "every": 2}]}
+    with pytest.raises(ConfigError, match="there are no rounds in which some are away"):
+        prepare(config(clients=groups, pacing={"kind": "fedbuff", "buffer": 2, "concurrency": 3}))
+
+
 def test_other_traces_are_another_run(tmp_path: Path) -> None:
     found = set()
     for rounds in ([1], [2]):
