@@ -49,7 +49,7 @@ class Data(Section):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
 
     source: str = Field(
-        description="KIND:WHERE, e.g. sklearn:digits, npz:mnist.npz, parquet:DIR, csv:DIR, hf:NAME, torchvision:MNIST, python:module:function."
+        description="KIND:WHERE, e.g. sklearn:digits, npz:mnist.npz, parquet:DIR, csv:DIR, text:PATH, hf:NAME, torchvision:MNIST, python:module:function."
     )
     partition: Choice = Field(
         Choice(kind="natural"), description="How records are dealt to clients: iid, dirichlet, shards, quantity, natural."

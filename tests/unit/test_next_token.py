@@ -37,6 +37,9 @@ LENGTH, TOKENS = 6, 5
 SMALL = {"kind": "transformer", "width": 8, "layers": 2, "heads": 2, "hidden": 12}
 
 
+LSTM = {"kind": "lstm", "tokens": TOKENS, "hidden": 8, "levels": 2, "each_position": True}
+
+
 def small(seed: int = 0, **more: Any) -> nn.Module:
     return build_model(ModelChoice(**(SMALL | more)), (LENGTH,), TOKENS, seed, torch.int64, LENGTH)
 
@@ -134,9 +137,9 @@ def test_what_the_loss_asks_of_data_and_metrics() -> None:
 # -- training ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["hooks", "ghost", "book"])
-def test_clipped_gradients_of_sequences_equal_brute_force(engine: str) -> None:
-    start, found = small(1), records(12)
+@pytest.mark.parametrize(("engine", "kind"), [("hooks", SMALL), ("ghost", SMALL), ("book", SMALL), ("book", LSTM)])
+def test_clipped_gradients_of_sequences_equal_brute_force(engine: str, kind: dict[str, Any]) -> None:
+    start, found = build_model(ModelChoice(**kind), (LENGTH,), TOKENS, 1, torch.int64, LENGTH), records(12)
     x, y = torch.from_numpy(found.x), torch.from_numpy(found.y)
     layout, trained = Layout.of(start), list(start.parameters())
     gradients = [torch.autograd.grad(next_token(start(x[k : k + 1]), y[k : k + 1]).sum(), trained) for k in range(len(x))]
@@ -163,13 +166,13 @@ def test_clipped_gradients_of_sequences_equal_brute_force(engine: str) -> None:
     assert np.abs(moved - right).max() <= 2e-5 * np.abs(right).max()
 
 
-@pytest.mark.parametrize("private", [False, True])
-def test_clients_learn_the_next_token(private: bool) -> None:
+@pytest.mark.parametrize(("private", "kind", "lr"), [(False, SMALL, 0.5), (True, SMALL, 0.5), (True, LSTM, 4.0)])
+def test_clients_learn_the_next_token(private: bool, kind: dict[str, Any], lr: float) -> None:
     """Through the clients' actors, with the pre-flight test under record-level privacy; the model is never given the targets."""
-    sections: dict[str, Any] = {"training": {"loss": "next_token", "lr": 0.5, "batch_size": 16, "epochs": 4}}
+    sections: dict[str, Any] = {"training": {"loss": "next_token", "lr": lr, "batch_size": 16, "epochs": 4}}
     if private:
         sections = {
-            "training": {"loss": "next_token", "lr": 0.5, "sampling_rate": 0.5, "expected_batch": 32.0, "steps": 16},
+            "training": {"loss": "next_token", "lr": lr, "sampling_rate": 0.5, "expected_batch": 32.0, "steps": 16},
             "privacy": {"regime": "record", "noise_multiplier": 0.3, "clip": 2.0, "delta": 1e-3, "insecure_seed": 5},
         }
     config = build_config(
@@ -177,7 +180,7 @@ def test_clients_learn_the_next_token(private: bool) -> None:
             "name": "tokens",
             "rounds": 2,
             "data": {"source": "python:nowhere:data"},
-            "model": SMALL,
+            "model": kind,
             "evaluation": {"metrics": ["perplexity"]},
             "algorithm": {"kind": "fedavg", "weights": "uniform"},
             **sections,
