@@ -60,6 +60,12 @@ class ModelChoice(Choice):
     )
 
 
+class ServerChoice(Choice):
+    """The optimiser of the global model. Other keys are its arguments."""
+
+    schedule: Choice = Field(Choice(kind="constant"), description="Factor on the server's lr over rounds; see `fedray list schedules`.")
+
+
 class AdaptiveClip(Section):
     """A clip norm that follows a quantile of the clients' update norms, found privately (Andrew et al. 2021)."""
 

@@ -25,6 +25,7 @@ from fedray.choices import (
     Resources,
     RootChoice,
     Section,
+    ServerChoice,
     Stragglers,
     Unfreeze,
 )
@@ -346,7 +347,7 @@ class Config(Section):
     pacing: PacingChoice = PacingChoice()
     training: Training
     algorithm: Choice = Choice(kind="fedavg")
-    server: Choice = Choice(kind="sgd")
+    server: ServerChoice = ServerChoice(kind="sgd")
     aggregation: Choice = Choice(kind="mean")
     compression: Choice = Field(
         Choice(kind="none"), description="What makes an update smaller on its way: none, or see `fedray list compressions`."

@@ -20,6 +20,7 @@ from fedray.aggregation.each import Each, PartLost, RowsAt
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import Memory, Rule, combined
 from fedray.algorithms.algorithm import Algorithm, Mean, Server, figured, stepped
+from fedray.algorithms.serverschedule import server_in
 from fedray.attacks.attackers import Attackers
 from fedray.checkpoint import Saved
 from fedray.clients.messages import ClientTask, PartialSum
@@ -280,7 +281,8 @@ class Driver:
     def _step(self, number: int, mean: Vector, updates: int, memory: Memory) -> dict[str, float]:
         """Move the globals; returns what the round's row shows of the mean, and of what the rule remembers."""
         p = self._p
-        clients, about = p.regime.participants(updates), (p.algorithm, p.server, p.layout, p.exchange)
+        clients, server = p.regime.participants(updates), server_in(p.config.server, p.server, number, p.config.rounds)
+        about = p.algorithm, server, p.layout, p.exchange
         came = Mean(p.exchange.views(mean, "up"), clients, clients / len(p.names))
         frozen = frozen_in(p.config.training, p.layout, number)
         figures = {} if p.config.privacy.regimes else figured(p.algorithm, came)  # code that may fail comes before the model moves

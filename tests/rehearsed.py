@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fedray.aggregation.each import Each, Rows, RowsAt
 from fedray.aggregation.rule import combined, make_rule
 from fedray.algorithms.algorithm import Mean, ServerState, begun, make_algorithm, make_server, stepped
+from fedray.algorithms.serverschedule import server_in
 from fedray.attacks.attackers import Attackers
 from fedray.clients.groups import make_groups
 from fedray.clients.host import ClientHost
@@ -193,7 +194,8 @@ class Rehearsed:
         vector, self.memory = combined(self.rule, got, self.memory, self.exchange.up_size)
         mean = Mean(self.exchange.views(vector, "up"), got.count, got.count / len(names))
         frozen = frozen_in(self._config.training, self.layout, self.round)
-        self.globals, self.state = stepped(self.algorithm, self.server, self.layout, self.exchange, self.globals, self.state, mean, frozen)
+        server = server_in(self._config.server, self.server, self.round, self._config.rounds)
+        self.globals, self.state = stepped(self.algorithm, server, self.layout, self.exchange, self.globals, self.state, mean, frozen)
         self.states.commit(reports, [r.index for r in reports])
         self.round += 1
         self.states.checkpointed(self.round)

@@ -13,6 +13,7 @@ from fedray.aggregation.each import Each, Rows, RowsAt
 from fedray.aggregation.exact import ExactSum
 from fedray.aggregation.rule import combined, make_rule
 from fedray.algorithms.algorithm import Mean, begun, make_algorithm, make_server, stepped
+from fedray.algorithms.serverschedule import server_in
 from fedray.audit.probes import Subject, train_one
 from fedray.choices import Choice
 from fedray.clients.groups import rates
@@ -142,7 +143,8 @@ class LocalRun:
                 vector, self._kept = combined(self._rule, got, self._kept, size)
                 mean = Mean(self._exchange.views(vector, "up"), len(came), len(came) / len(self._rates))
                 layout = self._model.facts.layout
-                about = self._algorithm, self._server, layout, self._exchange, self._globals, self._state, mean
+                server = server_in(self._config.server, self._server, number, self._config.rounds)
+                about = self._algorithm, server, layout, self._exchange, self._globals, self._state, mean
                 self._globals, self._state = stepped(*about, frozen_in(self._config.training, layout, number))
 
     @property

@@ -11,6 +11,7 @@ from fedray.aggregation.root import RootUse
 from fedray.aggregation.rule import Rule, make_rule
 from fedray.algorithms.algorithm import Algorithm, check_training, make_algorithm, make_server, own_models
 from fedray.algorithms.server import ServerSGD
+from fedray.algorithms.serverschedule import check_server_schedule
 from fedray.attacks.attackers import check_attack
 from fedray.choices import LossChoice
 from fedray.clients.groups import training_of
@@ -108,7 +109,8 @@ def check_parts(config: Config) -> None:
     waits = not schedule.carries and not schedule.selects
     check_stragglers(config, waits)
     check_sampler(config, waits, _is_mean(rule), algorithm.traits)
-    if make_server(config.server) != ServerSGD() and algorithm.traits.sets:
+    served = make_server(config.server) != ServerSGD() or config.server.schedule.kind != "constant"
+    if served and algorithm.traits.sets:
         raise ConfigError(
             f"server: has no effect, because the driver of '{config.algorithm.kind}' makes the next model itself; take it out."
         )
@@ -125,7 +127,8 @@ def check_parts(config: Config) -> None:
     if config.evaluation.charged is not None:
         counted_for(config.evaluation.metrics, config.evaluation.charged, None)
     _check_fine_tune(config)
-    check_schedule(config.training, config.rounds)
+    check_schedule(config.training.schedule, config.rounds)
+    check_server_schedule(config.server, config.rounds)
     check_unfreezing(config)
     factory = find(components.MODELS, config.model.kind)
     if inspect.isroutine(factory) or inspect.isclass(factory):

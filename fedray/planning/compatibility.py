@@ -86,6 +86,7 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
         {"training": {"loss": {"counts": [150] * 10}}},
     ),
     "max_grad_norm": ({"training": {"max_grad_norm": 1.0}},),
+    "server.schedule": ({"server": {"kind": "sgd", "schedule": {"kind": "cosine"}}},),
     "unfreeze": ({"training": {"unfreeze": [{"round": 1, "layers": ["out"]}, {"round": 2, "layers": ["fc1"]}]}},),
     "convolutions in bfloat16": ({"training": {"convolutions": "bfloat16"}},),
     "download": ({"download": {"kind": "half"}},),

@@ -152,7 +152,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         members = np.asarray(group.members)
         check_training(algorithm, group.training)
         check_augment(group.training, shape, tokens or bool(facts.inputs), bool(algorithm.traits.passes))
-        check_schedule(group.training, config.rounds)
+        check_schedule(group.training.schedule, config.rounds)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs, single, composes)[0])
     if algorithm.traits.exact:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedray.algorithms.serverschedule import server_lr
 from fedray.clients.messages import RoundTask
 from fedray.clients.pool import RoundLog
 from fedray.config import Config
@@ -31,6 +32,8 @@ def round_metrics(
     Training loss appears only where clients send it, which under differential privacy they do not.
     """
     lr = {"train/lr": learning_rate(config.training, number, config.rounds)} if config.training.trains else {}
+    if (server := server_lr(config.server, number, config.rounds)) is not None:
+        lr["train/server_lr"] = server
     if hidden:
         return {"round/actor_deaths": log.deaths, **lr}
     metrics: dict[str, float] = {

@@ -1,6 +1,6 @@
-"""Learning rates over rounds.
+"""Learning rates over rounds, of local training and of the server's optimiser.
 
-A schedule maps (round, rounds, **arguments) to a factor on ``training.lr``. ``round`` counts from 0, ``rounds``
+A schedule maps (round, rounds, **arguments) to a factor on ``training.lr`` or ``server.lr``. ``round`` counts from 0, ``rounds``
 is the number planned. It sees nothing else, so under DP it releases nothing.
 """
 
@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Real
 
 from fedray import components, config
+from fedray.choices import Choice
 from fedray.errors import ConfigError, blaming
+
+
+class _Wrong(ConfigError):
+    """An argument of a schedule, by its name in the section."""
 
 
 def constant(round: int, rounds: int) -> float:
@@ -58,7 +64,7 @@ def cosine(round: int, rounds: int, floor: float = 0.0, warmup: int = 0) -> floa
     """
     _at_least("warmup", warmup, 0)
     if not 0.0 <= floor <= 1.0:
-        raise ConfigError(f"training.schedule.floor: {floor} is not in [0, 1].")
+        raise _Wrong(f"floor: {floor} is not in [0, 1].")
     if round < warmup:
         return (round + 1) / (warmup + 1)
     done = min(1.0, (round - warmup) / max(1, rounds - warmup))
@@ -76,7 +82,7 @@ def linear(round: int, rounds: int, floor: float = 0.0, warmup: int = 0) -> floa
     """
     _at_least("warmup", warmup, 0)
     if not 0.0 <= floor <= 1.0:
-        raise ConfigError(f"training.schedule.floor: {floor} is not in [0, 1].")
+        raise _Wrong(f"floor: {floor} is not in [0, 1].")
     if round < warmup:
         return (round + 1) / (warmup + 1)
     return 1.0 - (1.0 - floor) * min(1.0, (round - warmup) / max(1, rounds - warmup))
@@ -106,15 +112,24 @@ SCHEDULES = {
 }
 
 
-def check_schedule(training: config.Training, rounds: int) -> None:
-    """Try the schedule at every round that is planned.
+def check_schedule(schedule: Choice, rounds: int, section: str = "training", above: float = -1.0) -> None:
+    """Try a schedule at every round that is planned.
+
+    Args:
+        schedule: that the config names.
+        rounds: planned number of rounds.
+        section: of the config that has it.
+        above: what each factor must be above.
 
     Raises:
-        ConfigError: as :func:`learning_rate`.
+        ConfigError: as :func:`factor_at`, or a factor is not above that.
     """
-    schedule = _configured(training)
+    factor = _factors(schedule, rounds, section)
     for round in range(rounds):
-        _factor(training, schedule, round, rounds)
+        if (found := factor(round)) <= above:
+            raise ConfigError(
+                f"{section}.schedule: {schedule.kind} gives a factor of {found} in round {round + 1}; it must be above {above:g}."
+            )
 
 
 def learning_rate(training: config.Training, round: int, rounds: int) -> float:
@@ -126,32 +141,51 @@ def learning_rate(training: config.Training, round: int, rounds: int) -> float:
         rounds: planned number of rounds.
 
     Raises:
+        ConfigError: as :func:`factor_at`.
+    """
+    return training.lr * factor_at(training.schedule, round, rounds)
+
+
+def factor_at(schedule: Choice, round: int, rounds: int, section: str = "training") -> float:
+    """The factor on a learning rate in a round.
+
+    Args:
+        schedule: that the config names.
+        round: from 0.
+        rounds: planned number of rounds.
+        section: of the config that has the schedule.
+
+    Raises:
         ConfigError: unknown schedule, wrong arguments, one that fails, or a factor that is no number, negative or not finite.
     """
-    return training.lr * _factor(training, _configured(training), round, rounds)
+    return _factors(schedule, rounds, section)(round)
 
 
-def _configured(training: config.Training) -> Callable[[int, int], object]:
-    return components.configured(components.SCHEDULES, training.schedule.kind, training.schedule.arguments)
+def _factors(choice: Choice, rounds: int, section: str) -> Callable[[int], float]:
+    room, kind = replace(components.SCHEDULES, path=f"{section}.schedule.kind"), choice.kind
+    schedule: Callable[[int, int], object] = components.configured(room, kind, choice.arguments)
 
+    def factor(round: int) -> float:
+        try:
+            with blaming(f"{room.path}: '{kind}' in round {round + 1}"):
+                found = schedule(round, rounds)
+        except _Wrong as error:
+            raise ConfigError(f"{room.section}.{error}") from None
+        if not isinstance(found, Real):
+            raise ConfigError(f"{room.path}: '{kind}' returned a {type(found).__name__} in round {round + 1}; return a number.")
+        number = float(found)
+        if not (math.isfinite(number) and number >= 0.0):
+            raise ConfigError(f"{room.section}: {kind} gives a factor of {number} in round {round + 1}; it must be 0 or more.")
+        return number
 
-def _factor(training: config.Training, schedule: Callable[[int, int], object], round: int, rounds: int) -> float:
-    kind = training.schedule.kind
-    with blaming(f"training.schedule.kind: '{kind}' in round {round + 1}"):
-        factor = schedule(round, rounds)
-    if not isinstance(factor, Real):
-        raise ConfigError(f"training.schedule.kind: '{kind}' returned a {type(factor).__name__} in round {round + 1}; return a number.")
-    number = float(factor)
-    if not (math.isfinite(number) and number >= 0.0):
-        raise ConfigError(f"training.schedule: {kind} gives a factor of {number} in round {round + 1}; it must be 0 or more.")
-    return number
+    return factor
 
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ConfigError(f"training.schedule.{name}: {value} is below {least}.")
+        raise _Wrong(f"{name}: {value} is below {least}.")
 
 
 def _positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0.0):
-        raise ConfigError(f"training.schedule.{name}: {value} is not above 0.")
+        raise _Wrong(f"{name}: {value} is not above 0.")
