@@ -29,6 +29,8 @@ Row = dict[str, Any]
 
 #: What the aggregation rule remembers of single clients, a row each.
 RULE_CLIENTS = "rule_clients.json"
+#: Which of several models each client takes, as of its last evaluation, a row each.
+CLUSTERS = "clusters.json"
 
 
 @dataclass(frozen=True)

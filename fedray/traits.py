@@ -28,6 +28,7 @@ class Traits:
         divides: the driver divides by what the clients send, which noise can make zero or negative.
         adapted: the model that is measured at a client is made by gradients over the client's training records.
         sets: the driver makes the next model itself, which no server optimiser moves.
+        singles: the sum of what clients send tells values of single clients.
         exact: clients send digits of whole numbers (:mod:`fedray.algorithms.totals`), of which nothing but the plain sum has a meaning.
     """
 
@@ -38,6 +39,7 @@ class Traits:
     divides: bool = False
     adapted: bool = False
     sets: bool = False
+    singles: bool = False
     exact: bool = False
 
     @property

@@ -75,6 +75,13 @@ class Algorithm:
             ConfigError: with what to change.
         """
 
+    def check_clients(self, clients: int) -> None:
+        """Refuse a run of ``clients`` clients that the method is not defined for.
+
+        Raises:
+            ConfigError: with what to change.
+        """
+
     def exchange(self, layout: Layout) -> Exchange:
         """The fields that go down and up, for a model of this layout; ``model`` may hold several models one after the other."""
         return Exchange((Field("model", layout.size),))

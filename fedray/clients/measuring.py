@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from fedray.clients.trainer import Trainer
 from fedray.data.records import Records
 from fedray.errors import FedrayError
 from fedray.models.build import evaluating
-from fedray.parameters import Vector
+from fedray.parameters import Vector, get_vector
 from fedray.privacy.account import Account
 from fedray.privacy.csprng import noise_source
 from fedray.privacy.evaluationplan import EvaluationPlan, plan_evaluation
@@ -86,13 +87,22 @@ class Measuring:
             test = self._trainer.data(client).test
             if test is None or not len(test):
                 continue
-            values, failed = dict[str, float](), dict[str, str]()
+            values, failed, cluster = dict[str, float](), dict[str, str](), None
             for front, model in self._models(weights, client).items():
                 found, problems = self._plainly(client, test, model, metrics)
+                cluster = self._cluster(weights) if not front else cluster
                 values |= {front + name: value for name, value in found.items()}
                 failed |= {front + name: problem for name, problem in problems.items()}
-            rows.append(LocalEvaluation(client.name, len(test), values, failed))
+            rows.append(LocalEvaluation(client.name, len(test), values, failed, cluster))
         return rows
+
+    def _cluster(self, weights: Vector) -> int | None:
+        """Which of several global models the trainer's model is; None where there is one, or where it is none of them."""
+        models = weights[: self._trainer.exchange.model_size].reshape(-1, self._trainer.layout.size)
+        if len(models) < 2:
+            return None
+        mine = get_vector(self._trainer.model, self._trainer.layout)
+        return next((k for k, model in enumerate(models) if np.array_equal(model, mine)), None)
 
     def _models(self, weights: Vector, client: ClientTask) -> dict[str, Callable[[], nn.Module]]:
         """What makes each model that is evaluated at a client, by the beginning of its metrics' names."""

@@ -263,13 +263,15 @@ class HostInfo:
 class LocalEvaluation:
     """Metrics of one client's held-out records: NaN where one is not defined for them, with why in ``failed`` where it raised an error.
 
-    A metric of a further model has that before its name, as in ``global/accuracy``; see :data:`fedray.clientfigures.MODELS`.
+    A metric of a further model has that before its name, as in ``global/accuracy``; see :data:`fedray.clientfigures.MODELS`. ``cluster`` says
+    which of several global models the client takes; None where there is one.
     """
 
     name: str
     records: int
     metrics: dict[str, float]
     failed: dict[str, str] = field(default_factory=dict)
+    cluster: int | None = None
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def check_privacy(config: Config) -> list[str]:
     check_pacing(config, schedule.carries, schedule.selects)
     check_cohort(config, config.cohort.kind in WEIGHING, reads)
     check_hidden_losses(config, reads)
-    check_secure(config, rule.wants, make_stages(config), schedule.carries, schedule.selects, algorithm.traits.exact)
+    check_secure(config, rule.wants, make_stages(config), schedule.carries, schedule.selects, algorithm.traits)
     return warnings
 
 

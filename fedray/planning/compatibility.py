@@ -49,6 +49,7 @@ _ROOMS = ("algorithms", "servers", "aggregators", "compressions", "bounds", "pac
 _NEEDED: Mapping[tuple[str, str], Sections] = {
     ("algorithms", "fedper"): {"personal": ["out"]},
     ("algorithms", "fedrep"): {"personal": ["out"]},
+    ("algorithms", "flhc"): {"clients": 12},
     ("aggregators", "bucketing"): {"rule": {"kind": "median"}},
     ("aggregators", "nnm"): {"rule": {"kind": "median"}},
     ("aggregators", "centered_clipping"): {"radius": 1.0},

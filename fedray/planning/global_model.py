@@ -155,6 +155,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         check_schedule(group.training.schedule, config.rounds)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs, single, composes)[0])
+    algorithm.check_clients(len(names))
     if algorithm.traits.exact:
         check_cohort(config.algorithm.kind, largest_cohort(config.cohort, len(names)))
     weights, server = get_vector(model, made.layout), make_server(config.server)

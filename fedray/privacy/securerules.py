@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from fedray.config import Config
 from fedray.errors import PrivacyRefusal
 from fedray.secure.protocol import make_protocol
-from fedray.traits import Wants
+from fedray.traits import Traits, Wants
 from fedray.updates.stage import Stage
 
 
-def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries: bool, selects: bool, exact: bool) -> None:
+def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries: bool, selects: bool, traits: Traits) -> None:
     """Refuse what needs single updates, or whose updates are no sum of one known cohort.
 
     Args:
@@ -20,7 +20,7 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
         stages: of the config.
         carries: updates may start from earlier versions of the model.
         selects: which clients count depends on how fast they are.
-        exact: the algorithm sends what nothing but the plain sum gives a meaning.
+        traits: of the algorithm.
 
     Raises:
         PrivacyRefusal: with what to use instead.
@@ -35,6 +35,12 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
             f"aggregation.kind: '{config.aggregation.kind}' needs each client's update, and under secure.kind={kind} nobody sees more than their "
             "sum; use mean, or secure.kind=none.",
             f"privacy.incompatible.{about}.aggregation",
+        )
+    if traits.singles:
+        raise PrivacyRefusal(
+            f"algorithm.kind: the clients of '{config.algorithm.kind}' send what the driver compares them by, each in a place of its own, so that "
+            f"their sum under secure.kind={kind} would tell what it hides; use ifca, whose clients choose by themselves, or secure.kind=none.",
+            f"privacy.incompatible.{about}.singles",
         )
     if carries or selects:
         raise PrivacyRefusal(
@@ -79,7 +85,7 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
             "privacy.clip, or secure.kind=secagg.",
             "privacy.incompatible.encrypted.adaptive_clip",
         )
-    if protocol.approximate and exact:
+    if protocol.approximate and traits.exact:
         raise PrivacyRefusal(
             f"algorithm.kind: '{config.algorithm.kind}' sends whole numbers whose sum must be exact, and sums under secure.kind={kind} are approximate; "
             "use secure.kind=bfv or secagg.",

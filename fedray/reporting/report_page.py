@@ -18,13 +18,13 @@ from fedray.configfile import load_config, parse_yaml
 from fedray.credentials import cleaned
 from fedray.errors import ConfigError, FedrayError
 from fedray.privacy.ledger.inspect import verify_all
-from fedray.reporting.report_clients import at_clients
+from fedray.reporting.report_clients import at_clients, clusters
 from fedray.reporting.report_faults import faults
 from fedray.reporting.report_head import guarantees, head, run_name
 from fedray.reporting.report_html import page
 from fedray.reporting.report_text import bound, figure, metric, part, table, used, value
 from fedray.rounding import rounded_up
-from fedray.runfiles import RULE_CLIENTS, RunFiles
+from fedray.runfiles import CLUSTERS, RULE_CLIENTS, RunFiles
 from fedray.storage import read_json, reading, write_atomic
 from fedray.tracking.charts import charts
 from fedray.tracking.chartstyle import Chart, Drawing, save_charts
@@ -98,7 +98,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _report(run: Path, data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str], verify: bool) -> Iterator[str]:
     summary, statement, config = data.summary, data.statement, _config(run)
     yield from head(run, config, data)
-    yield from _results(data, shown, lacking)
+    yield from _results(run, data, shown, lacking)
     yield from _what_was_run(config, _json(run / "partition.json"))
     yield from _judged(run)
     yield from privacy_part(run, statement, summary, verify)
@@ -157,7 +157,7 @@ def _groups(groups: Sequence[Any]) -> str:
     )
 
 
-def _results(data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str]) -> Iterator[str]:
+def _results(run: Path, data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str]) -> Iterator[str]:
     """The charts, and what is lacking. The best round is chosen by the test records, so its figure is no result and stands in a sentence."""
     yield from ("## Results", "")
     for sentence in lacking:
@@ -172,6 +172,7 @@ def _results(data: RunData, shown: Mapping[str, Chart], lacking: Sequence[str]) 
             "",
         )
     yield from at_clients(data.summary.get("final") or {})
+    yield from clusters(_json(run / CLUSTERS))
     for path, chart in shown.items():
         yield from (f"![{chart.title}]({path})", "")
 

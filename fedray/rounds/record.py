@@ -17,6 +17,7 @@ from fedray.faults import Fault, Listener
 from fedray.privacy.regime import Regime
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
+from fedray.rounds.clusters import Clusters
 from fedray.rounds.evaluator import PendingEvaluation
 from fedray.rounds.notes import client_failures, grouped
 from fedray.rounds.quality import Quality, numbers_only
@@ -104,6 +105,7 @@ class Record:
         self._saved = rounds if resumed else -1
         self._open: list[OpenRow] = []
         self._quality = Quality(config.evaluation, self.tell)
+        self._clusters = Clusters(files.root, config.evaluation.headline.removeprefix("eval/"))
         for row in files.rows():
             self._quality.remember(row)
         self._faults: dict[str, int] = dict.fromkeys(_COUNTED, 0) | meta.get("faults", {})
@@ -162,7 +164,8 @@ class Record:
 
     def at_clients(self, entry: OpenRow, rows: Sequence[LocalEvaluation], central: bool) -> None:
         """Add to a row what the clients measured; ``central``: there is a central test set, too."""
-        entry.row["metrics"] |= self._quality.at_clients(entry.row["round"], rows, central)
+        number = entry.row["round"]
+        entry.row["metrics"] |= self._quality.at_clients(number, rows, central) | self._clusters.take(number, rows)
 
     def noised(self, entry: OpenRow, evaluate: Callable[[], dict[str, float]]) -> None:
         """Add to a row what charged evaluation at the clients gives, and what is spent then.

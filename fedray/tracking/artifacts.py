@@ -32,7 +32,15 @@ from fedray.tracking.registry import log_final_model
 from fedray.tracking.rundata import CLASS_RESULTS, RunData, client_rows, headline
 from fedray.tracking.starts import StartNote, ending, last_start, read_starts
 
-_PLAIN = ("partition.json", "privacy_statement.json", "privacy_statement.md", "summary.json", "rule_clients.json", CLASS_RESULTS)
+_PLAIN = (
+    "partition.json",
+    "privacy_statement.json",
+    "privacy_statement.md",
+    "summary.json",
+    "rule_clients.json",
+    "clusters.json",
+    CLASS_RESULTS,
+)
 _TABLE = "clients/clients.json"
 _COLUMNS = ("client", "records", "epsilon", "budget left", "rounds", "rounds left")
 #: Rows up to which MLflow shows a table without delay.
@@ -90,8 +98,8 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None, pages: Page
     Raises:
         FedrayError: a file of the run is damaged.
     """
-    names = ("summary", "privacy_statement", "partition", "rule_clients")
-    summary, statement, partition, judged = (read_json(run_dir / f"{name}.json") or {} for name in names)
+    names = ("summary", "privacy_statement", "partition", "rule_clients", "clusters")
+    summary, statement, partition, *others = (read_json(run_dir / f"{name}.json") or {} for name in names)
     rows = latest_rows(run_dir)
     files = Path(tempfile.mkdtemp(prefix="fedray-artifacts-"))
     starts = read_starts(run_dir)
@@ -118,7 +126,7 @@ def stage(run_dir: Path, state: State, builder: ModelBuilder | None, pages: Page
             shutil.copyfile(entry, files / "ledger" / entry.name)
 
     def table() -> None:
-        columns, data = clients_table(partition, statement, judged)
+        columns, data = clients_table(partition, statement, others)
         if data:
             _write_clients(files, columns, data)
             tags["mlflow.loggedArtifacts"] = json.dumps([{"path": _TABLE, "type": "table"}])
@@ -167,14 +175,14 @@ def send(client: Any, state: State, staged: Staged, keep: Callable[[], None]) ->
 
 
 def clients_table(
-    partition: Mapping[str, Any], statement: Mapping[str, Any], judged: Mapping[str, Any] | None = None
+    partition: Mapping[str, Any], statement: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[str], list[list[Any]]]:
     """Return the columns and rows of a table with one row per client, the largest epsilon first: its records, epsilon, remaining budget and
-    rounds, then what else is known of it, such as what the aggregation rule has of it; plain values only.
+    rounds, then what else is known of it, such as what the aggregation rule has of it, and its cluster; plain values only.
     """
     merged: dict[str, dict[str, Any]] = {}
     units = list(dict.fromkeys(row.get("unit") for row in client_rows(statement)))
-    for document in (partition, statement, judged or {}):
+    for document in (partition, statement, *others):
         for i, row in enumerate(client_rows(document)):
             name = str(row.get("client", row.get("name", i)))
             if document is statement:  # of a second guarantee, the columns bear its unit

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.tracking.chartstyle import BLUE, RED, Chart
-from fedray.tracking.clientcharts import budgets, records_of_clients, results_at_clients
+from fedray.tracking.clientcharts import budgets, clusters, records_of_clients, results_at_clients
 from fedray.tracking.journal import number
 from fedray.tracking.roundcharts import timeline
 from fedray.tracking.runcharts import by_class, curves, frontier, records_by_class, rule_scores, spending
@@ -21,6 +21,7 @@ _CHARTS: tuple[Callable[[RunData], Iterator[Chart]], ...] = (
     budgets,
     by_class,
     results_at_clients,
+    clusters,
     timeline,
     records_by_class,
     records_of_clients,

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedray.clientfigures import MODELS, metrics_of, models_of
 from fedray.rounding import rounded_up
-from fedray.tracking.chartstyle import AMBER, BLUE, GREEN, GREY, RED, Chart, axes_of, legend, thinned
+from fedray.tracking.chartstyle import AMBER, BLUE, GREEN, GREY, RED, Chart, axes_of, curve, legend, thinned
 from fedray.tracking.journal import number
 from fedray.tracking.rundata import RunData, unit_of, unit_text
 
@@ -49,6 +49,24 @@ def _at_clients(run: RunData, metric: str, figure: Any) -> None:
         if rounds:
             at, _, middle, _ = thinned(rounds, values)
             axes.plot(at, middle, color=colour, linestyle="--", linewidth=1.5, label=MODELS[model])
+    legend(axes)
+
+
+def clusters(run: RunData) -> Iterator[Chart]:
+    """How many clients are in each cluster, and how many have changed theirs, over rounds."""
+    keys = [key for key in run.metrics if key.startswith("clusters/") and key.endswith("_clients")]
+    if not keys or len(run.series("clusters/moved")[0]) < 2:
+        return
+    caption = "Clients in each cluster, as they were evaluated; dashed is how many have changed theirs since the evaluation before."
+    yield Chart("clusters", "clients by cluster", caption, partial(_clusters, run, keys))
+
+
+def _clusters(run: RunData, keys: Sequence[str], figure: Any) -> None:
+    axes = axes_of(figure, "round", "clients")
+    for i, key in enumerate(keys):
+        curve(axes, *run.series(key), colour=f"C{i}", name=key.removeprefix("clusters/").removesuffix("_clients"))
+    axes.plot(*run.series("clusters/moved"), color=GREY, linestyle="--", linewidth=1.2, label="moved")
+    axes.set_ylim(bottom=0)
     legend(axes)
 
 

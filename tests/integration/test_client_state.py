@@ -12,7 +12,10 @@ from shortruns import short_run
 
 from fedray.checkpoint import load_latest
 from fedray.errors import FedrayError
-from fedray.runfiles import RunFiles
+from fedray.runfiles import CLUSTERS, RunFiles
+from fedray.storage import read_json
+
+FLHC = {"kind": "flhc", "clients": 6, "clusters": 3, "after": 2}
 
 run = partial(
     short_run,
@@ -51,7 +54,9 @@ def test_clients_with_models_of_their_own_measure_those(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("algorithm", [{"kind": "fedper", "personal": ["out"]}, {"kind": "ifca", "clusters": 3}], ids=lambda a: a["kind"])
+@pytest.mark.parametrize(
+    "algorithm", [{"kind": "fedper", "personal": ["out"]}, {"kind": "ifca", "clusters": 3}, FLHC], ids=lambda a: a["kind"]
+)
 def test_models_apart_are_the_same_after_a_resume_and_measured_at_the_clients(tmp_path: Path, algorithm: dict[str, Any]) -> None:
     sections: dict[str, Any] = {"algorithm": algorithm, "model": {"kind": "mlp", "hidden": [8]}}
     calm = run(tmp_path / "calm", **sections)
@@ -66,6 +71,10 @@ def test_models_apart_are_the_same_after_a_resume_and_measured_at_the_clients(tm
             [v for name, v in row["metrics"].items() if name.startswith("round/cluster_")] for row in RunFiles(tmp_path / "calm").rows()
         ]
         assert [(len(row), sum(row)) for row in counts] == [(3, 3)] * 3
+    elif algorithm["kind"] == "flhc":
+        documents = [read_json(tmp_path / name / CLUSTERS) or {} for name in ("calm", "resumed")]
+        of_calm, of_resumed = ({row["client"]: row["cluster"] for row in document["rows"]} for document in documents)
+        assert of_calm == of_resumed and set(of_calm.values()) == {0, 1, 2}
     else:
         saved = load_latest(tmp_path / "calm" / "checkpoints")
         assert saved is not None and saved.weights.shape == (64 * 8 + 8,) and saved.rest is None

@@ -34,6 +34,7 @@ SERVERS = sorted(components.SERVERS.parts())
 FEDERATION, TEST = label_skewed()
 #: What an algorithm cannot do without.
 ARGUMENTS: dict[str, dict[str, Any]] = {kind: {"personal": ["fc.bias"]} for kind in ("fedper", "fedrep")}
+ARGUMENTS["flhc"] = {"clients": 10, "after": 1}
 
 
 def part_of(kind: str) -> dict[str, Any]:
@@ -336,6 +337,7 @@ TABLE = [
     ("newton", {}, "record.reads", "client.exact_totals"),
     ("histogram_trees", {}, "record.reads", "client.exact_totals"),
     ("ifca", {"weights": "uniform"}, "record.reads", "client.quotient"),
+    ("flhc", {"weights": "uniform", "clients": 10}, None, "client.quotient"),
     ("fedper", {"weights": "uniform", "personal": ["fc.bias"]}, None, "client.client_state"),
     ("fedrep", {"weights": "uniform", "personal": ["fc.bias"]}, "record.passes", "client.client_state"),
 ]
