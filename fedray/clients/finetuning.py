@@ -52,11 +52,13 @@ class FineTuning:
         if not len(y):
             return trainer.global_model(weights)
 
+        whole = min(training.physical_batch, len(y))
+
         def tuned(physical_batch: int) -> nn.Module:
             model = trainer.global_model(weights)
             seed_torch(torch_seed(self._seed, _STREAM, client.index), trainer.device)
             job = LocalJob(
-                training=training.model_copy(update={"physical_batch": physical_batch}),
+                training=training if physical_batch == whole else training.model_copy(update={"physical_batch": physical_batch}),
                 lr=training.lr,
                 loss=self._loss.of_client(y),
                 draws=generator(self._seed, _STREAM, client.index),
@@ -68,4 +70,4 @@ class FineTuning:
             trainer.engine(model, x, y, job)
             return model
 
-        return fitting(tuned, min(training.physical_batch, len(y)), trainer.needs.whole)[0]
+        return fitting(tuned, whole, trainer.needs.whole)[0]

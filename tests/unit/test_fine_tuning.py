@@ -84,8 +84,9 @@ def test_fine_tuning_changes_no_training_and_depends_on_no_actor() -> None:
     assert plain.globals.tobytes() == tuned.globals.tobytes()
 
 
-def test_the_engines_fine_tune_alike() -> None:
-    training = {"lr": 0.1, "batch_size": 10, "epochs": 1}
+@pytest.mark.parametrize("batch_size", [10, 1000])
+def test_the_engines_fine_tune_alike(batch_size: int) -> None:
+    training = {"lr": 0.1, "batch_size": batch_size, "physical_batch": batch_size, "epochs": 1}
     plain, lockstep = (told(run(training={**training, "engine": engine})) for engine in ("plain", "lockstep"))
     for a, b in zip(plain, lockstep, strict=True):
         assert a.metrics["fine_tuned/loss"] == pytest.approx(b.metrics["fine_tuned/loss"], abs=1e-3)
