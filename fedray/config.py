@@ -130,6 +130,10 @@ class Cohort(Section):
         return dict(self.model_extra or {})
 
 
+#: What a model computes in while it trains.
+Precision = Literal["fp32", "bf16", "fp16", "bf16_convolutions"]
+
+
 class Training(Section):
     """Local training: what a client does with its records in a round."""
 
@@ -161,9 +165,10 @@ class Training(Section):
         "own corrections. null = none is. Not under record-level DP, which clips by privacy.clip.",
     )
     schedule: Choice = Field(Choice(kind="constant"), description="Learning rate over rounds; see `fedray list schedules`.")
-    convolutions: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="What convolutions compute in; bfloat16 is faster and rounds coarsely. Engine plain; not under record-level DP.",
+    precision: Precision = Field(
+        "fp32",
+        description="What the model computes in while it trains: fp32; bf16 or fp16 (GPUs only) with weights, losses and steps in fp32; or bf16 in its "
+        "convolutions alone, the faster choice on CPUs. Sixteen bits: engine plain; not under record-level DP.",
     )
     unfreeze: list[Unfreeze] | None = Field(
         None,

@@ -130,6 +130,7 @@ def check_parts(config: Config) -> None:
     check_schedule(config.training.schedule, config.rounds)
     check_server_schedule(config.server, config.rounds)
     check_unfreezing(config)
+    _check_precision(config)
     factory = find(components.MODELS, config.model.kind)
     if inspect.isroutine(factory) or inspect.isclass(factory):
         factory_arguments(factory, config.model)
@@ -181,6 +182,26 @@ def _check_root(config: Config, use: RootUse, algorithm: Algorithm) -> None:
             f"root.share: clients of algorithm.kind '{config.algorithm.kind}' {why}, so that a root set does not make an update like theirs; "
             "use an algorithm such as fedavg or fedprox."
         )
+
+
+def _check_precision(config: Config) -> None:
+    """Refuse float16 where clients train on CPUs.
+
+    Raises:
+        ConfigError: with what to use.
+    """
+    usual, own = config.clients.resources, config.training.precision
+    places = [("training", own, usual)]
+    places += [
+        (f"clients.groups.{i}.training", g.training.get("precision", own), g.resources or usual)
+        for i, g in enumerate(config.clients.groups)
+    ]
+    for path, precision, resources in places:
+        if precision == "fp16" and not resources.gpu:
+            raise ConfigError(
+                f"{path}.precision: fp16 is for GPUs, and these clients have none (resources.gpu is 0); a CPU would take many times as long as in fp32: "
+                "use bf16, or give them one."
+            )
 
 
 def _losses(config: Config) -> dict[str, LossChoice]:

@@ -31,6 +31,7 @@ from fedray.training.augment import check_augment
 from fedray.training.choose import choose_engine, untouched_by
 from fedray.training.coupling import BatchNeeds, batch_needs, check_batches
 from fedray.training.evaluate import check_metrics, find_metrics
+from fedray.training.fast.mixed import check_convolutions
 from fedray.training.losses import find_loss, outputs_for, positions_for
 from fedray.training.schedules import check_schedule
 from fedray.training.unfreezing import check_layers
@@ -153,6 +154,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         check_training(algorithm, group.training)
         check_augment(group.training, shape, tokens or bool(facts.inputs), bool(algorithm.traits.passes))
         check_schedule(group.training.schedule, config.rounds)
+        check_convolutions(group.training, model)
         check_batches(needs, group.training, facts.sizes[members], [names[i] for i in group.members])
         engines.append(choose_engine(group.training.engine, private, model, group.training, alone, needs, single, composes)[0])
     algorithm.check_clients(len(names))

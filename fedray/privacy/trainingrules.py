@@ -42,10 +42,10 @@ def check_training(config: Config) -> None:
     Raises:
         PrivacyRefusal: with what to use instead.
     """
-    for path, precision in everywhere(config, "convolutions").items():
-        if precision != "float32":
+    for path, precision in everywhere(config, "precision").items():
+        if precision != "fp32":
             raise PrivacyRefusal(
-                f"{path}: {precision} rounds gradients so coarsely that a clipped one can exceed the clip norm; use float32.",
+                f"{path}: {precision} rounds gradients so coarsely that a clipped one can exceed the clip norm; use fp32.",
                 "privacy.incompatible.record.precision",
             )
     for path, largest in everywhere(config, "max_grad_norm").items():

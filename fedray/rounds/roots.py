@@ -52,10 +52,11 @@ def root_terms(config: Config, records: int, model: ModelFacts) -> Terms:
 
 def root_training(training: Training, records: int) -> Training:
     """The run's training section for so many records: where each record joins a step by a coin, batches are as large as a client's."""
+    here = {"engine": "auto", "precision": "fp32"}  # on a device of its own
     if training.sampling_rate is None or training.expected_batch is None:
-        return training.model_copy(update={"engine": "auto"})
+        return training.model_copy(update=here)
     rate = min(1.0, training.expected_batch / records)
-    return training.model_copy(update={"engine": "auto", "sampling_rate": rate, "expected_batch": rate * records})
+    return training.model_copy(update={**here, "sampling_rate": rate, "expected_batch": rate * records})
 
 
 class RootHost:

@@ -89,4 +89,8 @@ def choose_engine(
         )
     if training is not None and training.augment is not None and name not in (*PRIVATE, "plain"):
         raise ConfigError(f"training.engine: '{name}' does not know training.augment; use auto, or take augment out.")
+    if training is not None and training.precision != "fp32" and name != "plain":
+        raise ConfigError(
+            f"training.engine: '{name}' computes in fp32 alone; use auto, or take training.precision={training.precision} out."
+        )
     return name, cast(Engine, components.find_callable(components.ENGINES, name))

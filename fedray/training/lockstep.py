@@ -91,8 +91,8 @@ def unsupported(model: nn.Module, training: Training) -> str | None:
         return "it takes training.batch_size, not a sampling_rate"
     if batch > training.physical_batch:
         return "training.batch_size is above training.physical_batch"
-    if training.convolutions != "float32":
-        return f"training.convolutions is {training.convolutions}"
+    if training.precision != "fp32":
+        return f"training.precision is {training.precision}"
     if of_own_counts(training.loss):
         return "training.loss weights classes by each client's own records"
     if training.augment is not None:

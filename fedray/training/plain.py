@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.training.engine import BatchGradient, LocalJob, LocalResult, check_stop, mover
+from fedray.training.fast.mixed import LossScale
 from fedray.training.fast.step import fast_step
 
 
@@ -60,27 +61,31 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     steps = examples = 0
     with fast_step(model, x, training, job.lr, one_pass) as step:
         move = mover(model, step.parameters, training, job.lr, x.device)
-        further = _Further(len(x), job)
+        further, scale = _Further(len(x), job), LossScale(training.precision)
 
         def gradient(drawn: npt.NDArray[np.int64]) -> None:
             nonlocal seen, examples
             check_stop(job)
             check_batch(len(drawn), job)
             batch = torch.from_numpy(drawn).to(x.device)
-            for p in step.parameters:
-                p.grad = None
-            size = len(batch)
-            for part in (batch,) if 0 < size <= physical or (size and job.whole) else torch.split(batch, physical) if size else ():
-                records = x.index_select(0, part)
-                if job.augment is not None:
-                    records = job.augment(records, part.numpy(force=True), steps)
-                losses = job.loss(step.outputs(records), y.index_select(0, part))
-                # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
-                step.backward(losses, torch.full_like(losses, 1.0 if job.couples else 1.0 / (training.expected_batch or size)))
-                total = losses.detach().sum()
-                if job.couples:
-                    total = total * size
-                seen = seen + (total.item() if on_cpu else total.double())  # on a GPU no wait for the step's end
+            size, before, done = len(batch), seen, False
+            weight = 1.0 if job.couples or not size else 1.0 / (training.expected_batch or size)
+            while not done:
+                seen = before
+                for p in step.parameters:
+                    p.grad = None
+                for part in (batch,) if 0 < size <= physical or (size and job.whole) else torch.split(batch, physical) if size else ():
+                    records = x.index_select(0, part)
+                    if job.augment is not None:
+                        records = job.augment(records, part.numpy(force=True), steps)
+                    losses = job.loss(step.outputs(records), y.index_select(0, part))
+                    # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
+                    step.backward(losses, torch.full_like(losses, weight * scale.factor))
+                    total = losses.detach().sum()
+                    if job.couples:
+                        total = total * size
+                    seen = seen + (total.item() if on_cpu else total.double())  # on a GPU no wait for the step's end
+                done = scale.unscaled(step.parameters)
             if poisson:
                 for p in step.parameters:  # momentum and decay act alike in every step, empty or not
                     if p.grad is None:

@@ -6,7 +6,7 @@ watched from outside:
 - ``plain``: the loop of one process on one thread, the floor that a user would write;
 - ``plain x2``: two such loops side by side (one a core), whose rates add up;
 - ``fedray``: one actor a core;
-- ``--with bf16:training.convolutions=bfloat16`` adds a run of fedray with overrides.
+- ``--with bf16:training.precision=bf16_convolutions`` adds a run of fedray with overrides.
 """
 
 from __future__ import annotations

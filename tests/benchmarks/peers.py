@@ -1,6 +1,6 @@
 """Other systems on the same work, in turn with fedray in the same run; prints ratios and keeps all records.
 
-``python -m tests.benchmarks.peers W1 W3 --peers DIR --python PYTHON [--repeats 2] [--with bf16:training.convolutions=bfloat16]``. DIR holds ``run_plain.py``, ``run_pfl.py`` and
+``python -m tests.benchmarks.peers W1 W3 --peers DIR --python PYTHON [--repeats 2] [--with bf16:training.precision=bf16_convolutions]``. DIR holds ``run_plain.py``, ``run_pfl.py`` and
 ``run_flower.py``, each of which does a workload by its name and prints ``RESULT {json}`` with ``clients_per_s``; PYTHON is the interpreter of
 an environment with those systems. What cannot be run is named and left out.
 """

@@ -222,8 +222,8 @@ def bfloat16(device: torch.device) -> Figures:
 
     model, x, y = made("fedavg_cnn")
     halves, wholes = (
-        trained("plain", model, x, y, device, Training(lr=0.05, batch_size=8, epochs=1, convolutions=kind))
-        for kind in ("bfloat16", "float32")
+        trained("plain", model, x, y, device, Training(lr=0.05, batch_size=8, epochs=1, precision=kind))
+        for kind in ("bf16_convolutions", "fp32")
     )
     figures = {"apart_of_moved": apart(halves, wholes) / apart(wholes, model)}
     if not 2.0**-13 < figures["apart_of_moved"] < 0.3 or any(p.dtype != torch.float32 for p in halves.parameters()):

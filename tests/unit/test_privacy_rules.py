@@ -51,9 +51,9 @@ def test_a_plain_record_level_run_is_legal_and_its_claim_valid() -> None:
         ("record.engine", {"clients": {"groups": [{"name": "g", "clients": 1, "training": {"engine": "plain"}}]}}),
         (
             "record.precision",
-            {"training": {"sampling_rate": 0.25, "steps": 5, "expected_batch": 30, "convolutions": "bfloat16"}},
+            {"training": {"sampling_rate": 0.25, "steps": 5, "expected_batch": 30, "precision": "bf16"}},
         ),
-        ("record.precision", {"clients": {"groups": [{"name": "g", "clients": 1, "training": {"convolutions": "bfloat16"}}]}}),
+        ("record.precision", {"clients": {"groups": [{"name": "g", "clients": 1, "training": {"precision": "bf16_convolutions"}}]}}),
     ],
 )
 def test_what_voids_the_guarantee_is_refused_with_a_code_and_a_way_out(code: str, sections: dict[str, Any]) -> None:

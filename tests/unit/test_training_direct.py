@@ -208,7 +208,7 @@ def test_bfloat16_convolutions_are_close_and_everything_else_is_float32() -> Non
     def make() -> nn.Module:
         return build_model(ModelChoice(kind="fedavg_cnn"), (1, 28, 28), 10, 0)
 
-    ours, theirs = both(make, x, y, Training(lr=0.05, batch_size=10, epochs=1, convolutions="bfloat16"))
+    ours, theirs = both(make, x, y, Training(lr=0.05, batch_size=10, epochs=1, precision="bf16_convolutions"))
     start = make()
     # bfloat16 keeps eight bits, so a product is off by 2**-8 at the most. Terms of either sign and the corners of ReLU make more of it.
     assert 2.0**-13 < apart(ours, theirs) / apart(theirs, start) < 0.3

@@ -1,22 +1,22 @@
 """What the engine ``plain`` does to make a step faster on a CPU, behind one context.
 
 Each part is a module of this package: the order of a pixel's channels in memory, layers of a chain in a cheaper order, oneDNN's products,
-gradients that are subtracted as they are made, and, where the user asks for it, convolutions in bfloat16. All but the last compute what
+gradients that are subtracted as they are made, and, where the user asks for it, sixteen bits. All but the last compute what
 torch computes by itself, up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from fedray.config import Training
-from fedray.training.fast.bfloat16 import bfloat16_convolutions
 from fedray.training.fast.channels_last import channels_last, lay_out, turned_gradients
 from fedray.training.fast.direct import Direct
+from fedray.training.fast.mixed import convolutions_in, forward_in
 from fedray.training.fast.sequential import forward_of, layers_of
 
 
@@ -54,6 +54,12 @@ def fast_step(model: nn.Module, x: Tensor, training: Training, lr: float, one_pa
         one_pass: a step is one backward pass, and nobody but the optimiser reads its gradients.
     """
     turned, layers = lay_out(model, x), layers_of(model)
-    halved = bfloat16_convolutions(model) if training.convolutions == "bfloat16" else nullcontext()
-    with Direct(model, training, lr, one_pass, layers is not None) as direct, turned_gradients(model, turned), halved:
-        yield FastStep(direct.others, direct, forward_of(model, layers), turned)
+    forward = forward_of(model, layers)
+    inner = forward_in(training.precision, forward)
+    own = one_pass and inner is forward  # a Linear layer that moves by itself computes in float32
+    with (
+        Direct(model, training, lr, own, layers is not None) as direct,
+        turned_gradients(model, turned),
+        convolutions_in(training.precision, model),
+    ):
+        yield FastStep(direct.others, direct, inner, turned)
