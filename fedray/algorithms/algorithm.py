@@ -119,8 +119,10 @@ class Algorithm:
         """
         return {"model": mean.values["model"]}
 
-    def most_rounds(self, layout: Layout, weights: Vector, cohort: int) -> int | None:
-        """After how many rounds of at most ``cohort`` clients, from the initial model on, nothing is left to do; None: there always is."""
+    def most_rounds(self, layout: Layout, weights: Vector, cohort: int, clients: int) -> int | None:
+        """After how many rounds of at most ``cohort`` of all ``clients``, from the initial model on, nothing is left to do; None: there
+        always is.
+        """
         return None
 
     def figures(self, mean: Mean) -> dict[str, float]:

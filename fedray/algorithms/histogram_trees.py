@@ -6,7 +6,6 @@ Federated Learning System for Trees.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, cast
@@ -15,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedray.algorithms.algorithm import Algorithm, Mean, Update
+from fedray.algorithms.algorithm import Mean, Update
 from fedray.algorithms.bin_edges import REFINEMENTS, first_edges, refined
 from fedray.algorithms.derivatives import logistic, softmax_residual
+from fedray.algorithms.forest import BoostedTrees, Shape
 from fedray.algorithms.totals import DIGITS, RecordTotals, totals_of
 from fedray.algorithms.turn import Turn
-from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.exchange import Exchange, Field
 from fedray.models.trees import Trees
@@ -29,49 +28,33 @@ from fedray.traits import Traits
 
 _BLOCK = 1024  # records at a time
 _LEAST = 1e-6  # gain of a split; below it is what rounding leaves
-_LOSSES = ("binary_cross_entropy", "cross_entropy", "mse")
 
 Floats = npt.NDArray[np.float64]
 
 
 class Growth(NamedTuple):
-    """How far the trees are, and of what shape they are, as the broadcast says it.
+    """How far the trees are, as the broadcast says it.
 
     Attributes:
         refinements: how often the bins' edges have been moved.
         levels: of nodes that have been split, counted over all trees.
-        features, outputs, trees, depth: of the model.
     """
 
     refinements: int
     levels: int
-    features: int
-    outputs: int
-    trees: int
-    depth: int
 
     @classmethod
-    def of(cls, globals_: Mapping[str, Vector]) -> Growth:
+    def read(cls, vector: Vector) -> Growth:
         """What was broadcast."""
-        return cls(*globals_["growth"].astype(np.int64).tolist())
+        return cls(*vector.astype(np.int64).tolist())
 
     def vector(self) -> Vector:
-        """As it is broadcast, float32."""
+        """As it is broadcast, float32 ``[2]``."""
         return np.array(self, dtype=np.float32)
-
-    @property
-    def tree(self) -> int:
-        """The tree that grows, from 0."""
-        return self.levels // self.depth
-
-    @property
-    def level(self) -> int:
-        """Of its nodes that are split next, from 0; while edges are moved, the root's."""
-        return self.levels % self.depth
 
 
 @dataclass(frozen=True)
-class HistogramTrees(Algorithm):
+class HistogramTrees(BoostedTrees):
     """Gradient-boosted trees: clients send histograms of their records' gradients, from which the server chooses all splits.
 
     A round adds one level to one tree of each output. Each client sends, for each node of the level, feature and bin, the sums of the first
@@ -92,29 +75,12 @@ class HistogramTrees(Algorithm):
     """
 
     bins: int = 32
-    lr: float = 0.3
-    l2: float = 1.0
-    min_gain: float = 0.0
-    min_child_weight: float = 1.0
     traits: ClassVar[Traits] = Traits(reads=frozenset({"records"}), passes=0, sets=True, exact=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bins < 16:
             raise ConfigError(f"algorithm.bins: {self.bins} is below 16.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"algorithm.lr: {self.lr} is not above 0.")
-        for name in ("l2", "min_gain", "min_child_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"algorithm.{name}: {getattr(self, name)} is not 0 or above.")
-
-    def check(self, training: Training) -> None:
-        """The loss is one whose derivatives are known."""
-        if training.loss.kind not in _LOSSES or training.loss.arguments:
-            given = f"{training.loss} with {', '.join(training.loss.arguments)}" if training.loss.arguments else str(training.loss)
-            raise ConfigError(
-                f"training.loss: histogram_trees knows the derivatives of {', '.join(_LOSSES)}, and not those of {given}; use one of these "
-                "without arguments."
-            )
 
     def exchange(self, layout: Layout) -> Exchange:
         """The bins' edges and how far the trees are go down; the histograms of a tree's widest level come up, as digits.
@@ -122,75 +88,80 @@ class HistogramTrees(Algorithm):
         Raises:
             ConfigError: the model is not of trees.
         """
-        shape = _shape(layout)
-        size = shape.outputs * 2 ** (shape.depth - 1) * shape.features * self.bins * 2
+        shape = Shape.of(layout)
         return Exchange(
             (
                 Field("model", layout.size, up=False),
                 Field("edges", shape.features * (self.bins - 1), up=False),
-                Field("growth", len(shape), up=False),
-                Field("histograms", DIGITS * size, down=False, weigh="one"),
+                Field("growth", len(Growth._fields), up=False),
+                Field("shape", len(shape), up=False),
+                Field("histograms", DIGITS * self._sums(shape), down=False, weigh="one"),
             )
         )
 
+    def _sums(self, shape: Shape) -> int:
+        """How many there are at a tree's widest level."""
+        return shape.outputs * (1 << shape.depth) * shape.features * self.bins
+
     def begin(self, layout: Layout, weights: Vector, another: Callable[[int], Vector]) -> dict[str, Vector]:
         """The initial model, whose trees are kept if it has any, and edges all over the numbers."""
-        growth = _shape(layout, weights)
-        return {"model": weights, "edges": first_edges(growth.features, self.bins).ravel(), "growth": growth.vector()}
+        shape = Shape.of(layout)
+        growth, edges = Growth(0, shape.grown(weights) * shape.depth), first_edges(shape.features, self.bins)
+        return {"model": weights, "edges": edges.ravel(), "growth": growth.vector(), "shape": shape.vector()}
 
-    def most_rounds(self, layout: Layout, weights: Vector, cohort: int) -> int:
+    def most_rounds(self, layout: Layout, weights: Vector, cohort: int, clients: int) -> int:
         """Five, and one for each level of the trees that there is still room for."""
-        growth = _shape(layout, weights)
-        return REFINEMENTS + growth.trees * growth.depth - growth.levels
+        shape = Shape.of(layout)
+        return REFINEMENTS + (shape.trees - shape.grown(weights)) * shape.depth
 
     def local(self, turn: Turn) -> Update:
         """The histograms of the client's records."""
         x, y = turn.rows()
-        growth, model = Growth.of(turn.globals), cast(Trees, turn.model)
-        tree = min(growth.tree, growth.trees - 1)  # of a full model nothing is asked
+        shape, growth, model = Shape.of(turn.layout), Growth.read(turn.globals["growth"]), cast(Trees, turn.model)
+        tree, level = divmod(min(growth.levels, shape.trees * shape.depth - 1), shape.depth)  # of a full model nothing is asked
         turn.put(turn.globals["model"])
-        edges = turn.globals["edges"].reshape(growth.features, -1)
-        totals = RecordTotals(growth.outputs * 2 ** (growth.depth - 1) * growth.features * self.bins * 2)
+        edges = turn.globals["edges"].reshape(shape.features, -1)
+        totals = RecordTotals(self._sums(shape))
         for start in range(0, len(y), _BLOCK):
             part, targets = x[start : start + _BLOCK], y[start : start + _BLOCK].cpu().numpy()
             with torch.no_grad():
                 outputs = model.outputs(part, tree).T.double().cpu().numpy()
-                nodes = model.places(part, tree, tree + 1, growth.level)[:, :, 0].T.cpu().numpy()
+                nodes = model.places(part, tree, tree + 1, level)[:, :, 0].T.cpu().numpy()
             slopes, curvatures = _derivatives(turn.training.loss.kind, outputs, targets)
             columns = part.flatten(1).float().cpu().numpy().T
             bins = np.stack([np.searchsorted(own, column, side="right") for own, column in zip(edges, columns, strict=True)])
-            lines = np.arange(growth.outputs)[:, None] * 2**growth.level + nodes  # [outputs, records]
-            cells = (lines[:, None] * growth.features + np.arange(growth.features)[:, None]) * self.bins + bins
+            lines = np.arange(shape.outputs)[:, None] * 2**level + nodes  # [outputs, records]
+            cells = (lines[:, None] * shape.features + np.arange(shape.features)[:, None]) * self.bins + bins
             totals.scatter(2 * cells, slopes[:, None])
             totals.scatter(2 * cells + 1, curvatures[:, None])
         return Update({"histograms": totals.digits(0, len(totals.values))})
 
     def server(self, globals_: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
         """One more level of one tree of each output, or better edges of the bins."""
-        growth, weights = Growth.of(globals_), globals_["model"].copy()
-        edges, levels = globals_["edges"].reshape(growth.features, -1), 2**growth.level
-        model = Layout.of(Trees(growth.features, growth.outputs, growth.trees, growth.depth)).views(weights)
-        shape = growth.outputs, levels, growth.features, self.bins, 2
-        sums = totals_of(mean.values["histograms"], mean.clients)[: math.prod(shape)].reshape(shape)
+        shape, growth = Shape.read(globals_["shape"]), Growth.read(globals_["growth"])
+        edges, weights = globals_["edges"].reshape(shape.features, -1), globals_["model"].copy()
+        model, (tree, level) = shape.views(weights), divmod(growth.levels, shape.depth)
+        sums = totals_of(mean.values["histograms"], mean.clients).reshape(-1, shape.features, self.bins, 2)
+        sums = sums[: shape.outputs * 2**level].reshape(shape.outputs, 2**level, *sums.shape[1:])
         if growth.refinements < REFINEMENTS:
             edges = refined(edges, sums[:, 0, :, :, 1].sum(0), growth.refinements)
             growth = growth._replace(refinements=growth.refinements + 1)
             if growth.refinements == REFINEMENTS:
                 slope, curvature = np.moveaxis(sums[:, 0, 0].sum(1), -1, 0)
                 model["base"] -= np.divide(slope, curvature, out=np.zeros_like(slope), where=curvature > 0)
-        elif growth.tree < growth.trees:
-            self._split(model, growth, edges, sums)
+        elif tree < shape.trees:
+            self._split(model, tree, edges, sums)
             growth = growth._replace(levels=growth.levels + 1)
-        return {"model": weights, "edges": edges.ravel(), "growth": growth.vector()}
+        return {"model": weights, "edges": edges.ravel(), "growth": growth.vector(), "shape": globals_["shape"]}
 
-    def _split(self, model: Mapping[str, Vector], growth: Growth, edges: Vector, sums: Floats) -> None:
+    def _split(self, model: Mapping[str, Vector], tree: int, edges: Vector, sums: Floats) -> None:
         """Split the nodes of a level, and after the last give the leaves their values.
 
         A node that does not split leaves all its records in its left child, whose sums are the same, so that it does not split either.
 
         Args:
             model: views of the model, which are changed.
-            growth: the tree and its level.
+            tree: that grows.
             edges: of the bins, ``[features, bins - 1]``.
             sums: of the derivatives, ``[outputs, nodes, features, bins, 2]``.
         """
@@ -204,16 +175,17 @@ class HistogramTrees(Algorithm):
         most = np.take_along_axis(gain, best[..., None], 2)[..., 0]
         split = most > max(self.min_gain, _LEAST)
         feature, edge = np.divmod(best, self.bins - 1)
-        nodes = slice(2**growth.level - 1, 2 ** (growth.level + 1) - 1)
-        model["feature"][:, growth.tree, nodes] = np.where(split, feature + 1, 0)
-        model["threshold"][:, growth.tree, nodes] = np.where(split, edges[feature, edge], 0.0)
+        first = best.shape[1] - 1  # of the level's nodes
+        nodes = slice(first, first + best.shape[1])
+        model["feature"][:, tree, nodes] = np.where(split, feature + 1, 0)
+        model["threshold"][:, tree, nodes] = np.where(split, edges[feature, edge], 0.0)
         np.add.at(model["gain"], feature[split], most[split])
-        if growth.level == growth.depth - 1:
+        if nodes.stop == model["feature"].shape[2]:
             output, node = np.indices(best.shape)
             whole = whole[:, :, 0, 0]
-            first = np.where(split[..., None], left[output, node, feature, edge], whole)
-            leaves = np.stack([first, whole - first], 2).reshape(growth.outputs, -1, 2)
-            model["value"][:, growth.tree] = -self.lr * self._ratio(leaves[..., 0], leaves[..., 1])
+            one = np.where(split[..., None], left[output, node, feature, edge], whole)
+            leaves = np.stack([one, whole - one], 2).reshape(len(best), -1, 2)
+            model["value"][:, tree] = -self.lr * self._ratio(leaves[..., 0], leaves[..., 1])
 
     def _score(self, sums: Floats) -> Floats:
         """What a leaf of these sums ``[..., 2]`` takes off the loss, twice: G^2 / (H + l2)."""
@@ -222,23 +194,6 @@ class HistogramTrees(Algorithm):
     def _ratio(self, over: Floats, curvature: Floats) -> Floats:
         under = curvature + self.l2
         return np.divide(over, under, out=np.zeros_like(over), where=under > 0)
-
-
-def _shape(layout: Layout, weights: Vector | None = None) -> Growth:
-    """The shape of a model of trees, none of them grown; or, given its weights, with the trees in front of the first empty place as grown.
-
-    Raises:
-        ConfigError: the model is not of trees.
-    """
-    shapes = {e.name: e.shape for e in layout.entries}
-    if list(shapes) != ["base", "feature", "threshold", "value", "gain"]:
-        raise ConfigError("model.kind: histogram_trees grows trees; use model.kind trees, or another algorithm.")
-    (features,), (outputs, trees, leaves), grown = shapes["gain"], shapes["value"], 0
-    if weights is not None:
-        filled = np.flatnonzero(layout.views(weights)["value"].any((0, 2)))
-        grown = int(filled[-1]) + 1 if len(filled) else 0
-    depth = (leaves - 1).bit_length()
-    return Growth(0, grown * depth, features, outputs, trees, depth)
 
 
 def _derivatives(loss: str, outputs: Floats, targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]) -> tuple[Floats, Floats]:

@@ -67,6 +67,7 @@ _NEEDED: Mapping[tuple[str, str], Sections] = {
 }
 #: Other sections that a part needs beside its own.
 _BESIDE: Mapping[tuple[str, str], Sections] = {
+    ("algorithms", "bagged_trees"): {"model": {"kind": "trees"}, "training": {}},
     ("algorithms", "histogram_trees"): {"model": {"kind": "trees"}, "training": {}},
     ("algorithms", "newton"): {"model": {"kind": "softmax"}, "training": {}},
     ("aggregators", "fltrust"): {"root": {"share": 0.1, "public": True}, "evaluation": {}},

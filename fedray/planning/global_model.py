@@ -170,7 +170,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
         raise ConfigError(
             f"algorithm.kind: exchange of '{type(algorithm).__name__}' returned a {type(exchange).__name__}; return an Exchange."
         )
-    most = algorithm.most_rounds(made.layout, weights, largest_cohort(config.cohort, len(names)))
+    most = algorithm.most_rounds(made.layout, weights, largest_cohort(config.cohort, len(names)), len(names))
     if most is not None and config.rounds > most:
         raise ConfigError(
             f"rounds: after {most} rounds of '{config.algorithm.kind}' the model is full, so that more of them change nothing; set rounds={most}, or "

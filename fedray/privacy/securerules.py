@@ -38,8 +38,9 @@ def check_secure(config: Config, wants: Wants, stages: Sequence[Stage], carries:
         )
     if traits.singles:
         raise PrivacyRefusal(
-            f"algorithm.kind: the clients of '{config.algorithm.kind}' send what the driver compares them by, each in a place of its own, so that "
-            f"their sum under secure.kind={kind} would tell what it hides; use ifca, whose clients choose by themselves, or secure.kind=none.",
+            f"algorithm.kind: each client of '{config.algorithm.kind}' sends in a place of its own, so that their sum under secure.kind={kind} "
+            "would tell what it hides; use an algorithm without such places, as ifca in place of flhc or histogram_trees in place of bagged_trees, "
+            "or secure.kind=none.",
             f"privacy.incompatible.{about}.singles",
         )
     if carries or selects:

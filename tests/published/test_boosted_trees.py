@@ -69,11 +69,11 @@ def xgboosts(config: Config, federation: Federation) -> float:
 
 @pytest.mark.parametrize("data", ["breast_cancer", "heart"])
 def test_trees_of_a_federation_are_those_of_all_records_in_one_place(data: str, real_data: Path) -> None:
-    config = config_for(data, real_data, "model.trees=3", "rounds=14")
+    config = config_for(data, real_data, "model.trees=1", "rounds=8")
     federation = load_federation(config.data, config.seed)
     apart = trained(config, federation, [[0, 1], [2, 3]])
     assert trained(config, pooled(federation), [[0]]).globals.tobytes() == apart.globals.tobytes()
-    assert accuracy(apart, held_out(federation)) > {"breast_cancer": 0.92, "heart": 0.7}[data]
+    assert accuracy(apart, held_out(federation)) > {"breast_cancer": 0.85, "heart": 0.65}[data]
 
 
 @pytest.mark.slow
@@ -87,6 +87,22 @@ def test_they_are_as_accurate_as_xgboosts_of_all_records(data: str, real_data: P
         if seed == 0:
             assert trained(config, pooled(federation), [[0]]).globals.tobytes() == run.globals.tobytes()
         found.append((accuracy(run, held_out(federation)), xgboosts(config, federation)))
+    ours, theirs = np.mean(found, 0)
+    print(data, found, ours, theirs)
+    assert ours >= theirs - 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "rounds", "depth"), [("breast_cancer", 20, 3), ("heart", 50, 1)])
+def test_bagging_is_within_two_points_of_xgboosts_of_all_records(data: str, rounds: int, depth: int, real_data: Path) -> None:
+    pytest.importorskip("xgboost", reason="xgboost is not installed")
+    bagging = "algorithm={kind: bagged_trees}", f"rounds={rounds}", f"model={{kind: trees, trees: {4 * rounds}, depth: {depth}}}"
+    found = []
+    for seed in SEEDS:
+        config = config_for(data, real_data, f"seed={seed}", *bagging)
+        federation = load_federation(config.data, config.seed)
+        run = trained(config, federation, [[0, 1], [2, 3]])
+        found.append((accuracy(run, held_out(federation)), xgboosts(config_for(data, real_data), federation)))
     ours, theirs = np.mean(found, 0)
     print(data, found, ours, theirs)
     assert ours >= theirs - 0.02

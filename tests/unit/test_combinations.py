@@ -50,7 +50,7 @@ def test_what_the_guarantees_exclude_is_refused() -> None:
     for ground in ("client", "distributed", "secagg", "bfv", "ckks"):
         assert not allowed(ground) & {*ROBUST, "fedbuff", "semi_synchronous"}
     assert not allowed("distributed") & {"topk", "sign", "qsgd", "drive", "half"}
-    assert not allowed("record") & {"ditto", "ifca", "histogram_trees", "newton", "qfedavg", "loss cox", "precision bf16"}
+    assert not allowed("record") & {"ditto", "ifca", "bagged_trees", "histogram_trees", "newton", "qfedavg", "loss cox", "precision bf16"}
     for ground in ("record", "client", "local", "distributed"):
         assert not allowed(ground) & {"attack", "evaluation at the clients"}
     assert allowed("local") >= {*ROBUST, "fedbuff"}

@@ -50,7 +50,7 @@ def grower(records: Records, sizes: list[int], loss: str, shape: tuple[int, int]
 
 def grown(run: Rehearsed, split: list[list[int]] | None = None, rounds: int | None = None) -> Trees:
     """The model after all rounds that change it."""
-    most = HistogramTrees().most_rounds(run.layout, run.globals[: run.layout.size], 1)
+    most = HistogramTrees().most_rounds(run.layout, run.globals[: run.layout.size], 1, 1)
     for _ in range(most if rounds is None else rounds):
         run.train(split or [[0]])
     set_vector(run.model, run.layout, run.globals[: run.layout.size])
@@ -64,7 +64,7 @@ def outputs(model: Trees, x: np.ndarray) -> np.ndarray:
     return found
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 1500), clients=st.integers(1, 4), loss=st.sampled_from(sorted(LOSSES)))
 def test_any_split_of_the_records_gives_the_same_bytes(seed: int, n: int, clients: int, loss: str) -> None:
     records, draws = table(n, 3, loss, seed), np.random.default_rng(seed)
@@ -160,11 +160,11 @@ def test_a_classifier_of_ten_classes() -> None:
     x, y = datasets.load_digits(return_X_y=True)
     x = x.astype(np.float32)[:, 16:48]
     config = config_of(
-        {"kind": "histogram_trees", "bins": 16}, model={"kind": "trees", "trees": 3, "depth": 3}, training={"loss": "cross_entropy"}
+        {"kind": "histogram_trees", "bins": 16}, model={"kind": "trees", "trees": 2, "depth": 3}, training={"loss": "cross_entropy"}
     )
     run = Rehearsed(config, Federation(["a", "b"], Records(x[:900], y[:900]), offsets_of([300, 600]), None, None, None, 10))
     model = grown(run, [[0], [1]])
-    assert (outputs(model, x[900:]).argmax(1) == y[900:]).mean() > 0.7
+    assert (outputs(model, x[900:]).argmax(1) == y[900:]).mean() > 0.65
 
 
 def test_a_model_that_has_trees_gets_more() -> None:
@@ -173,7 +173,7 @@ def test_a_model_that_has_trees_gets_more() -> None:
     grown(whole, rounds=REFINEMENTS + 4)
     first = whole.globals[: whole.layout.size].copy()
     again = HistogramTrees().begin(whole.layout, first, lambda _: first)
-    assert again["growth"].tolist()[:2] == [0, 4] and HistogramTrees().most_rounds(whole.layout, first, 1) == REFINEMENTS + 2
+    assert again["growth"].tolist() == [0, 4] and HistogramTrees().most_rounds(whole.layout, first, 1, 1) == REFINEMENTS + 2
     whole.globals = whole.exchange.joined(again, "down")
     model = grown(whole)
     assert (get_vector(model, whole.layout) == whole.globals[: whole.layout.size]).all()
@@ -249,11 +249,11 @@ TRAINING = {"lr": 0.1, "batch_size": 8, "epochs": 1, "loss": "binary_cross_entro
         ({"rounds": 10}, "rounds: after 9 rounds of 'histogram_trees' the model is full"),
         ({"server": {"kind": "adam"}}, "server: has no effect, because the driver of 'histogram_trees'"),
         ({"server": {"kind": "sgd", "lr": 0.5}}, "server: has no effect"),
-        ({"model": {"kind": "logistic"}}, "model.kind: histogram_trees grows trees"),
+        ({"model": {"kind": "logistic"}}, "model.kind: this algorithm.kind grows trees"),
         ({"model": {"kind": "trees", "trees": 0}}, "model.trees: 0 is below 1"),
         ({"model": {"kind": "trees", "depth": 13}}, "model.depth: 13 is not in 1 to 12"),
-        ({"training": {"loss": "focal"}}, "training.loss: histogram_trees knows the derivatives of"),
-        ({"training": {"loss": {"kind": "binary_cross_entropy", "positive_weight": 2.0}}}, "and not those of"),
+        ({"training": {"loss": "focal"}}, "training.loss: trees are grown by the derivatives of"),
+        ({"training": {"loss": {"kind": "binary_cross_entropy", "positive_weight": 2.0}}}, "and not by those of"),
         ({"training": TRAINING}, "training.batch_size: has no effect"),
         ({"algorithm": {"kind": "fedavg"}, "training": TRAINING}, "model.kind: trees have no gradient, by which clients of"),
         ({"algorithm": {"kind": "newton"}}, "model.kind: newton is for a model that is one linear layer"),
@@ -276,4 +276,4 @@ def test_the_plan_of_the_config_fits_its_model() -> None:
     config = load_config(ROOT / "configs" / "breast-cancer-trees.yaml")
     made = prepare(config).model
     assert made is not None and made.engine is None
-    assert config.rounds == HistogramTrees().most_rounds(made.facts.layout, made.weights.value, 4)
+    assert config.rounds == HistogramTrees().most_rounds(made.facts.layout, made.weights.value, 4, 4)
