@@ -12,9 +12,11 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from fedray.components import Room, nearest
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, shortened
 
 _ENDS = re.compile(r"^(Args|Attributes|Raises|Returns|Source):")
+#: Characters of a default that fit on a line.
+_LONGEST_DEFAULT = 40
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
 
 
@@ -100,7 +102,7 @@ def _meanings(part: Any) -> dict[str, str]:
 
 
 def _default(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
+    return shortened(json.dumps(list(value) if isinstance(value, tuple) else value, default=str), _LONGEST_DEFAULT)
 
 
 def in_words(hint: Any) -> str:

@@ -167,7 +167,7 @@ def test_what_a_client_adds_is_within_the_clip_norm(
     more = {"training": {"engine": "python:combinedparts:wild"}}
     if sections["privacy"]["regime"] != ground:  # records are protected, too, by engines that are known
         more = {"training": {"lr": 1e6, "sampling_rate": 1.0, "expected_batch": 8.0, "steps": 2}}
-    elif feature.name == "loss cox":  # whole batches need one that is known, too
+    elif feature.name in ("loss cox", "perfedavg"):  # whole batches, and steps of several gradients, need one that is known, too
         more = {"training": {**sections["training"], "lr": 1e6}}
     elif feature.name == "weights by records":
         more |= {"privacy": {"weight_cap": 10}}
