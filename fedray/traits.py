@@ -20,7 +20,7 @@ class Traits:
     Attributes:
         gradients: ``engine``: a turn calls ``turn.train()`` once, without arguments, so that an engine may train many clients at once;
             ``adjusted``: it changes gradients, starts elsewhere, or trains more than once, always through ``turn.train``;
-            ``composed``: it also makes the gradient of a step of several.
+            ``composed``: it also makes the gradient of a step of several, or adds to the loss.
         reads: what it makes of the records besides: their mean loss, how many there are (as in a number of local steps), or anything,
             because it is given the records themselves.
         state: clients keep vectors between their turns.
@@ -49,5 +49,5 @@ class Traits:
 
     @property
     def composes(self) -> bool:
-        """Whether an engine must be able to make the gradient of a step of several."""
+        """Whether an engine must be able to make gradients of several, or of more than the run's loss."""
         return self.gradients == "composed"

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from fedray import components, config
 from fedray.algorithms.own_server import OwnServer
@@ -77,6 +78,13 @@ class Algorithm:
 
     def check_clients(self, clients: int) -> None:
         """Refuse a run of ``clients`` clients that the method is not defined for.
+
+        Raises:
+            ConfigError: with what to change.
+        """
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that the method is not defined for.
 
         Raises:
             ConfigError: with what to change.
@@ -177,13 +185,13 @@ def turned(algorithm: Algorithm, turn: Turn) -> Update:
     """What a client's turn comes to.
 
     Raises:
-        ConfigError: the algorithm returned anything but an :class:`Update`, or it composed gradients without declaring so, which not every
-            engine can do, nor any for records that are protected.
+        ConfigError: the algorithm returned anything but an :class:`Update`, or it composed gradients or added to the loss without
+            declaring so, which not every engine can do, nor any for records that are protected.
     """
     update: Any = algorithm.local(turn)
     if turn.composed and not algorithm.traits.composes:
         raise ConfigError(
-            "algorithm.kind: it makes the gradient of a step of several, which its traits do not declare; set gradients='composed'."
+            "algorithm.kind: it makes gradients of several or adds to the loss, which its traits do not declare; set gradients='composed'."
         )
     if not isinstance(update, Update):
         raise ConfigError(

@@ -17,15 +17,25 @@ from torch import Tensor, nn
 from fedray.config import Training
 from fedray.errors import FedrayError
 from fedray.parameters import Layout, Vector, get_vector, set_vector, update_blocks
-from fedray.training.engine import Compose, LocalResult
+from fedray.training.engine import Compose, ExtraLoss, LocalResult
 
 #: Name of the personal layers in what a client keeps.
 PERSONAL = "personal"
 
 #: Called after the gradients of a step are final (under record privacy: after the noise) and before the optimiser moves the model.
 Adjust = Callable[[nn.Module], None]
-#: Trains the turn's model in place: (adjust, name of the stream of randomness that orders the batches, compose).
-Train = Callable[[Adjust | None, str, Compose | None], LocalResult]
+
+
+class Hooks(NamedTuple):
+    """How an algorithm takes part in a training, see :meth:`Turn.train`; the names are those of a job's fields."""
+
+    adjust: Adjust | None = None
+    compose: Compose | None = None
+    extra: ExtraLoss | None = None
+
+
+#: Trains the turn's model in place: (name of the stream of randomness that orders the batches, hooks).
+Train = Callable[[str, Hooks], LocalResult]
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ class ClientView:
 
 class Turn(ClientView):
     """What an algorithm's ``local`` is given: the client, and its training. ``model`` holds the vector of the last training, and
-    ``composed`` says whether any has made its steps' gradients of several.
+    ``composed`` says whether any has made gradients in its own way.
 
     Args:
         number: of the round, from 0.
@@ -165,7 +175,13 @@ class Turn(ClientView):
         self.results: list[LocalResult] = []
 
     def train(
-        self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches", compose: Compose | None = None
+        self,
+        *,
+        start: Vector | None = None,
+        adjust: Adjust | None = None,
+        stream: str = "batches",
+        compose: Compose | None = None,
+        extra: ExtraLoss | None = None,
     ) -> LocalResult:
         """Train the model on the client's records with the run's engine; its personal layers go on from where they are.
 
@@ -176,11 +192,13 @@ class Turn(ClientView):
             compose: makes each step's gradient of several, at points and batches of its choice; for algorithms whose traits have ``composed``
                 gradients. Called with the model and what sets ``p.grad`` to the gradient at the parameters as they are, over the step's own
                 batch or over that of a named stream.
+            extra: gives what is added to the losses of records, ``[n, ...]`` to ``[n]``, after the model's forward pass on these; for algorithms
+                whose traits have ``composed`` gradients.
         """
         self._start = self.globals["model"] if start is None else start
         self.put(self._start)
-        self.composed |= compose is not None
-        result = self._train(adjust, stream, compose)
+        self.composed |= compose is not None or extra is not None
+        result = self._train(stream, Hooks(adjust, compose, extra))
         if self.personal is not None:
             self.personal = self.personal._replace(values=get_vector(self.model, self.personal.layout))
         self.results.append(result)
@@ -223,18 +241,24 @@ class TrainedTurn(Turn):
         self._update = update
 
     def train(
-        self, *, start: Vector | None = None, adjust: Adjust | None = None, stream: str = "batches", compose: Compose | None = None
+        self,
+        *,
+        start: Vector | None = None,
+        adjust: Adjust | None = None,
+        stream: str = "batches",
+        compose: Compose | None = None,
+        extra: ExtraLoss | None = None,
     ) -> LocalResult:
         """The result of the training that was done.
 
         Raises:
             FedrayError: another training than once from the global model was asked for.
         """
-        if start is not None or adjust is not None or compose is not None or self.results:
+        if start is not None or Hooks(adjust, compose, extra) != Hooks() or self.results:
             raise FedrayError(
                 "algorithm.kind: it changes local training, or trains twice, which its traits do not declare; set gradients='adjusted'."
             )
-        self.results.append(self._train(None, stream, None))
+        self.results.append(self._train(stream, Hooks()))
         return self.results[0]
 
     def moved(self) -> Moved:

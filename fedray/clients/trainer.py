@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import Algorithm, Update, only_trains, turned
-from fedray.algorithms.turn import Adjust, ClientView, TrainedTurn, Turn
+from fedray.algorithms.turn import ClientView, Hooks, TrainedTurn, Turn
 from fedray.attacks.attackers import Attackers
 from fedray.clients.adding import Adding, whole_or_dead
 from fedray.clients.devices import end_if_lost, on_device
@@ -40,7 +40,7 @@ from fedray.spans import span
 from fedray.training.augment import augmented
 from fedray.training.charge import TurnCharge
 from fedray.training.choose import choose_engine, untouched_by
-from fedray.training.engine import SECRET, Compose, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
+from fedray.training.engine import SECRET, DpStep, LocalJob, LocalResult, NoiseSource, secretly_seed_torch, seed_torch
 from fedray.training.lockstep import Crowd, group_size, train_crowd
 from fedray.training.losses import Loss
 from fedray.training.schedules import learning_rate
@@ -198,9 +198,9 @@ class Trainer:
             charge = TurnCharge(job, self.model) if private else None
             records = (x, y) if charge is None else charge.seal(x, y)
 
-            def train(adjust: Adjust | None, stream: str, compose: Compose | None) -> LocalResult:
-                usual = adjust is None and compose is None and stream == "batches"
-                own = job if usual else replace(job, adjust=adjust, draws=streams(stream), compose=compose, streams=streams)
+            def train(stream: str, hooks: Hooks) -> LocalResult:
+                usual = hooks == Hooks() and stream == "batches"
+                own = job if usual else replace(job, draws=streams(stream), streams=streams, **hooks._asdict())
                 with unfrozen(self.model, training, task.round):
                     return self.engine(self.model, *records, own)
 

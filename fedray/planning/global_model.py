@@ -138,6 +138,7 @@ def make_model(config: Config, groups: list[ClientGroup], names: Sequence[str], 
     choice = config.model if initial is None else config.model.model_copy(update={"weights": initial.path})
     model, made = first_model(choice, shape, outputs, config.seed, dtype, positions, facts.inputs, algorithm.personal)
     check_grown(model, config.algorithm.kind, bool(algorithm.traits.passes))
+    algorithm.check_model(model)
     private, person = config.privacy.record, config.privacy.person
     single = person is not None and person.kind == "clipped"
     check_metrics(find_metrics(config.evaluation.metrics), find_loss(config.training.loss), classes, outputs)

@@ -99,8 +99,8 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
         )
     if privacy.record and traits.composes:
         raise PrivacyRefusal(
-            f"algorithm.kind: a step of '{kind}' is made of several gradients, of which DP-SGD clips, noises and charges one; use an algorithm whose "
-            "steps take one, such as fedavg, fedprox or scaffold, or fedper for layers that stay with the clients.",
+            f"algorithm.kind: a step of '{kind}' takes several gradients, or that of more than the loss, but DP-SGD clips, noises and charges one of the "
+            "loss; use an algorithm whose steps take that, such as fedavg, fedprox or scaffold, or fedper for layers that stay with the clients.",
             "privacy.incompatible.record.composed",
         )
     if privacy.record and traits.adapted:

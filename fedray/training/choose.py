@@ -47,7 +47,7 @@ def choose_engine(
         untouched: whether the algorithm leaves local training to the engine alone, and clients keep nothing between their turns.
         needs: of a batch (:mod:`fedray.training.coupling`).
         single: whether single gradients are needed, because those of a person are clipped as one.
-        composes: whether the algorithm makes a step's gradient of several.
+        composes: whether the algorithm makes a step's gradient of several, or adds to the loss.
 
     Raises:
         ConfigError: no such engine, or it does not go with the regime, the model or the algorithm.
@@ -85,7 +85,7 @@ def choose_engine(
         raise ConfigError(f"training.engine: '{name}' cannot train this, because {needs.whole}; use auto or plain.")
     if composes and name != "plain":
         raise ConfigError(
-            f"training.engine: '{name}' takes one gradient a step, but this algorithm.kind makes it of several; use auto or plain."
+            f"training.engine: '{name}' takes one gradient of the loss a step, but this algorithm.kind makes it in its own way; use auto or plain."
         )
     if training is not None and training.augment is not None and name not in (*PRIVATE, "plain"):
         raise ConfigError(f"training.engine: '{name}' does not know training.augment; use auto, or take augment out.")

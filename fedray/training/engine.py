@@ -81,6 +81,9 @@ class BatchGradient(Protocol):
 #: Leaves in ``p.grad`` what the optimiser moves the model by in a step, and the parameters as they were; calls the gradient as often as it needs to.
 Compose = Callable[[nn.Module, BatchGradient], None]
 
+#: What is added to the losses of records [n, ...] that the model has just had in its forward pass: [n]; a term a record, as a loss is.
+ExtraLoss = Callable[[Tensor], Tensor]
+
 
 def _never() -> bool:
     return False
@@ -107,6 +110,7 @@ class LocalJob:
         augment: what the records of a batch are changed by; None: they are trained on as they are.
         compose: makes the gradient of a step of several; None: it is that of the step's own batch. Engine ``plain`` only.
         streams: for ``compose``: keyed generator of a stream of further batches, by its name.
+        extra: added to the records' losses; engine ``plain`` only.
     """
 
     training: Training
@@ -124,6 +128,7 @@ class LocalJob:
     augment: Augmenter | None = None
     compose: Compose | None = None
     streams: Callable[[str], np.random.Generator] | None = None
+    extra: ExtraLoss | None = None
 
 
 @dataclass(frozen=True)

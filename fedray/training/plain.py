@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedray.config import Training
 from fedray.errors import ConfigError
-from fedray.training.engine import BatchGradient, LocalJob, LocalResult, check_stop, mover
+from fedray.training.engine import BatchGradient, ExtraLoss, LocalJob, LocalResult, check_stop, mover
 from fedray.training.fast.mixed import LossScale
 from fedray.training.fast.step import fast_step
 
@@ -34,6 +34,8 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
 
     With ``job.compose`` a step's gradient is what that makes of gradients at batches of the step, all of which count in the result's examples
     and loss.
+
+    With ``job.extra`` a step's gradient is that of the loss plus the extra one, which is not in the result's loss.
 
     With ``job.couples`` a step's gradient is that of the loss of the whole batch.
 
@@ -55,7 +57,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
     if not model.training:  # a walk over all modules, so only where needed
         model.train()
     poisson, physical, on_cpu = training.sampling_rate is not None, training.physical_batch, x.device.type == "cpu"
-    read = any(asked is not None for asked in (job.adjust, job.compose, training.max_grad_norm))  # by another than the optimiser
+    read = any(asked is not None for asked in (job.adjust, job.compose, job.extra, training.max_grad_norm))  # by another than the optimiser
     one_pass = not read and (training.batch_size or physical + 1) <= physical
     seen: float | Tensor = 0.0
     steps = examples = 0
@@ -79,9 +81,11 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
                     if job.augment is not None:
                         records = job.augment(records, part.numpy(force=True), steps)
                     losses = job.loss(step.outputs(records), y.index_select(0, part))
+                    total = losses.detach().sum()
+                    if job.extra is not None:
+                        losses = losses + _extra(job.extra, records, job.couples)
                     # Weighted here and not by a mean in the graph: fewer nodes, and the same for parts of a batch.
                     step.backward(losses, torch.full_like(losses, weight * scale.factor))
-                    total = losses.detach().sum()
                     if job.couples:
                         total = total * size
                     seen = seen + (total.item() if on_cpu else total.double())  # on a GPU no wait for the step's end
@@ -104,6 +108,20 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, job: LocalJob) -> LocalResult:
             move()
             steps += 1
     return LocalResult(steps, examples, float(seen) / examples if examples else None)
+
+
+def _extra(loss: ExtraLoss, records: Tensor, couples: bool) -> Tensor:
+    """What is added to the records' losses, [n], or to their one number.
+
+    Raises:
+        ConfigError: it is not one value a record.
+    """
+    added = loss(records)
+    if added.shape != (len(records),):
+        raise ConfigError(
+            f"algorithm.kind: its extra loss has shape {tuple(added.shape)} for {len(records)} records; return one value for each."
+        )
+    return added.mean() if couples else added
 
 
 class _Further:

@@ -337,6 +337,7 @@ TABLE = [
     ("afl", {}, "record.reads", "client.client_state"),
     ("ditto", {"weights": "uniform"}, "record.passes", "client.client_state"),
     ("pfedme", {"weights": "uniform"}, "record.composed", "client.client_state"),
+    ("moon", {"weights": "uniform"}, "record.composed", "client.client_state"),
     ("perfedavg", {"weights": "uniform"}, "record.composed", None),
     ("newton", {}, "record.reads", "client.exact_totals"),
     ("bagged_trees", {}, "record.reads", "client.exact_totals"),

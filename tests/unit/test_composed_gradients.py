@@ -131,13 +131,17 @@ def test_what_composes_gradients_says_so() -> None:
 def test_only_the_plain_engine_composes_gradients() -> None:
     section = Training(lr=0.1, batch_size=5, epochs=1)
     assert choose_engine("auto", False, nn.Linear(2, 2), section, composes=True)[0] == "plain"
-    with pytest.raises(ConfigError, match="takes one gradient a step, but this algorithm.kind makes it of several; use auto or plain"):
+    with pytest.raises(
+        ConfigError, match="takes one gradient of the loss a step, but this algorithm.kind makes it in its own way; use auto or plain"
+    ):
         choose_engine("python:fedray.training.plain:plain", False, nn.Linear(2, 2), section, composes=True)
 
 
 def test_gradients_that_nobody_charges_are_refused_where_records_are_protected() -> None:
     training = {"lr": 0.1, "sampling_rate": 0.1, "expected_batch": 30, "steps": 1}
     privacy = {"regime": "record", "noise_multiplier": 2.0, "delta": 1e-5}
-    with pytest.raises(PrivacyRefusal, match="made of several gradients, of which DP-SGD clips, noises and charges one") as caught:
+    with pytest.raises(
+        PrivacyRefusal, match="takes several gradients, or that of more than the loss, but DP-SGD clips, noises and charges one"
+    ) as caught:
         check_only(config_of({"kind": f"python:{__name__}:Doubled"}, training=training, privacy=privacy))
     assert caught.value.code == "privacy.incompatible.record.composed"
