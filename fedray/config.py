@@ -146,6 +146,9 @@ class Training(Section):
     batch_size: int | None = Field(
         None, ge=1, description="Batch size: records per optimiser step, drawn by shuffling; at least 1. Not under record-level DP."
     )
+    batch_bound: Literal["smallest"] | None = Field(
+        None, description="smallest: no batch is larger than the smallest client's number of records, of all clients; null = no bound."
+    )
     epochs: int | None = Field(None, ge=1, description="Passes over the client's records; with batch_size.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps per round; with batch_size or sampling_rate.")
     sampling_rate: float | None = Field(

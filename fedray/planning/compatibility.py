@@ -90,6 +90,7 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
     "max_grad_norm": ({"training": {"max_grad_norm": 1.0}},),
     "server.schedule": ({"server": {"kind": "sgd", "schedule": {"kind": "cosine"}}},),
     "unfreeze": ({"training": {"unfreeze": [{"round": 1, "layers": ["out"]}, {"round": 2, "layers": ["fc1"]}]}},),
+    "batch_bound": ({"training": {"batch_bound": "smallest"}},),
     "precision bf16": ({"training": {"precision": "bf16"}},),
     "download": ({"download": {"kind": "half"}},),
     "clients away in some rounds": ({"clients": {"groups": [{"name": "fortnightly", "clients": 12, "every": 2}]}},),

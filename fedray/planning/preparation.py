@@ -32,6 +32,7 @@ from fedray.data.rootset import split_root
 from fedray.data.silos import Silo
 from fedray.data.skew import class_counts, partition_report
 from fedray.errors import ConfigError, PrivacyRefusal
+from fedray.planning.batchbound import bounded
 from fedray.planning.combinations import check_parts, check_privacy
 from fedray.planning.global_model import Model, RecordFacts, make_model
 from fedray.planning.initial import warned
@@ -143,8 +144,9 @@ def prepare(config: Config) -> Prepared:
     check_holdout(config, per_silo(config.data))
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
+    config, lowered = bounded(config, None if federation is None else federation.sizes)
     attackers, groups = Attackers.of(config, names), make_groups(config, names)
-    warnings += [said] if (said := attackers.described(names)) else []
+    warnings += [*lowered, said] if (said := attackers.described(names)) else lowered
     agreed, said_of_agreed = agreed_data(config, names, groups)
     warnings += said_of_agreed + notes_of(config.data, bool(config.privacy.regimes)) + _elsewhere(config, groups)
     schedule = make_schedule(config)
@@ -156,8 +158,7 @@ def prepare(config: Config) -> Prepared:
         )
     plans = [plan_record(config, g.training, g.every) if config.privacy.record else None for g in groups]
     sampler = make_sampler(drawn_cohort(config, schedule, len(names)), len(names))
-    protocol = make_protocol(config.secure)
-    if protocol is not None:
+    if (protocol := make_protocol(config.secure)) is not None:
         protocol.check(config.cohort.min_clients, largest_cohort(drawn_cohort(config, schedule, len(names)), len(names)))
     prepared = Prepared(config, names, groups, plans, sampler, schedule, warnings, agreed=agreed, availability=availability)
     if federation is None:
@@ -176,7 +177,6 @@ def prepare(config: Config) -> Prepared:
             client_plan=plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None,
         )
     rules.check_classes(config.privacy, federation.declared, federation.class_labels)
-    digest = federation.digest
     test, root = split_root(federation.test, config.root.share, federation.classes, config.seed)
     federation = replace(federation, test=test)
     config, notes = _evaluated(config, federation.test, federation.client_test is not None)
@@ -188,7 +188,7 @@ def prepare(config: Config) -> Prepared:
         federation=attackers.changed(federation),
         test=test,
         root=root,
-        digest=digest,
+        digest=federation.digest,
         class_labels=federation.class_labels,
     )
     show_counts = classes is not None and not federation.target_shape and (not private or "class_counts" in config.privacy.unprotected)

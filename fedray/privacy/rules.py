@@ -17,7 +17,7 @@ from fedray.errors import ConfigError, PrivacyRefusal
 from fedray.privacy.evaluationplan import check_charged
 from fedray.privacy.ledgerrules import check_ledgers
 from fedray.privacy.queriedrules import check_queried
-from fedray.privacy.trainingrules import check_person, check_training
+from fedray.privacy.trainingrules import check_batches, check_person, check_training
 from fedray.traits import Traits
 
 _UNPROTECTED = {
@@ -59,6 +59,7 @@ def check(config: Config, private_statistics: bool = False) -> list[str]:
         check_charged(config)
         return []
     _check_data(config, private_statistics)
+    check_batches(config)
     if privacy.record:
         check_training(config)
         check_person(config)

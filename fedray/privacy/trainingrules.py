@@ -36,6 +36,21 @@ def own_counts(path: str) -> PrivacyRefusal:
     )
 
 
+def check_batches(config: Config) -> None:
+    """Refuse batches whose size follows from the clients' private records.
+
+    Raises:
+        PrivacyRefusal: with what to use instead.
+    """
+    if config.training.batch_bound is not None and config.privacy.regimes:
+        instead = "sampling_rate and expected_batch" if config.privacy.record else "batch_size to a public number"
+        raise PrivacyRefusal(
+            "training.batch_bound: the steps of all clients would follow from the smallest client's private number of records; take it out, and set "
+            f"training.{instead}.",
+            f"privacy.incompatible.{config.privacy.regimes[0]}.batch_bound",
+        )
+
+
 def check_training(config: Config) -> None:
     """Refuse local training that does not clip and noise each record's gradient as the guarantee needs.
 
