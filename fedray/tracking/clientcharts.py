@@ -10,7 +10,7 @@ import numpy as np
 
 from fedray.clientfigures import MODELS, metrics_of, models_of
 from fedray.rounding import rounded_up
-from fedray.tracking.chartstyle import AMBER, BLUE, GREEN, GREY, RED, Chart, axes_of, curve, legend, thinned
+from fedray.tracking.chartstyle import AMBER, BLUE, GREEN, GREY, INK, RED, Chart, axes_of, legend, thinned
 from fedray.tracking.journal import number
 from fedray.tracking.rundata import RunData, unit_of, unit_text
 
@@ -43,12 +43,13 @@ def _at_clients(run: RunData, metric: str, figure: Any) -> None:
             axes.plot(at, middle, color=colour, linewidth=1.5, label=name)
     (rounds, low), (_, high) = (run.series(f"fairness/{metric}_{key}") for key in ("p25", "p75"))
     if rounds and len(low) == len(high):
-        axes.fill_between(rounds, low, high, color=BLUE, alpha=0.15, linewidth=0)
-    for model, colour in (("global", GREY), ("fine_tuned", AMBER)):
+        (at, _, low, _), (_, _, high, _) = thinned(rounds, low), thinned(rounds, high)
+        axes.fill_between(at, low, high, color=BLUE, alpha=0.15, linewidth=0)
+    for model, colour, name in (("global", GREY, "global model"), ("fine_tuned", AMBER, "fine-tuned")):
         rounds, values = run.series(f"{model}/{metric}_mean")
         if rounds:
             at, _, middle, _ = thinned(rounds, values)
-            axes.plot(at, middle, color=colour, linestyle="--", linewidth=1.5, label=MODELS[model])
+            axes.plot(at, middle, color=colour, linestyle="--", linewidth=1.5, label=name)
     legend(axes)
 
 
@@ -57,15 +58,19 @@ def clusters(run: RunData) -> Iterator[Chart]:
     keys = [key for key in run.metrics if key.startswith("clusters/") and key.endswith("_clients")]
     if not keys or len(run.series("clusters/moved")[0]) < 2:
         return
-    caption = "Clients in each cluster, as they were evaluated; dashed is how many have changed theirs since the evaluation before."
+    caption = "Clients in each cluster, one above the other, as they were evaluated; dashed is how many have changed theirs since the evaluation before."
     yield Chart("clusters", "clients by cluster", caption, partial(_clusters, run, keys))
 
 
 def _clusters(run: RunData, keys: Sequence[str], figure: Any) -> None:
     axes = axes_of(figure, "round", "clients")
-    for i, key in enumerate(keys):
-        curve(axes, *run.series(key), colour=f"C{i}", name=key.removeprefix("clusters/").removesuffix("_clients"))
-    axes.plot(*run.series("clusters/moved"), color=GREY, linestyle="--", linewidth=1.2, label="moved")
+    rounds, moved = run.series("clusters/moved")
+    sizes = [dict(zip(*run.series(key), strict=True)) for key in keys]
+    names = [key.removeprefix("clusters/").removesuffix("_clients") for key in keys]
+    parts = [thinned(rounds, [size.get(n, 0.0) for n in rounds]) for size in sizes]
+    axes.stackplot(parts[0][0], [middle for _, _, middle, _ in parts], labels=names, alpha=0.6, linewidth=0)
+    at, _, middle, _ = thinned(rounds, moved)
+    axes.plot(at, middle, color=INK, linestyle="--", linewidth=1.2, label="moved")
     axes.set_ylim(bottom=0)
     legend(axes)
 

@@ -70,7 +70,7 @@ def test_merging_is_average_linkage(seed: int, count: int, most: int, near: floa
 
 def test_the_two_groups_are_found_and_go_on_apart() -> None:
     flhc, fedavg = run(), run({"kind": "fedavg"})
-    for number in range(8):
+    for number in range(6):
         for one in (flhc, fedavg):
             one.train([range(10)])
         assert found(flhc) == ([-1] * 10 if number == 0 else HALVES)
@@ -84,7 +84,7 @@ def test_the_two_groups_are_found_and_go_on_apart() -> None:
 
 def test_actors_and_restarts_change_no_cluster() -> None:
     alone, split = run(), run()
-    for _ in range(4):
+    for _ in range(3):
         alone.train([range(10)])
         split.train([[9, 0, 4], [3, 5], [1, 2, 6, 7, 8]], [2, 0, 1])
         split.restart()
@@ -168,7 +168,7 @@ def test_a_run_says_who_is_where_and_gives_each_client_its_model(
     config = build_config(
         {
             "name": "t",
-            "rounds": 3,
+            "rounds": 2,
             "data": {"source": "sklearn:digits", "partition": {"kind": "shards", "clients": 6}, "holdout": {"at": "clients"}},
             "model": {"kind": "mlp", "hidden": [8]},
             "training": TRAINING,
@@ -183,7 +183,7 @@ def test_a_run_says_who_is_where_and_gives_each_client_its_model(
     assert prepared.model is not None
     write_json(files.partition, {**prepared.partition, "model": prepared.model.document()})
     document = read_json(tmp_path / CLUSTERS)
-    assert document is not None and document["round"] == 3 and len(document["rows"]) == 6
+    assert document is not None and document["round"] == 2 and len(document["rows"]) == 6
     for row in rows:
         assert sum(value for name, value in row["metrics"].items() if name.startswith("clusters/") and name.endswith("_clients")) == 6
     assert "clusters" in [chart.name for chart in charts(RunData(rows))]

@@ -54,8 +54,7 @@ def test_quantiles_count_from_the_worst_client_on(values: list[float], lower: bo
 def test_the_global_model_stands_beside_the_clients_own() -> None:
     fedavg, ditto = run("fedavg"), run("ditto")
     for rehearsed in (fedavg, ditto):
-        for _ in range(2):
-            rehearsed.train([range(10)])
+        rehearsed.train([range(10)])
     plain, beside = (summarize(told(rehearsed), central=True) for rehearsed in (fedavg, ditto))
     assert models_of(plain, "accuracy") == ["fairness", "fine_tuned"]
     assert models_of(beside, "accuracy") == ["fairness", "global", "fine_tuned"]
@@ -76,7 +75,7 @@ def test_clients_whose_layers_are_their_own_have_no_global_model_beside_them() -
 def test_fine_tuning_changes_no_training_and_depends_on_no_actor() -> None:
     plain, tuned = run(evaluation={"fine_tune": None}), run()
     figures = []
-    for _ in range(3):
+    for _ in range(2):
         plain.train([[0, 3], [8]])
         figures.append(told(tuned, clients=[2, 5]))
         tuned.train([[0, 3], [8]])
