@@ -6,35 +6,47 @@ records stand beside it, so that any split of the records among clients gives th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+#: Of a record's outputs ``[outputs, n]`` and targets ``[n]``: the first derivatives ``[outputs, n]`` and the second ``[outputs, outputs, n]``.
+Derivatives = Callable[[Floats, Targets], tuple[Floats, Floats]]
 
 
-def logistic(logit: Floats, labels: Labels) -> tuple[Floats, Floats]:
-    """Derivatives of binary cross-entropy by the logit ``[n]``: the first ``[1, n]`` and the second ``[1, 1, n]``."""
-    small = np.exp(-np.abs(logit))  # never overflows
+def logistic(outputs: Floats, targets: Targets) -> tuple[Floats, Floats]:
+    """Derivatives of binary cross-entropy by the logit."""
+    small = np.exp(-np.abs(outputs))  # never overflows
     one, rest = 1 / (1 + small), small / (1 + small)
-    residual = np.where(logit >= 0, one, rest) - (labels == 1)
-    return residual[None], (one * rest)[None, None]
+    residual = np.where(outputs >= 0, one, rest) - (targets == 1)
+    return residual, (one * rest)[None]
 
 
-def softmax_residual(logits: Floats, labels: Labels) -> tuple[Floats, Floats]:
-    """The first derivatives of cross-entropy by the logits ``[outputs, n]``, and the probabilities, both ``[outputs, n]``."""
-    powers = np.exp(logits - logits.max(0))
-    total = np.zeros(len(labels))
+def softmax_residual(outputs: Floats, targets: Targets) -> tuple[Floats, Floats]:
+    """The first derivatives of cross-entropy by the logits, and the probabilities, both ``[outputs, n]``."""
+    powers = np.exp(outputs - outputs.max(0))
+    total = np.zeros(len(targets))
     for power in powers:
         total += power
     p = powers / total
-    return p - (labels == np.arange(len(logits))[:, None]), p
+    return p - (targets == np.arange(len(outputs))[:, None]), p
 
 
-def softmax(logits: Floats, labels: Labels) -> tuple[Floats, Floats]:
-    """Derivatives of cross-entropy by the logits ``[outputs, n]``: the first ``[outputs, n]`` and the second ``[outputs, outputs, n]``."""
-    residual, p = softmax_residual(logits, labels)
-    classes = np.arange(len(logits))
+def softmax(outputs: Floats, targets: Targets) -> tuple[Floats, Floats]:
+    """Derivatives of cross-entropy by the logits."""
+    residual, p = softmax_residual(outputs, targets)
+    classes = np.arange(len(outputs))
     curvature = -p[:, None] * p
     curvature[classes, classes] += p
     return residual, curvature
+
+
+def squared(outputs: Floats, targets: Targets) -> tuple[Floats, Floats]:
+    """Derivatives of squared error by the one output."""
+    return 2 * (outputs - targets.astype(np.float64)), np.full((1, *outputs.shape), 2.0)
+
+
+DERIVATIVES: dict[str, Derivatives] = {"binary_cross_entropy": logistic, "cross_entropy": softmax, "mse": squared}

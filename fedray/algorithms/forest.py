@@ -9,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fedray.algorithms.algorithm import Algorithm
+from fedray.algorithms.derivatives import DERIVATIVES
 from fedray.config import Training
 from fedray.errors import ConfigError
 from fedray.models.trees import Trees
 from fedray.parameters import Layout, Vector
-
-_LOSSES = ("binary_cross_entropy", "cross_entropy", "mse")
 
 
 class Shape(NamedTuple):
@@ -88,9 +87,9 @@ class BoostedTrees(Algorithm):
 
     def check(self, training: Training) -> None:
         """The loss is one whose derivatives are known."""
-        if training.loss.kind not in _LOSSES or training.loss.arguments:
+        if training.loss.kind not in DERIVATIVES or training.loss.arguments:
             given = f"{training.loss} with {', '.join(training.loss.arguments)}" if training.loss.arguments else str(training.loss)
             raise ConfigError(
-                f"training.loss: trees are grown by the derivatives of {', '.join(_LOSSES)}, and not by those of {given}; use one of these "
+                f"training.loss: trees are grown by the derivatives of {', '.join(DERIVATIVES)}, and not by those of {given}; use one of these "
                 "without arguments."
             )

@@ -16,7 +16,7 @@ import torch
 
 from fedray.algorithms.algorithm import Mean, Update
 from fedray.algorithms.bin_edges import REFINEMENTS, first_edges, refined
-from fedray.algorithms.derivatives import logistic, softmax_residual
+from fedray.algorithms.derivatives import DERIVATIVES, Targets, softmax_residual
 from fedray.algorithms.forest import BoostedTrees, Shape
 from fedray.algorithms.totals import DIGITS, RecordTotals, totals_of
 from fedray.algorithms.turn import Turn
@@ -196,17 +196,15 @@ class HistogramTrees(BoostedTrees):
         return np.divide(over, under, out=np.zeros_like(over), where=under > 0)
 
 
-def _derivatives(loss: str, outputs: Floats, targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
+def _derivatives(loss: str, outputs: Floats, targets: Targets) -> tuple[Floats, Floats]:
     """The first and second derivatives of a loss by each output ``[outputs, n]``, as XGBoost has them: of squared error half of them, and of
     cross-entropy twice the second ones, for the outputs of a record move together.
     """
-    if loss == "mse":
-        return outputs - targets.astype(np.float64)[None], np.ones_like(outputs)
-    if loss == "binary_cross_entropy":
-        slope, curvature = logistic(outputs[0], targets.astype(np.int64))
-        return slope, curvature[0]
-    slope, p = softmax_residual(outputs, targets.astype(np.int64))
-    return slope, 2 * p * (1 - p)
+    if loss == "cross_entropy":
+        slope, p = softmax_residual(outputs, targets)
+        return slope, 2 * p * (1 - p)
+    slope, curvature = DERIVATIVES[loss](outputs, targets)
+    return (slope / 2, curvature[0] / 2) if loss == "mse" else (slope, curvature[0])
 
 
 ALGORITHMS = {"histogram_trees": HistogramTrees}

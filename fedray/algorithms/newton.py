@@ -1,4 +1,4 @@
-"""Newton's method for logistic regression.
+"""Newton's method for linear models.
 
 Source: Boyd, Vandenberghe 2004, Convex Optimization, section 9.5, with the full step; the damping is Levenberg's (1944).
 """
@@ -6,7 +6,7 @@ Source: Boyd, Vandenberghe 2004, Convex Optimization, section 9.5, with the full
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fedray.algorithms.algorithm import Algorithm, Mean, Update
-from fedray.algorithms.derivatives import logistic, softmax
+from fedray.algorithms.derivatives import DERIVATIVES, Derivatives, Targets
 from fedray.algorithms.totals import DIGITS, RecordTotals, totals_of
 from fedray.algorithms.turn import Turn
 from fedray.config import Training
@@ -26,37 +26,40 @@ from fedray.parameters import Layout, Vector, set_vector
 from fedray.traits import Traits
 
 _BLOCK = 1024  # records at a time
-_LOSSES = ("binary_cross_entropy", "cross_entropy")
 
 
 @dataclass(frozen=True)
 class Newton(Algorithm):
-    """Newton's method for logistic or softmax regression: clients send gradients and Hessians, and the server solves for the step.
+    """Newton's method for linear, logistic or softmax regression: clients send gradients and Hessians, and the server solves for the step.
 
     Each client sends the gradient g and the Hessian H of its summed loss at the global model; the server adds them up and steps by
-    -(H + damping I)^-1 g, where the identity is added once to the sum over all clients. The sums are exact, so any split of the same
-    records among clients gives the same model, bit by bit. A turn is computed in float64 on the CPU.
+    -(H + damping I)^-1 g, where the identity is added once to the sum over all clients, and so is what the penalty ``l2 / 2 * |w|^2`` adds to
+    g and H. The sums are exact, so any split of the same records among clients gives the same model, bit by bit. A turn is computed in
+    float64 on the CPU.
 
     Source: Boyd, Vandenberghe 2004, Convex Optimization, section 9.5, with the full step; Levenberg 1944 for the damping.
 
     Attributes:
         damping: of the Hessian, 0 or above; with 0 the step is Newton's own, and the Hessian must not be singular.
+        l2: of the penalty on all weights but the biases, 0 or above.
         traits: clients read their records and send exact totals over them.
     """
 
     damping: float = 1.0
+    l2: float = 0.0
     traits: ClassVar[Traits] = Traits(reads=frozenset({"records"}), passes=0, exact=True)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise ConfigError(f"algorithm.damping: {self.damping} is not 0 or above.")
+        for name, value in (("damping", self.damping), ("l2", self.l2)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"algorithm.{name}: {value} is not 0 or above.")
 
     def check(self, training: Training) -> None:
-        """The loss is that of logistic or softmax regression."""
-        if training.loss.kind not in _LOSSES or training.loss.arguments:
+        """The loss is that of linear, logistic or softmax regression."""
+        if training.loss.kind not in DERIVATIVES or training.loss.arguments:
             given = f"{training.loss} with {', '.join(training.loss.arguments)}" if training.loss.arguments else str(training.loss)
             raise ConfigError(
-                f"training.loss: newton knows the Hessian of binary_cross_entropy and cross_entropy, and not that of {given}; use one of these "
+                f"training.loss: newton knows the Hessian of {', '.join(DERIVATIVES)}, and not that of {given}; use one of these "
                 "without arguments, or algorithm.kind: fedavg."
             )
 
@@ -72,19 +75,27 @@ class Newton(Algorithm):
         return Exchange(
             (
                 Field("model", size, up=False),
+                *([Field("penalties", size, up=False)] if self.l2 else []),
                 Field("gradient", DIGITS * size, down=False, weigh="one"),
                 Field("hessian", DIGITS * (size * (size + 1) // 2), down=False, weigh="one"),
             )
         )
 
+    def begin(self, layout: Layout, weights: Vector, another: Callable[[int], Vector]) -> dict[str, Vector]:
+        """The initial model, and where there is one, the penalty of each of its weights."""
+        penalties = np.zeros(layout.size, dtype=np.float32)
+        penalties[: layout.entries[0].size] = self.l2
+        return {"model": weights} | ({"penalties": penalties} if self.l2 else {})
+
     def local(self, turn: Turn) -> Update:
         """The exact sums over the client's records of each record's gradient and Hessian."""
         x, y = (rows.detach().cpu() for rows in turn.rows())
         _check_linear(turn, x[:_BLOCK])
-        features, labels, size = x.flatten(1).numpy(), y.numpy(), turn.layout.size
-        totals = RecordTotals(size + size * (size + 1) // 2)
-        for start in range(0, len(labels), _BLOCK):
-            _add_block(totals, turn.layout, turn.globals["model"], features[start : start + _BLOCK], labels[start : start + _BLOCK])
+        features, targets, size = x.flatten(1).numpy(), y.numpy(), turn.layout.size
+        totals, derivatives = RecordTotals(size + size * (size + 1) // 2), DERIVATIVES[turn.training.loss.kind]
+        for start in range(0, len(targets), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            _add_block(totals, turn.layout, turn.globals["model"], features[block], targets[block], derivatives)
         return Update({"gradient": totals.digits(0, size), "hessian": totals.digits(size, len(totals.values))})
 
     def server(self, globals_: Mapping[str, Vector], mean: Mean) -> dict[str, Vector]:
@@ -97,15 +108,24 @@ class Newton(Algorithm):
         gradient, hessian = totals_of(mean.values["gradient"], mean.clients), np.zeros((size, size))
         hessian[np.triu_indices(size)] = totals_of(mean.values["hessian"], mean.clients)
         hessian += np.triu(hessian, 1).T
+        kept = {"penalties": globals_["penalties"]} if self.l2 else {}
+        for penalties in kept.values():
+            gradient += penalties.astype(np.float64) * globals_["model"]
+            hessian += np.diag(penalties.astype(np.float64))
         try:
             step = np.linalg.solve(hessian + self.damping * np.eye(size), -gradient)
         except np.linalg.LinAlgError:
             raise FedrayError("algorithm.damping: the Hessian of all clients' records is singular; set the damping above 0.") from None
-        return {"model": step.astype(np.float32)}
+        return {"model": step.astype(np.float32)} | kept
 
 
 def _add_block(
-    totals: RecordTotals, layout: Layout, weights: Vector, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+    totals: RecordTotals,
+    layout: Layout,
+    weights: Vector,
+    features: npt.NDArray[np.float32],
+    targets: Targets,
+    derivatives: Derivatives,
 ) -> None:
     """Add the gradients and Hessians of some records.
 
@@ -113,7 +133,7 @@ def _add_block(
     records stand beside it; a product of matrices would give its last bits by the number of its rows.
     """
     outputs, width = layout.entries[0].shape
-    biased, n = len(layout.entries) > 1, len(labels)
+    biased, n = len(layout.entries) > 1, len(targets)
     x = np.ones((width + 1, n))  # [features and a constant, records]
     x[:width] = features.T
     w = weights.astype(np.float64)
@@ -122,7 +142,7 @@ def _add_block(
         logits += w[outputs * width :, None]
     for feature, column in zip(x[:width], w[: outputs * width].reshape(outputs, width).T, strict=True):
         logits += column[:, None] * feature
-    residual, curvature = logistic(logits[0], labels) if outputs == 1 else softmax(logits, labels)
+    residual, curvature = derivatives(logits, targets)
     # Of each weight in the model's vector, its output and its feature; the bias belongs to the constant.
     output, feature_of = (index.ravel() for index in np.indices((outputs, width)))
     if biased:
@@ -154,7 +174,7 @@ def _check_linear(turn: Turn, x: torch.Tensor) -> None:
 
 def _not_linear() -> ConfigError:
     return ConfigError(
-        "model.kind: newton is for a model that is one linear layer of the features; use logistic or softmax, or algorithm.kind: fedavg."
+        "model.kind: newton is for a model that is one linear layer of the features; use linear, logistic or softmax, or algorithm.kind: fedavg."
     )
 
 

@@ -43,6 +43,19 @@ def logistic(input_shape: tuple[int, ...], outputs: int, zero: bool = False) -> 
     return _linear("logistic", input_shape, 1, zero)
 
 
+def linear(input_shape: tuple[int, ...], outputs: int, zero: bool = False) -> nn.Module:
+    """Linear regression: one linear layer, for mse.
+
+    Takes records of any shape, flattened; gives [n, outputs].
+
+    Args:
+        input_shape: of one record.
+        outputs: predicted values for a record.
+        zero: begin with weights of zero, and not with drawn ones.
+    """
+    return _linear("linear", input_shape, outputs, zero)
+
+
 def _linear(kind: str, input_shape: tuple[int, ...], outputs: int, zero: bool) -> nn.Module:
     fc = nn.Linear(flat_size(kind, input_shape), outputs)
     if zero:
@@ -51,4 +64,4 @@ def _linear(kind: str, input_shape: tuple[int, ...], outputs: int, zero: bool) -
     return nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=fc))
 
 
-MODELS = {"softmax": softmax, "logistic": logistic}
+MODELS = {"softmax": softmax, "logistic": logistic, "linear": linear}

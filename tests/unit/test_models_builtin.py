@@ -15,6 +15,7 @@ IMAGES = {"fedavg_cnn": (1, 28, 28), "lenet": (1, 28, 28), "opacus_cnn": (1, 28,
 ALL = {
     "softmax": (64,),
     "logistic": (30,),
+    "linear": (30,),
     "mlp": (8, 8),
     "2nn": (1, 28, 28),
     "lstm": (9, 5),

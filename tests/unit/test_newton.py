@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rehearsed import Rehearsed, config_of, label_skewed
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from fedray.aggregation.exact import ExactSum
@@ -24,7 +27,7 @@ from fedray.config import Training
 from fedray.configfile import build_config, load_config
 from fedray.data.records import Federation, Records, offsets_of
 from fedray.errors import ConfigError, FedrayError, UpdateRejected
-from fedray.parameters import Layout
+from fedray.parameters import Layout, set_vector
 from fedray.planning.combinations import check_only
 from fedray.planning.preparation import prepare
 from fedray.rounds.books import Authorization
@@ -133,14 +136,61 @@ def test_a_step_is_newtons(kind: str, damping: float) -> None:
 
 
 def test_it_finds_the_optimum_in_a_few_steps() -> None:
-    from sklearn.linear_model import LogisticRegression
-
     records = two_classes(400, 3, 1)
     run = newton(dealt(records, [100] * 4), damping=0.0)
     for _ in range(9):
         run.train([range(4)])
     best = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(records.x.astype(np.float64), records.y)
     np.testing.assert_allclose(run.globals, np.append(best.coef_[0], best.intercept_), rtol=1e-4, atol=1e-5)
+
+
+def fitted(records: Records, kind: str, loss: str, rounds: int, **arguments: object) -> nn.Linear:
+    """The layer that a federation of three has at the end."""
+    n = len(records.y)
+    classes = None if loss == "mse" else int(records.y.max()) + 1
+    federation = Federation(["a", "b", "c"], records, offsets_of([n // 2, n // 4, n - n // 2 - n // 4]), None, None, None, classes)
+    run = Rehearsed(config_of({"kind": "newton", **arguments}, model={"kind": kind, "zero": True}, training={"loss": loss}), federation)
+    for _ in range(rounds):
+        run.train([[0, 1], [2]])
+    set_vector(run.model, run.layout, run.globals[: run.layout.size])
+    assert isinstance(run.model, nn.Sequential) and isinstance(run.model.fc, nn.Linear)
+    return run.model.fc
+
+
+def as_scikit_learn(made: Any, layer: nn.Linear, classes: int | None = None) -> Any:
+    """A linear model of scikit-learn's with the weights of a layer (docs/howto.md)."""
+    made.coef_, made.intercept_ = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+    if classes is not None:
+        made.classes_ = np.arange(classes)
+    return made
+
+
+@pytest.mark.parametrize("c", [0.1, 3.0])
+def test_it_is_scikit_learns_logistic_regression(c: float) -> None:
+    records = two_classes(400, 3, 2)
+    theirs = LogisticRegression(C=c, tol=1e-10, max_iter=2000).fit(records.x.astype(np.float64), records.y)
+    ours = as_scikit_learn(LogisticRegression(), fitted(records, "logistic", "binary_cross_entropy", 8, damping=0.0, l2=1 / c), 2)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.predict_proba(records.x), theirs.predict_proba(records.x), rtol=0, atol=1e-5)
+
+
+def test_it_is_scikit_learns_logistic_regression_of_several_classes() -> None:
+    x, y = load_iris(return_X_y=True)
+    theirs = LogisticRegression(C=2.0, tol=1e-10, max_iter=5000).fit(x, y)
+    layer = fitted(Records(x.astype(np.float32), y), "softmax", "cross_entropy", 12, damping=1e-3, l2=0.5)
+    ours = as_scikit_learn(LogisticRegression(), layer, 3)
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.5])
+def test_it_is_scikit_learns_ridge_regression_after_one_round(alpha: float) -> None:
+    x, y = load_diabetes(return_X_y=True)
+    x = (x / x.std(0)).astype(np.float32)
+    theirs = Ridge(alpha=alpha).fit(x.astype(np.float64), y)
+    layer = fitted(Records(x, y.astype(np.float32)), "linear", "mse", 1, damping=0.0, l2=2 * alpha)
+    ours = as_scikit_learn(Ridge(), layer)
+    np.testing.assert_allclose(ours.coef_[0], theirs.coef_, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(ours.predict(x).ravel(), theirs.predict(x), rtol=1e-4)
 
 
 def test_a_singular_hessian_is_said() -> None:
@@ -206,6 +256,7 @@ def test_records_are_for_those_who_declare_it() -> None:
         ({"training": {"batch_size": 8, "epochs": 1}}, "training.batch_size: has no effect"),
         ({"training": {"loss": "focal"}}, "training.loss: newton knows the Hessian of"),
         ({"training": {}, "algorithm": {"kind": "newton", "damping": -1}}, "algorithm.damping: -1"),
+        ({"training": {}, "algorithm": {"kind": "newton", "l2": -1}}, "algorithm.l2: -1"),
         ({"training": {}, "algorithm": {"kind": "fedavg"}}, "training.batch_size: give batch_size"),
         ({"training": {}, "aggregation": {"kind": "median"}}, "is no plain sum, which 'newton' needs"),
     ],
