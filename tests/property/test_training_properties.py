@@ -52,7 +52,7 @@ def test_fedavg_with_one_client_and_one_full_step_is_central_sgd(n: int, seed: i
     optimizer = torch.optim.SGD(central.parameters(), lr=lr)
     for number in range(rounds):
         section = Training(lr=lr, batch_size=n, epochs=1)
-        train = lambda adjust, stream: plain(model, x, y, job(section, number))  # noqa: B023, E731
+        train = lambda stream, hooks: plain(model, x, y, job(section, number))  # noqa: B023, E731
         update = algorithm.local(Turn(number, lr, section, train, 0, n, {"model": weights}, model, layout)).values["model"]
         assert isinstance(update, Moved)
         mean = Mean({"model": update.vector()}, 1, 1.0)
