@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from fedray.algorithms.algorithm import Mean, Update
 from fedray.algorithms.forest import BoostedTrees, Shape
@@ -50,14 +51,17 @@ class BaggedTrees(BoostedTrees):
     weights: Literal["samples", "uniform"] = "samples"
     traits: ClassVar[Traits] = Traits(reads=frozenset({"records"}), passes=0, sets=True, singles=True, exact=True)
 
+    def check_model(self, model: nn.Module) -> None:
+        """There is XGBoost."""
+        _xgboost()
+
     def exchange(self, layout: Layout) -> Exchange:
         """A place for each client's trees comes up, as many places as the model has: the bits of their numbers, as digits.
 
         Raises:
-            ConfigError: the model is not of trees, or there is no XGBoost.
+            ConfigError: the model is not of trees.
         """
         shape = Shape.of(layout)
-        _xgboost()
         return Exchange(
             (
                 Field("model", layout.size, up=False),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from click.testing import CliRunner
+from torch import nn
 
 from fedray import components
 from fedray.algorithms.algorithm import Algorithm
+from fedray.algorithms.bagged_trees import BaggedTrees
 from fedray.cli import cli
+from fedray.errors import ConfigError
 from fedray.planning.algorithmfacts import algorithm_facts
 
 FACTS = algorithm_facts()
@@ -20,6 +26,13 @@ def test_every_algorithm_has_its_facts() -> None:
         assert FACTS[name].keeps.startswith("client") == part.traits.state
         assert (FACTS[name].reads == "nothing") == (not part.traits.reads)
         assert "model" in FACTS[name].down
+
+
+def test_a_package_that_is_not_installed_hides_no_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xgboost", None)
+    assert algorithm_facts()["bagged_trees"] == FACTS["bagged_trees"]
+    with pytest.raises(ConfigError, match=r"takes the package xgboost .* pip install 'fedray\[trees\]' on all machines"):
+        BaggedTrees().check_model(nn.Identity())
 
 
 def test_they_say_what_travels_what_stays_and_what_a_run_may_have_beside() -> None:
