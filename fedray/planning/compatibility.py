@@ -87,6 +87,7 @@ _SETTINGS: Mapping[str, Sequence[Sections]] = {
         {"training": {"loss": {"kind": "cross_entropy", "weights": "balanced"}}},
         {"training": {"loss": {"counts": [150] * 10}}},
     ),
+    "augment": ({"training": {"augment": {"flip": True}}},),
     "max_grad_norm": ({"training": {"max_grad_norm": 1.0}},),
     "server.schedule": ({"server": {"kind": "sgd", "schedule": {"kind": "cosine"}}},),
     "unfreeze": ({"training": {"unfreeze": [{"round": 1, "layers": ["out"]}, {"round": 2, "layers": ["fc1"]}]}},),
