@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600)]
 SEEDS, LAST = 5, 20
 #: Of Student's t with four degrees of freedom, two-sided at 95 %.
 T = 2.776
+#: The paper has curves; its abstract names this over all its data sets with 90 % stragglers.
+REPORTED = "0.22 higher test accuracy on average"
 ARMS: dict[str, dict[str, Any]] = {
     "fedavg that drops them": {"cohort__stragglers__drop": True},
     "fedavg with partial work": {},
@@ -39,5 +41,6 @@ def test_partial_work_with_a_proximal_term_beats_dropping_stragglers(real_data: 
         arm: {"accuracy": float(last[arm].mean()), "by_seed": last[arm].tolist(), "accuracy_by_round": np.mean(curves, axis=0).tolist()}
         for arm, curves in found.items()
     }
-    keep_table("fedprox-stragglers", cells, source=__doc__, margin=margin, margin_95_percent=[margin - half, margin + half])
+    facts = {"reported": REPORTED, "margin": margin, "margin_95_percent": [margin - half, margin + half]}
+    keep_table("fedprox-stragglers", cells, source=__doc__, **facts)
     assert margin - half > 0
