@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,8 @@ def test_a_secure_sum_would_hide_nothing_and_is_refused() -> None:
     assert refusal.value.code == "privacy.incompatible.secure.singles"
 
 
-def test_without_xgboost_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_xgboost_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xgboost", None)
+    model = {"kind": "trees", "trees": 8, "depth": 2}
     with pytest.raises(ConfigError, match=r"pip install 'fedray\[trees\]' on all machines, or use histogram_trees"):
-        bagger(table(300, 3, "mse", 0), "mse")
+        prepare(build_config({**BASE, "rounds": 2, "algorithm": {"kind": "bagged_trees"}, "model": model}))
