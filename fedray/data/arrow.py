@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from fedray.components import nearest
 from fedray.data.folds import TestFold, need_test, test_rows
 from fedray.data.images import decode_images
 from fedray.data.source import Raw, build
-from fedray.data.table import Table, shape_tables
+from fedray.data.table import Cell, Table, shape_tables
 from fedray.errors import DataError
+
+Only = Mapping[str, Annotated[Sequence[Cell], Field(min_length=1)]]
 
 _USUAL_LABELS = ("label", "labels", "target", "class")
 _TABLES_ONLY = ("label_threshold", "regression", "features", "drop", "missing_rows", "categories", "drop_first")
@@ -32,6 +35,7 @@ class ArrowColumns:
         table: how a plain table is read, except for the label's column; an image set uses its ``classes``, ``labels``, ``silo`` and ``person``.
         fold: column that says which records are the test set.
         test_fold: that column's values that mean the test set; None: the column holds "train" and "test".
+        only: column to the values of which a record has one; others are left out before anything else is read.
     """
 
     image: str | None
@@ -39,6 +43,7 @@ class ArrowColumns:
     table: Table
     fold: str | None = None
     test_fold: TestFold | None = None
+    only: Only | None = None
 
 
 def image_column(schema: Any, columns: ArrowColumns, where: str) -> str | None:
@@ -70,6 +75,9 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
     Raises:
         DataError: columns, images or labels that are not as declared.
     """
+    for column, values in (columns.only or {}).items():
+        train = _only(train, column, values, where)
+        test = None if test is None else _only(test, column, values, f"{where} (test set)")
     image = image_column(train.schema, columns, where)
     if columns.fold is not None:
         _require(columns.fold, train.schema.names, "data.fold", where)
@@ -120,6 +128,25 @@ def shape_arrow(train: Any, test: Any | None, columns: ArrowColumns, where: str)
         persons=persons,
         test_persons=test_persons,
     )
+
+
+def _only(table: Any, column: str, values: Sequence[Cell], where: str) -> Any:
+    """The rows whose column has one of the values."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    _require(column, table.schema.names, "data.only", where)
+    kind = _plain_kind(table.schema.field(column).type)
+    try:
+        wanted = pa.array(values).cast(kind)
+    except (pa.ArrowException, TypeError):
+        raise DataError(
+            f"{where}: data.only.{column} names {list(values)}, but the column holds {kind}; give values of that type."
+        ) from None
+    kept = table.filter(compute.is_in(table.column(column).cast(kind), value_set=wanted))
+    if not kept.num_rows:
+        raise DataError(f"{where}: no record has one of the values of data.only.{column}, {list(values)}.")
+    return kept
 
 
 def joined(tables: Sequence[Any], names: Sequence[str], where: str) -> Any:

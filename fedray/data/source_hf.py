@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.components import nearest
-from fedray.data.arrow import ArrowColumns, shape_arrow
+from fedray.data.arrow import ArrowColumns, Only, shape_arrow
 from fedray.data.folds import TestFold, check_fold
 from fedray.data.source import Raw, Source, Whole
 from fedray.data.table import Cell, MissingRows, Table
@@ -27,6 +27,7 @@ def hf(
     person: str | None = None,
     fold: str | None = None,
     test_fold: TestFold | None = None,
+    only: Only | None = None,
     classes: int | None = None,
     label_threshold: float | None = None,
     labels: Sequence[Cell] | None = None,
@@ -67,7 +68,7 @@ def hf(
         silo,
         person,
     )
-    columns = ArrowColumns(image, label, table, fold, test_fold)
+    columns = ArrowColumns(image, label, table, fold, test_fold, only)
 
     def load() -> Raw:
         name = f"hf:{where}"

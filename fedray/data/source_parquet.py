@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedray.data.arrow import ArrowColumns, joined, shape_arrow
+from fedray.data.arrow import ArrowColumns, Only, joined, shape_arrow
 from fedray.data.files import hive_keys, parquet_files
 from fedray.data.folds import TestFold, check_fold
 from fedray.data.source import Raw, Source, Whole, existing
@@ -27,6 +27,7 @@ def parquet(
     person: str | None = None,
     fold: str | None = None,
     test_fold: TestFold | None = None,
+    only: Only | None = None,
     classes: int | None = None,
     label_threshold: float | None = None,
     labels: Sequence[Cell] | None = None,
@@ -52,6 +53,7 @@ def parquet(
         person: column that says whose each record is; no feature. A person is held out, and dealt to a client, with all its records.
         fold: the column that says which records are the test set, whatever files they are in.
         test_fold: that column's values that mean the test set; null = it holds "train" and "test".
+        only: column to the values of which a record has one, such as {character: [0, 1]}; other records are left out, of the test set, too.
         classes: labels are the integers 0..classes-1 and stay what they are; null = as the file names its classes, else those found.
         label_threshold: tables: the class is 1 where the label is above this, else 0.
         labels: the label's values in class order.
@@ -80,7 +82,7 @@ def parquet(
         silo,
         person,
     )
-    columns = ArrowColumns(image, label, table, fold, test_fold)
+    columns = ArrowColumns(image, label, table, fold, test_fold, only)
 
     def load() -> Raw:
         root, name = existing(where, "data.source"), f"parquet:{where}"

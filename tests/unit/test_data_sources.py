@@ -205,6 +205,22 @@ def test_parquet_plain_bytes_silo_and_test_file(tmp_path: Path, pixels: np.ndarr
     assert f.test.y.tolist() == [0, 1, 0]
 
 
+def test_parquet_rows_of_some_values_only(tmp_path: Path, pixels: np.ndarray) -> None:
+    table = pa.table({"picture": [png(p) for p in pixels], "kind": [0, 1, 2, 9] * 3, "writer": ["b", "a", "c"] * 4})
+    pq.write_table(table, tmp_path / "all.parquet")
+    section = {"label": "kind", "silo": "writer", "classes": 3, "test": f"{tmp_path}/all.parquet"}
+    f = load(f"parquet:{tmp_path}/all.parquet", {"kind": "natural"}, only={"kind": [0, 1, 2], "writer": ["a", "b"]}, **section)
+    assert (f.names, f.train.y.tolist(), f.classes) == (["a", "b"], [1, 0, 2, 0, 2, 1], 3)
+    assert f.test is not None and f.test.y.tolist() == [0, 1, 0, 2, 1, 2]
+    for only, message in [
+        ({"kinds": [1]}, r"no column 'kinds' \(data.only\)"),
+        ({"kind": ["one"]}, r"data.only.kind names \['one'\], but the column holds int64"),
+        ({"kind": [7]}, r"no record has one of the values of data.only.kind, \[7\]"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            load(f"parquet:{tmp_path}/all.parquet", {"kind": "natural"}, only=only, **section)
+
+
 def test_parquet_tables(tmp_path: Path) -> None:
     table = pa.table({"a": [1.0, 2.0, 3.0, 4.0], "c": ["x", "y", "x", "x"], "target": [0, 1, 1, 0], "site": [1, 1, 2, 2]})
     pq.write_table(table, tmp_path / "t.parquet")
