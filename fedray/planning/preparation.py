@@ -177,10 +177,10 @@ def prepare(config: Config) -> Prepared:
             client_plan=plan_whole_clients(config, groups, len(names), 0) if config.privacy.whole_clients == "local" else None,
         )
     rules.check_classes(config.privacy, federation.declared, federation.class_labels)
-    test, root = split_root(federation.test, config.root.share, federation.classes, config.seed)
+    private, classes, digest = bool(config.privacy.regimes), federation.classes, federation.digest  # before the root set is split off
+    test, root = split_root(federation.test, config.root.share, classes, config.seed)
     federation = replace(federation, test=test)
     config, notes = _evaluated(config, federation.test, federation.client_test is not None)
-    private, classes = bool(config.privacy.regimes), federation.classes
     prepared = replace(
         prepared,
         config=config,
@@ -188,7 +188,7 @@ def prepare(config: Config) -> Prepared:
         federation=attackers.changed(federation),
         test=test,
         root=root,
-        digest=federation.digest,
+        digest=digest,
         class_labels=federation.class_labels,
     )
     show_counts = classes is not None and not federation.target_shape and (not private or "class_counts" in config.privacy.unprotected)
