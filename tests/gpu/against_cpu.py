@@ -54,7 +54,9 @@ def run(record: Record) -> None:
     for engine in PRIVATE:
         record.check(SECTION, f"{engine}: sensitivity before the first record", partial(preflight, engine, record.device), takes=20)
     record.check(SECTION, "dropout follows the turn's seed", partial(dropout, record.device))
-    record.check(SECTION, "bfloat16 convolutions", partial(bfloat16, record.device))
+    record.check(SECTION, "bfloat16 convolutions", partial(sixteen_bits, "bf16_convolutions", record.device))
+    for precision in ("bf16", "fp16"):
+        record.check(SECTION, f"training in {precision}", partial(sixteen_bits, precision, record.device), gpu=True)
 
 
 class Everyone:
@@ -216,16 +218,16 @@ def dropout(device: torch.device) -> Figures:
     return found
 
 
-def bfloat16(device: torch.device) -> Figures:
-    """Convolutions in bfloat16, where the user asks for them: off by the rounding of eight bits, and weights stay float32."""
+def sixteen_bits(precision: str, device: torch.device) -> Figures:
+    """Passes in sixteen bits, where the user asks for them: off by the rounding of so many bits, and weights stay float32."""
     from fedray.config import Training
 
     model, x, y = made("fedavg_cnn")
     halves, wholes = (
-        trained("plain", model, x, y, device, Training(lr=0.05, batch_size=8, epochs=1, precision=kind))
-        for kind in ("bf16_convolutions", "fp32")
+        trained("plain", model, x, y, device, Training.model_validate({"lr": 0.05, "batch_size": 8, "epochs": 1, "precision": kind}))
+        for kind in (precision, "fp32")
     )
     figures = {"apart_of_moved": apart(halves, wholes) / apart(wholes, model)}
-    if not 2.0**-13 < figures["apart_of_moved"] < 0.3 or any(p.dtype != torch.float32 for p in halves.parameters()):
-        raise Missed("bfloat16 convolutions are not what they should be", figures)
+    if not 2.0**-17 < figures["apart_of_moved"] < 0.3 or any(p.dtype != torch.float32 for p in halves.parameters()):
+        raise Missed(f"training in {precision} is not what it should be", figures)
     return figures
