@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedray.config import Config
-from fedray.configfile import dump_config, flat, parse_yaml
+from fedray.configfile import build_config, dump_config, flat, parse_yaml
 from fedray.errors import ConfigError, shortened
 from fedray.runfiles import RunFiles
 from fedray.tracking.mlflow_store import masked
@@ -19,29 +19,48 @@ _FREE = ("ray", "tracking", "checkpoint", "evaluation", "rounds", "clients", "co
 
 def identity(config: Config, digest: str) -> str:
     """Return the SHA-256, hexadecimal, of all settings that decide the model's bytes and of the data's digest."""
-    return hashlib.sha256(json.dumps([_deciding(json.loads(config.model_dump_json())), digest], sort_keys=True).encode()).hexdigest()
+    return hashed(json.loads(config.model_dump_json()), digest)
+
+
+def same_run(files: RunFiles, stored: object, config: Config, digest: str) -> bool:
+    """Whether the run in ``files``, whose checkpoint has the identity ``stored``, is that of ``config`` on data with this digest.
+
+    A version of fedray with further keys reads an older run's ``config.yaml`` with their defaults, if the checkpoint vouches for that file.
+    """
+    if stored == identity(config, digest):
+        return True
+    try:
+        raw = parse_yaml(files.config.read_text(encoding="utf-8"), "config.yaml")
+        return stored == hashed(raw, digest) and identity(build_config(raw), digest) == identity(config, digest)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError):
+        return False
+
+
+def hashed(raw: Mapping[str, Any], digest: str) -> str:
+    """Return the identity of a config as plain data, with the keys that it has."""
+    return hashlib.sha256(json.dumps([_deciding(raw), digest], sort_keys=True).encode()).hexdigest()
 
 
 def _deciding(raw: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in raw.items() if k not in _FREE}
-    kept["groups"] = [{k: g.get(k, 1) for k in ("clients", "rate", "every", "training")} for g in raw["clients"]["groups"]]
+    kept["groups"] = [{k: g[k] for k in ("clients", "rate", "every", "training") if k in g} for g in raw["clients"]["groups"]]
     kept["cohort"] = {k: v for k, v in raw["cohort"].items() if k not in ("deadline", "grace", "retries", "min_clients")}
     if raw.get("pacing", {}).get("arrival") == "simulated":
         kept["cohort"]["deadline"] = raw["cohort"]["deadline"]
     return kept
 
 
-def another_run(files: RunFiles, config: Config | None, where: object) -> ConfigError:
+def another_run(files: RunFiles, config: Config, where: object) -> ConfigError:
     """Return the error for a resume whose config or data is not that of the run in ``files``; it lists changed keys, then and now."""
     try:
         then = dict(flat(_deciding(parse_yaml(files.config.read_text(encoding="utf-8"), "config.yaml"))))
-        now = then if config is None else dict(flat(_deciding(parse_yaml(masked(dump_config(config)), "config"))))
+        now = dict(flat(_deciding(parse_yaml(masked(dump_config(config)), "config"))))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError):
         then, now = {}, {}
     changes = _changes(then, now)
     begins = f"--resume: the config or the data differs from that of the run in {where} in what decides the model: "
     ends = "Undo the change, or give what is another run another --output."
-    if config is not None and config.privacy.regimes and config.privacy.ledger == "run":
+    if config.privacy.regimes and config.privacy.ledger == "run":
         ends = "Undo the change. Another run keeps a ledger of its own, so first name one in privacy.ledger that all runs on these records share."
     if not changes:
         return ConfigError(f"{begins}every key is as it was, so it is the data (or the run's config.yaml was changed). {ends}")

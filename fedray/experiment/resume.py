@@ -10,7 +10,7 @@ from typing import Any
 from fedray.checkpoint import Saved, load_latest
 from fedray.config import Config
 from fedray.errors import ConfigError
-from fedray.experiment.identity import another_run
+from fedray.experiment.identity import another_run, identity, same_run
 from fedray.experiment.request import Request
 from fedray.faults import Fault
 from fedray.planning.global_model import Model
@@ -37,25 +37,23 @@ class Beginning:
         return 0 if self.checkpoint is None else self.checkpoint.round
 
 
-def begin(
-    files: RunFiles, request: Request, identity: str, model: Model | None, note: Callable[[str], None], config: Config | None = None
-) -> Beginning:
+def begin(files: RunFiles, request: Request, config: Config, digest: str, model: Model | None, note: Callable[[str], None]) -> Beginning:
     """Begin or resume a run. A damaged file is repaired from the checkpoint; what is lost is reported and recorded as a fault.
 
     Args:
         files: the run's files.
         request: what the command asked for.
-        identity: from :func:`fedray.experiment.identity.identity`.
+        config: of this start.
+        digest: of the data.
         model: the global model, if it is known already.
         note: called with one sentence for each thing that is not as it was written.
-        config: of this start, to name the keys that differ if the run in ``files`` is another run.
 
     Raises:
         ConfigError: the run in ``files`` is another run.
         FedrayError: all checkpoints are damaged, or a damaged file is needed.
     """
     checkpoint = load_latest(files.checkpoints, note) if request.resume else None
-    if checkpoint is not None and checkpoint.meta.get("identity") != identity:
+    if checkpoint is not None and not same_run(files, checkpoint.meta.get("identity"), config, digest):
         raise another_run(files, config, request.output)
     check_model(checkpoint, model, files.checkpoints)
     found = {} if checkpoint is None else checkpoint.meta
@@ -64,7 +62,7 @@ def begin(
         files.append_fault(Fault("files", text, result.round + 1))
         note(text)
     started = files.begin(found.get("run"))
-    return Beginning(f"{started.id}/{started.starts}", checkpoint, {**found, "identity": identity, "run": asdict(started)})
+    return Beginning(f"{started.id}/{started.starts}", checkpoint, {**found, "identity": identity(config, digest), "run": asdict(started)})
 
 
 def check_model(found: Saved | None, model: Model | None, where: Path | str) -> None:

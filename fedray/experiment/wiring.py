@@ -31,7 +31,6 @@ from fedray.experiment.background import Background
 from fedray.experiment.besides import noised_evaluations, start_evaluator, start_roots
 from fedray.experiment.description import guarantee_plans
 from fedray.experiment.finished import frozen_of
-from fedray.experiment.identity import identity
 from fedray.experiment.listener import Events
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
@@ -107,7 +106,7 @@ class Wiring:
         """
         config, p = self.config, self.prepared
         places = self._plan_places()  # before the evaluator takes its share
-        beginning = begin(self._files, self._request, identity(config, p.digest + p.away_digest), p.model, self._note, config)
+        beginning = begin(self._files, self._request, config, p.digest + p.away_digest, p.model, self._note)
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         failed = threading.Event()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rehearsed import config_of
 from test_report import finished
 
 from fedray.checkpoint import Saved
@@ -30,6 +31,7 @@ from fedray.tracking.journal import State
 from fedray.tracking.mlflow_store import TrackingError
 
 SEED = 15
+CONFIG = config_of({"kind": "fedavg"})
 JUNK = {
     "empty": b"",
     "null": b"null\n",
@@ -169,7 +171,7 @@ class Told(list[str]):
 def start(files: RunFiles, resume: bool = True) -> tuple[str, int, Told]:
     """A start of the run up to its first round: job, round, what was told."""
     told = Told()
-    found = begin(files.claim(), Request(files.root, "q", resume), "identity", None, told.append)
+    found = begin(files.claim(), Request(files.root, "q", resume), CONFIG, "digest", None, told.append)
     files.rewind(found.round)
     return found.job, found.round, told
 
@@ -177,7 +179,7 @@ def start(files: RunFiles, resume: bool = True) -> tuple[str, int, Told]:
 def interrupted(root: Path, rounds: int = 4) -> RunFiles:
     """A run that was killed after some rounds, the row of the last still pending."""
     files = RunFiles(root)
-    began = begin(files, Request(root, "q"), "identity", None, print)
+    began = begin(files, Request(root, "q"), CONFIG, "digest", None, print)
     for number in range(1, rounds + 1):
         row = {"round": number, "time": 1.7e9, "metrics": {"eval/accuracy": 0.1 * number}}
         files.save_checkpoint(Saved(number, np.full(8, number, np.float32), {}, {**began.meta, "pending": row}), keep=2)
@@ -222,7 +224,7 @@ def test_another_runs_files_are_refused(tmp_path: Path) -> None:
     (files.root / "run.json").write_bytes((other.root / "run.json").read_bytes())
     with pytest.raises(FedrayError, match=r"run\.json: is of the run other-.*, but the checkpoint is of run-"):
         start(files)
-    foreign = begin(RunFiles(tmp_path / "third"), Request(tmp_path / "third", "q"), "another identity", None, print)
+    foreign = begin(RunFiles(tmp_path / "third"), Request(tmp_path / "third", "q"), CONFIG, "another", None, print)
     RunFiles(tmp_path / "third").save_checkpoint(Saved(9, np.ones(8, np.float32), {}, foreign.meta), keep=2)
     (tmp_path / "third/checkpoints/round-000009.safetensors").rename(files.checkpoints / "round-000009.safetensors")
     with pytest.raises(ConfigError, match="config or the data differs"):

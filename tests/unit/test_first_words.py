@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 import traceback
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from paths import ROOT
 
@@ -17,7 +19,7 @@ from fedray.cli import cli
 from fedray.clients.messages import ClientReport
 from fedray.configfile import build_config, dump_config
 from fedray.errors import ConfigError, FedrayError, PrivacyRefusal, own_place, raised
-from fedray.experiment.identity import another_run, differences, identity
+from fedray.experiment.identity import another_run, differences, hashed, identity, same_run
 from fedray.faults import Fault
 from fedray.rounds.notes import client_failures, grouped
 from fedray.runfiles import RunFiles
@@ -46,6 +48,26 @@ def test_a_resume_with_another_config_names_what_differs(tmp_path: Path) -> None
     assert differences(old, build_config(RAW | {"rounds": 9})) == "rounds was 2 and is 9"
     files.config.unlink()
     assert "so it is the data (or the run's config.yaml was changed)" in str(another_run(files, new, "runs/r"))
+
+
+def test_a_version_with_further_keys_goes_on_with_an_older_run(tmp_path: Path) -> None:
+    """Its checkpoint vouches for its config.yaml, which lacks the keys; they have their defaults."""
+    groups = [{"name": "g", "clients": 1, "training": {"lr": 0.2}}]
+    config, files = build_config(RAW | {"clients": {"groups": groups}}), RunFiles(tmp_path)
+    older = json.loads(config.model_dump_json())
+    for section, key in (("training", "unfreeze"), ("cohort", "availability")):
+        del older[section][key]
+    del older["clients"]["groups"][0]["every"]
+    files.config.write_text(yaml.safe_dump(older))
+    stored = hashed(older, "data")
+    assert stored != identity(config, "data")
+    assert same_run(files, stored, config, "data")
+    assert not same_run(files, stored, config, "other data")
+    assert not same_run(files, stored, build_config(RAW), "data")
+    files.config.write_text(yaml.safe_dump(older | {"seed": 9}))
+    assert not same_run(files, stored, build_config(RAW | {"clients": {"groups": groups}, "seed": 9}), "data")
+    files.config.unlink()
+    assert not same_run(files, stored, config, "data") and same_run(files, identity(config, "data"), config, "data")
 
 
 def test_thirty_notes_that_say_the_same_are_one_line() -> None:

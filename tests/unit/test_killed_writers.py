@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from rehearsed import config_of
 
 from fedray.checkpoint import Saved
 from fedray.experiment.request import Request
@@ -19,6 +20,7 @@ from fedray.runfiles import RunFiles
 
 SEED, KILLS = 15, 60
 SIZE = 50_000
+CONFIG = config_of({"kind": "fedavg"})
 LAYOUT = Layout((Entry("weight", (SIZE,), 0, "shared"),))
 
 
@@ -28,7 +30,7 @@ def weights(round_: int) -> np.ndarray:
 
 def start(files: RunFiles, told: list[str]) -> tuple[RunFiles, Beginning]:
     files = files.claim()
-    began = begin(files, Request(files.root, "q", resume=True), "identity", None, told.append)
+    began = begin(files, Request(files.root, "q", resume=True), CONFIG, "digest", None, told.append)
     files.rewind(began.round)
     return files, began
 
