@@ -351,7 +351,7 @@ def test_batch_normalisation_trains_clients_whose_last_batch_would_be_one_record
 
     y = np.arange(each * 3) % 3
     made, _ = trained(net, cross_entropy, {"batch_size": 8, "epochs": 2}, y, 3, clients=3)
-    assert made._trainer._needs.fewest == 2
+    assert made._trainer.needs.fewest == 2
 
 
 # -- evaluation --------------------------------------------------------------------------------------
