@@ -1,6 +1,6 @@
 """CIFAR-10 at ten clients, dealt at random and two classes each, with and without record-level privacy: the curves of 50 rounds.
 
-Without privacy a run takes about an hour on two cores, with it several.
+Without privacy a run takes about half an hour on two cores, with it an hour and a half.
 """
 
 from __future__ import annotations
