@@ -1,4 +1,7 @@
-"""The claim that a tenth of the clients a round reaches 95 % of the accuracy of all of them with a fifth of the bytes, on MNIST."""
+"""The claim that a tenth of the clients a round reaches 95 % of the accuracy of all of them with a fifth of the bytes, on MNIST.
+
+It holds: 1.02 of the accuracy on IID and Dirichlet(0.5) clients, which train twice as many rounds, and 0.96 (mean of the last five rounds) on label shards.
+"""
 
 from __future__ import annotations
 
@@ -35,4 +38,4 @@ def test_a_tenth_of_the_clients_beside_all(name: str, real_data: Path) -> None:
     }
     keep_table("cohort-fraction", {name: figures}, source=__doc__)
     assert updates_tenth / updates <= 0.21
-    assert share >= (0.95 if name != "shards" else 0.8)
+    assert share >= (0.95 if name != "shards" else 0.9)
