@@ -46,7 +46,8 @@ def _facts(row: Feature) -> AlgorithmFacts:
         down=_fields([f for f in exchange.fields if f.down], size),
         up=_fields([f for f in exchange.fields if f.up], size),
         keeps="; ".join(_kept(algorithm.traits, exchange, bool(algorithm.personal), size)) or "nothing",
-        reads=", ".join(sorted(algorithm.traits.reads)) or "nothing",
+        reads=", ".join([*sorted(algorithm.traits.reads), *(["gradients, where it is measured"] if algorithm.traits.adapted else [])])
+        or "nothing",
         combined="; ".join(_combined(row)) or "none",
     )
 

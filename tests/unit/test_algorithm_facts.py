@@ -24,7 +24,7 @@ def test_every_algorithm_has_its_facts() -> None:
     for name, part in parts.items():
         assert isinstance(part, type) and issubclass(part, Algorithm)
         assert FACTS[name].keeps.startswith("client") == part.traits.state
-        assert (FACTS[name].reads == "nothing") == (not part.traits.reads)
+        assert (FACTS[name].reads == "nothing") == (not part.traits.reads and not part.traits.adapted)
         assert "model" in FACTS[name].down
 
 
