@@ -13,11 +13,14 @@ from fedray.training.engine import LocalJob, LocalResult
 CLIENTS, RECORDS, FEATURES, CLASSES = 12, 8, 6, 3
 
 
-def data(other: bool = False, survival: bool = False, tested: bool = True, persons: bool = False) -> dict[str, tuple[Any, ...]]:
-    """Clients with as many records each, perhaps of persons, and perhaps a test set; the ``other`` clients differ in every feature and target."""
+def data(
+    other: bool = False, survival: bool = False, tested: bool = True, persons: bool = False, images: bool = False
+) -> dict[str, tuple[Any, ...]]:
+    """Clients with as many records each, perhaps images or of persons, and perhaps a test set; the ``other`` clients differ in every feature and target."""
     draws = np.random.default_rng(0)
     x = draws.normal(size=(CLIENTS + 1, RECORDS, FEATURES)).astype(np.float32)
     y = draws.integers(0, CLASSES, x.shape[:2])
+    x = x.reshape(CLIENTS + 1, RECORDS, 1, 2, FEATURES // 2) if images else x
     if survival:
         y = np.stack([y > 0, 1.0 + np.argsort(np.argsort(x[..., 0]))], axis=-1)
     shown = {"test": (x[-1].repeat(4, 0), y[-1].repeat(4, 0))} if tested else {}

@@ -61,6 +61,8 @@ def config_of(sections: dict[str, Any], more: dict[str, Any], **arguments: bool)
     loss = sections["training"].get("loss")
     if isinstance(loss, dict) and "counts" in loss:
         more = merged(more, {"training": {"loss": {"counts": loss["counts"][:CLASSES]}}})
+    if "augment" in sections["training"]:
+        data |= {"images": True}
     if "person" in sections["data"]:
         data |= {"persons": True}
     if "privacy" in sections:
@@ -167,7 +169,7 @@ def test_what_a_client_adds_is_within_the_clip_norm(
     more = {"training": {"engine": "python:combinedparts:wild"}}
     if sections["privacy"]["regime"] != ground:  # records are protected, too, by engines that are known
         more = {"training": {"lr": 1e6, "sampling_rate": 1.0, "expected_batch": 8.0, "steps": 2}}
-    elif feature.name in ("loss cox", "perfedavg"):  # whole batches, and steps of several gradients, need one that is known, too
+    elif feature.name in ("loss cox", "perfedavg", "precision bf16", "augment"):  # some things only engines that are known can do
         more = {"training": {**sections["training"], "lr": 1e6}}
     elif feature.name == "weights by records":
         more |= {"privacy": {"weight_cap": 10}}
