@@ -22,7 +22,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "fedper": {"algorithm__kind": "fedper", "algorithm__personal": ["fc3"]},
     "fedrep": {"algorithm__kind": "fedrep", "algorithm__personal": ["fc3"], "algorithm__head_trainings": 3},
     "ditto": {"algorithm__kind": "ditto", "algorithm__pull": 1.0},
-    "perfedavg": {"algorithm__kind": "perfedavg", "algorithm__alpha": 0.1},
+    "perfedavg": {"algorithm__kind": "perfedavg", "algorithm__alpha": 0.02},
     "pfedme": {"algorithm__kind": "pfedme"},
 }
 
