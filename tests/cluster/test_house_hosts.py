@@ -65,7 +65,7 @@ def test_variables_are_added_and_taken_away(hosts: Hosts, monkeypatch: pytest.Mo
 def test_a_cut_cable_loses_what_is_sent_until_it_is_mended(hosts: Hosts) -> None:
     a, b = hosts.add("a"), hosts.add("b")
     with listener(b, 4000):
-        assert reaches(a, (b.address, 4000))
+        wait_until(lambda: reaches(a, (b.address, 4000)), "the listener is reached")
         b.cut()
         assert not reaches(a, (b.address, 4000))
         b.mend()
@@ -88,7 +88,8 @@ def test_killing_a_host_kills_all_of_it_and_booting_starts_it_afresh(hosts: Host
     assert said(a, "ls /tmp/ray") == ""
     assert said(a, "cat /mnt/deep/file") == "kept"
     with listener(a, 4000):
-        assert reaches(hosts.add("b"), (a.address, 4000))
+        b = hosts.add("b")
+        wait_until(lambda: reaches(b, (a.address, 4000)), "the listener is reached")
 
 
 def test_signals_reach_the_process_itself_and_orphans_are_reaped(hosts: Hosts) -> None:
