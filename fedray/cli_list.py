@@ -37,7 +37,7 @@ def list_parts(what: str | None, name: str | None) -> None:
     if what is not None and what not in ROOMS:
         known = [*ROOMS, "combinations"]
         raise ConfigError(f"list: there is no '{what}'; choose from {', '.join(known)}.{nearest(what, known)}")
-    facts = _facts() if what == "algorithms" else {}
+    facts = _facts(name) if what == "algorithms" else {}
     if what is not None and name is not None:
         width = min(_LONGEST, shutil.get_terminal_size().columns)
         click.echo("\n".join([*_lines(describe(ROOMS[what], name), width), *_fact_lines(facts.get(name, {}), width)]))
@@ -57,13 +57,13 @@ def list_parts(what: str | None, name: str | None) -> None:
         console.print()
 
 
-def _facts() -> dict[str, dict[str, str]]:
-    """What is shown of each algorithm besides, by its name and by the title of the column."""
+def _facts(only: str | None) -> dict[str, dict[str, str]]:
+    """What is shown of each algorithm, or of one, besides, by its name and by the title of the column."""
     from fedray.planning.algorithmfacts import algorithm_facts
 
     return {
         name: {"goes down": f.down, "comes up": f.up, "is kept": f.keeps, "reads of records besides": f.reads, "goes with": f.combined}
-        for name, f in algorithm_facts().items()
+        for name, f in algorithm_facts(only).items()
     }
 
 

@@ -32,9 +32,9 @@ class AlgorithmFacts:
     combined: str
 
 
-def algorithm_facts() -> dict[str, AlgorithmFacts]:
-    """The facts of every algorithm that a config can name, with the arguments of its row in the table of combinations."""
-    return {row.name: _facts(row) for row in features() if row.section == "algorithms"}
+def algorithm_facts(only: str | None = None) -> dict[str, AlgorithmFacts]:
+    """The facts of every algorithm that a config can name, or of one, with the arguments of its row in the table of combinations."""
+    return {row.name: _facts(row) for row in features() if row.section == "algorithms" and only in (None, row.name)}
 
 
 def _facts(row: Feature) -> AlgorithmFacts:
