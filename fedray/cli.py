@@ -128,17 +128,11 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
     sys.exit(128 + (stopped_by[0] if stopped_by else 15) if code is None else code)
 
 
-cli.add_command(cli_encryption.make_encryption_key)
-cli.add_command(cli_identity.make_identity)
-cli.add_command(cli_list.list_parts)
-cli.add_command(cli_query.ask_query)
-cli.add_command(cli_jobs.submit)
-cli.add_command(cli_jobs.jobs)
-cli.add_command(cli_agreed.register)
-cli.add_command(cli_agreed.opening)
-cli.add_command(cli_promote.promote)
-cli.add_command(cli_compare.compare)
-cli.add_command(cli_sweep.sweep_command)
+for _command in (
+    *(cli_agreed.register, cli_agreed.opening, cli_compare.compare, cli_encryption.make_encryption_key, cli_identity.make_identity),
+    *(cli_jobs.submit, cli_jobs.jobs, cli_list.list_parts, cli_promote.promote, cli_query.ask_query, cli_sweep.sweep_command),
+):
+    cli.add_command(_command)
 
 
 @cli.command("plan")
