@@ -11,12 +11,14 @@ from typing import Any, TypeVar, get_args, overload
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fedray.choices import Section
 from fedray.components import nearest
 from fedray.config import Config
 from fedray.errors import ConfigError, shortened
 from fedray.queriedconstants import with_queried_constants
 
 C = TypeVar("C", bound=Config)
+S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
@@ -154,16 +156,34 @@ def _read(config: Config | str | Path | Mapping[str, Any]) -> dict[str, Any]:
         return plain
     if not isinstance(config, str | Path):
         raise ConfigError(f"config: should be a path, a mapping or a Config, but is a {type(config).__name__}.")
+    return _read_file(config, "name:, data:, ...")
+
+
+def _read_file(path: str | Path, keys: str) -> dict[str, Any]:
     try:
-        text = Path(config).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{config}: there is no such config file.") from None
+        raise ConfigError(f"{path}: there is no such config file.") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{config}: cannot be read as a config file ({error}).") from None
-    raw = parse_yaml(text, str(config))
+        raise ConfigError(f"{path}: cannot be read as a config file ({error}).") from None
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
-        raise ConfigError(f"{config}: should hold sections (name:, data:, ...), but holds {type(raw).__name__}.")
+        raise ConfigError(f"{path}: should hold sections ({keys}), but holds {type(raw).__name__}.")
     return raw
+
+
+def read_section(path: str | Path, schema: type[S]) -> S:
+    """Read a file that holds one section, such as a silo's site file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is wrong, with one line for each problem, which begins with the file's name.
+    """
+    raw = _read_file(path, ", ".join(f"{key}:" for key in list(schema.model_fields)[:2]) + ", ...")
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        problems = list(dict.fromkeys(f"{path}: {_sentence(dict(e), schema)}" for e in error.errors()))
+        raise ConfigError("\n".join(problems)) from None
 
 
 def _plain(value: Any) -> Any:
@@ -247,7 +267,7 @@ def _sentence(problem: dict[str, Any], schema: type[BaseModel] = Config) -> str:
         allowed = _fields_at(location[:-1], schema)
         return f"{path}: unknown key.{nearest(str(location[-1]), allowed)} Allowed here: {', '.join(sorted(allowed))}."
     if kind == "missing":
-        return f"{path}: missing; add it to the file or as {path}=VALUE."
+        return f"{path}: missing; add it to the file" + (f" or as {path}=VALUE." if issubclass(schema, Config) else ".")
     if kind == "value_error":
         return f"{path + '.' if path else ''}{context.get('error', problem['msg'])}."
     message = problem["msg"]
