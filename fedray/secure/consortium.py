@@ -56,7 +56,7 @@ def read_consortium_key(scheme: type[Scheme], path: str) -> ConsortiumKey:
         ConfigError: it cannot be read, others may read it, it is no key of the scheme, or TenSEAL is not installed.
     """
     library, file, head = tenseal(scheme.name), Path(path).expanduser(), _head(scheme)
-    data = read_guarded("key", file, 0o077, "set it to 0600, and make a new key if others have read it")
+    data = read_guarded("secure.key", file, 0o077, "set it to 0600, and make a new key if others have read it")
     if not data.startswith(head):
         raise ConfigError(f"secure.key: {file} is no key for secure.kind={scheme.name}; fedray encryption-key makes one.")
     try:

@@ -73,7 +73,9 @@ def make_key(path: Path) -> str:
 
 
 def _read_key(path: Path) -> Ed25519PrivateKey:
-    data = read_guarded("key", path, 0o077, "nobody but its owner may use it, so set it to 0600, and make a new key if others have read it")
+    data = read_guarded(
+        "secure.key", path, 0o077, "nobody but its owner may use it, so set it to 0600, and make a new key if others have read it"
+    )
     try:
         own = load_pem_private_key(data, None)
     except (ValueError, TypeError):  # of the latter kind where it is encrypted
@@ -84,7 +86,7 @@ def _read_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _read_list(path: Path) -> dict[str, bytes]:
-    data = read_guarded("identities", path, 0o022, "others could put keys of their own into it, so set it to 0644")
+    data = read_guarded("secure.identities", path, 0o022, "others could put keys of their own into it, so set it to 0644")
     try:
         listed = {str(name): bytes.fromhex(digits) for name, digits in json.loads(data).items()}
     except (ValueError, TypeError, AttributeError):

@@ -42,11 +42,11 @@ def write_secret(path: Path, data: bytes, about: str, reason: str) -> None:
         raise FedrayError(f"{about}{path} cannot be written ({error.strerror}).") from None
 
 
-def read_guarded(key: str, path: Path, forbidden: int, should: str) -> bytes:
+def read_guarded(about: str, path: Path, forbidden: int, should: str) -> bytes:
     """The bytes of a file that others may not use in a way.
 
     Args:
-        key: of the section ``secure`` that names it.
+        about: what errors begin with, such as the config key that names the file.
         path: of the file.
         forbidden: bits that its mode may not have.
         should: what to do if it has them, as the rest of a sentence.
@@ -58,7 +58,7 @@ def read_guarded(key: str, path: Path, forbidden: int, should: str) -> bytes:
         with path.open("rb") as file:
             mode, data = stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read()
     except OSError as error:
-        raise ConfigError(f"secure.{key}: {path} cannot be read where the client's process runs ({error.strerror}).") from None
+        raise ConfigError(f"{about}: {path} cannot be read where the process runs that needs it ({error.strerror}).") from None
     if mode & forbidden:
-        raise ConfigError(f"secure.{key}: {path} has the mode {mode:04o}; {should}.")
+        raise ConfigError(f"{about}: {path} has the mode {mode:04o}; {should}.")
     return data

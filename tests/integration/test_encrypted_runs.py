@@ -114,7 +114,7 @@ class TestRuns:
         key.chmod(0o644)
         for path, says in (
             (key, "has the mode 0644; set it to 0600"),
-            (tmp_path / "none", "cannot be read where the client's process runs"),
+            (tmp_path / "none", "cannot be read where the process runs that needs it"),
         ):
             with pytest.raises(ConfigError, match=f"secure.key: .*{says}"):
                 phases(tmp_path / "refused", clients=SILOS, secure={**bfv, "key": str(path)})

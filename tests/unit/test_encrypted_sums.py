@@ -328,7 +328,7 @@ def test_a_file_that_is_no_key_or_open_to_others_is_refused(tmp_path: Path, keys
         with pytest.raises(ConfigError, match=says):
             Bfv(str(path)).enrol("client")
     data = load_federation(Data(source="sklearn:digits", partition={"kind": "iid", "clients": 3}), 1)
-    with pytest.raises(ConfigError, match="cannot be read where the client's process runs"):
+    with pytest.raises(ConfigError, match="cannot be read where the process runs that needs it"):
         enrolled(Bfv(str(tmp_path / "none")), data)  # in an actor of several clients, too, before the first round
 
 

@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_one_sentence(places: dict[str, str], tmp_path: Pat
         with pytest.raises(ConfigError, match=match):
             read_signer(client, identities, key)
 
-    refused("secure.key: .*nobody.pem cannot be read where the client's process runs", client="nobody")
+    refused("secure.key: .*nobody.pem cannot be read where the process runs that needs it", client="nobody")
     refused("secure.identities: .*/none.json cannot be read", identities=str(tmp_path / "none.json"))
     refused("is no file name", client="../north")
     less = write_list(tmp_path / "less.json", {name: listed[name] for name in NAMES[1:]})
