@@ -20,11 +20,13 @@ from fedray import (
     cli_agreed,
     cli_compare,
     cli_encryption,
+    cli_federation,
     cli_identity,
     cli_jobs,
     cli_list,
     cli_promote,
     cli_query,
+    cli_silo,
     cli_sweep,
     credentials,
     logs,
@@ -131,6 +133,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
 for _command in (
     *(cli_agreed.register, cli_agreed.opening, cli_compare.compare, cli_encryption.make_encryption_key, cli_identity.make_identity),
     *(cli_jobs.submit, cli_jobs.jobs, cli_list.list_parts, cli_promote.promote, cli_query.ask_query, cli_sweep.sweep_command),
+    *(cli_federation.federation, cli_silo.silo),
 ):
     cli.add_command(_command)
 

@@ -21,10 +21,10 @@ def federation(directory: Path, names: tuple[str, ...] = NAMES, when: datetime |
     return directory
 
 
-def silo(coordinator: Path, client: str, identity: Path, when: datetime | None = None) -> Path:
+def silo(coordinator: Path, client: str, identity: Path, when: datetime | None = None, address: str = "localhost:7444") -> Path:
     """Enrol a silo in the federation in ``coordinator``; returns its ``identity``."""
     at = when or now()
-    invitation = admission.invite(coordinator, client, f"{NAMES[0]}:7444", at)
+    invitation = admission.invite(coordinator, client, address, at)
 
     def send(request: bytes, proof: bytes) -> tuple[bytes, bytes]:
         return admission.admit(coordinator, request, proof, invitation.secret, at), (coordinator / FEDERATION).read_bytes()

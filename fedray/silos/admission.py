@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from fedray.errors import ConfigError, FedrayError
 from fedray.secure.keyfiles import read_guarded, write_secret
@@ -249,6 +250,24 @@ def members(directory: Path) -> list[Enrolled]:
     """
     _check(directory)
     return [read_member(directory, path.stem) for path in sorted((directory / _SILOS).glob("*.json"))]
+
+
+def summary(member: Enrolled, now: datetime) -> dict[str, Any]:
+    """Return a client's name, its state in words, the serial numbers of its certificates that count, and the key of its receipts."""
+    at = _stamp(now)
+    counting = [one for one in member.certificates if one.revoked is None and one.ends > at]
+    open_invitations = [one for one in member.invitations if not (one.used or one.withdrawn) and one.expires >= at]
+    words = [f"enrolled until {max(one.ends for one in counting)}"] if counting else []
+    words += [f"invited until {one.expires}" for one in open_invitations]
+    if not words and member.certificates:
+        last = member.certificates[-1]
+        words = [f"revoked on {last.revoked}" if last.revoked else f"ended on {last.ends}"]
+    return {
+        "client": member.client,
+        "state": ", ".join(words) or "invitation ended",
+        "serials": [one.serial for one in counting],
+        "signing": member.signing,
+    }
 
 
 def read_member(directory: Path, client: str) -> Enrolled:
