@@ -1,0 +1,116 @@
+"""The gRPC stream between a silo and the gateway: its name and settings, and the causes of its failures in plain words.
+
+One method, one stream of frames either way, mutual TLS. The silo dials; keepalive pings of both sides find a link that is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from typing import Any
+
+from fedray.silos.certificates import SiloCredentials
+from fedray.silos.frames import LONGEST_FRAME
+
+SERVICE, METHOD = "fedray.Silos", "Link"
+
+#: Settings of both sides. Frames are bounded, so gRPC never holds more of a peer's than that; nothing is retried behind our back.
+SETTINGS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", LONGEST_FRAME),
+    ("grpc.max_send_message_length", LONGEST_FRAME),
+    ("grpc.max_metadata_size", 16384),
+    ("grpc.enable_retries", 0),
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+#: A channel of its own for each dial: another's back-off and addresses do not count.
+SILO_SETTINGS: list[tuple[str, Any]] = [
+    *SETTINGS,
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+]
+GATEWAY_SETTINGS: list[tuple[str, Any]] = [
+    *SETTINGS,
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 4),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+_WORDS = {
+    "Connection refused": "nothing listens there, or a firewall refuses",
+    "DNS resolution failed": "the name is not known to this machine's DNS",
+    "Domain name not found": "the name is not known to this machine's DNS",
+    "Network is unreachable": "the network is unreachable",
+    "No route to host": "there is no route to it",
+    "certificate has expired": "the gateway's certificate has expired",
+    "certificate is not yet valid": "the gateway's certificate is not valid yet; compare the clocks",
+    "unable to get local issuer certificate": "the gateway's certificate was not issued by this silo's federation",
+    "certificate signature failure": "the gateway's certificate was not issued by this silo's federation",
+    "Hostname Verification Check failed": "the gateway's certificate is for another host name",
+    "not in peer certificate": "the gateway's certificate is for another host name",
+    "keepalive watchdog timeout": "the link went silent",
+    "ping timeout": "the link went silent",
+    "Deadline Exceeded": "it did not answer in time; a firewall may drop what is sent to it",
+    "failed to connect": "it cannot be reached",
+}
+_ALERTS = {
+    "CERTIFICATE_EXPIRED": "the gateway says that this silo's certificate has expired",
+    "UNKNOWN_CA": "the gateway says that this silo's certificate was not issued by its federation",
+    "CERTIFICATE_UNKNOWN": "the gateway does not accept this silo's certificate",
+    "BAD_CERTIFICATE": "the gateway does not accept this silo's certificate",
+    "CERTIFICATE_REVOKED": "the gateway says that this silo's certificate is revoked",
+    "CERTIFICATE_REQUIRED": "the gateway was shown no certificate",
+}
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of ``host:port`` or ``[IPv6]:port``.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536 or (":" in host and not host.startswith("[")):
+        raise ValueError(f"'{address}' is not host:port with a port from 1 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def in_words(details: str) -> str:
+    """Return what gRPC says of a failure, in plain words where it is a known one."""
+    for sign, words in _WORDS.items():
+        if sign in details:
+            return words
+    return details or "the connection was closed"
+
+
+def alert(address: str, credentials: SiloCredentials, seconds: float = 5.0) -> str:
+    """Return why the gateway refuses a handshake, from the TLS alert that it sends; empty if it does not, or says nothing that is known.
+
+    gRPC says no more than that the connection was closed, so this shakes hands once more and asks for nothing.
+
+    Args:
+        address: of the gateway, ``host:port``.
+        credentials: what is shown.
+        seconds: for which an answer is waited for.
+    """
+    host, port = split_address(address)
+    context = ssl.create_default_context(cadata=credentials.federation.decode("ascii"))
+    with os.fdopen(os.memfd_create("identity"), "wb") as file:  # the key stays in memory
+        file.write(credentials.key + credentials.certificate)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection((host, port), seconds) as raw, context.wrap_socket(raw, server_hostname=host) as wrapped:
+            while wrapped.recv(4096):  # a gateway that accepts says what its HTTP/2 settings are, and then waits
+                pass
+    except ssl.SSLError as error:
+        said = (error.reason or "").upper()
+        return next((words for sign, words in _ALERTS.items() if sign in said), "")
+    except OSError:
+        pass
+    return ""
