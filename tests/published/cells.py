@@ -6,6 +6,7 @@ Delete ``build/published`` to run all of them anew.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,17 @@ def cell(table: str, name: str, data: str, metric: str = "eval/accuracy", **over
         overrides: keys of the config, with ``__`` for each dot.
     """
     output = BUILD / table / name
-    given = [f"data.source={data}", "ray.address=local", "tracking.enabled=false"]
-    given += [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in overrides.items()]
+    given = [f"data.source={data}", "ray.address=local", "tracking.enabled=false", *settings(overrides)]
     result = fedray.run(TABLES / f"{table}.yaml", overrides=given, output=str(output), resume=output.exists())
+    assert result.status != "interrupted", (
+        f"{output} was stopped after {result.summary['rounds']} rounds; begin the test again to go on with it"
+    )
     return Cell(curve(result, metric), result)
+
+
+def settings(keys: Mapping[str, Any]) -> list[str]:
+    """Overrides of a config: ``a.b=VALUE`` for each key ``a__b``."""
+    return [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in keys.items()]
 
 
 def keep_table(table: str, cells: dict[str, dict[str, Any]], **facts: Any) -> None:

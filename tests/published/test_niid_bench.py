@@ -13,12 +13,13 @@ from cells import cell, keep_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(10_800)]
 
-#: SCAFFOLD's correction is of plain SGD: a step of 0.1 is as long as one of 0.01 with momentum 0.9 in the long run. FedNova takes no decay.
+#: SCAFFOLD's correction is of plain SGD, without decay: a step of 0.1 is as long as one of 0.01 with momentum 0.9 in the long run. FedNova
+#: takes no decay either.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedavg": {"algorithm__kind": "fedavg"},
     "fedprox": {"algorithm__kind": "fedprox", "algorithm__mu": 0.01},
     "fednova": {"algorithm__kind": "fednova", "training__weight_decay": 0.0},
-    "scaffold": {"algorithm__kind": "scaffold", "training__lr": 0.1, "training__momentum": 0.0},
+    "scaffold": {"algorithm__kind": "scaffold", "training__lr": 0.1, "training__momentum": 0.0, "training__weight_decay": 0.0},
 }
 MNIST = {"fedavg": 0.989, "scaffold": 0.991, "fedprox": 0.990, "fednova": 0.980}
 CIFAR10 = {"fedavg": 0.625, "fedprox": 0.656, "scaffold": 0.681}
