@@ -191,6 +191,7 @@ def admit(directory: Path, request: bytes, proof: bytes, secret: bytes, now: dat
         if _stamp(now) > invited.expires:
             raise AdmissionRefused(f"the token ended on {invited.expires}; ask the coordinator for a new one.")
         if invited.used is not None:
+            _write_signing(directory, member)  # which a crash may have left out
             return next(one.pem for one in member.certificates if one.key == asked.sha256).encode()
         if member.signing not in (None, asked.signing) and not invited.new_signing_key:
             raise AdmissionRefused(
@@ -294,16 +295,17 @@ def _issue(directory: Path, member: Enrolled, asked: issuing.CertificateRequest,
     pem = issuing.new_silo(asked, _authority_key(directory), (directory / FEDERATION).read_bytes(), now)
     serial, begins, ends = life_of(pem)
     issued = Issued(f"{serial:x}", asked.sha256, _stamp(begins), _stamp(ends), pem.decode())
-    _write_signing(directory, member, asked.signing)
-    _write(directory, replace(member, signing=asked.signing, certificates=(*member.certificates, issued)))
+    if member.signing not in (None, asked.signing):  # what it has signed can still be verified by it
+        former = directory / _SILOS / "former" / f"{member.client}-{str(member.signing)[:16]}.pub"
+        write_atomic(former, f"{member.signing}\n".encode())
+    member = replace(member, signing=asked.signing, certificates=(*member.certificates, issued))
+    _write(directory, member)
+    _write_signing(directory, member)
     return pem
 
 
-def _write_signing(directory: Path, member: Enrolled, signing: str) -> None:
-    path = directory / _SILOS / f"{member.client}.pub"
-    if member.signing not in (None, signing):  # what it has signed can still be verified by it
-        write_atomic(directory / _SILOS / "former" / f"{member.client}-{member.signing[:16]}.pub", f"{member.signing}\n".encode())
-    write_atomic(path, f"{signing}\n".encode())
+def _write_signing(directory: Path, member: Enrolled) -> None:
+    write_atomic(directory / _SILOS / f"{member.client}.pub", f"{member.signing}\n".encode())
 
 
 def _read_request(request: bytes, proof: bytes) -> issuing.CertificateRequest:
