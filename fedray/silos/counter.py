@@ -158,7 +158,15 @@ class Counter:
             return
         offered = read_offer(frame, self._largest)
         if held.assembly is None or (held.assembly.tag, held.assembly.size) != (offered.tag, offered.size):
-            held.assembly = Assembly(offered.size, offered.tag)
+            try:
+                held.assembly = Assembly(offered.size, offered.tag)
+            except (OSError, MemoryError):
+                self._drop(frame.order)
+                outbox.signal(Kind.HAVE, frame.order, NOT_WANTED)
+                _fail(
+                    held.answer, SiloRefused(f"silo '{self._client}': the gateway has no memory for its answer of {offered.size:,} bytes.")
+                )
+                return
         held.status, held.connection = offered.status, outbox
         outbox.have(frame.order, NOT_WANTED)  # the silo has an answer, so it needs the order no more
         outbox.signal(Kind.HAVE, frame.order, held.assembly.arrived)

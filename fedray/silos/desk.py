@@ -126,7 +126,12 @@ class Desk:
             if len(held) >= _MOST_OPEN or sum(held) + offered.size > 2 * self._largest:
                 self._refuse(order, offered.control, f"the silo holds {len(held)} orders of {sum(held):,} bytes and takes no more now")
                 return
-            coming = self._coming[order] = _Coming(offered.control, Assembly(offered.size, offered.tag), self._outbox)
+            try:
+                assembly = Assembly(offered.size, offered.tag)
+            except (OSError, MemoryError):
+                self._refuse(order, offered.control, f"the silo has no memory for an order of {offered.size:,} bytes")
+                return
+            coming = self._coming[order] = _Coming(offered.control, assembly, self._outbox)
         coming.connection = self._outbox
         self._outbox.signal(Kind.HAVE, order, coming.assembly.arrived)
 
@@ -161,7 +166,7 @@ class Desk:
         self._outbox.signal(Kind.RELEASED, order)
 
     def _close(self, order: bytes) -> None:
-        if self._book.known(order) is not Known.NEW:
+        if self._book.known(order) not in (Known.NEW, Known.LOST):  # what was lost stays lost
             self._book.shut(order)
 
     def _refuse(self, order: bytes, control: bool, text: str, status: Status = Status.REFUSED) -> None:
@@ -170,25 +175,33 @@ class Desk:
         self._outbox.send(Cargo(order, control, packed(_reason(text)), secrets.token_bytes(16), status))
 
     def _work(self, control: bool) -> None:
-        while True:
-            order = self._queues[control].get()
-            if order is None:
-                return
-            with self._lock:
-                if order in self._released:
-                    self._released.remove(order)
-                    del self._waiting[order]
-                    continue
-                coming = self._waiting[order]
-            cargo = self._answer_control(order, coming) if control else self._answer_work(order, coming)
-            with self._lock:
+        while self.work(control):
+            pass
+
+    def work(self, control: bool, wait: bool = True) -> bool:
+        """Work on the next order of a lane; returns whether there was one, which is waited for unless the desk is stopped."""
+        try:
+            order = self._queues[control].get(block=wait)
+        except queue.Empty:
+            return False
+        if order is None:
+            return False
+        with self._lock:
+            coming = self._waiting[order]
+            if order in self._released:
+                self._released.remove(order)
                 del self._waiting[order]
-                if order in self._released:
-                    self._released.remove(order)
-                    self._answers.pop(order, None)
-                    self._close(order)
-                else:
-                    self._outbox.send(cargo)
+                return True
+        cargo = self._answer_control(order, coming) if control else self._answer_work(order, coming)
+        with self._lock:
+            del self._waiting[order]
+            if order in self._released:
+                self._released.remove(order)
+                self._answers.pop(order, None)
+                self._close(order)
+            else:
+                self._outbox.send(cargo)
+        return True
 
     def _answer_control(self, order: bytes, coming: _Coming) -> Cargo:
         status, answer = self._handled(order, coming)

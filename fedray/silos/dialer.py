@@ -28,6 +28,7 @@ from fedray.silos.parcels import LARGEST, PROTOCOL, MalformedMessage
 log = logging.getLogger(__name__)
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.2, 10.0  # seconds until the next dial
+_STEADY = 30.0  # seconds after which a link that ends is dialled again at once
 _WELCOME_WITHIN = 30.0  # seconds
 _LOOK_EVERY = 0.5  # seconds between looks at whether the link should end
 _CHECK_EVERY = 30.0  # seconds between looks at whether the silo has a new certificate
@@ -98,8 +99,10 @@ class Dialer:
             watch.start()
             failures, ended = 0, ""
             while not stop.is_set():
-                welcome, self.cause, ended = self._dial(desk, stop, ended)
-                failures = 0 if welcome else failures + 1
+                begun = time.monotonic()
+                self.cause, ended = self._dial(desk, stop, ended)
+                lasted = time.monotonic() - begun
+                failures = 0 if lasted > _STEADY else failures + 1
                 self._log(self.cause)
                 stop.wait(min(_LONGEST_WAIT, _SHORTEST_WAIT * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
             watch.join()
@@ -107,13 +110,13 @@ class Dialer:
         finally:
             book.close()
 
-    def _dial(self, desk: Desk, stop: threading.Event, ended: str) -> tuple[bool, str, str]:
-        """Return whether the gateway took the silo, why the link is over, and why this side ended it, if it did."""
+    def _dial(self, desk: Desk, stop: threading.Event, ended: str) -> tuple[str, str]:
+        """Return why the link is over, and why this side ended it, if it did."""
         try:
             credentials = self._credentials()
             check_own(credentials, datetime.now(UTC))
         except FedrayError as error:
-            return False, str(error), ""
+            return str(error), ""
         outbox = desk.connected()
         channel = grpc.secure_channel(
             self._address, grpc.ssl_channel_credentials(credentials.federation, credentials.key, credentials.certificate), SILO_SETTINGS
@@ -139,13 +142,16 @@ class Dialer:
         except (MalformedMessage, FedrayError) as error:
             current.ended = f"malformed: {error}" if isinstance(error, MalformedMessage) else str(error)
         except grpc.RpcError as error:
-            return current.welcome, current.ended or self._why(error, current), current.ended
+            return current.ended or self._why(error, current), current.ended
+        except Exception as error:  # an error of ours ends the link, and not the silo
+            log.exception("the link to the gateway is ended")
+            current.ended = f"the silo failed with {type(error).__name__}"
         finally:
             outbox.close()
             with suppress(Exception):
                 call.cancel()
             channel.close()
-        return current.welcome, current.ended, current.ended
+        return current.ended, current.ended
 
     def _why(self, error: Any, current: _Call) -> str:
         if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED):

@@ -97,19 +97,25 @@ class Outbox:
 
     def frames(self) -> Iterator[bytes]:
         """The frames, as they are to be sent, until :meth:`close`."""
-        while True:
-            with self._changed:
+        while (due := self.next(wait=True)) is not None:
+            yield due
+
+    def next(self, wait: bool = False) -> bytes | None:
+        """Return the frame that is due; None once it is closed, and if none is due and that is not waited for."""
+        with self._changed:
+            while not self._closed:
                 due = self._due()
-                while due is None and not self._closed:
-                    self._changed.wait()
-                    due = self._due()
-                if self._closed or due is None:
-                    return
-            if isinstance(due, bytes):
-                yield due
+                if isinstance(due, bytes):
+                    return due
+                if due is not None:
+                    break
+                if not wait:
+                    return None
+                self._changed.wait()
             else:
-                cargo, number = due
-                yield frame(Kind.CHUNK, cargo.order, number, *cargo.data.chunk(number))
+                return None
+        cargo, number = due
+        return frame(Kind.CHUNK, cargo.order, number, *cargo.data.chunk(number))
 
     def _due(self) -> bytes | tuple[Cargo, int] | None:
         if self._signals:
