@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import numpy as np
 
 from fedray.silos import dialer, gateway, outbox
 from fedray.silos.certificates import GatewayCredentials, SiloCredentials
-from fedray.silos.counter import OrderLost
+from fedray.silos.counter import OrderLost, SiloRefused
 from fedray.silos.dialer import Dialer
 from fedray.silos.gateway import Gateway
 from fedray.silos.parcels import Parcel
@@ -72,8 +73,9 @@ def _faulty(fault: Fault, cut: Callable[[], None]) -> None:
     outbox.Outbox.next = next_frame  # type: ignore[method-assign]
 
 
-def silo(port: int, credentials: SiloCredentials, directory: Path, fault: Fault) -> None:
-    """Dials for ever; each order that is worked on is a line of ``worked``."""
+def silo(port: int, credentials: SiloCredentials, directory: Path, fault: Fault, waits: float = 0.2) -> None:
+    """Dials for ever, after ``waits`` seconds at least; each order that is worked on is a line of ``worked``."""
+    dialer._SHORTEST_WAIT = waits
 
     def handle(order: str, parcel: Parcel) -> Parcel:
         with (directory / "worked").open("a") as file:
@@ -107,6 +109,23 @@ def coordinator(port: int, credentials: GatewayCredentials, directory: Path, fau
             result.with_suffix(".half").rename(result)
             made.release(CLIENT, order)
     made.stop()
+
+
+def _echoing(credentials: GatewayCredentials, port: Any) -> None:
+    made = Gateway("127.0.0.1:0", lambda: credentials)
+    made.start()
+    port.send(made.port)
+    for number in range(1_000_000):  # whoever is connected has always an order to answer
+        order = hashlib.md5(f"echo-{number}".encode()).hexdigest()
+        with contextlib.suppress(SiloRefused):
+            made.call(CLIENT, order, Parcel(b"{}"), 3600.0)
+
+
+def echoing_gateway(credentials: GatewayCredentials) -> tuple[Any, int]:
+    """Start a gateway that has an order for the silo at any time; returns its process and port."""
+    here, there = _CONTEXT.Pipe()
+    process = start(_echoing, credentials, there)
+    return process, here.recv()
 
 
 def start(target: Callable[..., None], *arguments: object) -> Any:
