@@ -28,6 +28,7 @@ from fedray import (
     cli_query,
     cli_silo,
     cli_sweep,
+    cli_verify,
     credentials,
     logs,
     outlets,
@@ -133,7 +134,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
 for _command in (
     *(cli_agreed.register, cli_agreed.opening, cli_compare.compare, cli_encryption.make_encryption_key, cli_identity.make_identity),
     *(cli_jobs.submit, cli_jobs.jobs, cli_list.list_parts, cli_promote.promote, cli_query.ask_query, cli_sweep.sweep_command),
-    *(cli_federation.federation, cli_silo.silo),
+    *(cli_federation.federation, cli_silo.silo, cli_verify.verify),
 ):
     cli.add_command(_command)
 

@@ -26,6 +26,7 @@ from fedray.choices import (
     RootChoice,
     Section,
     ServerChoice,
+    Signing,
     Stragglers,
     Unfreeze,
 )
@@ -94,8 +95,11 @@ class Clients(Section):
         30.0, gt=0.0, description="Seconds for which a working actor may leave its driver's calls unanswered before it is replaced."
     )
     node_sums: bool = Field(
-        True, description="Add up the partial sums of a node's actors on the node, so that the driver gets one partial sum per node."
+        True,
+        description="Add up the partial sums of a node's actors on the node, so that the driver gets one partial sum per node. "
+        "Updates that clients sign always travel one by one.",
     )
+    signing: Signing | None = Field(None, description="Clients and driver sign what they did, for `fedray verify`; dedicated clients only.")
 
     @model_validator(mode="after")
     def _positive(self) -> Clients:

@@ -29,6 +29,7 @@ from fedray.config import Config
 from fedray.errors import BudgetReached, Stopped
 from fedray.exchange import Exchange
 from fedray.faults import Fault
+from fedray.frozen import model_digest
 from fedray.holder import Holder
 from fedray.parameters import Layout, Values, Vector
 from fedray.privacy.regime import Regime
@@ -45,6 +46,7 @@ from fedray.rounds.record import OpenRow, Record, Traffic
 from fedray.rounds.remembered import keep
 from fedray.rounds.roots import RootAt, Roots
 from fedray.rounds.round_metrics import Guarantees
+from fedray.rounds.roundreceipts import RoundReceipts
 from fedray.rounds.steps import StepPlan, Steps
 from fedray.runfiles import Row
 from fedray.spans import span
@@ -101,6 +103,7 @@ class Loop:
     roots: Roots | None = None
     agreed: AgreedData | None = None
     noised: NoisedEvaluations | None = None
+    receipts: RoundReceipts | None = None
     first_round: int = 0
     resumed: bool = False
 
@@ -117,7 +120,7 @@ class Driver:
         self._broadcast = Broadcast(parts.record.rounds, begin.globals, begin.in_store, begin.earlier, download)
         self._pacing = parts.steps.tensors()  # as of the last step
         about = parts.regime, parts.privacy, parts.record, parts.exchange, len(parts.names), parts.capacity, parts.rule.wants, parts.secure
-        self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about, parts.agreed)
+        self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about, parts.agreed, parts.receipts)
         self._under_way: UnderWay | None = None
         self._attackers = Attackers.of(parts.config, parts.names)
         self._failures = FailedRounds(parts.config, parts.regime, bool(parts.privacy.lines), parts.record.tell)
@@ -216,9 +219,14 @@ class Driver:
             del mean, memory
             if p.states is not None:  # last: a client's state counts only if its update does
                 p.states.commit(log_.reports, added)
+        else:
+            added = []
         p.steps.learn(log_.reports)
         with span("logging", "figures of the round"):
             row = record.round_done(under.permit, log_, updates, traffic, trained - began, plan, figures)
+        if p.receipts is not None:
+            used = {report.index for report in log_.reports if report.status == "done"} & set(added)
+            p.receipts.round_done(number, sorted(used), model_digest(self.weights, p.frozen), p.books.heads())
         with span("transfer", "put weights"):
             self._broadcast.share(record.rounds, p.steps.versions())
         if self._under_way is not None:  # clients who are still training go on in the next round

@@ -31,6 +31,8 @@ Row = dict[str, Any]
 RULE_CLIENTS = "rule_clients.json"
 #: Which of several models each client takes, as of its last evaluation, a row each.
 CLUSTERS = "clusters.json"
+#: The signed receipts of a run that signs, and the signed digests of all its files.
+RECEIPTS, MANIFEST = "receipts.jsonl", "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,16 @@ class RunFiles:
     def statement(self) -> Path:
         """The privacy statement."""
         return self.root / "privacy_statement.json"
+
+    @property
+    def receipts(self) -> Path:
+        """What clients and driver have signed, a line each."""
+        return self.root / RECEIPTS
+
+    @property
+    def manifest(self) -> Path:
+        """The signed digests of all files, as of the run's end."""
+        return self.root / MANIFEST
 
     @property
     def profile(self) -> Path:
@@ -246,6 +258,19 @@ class RunFiles:
         where = {key: value for key, value in (("client", fault.client), ("node", fault.node)) if value is not None}
         line = {"round": fault.round, "time": time.time(), "kind": fault.kind, "what": fault.text, **where}
         append_line(self.faults_file, json.dumps(line))
+
+    def append_receipts(self, lines: Sequence[str]) -> None:
+        """Add signed lines to the receipts; they are on disk when this returns."""
+        self._check_owned()
+        append_line(self.receipts, "\n".join(lines))
+
+    def replace_manifest(self, line: str | None) -> None:
+        """Write the manifest; None: take away that of an earlier end."""
+        self._check_owned()
+        if line is None:
+            self.manifest.unlink(missing_ok=True)
+        else:
+            write_atomic(self.manifest, f"{line}\n".encode())
 
     def faults(self) -> list[Row]:
         """Read all faults in order: round, time (Unix seconds), kind, what (a sentence), client and node where they are known.

@@ -41,7 +41,8 @@ from fedray.clients.messages import (
     by_version,
 )
 from fedray.clients.offspring import contain
-from fedray.clients.recognition import commit_silo
+from fedray.clients.receiptsigner import ReceiptSigner
+from fedray.clients.recognition import open_own_book
 from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.clients.terms import Site, Terms
 from fedray.clients.trainer import Trainer
@@ -52,10 +53,7 @@ from fedray.errors import ConfigError
 from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector
 from fedray.privacy.account import Account, Decision, Reservation
-from fedray.privacy.clientplan import Plan
 from fedray.privacy.figures import Figures
-from fedray.privacy.ledger.location import ledger_directory
-from fedray.privacy.rules import claim
 from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.kept import fresh_models
 from fedray.training.losses import find_loss
@@ -87,6 +85,7 @@ class ClientHost:
         self._asked: SharedAt | None = None  # where the part's values were to lie
         self._shared: SharedMemory | None = None
         self._reserved: dict[tuple[int, int], Reservation] = {}
+        self._signer: ReceiptSigner | None = None
 
     def __repr__(self) -> str:
         return f"client-{self._site.client.name}" if self._site.client else f"clients-{self._terms.group}"
@@ -114,8 +113,10 @@ class ClientHost:
         self._device = torch.device(site.device or device_of_actor())
         if site.data is not None:
             self._own, self._changed = agreed_or_nothing(load_client(site.data, config.seed, self._name), site.agreed)
-        if site.ledger is not None and site.book is not None:
-            self._account = self._open_book(site.ledger, site.book)
+        if site.ledger is not None and self._own is not None:
+            self._account = open_own_book(terms, site, None if self._changed else self._own.train)
+        if site.signing is not None:
+            self._signer = ReceiptSigner(site.signing, self._name, terms.job)
         self._loss = find_loss(config.training.loss)
         if terms.model is not None:
             self.configure(terms.model, terms.exchange)
@@ -231,7 +232,10 @@ class ClientHost:
         """
         part, reports = self._part_of(task, shared), list[ClientReport]()
         for (version, those), globals_ in zip(by_version(task.round, clients).items(), (weights, *more), strict=True):
-            reports += self._trainer.train(task.started(version), globals_, those, part.total)
+            started = task.started(version)
+            reports += (done := self._trainer.train(started, globals_, those, part.total))
+            if self._signer is not None:
+                self._signer.trained(started, done)
         part.clients.extend(r.index for r in reports if r.status == "done")
         return Packed(reports)
 
@@ -243,16 +247,20 @@ class ClientHost:
 
     def train_each(self, task: RoundTask, weights: Vector, clients: Sequence[ClientTask]) -> list[Any]:
         """:meth:`train`, with the reports in front and then the segments of the clients' single updates: each an object in Ray."""
-        reports = self.train(task, weights, clients)
-        rows = self.collect(task).total
-        assert isinstance(rows, Rows)
-        return [reports, *rows.cut(task.segments)]
+        reports, part = self.train(task, weights, clients), self.collect(task)
+        assert isinstance(part.total, Rows)
+        if part.signed:
+            reports = Packed(r._replace(signed=part.signed) if r.status == "done" else r for r in reports)
+        return [reports, *part.total.cut(task.segments)]
 
     def collect(self, task: RoundTask) -> PartialSum:
         """Hand over the part and start an empty one."""
         part, self._part, self._asked = self._part_of(task, self._asked), None, None
         members = self._trainer.members
-        return (part if members is None else members.leaving(part)).to_send()
+        part = (part if members is None else members.leaving(part)).to_send()
+        if self._signer is None:
+            return part
+        return replace(part, signed=self._signer.leaving(part.total, part.clients, self._terms.sha256, self._trainer.exchange))
 
     def hand_over(self, task: RoundTask) -> tuple[SharedAt | None, PartialSum]:
         """:meth:`collect`, with where its values lie in front: two objects in Ray, of which the small one travels at once."""
@@ -315,6 +323,11 @@ class ClientHost:
         assert self._account is not None
         return getattr(self._account, what)(*arguments)
 
+    def signed_after(self, number: int) -> Sequence[bytes]:
+        """The receipts that this client has signed in this run after its ``number``-th."""
+        assert self._signer is not None
+        return self._signer.after(number)
+
     # -- inside ----------------------------------------------------------------------------------
 
     @property
@@ -345,22 +358,6 @@ class ClientHost:
     def _vocabulary(self) -> int | None:
         """Number of tokens that the model knows, for records of tokens."""
         return vocabulary_of(self._trainer.model) if self._facts.tokens else None
-
-    def _open_book(self, ledger: str, plan: Plan) -> Account:
-        config, data = self._config, None
-        assert self._own is not None
-        if config.privacy.record and not self._changed:
-            data = commit_silo(ledger_directory(ledger, "."), self._name, self._own.train)
-        return Account.open_silo(
-            ledger_directory(ledger, "."),
-            self._name,
-            plan,
-            job=self._terms.job,
-            pinned=self._site.pinned,
-            fewer_steps=config.privacy.fewer_steps,
-            data=data,
-            void=claim(config).reasons,
-        )
 
     def _part_of(self, task: RoundTask, shared: SharedAt | None) -> PartialSum:
         """This actor's part of a round, with values in ``shared`` memory or, where that cannot be had, in its own; any other is forgotten."""

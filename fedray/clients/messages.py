@@ -156,6 +156,7 @@ class ClientReport(NamedTuple):
     ``traceback`` is the client's own, for ``failed``. ``receipts`` say for each protected unit what was run.
     ``physical_batch`` is what fitted into memory, where that was less than the config's.
     ``state`` is where the client's new state lies, which counts if the update does.
+    ``signed`` is the client's signed receipt of a single update, where clients sign; that of a sum is with the sum.
     """
 
     index: int  # type: ignore[assignment]
@@ -171,6 +172,7 @@ class ClientReport(NamedTuple):
     receipts: Mapping[str, Mapping[str, Any]] = {}
     physical_batch: int | None = None
     state: StateAddress | None = None
+    signed: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ class PartialSum:
         shared: where the values lie, to which others of the node add, too.
         sparse: the values travel as positions and values of those that are not zero, where that is smaller.
         travelled: bytes of the values on their way, where they travel otherwise than as integers of 64 bits each.
+        signed: the client's signed receipt, where clients sign; the part is of that client alone.
     """
 
     round: int
@@ -193,6 +196,7 @@ class PartialSum:
     shared: SharedAt | None = None
     sparse: bool = False
     travelled: int = 0
+    signed: bytes = b""
 
     def to_send(self) -> PartialSum:
         """The part without values that lie where the receiver finds them."""
@@ -205,13 +209,15 @@ class PartialSum:
         total = self.total
         packed = SparseValues.of(total.values) if self.sparse and isinstance(total, ExactSum) else None
         if packed is None or isinstance(total, Rows):
-            return PartialSum, (self.round, total, self.clients, self.shared, self.sparse, self.travelled)
-        return _arrived, (self.round, _with_values(total, packed.values), self.clients, packed.positions, packed.size)
+            return PartialSum, (self.round, total, self.clients, self.shared, self.sparse, self.travelled, self.signed)
+        return _arrived, (self.round, _with_values(total, packed.values), self.clients, packed.positions, packed.size, self.signed)
 
 
-def _arrived(round_: int, total: ExactSum, clients: list[int], positions: npt.NDArray[np.uint32], size: int) -> PartialSum:
+def _arrived(
+    round_: int, total: ExactSum, clients: list[int], positions: npt.NDArray[np.uint32], size: int, signed: bytes = b""
+) -> PartialSum:
     packed = SparseValues(size, positions, total.values)
-    return PartialSum(round_, _with_values(total, packed.dense()), clients, None, True, packed.nbytes)
+    return PartialSum(round_, _with_values(total, packed.dense()), clients, None, True, packed.nbytes, signed)
 
 
 def _with_values(total: ExactSum, values: npt.NDArray[np.int64]) -> ExactSum:

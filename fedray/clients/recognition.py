@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from fedray.clients.terms import Site, Terms
 from fedray.data.commitment import commit_records, find_salt, load_salt
 from fedray.data.records import Federation, Records, positions
 from fedray.errors import LedgerError
+from fedray.privacy.account import Account
 from fedray.privacy.ledger.chain import Summary, scan
-from fedray.privacy.ledger.location import records_path, subject_path
+from fedray.privacy.ledger.location import ledger_directory, records_path, subject_path
 from fedray.privacy.ledger.place import find_books, read_lines
+from fedray.privacy.rules import claim
 from fedray.stores.object_path import Location
 
 
@@ -28,6 +31,31 @@ def commit_silo(directory: Location, name: str, records: Records) -> str:
     made = commit_records(records.x, records.y, load_salt(directory, name))
     refuse_known_records(directory, subject_path(directory, name), {name: made}, lambda _: records)
     return made
+
+
+def open_own_book(terms: Terms, site: Site, records: Records | None) -> Account:
+    """Open the book of a silo.
+
+    Args:
+        terms: the run's, for the silo.
+        site: the silo's, with a ledger.
+        records: that it trains on; None where they are not those that were agreed on, and nothing is charged.
+
+    Raises:
+        LedgerError: as :func:`commit_silo` and :meth:`fedray.privacy.account.Account.open_silo`.
+    """
+    assert site.ledger is not None and site.book is not None and site.client is not None
+    config, directory, name = terms.config, ledger_directory(site.ledger, "."), site.client.name
+    return Account.open_silo(
+        directory,
+        name,
+        site.book,
+        job=terms.job,
+        pinned=site.pinned,
+        fewer_steps=config.privacy.fewer_steps,
+        data=None if records is None or not config.privacy.record else commit_silo(directory, name, records),
+        void=claim(config).reasons,
+    )
 
 
 def commit_federation(directory: Location, federation: Federation, lasting: bool) -> dict[str, str]:

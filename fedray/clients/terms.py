@@ -11,6 +11,7 @@ from pydantic_core import to_jsonable_python
 from fedray.clients.agreement import Agreement
 from fedray.clients.groups import ClientGroup
 from fedray.clients.messages import ClientTask
+from fedray.clients.receiptsigner import SigningPlace
 from fedray.clients.states import StatePlace
 from fedray.config import Checkpoint, Clients, Config, Data, RayCluster, Tracking
 from fedray.configfile import build_config
@@ -109,6 +110,7 @@ class Site:
         book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
         ledger: directory of the silo's own ledger (dedicated, DP).
         pinned: hash of an entry that this ledger must hold (a checkpoint knows it).
+        signing: where the client's key and its receipts are, for clients that sign (dedicated).
         states: where clients' states are, for algorithms whose clients keep any.
         device: for torch; None: what Ray grants.
         threads: torch threads.
@@ -122,6 +124,7 @@ class Site:
     book: Plan | None = None
     ledger: str | None = None
     pinned: str | None = None
+    signing: SigningPlace | None = None
     states: StatePlace | None = None
     device: str | None = None
     threads: int = 1

@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.errors import DataError
+from fedray.secure.merkle import NODE, leaf_hash, parents, root_of
 from fedray.storage import sync_directory
 from fedray.stores.object_path import Location
 from fedray.stores.s3 import Bucket, Taken
 
 SALT_BYTES = 32
-_LEAF, _NODE = b"\x00", b"\x01"
 
 Array = npt.NDArray[Any]
 
@@ -60,12 +60,12 @@ class MerkleTree:
         self._salts = [own for _, own in leaves]
         self._rows = [[leaves[i][0] for i in self._order]]
         while len(self._rows[-1]) > 1:
-            self._rows.append(_up(self._rows[-1]))
+            self._rows.append(parents(self._rows[-1]))
 
     @property
     def root(self) -> str:
         """The root, 64 hex digits."""
-        return (self._rows[-1][0] if self._order else hashlib.sha256(b"").digest()).hex()
+        return root_of(self._rows[-1])
 
     def record(self, position: int) -> int:
         """Index of the record whose leaf is at a position. Equal records have leaves side by side, each its own.
@@ -101,10 +101,7 @@ def commit_records(x: Array, y: Array, salt: bytes) -> str:
     Raises:
         DataError: an array holds Python objects, or the arrays differ in length.
     """
-    row = sorted(leaf for leaf, _ in _leaves(x, y, salt))
-    while len(row) > 1:
-        row = _up(row)
-    return (row[0] if row else hashlib.sha256(b"").digest()).hex()
+    return root_of(sorted(leaf for leaf, _ in _leaves(x, y, salt)))
 
 
 def content_of(x: Array, y: Array) -> bytes:
@@ -138,7 +135,7 @@ def check(root: str, records: int, content: bytes, proof: Proof) -> bool:
             if not path:
                 return False
             other = path.pop(0)
-            node = hashlib.sha256(_NODE + (other + node if at % 2 else node + other)).digest()
+            node = hashlib.sha256(NODE + (other + node if at % 2 else node + other)).digest()
         at, row = at // 2, (row + 1) // 2
     return not path and hmac.compare_digest(node.hex(), root)
 
@@ -236,7 +233,7 @@ def _leaves(x: Array, y: Array, salt: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _leaf(own: bytes, content: bytes) -> bytes:
-    return hashlib.sha256(_LEAF + own + content).digest()
+    return leaf_hash(own + content)
 
 
 def _contents(x: Array, y: Array) -> list[bytes]:
@@ -264,9 +261,3 @@ def _rows(array: Array) -> Array:
     """The bytes of each row, ``[n, bytes of a row]`` uint8, without a copy."""
     size = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
     return np.frombuffer(array, dtype=np.uint8).reshape(len(array), size) if array.size else np.empty((len(array), 0), dtype=np.uint8)
-
-
-def _up(row: list[bytes]) -> list[bytes]:
-    sha256 = hashlib.sha256
-    pairs = [sha256(_NODE + row[i] + row[i + 1]).digest() for i in range(0, len(row) - 1, 2)]
-    return pairs + row[len(pairs) * 2 :]

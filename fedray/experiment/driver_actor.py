@@ -325,6 +325,8 @@ class Experiment:
                     "note",
                     f"MLflow at {tracker.uri} was away for too long; nothing is lost: fedray sync {self._request.output} sends the rest.",
                 )
+        if loop.receipts is not None:  # last, since it signs all files
+            loop.receipts.end(result["rounds"], status, digest, loop.books.heads())
         return summary
 
     def _profile(self, loop: Loop) -> dict[str, Any]:

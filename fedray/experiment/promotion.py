@@ -1,4 +1,4 @@
-"""Gives a run's registered model an alias, once the run's statement, ledger and audit have been verified.
+"""Gives a run's registered model an alias, once the run's statement, ledger, audit and signed receipts have been verified.
 
 What is checked here is what the run's files and ledgers say. The MLflow server itself lets everyone who may write to it set any alias.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from fedray.errors import FedrayError
 from fedray.privacy.ledger.compare import unread
 from fedray.privacy.ledger.inspect import verify_all
+from fedray.reporting.verifiedrun import is_signed, verify_run
 from fedray.rounding import as_given, rounded_up
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json
@@ -27,20 +28,21 @@ class NotPromoted(FedrayError):
     """The alias was not set; the sentence says why."""
 
 
-def promote(run: Path, alias: str = "champion", without_audit: bool = False) -> str:
+def promote(run: Path, alias: str = "champion", without_audit: bool = False, keys: Path | None = None) -> str:
     """Set an alias of the version that a run has registered in MLflow.
 
     Args:
         run: the run's output directory.
         alias: to set.
         without_audit: whether a run that was not audited may have it; an audit that contradicts the claim never passes.
+        keys: directory of the public keys of who signed; a run with receipts is not promoted without them.
 
     Returns:
         One sentence: which version has the alias now, and what was verified.
 
     Raises:
-        NotPromoted: the run did not end, claims no privacy or a void one, was not audited or not with success, or has no registered version
-            of this model.
+        NotPromoted: the run did not end, claims no privacy or a void one, was not audited or not with success, is not as it was signed, or
+            has no registered version of this model.
         FedrayError: a file of the run is damaged, or a figure does not follow from the ledger's entries.
         TrackingError: MLflow cannot be used.
     """
@@ -58,7 +60,7 @@ def promote(run: Path, alias: str = "champion", without_audit: bool = False) -> 
         )
     for _ in verify_all(run):  # raises where a figure does not follow from the entries
         pass
-    audited = _audited(run, files, without_audit)
+    audited = _audited(run, files, without_audit) + _signed(run, keys)
     state = State.load(run)
     if state is None or not state.register_as or "version" not in state.model:
         raise NotPromoted(
@@ -79,6 +81,21 @@ def promote(run: Path, alias: str = "champion", without_audit: bool = False) -> 
 
     connect(unmasked(state.tracking_uri), set_alias)
     return f"'{name}' version {version} is @{alias} now: {verified}."
+
+
+def _signed(run: Path, keys: Path | None) -> str:
+    """What the verification of a signed run has found, as the rest of a sentence; empty for others."""
+    if not is_signed(run):
+        return ""
+    if keys is None:
+        raise NotPromoted(
+            f"{run}: is signed; give the public keys of clients and driver with --keys, so that the signatures can be verified."
+        )
+    faults = verify_run(run, keys, remade=True).faults
+    if faults:
+        more = "" if len(faults) == 1 else f", and {len(faults) - 1} more; see fedray verify"
+        raise NotPromoted(f"{run}: is not as it was signed ({faults[0]}{more}); do not use this model.")
+    return ", receipts and files as they were signed"
 
 
 def _check_ended(run: Path, summary: Mapping[str, Any], private: Mapping[str, Any]) -> None:

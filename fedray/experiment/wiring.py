@@ -37,6 +37,7 @@ from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
 from fedray.experiment.starting import note_start, open_tracker, reach_store
 from fedray.faults import Listener
+from fedray.frozen import model_digest
 from fedray.holder import Holder
 from fedray.planning.global_model import Model
 from fedray.planning.preparation import Prepared, capacity
@@ -54,6 +55,7 @@ from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.record import Record
 from fedray.rounds.remembered import begun_with
 from fedray.rounds.round_metrics import Guarantees
+from fedray.rounds.roundreceipts import receipts_of
 from fedray.runfiles import RunFiles
 from fedray.secure.protocol import make_protocol
 from fedray.storage import write_atomic, write_json
@@ -109,6 +111,7 @@ class Wiring:
         beginning = begin(self._files, self._request, config, p.digest + p.away_digest, p.model, self._note)
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
+        self._receipts = receipts_of(config.clients.signing, self._files, p.names, checkpoint is not None)
         failed = threading.Event()
         store = Background(partial(reach_store, config, self._files, self._note, lambda: self._stop.is_set() or failed.is_set()))
         try:
@@ -165,6 +168,10 @@ class Wiring:
         meta |= {"frozen_sha256": model.facts.frozen, "mlflow": None if self.tracker is None else self.tracker.run_id}
         privacy, names, resumed = Guarantees(guarantee_plans(p)), p.names, checkpoint is not None
         record = Record(config, self._files, books, regime, privacy, listeners, meta, beginning.round, resumed)
+        started_from, frozen = Holder(self._begin(checkpoint, model, server, rule)), frozen_of(model.facts)
+        if self._receipts is not None:
+            begun_from = started_from.value.globals[: model.exchange.model_size]
+            self._receipts.begin(pool, self._job, beginning.round, model_digest(begun_from, frozen))
         cohorts = CohortDraw(config, names, rates(p.groups, len(names)), sizes, p.sampler, books, regime, privacy, record, p.availability)
         return Loop(
             config=config,
@@ -173,7 +180,7 @@ class Wiring:
             layout=model.facts.layout,
             algorithm=self._algorithm,
             exchange=model.exchange,
-            frozen=frozen_of(model.facts),
+            frozen=frozen,
             pool=pool,
             books=books,
             steps=make_steps(config, p.schedule, cohorts, names, p.groups, sizes, {} if checkpoint is None else checkpoint.pacing),
@@ -184,11 +191,12 @@ class Wiring:
             evaluator=evaluator,
             roots=roots,
             states=self._client_states(checkpoint),
-            begin=Holder(self._begin(checkpoint, model, server, rule)),
+            begin=started_from,
             privacy=privacy,
             secure=self._secure(),
             agreed=agreed,
             noised=noised_evaluations(p, pool, books, record, agreed),
+            receipts=self._receipts,
             first_round=beginning.round,
             resumed=resumed,
         )
@@ -291,6 +299,7 @@ class Wiring:
                 book=book if dedicated else None,
                 ledger=group.ledger if dedicated and book is not None else None,
                 pinned=self._pinned.get(place.key) if dedicated else None,
+                signing=self._receipts.place(place.client.name) if place.client is not None and self._receipts is not None else None,
                 states=states,
                 threads=max(1, int(place.resources.cpu)),
                 profile=request.profile,
@@ -310,7 +319,7 @@ class Wiring:
             grace=config.cohort.grace,
             unreachable_after=config.clients.unreachable_after,
             start_timeout=config.clients.start_timeout,
-            node_sums=config.clients.node_sums,
+            node_sums=config.clients.node_sums and self._receipts is None,
             grow=partial(more_places, config, p.groups, self._most) if hosted and request.elastic else None,
             should_stop=lambda: self.tick(),
             note=self._note,

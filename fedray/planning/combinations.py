@@ -27,6 +27,7 @@ from fedray.privacy.cohortrules import check_cohort
 from fedray.privacy.evaluationplan import check_judged
 from fedray.privacy.pacingrules import check_pacing
 from fedray.privacy.securerules import check_hidden_losses, check_secure
+from fedray.privacy.signingrules import check_signing
 from fedray.privacy.stagerules import check_stages
 from fedray.privacy.trainingrules import coupled_loss, own_counts
 from fedray.rounds.cohort import READING, WEIGHING, check_sampler
@@ -59,8 +60,8 @@ def check_privacy(config: Config) -> list[str]:
         ConfigError: as :func:`fedray.privacy.rules.check`, :func:`fedray.privacy.evaluationplan.check_judged`,
             :func:`fedray.privacy.rules.check_algorithm`,
             :func:`fedray.privacy.aggregationrules.check_rule`, :func:`fedray.privacy.stagerules.check_stages`,
-            :func:`fedray.privacy.pacingrules.check_pacing`, :func:`fedray.privacy.cohortrules.check_cohort` and
-            :func:`fedray.privacy.securerules.check_secure`.
+            :func:`fedray.privacy.pacingrules.check_pacing`, :func:`fedray.privacy.cohortrules.check_cohort`,
+            :func:`fedray.privacy.securerules.check_secure` and :func:`fedray.privacy.signingrules.check_signing`.
     """
     algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
     check_attack(config, algorithm.traits, rule.wants)
@@ -74,6 +75,7 @@ def check_privacy(config: Config) -> list[str]:
     check_cohort(config, config.cohort.kind in WEIGHING, reads)
     check_hidden_losses(config, reads)
     check_secure(config, rule.wants, make_stages(config), schedule.carries, schedule.selects, algorithm.traits)
+    check_signing(config)
     return warnings
 
 

@@ -25,6 +25,7 @@ from fedray.rounds.notes import grouped
 from fedray.rounds.phases import Phases
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
+from fedray.rounds.roundreceipts import RoundReceipts
 from fedray.rounds.steps import Joining, StepPlan
 from fedray.secure.protocol import GivenUp, Order, Protocol
 from fedray.spans import span
@@ -107,6 +108,7 @@ class Dispatch:
         wants: what the aggregation rule is given.
         secure: lets nobody read single updates; None where sums are read as they are.
         agreed: keeps out who does not hold what it registered; None where nothing was agreed on.
+        receipts: of the run, where clients sign.
     """
 
     def __init__(
@@ -123,10 +125,11 @@ class Dispatch:
         wants: Wants,
         secure: Secure | None,
         agreed: AgreedData | None = None,
+        receipts: RoundReceipts | None = None,
     ) -> None:
         self._pool, self._books, self._states, self._regime, self._privacy, self._record = pool, books, states, regime, privacy, record
         self._exchange, self._clients, self._capacity, self._wants, self._secure = exchange, clients, capacity, wants, secure
-        self._agreed = agreed
+        self._agreed, self._receipts = agreed, receipts
         self._ends = False  # nobody joins any more
 
     def begin(self, number: int, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay:
@@ -203,9 +206,12 @@ class Dispatch:
         Raises:
             ClaimVoid: a client does not.
         """
-        if not self._privacy.lines:
+        if not self._privacy.lines and self._receipts is None:
             return
         reports = {r.index: r for r in under.log.reports if r.status == "done"}
+        if self._receipts is not None:
+            for index in part.clients:
+                self._receipts.arrived(part, reports[index], under.task.segments)
         for index in part.clients:
             report, task = reports[index], under.granted[index]
             if report.attempt != task.attempt:

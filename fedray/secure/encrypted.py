@@ -78,7 +78,7 @@ class Encrypted(Protocol, ABC):
         ):
             if not right:
                 raise ConfigError(f"secure.{key}: should be {should}, but is {value:g}.")
-        check_absolute("key", self.key)
+        check_absolute("secure.key", self.key)
 
     def check(self, least: int, clients: int) -> None:
         """Refuse cohorts that are too small for any sum, or too large for the plaintexts and for the noise, and a missing library."""

@@ -31,7 +31,7 @@ def check_paths(identities: str, key: str) -> None:
         )
     for name, path in (("identities", identities), ("key", key)):
         if path:
-            check_absolute(name, path)
+            check_absolute(f"secure.{name}", path)
 
 
 def read_signer(client: str, identities: str, key: str) -> Signer:
@@ -45,10 +45,8 @@ def read_signer(client: str, identities: str, key: str) -> Signer:
     Raises:
         ConfigError: a file cannot be read, is malformed or open to others, or the two do not belong together.
     """
-    if _CLIENT in key and Path(client).name != client:
-        raise ConfigError(f"secure.key: the name of client '{client}' is no file name, so {_CLIENT} cannot stand for it.")
-    listed, path = _read_list(Path(identities).expanduser()), Path(key.replace(_CLIENT, client)).expanduser()
-    own = _read_key(path)
+    listed, path = _read_list(Path(identities).expanduser()), path_for(client, key)
+    own = read_key(path)
     if client not in listed:
         raise ConfigError(
             f"secure.identities: {identities} lists no key for client '{client}'; add its line, which fedray identity prints."
@@ -58,6 +56,17 @@ def read_signer(client: str, identities: str, key: str) -> Signer:
             f"secure.key: {path} is not the key that {identities} lists for client '{client}'; one of them is another client's, or old."
         )
     return Signer(own, frozenset(listed.values()))
+
+
+def path_for(client: str, path: str, key: str = "secure.key") -> Path:
+    """A path in which ``{client}`` stands for a client's name.
+
+    Raises:
+        ConfigError: the name is no file name.
+    """
+    if _CLIENT in path and Path(client).name != client:
+        raise ConfigError(f"{key}: the name of client '{client}' is no file name, so {_CLIENT} cannot stand for it.")
+    return Path(path.replace(_CLIENT, client)).expanduser()
 
 
 def make_key(path: Path) -> str:
@@ -72,16 +81,24 @@ def make_key(path: Path) -> str:
     return own.public_key().public_bytes_raw().hex()
 
 
-def _read_key(path: Path) -> Ed25519PrivateKey:
-    data = read_guarded(
-        "secure.key", path, 0o077, "nobody but its owner may use it, so set it to 0600, and make a new key if others have read it"
-    )
+def read_key(path: Path, about: str = "secure.key") -> Ed25519PrivateKey:
+    """Read a private key that only its owner may read.
+
+    Args:
+        path: of the file.
+        about: what errors begin with, such as the config key that names the file.
+
+    Raises:
+        ConfigError: it cannot be read, is open to others, or holds no such key.
+    """
+    should = "nobody but its owner may use it, so set it to 0600, and make a new key if others have read it"
+    data = read_guarded(about, path, 0o077, should)
     try:
         own = load_pem_private_key(data, None)
     except (ValueError, TypeError):  # of the latter kind where it is encrypted
         own = None
     if not isinstance(own, Ed25519PrivateKey):
-        raise ConfigError(f"secure.key: {path} holds no Ed25519 private key in PEM without a password; fedray identity makes one.")
+        raise ConfigError(f"{about}: {path} holds no Ed25519 private key in PEM without a password; fedray identity makes one.")
     return own
 
 

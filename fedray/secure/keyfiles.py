@@ -9,14 +9,14 @@ from pathlib import Path
 from fedray.errors import ConfigError, FedrayError
 
 
-def check_absolute(key: str, path: str) -> None:
-    """Refuse the path of a key of the section ``secure`` that depends on a process's working directory.
+def check_absolute(about: str, path: str) -> None:
+    """Refuse the path that a config key names, where it depends on a process's working directory.
 
     Raises:
         ConfigError: with what to change.
     """
     if not Path(path).expanduser().is_absolute():
-        raise ConfigError(f"secure.{key}: '{path}' is not absolute; it is read on each client's machine, so write it from / or ~.")
+        raise ConfigError(f"{about}: '{path}' is not absolute; it is read where the process runs that needs it, so write it from / or ~.")
 
 
 def write_secret(path: Path, data: bytes, about: str, reason: str) -> None:

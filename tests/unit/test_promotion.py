@@ -156,3 +156,14 @@ def test_other_weights_in_the_registry_get_no_alias(tmp_path: Path, registry: Re
     registry.sha256 = "ff" * 32
     code, said = invoke(str(tmp_path / "run"))
     assert code == 1 and "has other weights than this run" in said and not registry.aliases
+
+
+def test_a_signed_run_needs_its_keys_and_must_be_as_it_was_signed(tmp_path: Path, registry: Registry) -> None:
+    run, keys = tmp_path / "run", tmp_path / "keys"
+    keys.mkdir()
+    (keys / "driver.pub").write_text("12" * 32)
+    (run / "receipts.jsonl").write_text('{"kind":"end"}\n')
+    code, said = invoke(str(run))
+    assert code == 1 and "is signed; give the public keys of clients and driver with --keys" in said
+    code, said = invoke(str(run), "--keys", str(keys))
+    assert code == 1 and "is not as it was signed (receipts.jsonl: line 1: is no signed line" in said and not registry.aliases

@@ -77,7 +77,7 @@ class FileBook:
         """
         fault = None if self._unborn is not None else self._find_fault(at)
         if fault is not None:
-            raise LedgerError(f"{self._path}: {fault}; nothing more can be charged through it, so nothing may be trained.")
+            raise LedgerError(f"{self._path}: {fault}; nothing more can be written to it, so nothing may be trained.")
         try:
             _write(self._descriptor, block, at)
             os.fsync(self._descriptor)
