@@ -97,13 +97,16 @@ def revoke(directory: Path, client: str) -> None:
 @click.argument("directory", type=_DIRECTORY)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_silos(directory: Path, as_json: bool) -> None:
-    """Print each silo's state, the time until which its certificates count, and their serial numbers."""
+    """Print until when the gateway's certificate counts, and of each silo its state and the serial numbers of its certificates that count."""
     from fedray.silos.admission import members, summary
+    from fedray.silos.certificates import hosts_of, life_of, read_gateway_credentials
 
-    found = [summary(member, datetime.now(UTC)) for member in members(directory)]
+    silos, gateway = [summary(member, datetime.now(UTC)) for member in members(directory)], read_gateway_credentials(directory).certificate
+    _, _, ends = life_of(gateway)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps({"gateway": {"names": hosts_of(gateway), "ends": f"{ends:%Y-%m-%dT%H:%M:%SZ}"}, "silos": silos}, indent=2))
         return
-    width = max([len(one["client"]) for one in found], default=0)
-    for one in found:
+    click.echo(f"the gateway's certificate names {', '.join(hosts_of(gateway))} and counts until {ends:%Y-%m-%d}")
+    width = max([len(one["client"]) for one in silos], default=0)
+    for one in silos:
         click.echo("  ".join([f"{one['client']:<{width}}", one["state"], *(f"serial {serial}" for serial in one["serials"])]))

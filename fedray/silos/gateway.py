@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import grpc
 
 from fedray.errors import ConfigError, FedrayError
-from fedray.silos.certificates import CertificateRefused, GatewayCredentials, peer_client
+from fedray.silos.certificates import CertificateRefused, GatewayCredentials, check_own, peer_client
 from fedray.silos.counter import Counter
 from fedray.silos.frames import Kind, frame, read_frame, read_hello
 from fedray.silos.link import GATEWAY_SETTINGS, METHOD, SERVICE
@@ -87,7 +87,10 @@ class Gateway:
 
         Raises:
             ConfigError: the address cannot be listened on, or the credentials cannot be read.
+            CertificateRefused: the gateway's own certificate has ended, so that no silo would take it.
         """
+        credentials = self._credentials()
+        check_own(credentials, datetime.now(UTC))
         handler = grpc.stream_stream_rpc_method_handler(self._serve)
         self._server = grpc.server(
             ThreadPoolExecutor(_MOST_LINKS, thread_name_prefix="silo-link"),
@@ -95,7 +98,7 @@ class Gateway:
             options=GATEWAY_SETTINGS,
             maximum_concurrent_rpcs=_MOST_LINKS,
         )
-        secured = grpc.dynamic_ssl_server_credentials(_shown(self._credentials()), self._renewed, require_client_authentication=True)
+        secured = grpc.dynamic_ssl_server_credentials(_shown(credentials), self._renewed, require_client_authentication=True)
         try:
             self.port = self._server.add_secure_port(self._listen, secured)
         except RuntimeError:

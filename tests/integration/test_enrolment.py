@@ -82,7 +82,7 @@ def test_a_coordinator_and_a_silo_by_their_commands(tmp_path: Path) -> None:
             assert after.key != before.key
             gateway = read_gateway_credentials(home)
             assert {peer_client(one.certificate, gateway, now()) for one in (before, after)} == {"hospital-a"}
-            (listed,) = json.loads(fedray("federation", "list", home, "--json"))
+            (listed,) = json.loads(fedray("federation", "list", home, "--json"))["silos"]
             assert listed["client"] == "hospital-a"
             assert len(listed["serials"]) == 2
             assert fedray("federation", "revoke", home, "hospital-a").startswith("2 certificates")

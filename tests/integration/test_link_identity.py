@@ -13,7 +13,14 @@ import pytest
 from federations import federation, now, silo
 
 from fedray.silos import admission, dialer, enrolment, gateway
-from fedray.silos.certificates import IDENTITY, SiloCredentials, life_of, read_gateway_credentials, read_silo_credentials
+from fedray.silos.certificates import (
+    IDENTITY,
+    CertificateRefused,
+    SiloCredentials,
+    life_of,
+    read_gateway_credentials,
+    read_silo_credentials,
+)
 from fedray.silos.counter import SiloAway
 from fedray.silos.parcels import Parcel
 
@@ -167,3 +174,12 @@ def test_an_identity_that_cannot_be_read_is_named_and_dialled_with_once_it_can(h
         until(lambda: "mode 0644" in own.cause)
         (identity / IDENTITY).chmod(0o600)
         order(end)
+
+
+def test_a_gateway_whose_own_certificate_has_ended_does_not_begin(tmp_path: Path) -> None:
+    home = federation(tmp_path / "federation", when=now() - timedelta(days=366))
+    with pytest.raises(CertificateRefused, match="the gateway's certificate ended on .*fedray federation renew"), listening(home):
+        pass
+    admission.renew_gateway(home, [], now())
+    with listening(home):
+        pass
