@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from fedray import cli_policy
+
 SITE = click.argument("site", type=click.Path(path_type=Path, dir_okay=False))
 
 
@@ -56,3 +58,7 @@ def rotate(site: Path, at_once: bool, address: str | None) -> None:
     made = enrolment.rotate(directory, lambda *asked: ask_again(directory, place, *asked), now)
     serial, _, ends = life_of(made.certificate)
     click.echo(f"the new certificate counts until {ends:%Y-%m-%d} (serial {serial:x}); the old one counts until it ends")
+
+
+for _command in (cli_policy.approve_run, cli_policy.check_config, cli_policy.print_digest, cli_policy.print_policy):
+    silo.add_command(_command)
