@@ -38,7 +38,6 @@ from fedray.silos.policyconfig import Policy, read_policy
 from fedray.silos.policytasks import (
     Remembered,
     affordable,
-    check_book,
     check_charge,
     check_cohort,
     check_globals,
@@ -46,6 +45,7 @@ from fedray.silos.policytasks import (
     check_terms_of,
     key_of,
 )
+from fedray.silos.refusedanswers import refused_answer
 from fedray.silos.silolog import EVALUATION, TRAINING, SiloLog, utc_now
 from fedray.silos.spending import Spending, joined, own_spending
 from fedray.silos.withheld import PolicyRefused, leaving, told
@@ -86,12 +86,11 @@ class Guard:
 
     # -- called by the silo's process ------------------------------------------------------------
 
-    def open(self, terms: Terms, book: str | None, clients: int, index: int, rate: float = 1.0, alike: bool = True) -> None:
+    def open(self, terms: Terms, clients: int, index: int, rate: float = 1.0, alike: bool = True) -> None:
         """A run asks this silo to take part by these terms. Before it nothing may be made of them: it could be code.
 
         Args:
             terms: as they arrived.
-            book: what is charged to the silo's own ledger: ``records``, ``client`` or None.
             clients, rate, alike: of all clients: their number, the largest rate, and whether they take part alike.
             index: of this silo among them.
 
@@ -105,7 +104,6 @@ class Guard:
         last = max(done, default=(-1, 0))
         self._course = Remembered(begun=last, trained=last, clients=clients, index=index)
         self._check_run()
-        self._object(check_book(terms, book))
         if terms.model is not None:
             self._configure(terms.model, terms.exchange)
         self._log.write("opened", f"run {run_of(job)} takes part by terms {terms.sha256[:12]}", job=job, terms=terms.sha256)
@@ -146,6 +144,10 @@ class Guard:
         for report in reports_in(answer):
             self._keep(report)
         return leaving(answer, facts)
+
+    def refused_answer(self, method: str, arguments: Sequence[Any], error: PolicyRefused) -> Any:
+        """What the silo answers in place of what it refuses, so that the run goes on without it; None: the order fails."""
+        return refused_answer(self._client, method, arguments, str(error), self._exchange)
 
     def told(self, error: BaseException) -> FedrayError:
         """What may leave of an error of the client; the log has all of it."""

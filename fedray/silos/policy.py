@@ -146,7 +146,7 @@ def own_code(config: Config) -> list[str]:
         for each in (*value.keys(), *value.values()) if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
             look(each)
 
-    sections = config.model_dump(include=set(WORKED_BY))
+    sections = config.model_dump(include=set(WORKED_BY)) | {"normalize": config.data.normalize.model_dump()}
     if not config.evaluation.federated:  # the driver's own metrics are not run here
         sections["evaluation"]["metrics"] = []
     look(sections)

@@ -248,10 +248,3 @@ def check_globals(vectors: Sequence[Any], size: int | None) -> Objection | None:
         if size is not None and len(values) != size:
             return contradiction("weights", len(values), f"{len(values)} values came, and the run's model takes {size}")
     return None
-
-
-def check_book(terms: Terms, book: str | None) -> Objection | None:
-    """The objection to a run that does not charge the silo's own ledger where it can be charged, whatever the driver says."""
-    privacy = terms.config.privacy
-    own = "records" if privacy.record else "client" if privacy.regimes == ("local",) else None
-    return None if book == own else contradiction("book", book, f"the run's terms charge {own or 'nothing'} to the silo's own ledger")

@@ -52,11 +52,11 @@ def facts_of(asks: Terms, seed: int | None = None) -> tuple[ModelFacts, Exchange
 class Opened:
     """A guard whose run was opened, and orders for it."""
 
-    def __init__(self, folder: Path, asks: Terms, book: str | None = None, clients: int = 8, **changed: Any) -> None:
+    def __init__(self, folder: Path, asks: Terms, clients: int = 8, **changed: Any) -> None:
         self.policy, self.state, self.clock = write_policy(folder, **changed), folder / "state", Clock()
         self.terms, self.facts, self.exchange = asks, *facts_of(asks)
         self.guard = Guard(self.policy, "a", self.state, now=self.clock)
-        self.guard.open(asks, book, clients, 3)
+        self.guard.open(asks, clients, 3)
         self.guard.leaving("open", info())
         self.guard.admit("configure", (self.facts, self.exchange.sha256))
         self.guard.leaving("preflight", 0.5)
@@ -149,7 +149,7 @@ def test_a_replayed_order_is_refused_also_by_a_new_process(plain: Opened) -> Non
         refused(lambda number=number: plain.train(replace(plain.task, round=number)), "was done or is over")
     plain.train(replace(plain.task, round=1), plain.client._replace(attempt=1))
     again = Guard(plain.policy, "a", plain.state, now=plain.clock)
-    again.open(plain.terms, None, 8, 3)
+    again.open(plain.terms, 8, 3)
     order = replace(plain.task, round=1), plain.weights, [plain.client._replace(attempt=1)]
     refused(lambda: again.admit("train_and_hand_over", order), "was done or is over")
     again.admit("train_and_hand_over", (replace(plain.task, round=2), plain.weights, [plain.client]))
@@ -175,7 +175,7 @@ def test_shared_memory_is_refused(plain: Opened) -> None:
 
 
 def test_a_ledger_tells_only_its_entries_and_who_is_lacking(tmp_path: Path) -> None:
-    opened = Opened(tmp_path, terms(RECORD, **UNIFORM), "records")
+    opened = Opened(tmp_path, terms(RECORD, **UNIFORM))
     opened.guard.admit("of_ledger", ("part",))
     opened.guard.admit("of_ledger", ("lacking", "another"))
     for arguments in (("close",), ("part", "x"), ("lacking",), ("lacking", 3)):
@@ -193,23 +193,33 @@ def test_a_model_other_than_the_terms_is_refused(plain: Opened) -> None:
 
 
 def test_a_private_run_must_try_its_model_first(tmp_path: Path) -> None:
-    opened = Opened(tmp_path, terms(RECORD, **UNIFORM), "records")
+    opened = Opened(tmp_path, terms(RECORD, **UNIFORM))
     assert not opened.guard.to_try("train")
     opened.guard.admit("configure", (opened.facts, opened.exchange.sha256))
     assert opened.guard.to_try("train")
     assert not opened.guard.to_try("ping")
 
 
-def test_the_silo_says_which_ledger_is_charged(tmp_path: Path) -> None:
-    for folder, asks, book in ((tmp_path / "1", terms(RECORD, **UNIFORM), None), (tmp_path / "2", terms(PLAIN, **UNIFORM), "records")):
-        folder.mkdir()
-        refused(lambda folder=folder, asks=asks, book=book: Opened(folder, asks, book), "book")
-
-
 def test_delta_must_go_with_the_number_of_records_that_the_silo_has(tmp_path: Path) -> None:
-    opened = Opened(tmp_path, terms(RECORD, **UNIFORM), "records")
+    opened = Opened(tmp_path, terms(RECORD, **UNIFORM))
     opened.guard.leaving("ready", info(silo=replace(SILO, records=20_000)))
     refused(lambda: opened.guard.admit("authorize", (0, 0)), "privacy.delta")
+
+
+def test_a_refusal_has_an_answer_with_which_the_run_goes_on(plain: Opened) -> None:
+    """The same types as the client's own answers, and nothing added to any sum."""
+    error, answer = PolicyRefused("a: no"), plain.guard.refused_answer
+    assert answer("authorize", (0, 0), error).refused == {"a": "a: no"}
+    order = plain.task, plain.weights, [plain.client]
+    (report,) = answer("train", order, error)
+    assert (report.index, report.name, report.status, report.error) == (3, "a", "refused", "a: no")
+    reports, part = answer("train_and_hand_over", order, error)
+    assert reports == [report]
+    assert (part.clients, part.total.count, part.total.weight, part.total.values.any()) == ([], 0, 0.0, False)
+    found = answer("train_each", (replace(plain.task, collect="each", segments=2), *order[1:]), error)
+    assert len(found) == 3
+    assert answer("consult", (plain.task, "keys", {3: (0, b"")}), error) == {3: "a: no"}
+    assert answer("configure", (), error) is None
 
 
 # -- budgets, hours, days ------------------------------------------------------------------------------
@@ -221,7 +231,7 @@ def test_charges_end_at_the_policys_epsilon_whatever_the_run_plans(tmp_path: Pat
     from fedray.silos.spending import epsilon_of, planned_charges
 
     cost = epsilon_of(planned_charges(asks.plan), asks.plan) * 1.001
-    opened = Opened(tmp_path, asks, "records", epsilon_run=cost, epsilon_total=cost)
+    opened = Opened(tmp_path, asks, epsilon_run=cost, epsilon_total=cost)
     opened.guard.admit("authorize", (0, 0))
     opened.train()  # the same training: not charged again
     opened.guard.admit("authorize", (0, 1))
@@ -238,12 +248,10 @@ def test_what_the_ledger_holds_of_other_runs_counts(tmp_path: Path) -> None:
     from fedray.silos.spending import epsilon_of, planned_charges
 
     cost = epsilon_of(planned_charges(asks.plan), asks.plan) * 1.001
-    said = refused(
-        lambda: Opened(tmp_path, asks, "records", epsilon_run=cost, epsilon_total=cost), "epsilon_total", "other runs have spent"
-    )
+    said = refused(lambda: Opened(tmp_path, asks, epsilon_run=cost, epsilon_total=cost), "epsilon_total", "other runs have spent")
     assert "epsilon_run:" not in said
     (tmp_path / "state" / "ledger" / "a.jsonl").unlink()
-    Opened(tmp_path, asks, "records", epsilon_run=cost, epsilon_total=cost)
+    Opened(tmp_path, asks, epsilon_run=cost, epsilon_total=cost)
 
 
 def test_hours_and_trainings_of_a_day(tmp_path: Path) -> None:
@@ -365,9 +373,7 @@ def test_noise_at_the_client_must_be_that_of_the_plan_which_the_silo_computes(tm
     from fedray.privacy.release import Release
 
     private = {"regime": "local", "noise_multiplier": 4.0, "delta": 1e-4}
-    opened = Opened(
-        tmp_path, terms(PLAIN, privacy=private, **UNIFORM), "client", clients=100, epsilon_run=90.0, epsilon_total=90.0, delta=1e-3
-    )
+    opened = Opened(tmp_path, terms(PLAIN, privacy=private, **UNIFORM), clients=100, epsilon_run=90.0, epsilon_total=90.0, delta=1e-3)
     plan = plan_clients(opened.terms.config, 100, 0, grid_bits(100.0))
     task = replace(opened.task, stages=Release(plan).stages(0), plan=plan.sha256)
     quiet = plan_clients(
@@ -454,7 +460,7 @@ def test_errors_of_the_client_leave_without_what_they_quote(plain: Opened) -> No
 
 
 def test_the_ledger_keeps_no_receipt_but_the_silos_own(tmp_path: Path) -> None:
-    opened = Opened(tmp_path, terms(RECORD, **UNIFORM), "records")
+    opened = Opened(tmp_path, terms(RECORD, **UNIFORM))
     opened.train()
     mine = {"reservation": "1" * 64, "steps": 2}
     opened.guard.leaving("train", [REPORT._replace(receipts={"record": mine})])
