@@ -117,7 +117,11 @@ class Ciphertexts(SealedValues):
         self._sums: list[Any] = []
 
     def __reduce__(self) -> Any:
-        return Ciphertexts, (self._scheme, self._public, self._written())
+        return Ciphertexts, self.written()
+
+    def written(self) -> tuple[str, bytes, Sequence[bytes]]:
+        """What it is made from."""
+        return self._scheme, self._public, self._written()
 
     def add(self, other: SealedValues) -> None:
         """See :meth:`SealedValues.add`."""
