@@ -119,6 +119,13 @@ class Unfreeze(Section):
     )
 
 
+class GatewayChoice(Section):
+    """The gateway that silos outside the cluster dial (placement remote)."""
+
+    listen: str = Field(description="HOST:PORT that the gateway listens on, on the driver's node; 0.0.0.0:PORT for all its addresses.")
+    identity: str = Field(description="The federation's directory on the driver's node, made by `fedray federation init`.")
+
+
 class Agreed(Section):
     """The data that the parties have agreed on (see docs/agreed_data.md)."""
 

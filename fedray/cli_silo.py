@@ -12,9 +12,27 @@ from fedray import cli_policy
 SITE = click.argument("site", type=click.Path(path_type=Path, dir_okay=False))
 
 
-@click.group("silo")
+class _Silo(click.Group):
+    """``fedray silo SITE.yaml`` is ``fedray silo run SITE.yaml``."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.get_command(ctx, args[0]) is not None or not args[0].endswith((".yaml", ".yml"))
+        return super().resolve_command(ctx, args if known else ["run", *args])
+
+
+@click.group("silo", cls=_Silo)
 def silo() -> None:
     """Take part in a federation from a machine of one's own, by a SITE.yaml that lies there."""
+
+
+@silo.command()
+@SITE
+def run(site: Path) -> None:
+    """Dial the federation's gateway, for ever, and train in its runs: fedray silo SITE.yaml. Nothing listens on this machine."""
+    from fedray.silos.process import run_silo
+    from fedray.silos.siteconfig import read_site
+
+    run_silo(read_site(site))
 
 
 @silo.command()
@@ -34,6 +52,7 @@ def enrol(site: Path, token: str, again: bool) -> None:
     own, invitation = read_site(site), read_token(token)
     directory = Path(own.identity)
     made = enrolment.enrol(directory, own.client, invitation, lambda *asked: ask(invitation, *asked), datetime.now(UTC), again)
+    own.ledger.mkdir(parents=True, exist_ok=True, mode=0o700)  # once: a run whose silo does not find it again must not begin a new one
     serial, _, ends = life_of(made.certificate)
     click.echo(f"silo '{own.client}' is enrolled until {ends:%Y-%m-%d} (serial {serial:x}) in the federation {invitation.federation.hex()}")
 

@@ -17,6 +17,7 @@ from fedray.choices import (
     AttackChoice,
     Augment,
     Choice,
+    GatewayChoice,
     Joint,
     LossChoice,
     ModelChoice,
@@ -80,10 +81,12 @@ class Group(Section):
 class Clients(Section):
     """Where clients run."""
 
-    placement: Literal["hosted", "dedicated"] = Field(
+    placement: Literal["hosted", "dedicated", "remote"] = Field(
         "hosted",
-        description="hosted: a pool of actors trains all clients, data in shared memory. dedicated: one actor per client, the only one to load its data.",
+        description="hosted: a pool of actors trains all clients, data in shared memory. dedicated: one actor per client, the only one to load its "
+        "data. remote: silos outside the cluster, which dial the gateway (see docs/federation.md).",
     )
+    gateway: GatewayChoice | None = Field(None, description="remote: where silos dial; null for other placements.")
     actors: int | Literal["auto"] = Field(
         "auto", description="hosted: number of actors; auto = what free CPUs or GPUs allow, at most the cohort."
     )
@@ -105,7 +108,14 @@ class Clients(Section):
     def _positive(self) -> Clients:
         if isinstance(self.actors, int) and self.actors < 1:
             raise ValueError(f"actors: {self.actors} is below 1")
+        if (self.placement == "remote") != (self.gateway is not None):
+            raise ValueError("gateway: goes with placement remote, and remote needs it: {listen: HOST:PORT, identity: DIR}")
         return self
+
+    @property
+    def apart(self) -> bool:
+        """Whether each client has a process of its own, which alone reads its records."""
+        return self.placement != "hosted"
 
 
 class Cohort(Section):

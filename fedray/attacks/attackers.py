@@ -161,7 +161,7 @@ def check_attack(config: Config, traits: Traits, wants: Wants) -> None:
             "take the attack out.",
             f"privacy.incompatible.{config.privacy.regimes[0]}.attack",
         )
-    if config.clients.placement == "dedicated":
+    if config.clients.apart:
         raise ConfigError(
             f"attack.kind: '{kind}' would have to be run by silos on their own records; simulate it with clients.placement=hosted."
         )

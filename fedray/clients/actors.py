@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from fedray.clients.messages import HostInfo
 from fedray.clients.nodes import Node, describe, has_process, look, total, why_waiting
 from fedray.clients.placement import Place
-from fedray.clients.slots import Pulse, RoundLog, Silent, Slot, left_with_its_node
+from fedray.clients.slots import Pulse, RoundLog, Silent, Slot, gone, left_with_its_node
 from fedray.clients.terms import check_terms
 from fedray.errors import FedrayError, Stopped, cause_of, first_line
 from fedray.faults import Fault
@@ -129,7 +129,9 @@ class Actors:
                 try:
                     answers[slot] = ray.get(ref, timeout=self.pulse.limit)
                 except RayTaskError as error:
-                    raise cause_of(error, f"client actors failed in '{method}'") from error
+                    if (away := gone(error)) is None:
+                        raise cause_of(error, f"client actors failed in '{method}'") from error
+                    self.died(slot, away, self.between)
                 except (RayError, GetTimeoutError) as error:
                     self.died(slot, error, self.between)
             for slot in self.pulse.silent(refs.values()):
@@ -178,6 +180,8 @@ class Actors:
         try:
             value = ray.get(slot.pending, timeout=self.pulse.limit)
         except RayTaskError as error:
+            if (away := gone(error)) is not None:
+                return None, away
             raise cause_of(error, f"client actor {slot.place.key} failed while {slot.doing}") from error
         except (RayError, GetTimeoutError) as error:
             return None, error
@@ -268,6 +272,8 @@ class Actors:
 
 def why_away(slot: Slot, nodes: Sequence[Node] | None) -> str:
     """What a slot's actor asks for, and why it is not up; a clause. ``nodes``: see :func:`fedray.clients.nodes.look`."""
+    if slot.place.remote:
+        return "has not dialled the gateway yet, or loads its records (its own log says what keeps it)"
     if nodes is not None and has_process(slot.handle):
         return "has its process, which loads programs or data"
     resources = slot.place.resources

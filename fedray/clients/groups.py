@@ -15,6 +15,7 @@ from fedray.components import nearest
 from fedray.config import Config, Training
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
+from fedray.privacy.ledger.location import SILOS
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _packed(indices: npt.NDArray[np.int64]) -> Sequence[int]:
 
 def _absolute(ledger: str) -> str:
     """A ledger's directory as every actor must mean it, whatever directory it works in."""
-    return ledger if ledger == "run" or "://" in ledger else str(Path(ledger).absolute())
+    return ledger if ledger in ("run", SILOS) or "://" in ledger else str(Path(ledger).absolute())
 
 
 def training_of(config: Config, overrides: dict[str, object], path: str) -> Training:

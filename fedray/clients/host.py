@@ -46,9 +46,9 @@ from fedray.clients.recognition import open_own_book
 from fedray.clients.surroundings import Kept, Surroundings, speaking, unchanged
 from fedray.clients.terms import Site, Terms
 from fedray.clients.trainer import Trainer
-from fedray.data.dataset import load_client
+from fedray.data.dataset import declared_labels, load_client
 from fedray.data.records import ClientData, Federation
-from fedray.data.silos import Silo
+from fedray.data.silos import Silo, check_classes
 from fedray.errors import ConfigError
 from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector
@@ -112,8 +112,11 @@ class ClientHost:
         keep_freed_memory()
         self._device = torch.device(site.device or device_of_actor())
         if site.data is not None:
-            self._own, self._changed = agreed_or_nothing(load_client(site.data, config.seed, self._name), site.agreed)
-        if site.ledger is not None and self._own is not None:
+            loaded = load_client(site.data, config.seed, self._name)
+            if site.data != config.data:  # a silo's own section
+                check_classes(len(declared_labels(config.data)), loaded.classes)
+            self._own, self._changed = agreed_or_nothing(loaded, site.agreed)
+        if site.ledger is not None and site.book is not None and self._own is not None:
             self._account = open_own_book(terms, site, None if self._changed else self._own.train)
         if site.signing is not None:
             self._signer = ReceiptSigner(site.signing, self._name, terms.job)
@@ -327,6 +330,11 @@ class ClientHost:
         """The receipts that this client has signed in this run after its ``number``-th."""
         assert self._signer is not None
         return self._signer.after(number)
+
+    def close(self) -> None:
+        """Release the ledger, where the process goes on."""
+        if self._account is not None:
+            self._account.close()
 
     # -- inside ----------------------------------------------------------------------------------
 

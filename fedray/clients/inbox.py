@@ -24,7 +24,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from fedray.aggregation.each import Rows, RowsAt
 from fedray.aggregation.shared import SharedAt
 from fedray.clients.messages import ClientReport, ClientTask, PartialSum, added_up
-from fedray.clients.slots import Slot
+from fedray.clients.slots import Slot, gone
 from fedray.errors import cause_of, first_line
 
 #: Bytes of a part above which a node's actors share a sum, or hand theirs to the driver one after the other: all at once may be more than fits.
@@ -189,6 +189,8 @@ class Inbox:
         try:
             return ray.get(ref, timeout=self.patience), kept, ""
         except RayTaskError as error:
+            if (away := gone(error)) is not None:
+                return None, kept, first_line(away)
             raise cause_of(error, f"client actor {kept.slot.place.key} failed while handing over") from error
         except (RayError, GetTimeoutError) as error:
             return None, kept, first_line(error)

@@ -30,7 +30,8 @@ ACTOR_MEMORY = 500 * 2**20
 class Place:
     """One actor's place: the queue of clients that it serves, and what it asks of Ray.
 
-    A queue has the clients that its actors may train: those of a group (hosted), or one (dedicated).
+    A queue has the clients that its actors may train: those of a group (hosted), or one (dedicated). A ``remote`` place's actor stands for a
+    silo outside the cluster.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Place:
     group: int
     resources: Resources
     client: ClientTask | None = None
+    remote: bool = False
 
 
 def plan_places(
@@ -57,6 +59,11 @@ def plan_places(
         ConfigError: the cluster cannot hold what the config asks for.
     """
     places = []
+    if config.clients.placement == "remote":  # what stands for a silo takes next to nothing
+        nothing = Resources(cpu=0.0)
+        return [
+            Place(names[i], names[i], g, nothing, ClientTask(i, names[i]), True) for g, group in enumerate(groups) for i in group.members
+        ]
     if config.clients.placement == "dedicated":
         for g, group in enumerate(groups):
             places += [Place(names[i], names[i], g, group.resources, ClientTask(i, names[i])) for i in group.members]

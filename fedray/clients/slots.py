@@ -23,6 +23,16 @@ class Silent(FedrayError):
     """An actor left calls unanswered for too long."""
 
 
+class Gone(FedrayError):
+    """What an actor stands for, such as a silo outside the cluster, is gone; the actor counts as dead."""
+
+
+def gone(error: BaseException) -> Gone | None:
+    """The :class:`Gone` with which an actor's method ended; None where it ended otherwise."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Gone) else None
+
+
 @dataclass(eq=False)
 class Slot:
     """A place and the actor that holds it now.

@@ -170,6 +170,8 @@ def load_client(data: Data, seed: int, name: str) -> ClientData:
     if isinstance(source, Silos):
         _index(source.names, name, data)
         return _silo_client(data, source, transform, seed, name)
+    if _partitioner(data).func is natural and (raw := source.load()).groups is None:  # a silo's own table, which is all its own
+        return _silo_client(data, Silos((name,), lambda _: raw, raw.classes, raw.class_labels), transform, seed, name)
     raw = _refuse_normalizer(data, source.load())
     transform = transform.of(raw.columns)
     plan = _plan(data, raw, seed)

@@ -108,6 +108,18 @@ def check_silos(silos: Sequence[Silo], fraction: float, test: Silo | None = None
             raise nothing_held_out(fraction, f"the records of each of {len(silos)} clients")
 
 
+def check_classes(declared: int, classes: int | None) -> None:
+    """Compare the classes of one silo's records, None in regression, with the number that was declared for all, 0 in regression.
+
+    Raises:
+        DataError: they differ.
+    """
+    if (classes or 0) != declared:
+        raise DataError(
+            f"data: this silo's records have {classes or 'no'} classes, and the run's have {declared or 'none'}; declare the same."
+        )
+
+
 def nothing_held_out(fraction: float, of: str) -> DataError:
     """Return the error for a ``data.holdout.fraction`` that rounds to no record."""
     return DataError(

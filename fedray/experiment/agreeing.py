@@ -36,7 +36,7 @@ def agreed_data_of(prepared: Prepared, pool: Pool, data: Sequence[Any], files: R
     _keep(files, None if agreement is None else agreement.registration)
     if agreement is None:
         return None
-    if prepared.config.clients.placement == "dedicated":
+    if prepared.config.clients.apart:
         changed = held_by_actors(pool, prepared.config.clients.start_timeout)
     else:
         found = agreement.changes(ray.get(data[0]))

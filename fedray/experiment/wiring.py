@@ -32,6 +32,7 @@ from fedray.experiment.besides import noised_evaluations, start_evaluator, start
 from fedray.experiment.description import guarantee_plans
 from fedray.experiment.finished import frozen_of
 from fedray.experiment.listener import Events
+from fedray.experiment.outside import Outside
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
@@ -99,6 +100,7 @@ class Wiring:
         self.tracker: Tracker | None = None
         self.pool: Pool | None = None
         self._accounts: dict[str, Account] = {}
+        self._outside: Outside | None = None
 
     def build(self) -> Loop:
         """Build everything that the driver's loop uses. MLflow is reached while the actors start, and its run made last: no start that is refused has one.
@@ -120,7 +122,7 @@ class Wiring:
             evaluator, roots = start_evaluator(p, provided), start_roots(p, provided)
             self._agree()
             self.pool = pool = self._start_pool(places)
-            everyone = config.clients.placement == "dedicated"
+            everyone = config.clients.apart
             infos = pool.wait_ready(config.clients.start_timeout, everyone)
             blind = without_cuda(infos, [s.place.key for s in pool.slots if s.place.resources.gpu])
             if blind:
@@ -230,7 +232,7 @@ class Wiring:
     def _open_record_book(self) -> None:
         """Open the driver's book for records, unless each silo keeps one."""
         p, config = self.prepared, self.config
-        if not config.privacy.record or config.clients.placement == "dedicated":
+        if not config.privacy.record or config.clients.apart:
             return
         plans: dict[str, Plan] = {
             p.names[i]: plan for g, plan in zip(p.groups, p.plans, strict=True) if plan is not None for i in g.members
@@ -288,8 +290,12 @@ class Wiring:
         data = self._data[0] if self._data else None
         states = keep_states(str(self._files.states)) if self._keep_state else None
 
+        self._outside = outside = Outside(p, request.profile) if config.clients.gateway is not None else None
+
         def start(place: Place) -> Any:
             group = p.groups[place.group]
+            if outside is not None:
+                return outside.start(place, self._terms[place.group], self._pinned.get(place.key))
             dedicated = place.client is not None
             book: Plan | None = p.client_plan if p.silos_charge_clients else p.plans[place.group]
             site = Site(
@@ -319,7 +325,7 @@ class Wiring:
             grace=config.cohort.grace,
             unreachable_after=config.clients.unreachable_after,
             start_timeout=config.clients.start_timeout,
-            node_sums=config.clients.node_sums and self._receipts is None,
+            node_sums=config.clients.node_sums and self._receipts is None and outside is None,
             grow=partial(more_places, config, p.groups, self._most) if hosted and request.elastic else None,
             should_stop=lambda: self.tick(),
             note=self._note,
@@ -371,6 +377,8 @@ class Wiring:
 
     def close(self, why: str = "") -> None:
         """Shut down the actors, close the books, and end the MLflow run where it is still open, saying ``why``. May be called at any time."""
+        if self.pool is not None and self._outside is not None:
+            self._outside.close(self.pool.slots)
         if self.pool is not None:
             self.pool.shutdown()
         for account in self._accounts.values():

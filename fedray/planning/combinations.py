@@ -15,6 +15,7 @@ from fedray.algorithms.serverschedule import check_server_schedule
 from fedray.attacks.attackers import check_attack
 from fedray.choices import LossChoice
 from fedray.clients.groups import training_of
+from fedray.clients.remoterules import check_remote
 from fedray.components import find
 from fedray.config import Config
 from fedray.data.dataset import private_statistics
@@ -40,7 +41,7 @@ from fedray.training.noisedmetrics import counted_for
 from fedray.training.schedules import check_schedule
 from fedray.training.unfreezing import check_unfreezing
 from fedray.updates.download import make_coder
-from fedray.updates.pipeline import make_stages
+from fedray.updates.pipeline import keep_state, make_stages
 
 
 def check_only(config: Config) -> None:
@@ -64,6 +65,7 @@ def check_privacy(config: Config) -> list[str]:
             :func:`fedray.privacy.securerules.check_secure` and :func:`fedray.privacy.signingrules.check_signing`.
     """
     algorithm, rule = make_algorithm(config.algorithm), make_rule(config.aggregation)
+    check_remote(config, algorithm.traits.state or keep_state(make_stages(config)))
     check_attack(config, algorithm.traits, rule.wants)
     warnings = rules.check(config, private_statistics(config.data))
     warnings += check_rule(config, rule.wants, _is_mean(rule))

@@ -102,7 +102,7 @@ def _memory(prepared: Prepared, made: Model, share: int) -> dict[str, Any]:
         "sum": total,
         "sum_lies": "once a node, shared" if shared else "in each actor, then in its node's store" if each else "in each actor",
         "physical_batch": batch,
-        "actor": actor + (held if config.clients.placement == "dedicated" else 0),
+        "actor": actor + (held if config.clients.apart else 0),
         "data": held,
         "data_lies": "once a node, shared" if config.clients.placement == "hosted" else "at the largest client",
         "server_optimiser": server,

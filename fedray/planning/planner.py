@@ -25,7 +25,7 @@ from fedray.privacy.accounting.budgets import bound
 from fedray.privacy.accounting.events import Composition
 from fedray.privacy.clientplan import ClientPlan
 from fedray.privacy.ledger.chain import EVERYONE, Summary, scan
-from fedray.privacy.ledger.location import clients_path, ledger_directory, records_path, subject_path
+from fedray.privacy.ledger.location import SILOS, clients_path, ledger_directory, records_path, subject_path
 from fedray.privacy.ledger.place import find_books, read_lines
 from fedray.privacy.limits import load_limits
 from fedray.privacy.recordplan import RecordPlan
@@ -107,7 +107,7 @@ def _client_plan(prepared: Prepared) -> ClientPlan | None:
 
 def _record_rows(prepared: Prepared, notes: list[str]) -> list[Row]:
     p, found = prepared, []
-    dedicated = p.config.clients.placement == "dedicated"
+    dedicated = p.config.clients.apart
     shown = p.sizes is not None and (p.config.privacy.whole_clients is None or "partition" in p.config.privacy.unprotected)
     for group, plan in zip(p.groups, p.plans, strict=True):
         if plan is None:
@@ -131,7 +131,7 @@ def _held(prepared: Prepared, plan: P, ledger: str, path: str) -> tuple[P, str |
     Raises:
         PrivacyRefusal: the folder's limits do not allow this plan.
     """
-    limits = None if ledger == "run" else load_limits(ledger_directory(ledger, "."))
+    limits = None if ledger in ("run", SILOS) else load_limits(ledger_directory(ledger, "."))
     if limits is None:
         return plan, None
     limits.check([plan], claim(prepared.config).reasons, path)
@@ -182,7 +182,9 @@ def _participation(prepared: Prepared, group: ClientGroup, most: int | None) -> 
 
 def histories(plan: RecordPlan | ClientPlan, ledger: str, names: Sequence[str], own: bool, notes: list[str]) -> dict[str, History]:
     """Return what the books that outlive runs hold for each of ``names``; ``own``: each client has its own book."""
-    if ledger == "run":
+    if ledger == SILOS:
+        notes.append("each silo's own ledger decides, which cannot be seen from here: nothing is taken as spent there.")
+    if ledger in ("run", SILOS):
         return {}
     directory = ledger_directory(ledger, ".")
     if own:

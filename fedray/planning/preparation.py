@@ -127,7 +127,7 @@ class Prepared:
     @property
     def silos_charge_clients(self) -> bool:
         """Whether each silo charges its own updates to its own book, as under local privacy alone: then no other party need be trusted."""
-        return self.config.privacy.regimes == ("local",) and self.config.clients.placement == "dedicated"
+        return self.config.privacy.regimes == ("local",) and self.config.clients.apart
 
 
 def prepare(config: Config) -> Prepared:
@@ -140,7 +140,7 @@ def prepare(config: Config) -> Prepared:
     check_parts(config)
     check(config.data)
     warnings = check_privacy(config)
-    silos = per_silo(config.data) and config.clients.placement == "dedicated"
+    silos = per_silo(config.data) and config.clients.apart
     check_holdout(config, per_silo(config.data))
     federation = None if silos else load_federation(config.data, config.seed)
     names = client_names(config.data, config.seed) if federation is None else federation.names
@@ -217,7 +217,7 @@ def _elsewhere(config: Config, groups: Sequence[ClientGroup]) -> list[str]:
     return elsewhere(
         ledgers if privacy.record else [],
         of_clients if privacy.whole_clients is not None else [],
-        config.clients.placement == "dedicated",
+        config.clients.apart,
     )
 
 

@@ -74,7 +74,7 @@ def register(config: Config, only: Sequence[str] = ()) -> Registration:
         ConfigError: there is no such client, or no directory for salts.
         DataError: the data or a salt cannot be used.
     """
-    own = config.clients.placement == "dedicated"
+    own = config.clients.apart
 
     def entered(data: ClientData, directory: str) -> Registration:
         salt = load_salt(location(directory, "agreed.salts"), data.name if own else "records")
@@ -91,7 +91,7 @@ def held(config: Config, only: Sequence[str] = ()) -> Iterator[tuple[ClientData,
             raise ConfigError(f"there is no client '{name}' among the {len(names)} of {config.data.source}.{nearest(name, names)}")
     groups = make_groups(config, names)
     places, index = group_of(groups, len(names)), positions(names)
-    federation = None if per_silo(config.data) and config.clients.placement == "dedicated" else load_federation(config.data, config.seed)
+    federation = None if per_silo(config.data) and config.clients.apart else load_federation(config.data, config.seed)
     for name in only or names:
         data = load_client(config.data, config.seed, name) if federation is None else federation.client(index(name))
         yield data, salts_of(config, groups[int(places[index(name)])].ledger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedray.config import Config
 from fedray.errors import PrivacyRefusal
-from fedray.privacy.ledger.location import ledger_directory
+from fedray.privacy.ledger.location import SILOS, ledger_directory
 
 
 def check_ledgers(config: Config) -> None:
@@ -14,7 +14,15 @@ def check_ledgers(config: Config) -> None:
         PrivacyRefusal: a silo's ledger would be the run's own.
         ConfigError: a ledger's address is none.
     """
-    dedicated = config.clients.placement == "dedicated"
+    dedicated, remote = config.clients.placement == "dedicated", config.clients.placement == "remote"
+    silos = config.privacy.record or config.privacy.regimes == ("local",)
+    if remote and silos != (config.privacy.ledger == SILOS):
+        should = f"should be '{SILOS}': each silo charges its own, which its site file names" if silos else "is kept by the driver here"
+        raise PrivacyRefusal(f"privacy.ledger: {should}.", "privacy.incompatible.remote.ledger")
+    if not remote and SILOS in (config.privacy.ledger, *(g.ledger for g in config.clients.groups)):
+        raise PrivacyRefusal(
+            f"privacy.ledger: '{SILOS}' goes with clients.placement=remote; name a directory.", "privacy.incompatible.remote.ledger"
+        )
     settings = {"privacy.ledger": config.privacy.ledger}
     settings |= {f"clients.groups.{i}.ledger": g.ledger for i, g in enumerate(config.clients.groups) if g.ledger is not None}
     for path, setting in settings.items():
@@ -24,4 +32,5 @@ def check_ledgers(config: Config) -> None:
                 "name a directory on each silo's durable volume.",
                 "privacy.incompatible.dedicated.ledger_run",
             )
-        ledger_directory(setting, ".")
+        if setting != SILOS:
+            ledger_directory(setting, ".")

@@ -227,7 +227,9 @@ def exposure(config: Config) -> dict[str, Any]:
     dedicated = config.clients.placement == "dedicated"
     return {
         "data": (
-            "each client's records are loaded by that client's own actor and do not leave it; if each silo has its own file, no other process "
+            "each client's records are read by that client's own silo, on its own machine outside the cluster, and do not leave it"
+            if config.clients.placement == "remote"
+            else "each client's records are loaded by that client's own actor and do not leave it; if each silo has its own file, no other process "
             "opens it; if all clients share one source, the driver reads that source as well"
             if dedicated
             else "the driver's process reads all records and puts them into the cluster's shared memory, which suits simulation but not silos"

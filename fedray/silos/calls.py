@@ -30,20 +30,21 @@ _LONGEST = 2**19
 
 
 @dataclass(frozen=True)
-class Opening:
+class SiloOpening:
     """What a silo is told of a run beside its terms.
 
     Attributes:
         client: the silo, with its index among the run's clients.
         pinned: hash of an entry that its ledger must hold, as a checkpoint knows it.
-        book: whose privacy its own ledger charges: that of records, of the client, or none.
-        clients, rate, alike: of all clients: their number, the largest rate, and whether they take part alike; the silo's own plan follows.
+        every: it can take part in the first of every so many rounds only.
+        clients, rate, alike: of all clients: their number, the largest rate, and whether they take part alike. The silo works out the plan by
+            which its own ledger is charged from these and the terms.
         profile: whether it keeps spans.
     """
 
     client: ClientTask
     pinned: str | None
-    book: Literal["records", "client"] | None
+    every: int
     clients: int
     rate: float
     alike: bool
@@ -72,7 +73,7 @@ _Reports = list[ClientReport]
 
 #: The methods by name. ``open`` makes the silo's host and is its ``ready``; ``close`` ends it.
 CALLS: dict[str, Call] = {
-    "open": Call((Terms, Opening), HostInfo),
+    "open": Call((Terms, SiloOpening), HostInfo),
     "configure": Call((ModelFacts, str), str),
     "preflight": Call((), float),
     "ping": Call((), None, control=True),
@@ -91,6 +92,7 @@ CALLS: dict[str, Call] = {
     "authorize": Call((int, int), Decision),
     "commit": Call((int, int, dict[str, Any] | None), None),
     "spent": Call((int | None,), tuple[Figures, str]),
+    "signed_after": Call((int,), list[bytes]),
     "of_ledger": Call((Literal["part", "lacking"],), Any, rest=str),
 }
 

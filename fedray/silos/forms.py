@@ -94,6 +94,7 @@ class WirePart:
     round: int
     clients: list[int]
     sparse: bool
+    signed: bytes
     total: DenseSum | FewValues | EncryptedSum | SingleUpdates
 
 
@@ -144,7 +145,7 @@ def _rows_of(sent: SingleUpdates) -> Rows:
 def _part_to(part: PartialSum) -> WirePart:
     total = part.total
     if isinstance(total, Rows):
-        return WirePart(part.round, part.clients, part.sparse, _rows_to(total))
+        return WirePart(part.round, part.clients, part.sparse, part.signed, _rows_to(total))
     about = total.weight, total.count, total.bits, total.capacity, total.ones_from, total.ones_bits
     grid = SumGrid(len(total.values), *about)
     if isinstance(total, SealedSum):
@@ -152,14 +153,14 @@ def _part_to(part: PartialSum) -> WirePart:
         if not isinstance(sealed, Ciphertexts):
             raise TypeError(f"a sum that is sealed as {type(sealed).__name__}")
         scheme, public, ciphertexts = sealed.written()
-        return WirePart(part.round, part.clients, part.sparse, EncryptedSum(grid, scheme, public, list(ciphertexts)))
+        return WirePart(part.round, part.clients, part.sparse, part.signed, EncryptedSum(grid, scheme, public, list(ciphertexts)))
     few = SparseValues.of(total.values) if part.sparse else None
     values = DenseSum(grid, total.values) if few is None else FewValues(grid, few.positions, few.values)
-    return WirePart(part.round, part.clients, part.sparse, values)
+    return WirePart(part.round, part.clients, part.sparse, part.signed, values)
 
 
 def _part_of(sent: WirePart) -> PartialSum:
-    part = PartialSum(sent.round, ExactSum.of_integers(0, 1.0), sent.clients, None, sent.sparse)
+    part = PartialSum(sent.round, ExactSum.of_integers(0, 1.0), sent.clients, None, sent.sparse, signed=sent.signed)
     total = sent.total
     if isinstance(total, SingleUpdates):
         return replace(part, total=_rows_of(total))

@@ -116,7 +116,7 @@ def _held(prepared: Prepared, unit: Unit) -> Unit:
 def histories_of(prepared: Prepared, unit: Unit, group: int, notes: list[str]) -> dict[Composition, list[str]]:
     """The subjects of a group by what their ledgers hold already."""
     share = unit.shares[0][group]
-    own = prepared.config.clients.placement == "dedicated" and (unit.plan.unit != "client" or prepared.silos_charge_clients)
+    own = prepared.config.clients.apart and (unit.plan.unit != "client" or prepared.silos_charge_clients)
     past = histories(share.plan, share.ledger, share.names, own, notes)
     found: dict[Composition, list[str]] = {}
     for name in share.names:

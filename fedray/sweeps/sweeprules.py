@@ -90,7 +90,7 @@ def _check_sealed(config: Config, section: SweepSection) -> None:
             "sweep.price to charged.",
             "privacy.incompatible.sealed.void_claim",
         )
-    if config.clients.placement == "dedicated":
+    if config.clients.apart:
         raise PrivacyRefusal(
             "sweep.price: dedicated clients keep their own ledgers and would charge every trial there, which the one charge of a sealed sweep "
             "cannot replace; set sweep.price to charged.",

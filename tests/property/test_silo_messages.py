@@ -74,7 +74,7 @@ def parts(draw: st.DrawFn) -> PartialSum:
         return PartialSum(draw(small), draw(rows()), clients)
     total = draw(sums())
     if kind == "sum":
-        return PartialSum(draw(small), total, clients, None, sparse)
+        return PartialSum(draw(small), total, clients, None, sparse, signed=draw(st.binary(max_size=9)))
     sealed = Ciphertexts("bfv", draw(st.binary(max_size=9)), draw(st.lists(st.binary(max_size=9), max_size=3)))
     return PartialSum(draw(small), SealedSum.of(total, sealed), clients, travelled=sealed.nbytes)
 

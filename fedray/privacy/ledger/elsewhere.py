@@ -9,7 +9,7 @@ from pathlib import Path
 from fedray.errors import FedrayError
 from fedray.privacy.ledger.book_file import read_lines
 from fedray.privacy.ledger.chain import scan
-from fedray.privacy.ledger.location import ledger_directory
+from fedray.privacy.ledger.location import SILOS, ledger_directory
 
 _NAMED = 3  # books or ledgers in a sentence
 _UNSEEN = "what the same records were charged there is not counted in this budget"
@@ -65,7 +65,7 @@ def _neighbours(setting: str, mine: Collection[Path | None]) -> str:
 
 def _directory(setting: str) -> Path | None:
     """The directory of a ledger that outlives the run, if it lies on a disk."""
-    where = None if setting == "run" else ledger_directory(setting, ".")
+    where = None if setting in ("run", SILOS) else ledger_directory(setting, ".")
     return where.absolute() if isinstance(where, Path) else None
 
 

@@ -16,6 +16,10 @@ _UNPACKED = "working_dir_files"
 RELATIVE = "privacy.incompatible.job.ledger_relative"
 
 
+#: What a run with silos outside the cluster says of ledgers that are theirs, and lie nowhere in the cluster.
+SILOS = "silos"
+
+
 def ledger_directory(setting: str, output: str | Path) -> Location:
     """The directory of the books that ``privacy.ledger`` (or a group's ``ledger``) names; ``run`` is ``ledger`` in the run's output.
 

@@ -1,0 +1,71 @@
+"""Silos outside a cluster, each a process of its own on this machine, and runs with them beside the same runs with dedicated actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from federations import federation, silo
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class SiloProcesses:
+    """Silos with their files in ``directory``; ``data`` has each silo's own section."""
+
+    def __init__(self, directory: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+        self.directory, self.port = directory, free_port()
+        self.coordinator = federation(directory / "federation")
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        for name, section in data.items():
+            place = directory / name
+            silo(self.coordinator, name, place / "identity")
+            (place / "state" / "ledger").mkdir(parents=True)
+            (place / "policy.yaml").write_text("{}\n")
+            site = {"client": name, "gateway": f"localhost:{self.port}", "identity": "identity", "state": "state", "policy": "policy.yaml"}
+            (place / "site.yaml").write_text(yaml.safe_dump({**site, "data": dict(section)}))
+
+    @property
+    def clients(self) -> dict[str, Any]:
+        """The section ``clients`` of a run with them."""
+        return {"placement": "remote", "gateway": {"listen": f"localhost:{self.port}", "identity": str(self.coordinator)}}
+
+    def start(self, name: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        log = (self.directory / name / "output").open("ab")
+        command = [sys.executable, "-m", "fedray", "silo", str(self.directory / name / "site.yaml")]
+        self.running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        process = self.running.pop(name)
+        process.send_signal(number)
+        process.wait()
+
+    def log(self, name: str) -> str:
+        """What a silo has written."""
+        return (self.directory / name / "output").read_text()
+
+
+@contextmanager
+def silos(directory: Path, data: Mapping[str, Mapping[str, Any]]) -> Iterator[SiloProcesses]:
+    """Running silos."""
+    found = SiloProcesses(directory, data)
+    try:
+        for name in data:
+            found.start(name)
+        yield found
+    finally:
+        for name in list(found.running):
+            found.kill(name)
