@@ -29,6 +29,7 @@ from fedray import (
     cli_silo,
     cli_sweep,
     cli_verify,
+    cli_withdraw,
     credentials,
     logs,
     outlets,
@@ -134,7 +135,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
 for _command in (
     *(cli_agreed.register, cli_agreed.opening, cli_compare.compare, cli_encryption.make_encryption_key, cli_identity.make_identity),
     *(cli_jobs.submit, cli_jobs.jobs, cli_list.list_parts, cli_promote.promote, cli_query.ask_query, cli_sweep.sweep_command),
-    *(cli_federation.federation, cli_silo.silo, cli_verify.verify),
+    *(cli_federation.federation, cli_withdraw.extend(cli_silo.silo), cli_verify.verify),
 ):
     cli.add_command(_command)
 
@@ -210,9 +211,9 @@ def show_config(config: Path | None, overrides: tuple[str, ...], schema: bool) -
         raise click.UsageError("give a CONFIG, or --schema")
 
 
-@cli.group()
+@cli.group(commands=[cli_withdraw.withdraw_client, cli_withdraw.readmit_client])
 def ledger() -> None:
-    """Read and check privacy ledgers."""
+    """Read and check privacy ledgers, and withdraw clients in them."""
 
 
 @ledger.command("show")

@@ -58,6 +58,9 @@ class Data(Section):
         Choice(kind="natural"), description="How records are dealt to clients: iid, dirichlet, shards, quantity, natural."
     )
     holdout: Holdout = Field(Holdout(), description="Held-out records; not used where the source brings its own test set.")
+    without: list[str] = Field(
+        [], description="Names of clients that are left out, as if they had never been there (see docs/withdrawal.md); [] = none."
+    )
     normalize: Choice = Field(Choice(kind="none"), description="Transform of every record before training; see `fedray list normalizers`.")
 
     @property

@@ -48,6 +48,7 @@ from fedray.rounds.roots import RootAt, Roots
 from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.roundreceipts import RoundReceipts
 from fedray.rounds.steps import StepPlan, Steps
+from fedray.rounds.withdrawals import Withdrawals
 from fedray.runfiles import Row
 from fedray.spans import span
 from fedray.training.unfreezing import frozen_in
@@ -99,6 +100,7 @@ class Loop:
     states: ClientStates | None
     begin: Holder[ModelState]
     privacy: Guarantees
+    withdrawals: Withdrawals
     secure: Secure | None = None
     roots: Roots | None = None
     agreed: AgreedData | None = None
@@ -119,7 +121,17 @@ class Driver:
         download = None if coder is None else Download(coder, parts.exchange.model_size, parts.config.seed)
         self._broadcast = Broadcast(parts.record.rounds, begin.globals, begin.in_store, begin.earlier, download)
         self._pacing = parts.steps.tensors()  # as of the last step
-        about = parts.regime, parts.privacy, parts.record, parts.exchange, len(parts.names), parts.capacity, parts.rule.wants, parts.secure
+        about = (
+            parts.regime,
+            parts.privacy,
+            parts.record,
+            parts.withdrawals,
+            parts.exchange,
+            len(parts.names),
+            parts.capacity,
+            parts.rule.wants,
+            parts.secure,
+        )
         self._dispatch = Dispatch(parts.pool, parts.books, parts.states, *about, parts.agreed, parts.receipts)
         self._under_way: UnderWay | None = None
         self._attackers = Attackers.of(parts.config, parts.names)
@@ -222,6 +234,7 @@ class Driver:
         else:
             added = []
         p.steps.learn(log_.reports)
+        p.withdrawals.learn_from(log_.reports)
         with span("logging", "figures of the round"):
             row = record.round_done(under.permit, log_, updates, traffic, trained - began, plan, figures)
         if p.receipts is not None:
@@ -336,7 +349,8 @@ class Driver:
         if p.noised is not None:
             self._record.noised(entry, partial(p.noised.after, self._record.rounds, self._broadcast.newest))
         elif p.config.evaluation.federated:
-            everyone = [ClientTask(i, name) for i, name in enumerate(p.names)]
+            out = p.withdrawals.now(self._record.rounds)
+            everyone = [ClientTask(i, name) for i, name in enumerate(p.names) if name not in out]
             everyone = everyone if p.states is None else p.states.attached(everyone)
             few = 0 if p.config.evaluation.fine_tune is None else _TUNED_AT_ONCE
             rows = p.pool.evaluate(everyone, self._broadcast.newest, p.config.clients.start_timeout, few)

@@ -46,6 +46,7 @@ from fedray.rounds.drawing import CohortDraw
 from fedray.rounds.record import Record
 from fedray.rounds.roots import RootHere, RootHost
 from fedray.rounds.round_metrics import Guarantees
+from fedray.rounds.withdrawals import Withdrawals
 from fedray.runfiles import Row, RunFiles
 from fedray.secure.protocol import make_protocol
 from fedray.updates.download import PackedGlobals
@@ -210,7 +211,9 @@ def drive(
     books = Books(*(_book(unit, account, regime, plan) for unit, account in accounts.items()))
     privacy = Guarantees(guarantee_plans(p))
     record = Record(config, files, books, regime, privacy, [], {})
-    cohorts = CohortDraw(config, names, rates(p.groups, len(names)), p.sizes, p.sampler, books, regime, privacy, record, p.availability)
+    withdrawals = Withdrawals(names, dict, record.fault)
+    about = config, names, rates(p.groups, len(names)), p.sizes, p.sampler, books, regime, privacy, record, withdrawals
+    cohorts = CohortDraw(*about, p.availability)
     algorithm, server = make_algorithm(config.algorithm), make_server(config.server)
     rule, protocol = make_rule(config.aggregation), make_protocol(config.secure)
     weights = begun(algorithm, model.exchange, model.facts.layout, model.weights.take(), model.facts.another)
@@ -233,6 +236,7 @@ def drive(
         states=ClientStates(files.states, 1) if keep else None,
         begin=Holder(ModelState(weights, server.init(model.exchange.model_size), rule.begin(len(names), model.exchange.up_size))),
         privacy=privacy,
+        withdrawals=withdrawals,
         roots=None if p.root is None else RootsHere(RootHost(config, p.root, model.facts, len(names), {})),  # type: ignore[arg-type]
         secure=None if protocol is None else Secure(protocol, JOB, config.cohort.min_clients, config.cohort.retries),
         noised=noised_evaluations(p, pool, books, record, None),

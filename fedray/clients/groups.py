@@ -43,16 +43,23 @@ def make_groups(config: Config, names: Sequence[str]) -> list[ClientGroup]:
     for position, section in enumerate(config.clients.groups):
         path = f"clients.groups.{position}"
         if isinstance(section.clients, int):
+            if config.data.without:
+                raise ConfigError(
+                    f"{path}.clients: counts clients in their order, which data.without changes; give the names of this group's clients."
+                )
             free = np.flatnonzero(owner < 0)
             if not 1 <= section.clients <= len(free):
                 raise ConfigError(f"{path}.clients: asks for {section.clients} clients, but {len(free)} of {len(names)} are free.")
             members = free[: section.clients]
         else:
             index = index or {name: i for i, name in enumerate(names)}
-            unknown = [n for n in section.clients if n not in index]
+            wanted = [n for n in section.clients if n not in config.data.without]
+            unknown = [n for n in wanted if n not in index]
             if unknown:
                 raise ConfigError(f"{path}.clients: there is no client '{unknown[0]}'.{nearest(unknown[0], names)}")
-            members = np.array(sorted(index[n] for n in section.clients), dtype=np.int64)
+            members = np.array(sorted(index[n] for n in wanted), dtype=np.int64)
+            if section.clients and not wanted:
+                continue
         taken = members[owner[members] >= 0]
         if len(taken):
             other = config.clients.groups[int(owner[taken[0]])].name

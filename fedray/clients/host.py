@@ -54,6 +54,8 @@ from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector
 from fedray.privacy.account import Account, Decision, Reservation
 from fedray.privacy.figures import Figures
+from fedray.privacy.ledger.location import ledger_directory, subject_path
+from fedray.privacy.ledger.withdrawal import Watch
 from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.kept import fresh_models
 from fedray.training.losses import find_loss
@@ -81,6 +83,7 @@ class ClientHost:
         self._own: ClientData | None = None
         self._changed = ""  # what of its data is not as registered
         self._account: Account | None = None
+        self._watch: Watch | None = None
         self._part: PartialSum | None = None
         self._asked: SharedAt | None = None  # where the part's values were to lie
         self._shared: SharedMemory | None = None
@@ -94,7 +97,8 @@ class ClientHost:
 
     @speaking()
     def ready(self) -> HostInfo:
-        """Load what the actor needs and say where it runs and what it loaded; called once, first.
+        """Load what the actor needs and say where it runs and what it loaded; called once, first. Of a client that had withdrawn before the
+        run began, nothing is told but that.
 
         Raises:
             FedrayError: the data, the ledger or the model cannot be used.
@@ -111,6 +115,9 @@ class ClientHost:
             self._kept = Surroundings().kept
         keep_freed_memory()
         self._device = torch.device(site.device or device_of_actor())
+        if site.ledger is not None:
+            own = subject_path(ledger_directory(site.ledger, "."), self._name)
+            self._watch = Watch(lambda: [own])
         if site.data is not None:
             loaded = load_client(site.data, config.seed, self._name)
             if site.data != config.data:  # a silo's own section
@@ -123,22 +130,14 @@ class ClientHost:
         self._loss = find_loss(config.training.loss)
         if terms.model is not None:
             self.configure(terms.model, terms.exchange)
-        own = self._own
-        counts = None
+        loaded, counts = self._own, None
         told = not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected
-        if own is not None and own.classes is not None and own.train.y.ndim == 1 and told and not self._changed:
-            counts = np.bincount(own.train.y, minlength=own.classes).tolist()
-        return HostInfo(
-            node=socket.gethostname(),
-            pid=os.getpid(),
-            device=str(self._device),
-            threads=torch.get_num_threads(),
-            silo=None if own is None else Silo.of(own, bool(self._config.privacy.regimes)),
-            class_counts=counts,
-            node_id=node_of_actor(),
-            terms=self._terms.sha256,
-            changed=self._changed,
-        )
+        if loaded is not None and loaded.classes is not None and loaded.train.y.ndim == 1 and told and not self._changed:
+            counts = np.bincount(loaded.train.y, minlength=loaded.classes).tolist()
+        silo = None if loaded is None else Silo.of(loaded, bool(self._config.privacy.regimes))
+        if (withdrawn := self._withdrawn()) and terms.first_start:
+            return self._info(withdrawn=withdrawn)
+        return self._info(silo=silo, class_counts=counts, changed=self._changed, withdrawn=withdrawn)
 
     @speaking()
     def configure(self, facts: ModelFacts, exchange: str) -> str:
@@ -156,7 +155,9 @@ class ClientHost:
         # Nothing that one client's records leave in a model may meet another's turn, where anything is protected.
         fresh = fresh_models(model, self._built) if config.privacy.regimes else None
         with self._kept(None):  # it tries the loss
-            self._trainer = Trainer(self._terms, self._site.states, model, self._loss, algorithm, data, reserve, fresh, self._kept)
+            self._trainer = Trainer(
+                self._terms, self._site.states, model, self._loss, algorithm, data, reserve, fresh, self._kept, self._withdrawn
+            )
         about = self._trainer, self._loss, self._device, self._kept, data.classes, self._account
         self._measuring = Measuring(self._terms, *about)
         ours = self._trainer.exchange.sha256
@@ -292,8 +293,8 @@ class ClientHost:
             self._shared = None
 
     def evaluate(self, weights: Vector, clients: Sequence[ClientTask]) -> list[LocalEvaluation]:
-        """Evaluate on the clients' own held-out records."""
-        return self._measuring.plainly(weights, clients)
+        """Evaluate on the clients' own held-out records; nothing of a client that has withdrawn."""
+        return [] if self._withdrawn() else self._measuring.plainly(weights, clients)
 
     def evaluate_noised(self, weights: Vector, clients: Sequence[ClientTask], round_: int) -> list[NoisedEvaluation]:
         """Evaluate on the clients' own held-out records, of which nothing is told but sums with noise; see :class:`Measuring`."""
@@ -337,6 +338,15 @@ class ClientHost:
             self._account.close()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _info(self, **loaded: Any) -> HostInfo:
+        where = socket.gethostname(), os.getpid(), str(self._device), torch.get_num_threads()
+        return HostInfo(*where, node_id=node_of_actor(), terms=self._terms.sha256, **loaded)
+
+    def _withdrawn(self) -> str:
+        """That the silo's client has withdrawn its data, as a sentence; empty if it has not, or this is no silo with a lasting ledger."""
+        known = self._account.withdrawn() if self._account is not None else {} if self._watch is None else self._watch.now()
+        return str(known[self._name]) if known and self._name in known else ""
 
     @property
     def _name(self) -> str:

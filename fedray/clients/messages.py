@@ -26,7 +26,7 @@ from fedray.updates.stage import Stage
 Inquiry = tuple[int, bytes]
 #: What an actor adds updates to.
 Collected = ExactSum | Rows
-Status = Literal["done", "failed", "rejected", "late", "lost", "refused", "surplus"]
+Status = Literal["done", "failed", "rejected", "late", "lost", "refused", "withdrawn", "surplus"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class ClientTask(NamedTuple):
 class ClientReport(NamedTuple):
     """How one client's turn went.
 
-    ``surplus`` is a client that was asked beyond the number that counts, and came after the others.
+    ``withdrawn`` is a client that has withdrawn its data; ``error`` is its sentence. ``surplus`` is a client that was asked beyond the number that counts, and came after the others.
     ``loss`` is None under differential privacy: it is computed from private records.
     ``traceback`` is the client's own, for ``failed``. ``receipts`` say for each protected unit what was run.
     ``physical_batch`` is what fitted into memory, where that was less than the config's.
@@ -252,6 +252,7 @@ class HostInfo:
 
     ``silo`` and ``class_counts`` describe the data that it loaded itself (dedicated placement). ``terms`` is the hash of the terms by
     which it works (:class:`fedray.clients.terms.Terms`). ``changed`` says what of its data is not as registered; empty if nothing is.
+    ``withdrawn`` says that it has withdrawn its data; empty if it has not.
     """
 
     node: str
@@ -263,6 +264,7 @@ class HostInfo:
     node_id: str = ""
     terms: str = ""
     changed: str = ""
+    withdrawn: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class Terms:
     exchange: str = ""
     job: str = ""
 
+    @property
+    def first_start(self) -> bool:
+        """Whether the run has not been started before, by the number of the start in ``job``."""
+        return self.job.rpartition("/")[2] in ("", "1")
+
     def document(self) -> dict[str, Any]:
         """The terms as JSON data."""
         return {
@@ -108,7 +113,8 @@ class Site:
         agreed: what these records must be (dedicated); None: nothing was agreed on.
         client: the one client of a dedicated actor.
         book: plan of the silo's own ledger (dedicated, DP); its unit is a record, or the client under local DP.
-        ledger: directory of the silo's own ledger (dedicated, DP).
+        ledger: directory of the silo's own ledger (dedicated), which says if the client has withdrawn, and is charged where there is a ``book``;
+            None where it does not outlive the run.
         pinned: hash of an entry that this ledger must hold (a checkpoint knows it).
         signing: where the client's key and its receipts are, for clients that sign (dedicated).
         states: where clients' states are, for algorithms whose clients keep any.

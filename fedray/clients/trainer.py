@@ -62,6 +62,7 @@ class Trainer:
         algorithm: what a client does.
         data: the federation, or the one client's own records.
         reserve: asked before a client's data is used, where the silo keeps its own book.
+        withdrawn: says before and after a turn that the client has withdrawn; empty if it has not. None where nobody can.
         fresh: makes the model for a turn; None where all turns may share one.
         kept: what training runs within, so that nothing of it is left in the process.
     """
@@ -77,8 +78,9 @@ class Trainer:
         reserve: Reserve | None = None,
         fresh: Callable[[], nn.Module] | None = None,
         kept: Kept = unchanged,
+        withdrawn: Callable[[], str] | None = None,
     ) -> None:
-        self._fresh = fresh
+        self._fresh, self._withdrawn = fresh, withdrawn or str
         self._plan, self._config, self._loss, self.algorithm, self._reserve = terms.plan, terms.config, loss, algorithm, reserve
         self._views = Views(terms, states, model, loss, algorithm)
         self.model, self.layout, self.device = model, self._views.layout, next(model.parameters()).device
@@ -151,6 +153,8 @@ class Trainer:
             data = self.data(client)
             records = len(data.train)
             self._check_stop(task)
+            if why := self._withdrawn():
+                return report("withdrawn", error=why)
             if self._reserve is not None:
                 reserved = self._reserve(task.round, client)
                 if isinstance(reserved, str):
@@ -162,6 +166,8 @@ class Trainer:
                 update = self._adding.forged(task, client, update)
                 sent, new = self._adding.staged(task, client, records, update, kept) if task.stages else (update, update.state)
             receipts, state = self._receipts(task, client, result), self._views.keep(task, new)
+            if why := self._withdrawn():  # while it trained
+                return report("withdrawn", error=why)
             with span("aggregation", "add an update"):
                 self._adding.one(task, records, sent, total, client.factor)
                 self._mask([client], total)

@@ -17,6 +17,7 @@ from fedray import rng
 from fedray.components import PARTITIONERS, SOURCES, TRANSFORMS, check_arguments, configured, find, is_own, nearest
 from fedray.config import Data
 from fedray.data.holdout import split
+from fedray.data.leftout import of_deal, of_source, staying
 from fedray.data.partition import Deal, check_parts, natural
 from fedray.data.records import ClientData, Features, Federation, Indices, Label, Numbered, Records, offsets_of
 from fedray.data.silos import Silo, check_silos, join, nothing_held_out
@@ -99,7 +100,8 @@ def client_names(data: Data, seed: int) -> Sequence[str]:
         return list(source.names)
     partitioner = _partitioner(data)
     if not is_own(data.partition.kind) and "clients" in partitioner.keywords:
-        return Numbered(partitioner.keywords["clients"])
+        numbered = Numbered(partitioner.keywords["clients"])
+        return [numbered[int(k)] for k in staying(numbered, data.without)] if data.without else numbered
     raw = source.load()
     if partitioner.func is natural and raw.groups is not None:
         return list(raw.group_names)
@@ -210,7 +212,8 @@ def _source(data: Data) -> Source:
     kind, separator, where = data.source.partition(":")
     if not separator or not where:
         raise DataError(f"data.source: '{data.source}' should read KIND:WHERE, such as sklearn:digits or npz:mnist.npz.")
-    return cast(Source, find(SOURCES, kind)(where, **source_arguments(data)))
+    source = cast(Source, find(SOURCES, kind)(where, **source_arguments(data)))
+    return of_source(source, data.without, _partitioner(data).func is natural) if data.without else source
 
 
 def _partitioner(data: Data) -> partial[Any]:
@@ -292,7 +295,7 @@ def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
     with blaming(f"data.partition.kind: '{data.partition.kind}'", DataError):
         dealt = check_parts(partitioner(labels, groups, rng.generator(seed, "partition")), len(labels), "data.partition")
     parts = Deal(pool[dealt.order], dealt.offsets) if whole is None else Deal.of([pool[expanded(whole[0], part)] for part in dealt])
-    names = list(raw.group_names) if by_source else Numbered(len(parts))
+    names: Sequence[str] = list(raw.group_names) if by_source else Numbered(len(parts))
     client_test: Deal | None = None
     if splits and holdout.at == "clients":
         pairs = [_hold_out(data, raw, part, seed, name) for name, part in zip(names, parts, strict=True)]
@@ -301,6 +304,9 @@ def _plan(data: Data, raw: Raw, seed: int) -> _Plan:
             raise nothing_held_out(holdout.fraction, f"the records of each of {len(names)} clients")
     if own_test and raw.test_groups is not None:
         client_test = _own_tests(data, raw.test_groups, len(names))
+    if data.without and not by_source:
+        stay = staying(names, data.without)
+        names, parts, client_test = [names[int(k)] for k in stay], cast(Deal, of_deal(parts, stay)), of_deal(client_test, stay)
     return _Plan(names, parts, client_test, driver_test, own_test)
 
 

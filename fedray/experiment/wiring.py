@@ -36,6 +36,7 @@ from fedray.experiment.outside import Outside
 from fedray.experiment.request import Request
 from fedray.experiment.resume import begin, check_model
 from fedray.experiment.silo_facts import complete, without_cuda
+from fedray.experiment.standing import Standing
 from fedray.experiment.starting import note_start, open_tracker, reach_store
 from fedray.faults import Listener
 from fedray.frozen import model_digest
@@ -57,6 +58,7 @@ from fedray.rounds.record import Record
 from fedray.rounds.remembered import begun_with
 from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.roundreceipts import receipts_of
+from fedray.rounds.withdrawals import Withdrawals, refuse_withdrawn
 from fedray.runfiles import RunFiles
 from fedray.secure.protocol import make_protocol
 from fedray.storage import write_atomic, write_json
@@ -101,6 +103,7 @@ class Wiring:
         self.pool: Pool | None = None
         self._accounts: dict[str, Account] = {}
         self._outside: Outside | None = None
+        self._standing = Standing(self.config, files.root)
 
     def build(self) -> Loop:
         """Build everything that the driver's loop uses. MLflow is reached while the actors start, and its run made last: no start that is refused has one.
@@ -112,6 +115,7 @@ class Wiring:
         places = self._plan_places()  # before the evaluator takes its share
         beginning = begin(self._files, self._request, config, p.digest + p.away_digest, p.model, self._note)
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
+        self._fresh = checkpoint is None
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         self._receipts = receipts_of(config.clients.signing, self._files, p.names, checkpoint is not None)
         failed = threading.Event()
@@ -127,6 +131,7 @@ class Wiring:
             blind = without_cuda(infos, [s.place.key for s in pool.slots if s.place.resources.gpu])
             if blind:
                 self._note(blind)
+            self._refuse_withdrawn(self._standing.now(pool))
             agreed = agreed_data_of(p, pool, self._data, self._files)
             silos_alone = p.model is None
             if silos_alone:
@@ -174,7 +179,9 @@ class Wiring:
         if self._receipts is not None:
             begun_from = started_from.value.globals[: model.exchange.model_size]
             self._receipts.begin(pool, self._job, beginning.round, model_digest(begun_from, frozen))
-        cohorts = CohortDraw(config, names, rates(p.groups, len(names)), sizes, p.sampler, books, regime, privacy, record, p.availability)
+        withdrawals = Withdrawals(names, partial(self._standing.now, pool), record.fault)
+        about = config, names, rates(p.groups, len(names)), sizes, p.sampler, books, regime, privacy, record, withdrawals
+        cohorts = CohortDraw(*about, p.availability)
         return Loop(
             config=config,
             names=names,
@@ -195,6 +202,7 @@ class Wiring:
             states=self._client_states(checkpoint),
             begin=started_from,
             privacy=privacy,
+            withdrawals=withdrawals,
             secure=self._secure(),
             agreed=agreed,
             noised=noised_evaluations(p, pool, books, record, agreed),
@@ -258,6 +266,12 @@ class Wiring:
             path="privacy.joint" if name == "clients" and self.config.privacy.joint is not None else "privacy",
         )
 
+        self._refuse_withdrawn({client: str(why) for client, why in self._accounts[name].withdrawn().items()})
+
+    def _refuse_withdrawn(self, withdrawn: Mapping[str, str]) -> None:
+        if self._fresh:  # a run that is continued goes on without them
+            refuse_withdrawn(self.prepared.names, withdrawn)
+
     def _commitments(self, ledger: str) -> dict[str, str]:
         """Return each hosted client's commitment to its records, which the book's entries name."""
         if not self._data:
@@ -303,7 +317,7 @@ class Wiring:
                 agreed=p.agreed[group.name].of(place.client.name) if place.client is not None and p.agreed else None,
                 client=place.client,
                 book=book if dedicated else None,
-                ledger=group.ledger if dedicated and book is not None else None,
+                ledger=group.ledger if dedicated and group.ledger != "run" else None,
                 pinned=self._pinned.get(place.key) if dedicated else None,
                 signing=self._receipts.place(place.client.name) if place.client is not None and self._receipts is not None else None,
                 states=states,

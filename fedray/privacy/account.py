@@ -17,9 +17,10 @@ from fedray.privacy.accounting import accountant, budgets
 from fedray.privacy.accounting.events import Composition
 from fedray.privacy.evaluationplan import EvaluationPlan
 from fedray.privacy.figures import Figures, Spent, listed
-from fedray.privacy.ledger.chain import EVERYONE, Charge, read, run_of
+from fedray.privacy.ledger.chain import EVERYONE, Charge, Withdrawal, read, run_of
 from fedray.privacy.ledger.ledger import Ledger
 from fedray.privacy.ledger.location import clients_path, records_path, subject_path
+from fedray.privacy.ledger.withdrawal import beside_withdrawn
 from fedray.privacy.limits import Limits, load_limits
 from fedray.privacy.queryplan import AnyPlan
 from fedray.privacy.refusal import Refusal, refusal
@@ -48,12 +49,12 @@ class Decision:
 
     Attributes:
         granted: subjects that may train.
-        refused: every other subject, with its refusal.
+        refused: every other subject, with its refusal, or with its withdrawal.
         reservations: the charge of every granted subject; empty if nothing was charged.
     """
 
     granted: list[str]
-    refused: dict[str, Refusal]
+    refused: dict[str, Refusal | Withdrawal]
     reservations: dict[str, Reservation] = field(default_factory=dict)
 
 
@@ -152,7 +153,13 @@ class Account:
         plan = next(iter(plans.values()))
         book = clients_path(directory) if plan.unit == "client" else records_path(directory)
         ledger = Ledger.open(book, job, pinned=pinned, make_directory=True, unit=plan.unit, adjacency=plan.adjacency)
-        return _closing(ledger, lambda: cls(ledger, plans, fewer_steps=fewer_steps, data=data, limits=limits, lasting=lasting))
+
+        def made() -> Account:
+            if lasting:  # a client may have withdrawn in its own ledger before there was this one
+                ledger.take_notices(beside_withdrawn(directory, ledger.withdrawn()))
+            return cls(ledger, plans, fewer_steps=fewer_steps, data=data, limits=limits, lasting=lasting)
+
+        return _closing(ledger, made)
 
     @classmethod
     def open_silo(
@@ -196,10 +203,14 @@ class Account:
         """Which subjects could be charged for one more round, or for one evaluation by a plan. Charges nothing."""
         held = evaluation if evaluation is None or self._limits is None else self._limits.hold(evaluation)
         granted: list[str] = []
-        refused: dict[str, Refusal] = {}
+        refused: dict[str, Refusal | Withdrawal] = {}
+        withdrawn = self._ledger.withdrawn()
         found: dict[_Group, Refusal | None] = {}
         for subject in subjects:
             group = self._group_of(subject)
+            if subject in withdrawn:
+                refused[subject] = withdrawn[subject]
+                continue
             if group not in found:
                 plan, charges = (group.plan, group.charges) if held is None else (held, 0)
                 found[group] = refusal(subject, plan, group.composition, charges, self._limit_of(subject))
@@ -240,6 +251,10 @@ class Account:
     def commit(self, round: int, attempt: int, receipts: Mapping[str, Mapping[str, Any] | None], evaluates: bool = False) -> None:
         """Record that the results of a reserved round, or of its evaluation, left the clients, with the receipt of each client."""
         self._ledger.commit(round, attempt, receipts, evaluates)
+
+    def withdrawn(self) -> Mapping[str, Withdrawal]:
+        """The subjects that have withdrawn as of now, whether they have plans here or not."""
+        return self._ledger.withdrawn()
 
     def groups(self, rounds: int | None = None) -> list[Spent]:
         """All subjects' figures, in groups of subjects with equal figures.
@@ -303,6 +318,8 @@ class Account:
         """Grant the refused subjects that can afford some steps of a round; each such subject's number of steps."""
         steps: dict[str, int] = {}
         for subject, why in list(decision.refused.items()):
+            if isinstance(why, Withdrawal):
+                continue
             full = why.plan.max_participations is not None and why.participations >= why.plan.max_participations
             if full or why.budget is None:
                 continue

@@ -149,7 +149,7 @@ def check_algorithm(config: Config, traits: Traits, by_records: bool) -> None:
 
 def _check_none(privacy: Privacy) -> None:
     defaults = Privacy()
-    given = [n for n in Privacy.model_fields if n != "regime" and getattr(privacy, n) != getattr(defaults, n)]
+    given = [n for n in Privacy.model_fields if n not in ("regime", "ledger") and getattr(privacy, n) != getattr(defaults, n)]
     if given:
         names = ", ".join(f"privacy.{name}" for name in given)
         raise ConfigError(

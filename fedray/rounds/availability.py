@@ -89,7 +89,7 @@ def make_availability(config: Config, groups: Sequence[ClientGroup], names: Sequ
     every = np.ones(len(names), dtype=np.int64)
     for group in groups:
         every[np.asarray(group.members)] = group.every
-    return Availability(every, None if file is None else read_traces(file, names))
+    return Availability(every, None if file is None else read_traces(file, names, config.data.without))
 
 
 def _check_rates(config: Config) -> None:
@@ -109,12 +109,13 @@ def _check_rates(config: Config) -> None:
             )
 
 
-def read_traces(file: str, names: Sequence[str]) -> Traces:
+def read_traces(file: str, names: Sequence[str], without: Sequence[str] = ()) -> Traces:
     """Read the rounds in which each client is there.
 
     Args:
         file: a .csv or .json file; rounds count from 1 in it.
         names: of all clients, in index order.
+        without: clients that are left out of the run, of which the file may speak.
 
     Raises:
         DataError: the file cannot be read, an interval is none, it names a client that there is not, or lacks one.
@@ -132,6 +133,8 @@ def read_traces(file: str, names: Sequence[str]) -> Traces:
     index = {name: k for k, name in enumerate(names)}
     found: list[tuple[int, int, int]] = []
     for name, first, last, place in rows:
+        if name in without:
+            continue
         if name not in index:
             raise DataError(f"{where}, {place}: there is no client '{name}'.{nearest(name, names)}")
         if first < 1 or last < first:

@@ -17,7 +17,8 @@ from fedray.errors import BudgetReached
 from fedray.privacy.account import Account, Reservation
 from fedray.privacy.evaluationplan import EvaluationPlan
 from fedray.privacy.figures import Figures, Spent
-from fedray.privacy.ledger.chain import EVALUATION, EVERYONE
+from fedray.privacy.ledger.chain import EVALUATION, EVERYONE, Withdrawal
+from fedray.privacy.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Authorization:
         cohort: the clients that may train, with their reservations.
         refused: one sentence for each client whose privacy budget does not allow the round, by client name.
         away: one sentence for each client whose silo could not be asked, by client name.
+        withdrawn: one sentence for each client that has withdrawn its data, by client name.
         begins: a charge was made in this round; false where an earlier charge covers it.
     """
 
@@ -37,6 +39,12 @@ class Authorization:
     refused: dict[str, str] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
     begins: bool = True
+    withdrawn: dict[str, str] = field(default_factory=dict)
+
+    def enter(self, refused: Mapping[str, Refusal | Withdrawal]) -> None:
+        """Add whom a book refuses, with its sentence."""
+        for name, why in refused.items():
+            (self.withdrawn if isinstance(why, Withdrawal) else self.refused)[name] = str(why)
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,12 @@ class BooksView:
     Attributes:
         groups: figures by protected unit, subjects with equal figures together; empty where no privacy is claimed.
         exhausted: clients that may not take part in the round; ``clients`` stands for all of them.
+        withdrawn: one sentence for each client that has withdrawn its data, by client name, as far as the driver's books say.
     """
 
     groups: dict[str, list[Spent]] = field(default_factory=dict)
     exhausted: frozenset[str] = frozenset()
+    withdrawn: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunBook:
@@ -72,7 +82,7 @@ class RunBook:
             clients = {c.name: c for c in cohort if c.attempt == attempt}
             decision = self._account.authorize(round_, attempt, list(clients))
             result.cohort.extend(_reserved(clients[name], self.unit, decision.reservations[name]) for name in decision.granted)
-            result.refused.update({name: str(refusal) for name, refusal in decision.refused.items()})
+            result.enter(decision.refused)
         return result
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
@@ -88,7 +98,9 @@ class RunBook:
         """Charge the evaluation after a round to all clients, with one write to the disk."""
         decision, clients = self._account.authorize(round_, 0, [c.name for c in cohort], plan), {c.name: c for c in cohort}
         granted = [_reserved(clients[name], self.unit, decision.reservations[name]) for name in decision.granted]
-        return Authorization(round_, granted, {name: str(refusal) for name, refusal in decision.refused.items()})
+        result = Authorization(round_, granted)
+        result.enter(decision.refused)
+        return result
 
     def commit_evaluation(self, round_: int, receipts: Mapping[str, Mapping[str, Any]]) -> None:
         """Enter the receipt of each client that has answered."""
@@ -96,7 +108,8 @@ class RunBook:
 
     def view(self, rounds: int, everyone: bool) -> BooksView:
         """Read the account; see :meth:`Books.view`."""
-        return _view(self.unit, self._account.groups(rounds if everyone else None))
+        view = _view(self.unit, self._account.groups(rounds if everyone else None))
+        return replace(view, withdrawn={name: str(why) for name, why in self._account.withdrawn().items()})
 
     def earlier_rounds(self) -> set[int]:
         """The rounds, from 0, whose training earlier starts of this run charged."""
@@ -155,7 +168,7 @@ class PopulationBook(RunBook):
     def view(self, rounds: int, everyone: bool) -> BooksView:
         """As of the account. Nobody is exhausted in a round that an earlier charge covers."""
         view = super().view(rounds, everyone)
-        return view if self._due(rounds) else BooksView(view.groups)
+        return view if self._due(rounds) else replace(view, exhausted=frozenset())
 
     def _with_entry(self, client: ClientTask) -> ClientTask:
         return client._replace(reservations=(*client.reservations, ("client", self._entry)))
@@ -198,7 +211,7 @@ class SiloBooks:
         for client in clients:
             name, decision = client.name, answers.get(client.index)
             if decision is not None:
-                result.refused.update({n: str(refusal) for n, refusal in decision.refused.items()})
+                result.enter(decision.refused)
                 result.cohort.extend([_reserved(client, self.unit, r) for r in decision.reservations.values()])
             elif client.index not in there:
                 result.away[name] = f"{name}: its actor is away."
@@ -279,7 +292,8 @@ class Books:
                 found = book.authorize(version, clients)
                 begins = result.begins and (found.begins or version != round_)
                 cohort = [*result.cohort, *found.cohort]
-                result = Authorization(round_, cohort, result.refused | found.refused, result.away | found.away, begins)
+                withdrawn = result.withdrawn | found.withdrawn
+                result = Authorization(round_, cohort, result.refused | found.refused, result.away | found.away, begins, withdrawn)
         return result
 
     def retry(self, round_: int, client: ClientTask) -> ClientTask | None:
@@ -321,7 +335,8 @@ class Books:
         """
         views = [book.view(rounds, everyone) for book in self._books]
         groups = {unit: groups for view in views for unit, groups in view.groups.items()}
-        return BooksView(groups, frozenset().union(*(view.exhausted for view in views)))
+        withdrawn = {name: said for view in views for name, said in view.withdrawn.items()}
+        return BooksView(groups, frozenset().union(*(view.exhausted for view in views)), withdrawn)
 
     def earlier_rounds(self) -> set[int]:
         """The rounds, from 0, whose training earlier starts of this run charged in any book."""

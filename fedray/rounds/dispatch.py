@@ -27,6 +27,7 @@ from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.roundreceipts import RoundReceipts
 from fedray.rounds.steps import Joining, StepPlan
+from fedray.rounds.withdrawals import Withdrawals
 from fedray.secure.protocol import GivenUp, Order, Protocol
 from fedray.spans import span
 from fedray.traits import Wants
@@ -102,6 +103,7 @@ class Dispatch:
         regime: the run's.
         privacy: the run's guarantees.
         record: is told who may not train.
+        withdrawals: keep out who has withdrawn its data.
         exchange: of the algorithm.
         clients: number of all clients.
         capacity: the weight that sums are laid out for.
@@ -119,6 +121,7 @@ class Dispatch:
         regime: Regime,
         privacy: Guarantees,
         record: Record,
+        withdrawals: Withdrawals,
         exchange: Exchange,
         clients: int,
         capacity: float,
@@ -129,7 +132,7 @@ class Dispatch:
     ) -> None:
         self._pool, self._books, self._states, self._regime, self._privacy, self._record = pool, books, states, regime, privacy, record
         self._exchange, self._clients, self._capacity, self._wants, self._secure = exchange, clients, capacity, wants, secure
-        self._agreed, self._receipts = agreed, receipts
+        self._agreed, self._receipts, self._withdrawals = agreed, receipts, withdrawals
         self._ends = False  # nobody joins any more
 
     def begin(self, number: int, plan: StepPlan, versions: Mapping[int, Any]) -> UnderWay:
@@ -224,14 +227,18 @@ class Dispatch:
 
     def _authorize(self, number: int, cohort: Sequence[ClientTask]) -> Authorization:
         changed: dict[str, str] = {}
+        cohort, withdrawn = self._withdrawals.admitted(number, cohort)
         if self._agreed is not None:
             cohort, changed = self._agreed.admitted(number, cohort, self._record.fault)
         with span("cohort", "authorize"):
             permit = self._books.authorize(number, cohort if self._states is None else self._states.attached(cohort))
+        self._withdrawals.learn(permit.withdrawn)
+        self._withdrawals.now(number)
         self._record.left_out += len(permit.refused)
         for fault in grouped(Fault("client", text, number + 1, name) for name, text in (permit.refused | permit.away).items()):
             self._record.tell(fault)
-        return replace(permit, refused=permit.refused | changed) if changed else permit
+        out = changed | withdrawn | permit.withdrawn
+        return replace(permit, refused=permit.refused | out) if out else permit
 
     def _task(self, number: int, permit: Authorization) -> RoundTask:
         regime = self._regime

@@ -23,6 +23,7 @@ from fedray.rounds.cohort import READING, WEIGHING, Population, Sampler
 from fedray.rounds.importance import chances
 from fedray.rounds.record import Record
 from fedray.rounds.round_metrics import Guarantees
+from fedray.rounds.withdrawals import Withdrawals
 from fedray.spans import span
 
 _LOSSES = "pacing.losses"  # name of the clients' last losses in a checkpoint
@@ -56,6 +57,7 @@ class CohortDraw:
         regime: decides about participation.
         privacy: the run's guarantees.
         record: keeps how many clients are left out, and is given a fault for each round that is skipped.
+        withdrawals: say who has withdrawn its data.
         availability: says who can take part in a round; None: everybody always can.
     """
 
@@ -70,9 +72,10 @@ class CohortDraw:
         regime: Regime,
         privacy: Guarantees,
         record: Record,
+        withdrawals: Withdrawals,
         availability: Availability | None = None,
     ) -> None:
-        self._availability = availability
+        self._availability, self._withdrawals = availability, withdrawals
         self._config, self._names, self._rates, self._sampler = config, names, rates, sampler
         self._books, self._regime, self._privacy, self._record = books, regime, privacy, record
         self._position: Callable[[str], int] | None = None
@@ -145,14 +148,22 @@ class CohortDraw:
         return self._with_budget(number) & (self._rates > 0)
 
     def _with_budget(self, number: int) -> npt.NDArray[np.bool_]:
-        """Who may take part in a round by the books, bool ``[clients]``.
+        """Who may take part in a round by the books, and has not withdrawn, bool ``[clients]``.
 
         Raises:
             BudgetReached: too few.
+            RoundFailed: too few, because the others have withdrawn.
         """
         view, needed = self._books.view(number), self._config.cohort.min_clients
         eligible = self._eligible(view.exhausted)
+        withdrawn = self._withdrawals.now(number, view.withdrawn)
+        self._exclude(eligible, withdrawn)
         if eligible.sum() < max(1, needed):
+            if withdrawn:
+                raise RoundFailed(
+                    f"{int(eligible.sum())} clients may still train, cohort.min_clients asks for {max(1, needed)}: {len(withdrawn)} of "
+                    f"{len(self._names)} have withdrawn their data, first {next(iter(withdrawn.values()))}"
+                )
             raise BudgetReached(self._privacy.sentence(view.groups, int(eligible.sum()), needed))
         return eligible
 
@@ -160,11 +171,15 @@ class CohortDraw:
         eligible = np.ones(len(self._names), dtype=np.bool_)
         if EVERYONE in exhausted:
             eligible[:] = False
-        elif exhausted:
-            self._position = self._position or positions(self._names)
-            eligible[[self._position(name) for name in exhausted]] = False
+        else:
+            self._exclude(eligible, exhausted)
         self._record.left_out = len(eligible) - int(eligible.sum())
         return eligible
+
+    def _exclude(self, eligible: npt.NDArray[np.bool_], names: Collection[str]) -> None:
+        if names:
+            self._position = self._position or positions(self._names)
+            eligible[[self._position(name) for name in names]] = False
 
 
 class FailedRounds:

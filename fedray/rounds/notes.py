@@ -24,7 +24,7 @@ def client_failures(round_: int, reports: Iterable[ClientReport]) -> tuple[list[
     faults: list[Fault] = []
     traces: dict[str, str] = {}
     for report in reports:
-        if report.status in ("failed", "rejected", "lost", "late", "refused"):
+        if report.status in ("failed", "rejected", "lost", "late", "refused", "withdrawn"):
             place = place_in(report.traceback)
             who = f"client {report.name} on {report.node or 'no node'} {report.status}"
             said = readable(report.error)

@@ -41,7 +41,7 @@ def round_metrics(
         "round/clients_completed": updates,
         "round/clients_failed": log.count("failed", "rejected", "lost") + len(permit.away),
         "round/clients_late": log.count("late"),
-        "round/clients_refused": len(permit.refused) + log.count("refused"),
+        "round/clients_refused": len(permit.refused) + log.count("refused", "withdrawn"),
         "round/actor_deaths": log.deaths,
         "round/retries": log.retries,
         **lr,

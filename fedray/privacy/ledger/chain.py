@@ -22,7 +22,7 @@ from fedray.stores.object_path import Location, location
 
 VERSION = 1
 GENESIS = "0" * 64
-KINDS = ("open", "reserve", "commit", "note")
+KINDS = ("open", "reserve", "commit", "note", "withdraw", "readmit")
 
 _HEX = frozenset("0123456789abcdef")
 #: Subject of a charge that covers every client of the population.
@@ -37,6 +37,8 @@ _REQUIRED = {
     "reserve": ("adjacency", "attempt", "clip", "event", "job", "plan", "round", "subject", "unit"),
     "commit": ("attempt", "job", "round", "subject"),
     "note": ("note",),
+    "withdraw": ("job", "reason", "subject"),
+    "readmit": ("job", "reason", "subject"),
 }
 
 
@@ -87,7 +89,7 @@ class LedgerEntry:
 
     Attributes:
         seq: position, from 0.
-        kind: ``open``, ``reserve``, ``commit`` or ``note``.
+        kind: one of :data:`KINDS`.
         data: the JSON object without ``hash``.
         sha256: hash of the entry.
         event: charged event of a ``reserve`` entry; else None.
@@ -98,6 +100,25 @@ class LedgerEntry:
     data: Mapping[str, Any]
     sha256: str
     event: Event | None = None
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """A subject's word that nothing of its data may be used from now on; ``str()`` gives the sentence with which it is refused.
+
+    Attributes:
+        subject: who has withdrawn.
+        time: when (UTC).
+        reason: in the words of who wrote it; may be empty.
+    """
+
+    subject: str
+    time: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        said = f" ({self.reason.rstrip('.')})" if self.reason else ""
+        return f"{self.subject}: has withdrawn its data on {self.time}{said}; nothing is trained, measured or answered on them."
 
 
 def run_of(job: str) -> str:
@@ -124,6 +145,8 @@ class Summary:
         owner: the client whose own ledger it is; None for a driver's ledger.
         limits: the folder's limits that the ledger was last held to; None if there were none.
         records: the subjects that were charged under each commitment to records.
+        withdrawn: the subjects that have withdrawn and were not readmitted.
+        notices: the notices that were entered (see :mod:`fedray.privacy.ledger.withdrawal`).
     """
 
     path: Location
@@ -140,6 +163,8 @@ class Summary:
     owner: str | None = None
     limits: Mapping[str, Any] | None = None
     records: dict[bytes, set[str]] = field(default_factory=dict)
+    withdrawn: dict[str, Withdrawal] = field(default_factory=dict)
+    notices: set[str] = field(default_factory=set)
 
     def epsilons(self, delta: float) -> dict[str, float]:
         """Each subject's epsilon at ``delta``.
@@ -221,6 +246,12 @@ class Summary:
             self.terms[data["plan"]] = data["terms"]
         elif entry.kind == "note" and "limits" in data:
             self.limits = data["limits"]
+        elif entry.kind in ("withdraw", "readmit"):
+            self.notices.add(str(data.get("notice", "")))
+            self.withdrawn.pop(data["subject"], None)
+            if entry.kind == "withdraw":
+                since = str(data.get("since", data.get("time", "an unknown day")))
+                self.withdrawn[data["subject"]] = Withdrawal(data["subject"], since, str(data["reason"]))
 
 
 def read(path: str | Location) -> Iterator[LedgerEntry]:

@@ -16,6 +16,7 @@ from fedray.privacy.ledger.chain import GENESIS, Summary, run_of
 from fedray.privacy.ledger.compare import compare_run
 from fedray.privacy.ledger.place import find_books, read_lines
 from fedray.privacy.ledger.verification import verify
+from fedray.privacy.ledger.withdrawal import withdrawn_of
 from fedray.privacy.limits import Limits, load_limits
 from fedray.privacy.persons import Person
 from fedray.rounding import as_given, json_figure, rounded_down, rounded_up
@@ -119,7 +120,7 @@ def describe(path: str | Location, delta: float | None = None) -> dict[str, Any]
         delta: delta of the figures; default the smallest delta of a plan in the ledger.
 
     Returns:
-        JSON data: ``books`` (for each ledger its file, head, jobs, times of each run, delta, limits and clients), ``notes`` on runs without a
+        JSON data: ``books`` (for each ledger its file, head, jobs, times of each run, delta, limits, clients and who has withdrawn), ``notes`` on runs without a
         ledger, and ``epsilon``, the largest figure of all ledgers.
 
     Raises:
@@ -155,6 +156,7 @@ def _book(summary: Summary, delta: float | None) -> dict[str, Any]:
         "limits": None if limits is None else {"file": limits.where, **limits.terms.model_dump(exclude_defaults=True)},
         "plans": dict(summary.terms),
         "clients": [_client(summary, name, e, limits) for name, e in epsilons.items()],
+        "withdrawn": {name: str(why) for name, why in withdrawn_of(summary.path).items()},
     }
 
 
@@ -204,6 +206,7 @@ def table(report: Mapping[str, Any]) -> str:
         if book["limits"] is not None:
             told = ", ".join(f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in limits.items())
             lines.append(f"  limits of {book['limits']['file']}: {told or 'claims must be valid'}")
+        lines += [f"  {why}" for why in book["withdrawn"].values()]
         whole = any(u["unit"] == "client" for u in book["unit"])
         names = {c["name"]: "all clients" if whole and c["name"] == "clients" else c["name"] for c in book["clients"]}
         rows = [("whole client" if whole else "client", "charges", "epsilon", "budget", "limit", "left")]

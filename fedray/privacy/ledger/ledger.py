@@ -26,6 +26,7 @@ from fedray.privacy.ledger.chain import (
     Head,
     LedgerEntry,
     Summary,
+    Withdrawal,
     is_commitment,
     parse,
     reserve_entry,
@@ -33,6 +34,7 @@ from fedray.privacy.ledger.chain import (
     scan,
     seal,
 )
+from fedray.privacy.ledger.notices import Notice, find_notices, remove_notice
 from fedray.privacy.ledger.place import Store, open_store
 from fedray.stores.object_path import Location, location
 
@@ -97,6 +99,7 @@ class Ledger:
             # The random writer makes the blocks of two writers differ even if everything else that they write is equal.
             opening = {"subject": subject, "unit": unit, "adjacency": adjacency, "writer": secrets.token_hex(8)}
             ledger._append([{"kind": "open", "job": job, **opening}])
+            ledger.take_notices()
         except BaseException:
             ledger.close()
             raise
@@ -191,6 +194,19 @@ class Ledger:
         """The rounds, from 0, whose training earlier starts of this run charged."""
         return frozenset(self._rounds)
 
+    def withdrawn(self) -> Mapping[str, Withdrawal]:
+        """The subjects that have withdrawn as of now, after entering the notices that came while this process has held the lock."""
+        self.take_notices()
+        return self._summary.withdrawn
+
+    def take_notices(self, more: Iterable[Notice] = ()) -> None:
+        """Enter the notices of withdrawals that were left for the ledger, and ``more`` from elsewhere, each once."""
+        left = find_notices(self.path)
+        new = [notice for notice in (*left, *more) if notice.id not in self._summary.notices]
+        self._append([notice.entry(self.job) for notice in new])
+        for notice in left:  # a crash before this enters nothing twice
+            remove_notice(self.path, notice)
+
     def reserve(self, charges: Sequence[Charge]) -> list[Head]:
         """Write all charges in one block, which is durable on return.
 
@@ -198,12 +214,15 @@ class Ledger:
             the entries in the order of ``charges``. A receipt must name the hash of its entry as the reservation.
 
         Raises:
-            LedgerError: a subject's (round, attempt) is not above the last one that this process reserved for it, for training or for
-                evaluation; the unit or adjacency is
+            LedgerError: a subject has withdrawn; its (round, attempt) is not above the last one that this process reserved for it, for
+                training or for evaluation; the unit or adjacency is
                 not the ledger's; a commitment is malformed; or the entries could not be made durable. Nothing may be trained then.
         """
         last: dict[tuple[str, bool], tuple[int, int]] = {}
+        withdrawn = self.withdrawn()
         for charge in charges:
+            if charge.subject in withdrawn:
+                raise LedgerError(f"{self.path}: {withdrawn[charge.subject]}")
             key, whose = (charge.round, charge.attempt), (charge.subject, charge.evaluates)
             before = last.get(whose, self._last.get(whose))
             if before is not None and key <= before:
