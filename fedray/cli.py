@@ -23,6 +23,7 @@ from fedray import (
     cli_federation,
     cli_identity,
     cli_jobs,
+    cli_lineage,
     cli_list,
     cli_promote,
     cli_query,
@@ -135,7 +136,7 @@ def run(config: Path, overrides: tuple[str, ...], output: str | None, resume: bo
 for _command in (
     *(cli_agreed.register, cli_agreed.opening, cli_compare.compare, cli_encryption.make_encryption_key, cli_identity.make_identity),
     *(cli_jobs.submit, cli_jobs.jobs, cli_list.list_parts, cli_promote.promote, cli_query.ask_query, cli_sweep.sweep_command),
-    *(cli_federation.federation, cli_withdraw.extend(cli_silo.silo), cli_verify.verify),
+    *(cli_federation.federation, cli_withdraw.extend(cli_silo.silo), cli_verify.verify, cli_lineage.lineage),
 ):
     cli.add_command(_command)
 

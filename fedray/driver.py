@@ -226,6 +226,7 @@ class Driver:
             del total, of_each, root  # with a large model, before there is another one
             with span("cohort", "commit"):
                 p.books.commit(number, list(under.granted.values()), log_.reports)
+                record.took_part([p.names[k] for k in sorted(set(added))], len(p.names))
             with span("aggregation", "server step"):
                 figures = self._step(number, mean, updates, memory)
             del mean, memory

@@ -16,6 +16,7 @@ from fedray.errors import ConfigError, FedrayError, Stopped, StoreError
 from fedray.faults import Fault
 from fedray.frozen import around
 from fedray.parameters import Layout, Values, Vector
+from fedray.participation import rewind_participants
 from fedray.storage import append_line, read_json, read_lines, write_atomic, write_json
 from fedray.stores.mirror import OWNER, SUMMARY, Mirror, working_directory
 from fedray.stores.object_path import Location, ObjectPath, location
@@ -289,11 +290,12 @@ class RunFiles:
         return read_lines(self.metrics).all()
 
     def rewind(self, rounds: int) -> list[Row]:
-        """Cut the metrics file back to the first ``rounds`` rounds; returns the rows cut off."""
+        """Cut the metrics file and the participants' file back to the first ``rounds`` rounds; returns the rows cut off."""
         self._check_owned()
         rows = journal(self.root).whole
         if self.metrics.exists():
             self._rewrite(self.metrics, [r for r in rows if r["round"] <= rounds])
+        rewind_participants(self.root, rounds)
         return [r for r in rows if r["round"] > rounds]
 
     def _rewrite(self, path: Path, lines: Sequence[Row]) -> None:

@@ -54,8 +54,8 @@ from fedray.models.facts import ModelFacts
 from fedray.parameters import Vector
 from fedray.privacy.account import Account, Decision, Reservation
 from fedray.privacy.figures import Figures
-from fedray.privacy.ledger.location import ledger_directory, subject_path
-from fedray.privacy.ledger.withdrawal import Watch
+from fedray.privacy.ledger.location import ledger_directory
+from fedray.privacy.ledger.withdrawal import Watch, own_watch
 from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.kept import fresh_models
 from fedray.training.losses import find_loss
@@ -115,9 +115,7 @@ class ClientHost:
             self._kept = Surroundings().kept
         keep_freed_memory()
         self._device = torch.device(site.device or device_of_actor())
-        if site.ledger is not None:
-            own = subject_path(ledger_directory(site.ledger, "."), self._name)
-            self._watch = Watch(lambda: [own])
+        self._watch = None if site.ledger is None else own_watch(ledger_directory(site.ledger, "."), self._name)
         if site.data is not None:
             loaded = load_client(site.data, config.seed, self._name)
             if site.data != config.data:  # a silo's own section
@@ -130,11 +128,11 @@ class ClientHost:
         self._loss = find_loss(config.training.loss)
         if terms.model is not None:
             self.configure(terms.model, terms.exchange)
-        loaded, counts = self._own, None
+        held, counts = self._own, None
         told = not self._config.privacy.regimes or "class_counts" in self._config.privacy.unprotected
-        if loaded is not None and loaded.classes is not None and loaded.train.y.ndim == 1 and told and not self._changed:
-            counts = np.bincount(loaded.train.y, minlength=loaded.classes).tolist()
-        silo = None if loaded is None else Silo.of(loaded, bool(self._config.privacy.regimes))
+        if held is not None and held.classes is not None and held.train.y.ndim == 1 and told and not self._changed:
+            counts = np.bincount(held.train.y, minlength=held.classes).tolist()
+        silo = None if held is None else Silo.of(held, bool(self._config.privacy.regimes))
         if (withdrawn := self._withdrawn()) and terms.first_start:
             return self._info(withdrawn=withdrawn)
         return self._info(silo=silo, class_counts=counts, changed=self._changed, withdrawn=withdrawn)

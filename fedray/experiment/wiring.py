@@ -58,7 +58,7 @@ from fedray.rounds.record import Record
 from fedray.rounds.remembered import begun_with
 from fedray.rounds.round_metrics import Guarantees
 from fedray.rounds.roundreceipts import receipts_of
-from fedray.rounds.withdrawals import Withdrawals, refuse_withdrawn
+from fedray.rounds.withdrawals import Withdrawals
 from fedray.runfiles import RunFiles
 from fedray.secure.protocol import make_protocol
 from fedray.storage import write_atomic, write_json
@@ -103,7 +103,6 @@ class Wiring:
         self.pool: Pool | None = None
         self._accounts: dict[str, Account] = {}
         self._outside: Outside | None = None
-        self._standing = Standing(self.config, files.root)
 
     def build(self) -> Loop:
         """Build everything that the driver's loop uses. MLflow is reached while the actors start, and its run made last: no start that is refused has one.
@@ -115,7 +114,7 @@ class Wiring:
         places = self._plan_places()  # before the evaluator takes its share
         beginning = begin(self._files, self._request, config, p.digest + p.away_digest, p.model, self._note)
         checkpoint, meta, self._job = beginning.checkpoint, beginning.meta, beginning.job
-        self._fresh = checkpoint is None
+        self._standing = Standing(config, self._files.root, p.names, fresh=checkpoint is None)
         self._pinned: dict[str, str] = dict(meta.get("ledger_heads", {}))
         self._receipts = receipts_of(config.clients.signing, self._files, p.names, checkpoint is not None)
         failed = threading.Event()
@@ -131,7 +130,7 @@ class Wiring:
             blind = without_cuda(infos, [s.place.key for s in pool.slots if s.place.resources.gpu])
             if blind:
                 self._note(blind)
-            self._refuse_withdrawn(self._standing.now(pool))
+            self._standing.refuse(self._standing.now(pool))
             agreed = agreed_data_of(p, pool, self._data, self._files)
             silos_alone = p.model is None
             if silos_alone:
@@ -265,12 +264,7 @@ class Wiring:
             void=claim(self.config).reasons,
             path="privacy.joint" if name == "clients" and self.config.privacy.joint is not None else "privacy",
         )
-
-        self._refuse_withdrawn({client: str(why) for client, why in self._accounts[name].withdrawn().items()})
-
-    def _refuse_withdrawn(self, withdrawn: Mapping[str, str]) -> None:
-        if self._fresh:  # a run that is continued goes on without them
-            refuse_withdrawn(self.prepared.names, withdrawn)
+        self._standing.refuse(self._accounts[name].withdrawn())
 
     def _commitments(self, ledger: str) -> dict[str, str]:
         """Return each hosted client's commitment to its records, which the book's entries name."""

@@ -6,7 +6,7 @@ epsilon, unless the same ledger holds the charges of that training; so the state
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fedray.rounding import rounded_up
 from fedray.runfiles import RunFiles
 from fedray.storage import read_json
 from fedray.tensorfile import DIGEST, read_tensors
+from fedray.traces import read_traces
 from fedray.tracking.mlflow_store import masked, resolve_uri
 from fedray.tracking.versions import find_version, is_reference
 
@@ -104,7 +105,31 @@ def find_initial(config: Config) -> Initial | None:
         }
         known["claim"] = known.get("claim", "none")
         return Initial(version.reference, str(version.graph()), tags.get("ledger_run", ""), known)
-    return _of_run(where, Path(place)) if (Path(place) / "summary.json").is_file() else Initial(where, place)
+    if not (Path(place) / "summary.json").is_file():
+        return Initial(where, place)
+    _check_left_out(config.data.without, Path(place))
+    return _of_run(where, Path(place))
+
+
+def _check_left_out(without: Sequence[str], directory: Path) -> None:
+    """Refuse to begin with a model that the data of clients which are left out went into, or may have, by the runs that it came through.
+
+    Raises:
+        ConfigError: names the run and the client.
+    """
+    found, _ = read_traces([directory]) if without else ([], [])
+    for trace in found[:1]:
+        for name in without:
+            took, _ = trace.took(name)
+            if took != "no":
+                may = "went" if took == "yes" else "may have gone"
+                raise ConfigError(
+                    f"model.weights: the data of '{name}', which data.without leaves out, {may} into the model of {directory}; begin with a model "
+                    "that it has no part in, such as a replay of that run without it."
+                )
+        before = Path((trace.began or {}).get("where") or ".")
+        if trace.began is not None and (before / "summary.json").is_file():
+            _check_left_out(without, before)
 
 
 def _of_run(where: str, directory: Path) -> Initial:
@@ -148,8 +173,14 @@ def pinned(config: Config, runs: Path) -> Config:
 
 
 def warned(config: Config, initial: Initial | None) -> list[str]:
-    """What is said before a run with privacy that begins with a model whose training had no valid claim, or is not known."""
-    if initial is None or initial.private or not config.privacy.regimes:
+    """What is said before a run that begins with a model whose training had no valid claim, or is not known, where that matters."""
+    if initial is None:
         return []
-    said = initial.said(None)
-    return [f"{said[0].upper()}{said[1:]}."]
+    said = [] if initial.private or not config.privacy.regimes else [initial.said(None)]
+    if config.data.without and not (Path(initial.path) / "summary.json").is_file():
+        left = ", ".join(config.data.without)
+        said.append(
+            f"training begins with {initial.where}, and whether the data of {left}, which data.without leaves out, went into it is not known here "
+            "(fedray lineage says it where its run is at hand)"
+        )
+    return [f"{text[0].upper()}{text[1:]}." for text in said]

@@ -14,6 +14,7 @@ from fedray.clients.pool import RoundLog
 from fedray.config import Config
 from fedray.errors import FedrayError
 from fedray.faults import Fault, Listener
+from fedray.participation import append_participants
 from fedray.privacy.regime import Regime
 from fedray.rounds.books import Authorization, Books
 from fedray.rounds.clientstates import ClientStates
@@ -148,6 +149,11 @@ class Record:
         metrics |= {**self._privacy.durations(train=train_seconds, **seconds), **traffic.metrics()}
         metrics |= self._figures() | self._regime.figures() | figures
         return numbers_only({"round": self.rounds, "time": self._privacy.stamp(), "metrics": metrics})
+
+    def took_part(self, clients: Sequence[str], of: int) -> None:
+        """Write down whose updates are in the step that is about to be made, where that is no secret; ``of``: number of all clients."""
+        if not self._regime.hides_clients:
+            append_participants(self._files.root, self.rounds + 1, clients, of)
 
     def took(self, row: Row, seconds: float) -> None:
         """Add to a row how long its round took, with all but what is written of it."""

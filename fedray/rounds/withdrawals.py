@@ -6,10 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 from fedray.clients.messages import ClientReport, ClientTask
 from fedray.data.records import Numbered
-from fedray.errors import ConfigError
 from fedray.faults import Fault
-
-_NAMED = 3  # clients in a sentence
 
 
 class Withdrawals:
@@ -52,18 +49,3 @@ class Withdrawals:
         found = self.now(number)
         out = {client.name: found[client.name] for client in cohort if client.name in found}
         return ([client for client in cohort if client.name not in out] if out else cohort), out
-
-
-def refuse_withdrawn(names: Sequence[str], withdrawn: Mapping[str, str]) -> None:
-    """Refuse to begin a run with clients that have withdrawn, for its first model would be made as if their data counted.
-
-    Raises:
-        ConfigError: there is one; the sentence says how to begin without it.
-    """
-    found = [name for name in names if name in withdrawn]
-    if found:
-        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        raise ConfigError(
-            f"clients: {withdrawn[found[0]]} A run begins without {', '.join(found[:_NAMED])}{more} with data.without=[{','.join(found)}], and is "
-            "then as one that never had them."
-        )

@@ -20,6 +20,7 @@ from fedray.models.facts import ModelFacts
 from fedray.privacy.account import Decision, Reservation
 from fedray.privacy.accounting.event_json import from_json, to_json
 from fedray.privacy.accounting.events import Event
+from fedray.privacy.ledger.chain import Withdrawal
 from fedray.privacy.mechanisms.central import Clipped
 from fedray.privacy.mechanisms.distributed import RingStep
 from fedray.privacy.mechanisms.local_noise import GaussianStep, PrivUnitStep
@@ -100,10 +101,10 @@ class WirePart:
 
 @dataclass(frozen=True)
 class WireDecision:
-    """A :class:`Decision` on its way: of a refusal its sentence alone, for what it follows from is the silo's own."""
+    """A :class:`Decision` on its way: of a refusal its sentence alone, for what it follows from is the silo's own; a withdrawal as it is."""
 
     granted: list[str]
-    refused: dict[str, str]
+    refused: dict[str, str | Withdrawal]
     reservations: dict[str, Reservation]
 
 
@@ -181,7 +182,8 @@ def _part_of(sent: WirePart) -> PartialSum:
 
 
 def _decision_to(decision: Decision) -> WireDecision:
-    return WireDecision(decision.granted, {name: str(why) for name, why in decision.refused.items()}, decision.reservations)
+    refused = {name: why if isinstance(why, Withdrawal) else str(why) for name, why in decision.refused.items()}
+    return WireDecision(decision.granted, refused, decision.reservations)
 
 
 def _decision_of(sent: WireDecision) -> Decision:

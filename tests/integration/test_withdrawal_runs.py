@@ -15,6 +15,7 @@ from fedray.errors import FedrayError
 from fedray.privacy.ledger.chain import read
 from fedray.privacy.ledger.location import records_path, subject_path
 from fedray.privacy.ledger.withdrawal import enter
+from fedray.reporting.lineage import of_client, of_model, read_lineage
 from fedray.runfiles import RunFiles
 
 NAMES = ("east", "north", "south", "west")
@@ -151,3 +152,30 @@ def test_a_replay_without_a_client_has_the_bytes_of_a_run_that_never_had_it(
     assert metrics[0] == metrics[1]
     partition = json.loads(RunFiles(replayed.output).partition.read_text())
     assert [row["client"] for row in partition["rows"]] == [name for name in NAMES if name != "north"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_lineage_follows_a_client_through_the_registry_to_runs_that_it_took_no_part_in(hospitals: Path, tmp_path: Path) -> None:
+    """A run of four, and one of three that began with its registered model: the files and the store say which models hold whose data."""
+    never = tmp_path / "never"
+    never.mkdir()
+    for name in NAMES[2:]:
+        (never / f"{name}.csv").write_bytes((hospitals / f"{name}.csv").read_bytes())
+    tracking = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "register_as": "hearts"}
+    about: dict[str, Any] = {"clients": {"placement": "hosted"}, "tracking": tracking, "cohort": {"kind": "cyclic", "size": 2}, "rounds": 2}
+    data = {"label": "target", "classes": 2}
+    base = fedray.run(config(hospitals, **about, data={**data, "source": f"csv:{hospitals}"}), output=str(tmp_path / "runs" / "base"))
+    weights = {"model": {"kind": "softmax", "weights": "models:/hearts/1"}}
+    child = fedray.run(config(never, **about, **weights, data={**data, "source": f"csv:{never}"}), output=str(tmp_path / "runs" / "child"))
+    lineage = read_lineage([tmp_path / "runs"])
+    found = {Path(row["where"]).name: row for row in of_client("north", lineage)["runs"]}
+    assert found["base"]["part"] == "yes" and len(found["base"]["rounds"]) == 1 and not found["base"]["bounded"]
+    assert found["child"]["part"] == "through" and found["child"]["through"] == [str(base.output)]
+    assert {v["name"] + v["version"]: v["aliases"] for r in found.values() for v in r["versions"]} == {"hearts1": [], "hearts2": ["newest"]}
+    both = of_model("models:/hearts@newest", lineage)["runs"]
+    assert [Path(run["where"]).name for run in both] == ["child", "base"]
+    assert [set(run["clients"]) for run in both] == [{"south", "west"}, set(NAMES)]
+    assert both[0]["model_sha256"] == child.summary["model_sha256"]
+    with pytest.raises(FedrayError, match=r"the data of 'north', which data.without leaves out, went into the model"):
+        begun = {"model": {"kind": "softmax", "weights": str(base.output)}}
+        fedray.run(config(hospitals, **about, **begun, data={**data, "source": f"csv:{hospitals}", "without": ["north"]}))

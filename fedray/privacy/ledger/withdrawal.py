@@ -68,6 +68,12 @@ class Watch:
         return found
 
 
+def own_watch(directory: Location, subject: str) -> Watch:
+    """What watches a subject's own ledger."""
+    book = subject_path(directory, subject)
+    return Watch(lambda: [book])
+
+
 def _mark(book: Location) -> object:
     """What changes whenever a ledger or its notices do."""
     if not isinstance(book, Path):
