@@ -55,7 +55,7 @@ from fedray.parameters import Vector
 from fedray.privacy.account import Account, Decision, Reservation
 from fedray.privacy.figures import Figures
 from fedray.privacy.ledger.location import ledger_directory
-from fedray.privacy.ledger.withdrawal import Watch, own_watch
+from fedray.privacy.ledger.withdrawal import LedgerWatch, own_watch
 from fedray.spans import Span, keep_spans, taken_spans
 from fedray.training.kept import fresh_models
 from fedray.training.losses import find_loss
@@ -83,7 +83,7 @@ class ClientHost:
         self._own: ClientData | None = None
         self._changed = ""  # what of its data is not as registered
         self._account: Account | None = None
-        self._watch: Watch | None = None
+        self._watch: LedgerWatch | None = None
         self._part: PartialSum | None = None
         self._asked: SharedAt | None = None  # where the part's values were to lie
         self._shared: SharedMemory | None = None

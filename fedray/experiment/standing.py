@@ -11,7 +11,7 @@ from fedray.config import Config
 from fedray.errors import ConfigError
 from fedray.privacy.ledger.chain import Withdrawal
 from fedray.privacy.ledger.location import ledger_directory
-from fedray.privacy.ledger.withdrawal import Watch, books_in
+from fedray.privacy.ledger.withdrawal import LedgerWatch, books_in
 
 _NAMED = 3  # clients in a sentence
 
@@ -29,7 +29,7 @@ class Standing:
     def __init__(self, config: Config, root: Path, names: Sequence[str], fresh: bool) -> None:
         privacy, self._names, self._fresh = config.privacy, names, fresh
         watched = not privacy.regimes and privacy.ledger != "run" and config.clients.placement == "hosted"
-        self._watch = Watch(partial(books_in, ledger_directory(privacy.ledger, root))) if watched else None
+        self._watch = LedgerWatch(partial(books_in, ledger_directory(privacy.ledger, root))) if watched else None
 
     def refuse(self, withdrawn: Mapping[str, Withdrawal | str]) -> None:
         """Refuse to begin a run with clients that have withdrawn; one that is continued goes on without them.

@@ -24,6 +24,7 @@ from fedray.privacy.csprng import noise_source
 from fedray.privacy.figures import Figures
 from fedray.privacy.integersums import noised
 from fedray.privacy.ledger.location import ledger_directory
+from fedray.privacy.ledger.withdrawal import own_watch
 from fedray.privacy.queryplan import QueryPlan
 from fedray.privacy.rules import claim
 from fedray.queries.asked import Asked, asked_of, facts_of, judged_facts_of, records_of, summed
@@ -42,7 +43,7 @@ class QuerySite:
         config: the query's.
         labels: the source's own label of each class.
         client: the dedicated client's name; None for an actor of hosted clients.
-        ledger: directory of the dedicated client's own ledger; None if nothing is charged.
+        ledger: directory of the dedicated client's own ledger, which is charged if there is a plan; None if it does not outlive the query.
         job: of the query, as the ledger names it.
         pinned: hash of an entry that the ledger must contain.
         threads: of torch.
@@ -113,7 +114,7 @@ class QueryHost:
 
     @speaking()
     def open(self, plan: QueryPlan | None, asked: bool) -> str:
-        """Take the plan, and open the dedicated client's ledger; returns why it cannot be charged, or an empty text. Charges nothing.
+        """Take the plan, and open the dedicated client's ledger; returns why it cannot be asked, or an empty text. Charges nothing.
 
         Args:
             plan: None if nothing is protected.
@@ -123,7 +124,7 @@ class QueryHost:
         if own is not None:
             public_facts(self._asked, own, site.labels)
         if plan is None or site.ledger is None or own is None or site.client is None:
-            return ""
+            return self._withdrawn()
         directory = ledger_directory(site.ledger, ".")
         committed = commit_silo(directory, site.client, own.train)
         self._account = Account.open_silo(
@@ -139,6 +140,8 @@ class QueryHost:
             FedrayError: the budget does not allow it, or nothing was charged.
         """
         plan = self._plan
+        if why := self._withdrawn():
+            raise FedrayError(why)
         if self._account is not None:
             decision = self._account.authorize(0, 0, [client])
             for refusal in decision.refused.values():
@@ -186,6 +189,14 @@ class QueryHost:
         """Give the ledger back."""
         if self._account is not None:
             self._account.close()
+
+    def _withdrawn(self) -> str:
+        """That the dedicated client has withdrawn its data, as a sentence, where no account says it; else an empty text."""
+        site = self._site
+        if self._account is not None or site.ledger is None or site.client is None:
+            return ""
+        found = own_watch(ledger_directory(site.ledger, "."), site.client).now()
+        return str(found[site.client]) if site.client in found else ""
 
     def _data(self, client: str) -> ClientData:
         if self._own is not None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from fedray.experiment.cluster import find_place, joined
 from fedray.privacy.account import Account
 from fedray.privacy.figures import Figures, Spent, listed
 from fedray.privacy.ledger.location import ledger_directory
+from fedray.privacy.ledger.withdrawal import LedgerWatch, books_in
 from fedray.privacy.queryplan import QueryPlan
 from fedray.privacy.receipt import check_receipt
 from fedray.privacy.rules import claim
@@ -228,8 +230,11 @@ class _Asking:
         groups = {prepared.names[i]: group for group in prepared.groups for i in group.members}
         for place in self._places():
             name = place.key
-            charges = {"ledger": groups[name].ledger, "pinned": self._pinned(name)} if plan is not None else {}
-            self._actors[name] = start_query_actor(place, self._site(place, client=name, **charges), None, self._model)
+            ledger = (
+                None if groups[name].ledger == "run" else groups[name].ledger
+            )  # without privacy it says whether the client has withdrawn
+            site = self._site(place, client=name, ledger=ledger, pinned=None if plan is None else self._pinned(name))
+            self._actors[name] = start_query_actor(place, site, None, self._model)
         silos: dict[str, Any] = {}
         self._each("ready", dict.fromkeys(prepared.names, ()), silos.__setitem__, prepared.config.clients.start_timeout)
         ordered = [silos[name] for name in prepared.names]
@@ -248,6 +253,9 @@ class _Asking:
         if plan is not None:
             self._account = self._open_account(plan)
             _refuse({name: str(why) for name, why in self._account.check(self._missing).refused.items()})
+        elif prepared.config.privacy.ledger != "run":
+            withdrawn = LedgerWatch(partial(books_in, ledger_directory(prepared.config.privacy.ledger, self._files.root))).now()
+            _refuse({name: str(withdrawn[name]) for name in self._missing if name in withdrawn})
         places = self._places()
         shared = ray.put(federation)
         for place in places:
@@ -331,7 +339,7 @@ class _Asking:
 
 
 def _refuse(refused: Mapping[str, str]) -> None:
-    """Raise BudgetReached if a client's budget does not allow the query."""
+    """Raise BudgetReached if a client's budget does not allow the query, or a client has withdrawn."""
     if refused:
         first = refused[min(refused)]
         more = f" So it is for {len(refused)} clients." if len(refused) > 1 else ""

@@ -19,7 +19,7 @@ from fedray.privacy.ledger.inspect import find
 from fedray.privacy.ledger.location import subject_path
 from fedray.privacy.ledger.verification import verify
 from fedray.privacy.ledger.withdrawal import withdrawn_of
-from fedray.reporting.registered_models import Registered, registered_models
+from fedray.reporting.registered_models import ModelVersion, registered_models
 from fedray.rounding import json_figure
 from fedray.traces import Trace, read_traces
 from fedray.tracking.mlflow_store import masked, unmasked
@@ -33,7 +33,7 @@ class Lineage:
     """Runs and queries, the versions of models that stores have of them, and sentences on what could not be read."""
 
     traces: Sequence[Trace]
-    versions: Sequence[Registered]
+    versions: Sequence[ModelVersion]
     unread: Sequence[str]
 
     def parents(self, trace: Trace) -> list[Trace]:
@@ -87,7 +87,7 @@ def read_lineage(places: Sequence[Path], stores: Sequence[str] = ()) -> Lineage:
                 named.append(unmasked(trace.tracked.tracking_uri))
             except FedrayError as error:
                 unread.append(str(error))
-    versions: list[Registered] = []
+    versions: list[ModelVersion] = []
     for store in dict.fromkeys(named):
         try:
             versions += registered_models(store)

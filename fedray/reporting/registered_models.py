@@ -12,7 +12,7 @@ _PAGE = 200
 
 
 @dataclass(frozen=True)
-class Registered:
+class ModelVersion:
     """A version of a registered model.
 
     Attributes:
@@ -31,7 +31,7 @@ class Registered:
     aliases: tuple[str, ...]
 
 
-def registered_models(store: str) -> list[Registered]:
+def registered_models(store: str) -> list[ModelVersion]:
     """All versions that a store holds, in the order of names and numbers.
 
     Raises:
@@ -46,7 +46,7 @@ def registered_models(store: str) -> list[Registered]:
     with patience(UPLOAD_PATIENCE):
         found = list(_pages(client.search_model_versions))
     versions = [
-        Registered(
+        ModelVersion(
             store,
             str(v.name),
             str(v.version),

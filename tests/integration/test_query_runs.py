@@ -13,6 +13,7 @@ from fedray.configfile import build_config
 from fedray.errors import BudgetReached, FedrayError
 from fedray.privacy.ledger.chain import read
 from fedray.privacy.ledger.inspect import verify_all
+from fedray.privacy.ledger.withdrawal import enter
 from fedray.queries.queryrun import query
 from fedray.queryconfig import QueryConfig
 
@@ -80,3 +81,20 @@ def test_hosted_clients_share_the_drivers_ledger_and_a_failure_keeps_its_charge(
     assert charges(tmp_path) == {"records": 2}
     noised = query(config_of(tmp_path, clients=one), output=str(tmp_path / "noised"))
     assert charges(tmp_path) == {"records": 4} and noised.summary["privacy"]["epsilon"] > noised.answers["epsilon"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("placement", ["hosted", "dedicated"])
+def test_who_has_withdrawn_is_not_asked_with_and_without_privacy(tmp_path: Path, placement: str) -> None:
+    books, clients = tmp_path / "books", {"placement": placement, "resources": {"cpu": 0.5}}
+    enter("withdraw", books, "south", "contract ended")
+    open_ = config_of(tmp_path, clients=clients, privacy={"regime": "none", "ledger": str(books)})
+    for number, config in enumerate((open_, config_of(tmp_path, clients=clients))):
+        with pytest.raises(BudgetReached, match="nobody was asked or charged: south: has withdrawn its data"):
+            query(config, output=str(tmp_path / f"out-{number}"))
+    assert not any(charges(tmp_path).values())
+    data = {"source": f"csv:{tmp_path / 'silos'}", "label": "y", "classes": 2, "holdout": {"fraction": 0.0}, "without": ["south"]}
+    assert (
+        query(open_.model_copy(update={"data": config_of(tmp_path, data=data).data}), output=str(tmp_path / "left")).answers["clients"] == 1
+    )

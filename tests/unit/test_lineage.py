@@ -15,7 +15,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.participation import FILE, append_participants, read_participants, rewind_participants
 from fedray.reporting.lineage import Lineage, of_client, of_model, rounds_text
 from fedray.reporting.lineage_text import client_text, model_text
-from fedray.reporting.registered_models import Registered
+from fedray.reporting.registered_models import ModelVersion
 from fedray.traces import Trace, read_traces
 
 CLIENTS = ("a", "b", "c")
@@ -84,8 +84,8 @@ def test_versions_are_found_by_the_hash_and_what_is_not_known_is_said() -> None:
     run = trace(1, {"a"}, None, False)
     child = trace(2, {"b"}, 7, False)  # began with a model that no run here made
     versions = [
-        Registered("sqlite:///x", "m", "3", "", str(run.model), ("champion",)),
-        Registered("sqlite:///x", "m", "4", "other", "", ()),
+        ModelVersion("sqlite:///x", "m", "3", "", str(run.model), ("champion",)),
+        ModelVersion("sqlite:///x", "m", "4", "other", "", ()),
     ]
     lineage = Lineage([run, child], versions, [])
     (row,) = of_client("a", lineage)["runs"]

@@ -19,6 +19,8 @@ from fedray.config import Config, Data
 from fedray.configfile import build_config
 from fedray.errors import ConfigError
 from fedray.models.facts import first_model
+from fedray.privacy.ledger.chain import Withdrawal
+from fedray.privacy.ledger.withdrawal import enter
 from fedray.privacy.recordplan import plan_record
 from fedray.silos.calls import SiloOpening, pack_call, read_answer
 from fedray.silos.forms import codec
@@ -189,3 +191,25 @@ def test_a_table_without_clients_is_all_the_silos(tmp_path: Path) -> None:
     terms = replace(terms_of(run), model=first_model(run.model, (2,), 2, run.seed)[1], exchange="")
     inside = ClientHost(terms, Site(data=Data.model_validate({"source": f"csv:{folder}", **section}), client=TASK))
     assert Asking(Hosting(site), terms).open()[1].silo == inside.ready().silo
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_silo_that_withdraws_says_so_before_its_next_turn(tmp_path: Path, private: bool) -> None:
+    """With a ledger that the run holds, and without privacy; a run that begins later is told nothing of the records."""
+    config = config_of(**PRIVATE) if private else config_of()
+    site, terms = site_of(tmp_path), terms_of(config)
+    ask = Asking(Hosting(site), terms)
+    _, info = ask.open()
+    assert info.silo is not None and not info.withdrawn
+    enter("withdraw", site.ledger, NAME, "contract ended")
+    if private:
+        _, decision = ask("authorize", 0, 0)
+        assert not decision.granted and isinstance(decision.refused[NAME], Withdrawal)
+    _, (reports, part) = ask("train_and_hand_over", RoundTask(0, 150.0, clients=3), np.zeros(15, dtype=np.float32), [TASK])
+    assert [report.status for report in reports] == ["withdrawn"] and "contract ended" in reports[0].error
+    assert not part.clients and not part.total.values.any()
+    if not private:
+        assert ask("evaluate", np.zeros(15, dtype=np.float32), [TASK]) == ("answer", [])
+    ask("close", control=True)
+    _, later = Asking(Hosting(site), replace(terms, job="later/1")).open()
+    assert "contract ended" in later.withdrawn and later.silo is None and later.class_counts is None

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from silofiles import silo_config
 
 from fedray.cli import cli
-from fedray.errors import LedgerError
+from fedray.configfile import build_config
+from fedray.errors import FedrayError, LedgerError
 from fedray.privacy.account import Account
 from fedray.privacy.accounting.events import Gaussian
 from fedray.privacy.ledger.chain import Charge, Withdrawal, read
@@ -19,8 +20,10 @@ from fedray.privacy.ledger.ledger import Ledger
 from fedray.privacy.ledger.location import clients_path, records_path, subject_path
 from fedray.privacy.ledger.notices import find_notices, notice_folder
 from fedray.privacy.ledger.verification import verify
-from fedray.privacy.ledger.withdrawal import Watch, books_in, enter, withdrawn_of
+from fedray.privacy.ledger.withdrawal import LedgerWatch, books_in, enter, withdrawn_of
 from fedray.privacy.recordplan import RecordPlan, plan_record
+from fedray.queries.queryhost import QueryHost, QuerySite
+from fedray.queryconfig import QueryConfig
 
 STEPS = st.lists(st.tuples(st.sampled_from(["withdraw", "readmit"]), st.sampled_from(["a", "b"])), max_size=8)
 
@@ -42,7 +45,7 @@ def test_the_last_word_counts_and_nothing_is_charged_after_a_withdrawal(
     folder = tmp_path_factory.mktemp("ledger")
     book, state, round_ = records_path(folder), set[str](), 0
     Ledger.open(book, "run/1").close()
-    watch = Watch(lambda: [book])
+    watch = LedgerWatch(lambda: [book])
     writer = Ledger.open(book, "run/2") if locked else None
     for (kind, subject), charged in zip(steps, charges, strict=False):
         if (subject in state) == (kind == "withdraw"):
@@ -145,3 +148,24 @@ def test_a_silo_withdraws_by_its_site_file(tmp_path: Path) -> None:
     assert withdrawn_of(subject_path(tmp_path / "state" / "ledger", "hospital-a"))["hospital-a"].reason == "contract ended"
     assert run(cli, ["silo", "readmit", str(site)]).exit_code == 0
     assert not withdrawn_of(subject_path(tmp_path / "state" / "ledger", "hospital-a"))
+
+
+def test_a_query_without_privacy_is_not_answered_after_a_withdrawal(tmp_path: Path) -> None:
+    """Neither when it begins nor when the client withdraws between the beginning and the answer."""
+    rows = [f"{n % 7},{n % 2}" for n in range(20)]
+    (tmp_path / "silos").mkdir()
+    (tmp_path / "silos" / "north.csv").write_text("\n".join(["age,y", *rows]) + "\n")
+    raw = {
+        "name": "asks",
+        "data": {"source": f"csv:{tmp_path / 'silos'}", "label": "y", "classes": 2, "holdout": {"fraction": 0.0}},
+        "clients": {"placement": "dedicated"},
+        "privacy": {"regime": "none", "ledger": str(tmp_path / "books")},
+        "queries": {"classes": {"kind": "histogram", "column": "label"}},
+    }
+    host = QueryHost(QuerySite(build_config(raw, QueryConfig), (0, 1), client="north", ledger=str(tmp_path / "books"), job="q/1"))
+    host.ready()
+    assert host.open(None, True) == "" and host.answer("north", None).sums["classes"]
+    enter("withdraw", tmp_path / "books", "north", "contract ended")
+    assert "contract ended" in host.open(None, True)
+    with pytest.raises(FedrayError, match="has withdrawn its data"):
+        host.answer("north", None)

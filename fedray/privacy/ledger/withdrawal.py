@@ -44,7 +44,7 @@ def withdrawn_of(book: Location) -> dict[str, Withdrawal]:
     return found
 
 
-class Watch:
+class LedgerWatch:
     """Says whether subjects have withdrawn, by ledgers that other processes may write to.
 
     Args:
@@ -68,10 +68,10 @@ class Watch:
         return found
 
 
-def own_watch(directory: Location, subject: str) -> Watch:
+def own_watch(directory: Location, subject: str) -> LedgerWatch:
     """What watches a subject's own ledger."""
     book = subject_path(directory, subject)
-    return Watch(lambda: [book])
+    return LedgerWatch(lambda: [book])
 
 
 def _mark(book: Location) -> object:
