@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,32 @@ from fedray.secure.identities import make_key, read_key
 from fedray.secure.merkle import leaf_hash, root_of
 from fedray.secure.signedlines import FIRST, read_signed, sign_line
 
-NAMES = ("north", "south", "driver")
+SILOS = ("north", "south")
 
 
-def make_keys(folder: Path) -> dict[str, str]:
-    """Keys of silos and driver; returns the section ``clients.signing``."""
+def make_keys(folder: Path, names: Sequence[str] = SILOS) -> dict[str, str]:
+    """Keys of clients and driver; returns the section ``clients.signing``."""
     for part in ("private", "public"):
         (folder / part).mkdir(exist_ok=True)
-    for name in NAMES:
+    for name in (*names, "driver"):
         if not (folder / "private" / f"{name}.pem").exists():
             (folder / "public" / f"{name}.pub").write_text(make_key(folder / "private" / f"{name}.pem") + "\n")
     return {"key": str(folder / "private" / "{client}.pem"), "driver": str(folder / "private" / "driver.pem")}
 
 
-def signed_run(folder: Path, name: str = "run", resume: bool = False, **sections: Any) -> fedray.Result:
+def signed_run(
+    folder: Path,
+    name: str = "run",
+    *,
+    output: str | None = None,
+    resume: bool = False,
+    listen: Callable[[str, Any], None] = lambda kind, value: None,
+    **sections: Any,
+) -> fedray.Result:
     """Train two silos that sign, with their keys and books in ``folder``."""
     clients = {"placement": "dedicated", "signing": make_keys(folder), "resources": {"cpu": 0.5}}
     config = silo_config(folder, **{"agreed": None, "clients": clients, "evaluation": {"metrics": []}} | sections)
-    return fedray.run(config, output=str(folder / name), resume=resume)
+    return fedray.run(config, output=output or str(folder / name), resume=resume, callbacks=[listen])
 
 
 def both(run: Path, keys: Path, remade: bool = False) -> tuple[list[str], list[str]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -43,13 +44,14 @@ def is_signed(run: Path) -> bool:
     return files.receipts.exists() or files.manifest.exists()
 
 
-def verify_run(run: Path, keys: Path, remade: bool = False) -> VerifiedRun:
+def verify_run(run: Path, keys: Path, remade: bool = False, beside: Sequence[Path] = ()) -> VerifiedRun:
     """Verify a run.
 
     Args:
         run: its directory.
         keys: a directory with the public keys of clients and driver.
         remade: whether reports, audits and the like may have been written since the run has ended.
+        beside: directories of other runs of the same clients, whose chains of receipts must go together with this run's.
 
     Raises:
         ConfigError: there is nothing to verify, or no key to verify it by.
@@ -59,15 +61,42 @@ def verify_run(run: Path, keys: Path, remade: bool = False) -> VerifiedRun:
             f"{run}: has no {RECEIPTS}, so nobody has signed this run; set clients.signing for those that should be verified."
         )
     found, known, files = VerifiedRun(), read_keys(keys), RunFiles(run)
-    name = _guarded(found, "run.json", lambda: str(json.loads((run / "run.json").read_bytes())["id"])) or ""
-    signed = SignedRun.read(files.receipts, name, known)
+    signed = _read(found, run, known)
     found.faults += signed.faults
+    for other in beside:
+        _guarded(found, str(other), partial(_compare_chains, found, signed, other, known))
     _guarded(found, "ledger", lambda: _compare_ledgers(found, run, signed))
     _guarded(found, files.metrics.name, lambda: _compare_rows(found, files, signed))
     _guarded(found, MANIFEST, lambda: _compare_files(found, files, signed, known, remade))
     _guarded(found, files.model.name, lambda: _compare_model(found, files, signed))
-    _say(found, signed, known)
+    _guarded(found, RECEIPTS, lambda: _say(found, signed, known))
     return found
+
+
+def _read(found: VerifiedRun, run: Path, keys: Keys) -> SignedRun:
+    name = _guarded(found, "run.json", lambda: str(json.loads((run / "run.json").read_bytes())["id"])) or ""
+    return SignedRun.read(RunFiles(run).receipts, name, keys)
+
+
+def _compare_chains(found: VerifiedRun, signed: SignedRun, other: Path, keys: Keys) -> None:
+    """No client may have signed two receipts with one number of one chain, or one after another receipt than that with the number before."""
+    theirs = _read(found, other, keys)
+    found.faults += [f"{other}: {fault}" for fault in theirs.faults]
+    signs = [one for run in (signed, theirs) for receipts in run.receipts.values() for one, _ in receipts]
+    by_number = {(one.body["client"], one.body["chain"], one.body["number"]): one.sha256 for one in signs}
+    for client, receipts in signed.receipts.items():
+        chains = {one.body["chain"] for one, _ in (*receipts, *theirs.receipts.get(client, ()))}
+        if len(chains) > 1:
+            found.faults.append(f"{RECEIPTS}: client '{client}' has another chain in {other}, as after the loss of its file")
+    for one in signs:
+        body = one.body
+        before = by_number.get((body["client"], body["chain"], body["number"] - 1), body["previous"])
+        if by_number[body["client"], body["chain"], body["number"]] != one.sha256 or before != body["previous"]:
+            found.faults.append(
+                f"{RECEIPTS}: client '{body['client']}' has signed two receipts that cannot both be number {body['number']} of its chain, here and "
+                f"in {other}; its file was replaced by an older copy"
+            )
+    found.verified.append(f"The clients' chains go together with those of run {theirs.run} in {other}.")
 
 
 def _guarded(found: VerifiedRun, where: str, check: Callable[[], Any]) -> Any:
@@ -165,8 +194,10 @@ def _compare_files(found: VerifiedRun, files: RunFiles, signed: SignedRun, keys:
 
 
 def _compare_model(found: VerifiedRun, files: RunFiles, signed: SignedRun) -> None:
-    summary, data = json.loads(files.summary.read_bytes()), files.model.read_bytes()
-    tensors = sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    summary = json.loads(files.summary.read_bytes())
+    with files.model.open("rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)  # behind the header
+        tensors = file_digest(file, "sha256").hexdigest()
     if not tensors == summary["model_sha256"] == signed.model:
         found.faults.append(f"{files.model.name}: its tensors, the summary and the last round do not name one model")
     else:
@@ -177,6 +208,8 @@ def _say(found: VerifiedRun, signed: SignedRun, keys: Keys) -> None:
     rounds = sum(line.body["kind"] == "round" for line, _ in signed.signs)
     about = f"{len(signed.signs)} lines signed by the driver ({DRIVER}.pub, {keys[DRIVER].hex()[:_SHOWN]}...), {rounds} of them of rounds"
     found.verified.insert(0, f"Run {signed.run}: {about}, each with the root of its receipts; {signed.used} updates are in models.")
+    if signed.last is not None:
+        found.verified.append(f"The driver's last line has the hash {signed.last.sha256}; with the same hash, others see the same run.")
     for client, receipts in sorted(signed.receipts.items()):
         ordered = sorted((line.body for line, _ in receipts), key=lambda body: body["run_number"])
         if client in keys:
@@ -184,11 +217,7 @@ def _say(found: VerifiedRun, signed: SignedRun, keys: Keys) -> None:
         first, last = ordered[0]["number"], ordered[-1]["number"]
         before = "" if first == 1 else f"The receipts of client '{client}' before number {first} are of other runs. "
         found.not_covered.append(f"{before}What client '{client}' signed after number {last} is not in this run.")
-    found.not_covered += _UNSAID + (_MASKED if any(_hidden(line.body) for r in signed.receipts.values() for line, _ in r) else [])
-
-
-def _hidden(body: Mapping[str, Any]) -> bool:
-    return any("secure" in ran for ran in body["ran"].values()) or body["update"]["form"] == "sealed"
+    found.not_covered += _UNSAID + (_MASKED if any(line.body.get("secure") for r in signed.receipts.values() for line, _ in r) else [])
 
 
 _UNSAID = [

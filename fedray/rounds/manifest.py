@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 
 from fedray.runfiles import MANIFEST, RunFiles
+from fedray.stores.mirror import mirrored
 
 #: Files that a later start of the run, or a command that reads it, writes anew; what ends with ``/`` is a directory with all that is in it.
 REMADE = (".lock", "audit/", "owner.json", "report.html", "report.md", "report_files/", "tracking.json")
-#: What is there only while the driver is: beside open ledgers, and for whoever waits for the run.
-_PASSING = (".holder", ".request-")
 
 
 def file_digests(root: Path) -> dict[str, str]:
@@ -21,7 +20,7 @@ def file_digests(root: Path) -> dict[str, str]:
         for name in names:
             path = Path(folder, name)
             where = path.relative_to(root).as_posix()
-            if where != MANIFEST and not name.endswith(_PASSING[0]) and not name.startswith(_PASSING[1]):
+            if where != MANIFEST:
                 with path.open("rb") as file:
                     found[where] = hashlib.file_digest(file, "sha256").hexdigest()
     return dict(sorted(found.items()))
@@ -33,5 +32,11 @@ def is_remade(name: str) -> bool:
 
 
 def manifest_files(files: RunFiles) -> dict[str, object]:
-    """What a manifest says of a run's files, as JSON data."""
-    return {"files": file_digests(files.root), "remade": list(REMADE)}
+    """What a manifest says of a run's files, as JSON data; of a run in an object store those that are copied there."""
+    found = {name: digest for name, digest in file_digests(files.root).items() if files.remote is None or mirrored(name)}
+    return {"files": {name: digest for name, digest in found.items() if not _passing(name)}, "remade": list(REMADE)}
+
+
+def _passing(name: str) -> bool:
+    """Whether a file is there only while the driver is: beside open ledgers, and for whoever waits for the run."""
+    return name.endswith(".holder") or name.startswith(".request-")

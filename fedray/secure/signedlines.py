@@ -8,6 +8,7 @@ stand, so no program needs to write JSON as this one does.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,6 +24,7 @@ FIRST = "0" * 64
 
 _BEFORE, _BEHIND = b',"signature":"', b'"}'
 _TAIL = len(_BEFORE) + 128 + len(_BEHIND)
+_SIGNED = re.compile(_BEFORE + rb"[0-9a-f]{128}" + _BEHIND)
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,7 @@ def read_signed(line: bytes) -> SignedLine:
     Raises:
         ValueError: it is no signed line.
     """
-    tail = line[-_TAIL:]
-    if not (tail.startswith(_BEFORE) and tail.endswith(_BEHIND)):
+    if _SIGNED.fullmatch(line[-_TAIL:]) is None:
         raise ValueError("it does not end with a signature")
     body = json.loads(line[:-_TAIL] + b"}")
     if not isinstance(body, dict) or not isinstance(body.get("key"), str) or not isinstance(body.get("kind"), str):

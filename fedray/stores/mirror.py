@@ -78,7 +78,7 @@ class Mirror:
             self._sent = {name: _NEVER for name in names if name.startswith(CHECKPOINTS)}
             return
         _empty(self._root)
-        for name in filter(_mirrored, names):
+        for name in filter(mirrored, names):
             self.fetch(name, wait)
 
     def fetch(self, name: str, wait: float = 0.0) -> None:
@@ -216,10 +216,10 @@ def working_directory(address: ObjectPath) -> Path:
 
 
 @contextmanager
-def local_copy(output: str | Location) -> Iterator[Path]:
+def local_copy(output: str | Location, whole: bool = False) -> Iterator[Path]:
     """The directory of a run: the directory itself, or a copy of the files in a store. Files changed or added in the copy are sent back.
 
-    The copy has no checkpoints. Privacy books in the store become files of the copy and are never sent back.
+    The copy has no checkpoints, unless it is to be ``whole``. Privacy books in the store become files of the copy and are never sent back.
 
     Raises:
         ConfigError: not an address that fedray reads.
@@ -238,7 +238,7 @@ def local_copy(output: str | Location) -> Iterator[Path]:
             path = PurePosixPath(name)
             if path.parent.suffix == ".jsonl" and path.name.isdigit():  # an object of a book
                 books[str(path.parent)] = books.get(str(path.parent), b"") + (bucket.get(name) or b"")
-            elif _mirrored(name) and not name.startswith(CHECKPOINTS):
+            elif mirrored(name) and (whole or not name.startswith(CHECKPOINTS)):
                 mirror.fetch(name)
         for name, content in books.items():
             write_atomic(root / name, content)
@@ -251,7 +251,7 @@ def _rank(name: str) -> tuple[int, str]:
     return (2 if name == SUMMARY else 1 if name.startswith(CHECKPOINTS) else 0, name)
 
 
-def _mirrored(name: str) -> bool:
+def mirrored(name: str) -> bool:
     """Whether a file is copied: temporary files, salts, the owner and privacy books are not."""
     path = PurePosixPath(name)
     book = path.parts[0] == "ledger" and any(part.endswith(".jsonl") for part in path.parts)
@@ -261,7 +261,7 @@ def _mirrored(name: str) -> bool:
 def _files(root: Path) -> list[str]:
     """Names of the files that are copied, in order."""
     found = (Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names)
-    return sorted(filter(_mirrored, found))
+    return sorted(filter(mirrored, found))
 
 
 def _newest(names: list[str]) -> int:

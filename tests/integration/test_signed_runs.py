@@ -14,7 +14,9 @@ from paths import ROOT
 from signedruns import MUTATIONS, both, flip, signed_run
 
 from fedray.cli import cli
-from fedray.secure.signedlines import read_signed
+from fedray.reporting.verifiedrun import verify_run
+from fedray.secure.identities import read_key
+from fedray.secure.signedlines import read_signed, sign_line
 
 SCRIPT = ROOT / "tests" / "verify_receipts.py"
 
@@ -75,6 +77,28 @@ def test_what_is_changed_is_named_by_both(signed: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_changed_is_named_by_both_a_thousand_times(signed: Path, tmp_path: Path) -> None:
     mutated(signed, tmp_path, 1000)
+
+
+def test_a_chain_that_was_forked_between_runs_is_named(signed: Path, tmp_path: Path) -> None:
+    run, other, keys = signed / "run", signed / "before", signed / "public"
+    assert verify_run(run, keys, beside=[other]).faults == []
+    code, said = verify(run, keys, "--beside", str(other))
+    assert code == 0 and "The clients' chains go together with those of run before-" in said
+    shutil.copytree(other, tmp_path / "forked")
+    own, path = read_key(signed / "private" / "north.pem"), tmp_path / "forked" / "receipts.jsonl"
+    for change, named in (
+        ({"number": 4}, "number 4"),
+        ({"time": "2020-01-01T00:00:00Z"}, "number 3"),
+        ({"chain": "0" * 32}, "another chain"),
+    ):
+        forged = []
+        for line in (other / "receipts.jsonl").read_bytes().splitlines():
+            body = dict(read_signed(line).body)
+            last = body["kind"] == "receipt" and body["client"] == "north" and body["run_number"] == 2
+            forged.append(sign_line(body | change, own).line if last else line)
+        path.write_bytes(b"\n".join(forged) + b"\n")
+        faults = verify_run(run, keys, beside=[tmp_path / "forked"]).faults
+        assert any(fault.startswith("receipts.jsonl: client 'north' has") and named in fault for fault in faults), (change, faults)
 
 
 def test_keys_that_are_missing_or_anothers_are_named(signed: Path, tmp_path: Path) -> None:

@@ -124,3 +124,11 @@ def test_a_signed_line_is_read_as_it_was_written(body: dict[str, object]) -> Non
     assert found.body == {**body, "kind": "receipt", "key": line.key} and b"\n" not in line.line
     assert found.signed_by(OWN.public_key().public_bytes_raw())
     assert not found.signed_by(Ed25519PrivateKey.generate().public_key().public_bytes_raw())
+
+
+def test_a_signature_has_one_way_to_be_written() -> None:
+    line = sign_line({"kind": "receipt"}, OWN).line
+    for other in (line.upper(), line[:-4] + line[-4:].upper(), line[:-3] + b" " + line[-2:], line + b" "):
+        if other != line:
+            with pytest.raises(ValueError):
+                read_signed(other)
