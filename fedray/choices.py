@@ -141,19 +141,23 @@ class Agreed(Section):
 class Signing(Section):
     """Signed receipts of what each client sent (see docs/receipts.md)."""
 
-    key: str = Field(
-        description="Each client's private key, a file on its own machine that `fedray identity` makes; {client} stands for its name."
-    )
     driver: str = Field(description="The driver's private key, a file on its machine that `fedray identity` makes.")
+    key: str | None = Field(
+        None,
+        description="dedicated: each client's private key, a file on its own machine that `fedray identity` makes; {client} stands for its name. "
+        "remote: null, for a silo signs by the key of its identity.",
+    )
     chain: str | None = Field(
         None,
-        description="Each client's file of all its receipts, on its own machine, which outlives runs; null = beside its key, as NAME.receipts.",
+        description="dedicated: each client's file of all its receipts, on its own machine, which outlives runs; null = beside its key, as "
+        "NAME.receipts.",
     )
 
     @property
-    def receipts(self) -> str:
-        """Where each client's receipts are."""
-        return self.chain if self.chain is not None else f"{self.key.removesuffix('.pem')}.receipts"
+    def files(self) -> tuple[str, str]:
+        """Each dedicated client's key, and where its receipts are."""
+        key = self.key or ""
+        return key, self.chain if self.chain is not None else f"{key.removesuffix('.pem')}.receipts"
 
 
 class PersonChoice(Section):

@@ -123,8 +123,7 @@ class ClientHost:
             self._own, self._changed = agreed_or_nothing(loaded, site.agreed)
         if site.ledger is not None and site.book is not None and self._own is not None:
             self._account = open_own_book(terms, site, None if self._changed else self._own.train)
-        if site.signing is not None:
-            self._signer = ReceiptSigner(site.signing, self._name, terms.job)
+        self._signer = None if site.signing is None else ReceiptSigner(site.signing, self._name, terms.job)
         self._loss = find_loss(config.training.loss)
         if terms.model is not None:
             self.configure(terms.model, terms.exchange)
@@ -327,13 +326,14 @@ class ClientHost:
 
     def signed_after(self, number: int) -> Sequence[bytes]:
         """The receipts that this client has signed in this run after its ``number``-th."""
-        assert self._signer is not None
-        return self._signer.after(number)
+        return [] if self._signer is None else self._signer.after(number)
 
     def close(self) -> None:
-        """Release the ledger, where the process goes on."""
+        """Release the ledger and the receipts, where the process goes on."""
         if self._account is not None:
             self._account.close()
+        if self._signer is not None:
+            self._signer.close()
 
     # -- inside ----------------------------------------------------------------------------------
 

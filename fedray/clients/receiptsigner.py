@@ -76,6 +76,7 @@ class ReceiptSigner:
             "attempt": report.attempt,
             "terms": terms,
             "task": task.agreed(exchange),
+            "secure": None if task.secure is None else dict(task.secure),
             "ran": {unit: dict(receipt) for unit, receipt in report.receipts.items()},
             "update": what_left(total),
         }
@@ -84,6 +85,10 @@ class ReceiptSigner:
     def after(self, number: int) -> Sequence[bytes]:
         """This run's receipts after its ``number``-th."""
         return self._chain.after(number)
+
+    def close(self) -> None:
+        """Let go of the file of receipts."""
+        self._chain.close()
 
 
 def what_left(total: Collected) -> Mapping[str, Any]:

@@ -39,7 +39,6 @@ def check_remote(config: Config, keeps: bool) -> None:
         ("clients.node_sums", "node_sums" in given, "silos share no node, so each sends its own part; take it out"),
         ("clients.groups", any(g.resources is not None or g.ledger is not None for g in clients.groups), _THEIRS),
         ("agreed.registration", config.agreed is not None, "silos do not compare their records with a registration yet; take it out"),
-        ("clients.signing", clients.signing is not None, "silos do not sign receipts yet; take it out"),
         ("sweep", config.sweep is not None, "trials side by side would need a gateway each; run them one by one"),
         ("algorithm.kind", keeps, "silos keep nothing between their turns yet; use an algorithm and a compression without such a state"),
         (

@@ -9,6 +9,7 @@ from fedray.clients.placement import Place
 from fedray.clients.slots import Slot
 from fedray.clients.terms import Terms
 from fedray.planning.preparation import Prepared
+from fedray.rounds.roundreceipts import RoundReceipts
 from fedray.silos.calls import SiloOpening
 from fedray.silos.remoteclient import part_from, start_gateway, start_remote
 
@@ -30,19 +31,21 @@ class Outside:
         self._prepared, self._profile = prepared, profile
         self._gateway = start_gateway(choice.listen, choice.identity)
 
-    def start(self, place: Place, terms: Terms, pinned: str | None) -> Any:
+    def start(self, place: Place, terms: Terms, pinned: str | None, receipts: RoundReceipts | None) -> Any:
         """Start what stands for a silo in the cluster; returns its handle at once.
 
         Args:
             place: the silo's.
             terms: the run's, for the silo.
             pinned: hash of an entry that its ledger must hold.
+            receipts: of the run, where its clients sign.
         """
         p, groups = self._prepared, self._prepared.groups
         assert place.client is not None
         alike = p.config.cohort.availability is None and {(g.rate, g.every) for g in groups} == {(groups[0].rate, 1)}
         about = groups[place.group].every, len(p.names), max(g.rate for g in groups), alike
-        opening = SiloOpening(place.client, pinned, *about, self._profile)
+        signed = None if receipts is None else receipts.last_of(place.client.name)
+        opening = SiloOpening(place.client, pinned, *about, self._profile, receipts is not None, signed)
         return start_remote(self._gateway, terms, opening, p.config.clients.unreachable_after)
 
     def close(self, slots: Sequence[Slot]) -> None:

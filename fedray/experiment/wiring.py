@@ -303,7 +303,7 @@ class Wiring:
         def start(place: Place) -> Any:
             group = p.groups[place.group]
             if outside is not None:
-                return outside.start(place, self._terms[place.group], self._pinned.get(place.key))
+                return outside.start(place, self._terms[place.group], self._pinned.get(place.key), self._receipts)
             dedicated = place.client is not None
             book: Plan | None = p.client_plan if p.silos_charge_clients else p.plans[place.group]
             site = Site(

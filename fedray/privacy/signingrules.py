@@ -28,5 +28,19 @@ def check_signing(config: Config) -> None:
             "clients keeps from everybody but the driver; set privacy.regime=record, or take it out.",
             f"privacy.incompatible.{whole}.signing",
         )
-    for key, path in (("key", signing.key), ("driver", signing.driver), ("chain", signing.receipts)):
-        check_absolute(f"clients.signing.{key}", path)
+    if config.sweep is not None:
+        raise ConfigError(
+            "clients.signing: trials of a sweep run side by side, and a client's file of receipts is held by one run at a time; take it out, and sign "
+            "the run that you keep."
+        )
+    given = {"key": signing.key, "chain": signing.chain}
+    if config.clients.placement == "remote" and any(given.values()):
+        name = next(name for name, path in given.items() if path)
+        raise ConfigError(
+            f"clients.signing.{name}: a silo signs by the key of its own identity, and keeps its receipts in its own state; take it out."
+        )
+    if config.clients.placement == "dedicated" and not signing.key:
+        raise ConfigError("clients.signing.key: missing; name each client's private key, such as /etc/fedray/{client}.pem.")
+    for name, path in {**given, "driver": signing.driver}.items():
+        if path:
+            check_absolute(f"clients.signing.{name}", path)

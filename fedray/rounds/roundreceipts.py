@@ -51,11 +51,6 @@ class RoundReceipts:
     """
 
     def __init__(self, signing: Signing, files: RunFiles, names: Sequence[str], resumed: bool) -> None:
-        if files.remote is not None:
-            raise ConfigError(
-                "clients.signing: the run's files are copied to an object store while they change, and a copy cannot be verified as a whole; give "
-                "--output a directory, and copy that when the run has ended."
-            )
         if DRIVER in names:
             raise ConfigError(f"clients.signing: a client is called '{DRIVER}', as the driver is among the keys; give it another name.")
         self._signing, self._files, self._names = signing, files, list(names)
@@ -74,10 +69,14 @@ class RoundReceipts:
             )
 
     def place(self, client: str) -> SigningPlace:
-        """Where a client's key and its receipts are."""
-        key, chain = (str(path_for(client, path, "clients.signing")) for path in (self._signing.key, self._signing.receipts))
+        """Where a dedicated client's key and its receipts are."""
+        key, chain = (str(path_for(client, path, "clients.signing")) for path in self._signing.files)
+        return SigningPlace(key, chain, self.last_of(client))
+
+    def last_of(self, client: str) -> str | None:
+        """Hash of a client's last receipt of this run that the driver has; None where it has none."""
         known = self._known.get(client)
-        return SigningPlace(key, chain, None if known is None else known.sha256)
+        return None if known is None else known.sha256
 
     def begin(self, pool: Pool, job: str, number: int, model: str) -> None:
         """Write that a start of the run goes on from the model with this digest, before round ``number``.

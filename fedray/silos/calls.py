@@ -40,6 +40,8 @@ class SiloOpening:
         clients, rate, alike: of all clients: their number, the largest rate, and whether they take part alike. The silo works out the plan by
             which its own ledger is charged from these and the terms.
         profile: whether it keeps spans.
+        signs: whether it signs a receipt for each update.
+        signed: hash of a receipt of this run that its own file of receipts must hold, because the driver has it.
     """
 
     client: ClientTask
@@ -49,6 +51,8 @@ class SiloOpening:
     rate: float
     alike: bool
     profile: bool
+    signs: bool
+    signed: str | None
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,9 @@ class Guard:
         if rounds is not None and not 0 <= rounds <= self._run.config.rounds:
             self._object(contradiction("rounds", rounds, "figures are asked for more rounds than the run has"))
 
+    def _admit_signed_after(self, number: int) -> None:
+        """The silo's own receipts of this run, which left with its updates or were to leave."""
+
     def _admit_of_ledger(self, what: str, *arguments: str) -> None:
         if (what, len(arguments)) not in (("part", 0), ("lacking", 1)) or not all(isinstance(a, str) for a in arguments):
             self._object(contradiction("of_ledger", what, "a silo's ledger tells its entries of a run, and whether a run has any"))

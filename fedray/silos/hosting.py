@@ -111,6 +111,7 @@ class Hosting:
                 book=book,
                 ledger=str(site.ledger),
                 pinned=opening.pinned,
+                signing=site.signing(opening.signed) if opening.signs else None,
                 device=site.device,
                 threads=site.threads,
                 profile=opening.profile,

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from fedray.choices import Section
+from fedray.clients.receiptsigner import SigningPlace
 from fedray.config import Data
 from fedray.configfile import read_section
 
@@ -32,6 +33,10 @@ class SiteConfig(Section):
     def ledger(self) -> Path:
         """Directory of the silo's own privacy ledger."""
         return Path(self.state) / "ledger"
+
+    def signing(self, pinned: str | None) -> SigningPlace:
+        """The silo's own key of receipts, and its file of them, which must hold the receipt ``pinned``."""
+        return SigningPlace(str(Path(self.identity) / "signing.pem"), str(Path(self.state) / "receipts"), pinned)
 
 
 def read_site(path: str | Path) -> SiteConfig:

@@ -60,12 +60,12 @@ class Federation:
 
     def restart(self, index: int) -> None:
         if index in self.pool.signers:
-            self.pool.signers[index]._chain.close()
+            self.pool.signers[index].close()
         self.pool.signers[index] = ReceiptSigner(self.receipts.place(NAMES[index]), NAMES[index], self.job)
 
     def close(self) -> None:
         for signer in self.pool.signers.values():
-            signer._chain.close()
+            signer.close()
 
     def update(self, index: int, round_: int, attempt: int = 0) -> tuple[PartialSum, ClientReport]:
         """A client's turn: its part, and its report."""
@@ -220,6 +220,7 @@ BASE: dict[str, Any] = {
     "tracking": {"enabled": False},
 }
 SIGNING = {"key": "/k/{client}.pem", "driver": "/k/driver.pem"}
+REMOTE = {"placement": "remote", "gateway": {"listen": "localhost:7443", "identity": "/f"}}
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,15 @@ SIGNING = {"key": "/k/{client}.pem", "driver": "/k/driver.pem"}
             "clients.signing.driver: .* not absolute",
         ),
         ({"clients": {"placement": "dedicated", "signing": {**SIGNING, "chain": "c"}}}, "clients.signing.chain: .* not absolute"),
+        ({"clients": {"placement": "dedicated", "signing": {"driver": "/d.pem"}}}, "clients.signing.key: missing"),
+        (
+            {"clients": {**REMOTE, "signing": SIGNING}, "data": {"source": "silos:a,b", "classes": 2}},
+            "clients.signing.key: a silo signs by the key of its own identity",
+        ),
+        (
+            {"clients": {"placement": "dedicated", "signing": SIGNING}, "sweep": {"space": {"training.lr": [0.1, 0.2]}}},
+            "clients.signing: trials of a sweep run side by side",
+        ),
         (
             {
                 "clients": {"placement": "dedicated", "signing": SIGNING},

@@ -65,7 +65,7 @@ def terms_of(config: Config) -> Terms:
     return make_terms(config, group, plan_record(config) if config.privacy.record else None, facts, exchange.sha256, "run/1")
 
 
-OPENING = SiloOpening(TASK, None, 1, 3, 1.0, True, False)
+OPENING = SiloOpening(TASK, None, 1, 3, 1.0, True, False, False, None)
 
 
 class Asking:
