@@ -41,18 +41,19 @@ from fedray.silos.policytasks import (
     check_charge,
     check_cohort,
     check_globals,
+    check_opening,
     check_task,
     check_terms_of,
     key_of,
 )
 from fedray.silos.refusedanswers import refused_answer
-from fedray.silos.silolog import EVALUATION, TRAINING, SiloLog, utc_now
+from fedray.silos.silolog import EVALUATION, TRAINED, TRAINING, SiloLog, utc_now
 from fedray.silos.spending import Spending, joined, own_spending
 from fedray.silos.withheld import PolicyRefused, leaving, told
 
 _TRAINS = ("train", "train_and_hand_over", "train_each")
 #: Orders that ask for nothing of the records.
-_FREE = ("ready", "preflight", "ping", "at_work", "spans", "stop_round")
+_FREE = ("ready", "preflight", "ping", "at_work", "spans", "stop_round", "signed_after", "close")
 _SAME_REFUSAL = 60.0  # seconds for which one and the same refusal is logged once
 
 
@@ -99,10 +100,10 @@ class Guard:
         """
         self._terms, job = terms, terms.job
         self._population = clients, rate, alike
+        self._object(check_opening(job, clients, index))
         self._spent = own_spending(self._state / "ledger", self._client, run_of(job))
-        done = [(int(found["round"]), int(found["attempt"])) for found in self._log.of_job(job, TRAINING)]
-        last = max(done, default=(-1, 0))
-        self._course = Remembered(begun=last, trained=last, clients=clients, index=index)
+        begun, trained = (max(self._log.keys_of(job, event), default=(-1, 0)) for event in (TRAINING, TRAINED))
+        self._course = Remembered(begun, trained, clients=clients, index=index)
         self._check_run()
         if terms.model is not None:
             self._configure(terms.model, terms.exchange)
@@ -183,6 +184,9 @@ class Guard:
         if self._course.starts(key):
             self._charge(policy)
             self._begin(key)
+        self._log.write(
+            TRAINED, f"round {key[0] + 1}, attempt {key[1] + 1} is given to the client", job=self._run.job, round=key[0], attempt=key[1]
+        )
         self._course = replace(self._course, trained=key, capacity=task.capacity, clients=task.clients, index=client.index)
 
     def _admit_train_and_hand_over(self, task: RoundTask, weights: Any, clients: Sequence[ClientTask], *more: Any) -> None:

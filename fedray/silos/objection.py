@@ -35,10 +35,15 @@ class Objection:
 def object_to(policy: Policy, rule: str, setting: str, value: Any, allowed: str, change: str) -> Objection:
     """An objection by a line of the policy; ``allowed`` is a clause on what that line allows."""
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else shortened(str(value))
-    text = f"{setting}: {shown} is refused by {policy.where(rule)} ({rule}: {allowed}); {change}."
+    text = f"{setting}: {printable(shown)} is refused by {policy.where(rule)} ({rule}: {allowed}); {change}."
     return Objection(rule, policy._file, policy.line(rule), setting, value, text)
 
 
 def contradiction(setting: str, value: Any, why: str) -> Objection:
     """An objection to something that does not follow from the run's own terms."""
-    return Objection("", "", None, setting, value, f"{setting}: {why}; this silo refuses it, and its log has a note of it.")
+    return Objection("", "", None, setting, value, f"{setting}: {printable(why)}; this silo refuses it, and its log has a note of it.")
+
+
+def printable(text: str) -> str:
+    """A text that came over the wire, without what a terminal would take for orders."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -208,6 +208,9 @@ def _facts(policy: Policy, config: Config) -> Iterator[Objection]:
     if fact not in policy.facts:
         other = "" if fact == "charged_evaluation" else ", or with charged noise if charged_evaluation is listed"
         yield object_to(policy, "facts", "evaluation.federated", fact, listed, f"set evaluation.federated=false{other}, {_ASK}")
+    if fact == "charged_evaluation" and not counts:
+        change = f"set evaluation.federated=false, for sums with noise mean nothing without the number of held-out records, {_ASK}"
+        yield object_to(policy, "facts", "evaluation.charged", "records", listed, change)
     if evaluation.fine_tune is not None and not policy.fine_tune:
         yield object_to(policy, "fine_tune", "evaluation.fine_tune", "given", "false", f"set evaluation.fine_tune=null, {_ASK}")
     if evaluation.charged is None and policy.held_out is None:

@@ -34,6 +34,10 @@ _STATE = re.compile(r"^\d{6}-[0-9a-f]{32}\.state$")
 #: How often a physical batch may be halved; no batch of today's machines is larger than this many doublings of one record.
 _HALVINGS = 40
 _SEGMENTS = 1 << 16
+#: A run's name stands in the log, and on the operator's terminal.
+_JOB = re.compile(r"^[!-~]{1,200}$")
+#: Clients of a federation of silos; a driver cannot have memory taken by naming more.
+_CLIENTS = 1_000_000
 
 Key = tuple[int, int]
 
@@ -124,8 +128,8 @@ def check_charge(
     found = _of_round(terms, round_, attempt)
     if found is not None:
         return found
-    if (round_, attempt) <= course.begun:
-        return contradiction("round", round_, _again((round_, attempt), course.begun))
+    if (round_, attempt) < course.begun or (round_, attempt) <= course.trained:  # a silo that died before it trained is asked again
+        return contradiction("round", round_, _again((round_, attempt), max(course.begun, course.trained)))
     return next(when(policy, now, rounds_today), None)
 
 
@@ -229,6 +233,15 @@ def affordable(policy: Policy, plan: Plan, spent: Spending, more: Composition) -
             allowed = "none" if limit is None else f"at most {limit:g}"
             change = f"with one more charge {whose} would come to it, so this silo takes no further part"
             return object_to(policy, rule, "epsilon", figure, allowed, change)
+    return None
+
+
+def check_opening(job: str, clients: int, index: int) -> Objection | None:
+    """The objection to a run whose name or number of clients is none."""
+    if not _JOB.match(job):
+        return contradiction("job", repr(job), "a run's name in ledgers has up to 200 printable characters")
+    if not 0 <= index < clients <= _CLIENTS:
+        return contradiction("clients", clients, f"this silo would be number {index} of {clients} clients")
     return None
 
 

@@ -19,7 +19,9 @@ from fedray.errors import FedrayError
 FILE = "log.jsonl"
 #: What is counted in a day.
 TRAINING, EVALUATION = "training", "evaluation"
-_COUNTED = (TRAINING, EVALUATION)
+#: A training whose charge was made is given to the client.
+TRAINED = "trained"
+_COUNTED = (TRAINING, TRAINED, EVALUATION)
 
 
 def utc_now() -> datetime:
@@ -73,9 +75,10 @@ class SiloLog:
         since = self._now() - timedelta(days=2)  # no day is longer, and older lines need no look at the time zone
         return sum(time > since and kind == event and local(time).date() == day for time, kind, _ in self._all_counted())
 
-    def of_job(self, job: str, event: str) -> list[dict[str, Any]]:
-        """The events of a kind of one start of a run, oldest first."""
-        return [fields for _, kind, fields in self._all_counted() if kind == event and fields.get("job") == job]
+    def keys_of(self, job: str, event: str) -> list[tuple[int, int]]:
+        """(round, attempt) of the events of a kind of one start of a run, oldest first."""
+        own = (fields for _, kind, fields in self._all_counted() if kind == event and fields.get("job") == job)
+        return [(int(fields["round"]), int(fields["attempt"])) for fields in own]
 
     def _all_counted(self) -> list[tuple[datetime, str, dict[str, Any]]]:
         with self._lock:

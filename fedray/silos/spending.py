@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,9 @@ from fedray.privacy.ledger.chain import run_of, scan
 from fedray.privacy.ledger.location import subject_path
 from fedray.privacy.ledger.place import read_lines
 from fedray.privacy.recordplan import RecordPlan
+
+#: Noise multiplier, and number of charges, beyond which no figure is worth its computation: a driver cannot keep a silo busy with them.
+_LEAST, _MOST = 0.1, 10**8
 
 
 @dataclass(frozen=True)
@@ -61,5 +65,9 @@ def planned_charges(plan: Plan) -> Composition:
 
 @lru_cache(maxsize=256)
 def epsilon_of(composition: Composition, plan: Plan) -> float:
-    """Epsilon of charges at a plan's delta, on the grid by which the silo's ledger refuses."""
+    """Epsilon of charges at a plan's delta, on the grid by which the silo's ledger refuses; infinite where it would take long to find out
+    that it is large, or that there are many charges.
+    """
+    if plan.noise_multiplier < _LEAST or sum(count for _, count in composition) > _MOST:
+        return math.inf
     return accountant.bound(dict(composition), plan.delta, accountant.INTERVAL, plan.adjacency) if composition else 0.0

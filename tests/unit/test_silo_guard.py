@@ -155,6 +155,28 @@ def test_a_replayed_order_is_refused_also_by_a_new_process(plain: Opened) -> Non
     again.admit("train_and_hand_over", (replace(plain.task, round=2), plain.weights, [plain.client]))
 
 
+def test_a_silo_that_died_between_charge_and_training_is_asked_again(tmp_path: Path) -> None:
+    opened = Opened(tmp_path, terms(RECORD, **UNIFORM))
+    opened.guard.admit("authorize", (1, 0))
+    again = Guard(opened.policy, "a", opened.state, now=opened.clock)
+    again.open(opened.terms, 8, 3)
+    again.admit("configure", (opened.facts, opened.exchange.sha256))
+    again.admit("authorize", (1, 0))
+    again.admit("train_and_hand_over", (replace(opened.task, round=1), opened.weights, [opened.client]))
+    refused(lambda: again.admit("authorize", (1, 0)), "was done or is over")
+    assert len(opened.logged(TRAINING)) == 2, "each charge counts"
+
+
+@pytest.mark.parametrize(
+    "opening", [("a b", 8, 3), ("run\x1b[2J/1", 8, 3), ("", 8, 3), ("r" * 201, 8, 3), ("r", 3, 3), ("r", 10**9, 3), ("r", 8, -1)]
+)
+def test_an_opening_that_is_none_is_refused(tmp_path: Path, opening: tuple[str, int, int]) -> None:
+    job, *about = opening
+    guard = Guard(write_policy(tmp_path), "a", tmp_path / "state")
+    said = refused(lambda: guard.open(replace(terms(PLAIN, **UNIFORM), job=job), *about))
+    assert said.isprintable()
+
+
 def test_orders_for_others_or_for_several_at_once_are_refused(plain: Opened) -> None:
     for clients in ([], [ClientTask(3, "b")], [plain.client, plain.client]):
         refused(lambda clients=clients: plain.guard.admit("train", (plain.task, plain.weights, clients)), "clients")
@@ -481,7 +503,7 @@ def test_a_torn_line_of_the_log_costs_no_other(tmp_path: Path) -> None:
         log.path.write_bytes(whole + whole[:cut])
         again = SiloLog(tmp_path, Clock())
         again.write(TRAINING, "two", job="j", round=1, attempt=0)
-        assert [found["round"] for found in again.of_job("j", TRAINING)] == ([0, 0, 1] if cut == len(whole) - 1 else [0, 1])
+        assert [key[0] for key in again.keys_of("j", TRAINING)] == ([0, 0, 1] if cut == len(whole) - 1 else [0, 1])
 
 
 def test_without_its_log_a_silo_does_nothing(plain: Opened) -> None:
