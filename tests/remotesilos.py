@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from federations import federation, silo
+from silopolicies import allow_all
 
 
 def free_port() -> int:
@@ -33,7 +34,7 @@ class SiloProcesses:
             place = directory / name
             silo(self.coordinator, name, place / "identity")
             (place / "state" / "ledger").mkdir(parents=True)
-            (place / "policy.yaml").write_text("{}\n")
+            allow_all(place / "policy.yaml")
             site = {"client": name, "gateway": f"localhost:{self.port}", "identity": "identity", "state": "state", "policy": "policy.yaml"}
             (place / "site.yaml").write_text(yaml.safe_dump({**site, "data": dict(section)}))
 

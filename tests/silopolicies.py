@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from fedray.clients.terms import Terms
+from fedray.components import ADAPTERS, ALGORITHMS, BOUNDS, COMPRESSIONS, LOSSES, MECHANISMS, METRICS, MODELS, PROTOCOLS
 from fedray.config import Config
 from fedray.configfile import build_config
 from fedray.silos.offlinecheck import terms_for
-from fedray.silos.policyconfig import Policy, parse_policy
+from fedray.silos.policyconfig import Fact, Policy, RegimeName, parse_policy
 
 #: Noon of a Monday.
 NOON = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
@@ -65,6 +66,29 @@ def write_policy(folder: Path, **changed: Any) -> Path:
     content = {key: value for key, value in (WIDE | changed).items() if value is not None}
     (folder / "policy.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return folder / "policy.yaml"
+
+
+def allow_all(path: Path, **changed: Any) -> Path:
+    """Write a policy that allows every built-in part and every fact, for tests of other things than policies; with changes."""
+    rooms = {"models": MODELS, "adapters": ADAPTERS, "algorithms": ALGORITHMS, "losses": LOSSES, "metrics": METRICS, "secure": PROTOCOLS}
+    rooms |= {"compressions": COMPRESSIONS, "bounds": BOUNDS, "mechanisms": MECHANISMS}
+    content: dict[str, Any] = {key: sorted(room.parts()) for key, room in rooms.items()}
+    content |= {"regimes": list(get_args(RegimeName)), "facts": list(get_args(Fact)), "unmasked": "always", "hours": "always"}
+    content |= {
+        "epsilon_run": 1e6,
+        "epsilon_total": 1e6,
+        "delta": 0.5,
+        "noise_multiplier": 1e-6,
+        "cohort": 2,
+        "held_out": 1,
+        "rounds": 10**6,
+    }
+    content |= dict.fromkeys(("void_claims", "unsigned_keys", "fine_tune"), True) | dict.fromkeys(
+        ("evaluations_a_day", "rounds_a_day"), 10**9
+    )
+    content |= {"approval": False} | changed
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
 
 
 def config(base: dict[str, Any] = PLAIN, **changed: Any) -> Config:

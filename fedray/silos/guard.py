@@ -21,7 +21,7 @@ from fedray.clients.messages import ClientReport, ClientTask, HostInfo, RoundTas
 from fedray.clients.terms import Terms
 from fedray.config import Data
 from fedray.data.silos import Silo
-from fedray.errors import FedrayError
+from fedray.errors import FedrayError, PrivacyRefusal
 from fedray.exchange import Exchange
 from fedray.models.facts import ModelFacts
 from fedray.privacy.accounting import accountant
@@ -64,19 +64,16 @@ class Guard:
         policy: path of the silo's policy file.
         client: the silo's name.
         state: the silo's directory of what must outlive its process, with its ledger in ``ledger``.
-        data: the silo's own section on its records.
         now: tells the time.
     """
 
-    def __init__(
-        self, policy: str | Path, client: str, state: Path, data: Data | None = None, now: Callable[[], datetime] = utc_now
-    ) -> None:
-        self._path, self._client, self._state, self._data, self._now = Path(policy), client, state, data, now
+    def __init__(self, policy: str | Path, client: str, state: Path, now: Callable[[], datetime] = utc_now) -> None:
+        self._path, self._client, self._state, self._now = Path(policy), client, state, now
         self._log, self._approvals = SiloLog(state, now), Approvals(state)
         self._terms: Terms | None = None
         self._policy: Policy | None = None
         self._cleared: Policy | None = None  # by which there was no objection to the run
-        self._population = 0, 1.0, True
+        self._population, self._data = (0, 1.0, True), None
         self._tried = False  # model and loss, by the client's pre-flight test
         self._course, self._spent = Remembered(), Spending()
         self._silo: Silo | None = None
@@ -87,19 +84,20 @@ class Guard:
 
     # -- called by the silo's process ------------------------------------------------------------
 
-    def open(self, terms: Terms, clients: int, index: int, rate: float = 1.0, alike: bool = True) -> None:
+    def open(self, terms: Terms, clients: int, index: int, rate: float = 1.0, alike: bool = True, data: Data | None = None) -> None:
         """A run asks this silo to take part by these terms. Before it nothing may be made of them: it could be code.
 
         Args:
             terms: as they arrived.
             clients, rate, alike: of all clients: their number, the largest rate, and whether they take part alike.
             index: of this silo among them.
+            data: how the silo reads its records for this run.
 
         Raises:
             PolicyRefused: it does not, or not yet.
         """
         self._terms, job = terms, terms.job
-        self._population = clients, rate, alike
+        self._population, self._data = (clients, rate, alike), data
         self._object(check_opening(job, clients, index))
         self._spent = own_spending(self._state / "ledger", self._client, run_of(job))
         begun, trained = (max(self._log.keys_of(job, event), default=(-1, 0)) for event in (TRAINING, TRAINED))
@@ -142,6 +140,7 @@ class Guard:
             self._tried = True
         if isinstance(answer, HostInfo):
             self._silo = answer.silo
+            self._object(self._delta())
         for report in reports_in(answer):
             self._keep(report)
         return leaving(answer, facts)
@@ -337,20 +336,25 @@ class Guard:
         return self._whole if self._run.config.privacy.regimes == ("local",) else self._run.plan
 
     def _charge(self, policy: Policy) -> None:
-        """One more round must fit the policy's limits, and delta the number of records."""
+        """One more round must fit the policy's limits."""
         plan = self._own_plan()
         if plan is None:
             return
-        if self._run.plan is not None and self._silo is not None:
-            units = self._silo.records if self._run.plan.person is None else (self._silo.persons or self._silo.records)
-            try:
-                check_delta(self._run.plan, {self._client: units})
-            except FedrayError:
-                why = "it is more than 1 / (10 x the number of this silo's records); set a smaller privacy.delta"
-                self._object(contradiction("privacy.delta", self._run.plan.delta, why))
         event = accountant.flatten({plan.event(): 1})
         self._object(affordable(policy, plan, self._spent, event))
         self._spent = replace(self._spent, run=joined(self._spent.run, event))
+
+    def _delta(self) -> Objection | None:
+        """The objection to a delta that is too large for this silo's number of records, which the text does not tell."""
+        plan, silo = self._run.plan, self._silo
+        if plan is None or silo is None:
+            return None
+        try:
+            check_delta(plan, {self._client: silo.records if plan.person is None else silo.persons or silo.records})
+        except PrivacyRefusal:
+            why = f"it is more than 1 / (10 x the number of this silo's {plan.unit}s); set a smaller privacy.delta"
+            return contradiction("privacy.delta", plan.delta, why)
+        return None
 
     def _begin(self, key: tuple[int, int]) -> None:
         round_, attempt = key

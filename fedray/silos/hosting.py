@@ -6,22 +6,23 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fedray.aggregation.exact import grid_bits
-from fedray.choices import GatewayChoice
 from fedray.clients.host import ClientHost
 from fedray.clients.terms import Site, Terms
-from fedray.config import Clients, Config, Data
+from fedray.config import Config, Data
 from fedray.errors import ConfigError, FedrayError
-from fedray.planning.combinations import check_privacy
 from fedray.privacy.clientplan import Plan, plan_clients
-from fedray.privacy.recordplan import RecordPlan, check_delta, plan_record
+from fedray.privacy.recordplan import plan_record
 from fedray.silos.calls import SiloOpening, pack_answer, pack_words, read_call, unpack_arguments
 from fedray.silos.codec import Buffer, Codec, Malformed
 from fedray.silos.forms import codec
+from fedray.silos.guard import Guard
 from fedray.silos.parcels import Parcel
 from fedray.silos.siteconfig import SiteConfig
+from fedray.silos.withheld import PolicyRefused
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,14 @@ class Hosting:
         self._lock = threading.Lock()  # of what follows, which control calls read
         self._host: ClientHost | None = None
         self._session, self._codec = "", codec()
+        self._guard: Guard | None = None  # before that host
 
     def handle(self, order: str, parcel: Parcel) -> Parcel:
         """Work on an order; one at a time."""
         name, session, body, buffers = read_call(parcel.head, parcel.buffers)
         if name == "open":
-            return self._said(name, codec(), lambda: self._open(session, body, buffers))
+            guard = Guard(self._site.policy, self._site.client, Path(self._site.state))
+            return self._said(name, codec(), lambda: self._open(guard, session, body, buffers), guard)
         return self._for_session(name, session, body, buffers)
 
     def control(self, order: str, parcel: Parcel) -> Parcel:
@@ -56,14 +59,14 @@ class Hosting:
     def end(self) -> None:
         """Give up the host, and with it the ledger's lock."""
         with self._lock:
-            host, self._host, self._session = self._host, None, ""
+            host, self._host, self._session, self._guard = self._host, None, "", None
         if host is not None:
             host.close()
 
     def _for_session(self, name: str, session: str, body: Any, buffers: Sequence[Buffer]) -> Parcel:
         with self._lock:
-            host, wire = self._host if session == self._session else None, self._codec
-        if host is None:
+            host, wire, guard = self._host if session == self._session else None, self._codec, self._guard
+        if host is None or guard is None:
             why = (
                 f"silo '{self._site.client}' has no part in this start of the run any more: it was restarted, or another start took it over"
             )
@@ -72,37 +75,52 @@ class Hosting:
             return _parcel(*pack_answer(wire, name, None))
 
         def work() -> Any:
-            found = getattr(host, name)(*unpack_arguments(wire, name, body, buffers))
+            arguments = unpack_arguments(wire, name, body, buffers)
+            found = self._allowed(guard, host, name, arguments)
             return (found[0], found[1:]) if name == "train_each" else found
 
-        return self._said(name, wire, work)
+        return self._said(name, wire, work, guard)
 
-    def _said(self, name: str, wire: Codec, work: Any) -> Parcel:
-        """What comes of some work, or its error, of which no more is told than a sentence of fedray's own."""
+    def _allowed(self, guard: Guard, host: ClientHost, name: str, arguments: Sequence[Any]) -> Any:
+        """The host's answer, as far as the silo's policy lets it be asked and answered."""
+        try:
+            guard.admit(name, arguments)
+        except PolicyRefused as error:
+            found = guard.refused_answer(name, arguments, error)
+            if found is None:
+                raise
+            return found
+        if guard.to_try(name):
+            guard.leaving("preflight", host.preflight())
+        return guard.leaving(name, getattr(host, name)(*arguments))
+
+    def _said(self, name: str, wire: Codec, work: Any, guard: Guard | None = None) -> Parcel:
+        """What comes of some work, or its error, of which no more is told than may leave."""
         try:
             return _parcel(*pack_answer(wire, name, work()))
-        except FedrayError as error:
-            log.warning("'%s' is refused: %s", name, error)
-            return _parcel(*pack_words("error", type(error).__name__, str(error)))
         except Exception as error:
-            log.exception("'%s' failed", name)
-            return _parcel(
-                *pack_words("error", "FedrayError", f"it failed in '{name}' with {type(error).__name__}; its own log says more.")
-            )
+            if isinstance(error, FedrayError):
+                log.warning("'%s' is refused: %s", name, error)
+            else:
+                log.exception("'%s' failed", name)
+            told = error if isinstance(error, Malformed) or guard is None else guard.told(error)
+            if not isinstance(told, FedrayError):
+                told = FedrayError(f"it failed in '{name}' with {type(error).__name__}; its own log says more.")
+            return _parcel(*pack_words("error", type(told).__name__, str(told)))
 
-    def _open(self, session: str, body: Any, buffers: Sequence[Buffer]) -> Any:
-        """Make the host of a run; that of an earlier one, or of an earlier start, goes first."""
+    def _open(self, guard: Guard, session: str, body: Any, buffers: Sequence[Buffer]) -> Any:
+        """Make the host of a run; that of an earlier one, or of an earlier start, goes first. Nothing is made of its terms before the policy
+        has allowed them: they may name code.
+        """
         terms, opening = unpack_arguments(codec(), "open", body, buffers)
         self.end()
         site = self._site
         if opening.client.name != site.client:
             raise Malformed(f"a run calls this silo '{opening.client.name}', and it is '{site.client}'.")
         data = own_data(site, terms.config.data)
-        remote = Clients(placement="remote", gateway=GatewayChoice(listen=site.gateway, identity=site.identity))
-        config = terms.config.model_copy(update={"clients": remote})
-        check_privacy(config)  # what holds for the run holds here, whatever the driver has checked
+        guard.open(terms, opening.clients, opening.client.index, opening.rate, opening.alike, data)
         book = own_plan(terms, opening)
-        log.info("run '%s' (%s) opens with terms %s", config.name, terms.job, terms.sha256)
+        log.info("run '%s' (%s) opens with terms %s", terms.config.name, terms.job, terms.sha256)
         host = ClientHost(
             terms,
             Site(
@@ -118,15 +136,13 @@ class Hosting:
             ),
         )
         try:
-            info = host.ready()
-            if isinstance(book, RecordPlan) and info.silo is not None:
-                check_delta(book, {site.client: info.silo.records if book.person is None else info.silo.persons or 1})
+            info = guard.leaving("open", replace(host.ready(), node=site.client, node_id=""))
         except BaseException:
             host.close()
             raise
         with self._lock:
-            self._host, self._session, self._codec = host, session, codec(terms.config)
-        return replace(info, node=site.client, node_id="")
+            self._host, self._session, self._codec, self._guard = host, session, codec(terms.config), guard
+        return info
 
     def _close(self, session: str) -> None:
         if session == self._session:

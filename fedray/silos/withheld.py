@@ -55,7 +55,7 @@ def told(error: BaseException, facts: Sequence[Fact]) -> FedrayError:
     if "errors" in facts:
         return FedrayError(f"{type(error).__name__}: {error}")
     kind = type(error) if isinstance(error, FedrayError) else FedrayError
-    return kind(f"{HIDDEN}.")
+    return kind(f"{HIDDEN} ({type(error).__name__}).")
 
 
 def _report(report: ClientReport, facts: Sequence[Fact]) -> ClientReport:

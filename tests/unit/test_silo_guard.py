@@ -224,8 +224,9 @@ def test_a_private_run_must_try_its_model_first(tmp_path: Path) -> None:
 
 def test_delta_must_go_with_the_number_of_records_that_the_silo_has(tmp_path: Path) -> None:
     opened = Opened(tmp_path, terms(RECORD, **UNIFORM))
-    opened.guard.leaving("ready", info(silo=replace(SILO, records=20_000)))
-    refused(lambda: opened.guard.admit("authorize", (0, 0)), "privacy.delta")
+    opened.guard.leaving("ready", info(silo=replace(SILO, records=10_000)))
+    said = refused(lambda: opened.guard.leaving("ready", info(silo=replace(SILO, records=10_001))), "privacy.delta")
+    assert "10001" not in said, "how many there are is the silo's own"
 
 
 def test_a_refusal_has_an_answer_with_which_the_run_goes_on(plain: Opened) -> None:

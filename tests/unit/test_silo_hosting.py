@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from silopolicies import allow_all
 
 from fedray.aggregation.exact import ExactSum
 from fedray.algorithms.algorithm import make_algorithm
@@ -42,6 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def site_of(directory: Path, **data: Any) -> SiteConfig:
     (directory / "state" / "ledger").mkdir(parents=True, exist_ok=True)
+    allow_all(directory / "policy")
     about = {name: str(directory / name) for name in ("identity", "state", "policy")}
     return SiteConfig.model_validate({"client": NAME, "gateway": "localhost:1", **about, "data": {**DATA, **data}})
 
@@ -147,12 +149,13 @@ def test_a_silo_opens_only_what_follows_from_what_it_is_shown(tmp_path: Path) ->
     for lie in (less, replace(private, plan=None), replace(plain, plan=private.plan)):
         assert "plan" in refused(tmp_path, lie)[1]
     small = PRIVATE | {"privacy": PRIVATE["privacy"] | {"delta": 0.01}}
-    assert refused(tmp_path, terms_of(config_of(**small)))[0] == "PrivacyRefusal"  # 50 records
+    kind, text = refused(tmp_path, terms_of(config_of(**small)))  # 50 records
+    assert kind == "PolicyRefused" and "privacy.delta" in text and "50" not in text
     assert "calls this silo 'client-0002'" in refused(tmp_path, plain, replace(OPENING, client=ClientTask(2, "client-0002")))[1]
     assert refused(tmp_path, plain, holdout={"fraction": 0.5})[0] == "ConfigError"
     assert refused(tmp_path, terms_of(config_of(data={"source": f"silos:{NAME}", "classes": 4})))[0] == "DataError"
     statistics = {"source": f"silos:{NAME}", "classes": 3, "normalize": {"kind": "standardize_client"}}
-    assert refused(tmp_path, terms_of(config_of(**PRIVATE, data=statistics)))[0] == "PrivacyRefusal"
+    assert "private_statistics" in refused(tmp_path, terms_of(config_of(**PRIVATE, data=statistics)))[1]
 
 
 def test_what_all_must_agree_on_is_the_runs_and_the_rest_the_sites(tmp_path: Path) -> None:
@@ -165,7 +168,9 @@ def test_what_all_must_agree_on_is_the_runs_and_the_rest_the_sites(tmp_path: Pat
 
 
 def test_of_an_unexpected_error_no_more_is_told_than_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = Asking(Hosting(site_of(tmp_path)), terms_of(config_of()))
+    site = site_of(tmp_path)
+    allow_all(tmp_path / "policy", facts=["records", "evaluation"])
+    ask = Asking(Hosting(site), terms_of(config_of(evaluation={"federated": True})))
     ask.open()
 
     def fail(*_: Any) -> None:
