@@ -73,7 +73,7 @@ class Approvals:
             FedrayError: too many wait, or it cannot be written down.
         """
         sha256 = asked_sha256(terms)
-        found = self._read(self._folder / f"{sha256}.json")
+        found = self.known(sha256)
         if found is not None:
             return found
         waiting = sum(not asked.answer for asked in self.all())
@@ -84,6 +84,10 @@ class Approvals:
         self._write(asked)
         self._log.write("asked", f"run {asked.run} waits for an approval of its terms {sha256[:12]}", terms=sha256, run=asked.run)
         return asked
+
+    def known(self, sha256: str) -> AskedRun | None:
+        """What was asked and answered for terms with this hash; None where they are new."""
+        return self._read(self._folder / f"{sha256}.json")
 
     def decide(self, terms: str, yes: bool, who: str) -> AskedRun:
         """Answer for the terms whose hash begins like this; a later answer replaces an earlier one, for all that comes after it.

@@ -30,12 +30,13 @@ from fedray.privacy.evaluations import Evaluations
 from fedray.privacy.ledger.chain import run_of
 from fedray.privacy.recordplan import check_delta
 from fedray.privacy.rules import check_buffers
-from fedray.silos.approvals import Approvals
+from fedray.silos.approvals import Approvals, asked_sha256
 from fedray.silos.objection import Objection, contradiction, object_to
 from fedray.silos.ownreceipts import OwnReceipts, reports_in
 from fedray.silos.policy import objections, when
-from fedray.silos.policyconfig import Policy, read_policy
+from fedray.silos.policyconfig import Policy, PolicyFile
 from fedray.silos.policytasks import (
+    Key,
     Remembered,
     affordable,
     check_charge,
@@ -68,12 +69,13 @@ class Guard:
     """
 
     def __init__(self, policy: str | Path, client: str, state: Path, now: Callable[[], datetime] = utc_now) -> None:
-        self._path, self._client, self._state, self._now = Path(policy), client, state, now
+        self._file, self._client, self._state, self._now = PolicyFile(Path(policy)), client, state, now
         self._log, self._approvals = SiloLog(state, now), Approvals(state)
         self._terms: Terms | None = None
         self._policy: Policy | None = None
         self._cleared: Policy | None = None  # by which there was no objection to the run
         self._population, self._data = (0, 1.0, True), None
+        self._asked = ""  # hash of what an approval is for
         self._tried = False  # model and loss, by the client's pre-flight test
         self._course, self._spent = Remembered(), Spending()
         self._silo: Silo | None = None
@@ -102,6 +104,7 @@ class Guard:
         self._spent = own_spending(self._state / "ledger", self._client, run_of(job))
         begun, trained = (max(self._log.keys_of(job, event), default=(-1, 0)) for event in (TRAINING, TRAINED))
         self._course = Remembered(begun, trained, clients=clients, index=index)
+        self._asked = asked_sha256(terms)
         self._check_run()
         if terms.model is not None:
             self._configure(terms.model, terms.exchange)
@@ -168,7 +171,7 @@ class Guard:
         policy = self._check_run()
         self._object(check_charge(policy, self._run, round_, attempt, self._course, self._today(TRAINING), self._now()))
         self._charge(policy)
-        self._begin((round_, attempt))
+        self._begin((round_, attempt), trained=False)
 
     def _admit_train(self, task: RoundTask, weights: Any, clients: Sequence[ClientTask], shared: Any = None, *more: Any) -> None:
         if shared is not None:
@@ -182,10 +185,9 @@ class Guard:
         key = key_of(task, client)
         if self._course.starts(key):
             self._charge(policy)
-            self._begin(key)
-        self._log.write(
-            TRAINED, f"round {key[0] + 1}, attempt {key[1] + 1} is given to the client", job=self._run.job, round=key[0], attempt=key[1]
-        )
+            self._begin(key, trained=True)
+        else:  # its charge was made and counted before
+            self._note(TRAINED, key)
         self._course = replace(self._course, trained=key, capacity=task.capacity, clients=task.clients, index=client.index)
 
     def _admit_train_and_hand_over(self, task: RoundTask, weights: Any, clients: Sequence[ClientTask], *more: Any) -> None:
@@ -262,7 +264,7 @@ class Guard:
             PolicyRefused: it cannot be read.
         """
         try:
-            self._policy = read_policy(self._path)
+            self._policy = self._file.read()
         except FedrayError as error:
             self._log.write("error", str(error), "ERROR")
             raise PolicyRefused(f"{self._client}: its policy cannot be read, so nothing is allowed; its log says why.") from None
@@ -281,17 +283,15 @@ class Guard:
         return policy
 
     def _check_approval(self, policy: Policy) -> None:
-        asked = self._approvals.answer(self._run)
+        asked = self._approvals.known(self._asked) or self._approvals.answer(self._run)
         if asked.answer == "yes":
             return
         short = asked.sha256[:12]
         if asked.answer == "no":
             value, change = f"no to terms {short}", "the silo's operator does not want this run"
         else:
-            value, change = (
-                f"terms {short} wait",
-                f"once its operator has said yes (fedray silo approve SITE.yaml {short}), start the run again",
-            )
+            change = f"once its operator has said yes (fedray silo approve SITE.yaml {short}), start the run again"
+            value = f"terms {short} wait"
         self._refuse(object_to(policy, "approval", "the run", value, "true", change))
 
     def _configure(self, facts: ModelFacts, exchange: str) -> None:
@@ -356,11 +356,14 @@ class Guard:
             return contradiction("privacy.delta", plan.delta, why)
         return None
 
-    def _begin(self, key: tuple[int, int]) -> None:
-        round_, attempt = key
+    def _begin(self, key: Key, trained: bool) -> None:
+        """A training is charged, and with ``trained`` given to the client at once."""
+        self._note(TRAINING, key, trained=trained)
         self._course = replace(self._course, begun=key)
-        text = f"run {run_of(self._run.job)} trains in round {round_ + 1}, attempt {attempt + 1}"
-        self._log.write(TRAINING, text, job=self._run.job, round=round_, attempt=attempt)
+
+    def _note(self, event: str, key: Key, **more: bool) -> None:
+        text = f"run {run_of(self._run.job)}, round {key[0] + 1}, attempt {key[1] + 1}: {event}"
+        self._log.write(event, text, job=self._run.job, round=key[0], attempt=key[1], **more)
 
     def _evaluates(self, policy: Policy, weights: Any, clients: Sequence[ClientTask]) -> None:
         self._object(check_cohort(clients, self._client))

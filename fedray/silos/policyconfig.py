@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
@@ -180,6 +181,27 @@ class Policy(Section):
 def _within(hours: str, now: time) -> bool:
     start, end = (time.fromisoformat(text) for text in hours.split("-"))
     return start <= now < end if start < end else now >= start or now < end
+
+
+class PolicyFile:
+    """A policy that may change while it is in use; its file is read again where it did.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._version, self._policy = path, (0, 0, 0, 0), Policy()
+
+    def read(self) -> Policy:
+        """The policy as it is now; raises as :func:`read_policy`."""
+        version = (0, 0, 0, 0)
+        with suppress(OSError):  # which reading it says better
+            found = self._path.stat()
+            version = found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+        if version == (0, 0, 0, 0) or version != self._version:
+            self._policy, self._version = read_policy(self._path), version
+        return self._policy
 
 
 def read_policy(path: str | Path) -> Policy:

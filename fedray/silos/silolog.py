@@ -76,8 +76,10 @@ class SiloLog:
         return sum(time > since and kind == event and local(time).date() == day for time, kind, _ in self._all_counted())
 
     def keys_of(self, job: str, event: str) -> list[tuple[int, int]]:
-        """(round, attempt) of the events of a kind of one start of a run, oldest first."""
-        own = (fields for _, kind, fields in self._all_counted() if kind == event and fields.get("job") == job)
+        """(round, attempt) of the events of a kind of one start of a run, oldest first; a training may be given to the client at once."""
+        own = (
+            f for _, kind, f in self._all_counted() if (kind == event or (event == TRAINED and f.get("trained"))) and f.get("job") == job
+        )
         return [(int(fields["round"]), int(fields["attempt"])) for fields in own]
 
     def _all_counted(self) -> list[tuple[datetime, str, dict[str, Any]]]:
