@@ -212,8 +212,6 @@ def _of_client(terms: Terms, task: RoundTask, client: ClientTask, course: Rememb
         )
     if task.behind:
         return contradiction("behind", task.behind, "how far an update is behind is the client's own affair to say")
-    if client.state is not None and not _own_state(client.state):
-        return contradiction("state", client.state.file, "a state is to be read from a file that is none of this silo's states")
     return None
 
 
@@ -247,10 +245,13 @@ def check_opening(job: str, clients: int, index: int) -> Objection | None:
 
 def check_cohort(clients: Sequence[ClientTask], name: str) -> Objection | None:
     """The objection to an order that is not for this silo's one client, once."""
-    if len(clients) == 1 and clients[0].name == name:
-        return None
-    names = ", ".join(client.name for client in clients) or "nobody"
-    return contradiction("clients", names, f"an order for {names} came to '{name}'")
+    if len(clients) != 1 or clients[0].name != name:
+        names = ", ".join(client.name for client in clients) or "nobody"
+        return contradiction("clients", names, f"an order for {names} came to '{name}'")
+    state = clients[0].state
+    if state is not None and not _own_state(state):
+        return contradiction("state", state.file, "a state is to be read from a file that is none of this silo's states")
+    return None
 
 
 def check_globals(vectors: Sequence[Any], size: int | None) -> Objection | None:

@@ -426,6 +426,35 @@ def test_held_out_records_are_no_oracle(tmp_path: Path) -> None:
     opened.guard.leaving("ready", info(silo=replace(SILO, held_out=9)))
     refused(lambda: opened.guard.admit("evaluate", order), "held_out")
     refused(lambda: opened.guard.admit("evaluate_noised", (*order, 0)), "evaluate")
+    opened.guard.leaving("ready", info())
+    elsewhere = opened.client._replace(state=StateAddress("/etc/shadow", 0, 100, "0" * 64))
+    refused(lambda: opened.guard.admit("evaluate", (opened.weights, [elsewhere])), "state")
+
+
+def test_an_evaluation_with_noise_is_charged_and_made_once_a_round(tmp_path: Path) -> None:
+    charged = {"federated": True, "metrics": ["accuracy"], "charged": {"noise_multiplier": 20.0}}
+    asks = terms(RECORD, evaluation=charged, **UNIFORM)
+    assert asks.plan is not None
+    opened = Opened(tmp_path, asks)
+    order = opened.weights, [opened.client]
+    opened.guard.admit("evaluate_noised", (*order, 0))
+    for number in (0, -1, 3):
+        refused(lambda number=number: opened.guard.admit("evaluate_noised", (*order, number)), "round")
+    refused(lambda: opened.guard.admit("evaluate", order), "evaluate")
+    opened.guard.admit("evaluate_noised", (*order, 1))
+    assert dict(opened.guard._spent.run) == {asks.plan.evaluations.event: 2}  # type: ignore[union-attr]
+    write_policy(tmp_path, epsilon_run=0.01)
+    refused(lambda: opened.guard.admit("evaluate_noised", (*order, 2)), "epsilon")
+
+
+def test_clients_that_carry_on_over_rounds_start_from_earlier_models(tmp_path: Path) -> None:
+    asks = terms(PLAIN, rounds=5, pacing={"kind": "fedbuff", "buffer": 2, "concurrency": 3}, **UNIFORM)
+    opened = Opened(tmp_path, asks)
+    opened.train(replace(opened.task, round=2), opened.client._replace(version=1, factor=180))
+    opened.train(replace(opened.task, round=2), opened.client._replace(version=2))
+    refused(lambda: opened.train(replace(opened.task, round=3), opened.client._replace(version=1)), "was done or is over")
+    refused(lambda: opened.train(replace(opened.task, round=3), opened.client._replace(version=4)), "version")
+    refused(lambda: opened.train(replace(opened.task, round=3), opened.client._replace(version=3, factor=0)), "factor")
 
 
 def test_an_evaluation_that_the_terms_have_not_is_refused(plain: Opened) -> None:
