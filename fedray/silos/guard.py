@@ -74,7 +74,8 @@ class Guard:
         self._terms: Terms | None = None
         self._policy: Policy | None = None
         self._cleared: Policy | None = None  # by which there was no objection to the run
-        self._population, self._data = (0, 1.0, True), None
+        self._population = 0, 1.0, True
+        self._data: Data | None = None
         self._asked = ""  # hash of what an approval is for
         self._tried = False  # model and loss, by the client's pre-flight test
         self._course, self._spent = Remembered(), Spending()
@@ -363,7 +364,7 @@ class Guard:
 
     def _note(self, event: str, key: Key, **more: bool) -> None:
         text = f"run {run_of(self._run.job)}, round {key[0] + 1}, attempt {key[1] + 1}: {event}"
-        self._log.write(event, text, job=self._run.job, round=key[0], attempt=key[1], **more)
+        self._log.write(event, text, "INFO", job=self._run.job, round=key[0], attempt=key[1], **more)
 
     def _evaluates(self, policy: Policy, weights: Any, clients: Sequence[ClientTask]) -> None:
         self._object(check_cohort(clients, self._client))
