@@ -131,6 +131,13 @@ class Counter:
                 self._drop(order)
                 _fail(held.answer, SiloAway(text))
 
+    def stop(self) -> None:
+        """Give up every order, because the gateway is stopped."""
+        with self._lock:
+            for order, held in list(self._open.items()):
+                self._drop(order)
+                _fail(held.answer, SiloAway(f"the gateway was stopped before silo '{self._client}' had answered."))
+
     def hear(self, outbox: Outbox, frame: Frame) -> None:
         """Take a frame of the silo's.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import re
 import secrets
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import grpc
 
 from fedray.errors import ConfigError, FedrayError
-from fedray.silos.certificates import SiloCredentials, check_own
+from fedray.silos.certificates import CertificateRefused, SiloCredentials, check_own
 from fedray.silos.desk import Desk, Handler
 from fedray.silos.frames import Kind, hello, printable, read_frame
 from fedray.silos.link import METHOD, SERVICE, SILO_SETTINGS, alert, in_words, split_address
@@ -114,7 +115,6 @@ class Dialer:
         """Return why the link is over, and why this side ended it, if it did."""
         try:
             credentials = self._credentials()
-            check_own(credentials, datetime.now(UTC))
         except FedrayError as error:
             return str(error), ""
         outbox = desk.connected()
@@ -156,10 +156,13 @@ class Dialer:
     def _why(self, error: Any, current: _Call) -> str:
         if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED):
             return f"the gateway says: {printable(error.details() or '', 1000)}"
-        if not current.welcome and error.code() is grpc.StatusCode.UNAVAILABLE and "losed" in (error.details() or ""):
-            refused = alert(self._address, current.credentials)
-            if refused:
-                return refused
+        if not current.welcome and re.search("closed|reset|Unwrap failed", error.details() or ""):
+            try:
+                check_own(current.credentials, datetime.now(UTC))
+            except CertificateRefused as refused:
+                return str(refused)
+            if said := alert(self._address, current.credentials):
+                return said
         return in_words(error.details() or "")
 
     def _watch(self, stop: threading.Event) -> None:

@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import grpc
 
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import FedrayError
 from fedray.silos.certificates import CertificateRefused, GatewayCredentials, check_own, peer_client
 from fedray.silos.counter import Counter
+from fedray.silos.doorway import Doorway, Visitor
 from fedray.silos.frames import Kind, frame, read_frame, read_hello
 from fedray.silos.link import GATEWAY_SETTINGS, METHOD, SERVICE
 from fedray.silos.outbox import Outbox
@@ -50,10 +51,10 @@ class Presence:
 
 @dataclass
 class _Stream:
-    """A stream that is open; ``certificate`` is what the peer showed, PEM."""
+    """A stream that is open."""
 
     context: Any
-    certificate: bytes
+    visitor: Visitor
     begun: float
     client: str = ""
     outbox: Outbox | None = None
@@ -80,6 +81,8 @@ class Gateway:
         self._stopped = threading.Event()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._server: Any = None
+        self._doorway: Doorway | None = None
+        self._ended = False  # whether the gateway's own certificate has, and that has been said
         self.port = 0
 
     def start(self) -> None:
@@ -89,8 +92,7 @@ class Gateway:
             ConfigError: the address cannot be listened on, or the credentials cannot be read.
             CertificateRefused: the gateway's own certificate has ended, so that no silo would take it.
         """
-        credentials = self._credentials()
-        check_own(credentials, datetime.now(UTC))
+        check_own(self._credentials(), datetime.now(UTC))
         handler = grpc.stream_stream_rpc_method_handler(self._serve)
         self._server = grpc.server(
             ThreadPoolExecutor(_MOST_LINKS, thread_name_prefix="silo-link"),
@@ -98,13 +100,12 @@ class Gateway:
             options=GATEWAY_SETTINGS,
             maximum_concurrent_rpcs=_MOST_LINKS,
         )
-        secured = grpc.dynamic_ssl_server_credentials(_shown(credentials), self._renewed, require_client_authentication=True)
         try:
-            self.port = self._server.add_secure_port(self._listen, secured)
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
-            raise ConfigError(f"gateway: '{self._listen}' cannot be listened on; name an address of this machine with a port that is free.")
+            self._doorway = Doorway(self._listen, self._credentials, self._server.add_insecure_port("127.0.0.1:0"))
+        except FedrayError:
+            self._server.stop(None)
+            raise
+        self.port = self._doorway.port
         self._server.start()
         self._keeper.start()
 
@@ -116,8 +117,10 @@ class Gateway:
                 _end(stream, "the gateway is being stopped")
         if self._server is not None:
             self._server.stop(grace=1.0).wait()
+        if self._doorway is not None:
+            self._doorway.close()
         for counter in list(self._counters.values()):
-            counter.expire("the gateway was stopped", float("inf"))
+            counter.stop()
 
     def submit(
         self,
@@ -181,15 +184,12 @@ class Gateway:
         with self._lock:
             return self._counters.setdefault(client, Counter(client, self._largest))
 
-    def _renewed(self) -> Any:
-        try:
-            return _shown(self._credentials())
-        except FedrayError as error:
-            log.error("the gateway's credentials cannot be read, the former ones count: %s", error)
-            return None
-
     def _serve(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        stream = _Stream(context, context.auth_context()["x509_pem_cert"][0], time.monotonic())
+        visitor = self._doorway.visitor(context.peer()) if self._doorway is not None else None
+        if visitor is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "connections come through the gateway's door alone")
+            raise AssertionError("gRPC has ended the stream")
+        stream = _Stream(context, visitor, time.monotonic())
         with self._lock:
             self._streams.append(stream)
         try:
@@ -209,20 +209,20 @@ class Gateway:
     def _admit(self, stream: _Stream, requests: Iterator[bytes]) -> Outbox:
         """Return what a silo is to be sent; one that is not admitted is told why."""
         try:
-            stream.client = peer_client(stream.certificate, self._credentials(), datetime.now(UTC))
+            stream.client = peer_client(stream.visitor.certificate, self._credentials(), datetime.now(UTC))
             first = read_frame(next(requests))
             if first.kind is not Kind.HELLO:
                 raise MalformedMessage(f"the first frame is of the kind {first.kind.name}")
             if first.number != PROTOCOL:
                 raise MalformedMessage(f"the silo speaks version {first.number} of the protocol and the gateway version {PROTOCOL}")
             client, boot, cause = read_hello(first)
-            peer_client(stream.certificate, self._credentials(), datetime.now(UTC), client)
+            peer_client(stream.visitor.certificate, self._credentials(), datetime.now(UTC), client)
         except (MalformedMessage, FedrayError) as error:
             code = grpc.StatusCode.UNAUTHENTICATED if isinstance(error, CertificateRefused) else grpc.StatusCode.INVALID_ARGUMENT
             self._refuse(stream, code, str(error))
         except (StopIteration, grpc.RpcError):
             self._refuse(stream, grpc.StatusCode.CANCELLED, stream.fault or "the silo said nothing")
-        address = stream.context.peer().partition(":")[2]
+        address = stream.visitor.address
         log.info("silo '%s' is connected from %s%s", client, address, f"; its last link ended because {cause}" if cause else "")
         with self._lock:
             stream.outbox = self._counter(client).connected()
@@ -230,11 +230,11 @@ class Gateway:
             return stream.outbox
 
     def _refuse(self, stream: _Stream, code: Any, cause: str) -> NoReturn:
-        log.warning("a link from %s is refused: %s", stream.context.peer(), cause)
+        log.warning("a link from %s is refused: %s", stream.visitor.address, cause)
         with self._lock:
             old = self._presence.get(stream.client)
             if stream.client and (old is None or not old.connected):
-                address = stream.context.peer().partition(":")[2]
+                address = stream.visitor.address
                 self._presence[stream.client] = Presence(False, datetime.now(UTC), address, old.boot if old else "", cause)
         stream.context.abort(code, cause)
         raise AssertionError("gRPC has ended the stream")
@@ -288,9 +288,16 @@ class Gateway:
         except FedrayError as error:
             log.error("the gateway's credentials cannot be read, and so not who is revoked: %s", error)
             return
+        try:
+            check_own(credentials, datetime.now(UTC))
+            self._ended = False
+        except CertificateRefused as error:
+            if not self._ended:
+                log.error("no silo connects any more: %s", error)
+            self._ended = True
         for stream in list(self._streams):
             try:
-                peer_client(stream.certificate, credentials, datetime.now(UTC))
+                peer_client(stream.visitor.certificate, credentials, datetime.now(UTC))
             except CertificateRefused as error:
                 log.warning("the link of silo '%s' is ended: %s", stream.client, error)
                 _end(stream, str(error))
@@ -312,7 +319,3 @@ def _order(text: str) -> bytes:
     if len(order) != 16:
         raise ValueError(f"'{text}' is not an order's id of 32 hexadecimal digits")
     return order
-
-
-def _shown(credentials: GatewayCredentials) -> Any:
-    return grpc.ssl_server_certificate_configuration([(credentials.key, credentials.certificate)], root_certificates=credentials.federation)

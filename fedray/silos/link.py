@@ -10,7 +10,7 @@ import socket
 import ssl
 from typing import Any
 
-from fedray.silos.certificates import SiloCredentials
+from fedray.silos.certificates import GatewayCredentials, SiloCredentials
 from fedray.silos.frames import LONGEST_FRAME
 
 SERVICE, METHOD = "fedray.Silos", "Link"
@@ -49,7 +49,9 @@ _WORDS = {
     "certificate has expired": "the gateway's certificate has expired",
     "certificate is not yet valid": "the gateway's certificate is not valid yet; compare the clocks",
     "unable to get local issuer certificate": "the gateway's certificate was not issued by this silo's federation",
+    "self signed certificate": "the gateway's certificate was not issued by this silo's federation",
     "certificate signature failure": "the gateway's certificate was not issued by this silo's federation",
+    "unsupported certificate purpose": "the gateway's certificate is not a gateway's",
     "Hostname Verification Check failed": "the gateway's certificate is for another host name",
     "not in peer certificate": "the gateway's certificate is for another host name",
     "keepalive watchdog timeout": "the link went silent",
@@ -60,6 +62,7 @@ _WORDS = {
 _ALERTS = {
     "CERTIFICATE_EXPIRED": "the gateway says that this silo's certificate has expired",
     "UNKNOWN_CA": "the gateway says that this silo's certificate was not issued by its federation",
+    "UNSUPPORTED_CERTIFICATE": "the gateway says that this silo's certificate is not a silo's",
     "CERTIFICATE_UNKNOWN": "the gateway does not accept this silo's certificate",
     "BAD_CERTIFICATE": "the gateway does not accept this silo's certificate",
     "CERTIFICATE_REVOKED": "the gateway says that this silo's certificate is revoked",
@@ -67,14 +70,20 @@ _ALERTS = {
 }
 
 
-def split_address(address: str) -> tuple[str, int]:
+def split_address(address: str, least_port: int = 1) -> tuple[str, int]:
     """Return host and port of ``host:port`` or ``[IPv6]:port``.
 
     Raises:
         ValueError: it is not of that form.
     """
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536 or (":" in host and not host.startswith("[")):
+    if (
+        not separator
+        or not host
+        or not port.isdecimal()
+        or not least_port <= int(port) < 65536
+        or (":" in host and not host.startswith("["))
+    ):
         raise ValueError(f"'{address}' is not host:port with a port from 1 to 65535")
     return host.strip("[]"), int(port)
 
@@ -85,6 +94,19 @@ def in_words(details: str) -> str:
         if sign in details:
             return words
     return details or "the connection was closed"
+
+
+def own_context(credentials: GatewayCredentials | SiloCredentials, purpose: ssl.Purpose) -> ssl.SSLContext:
+    """Return settings of TLS that show one's own certificate and want one of the federation. The key is written to no disk."""
+    context = ssl.create_default_context(purpose, cadata=credentials.federation.decode("ascii"))
+    with os.fdopen(os.memfd_create("identity"), "wb") as file:
+        file.write(credentials.key + credentials.certificate)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def alert(address: str, credentials: SiloCredentials, seconds: float = 5.0) -> str:
@@ -98,12 +120,7 @@ def alert(address: str, credentials: SiloCredentials, seconds: float = 5.0) -> s
         seconds: for which an answer is waited for.
     """
     host, port = split_address(address)
-    context = ssl.create_default_context(cadata=credentials.federation.decode("ascii"))
-    with os.fdopen(os.memfd_create("identity"), "wb") as file:  # the key stays in memory
-        file.write(credentials.key + credentials.certificate)
-        file.flush()
-        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
-    context.set_alpn_protocols(["h2"])
+    context = own_context(credentials, ssl.Purpose.SERVER_AUTH)
     try:
         with socket.create_connection((host, port), seconds) as raw, context.wrap_socket(raw, server_hostname=host) as wrapped:
             while wrapped.recv(4096):  # a gateway that accepts says what its HTTP/2 settings are, and then waits

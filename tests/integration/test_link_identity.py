@@ -110,7 +110,7 @@ def test_a_certificate_is_rotated_while_orders_are_worked_on(home: Path, tmp_pat
         worker.start()
         until(lambda: len(answered) > 5)
         new = enrolment.rotate(identity, send, now())
-        until(lambda: [life_of(s.certificate)[0] for s in list(end._streams)] == [life_of(new.certificate)[0]])
+        until(lambda: [life_of(s.visitor.certificate)[0] for s in list(end._streams)] == [life_of(new.certificate)[0]])
         count = len(answered)
         until(lambda: len(answered) > count + 5)
         admission.renew_gateway(home, [], now())  # whose new certificate is shown at the next dial

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from certified import CertifiedFederation
 
-from fedray.errors import FedrayError
+from fedray.errors import ConfigError, FedrayError
 from fedray.silos.certificates import SiloCredentials
 from fedray.silos.counter import SiloAway, SiloRefused
 from fedray.silos.dialer import Dialer
+from fedray.silos.frames import hello
 from fedray.silos.gateway import Gateway
-from fedray.silos.parcels import Parcel
+from fedray.silos.link import METHOD, SERVICE
+from fedray.silos.parcels import PROTOCOL, Parcel
 
 
 def new_order() -> str:
@@ -118,3 +121,18 @@ def test_a_silo_that_never_dials_is_away_with_the_cause() -> None:
         pytest.raises(SiloAway, match=r"silo 'b' has been away .* has not been connected yet"),
     ):
         gateway.call("b", new_order(), Parcel(b"{}"), 0.1)
+
+
+def test_an_address_that_is_taken_is_named() -> None:
+    federation = CertifiedFederation()
+    with listening(federation) as gateway, pytest.raises(ConfigError, match=rf"gateway: '127.0.0.1:{gateway.port}' cannot be listened on"):
+        Gateway(f"127.0.0.1:{gateway.port}", federation.gateway).start()
+
+
+def test_who_goes_round_the_door_is_refused() -> None:
+    """A process of the same machine that finds the port that gRPC listens on."""
+    with listening(CertifiedFederation()) as gateway:
+        assert gateway._doorway is not None
+        with grpc.insecure_channel(f"127.0.0.1:{gateway._doorway._inside}") as channel, pytest.raises(grpc.RpcError) as refused:
+            next(channel.stream_stream(f"/{SERVICE}/{METHOD}")(iter([hello(PROTOCOL, "hospital-a", "", "")]), timeout=60))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED and not gateway.silos()
