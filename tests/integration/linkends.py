@@ -7,6 +7,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedray.silos import dialer, gateway, outbox
-from fedray.silos.certificates import GatewayCredentials, SiloCredentials
+from fedray.silos.certificates import GatewayCredentials, SiloCredentials, read_gateway_credentials, read_silo_credentials
 from fedray.silos.counter import OrderLost, SiloRefused
 from fedray.silos.dialer import Dialer
 from fedray.silos.gateway import Gateway
@@ -73,7 +74,7 @@ def _faulty(fault: Fault, cut: Callable[[], None]) -> None:
     outbox.Outbox.next = next_frame  # type: ignore[method-assign]
 
 
-def silo(port: int, credentials: SiloCredentials, directory: Path, fault: Fault, waits: float = 0.2) -> None:
+def silo(address: str, credentials: SiloCredentials, directory: Path, fault: Fault, waits: float = 0.2) -> None:
     """Dials for ever, after ``waits`` seconds at least; each order that is worked on is a line of ``worked``."""
     dialer._SHORTEST_WAIT = waits
 
@@ -82,14 +83,14 @@ def silo(port: int, credentials: SiloCredentials, directory: Path, fault: Fault,
             file.write(f"{order}\n")
         return Parcel(parcel.head, (memoryview(np.frombuffer(parcel.buffers[0], np.float32) * 3),))
 
-    made = Dialer(f"127.0.0.1:{port}", lambda: credentials, handle, lambda order, parcel: parcel, directory)
+    made = Dialer(address, lambda: credentials, handle, lambda order, parcel: parcel, directory)
     _faulty(fault, lambda: made._current.call.cancel())  # type: ignore[union-attr]
     made.run(threading.Event())
 
 
-def coordinator(port: int, credentials: GatewayCredentials, directory: Path, fault: Fault) -> None:
+def coordinator(listen: str, credentials: GatewayCredentials, directory: Path, fault: Fault) -> None:
     """Has the orders that have no result yet worked on, in turn, and keeps each result in a file; an order that was lost is made anew."""
-    made = Gateway(f"127.0.0.1:{port}", lambda: credentials)
+    made = Gateway(listen, lambda: credentials)
     _faulty(fault, lambda: [stream.context.cancel() for stream in made._streams])
     made.start()
     for number in range(ORDERS):
@@ -132,3 +133,11 @@ def start(target: Callable[..., None], *arguments: object) -> Any:
     process = _CONTEXT.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
+
+
+if __name__ == "__main__":  # ROLE ADDRESS IDENTITY STATE: an end in a process of its own, without faults
+    role, address, identity, state = sys.argv[1:]
+    if role == "silo":
+        silo(address, read_silo_credentials(Path(identity)), Path(state), Fault())
+    else:
+        coordinator(address, read_gateway_credentials(Path(identity)), Path(state), Fault())

@@ -125,7 +125,7 @@ class HostileGateway:
 def test_a_silo_outlives_malformed_frames(frames: int, tmp_path: Path) -> None:
     federation = CertifiedFederation()
     hostile = HostileGateway(federation, frames)
-    process = start(silo, hostile.port, federation.silo(CLIENT), tmp_path, Fault(), 0.0)
+    process = start(silo, f"127.0.0.1:{hostile.port}", federation.silo(CLIENT), tmp_path, Fault(), 0.0)
     try:
         wait_until(lambda: hostile.left < frames - 20 or process.exitcode is not None, "the silo dials")
         before = psutil.Process(process.pid).memory_info().rss

@@ -25,10 +25,10 @@ def played(directory: Path, at_silo: Fault, at_gateway: Fault) -> int:
     """Play a run with a fault at one end and check it; returns how many processes were killed."""
     federation = CertifiedFederation()
     shown = federation.silo(CLIENT)
-    port, kills = free_port(), 0
+    address, kills = f"127.0.0.1:{free_port()}", 0
     directory.mkdir(parents=True)
     ends = {silo: shown, coordinator: federation.gateway()}
-    running = {end: start(end, port, ends[end], directory, fault) for end, fault in ((coordinator, at_gateway), (silo, at_silo))}
+    running = {end: start(end, address, ends[end], directory, fault) for end, fault in ((coordinator, at_gateway), (silo, at_silo))}
     limit = time.monotonic() + PATIENCE
     try:
         while running[coordinator].exitcode != 0:
@@ -36,7 +36,7 @@ def played(directory: Path, at_silo: Fault, at_gateway: Fault) -> int:
             for end, process in list(running.items()):
                 if process.exitcode == -signal.SIGKILL:
                     kills += 1
-                    running[end] = start(end, port, ends[end], directory, Fault())
+                    running[end] = start(end, address, ends[end], directory, Fault())
                 else:
                     assert process.exitcode in (None, 0), f"{end.__name__} ended with {process.exitcode}"
             running[coordinator].join(0.05)
