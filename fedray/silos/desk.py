@@ -223,7 +223,7 @@ class Desk:
         try:
             self._book.answer(order, status, answer)
             return self._book.answered(order)
-        except FedrayError as error:
+        except Exception as error:  # of whatever kind: the work is done, and its answer must not be lost
             log.error("the answer to order %s is kept in memory alone: %s", order.hex(), error)
             cargo = Cargo(order, False, packed(answer), secrets.token_bytes(16), status)
             with self._lock:
@@ -238,7 +238,7 @@ class Desk:
         except (FedrayError, MalformedMessage) as error:
             log.warning("order %s is refused: %s", order.hex(), error)
             return Status.REFUSED, _reason(str(error))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.exception("order %s failed", order.hex())
             return Status.REFUSED, _reason(f"the silo failed with {type(error).__name__}; its own log says more")
 

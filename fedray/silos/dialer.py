@@ -22,7 +22,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.silos.certificates import CertificateRefused, SiloCredentials, check_own
 from fedray.silos.desk import Desk, Handler
 from fedray.silos.frames import Kind, hello, printable, read_frame
-from fedray.silos.link import METHOD, SERVICE, SILO_SETTINGS, alert, in_words, split_address
+from fedray.silos.link import METHOD, SERVICE, SILO_SETTINGS, Seldom, alert, in_words, split_address
 from fedray.silos.orderbook import OrderBook
 from fedray.silos.parcels import LARGEST, PROTOCOL, MalformedMessage
 
@@ -33,7 +33,6 @@ _STEADY = 30.0  # seconds after which a link that ends is dialled again at once
 _WELCOME_WITHIN = 30.0  # seconds
 _LOOK_EVERY = 0.5  # seconds between looks at whether the link should end
 _CHECK_EVERY = 30.0  # seconds between looks at whether the silo has a new certificate
-_REPEAT_AFTER = 600.0  # seconds after which a cause that stays is logged again
 
 
 @dataclass
@@ -83,7 +82,7 @@ class Dialer:
         self._boot = secrets.token_hex(16)  # marks this process
         self._largest = largest
         self._current: _Call | None = None
-        self._logged = ("", 0.0)
+        self._seldom, self._said = Seldom(), ""
         self.cause = "it has not dialled yet"  # why there is no link; empty while there is one
 
     def run(self, stop: threading.Event) -> None:
@@ -187,11 +186,10 @@ class Dialer:
         current.call.cancel()
 
     def _log(self, cause: str) -> None:
-        said, when = self._logged
-        now = time.monotonic()
-        if cause == said and now - when < _REPEAT_AFTER:
+        if cause != self._said:
+            self._seldom, self._said = Seldom(), cause  # whatever changes is said
+        if not self._seldom.due(cause):
             return
-        self._logged = (cause, now)
         if cause:
             log.warning("no link to the gateway at %s: %s; it is dialled again", self._address, cause)
         else:

@@ -19,7 +19,7 @@ from typing import Any
 
 from fedray.errors import ConfigError, FedrayError
 from fedray.silos.certificates import GatewayCredentials
-from fedray.silos.link import own_context, split_address
+from fedray.silos.link import Seldom, own_context, split_address
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _HANDSHAKE_WITHIN = 15.0  # seconds
 _PART_WITHIN = 1.0  # seconds
 _AT_ONCE = 2**18  # bytes that are passed on in one go
 _BACKLOG = 512
+_MOST_CONNECTIONS = 4000
 
 _CAUSES = {
     "certificate has expired": "its certificate has expired; fedray silo enrol with a new token gives it another",
@@ -135,6 +136,7 @@ class Doorway:
         self._inside = inside
         self._context, self._shown = own_context(credentials(), ssl.Purpose.CLIENT_AUTH), credentials()
         self._visitors: dict[int, Visitor] = {}
+        self._seldom = Seldom()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         try:
@@ -176,6 +178,11 @@ class Doorway:
                 log.error("the gateway cannot take a connection: %s", error)
                 await asyncio.sleep(1.0)
                 continue
+            if len(self._tasks) >= _MOST_CONNECTIONS:
+                taken.close()
+                if self._seldom.due("full"):
+                    log.error("the gateway has %d connections and takes no more", _MOST_CONNECTIONS)
+                continue
             task = self._loop.create_task(self._serve(taken, f"{address[0]}:{address[1]}"))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -187,7 +194,7 @@ class Doorway:
                 async with asyncio.timeout(_HANDSHAKE_WITHIN):
                     certificate = await peer.shake()
             except (OSError, TimeoutError) as error:
-                _say(address, error)
+                self._say(address, error)
                 return
             with socket.socket() as inner:
                 inner.setblocking(False)
@@ -200,6 +207,22 @@ class Doorway:
                     await _first(peer.pass_in(inner), peer.pass_out(inner))
                 finally:
                     del self._visitors[port]
+
+    def _say(self, address: str, error: Exception) -> None:
+        reason = getattr(error, "reason", None) or ""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            cause = next((words for sign, words in _CAUSES.items() if sign in error.verify_message), error.verify_message)
+            said = f"is refused: {cause}"
+        elif "ALERT" in reason:
+            alert = reason.partition("ALERT_")[2].replace("_", " ").lower()
+            said = f"ended because it does not accept the gateway's certificate: {alert}"
+        elif "CERTIFICATE" in reason:
+            said = "is refused: it shows no certificate"
+        else:  # a port scan, a probe, a silo that does not accept the gateway's certificate and says nothing
+            log.debug("a connection from %s did not shake hands: %s", address, error)
+            return
+        if self._seldom.due(address.rpartition(":")[0], said):
+            log.warning("a connection from %s %s", address, said)
 
     def _current(self) -> ssl.SSLContext:
         try:
@@ -220,17 +243,3 @@ async def _first(*ways: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _say(address: str, error: Exception) -> None:
-    reason = getattr(error, "reason", None) or ""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        cause = next((words for sign, words in _CAUSES.items() if sign in error.verify_message), error.verify_message)
-        log.warning("a connection from %s is refused: %s", address, cause)
-    elif "ALERT" in reason:
-        said = reason.partition("ALERT_")[2].replace("_", " ").lower()
-        log.warning("a connection from %s ended because it does not accept the gateway's certificate: %s", address, said)
-    elif "CERTIFICATE" in reason:
-        log.warning("a connection from %s is refused: it shows no certificate", address)
-    else:  # a port scan, a probe, a silo that does not accept the gateway's certificate and says nothing
-        log.debug("a connection from %s did not shake hands: %s", address, error)

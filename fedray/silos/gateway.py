@@ -18,7 +18,7 @@ from fedray.silos.certificates import CertificateRefused, GatewayCredentials, ch
 from fedray.silos.counter import Counter
 from fedray.silos.doorway import Doorway, Visitor
 from fedray.silos.frames import Kind, frame, read_frame, read_hello
-from fedray.silos.link import GATEWAY_SETTINGS, METHOD, SERVICE
+from fedray.silos.link import GATEWAY_SETTINGS, METHOD, SERVICE, Seldom
 from fedray.silos.outbox import Outbox
 from fedray.silos.parcels import LARGEST, PROTOCOL, MalformedMessage, Parcel
 
@@ -82,7 +82,7 @@ class Gateway:
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._server: Any = None
         self._doorway: Doorway | None = None
-        self._ended = False  # whether the gateway's own certificate has, and that has been said
+        self._seldom = Seldom()
         self.port = 0
 
     def start(self) -> None:
@@ -230,7 +230,8 @@ class Gateway:
             return stream.outbox
 
     def _refuse(self, stream: _Stream, code: Any, cause: str) -> NoReturn:
-        log.warning("a link from %s is refused: %s", stream.visitor.address, cause)
+        if self._seldom.due(stream.client or stream.visitor.address.rpartition(":")[0], cause):
+            log.warning("a link from %s is refused: %s", stream.visitor.address, cause)
         with self._lock:
             old = self._presence.get(stream.client)
             if stream.client and (old is None or not old.connected):
@@ -290,11 +291,9 @@ class Gateway:
             return
         try:
             check_own(credentials, datetime.now(UTC))
-            self._ended = False
         except CertificateRefused as error:
-            if not self._ended:
+            if self._seldom.due(error.cause):
                 log.error("no silo connects any more: %s", error)
-            self._ended = True
         for stream in list(self._streams):
             try:
                 peer_client(stream.visitor.certificate, credentials, datetime.now(UTC))

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 from typing import Any
 
 from fedray.silos.certificates import GatewayCredentials, SiloCredentials
 from fedray.silos.frames import LONGEST_FRAME
+
+_REPEAT_AFTER, _MOST_SAID = 600.0, 1000  # seconds, things
 
 SERVICE, METHOD = "fedray.Silos", "Link"
 
@@ -68,6 +71,23 @@ _ALERTS = {
     "CERTIFICATE_REVOKED": "the gateway says that this silo's certificate is revoked",
     "CERTIFICATE_REQUIRED": "the gateway was shown no certificate",
 }
+
+
+class Seldom:
+    """Decides whether something is said again, because what fails is tried for ever: once in ten minutes. Remembers a thousand things."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, ...], float] = {}
+
+    def due(self, *what: str) -> bool:
+        """Return whether something has not been said in the last ten minutes, and note that it is said now."""
+        now = time.monotonic()
+        if now - self._said.get(what, -_REPEAT_AFTER) < _REPEAT_AFTER:
+            return False
+        if len(self._said) >= _MOST_SAID:
+            self._said.clear()
+        self._said[what] = now
+        return True
 
 
 def split_address(address: str, least_port: int = 1) -> tuple[str, int]:

@@ -1,7 +1,7 @@
 """What a silo remembers of its orders on disk, so that no order is worked on twice and no answer is lost, whatever is killed.
 
 ``orders.log`` has a line for each order that was begun (``begun ORDER``) and for each that is closed (``closed ORDER``); an answer lies in
-``ORDER.answer`` from when it is there until its order is closed. An order without a line was never begun. The files are for the silo's
+``ORDER.answer`` from when it is there until its order is closed, for thirty days at most. An order without a line was never begun. The files are for the silo's
 user alone.
 """
 
@@ -13,6 +13,7 @@ import os
 import secrets
 import struct
 import threading
+import time
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedray.storage import append_line, damaged, write_atomic
 
 _ANSWER = struct.Struct("<4sB16s43x")  # 64 bytes, so that the arrays stay aligned
 _MAGIC = b"fans"
+_DAY, _KEPT_DAYS = 86400.0, 30
 
 
 class Known(Enum):
@@ -63,6 +65,7 @@ class OrderBook:
         for half in directory.glob(".*.answer.*"):  # a killed process was writing it
             half.unlink()
         self._known = self._read()
+        self._sweep()
 
     def close(self) -> None:
         """Let another process have the book."""
@@ -95,6 +98,15 @@ class OrderBook:
         write_atomic(self._answer(order), lambda path: _write(path, parts))
         with self._lock:
             self._known[order] = Known.ANSWERED
+        if time.time() - self._swept > _DAY:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Close orders whose answers nobody has fetched, or released, for too long."""
+        self._swept = time.time()
+        for path in self._directory.glob("*.answer"):
+            if self._swept - path.stat().st_mtime > _KEPT_DAYS * _DAY:
+                self.shut(bytes.fromhex(path.stem))
 
     def answered(self, order: bytes) -> Cargo:
         """Return a kept answer; its bytes are mapped from its file.
@@ -125,11 +137,6 @@ class OrderBook:
             append_line(self._log, f"closed {order.hex()}")
             self._known[order] = Known.CLOSED
         self._answer(order).unlink(missing_ok=True)
-
-    def open_orders(self) -> list[bytes]:
-        """Return the orders that were begun and are not closed."""
-        with self._lock:
-            return [order for order, known in self._known.items() if known is not Known.CLOSED]
 
     def _answer(self, order: bytes) -> Path:
         return self._directory / f"{order.hex()}.answer"
