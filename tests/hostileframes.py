@@ -33,7 +33,7 @@ def malformed(draw: random.Random) -> bytes:
         size = draw.choice([0, 2**32 + 1, 2**40, 2**63, 2**64 - 1])
         return stamped(Kind.OFFER, order, draw.randrange(6), struct.pack("<Q16s", size, order))
     if sort == 5:
-        return stamped(Kind.OFFER, order, draw.choice([6, 7, 2**31, 2**32 - 1]), struct.pack("<Q16s", 10, order))
+        return stamped(Kind.OFFER, order, draw.choice([6, 7, 14, 15, 16, 2**31, 2**32 - 1]), struct.pack("<Q16s", 10, order))
     if sort == 6:  # a chunk of nothing that was offered
         return stamped(Kind.CHUNK, draw.randbytes(16), draw.randrange(2**32), draw.randbytes(draw.choice([1, 100, 4096])))
     if sort == 7:  # a bit of a good frame turned
@@ -53,6 +53,9 @@ def hostile(draw: random.Random, orders: list[bytes]) -> bytes:
         return frame(draw.choice([Kind.RELEASE, Kind.RELEASED]), order)
     if sort == 2:
         return stamped(
-            Kind.OFFER, order, draw.randrange(6), struct.pack("<Q16s", draw.choice([1, 15, 16, 80, 2**20 + 1, 2**32]), draw.randbytes(16))
+            Kind.OFFER,
+            order,
+            draw.choice([0, 1, 2, 5, 8, 9, 12]),
+            struct.pack("<Q16s", draw.choice([1, 15, 16, 80, 2**20 + 1, 2**32]), draw.randbytes(16)),
         )
     return frame(Kind.CHUNK, order, draw.choice([0, 1, 4095, 2**31]), bytes(draw.choice([1, 16, 80, CHUNK])))

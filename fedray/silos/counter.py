@@ -176,7 +176,8 @@ class Counter:
                 return
         held.status, held.connection = offered.status, outbox
         outbox.have(frame.order, NOT_WANTED)  # the silo has an answer, so it needs the order no more
-        outbox.signal(Kind.HAVE, frame.order, held.assembly.arrived)
+        if offered.again or held.assembly.arrived:
+            outbox.signal(Kind.HAVE, frame.order, held.assembly.arrived)
 
     def _chunk(self, outbox: Outbox, frame: Frame) -> None:
         held = self._open.get(frame.order)
@@ -186,7 +187,6 @@ class Counter:
         if held.assembly is None or held.connection is not outbox:
             raise MalformedMessage("the silo sent a chunk of an answer that it had not offered")
         held.assembly.put(frame.number, frame.body)
-        outbox.signal(Kind.HAVE, frame.order, held.assembly.arrived)
         if held.assembly.whole:
             self._drop(frame.order)
             if not held.hold or held.status is not Status.DONE:

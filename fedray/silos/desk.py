@@ -133,7 +133,8 @@ class Desk:
                 return
             coming = self._coming[order] = _Coming(offered.control, assembly, self._outbox)
         coming.connection = self._outbox
-        self._outbox.signal(Kind.HAVE, order, coming.assembly.arrived)
+        if offered.again or coming.assembly.arrived:
+            self._outbox.signal(Kind.HAVE, order, coming.assembly.arrived)
 
     def _make_room(self, size: int) -> None:
         """Forget orders of earlier connections that came in part and were not offered again, if there is no room otherwise."""
@@ -150,7 +151,6 @@ class Desk:
                 raise MalformedMessage("the gateway sent a chunk of an order that it had not offered")
             return
         coming.assembly.put(frame.number, frame.body)
-        self._outbox.signal(Kind.HAVE, order, coming.assembly.arrived)
         if coming.assembly.whole:
             self._waiting[order] = self._coming.pop(order)
             self._queues[coming.control].put(order)

@@ -8,10 +8,13 @@ kind     sent by  number                       body
 ======== ======== ============================ =============================================================
 HELLO    silo     version of the protocol      JSON: client, boot (16 random bytes of the process, hex), cause
 WELCOME  gateway  version of the protocol      empty
-OFFER    both     0 work, 1 control; a silo's  size in bytes (64 bits), 16 random bytes that mark the
-                  answers: plus 2 x status     parcel's making
+OFFER    both     1 if control, plus 2 x an    size in bytes (64 bits), 16 random bytes that mark the
+                  answer's status, plus 8 if   parcel's making
+                  it was offered before
 CHUNK    both     number of the chunk, from 0  1 MiB of the parcel, or the rest of it
-HAVE     both     chunks that are there        empty
+HAVE     both     chunks that are there: the   empty
+                  answer to what is offered
+                  again, or not wanted
 RELEASE  gateway  0                            empty: the answer is not needed any more
 RELEASED silo     0                            empty
 ======== ======== ============================ =============================================================
@@ -110,19 +113,28 @@ def read_frame(data: bytes) -> Frame:
     return Frame(kind, order, number, body)
 
 
-def offer(order: bytes, control: bool, status: Status, size: int, tag: bytes) -> bytes:
-    """Return the frame that announces a parcel."""
-    return frame(Kind.OFFER, order, control + 2 * status, _OFFER.pack(size, tag))
-
-
 @dataclass(frozen=True)
 class Offered:
-    """What an OFFER says: the lane, an answer's status, the parcel's size in bytes, and the mark of its making."""
+    """What an OFFER says.
+
+    Attributes:
+        control: whether it goes before work.
+        status: what an answer is.
+        size: bytes of the parcel.
+        tag: marks this making of the parcel, 16 bytes.
+        again: whether it was offered before, so that the peer says from which chunk it goes on.
+    """
 
     control: bool
     status: Status
     size: int
     tag: bytes
+    again: bool = False
+
+
+def offer(order: bytes, offered: Offered) -> bytes:
+    """Return the frame that announces a parcel."""
+    return frame(Kind.OFFER, order, offered.control + 2 * offered.status + 8 * offered.again, _OFFER.pack(offered.size, offered.tag))
 
 
 def read_offer(found: Frame, largest: int) -> Offered:
@@ -132,11 +144,12 @@ def read_offer(found: Frame, largest: int) -> Offered:
         MalformedMessage: it says nothing that is meant, or the parcel would be larger than ``largest`` bytes.
     """
     size, tag = _OFFER.unpack(found.body)
-    if found.number >= 2 * len(Status):
+    status = found.number >> 1 & 3
+    if found.number >= 16 or status >= len(Status):
         raise MalformedMessage(f"an OFFER has the unknown number {found.number}")
     if not 0 < size <= largest:
         raise MalformedMessage(f"a message of {size:,} bytes is offered; at most {largest:,} are taken")
-    return Offered(bool(found.number & 1), Status(found.number >> 1), size, tag)
+    return Offered(bool(found.number & 1), Status(status), size, tag, bool(found.number & 8))
 
 
 def hello(version: int, client: str, boot: str, cause: str) -> bytes:

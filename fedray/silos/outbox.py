@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedray.silos.frames import Kind, Status, frame, offer
+from fedray.silos.frames import Kind, Offered, Status, frame, offer
 from fedray.silos.parcels import MalformedMessage, Stretch
 
 _MOST_SIGNALS = 100_000
@@ -127,7 +127,7 @@ class Outbox:
             cargo = sending.cargo
             if not sending.offered:
                 sending.offered = True
-                return offer(cargo.order, cargo.control, cargo.status, cargo.data.size, cargo.tag)
+                return offer(cargo.order, Offered(cargo.control, cargo.status, cargo.data.size, cargo.tag, cargo.again))
             if sending.next is None:
                 continue
             number = sending.next

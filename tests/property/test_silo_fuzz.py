@@ -11,7 +11,7 @@ from hostileframes import hostile, malformed
 
 from fedray.silos.counter import Counter
 from fedray.silos.desk import Desk
-from fedray.silos.frames import Status, offer, read_frame
+from fedray.silos.frames import Offered, Status, offer, read_frame
 from fedray.silos.orderbook import OrderBook
 from fedray.silos.parcels import LARGEST, MalformedMessage, Parcel
 
@@ -88,6 +88,6 @@ def test_claims_alone_take_no_memory(desk: Desk) -> None:
     """Ten times as many orders of 4 GiB as a silo takes, and none of them comes."""
     other, before = Counter("a"), memory()
     for number in range(640):
-        desk.hear(read_frame(offer(number.to_bytes(16, "little"), False, Status.DONE, LARGEST, bytes(16))))
+        desk.hear(read_frame(offer(number.to_bytes(16, "little"), Offered(False, Status.DONE, LARGEST, bytes(16)))))
     assert memory() - before < 64 * 2**20
     transferred(other, desk)
