@@ -68,6 +68,7 @@ def _experiment(docs: list[Document]) -> dict[str, str]:
 
 
 _HEAD = "spec.headGroupSpec.template.spec"
+_DRIVER = "spec.workerGroupSpecs.0.template.spec"
 _CLIENTS = "spec.workerGroupSpecs.1.template.spec"
 _MLFLOW = "spec.template.spec"
 
@@ -300,4 +301,53 @@ MISTAKES = [
     Mistake(
         "no group for drivers", "jobs/digits", drop("RayJob/digits", "spec.rayClusterSpec.workerGroupSpecs.0"), "asks for {'driver': 0.01}"
     ),
+    Mistake(
+        "gateway open to the world",
+        "overlays/federation",
+        drop("Service/gateway", "spec.loadBalancerSourceRanges"),
+        "is open to every address",
+    ),
+    Mistake(
+        "gateway that no silo reaches",
+        "overlays/federation",
+        put("Service/gateway", "spec.loadBalancerSourceRanges", ["198.51.100.0/24"]),
+        "lets 198.51.100.0/24 reach port 7443",
+    ),
+    Mistake(
+        "the head open to silos",
+        "overlays/federation",
+        put("Service/gateway", "spec.selector", {"ray.io/cluster": "fedray", "ray.io/node-type": "head"}),
+        "opens a pod that is no gateway",
+    ),
+    Mistake(
+        "the jobs API open to silos",
+        "overlays/federation",
+        put("NetworkPolicy/gateway", "spec.ingress.0.ports.0.port", 8265),
+        "more than the gateway's port",
+    ),
+    Mistake(
+        "all pods open to silos",
+        "overlays/federation",
+        put("NetworkPolicy/gateway", "spec.podSelector", {}),
+        "reach a pod that no open service names",
+    ),
+    Mistake(
+        "the authority's key in a pod",
+        "overlays/federation",
+        drop("RayCluster/fedray", f"{_DRIVER}.volumes.3.secret.items"),
+        "mounts more of fedray-federation than a gateway needs",
+    ),
+    Mistake(
+        "an identity that others can read",
+        "overlays/federation",
+        put("RayCluster/fedray", f"{_DRIVER}.volumes.3.secret.defaultMode", 0o444),
+        "can be read by others",
+    ),
+    Mistake(
+        "revocations that do not arrive",
+        "overlays/federation",
+        put("RayCluster/fedray", f"{_DRIVER}.containers.0.volumeMounts.2.subPath", "revoked.json"),
+        "a subPath never sees",
+    ),
+    Mistake("a gateway without a service", "overlays/federation", lose("Service/gateway"), "no service leads silos to it"),
 ]

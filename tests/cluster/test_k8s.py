@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from manifest_gateway import gateway_errors
 from manifest_gcs import gcs_errors
 from manifest_mistakes import MISTAKES, Mistake
 from manifest_network import network_errors
@@ -20,7 +21,7 @@ from manifest_policy import (
 )
 from manifests import K8S, Document, applied, documents, overlay_of, pods, schema_errors, title
 
-OVERLAYS = ["overlays/local", "overlays/cpu", "overlays/gpu", "overlays/silos", "overlays/production"]
+OVERLAYS = ["overlays/local", "overlays/cpu", "overlays/gpu", "overlays/silos", "overlays/federation", "overlays/production"]
 JOBS = ["jobs/digits", "jobs/digits-local", "jobs/heart"]
 
 POLICY = [
@@ -33,6 +34,7 @@ POLICY = [
     operator_errors,
     placement_errors,
     gcs_errors,
+    gateway_errors,
 ]
 
 
