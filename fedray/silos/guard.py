@@ -231,8 +231,7 @@ class Guard:
             self._object(contradiction("round", round_, f"an evaluation after round {round_ + 1} is none of the run's, or was done"))
         policy, evaluations = self._check_run(), Evaluations.of(config)
         assert evaluations is not None and self._run.plan is not None
-        event = accountant.flatten({evaluations.event: 1})
-        self._object(affordable(policy, self._run.plan, self._spent, event))
+        self._object(affordable(policy, self._run.plan, self._spent, event := accountant.flatten({evaluations.event: 1})))
         self._evaluates(policy, weights, clients)
         self._spent = replace(self._spent, run=joined(self._spent.run, event))
         self._course = replace(self._course, evaluated=round_)
@@ -382,10 +381,10 @@ class Guard:
 
     def _keep(self, report: ClientReport) -> None:
         """Keep a turn's receipts, which its commit must repeat, and log how it ended."""
-        key = self._course.trained
-        self._receipts.keep(key, report)
+        round_, attempt = self._course.trained
+        self._receipts.keep((round_, attempt), report)
         if report.status != "done":
-            about = {"job": self._run.job, "round": key[0], "attempt": key[1], "traceback": report.traceback or None}
+            about = {"job": self._run.job, "round": round_, "attempt": attempt, "traceback": report.traceback or None}
             self._log.write("turn", f"the turn ended as {report.status}: {report.error}", "WARNING", **about)
 
     def _object(self, found: Objection | None) -> None:
@@ -393,9 +392,8 @@ class Guard:
             self._refuse(found)
 
     def _refuse(self, *found: Objection) -> None:
-        text, now = "\n".join(map(str, found)), self._now()
-        known = self._refused is not None and self._refused[0] == text and (now - self._refused[1]).total_seconds() < _SAME_REFUSAL
-        if not known:
+        text, now, last = "\n".join(map(str, found)), self._now(), self._refused
+        if last is None or last[0] != text or (now - last[1]).total_seconds() >= _SAME_REFUSAL:
             self._refused = text, now
             rules = sorted({each.rule for each in found if each.rule})
             self._log.write("refused", text, "WARNING", job=self._terms.job if self._terms else None, rules=rules or None)
