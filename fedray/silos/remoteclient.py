@@ -44,6 +44,7 @@ from fedray.privacy.account import Decision
 from fedray.privacy.figures import Figures
 from fedray.silos.calls import CALLS, SiloOpening, pack_call, read_answer
 from fedray.silos.certificates import read_gateway_credentials
+from fedray.silos.codec import Malformed
 from fedray.silos.counter import SiloAway
 from fedray.silos.forms import codec
 from fedray.silos.gateway import Gateway
@@ -98,18 +99,12 @@ class SiloGateway:
     ) -> tuple[bytes, list[Any]]:
         """See :meth:`Gateway.call`; buffers are arrays of bytes."""
         parcel = Parcel(head, tuple(memoryview(b).cast("B") if len(b) else b"" for b in buffers))
-        answer = await asyncio.wrap_future(self._gateway.submit(client, order, parcel, timeout, control, within))
+        answer = await asyncio.wrap_future(self._gateway.submit(client, order, parcel, timeout, control, within, hold=not control))
         return answer.head, [np.frombuffer(b, dtype=np.uint8) for b in answer.buffers]
 
-    async def why_away(self, clients: Sequence[str]) -> dict[str, str]:
-        """Why silos are not connected, as clauses; of those that are not."""
-        found, known = {}, self._gateway.silos()
-        for client in clients:
-            if client not in known:
-                found[client] = "has not dialled the gateway yet"
-            elif not known[client].connected:
-                found[client] = f"is away: {known[client].cause}"
-        return found
+    async def release(self, client: str, order: str) -> None:
+        """Let the silo forget an answer, which whoever asked has."""
+        self._gateway.release(client, order)
 
 
 class RemoteClient:
@@ -252,7 +247,7 @@ class RemoteClient:
         """Call the silo's method; a gateway that is restarted meanwhile is asked again, for the same order.
 
         Raises:
-            Gone: the silo is away for too long, or has no host for this run any more.
+            Gone: the silo is away for too long, has no host for this run any more, or does not answer what it was asked.
             FedrayError: what the silo says.
         """
         head, buffers = pack_call(self._codec, name, self._session, arguments)
@@ -272,7 +267,12 @@ class RemoteClient:
                 if time.monotonic() - began > (within or limit):
                     raise Gone(f"the gateway does not come back ({errors.first_line(error)})") from None
                 time.sleep(0.2)
-        said, found = read_answer(self._codec, name, answer, [memoryview(b) for b in came])
+        if not CALLS[name].control:
+            self._gateway.release.remote(self._client.name, order)
+        try:
+            said, found = read_answer(self._codec, name, answer, [memoryview(b) for b in came])
+        except Malformed as error:
+            raise self._wrong(f"what is no answer to '{name}' ({error})") from None
         if said == "gone":
             raise Gone(found[1])
         if said == "error":
@@ -309,7 +309,11 @@ class RemoteClient:
 
     def _check(self, right: bool, what: str) -> None:
         if not right:
-            raise FedrayError(f"silo '{self._client.name}' sent {what}; its answer is not used.")
+            raise self._wrong(what)
+
+    def _wrong(self, what: str) -> Gone:
+        """A silo that sends what it should not counts as gone, so that the others' run goes on."""
+        return Gone(f"silo '{self._client.name}' sent {what}; its answer is not used")
 
 
 def start_gateway(listen: str, identity: str) -> Any:
