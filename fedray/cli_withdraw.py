@@ -65,6 +65,7 @@ def _enter_site(kind: str, site: Path, reason: str) -> None:
     from fedray.silos.siteconfig import read_site
 
     found = read_site(site)
+    Path(found.state).mkdir(parents=True, exist_ok=True)  # a silo may withdraw before it has taken part in anything
     _enter(kind, found.ledger, found.client, reason)
 
 
@@ -72,7 +73,7 @@ def _enter(kind: str, directory: Location, client: str, reason: str) -> None:
     from fedray.privacy.ledger.withdrawal import enter
 
     for found in enter(kind, directory, client, reason):
-        how = (
-            f"entry {found.entry}" if found.entry is not None else f"counts from now on, and is entered before the next charge; {found.why}"
-        )
+        how = f"counts from now on, and is entered before the next charge; {found.why}"
+        if found.entry is not None:
+            how = f"entry {found.entry}{' of a new ledger; this client had none here' if found.new else ''}"
         click.echo(f"{found.book}: client '{client}' {_WORDS[kind]} ({how})")

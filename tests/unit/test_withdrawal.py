@@ -67,7 +67,7 @@ def test_the_last_word_counts_and_nothing_is_charged_after_a_withdrawal(
         assert set(writer.withdrawn()) == state
         writer.close()
     with Ledger.open(book, "run/3") as after:
-        assert set(after.withdrawn()) == state and not find_notices(book) and not Path(str(notice_folder(book))).exists()
+        assert set(after.withdrawn()) == state and not find_notices(book)
     assert set(verify(book).withdrawn) == state
 
 
@@ -128,7 +128,9 @@ def test_a_driver_s_new_ledger_knows_who_has_withdrawn_in_its_own(tmp_path: Path
 def test_the_commands_say_what_they_wrote(tmp_path: Path) -> None:
     run = CliRunner().invoke
     said = run(cli, ["ledger", "withdraw", str(tmp_path / "led"), "a", "--reason", "consent revoked"])
-    assert said.exit_code == 0 and "client 'a' has withdrawn its data (entry 1)" in said.output
+    assert said.exit_code == 0 and "client 'a' has withdrawn its data (entry 1 of a new ledger; this client had none here)" in said.output
+    astray = run(cli, ["ledger", "withdraw", str(tmp_path / "there is" / "none"), "a"])
+    assert astray.exit_code == 1 and "the directory above it must be there" in astray.output and not (tmp_path / "there is").exists()
     again = run(cli, ["ledger", "withdraw", str(tmp_path / "led"), "a"])
     assert again.exit_code == 1 and "has withdrawn already" in again.output
     assert "consent revoked" in run(cli, ["ledger", "show", str(tmp_path / "led")]).output

@@ -55,7 +55,7 @@ class FileBook:
             LedgerError: the file is missing or locked, or the volume has no file locks.
         """
         if make_directory:
-            _make_directory(path.parent)
+            make_ledger_directory(path.parent)
         self._path = path
         self._pid = os.getpid()
         self._unborn: Path | None = None
@@ -178,7 +178,12 @@ def _open_locked(path: Path, job: str, wait: float, unborn: Path | None = None) 
     return descriptor
 
 
-def _make_directory(directory: Path) -> None:
+def make_ledger_directory(directory: Path) -> None:
+    """Make the directory of ledgers if it is missing, durably.
+
+    Raises:
+        LedgerError: it cannot be made, as where the directory above it is missing.
+    """
     try:
         directory.mkdir(exist_ok=True)
         sync_directory(directory.parent)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.errors import LedgerError
-from fedray.storage import write_atomic
+from fedray.storage import sync_directory, write_atomic
 from fedray.stores.object_path import Location
 from fedray.stores.s3 import Bucket
 
@@ -70,6 +70,7 @@ def leave_notice(book: Location, notice: Notice) -> None:
     folder = notice_folder(book)
     if isinstance(folder, Path):
         write_atomic(folder / notice.name, data)
+        sync_directory(folder.parent)  # where the folder is new
     else:
         Bucket(folder).create(notice.name, data)
 
@@ -129,7 +130,6 @@ def remove_notice(book: Location, notice: Notice) -> None:
     if isinstance(folder, Path):
         with suppress(OSError):  # it is entered, and not entered again
             (folder / notice.name).unlink()
-            folder.rmdir()
     else:
         Bucket(folder).delete(notice.name)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedray.errors import LedgerError
+from fedray.privacy.ledger.book_file import make_ledger_directory
 from fedray.privacy.ledger.chain import Summary, Withdrawal, scan
 from fedray.privacy.ledger.ledger import Ledger
 from fedray.privacy.ledger.location import clients_path, records_path, subject_path
@@ -116,11 +117,13 @@ class Entered:
         book: the ledger.
         entry: number of its entry; None if the run that holds the ledger's lock will write it.
         why: why it is not written yet.
+        new: the ledger was made for it.
     """
 
     book: Location
     entry: int | None
     why: str = ""
+    new: bool = False
 
 
 def enter(kind: str, directory: Location, subject: str, reason: str) -> list[Entered]:
@@ -136,7 +139,7 @@ def enter(kind: str, directory: Location, subject: str, reason: str) -> list[Ent
         reason: for those who read the ledger.
 
     Raises:
-        LedgerError: a ledger is broken; or there is nothing to readmit.
+        LedgerError: a ledger is broken, the directory above ``directory`` is missing, or there is nothing to readmit.
         StoreError: the object store cannot be reached.
     """
     own = subject_path(directory, subject)
@@ -147,7 +150,7 @@ def enter(kind: str, directory: Location, subject: str, reason: str) -> list[Ent
         raise LedgerError(f"{directory}: client '{subject}' {state}.")
     notice = Notice.now(kind, subject, reason)
     if isinstance(directory, Path):
-        directory.mkdir(parents=True, exist_ok=True)
+        make_ledger_directory(directory)
     for book in books:  # all count before the first is entered
         leave_notice(book, notice)
     return [_entered(book, notice, subject if book == own else None) for book in books]
@@ -158,14 +161,14 @@ def _exists(book: Location) -> bool:
 
 
 def _entered(book: Location, notice: Notice, owner: str | None) -> Entered:
-    unit, adjacency = "record", "zero_out"
-    if _exists(book):
+    unit, adjacency, new = "record", "zero_out", not _exists(book)
+    if not new:
         for item in scan(book, read_lines(book)):
             if not isinstance(item, bytes) and item[0].kind == "open":
                 unit, adjacency = item[0].data["unit"], item[0].data["adjacency"]
     try:
         with Ledger.open(book, notice.kind, subject=owner, unit=unit, adjacency=adjacency) as ledger:
-            return Entered(book, ledger.head.seq)
+            return Entered(book, ledger.head.seq, new=new)
     except LedgerError as error:
         if notice.id not in {left.id for left in find_notices(book)}:
             raise
