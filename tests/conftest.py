@@ -35,7 +35,17 @@ settings.load_profile("untimed")
 
 
 #: Files of tests/integration whose tests start no Ray.
-RAYLESS = ("test_ledger_kills.py", "test_lying_driver.py", "test_link_kills.py", "test_plan_cli.py", "test_tracking_mlflow.py")
+RAYLESS = (
+    "test_ledger_kills.py",
+    "test_link_crowd.py",
+    "test_link_fuzz.py",
+    "test_link_identity.py",
+    "test_link_kills.py",
+    "test_link_network.py",
+    "test_lying_driver.py",
+    "test_plan_cli.py",
+    "test_tracking_mlflow.py",
+)
 
 
 def together(nodeid: str) -> str:
