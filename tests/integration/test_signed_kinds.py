@@ -70,8 +70,8 @@ def test_silos_outside_the_cluster_sign_by_the_keys_of_their_identities(tmp_path
     make_keys(tmp_path, [])
     digits = {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 4}}
     with silos(tmp_path, dict.fromkeys(NAMES, digits)) as outside:
-        clients = outside.clients | {"signing": {"driver": str(tmp_path / "private" / "driver.pem")}}
-        data = {"source": f"silos:{','.join(NAMES)}", "classes": 10}
+        clients = outside.clients | {"start_timeout": 600.0, "signing": {"driver": str(tmp_path / "private" / "driver.pem")}}
+        data = {"source": f"silos:{','.join(NAMES)}", "classes": 10, "holdout": {"fraction": 0.2, "at": "clients"}}
         about: dict[str, Any] = {"data": data, "clients": clients, "evaluation": {"metrics": []}}
         assert short_run(tmp_path / "run", rounds=2, **about).status == "completed"
         outside.kill(NAMES[0])
