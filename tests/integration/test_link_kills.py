@@ -34,11 +34,12 @@ def played(directory: Path, at_silo: Fault, at_gateway: Fault) -> int:
         while running[coordinator].exitcode != 0:
             assert time.monotonic() < limit, "the run hangs"
             for end, process in list(running.items()):
-                if process.exitcode == -signal.SIGKILL:
+                ended = process.exitcode  # read once: it may end between two looks
+                if ended == -signal.SIGKILL:
                     kills += 1
                     running[end] = start(end, address, ends[end], directory, Fault())
                 else:
-                    assert process.exitcode in (None, 0), f"{end.__name__} ended with {process.exitcode}"
+                    assert ended in (None, 0), f"{end.__name__} ended with {ended}"
             running[coordinator].join(0.05)
     finally:
         for process in running.values():
