@@ -67,7 +67,7 @@ class LyingDriver:
         plan = plan_record(config) if config.privacy.record else None
         self.terms: Terms = make_terms(config, group, plan, self.facts, self.exchange.sha256, job)
         self.client = ClientTask(0, NAME)
-        self.opening = SiloOpening(self.client, None, 1, CLIENTS, 1.0, True, False)
+        self.opening = SiloOpening(self.client, None, 1, CLIENTS, 1.0, True, False, False, None)
         self.task = RoundTask(0, float(CLIENTS), make_stages(config), clients=CLIENTS)
         self.weights = np.zeros(self.exchange.down_size, dtype=np.float32)
 
