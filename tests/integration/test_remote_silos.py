@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from processes import kill
 from remotesilos import SiloProcesses, silos
 
@@ -18,6 +20,16 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 NAMES = [f"client-{n:04d}" for n in range(4)]
 DIGITS = {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 4}}
+HEART = Path(os.environ.get("FEDRAY_DATA", ROOT.parent / "shared" / "data")) / "heart"
+HOSPITAL: dict[str, Any] = {
+    "label": "target",
+    "label_threshold": 0,
+    "drop": ["slope", "ca", "thal"],
+    "missing": [""],
+    "missing_rows": "drop",
+    "categories": {"cp": [1, 2, 3, 4], "restecg": [0, 1, 2]},
+    "drop_first": True,
+}
 AGREED: dict[str, Any] = {"holdout": {"fraction": 0.2, "at": "clients"}}
 PLAIN: dict[str, Any] = {
     "training": {"lr": 0.5, "batch_size": 64, "epochs": 1},
@@ -102,8 +114,10 @@ def killed(title: str) -> Callable[[SiloProcesses], Callable[[str, Any], None]]:
     [
         killed_silo,
         pytest.param(killed("ray::SiloGateway"), marks=pytest.mark.slow),
+        pytest.param(killed("ray::RemoteClient"), marks=pytest.mark.slow),
+        pytest.param(killed("ray::Experiment"), marks=pytest.mark.slow),
     ],
-    ids=["silo", "gateway"],
+    ids=["silo", "gateway", "proxy", "driver"],
 )
 def test_whoever_is_killed_in_the_middle_the_run_ends_with_the_same_model(tmp_path: Path, listening: Any) -> None:
     cohort = {"kind": "all", "min_clients": 4}
@@ -112,3 +126,19 @@ def test_whoever_is_killed_in_the_middle_the_run_ends_with_the_same_model(tmp_pa
         found = outside(tmp_path / "found", NAMES, 10, those, (listening(those),), **PLAIN, cohort=cohort, rounds=4)
     same(found, expected)
     assert [row["metrics"]["round/clients_completed"] for row in RunFiles(found.output).rows()] == [4] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HEART.is_dir(), reason=f"the four hospitals' files are not in {HEART}")
+@pytest.mark.parametrize("sections", [PLAIN, NOISED, {**PLAIN, **SECURE, "evaluation": {"metrics": []}}], ids=["plain", "noised", "secure"])
+def test_four_hospitals_on_their_own_train_what_four_actors_train(tmp_path: Path, sections: dict[str, Any]) -> None:
+    names = sorted(path.stem for path in HEART.glob("*.csv"))
+    model = {"model": {"kind": "logistic"}, "rounds": 3}
+    training = {**sections["training"], "loss": "binary_cross_entropy"}
+    if "batch_size" in training:
+        training["batch_size"] = 4
+    privacy = {"privacy": {**sections["privacy"], "delta": 1e-4}} if "privacy" in sections else {}
+    sections = {**sections, **model, **privacy, "training": training}
+    expected = inside(tmp_path / "expected", {"source": f"csv:{HEART}", **HOSPITAL}, **sections)
+    with silos(tmp_path, {name: {"source": f"csv:{HEART / name}.csv", **HOSPITAL} for name in names}) as those:
+        same(outside(tmp_path / "found", names, 2, those, **sections), expected)
