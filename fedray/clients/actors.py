@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 POLL = 0.25
 #: Seconds after which an actor that is not up is reported, and after which again.
 FIRST_WORD, NEXT_WORD = 10.0, 30.0
+#: Seconds for which an actor may take to say where its silo is.
+_SAID_WITHIN = 2.0
 
 
 class Actors:
@@ -273,11 +275,20 @@ class Actors:
 def why_away(slot: Slot, nodes: Sequence[Node] | None) -> str:
     """What a slot's actor asks for, and why it is not up; a clause. ``nodes``: see :func:`fedray.clients.nodes.look`."""
     if slot.place.remote:
-        return "has not dialled the gateway yet, or loads its records (its own log says what keeps it)"
+        return _whereabouts(slot)
     if nodes is not None and has_process(slot.handle):
         return "has its process, which loads programs or data"
     resources = slot.place.resources
     return f"asks for {describe(resources)}; {why_waiting(resources, nodes)}"
+
+
+def _whereabouts(slot: Slot) -> str:
+    """What the actor that stands for a silo outside the cluster says of it."""
+    try:
+        found: str = ray.get(slot.handle.whereabouts.options(concurrency_group="control").remote(), timeout=_SAID_WITHIN)
+    except RayError:
+        return "has not dialled the gateway yet, or loads its records (its own log says what keeps it)"
+    return found
 
 
 def _fault(slot: Slot, text: str) -> Fault:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import grpc
 
 from fedray.errors import FedrayError
-from fedray.silos.certificates import CertificateRefused, GatewayCredentials, check_own, peer_client
+from fedray.silos.certificates import CertificateRefused, GatewayCredentials, check_own, peer_client, silo_of
 from fedray.silos.counter import Counter
 from fedray.silos.doorway import Doorway, Visitor
 from fedray.silos.frames import Kind, frame, read_frame, read_hello
@@ -24,6 +24,8 @@ from fedray.silos.parcels import LARGEST, PROTOCOL, MalformedMessage, Parcel
 
 log = logging.getLogger(__name__)
 
+#: Causes for which a certificate does not count that this federation issued, so that the name in it is a silo's.
+_OWN_ISSUER = ("revoked", "not_yet_valid", "expired")
 _MOST_LINKS = 2000
 _HELLO_WITHIN = 30.0  # seconds
 _LOOK_EVERY = 0.5  # seconds between looks at orders whose time is over
@@ -218,6 +220,8 @@ class Gateway:
             client, boot, cause = read_hello(first)
             peer_client(stream.visitor.certificate, self._credentials(), datetime.now(UTC), client)
         except (MalformedMessage, FedrayError) as error:
+            if isinstance(error, CertificateRefused) and error.cause in _OWN_ISSUER:
+                stream.client = silo_of(stream.visitor.certificate)
             code = grpc.StatusCode.UNAUTHENTICATED if isinstance(error, CertificateRefused) else grpc.StatusCode.INVALID_ARGUMENT
             self._refuse(stream, code, str(error))
         except (StopIteration, grpc.RpcError):

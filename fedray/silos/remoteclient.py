@@ -102,6 +102,13 @@ class SiloGateway:
         answer = await asyncio.wrap_future(self._gateway.submit(client, order, parcel, timeout, control, within, hold=not control))
         return answer.head, [np.frombuffer(b, dtype=np.uint8) for b in answer.buffers]
 
+    async def whereabouts(self, client: str) -> str:
+        """Whether a silo is there, and why not; a clause."""
+        found = self._gateway.silos().get(client)
+        if found is None:
+            return "has not dialled the gateway yet (its own log says what keeps it)"
+        return "loads its records" if found.connected else f"is away: {found.cause}"
+
     async def release(self, client: str, order: str) -> None:
         """Let the silo forget an answer, which whoever asked has."""
         self._gateway.release(client, order)
@@ -149,6 +156,11 @@ class RemoteClient:
         answers: dict[int, bytes | str] = self._ask("consult", task, phase, dict(messages))
         self._check(set(answers) <= {self._client.index}, "answers for another client")
         return answers
+
+    def whereabouts(self) -> str:
+        """Where the silo is, while it is waited for; a clause."""
+        found: str = ray.get(self._gateway.whereabouts.remote(self._client.name))
+        return found
 
     def ping(self) -> None:
         """Answer when the silo does; called while other methods work."""

@@ -20,11 +20,14 @@ from objectstore import Wire, object_store
 
 from fedray.errors import LedgerError, StoreError
 from fedray.privacy.accounting.accountant import bound
+from fedray.privacy.ledger import ledger as ledger_module
 from fedray.privacy.ledger.chain import Charge, Summary
 from fedray.privacy.ledger.ledger import Ledger
 from fedray.privacy.ledger.location import records_path
+from fedray.privacy.ledger.notices import Notice, find_notices
 from fedray.privacy.ledger.verification import verify
 from fedray.stores import s3 as object_client
+from fedray.stores.object_path import Location
 
 #: A book this old is left for a new one, so that reading it does not come to take all the time.
 LIVES = 10
@@ -178,13 +181,26 @@ def test_answers_that_are_lost_count_once(writers: Writers, tmp_path: Path, stor
 def test_a_store_that_stays_away_stops_the_writer(tmp_path: Path, store: tuple[str, Wire], monkeypatch: pytest.MonkeyPatch) -> None:
     address, wire = store
     monkeypatch.setattr(object_client, "PATIENCE", 0.5)
+
+    def found_before_the_cut(book: Location) -> list[Notice]:
+        found = find_notices(book)
+        wire.cut()
+        return found
+
     with Ledger.open(records_path(address.replace("?", "/gone?")), "run/1") as ledger:
-        ledger.reserve([Charge("a", 0, 0, EVENT, "p", 1.0)])
         wire.cut()
         try:
-            with pytest.raises(StoreError, match="could not be reached to write"):
-                ledger.reserve([Charge("a", 1, 0, EVENT, "p", 1.0)])
+            with pytest.raises(StoreError, match="could not be reached to list"):
+                ledger.reserve([Charge("a", 0, 0, EVENT, "p", 1.0)])
         finally:
             wire.mend()
+        ledger.reserve([Charge("a", 0, 0, EVENT, "p", 1.0)])  # nothing was written before, so nothing is in doubt
+        with monkeypatch.context() as patched:
+            patched.setattr(ledger_module, "find_notices", found_before_the_cut)
+            try:
+                with pytest.raises(StoreError, match="could not be reached to write"):
+                    ledger.reserve([Charge("a", 1, 0, EVENT, "p", 1.0)])
+            finally:
+                wire.mend()
         with pytest.raises(LedgerError, match="nothing may be trained"):
             ledger.reserve([Charge("a", 2, 0, EVENT, "p", 1.0)])

@@ -109,14 +109,10 @@ def killed(title: str) -> Callable[[SiloProcesses], Callable[[str, Any], None]]:
     return listening
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "listening",
-    [
-        killed_silo,
-        pytest.param(killed("ray::SiloGateway"), marks=pytest.mark.slow),
-        pytest.param(killed("ray::RemoteClient"), marks=pytest.mark.slow),
-        pytest.param(killed("ray::Experiment"), marks=pytest.mark.slow),
-    ],
+    [killed_silo, killed("ray::SiloGateway"), killed("ray::RemoteClient"), killed("ray::Experiment")],
     ids=["silo", "gateway", "proxy", "driver"],
 )
 def test_whoever_is_killed_in_the_middle_the_run_ends_with_the_same_model(tmp_path: Path, listening: Any) -> None:
