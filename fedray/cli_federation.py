@@ -56,7 +56,8 @@ def invite(directory: Path, client: str, address: str | None, hours: float, new_
     """Print a token with which CLIENT enrols once. Who has it can join as CLIENT: give it to the silo's operator by a way that nobody else reads."""
     from fedray.silos import admission
     from fedray.silos.certificates import hosts_of, read_gateway_credentials
-    from fedray.silos.enrolment_client import PORT, Address
+    from fedray.silos.enrolment_client import PORT
+    from fedray.silos.hostport import Address
 
     if address is None:
         address = str(Address(hosts_of(read_gateway_credentials(directory).certificate)[0], PORT))
@@ -70,8 +71,8 @@ def invite(directory: Path, client: str, address: str | None, hours: float, new_
 @click.option("--listen", default="0.0.0.0:7444", show_default=True, help="HOST:PORT.")
 def enrolment(directory: Path, listen: str) -> None:
     """Serve enrolment and rotation to silos, until it is stopped; one line for each request."""
-    from fedray.silos.enrolment_client import Address
     from fedray.silos.enrolment_service import EnrolmentService
+    from fedray.silos.hostport import Address
 
     def log(line: str) -> None:
         click.echo(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}")

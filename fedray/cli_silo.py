@@ -65,7 +65,8 @@ def rotate(site: Path, at_once: bool, address: str | None) -> None:
     """Renew this silo's key and certificate if they end soon; run it daily. A silo that runs goes on, and takes the new ones when it dials next."""
     from fedray.silos import enrolment
     from fedray.silos.certificates import life_of, read_silo_credentials
-    from fedray.silos.enrolment_client import Address, ask_again
+    from fedray.silos.enrolment_client import ask_again
+    from fedray.silos.hostport import Address
     from fedray.silos.siteconfig import read_site
 
     directory, now = Path(read_site(site).identity), datetime.now(UTC)

@@ -14,7 +14,20 @@ from typing import Any
 
 import yaml
 from federations import federation, silo
+from paths import ROOT
 from silopolicies import allow_all
+
+#: Records of four hospitals, a file each, and how they are read.
+HEART = Path(os.environ.get("FEDRAY_DATA", ROOT.parent / "shared" / "data")) / "heart"
+HOSPITAL: dict[str, Any] = {
+    "label": "target",
+    "label_threshold": 0,
+    "drop": ["slope", "ca", "thal"],
+    "missing": [""],
+    "missing_rows": "drop",
+    "categories": {"cp": [1, 2, 3, 4], "restecg": [0, 1, 2]},
+    "drop_first": True,
+}
 
 
 def free_port() -> int:

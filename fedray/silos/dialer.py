@@ -22,7 +22,8 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.silos.certificates import CertificateRefused, SiloCredentials, check_own
 from fedray.silos.desk import Desk, Handler
 from fedray.silos.frames import Kind, hello, printable, read_frame
-from fedray.silos.link import METHOD, SERVICE, SILO_SETTINGS, Seldom, alert, in_words, split_address
+from fedray.silos.hostport import split_address
+from fedray.silos.link import METHOD, SERVICE, SILO_SETTINGS, Seldom, alert, in_words
 from fedray.silos.orderbook import OrderBook
 from fedray.silos.parcels import LARGEST, PROTOCOL, MalformedMessage
 

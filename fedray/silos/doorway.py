@@ -19,7 +19,8 @@ from typing import Any
 
 from fedray.errors import ConfigError, FedrayError
 from fedray.silos.certificates import GatewayCredentials
-from fedray.silos.link import Seldom, own_context, split_address
+from fedray.silos.hostport import split_address
+from fedray.silos.link import Seldom, own_context
 
 log = logging.getLogger(__name__)
 

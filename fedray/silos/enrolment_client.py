@@ -9,11 +9,11 @@ import os
 import ssl
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import FedrayError
 from fedray.silos.certificates import FEDERATION, IDENTITY, fingerprint
+from fedray.silos.hostport import Address
 from fedray.silos.invitations import Invitation
 
 #: Port of the enrolment unless another is named.
@@ -21,29 +21,6 @@ PORT = 7444
 #: Bytes of a request, and of an answer.
 LARGEST = 1 << 16
 _PATIENCE = 30.0  # seconds without a byte
-
-
-@dataclass(frozen=True)
-class Address:
-    """A host and a port."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def of(cls, text: str, key: str) -> Address:
-        """Read ``HOST:PORT``, of which the host may be an IPv6 address in brackets.
-
-        Raises:
-            ConfigError: it is none; ``key`` is what the sentence begins with.
-        """
-        host, _, port = text.rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or int(port) > 65535 or (":" in host and host[0] + host[-1] != "[]"):
-            raise ConfigError(f"{key} {text}: is no HOST:PORT; an IPv6 address stands in brackets.")
-        return cls(host.strip("[]"), int(port))
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def ask(invitation: Invitation, request: bytes, proof: bytes) -> tuple[bytes, bytes]:

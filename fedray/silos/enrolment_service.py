@@ -21,7 +21,8 @@ from typing import Any, cast
 from fedray.errors import ConfigError, FedrayError, first_line
 from fedray.silos import admission
 from fedray.silos.certificates import FEDERATION, IDENTITY, CertificateRefused, check_own, read_gateway_credentials, silo_of
-from fedray.silos.enrolment_client import LARGEST, Address
+from fedray.silos.enrolment_client import LARGEST
+from fedray.silos.hostport import Address
 
 _AT_ONCE = 32  # connections
 _LONGEST = 30.0  # seconds from a connection's first byte to its last

@@ -147,31 +147,13 @@ class Gateway:
             within: seconds within which the answer must be there, away or not; None for no limit.
             hold: whether the silo keeps the answer until :meth:`release`, instead of until it has arrived here.
 
-        The answer's errors are :class:`SiloAway`, :class:`OrderLost` and :class:`SiloRefused`.
+        The answer's errors are :class:`SiloAway` (away for too long, or no answer in time), :class:`OrderLost` (it was restarted over the order)
+        and :class:`SiloRefused`.
 
         Raises:
             ValueError: the order is not 32 hexadecimal digits, or the parcel is not one that can be sent.
         """
         return self._counter(client).submit(_order(order), parcel, timeout, within, control, hold)
-
-    def call(
-        self,
-        client: str,
-        order: str,
-        parcel: Parcel,
-        timeout: float,
-        control: bool = False,
-        within: float | None = None,
-        hold: bool = False,
-    ) -> Parcel:
-        """:meth:`submit` an order and wait for its answer.
-
-        Raises:
-            SiloAway: the silo was away for too long, or did not answer in time; :class:`OrderLost` if it was restarted over it.
-            SiloRefused: the silo refuses.
-            ValueError: as :meth:`submit`.
-        """
-        return self.submit(client, order, parcel, timeout, control, within, hold).result()
 
     def release(self, client: str, order: str) -> None:
         """Let the silo forget the answer to an order, or the order if it has not begun; also once the silo is connected again."""

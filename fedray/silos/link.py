@@ -13,6 +13,7 @@ from typing import Any
 
 from fedray.silos.certificates import GatewayCredentials, SiloCredentials
 from fedray.silos.frames import LONGEST_FRAME
+from fedray.silos.hostport import split_address
 
 _REPEAT_AFTER, _MOST_SAID = 600.0, 1000  # seconds, things
 
@@ -88,24 +89,6 @@ class Seldom:
             self._said.clear()
         self._said[what] = now
         return True
-
-
-def split_address(address: str, least_port: int = 1) -> tuple[str, int]:
-    """Return host and port of ``host:port`` or ``[IPv6]:port``.
-
-    Raises:
-        ValueError: it is not of that form.
-    """
-    host, separator, port = address.rpartition(":")
-    if (
-        not separator
-        or not host
-        or not port.isdecimal()
-        or not least_port <= int(port) < 65536
-        or (":" in host and not host.startswith("["))
-    ):
-        raise ValueError(f"'{address}' is not host:port with a port from 1 to 65535")
-    return host.strip("[]"), int(port)
 
 
 def in_words(details: str) -> str:

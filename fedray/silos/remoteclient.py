@@ -97,7 +97,7 @@ class SiloGateway:
     async def call(
         self, client: str, order: str, head: bytes, buffers: Sequence[Any], timeout: float, control: bool, within: float | None
     ) -> tuple[bytes, list[Any]]:
-        """See :meth:`Gateway.call`; buffers are arrays of bytes."""
+        """See :meth:`Gateway.submit`; buffers are arrays of bytes."""
         parcel = Parcel(head, tuple(memoryview(b).cast("B") if len(b) else b"" for b in buffers))
         answer = await asyncio.wrap_future(self._gateway.submit(client, order, parcel, timeout, control, within, hold=not control))
         return answer.head, [np.frombuffer(b, dtype=np.uint8) for b in answer.buffers]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import tempfile
 import threading
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paths import ROOT
-from remotesilos import SiloProcesses
+from remotesilos import HEART, HOSPITAL, SiloProcesses
 
 import fedray
 from fedray.runfiles import RunFiles
@@ -28,16 +26,6 @@ from tests.benchmarks.__main__ import RESULTS, machine
 
 SKIP = 2  # rounds before the first that counts
 NAMES = [f"client-{n:04d}" for n in range(4)]
-HEART = Path(os.environ.get("FEDRAY_DATA", ROOT.parent / "shared" / "data")) / "heart"
-HOSPITAL: dict[str, Any] = {
-    "label": "target",
-    "label_threshold": 0,
-    "drop": ["slope", "ca", "thal"],
-    "missing": [""],
-    "missing_rows": "drop",
-    "categories": {"cp": [1, 2, 3, 4], "restecg": [0, 1, 2]},
-    "drop_first": True,
-}
 
 
 class Relay:

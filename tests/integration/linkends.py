@@ -105,9 +105,9 @@ def coordinator(listen: str, credentials: GatewayCredentials, directory: Path, f
                 break
             order = hashlib.md5(f"{number}-{attempt}".encode()).hexdigest()
             try:
-                answer = made.call(CLIENT, order, Parcel(b"{}", (memoryview(sent),)), 60.0, hold=True)
+                answer = made.submit(CLIENT, order, Parcel(b"{}", (memoryview(sent),)), 60.0, hold=True).result()
                 ping = hashlib.md5(f"ping-{number}-{time.time_ns()}".encode()).hexdigest()
-                assert made.call(CLIENT, ping, Parcel(b'"ping"'), 60.0, control=True).head == b'"ping"'
+                assert made.submit(CLIENT, ping, Parcel(b'"ping"'), 60.0, control=True).result().head == b'"ping"'
             except OrderLost:
                 continue
             result.with_suffix(".half").write_bytes(answer.buffers[0])
@@ -123,7 +123,7 @@ def _echoing(credentials: GatewayCredentials, port: Any) -> None:
     for number in range(1_000_000):  # whoever is connected has always an order to answer
         order = hashlib.md5(f"echo-{number}".encode()).hexdigest()
         with contextlib.suppress(SiloRefused):
-            made.call(CLIENT, order, Parcel(b"{}"), 3600.0)
+            made.submit(CLIENT, order, Parcel(b"{}"), 3600.0).result()
 
 
 def echoing_gateway(credentials: GatewayCredentials) -> tuple[Any, int]:

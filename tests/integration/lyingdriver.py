@@ -79,7 +79,7 @@ class LyingDriver:
         """What the silo answers: ("answer", ...), ("error", (class, text)) or ("gone", ...)."""
         wire = codec(self.config, 2**20)
         parcel = Parcel(*(lambda head, buffers: (head, tuple(buffers)))(*pack_call(wire, name, self.session, arguments)))
-        found = self._gateway.call(NAME, order or secrets.token_hex(16), parcel, PATIENCE)
+        found = self._gateway.submit(NAME, order or secrets.token_hex(16), parcel, PATIENCE).result()
         return read_answer(wire, name, bytes(found.head), [memoryview(b) for b in found.buffers])
 
     def open(self, **lies: Any) -> tuple[str, Any]:

@@ -81,12 +81,12 @@ def test_an_end_holds_a_parcel_once(tmp_path: Path) -> None:
     gateway.start()
     process = start(silo, f"127.0.0.1:{gateway.port}", federation.silo("a"), tmp_path, Fault())
     try:
-        gateway.call("a", "0" * 32, Parcel(b"{}", (bytes(4000),)), 60.0)
+        gateway.submit("a", "0" * 32, Parcel(b"{}", (bytes(4000),)), 60.0).result()
         before = peak(process.pid)
-        gateway.call("a", "1" * 32, Parcel(b'"no answer"', (memoryview(np.ones(floats, np.float32)),)), 120.0)
+        gateway.submit("a", "1" * 32, Parcel(b'"no answer"', (memoryview(np.ones(floats, np.float32)),)), 120.0).result()
         assert peak(process.pid) - before < 4 * floats + ROOM
         gateway_before = psutil.Process().memory_info().rss
-        answer = gateway.call("a", "2" * 32, Parcel(b"{}", (memoryview(np.ones(floats, np.float32)),)), 120.0)
+        answer = gateway.submit("a", "2" * 32, Parcel(b"{}", (memoryview(np.ones(floats, np.float32)),)), 120.0).result()
         assert len(answer.buffers[0]) == 4 * floats
         assert psutil.Process().memory_info().rss - gateway_before < 4 * floats + ROOM
     finally:

@@ -88,7 +88,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def order(to: gateway.Gateway, client: str = "a") -> None:
-    assert to.call(client, secrets.token_hex(16), Parcel(b"{}", (b"1234" * 1000,)), 60.0).buffers[0] == b"1234" * 1000
+    assert to.submit(client, secrets.token_hex(16), Parcel(b"{}", (b"1234" * 1000,)), 60.0).result().buffers[0] == b"1234" * 1000
 
 
 def test_a_certificate_is_rotated_while_orders_are_worked_on(home: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_revocation_ends_an_open_link_and_both_sides_know_why(home: Path, tmp_
         until(lambda: not end.silos()["a"].connected and "is revoked" in end.silos()["a"].cause)
         until(lambda: "is revoked; the coordinator can invite it again" in own.cause)
         with pytest.raises(SiloAway, match="is revoked"):
-            end.call("a", secrets.token_hex(16), Parcel(b"{}"), 0.2)
+            end.submit("a", secrets.token_hex(16), Parcel(b"{}"), 0.2).result()
         order(end, "b")
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from paths import ROOT
 from processes import kill
-from remotesilos import SiloProcesses, silos
+from remotesilos import HEART, HOSPITAL, SiloProcesses, silos
 
 import fedray
 from fedray.runfiles import RunFiles
@@ -20,16 +18,6 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 NAMES = [f"client-{n:04d}" for n in range(4)]
 DIGITS = {"source": "sklearn:digits", "partition": {"kind": "iid", "clients": 4}}
-HEART = Path(os.environ.get("FEDRAY_DATA", ROOT.parent / "shared" / "data")) / "heart"
-HOSPITAL: dict[str, Any] = {
-    "label": "target",
-    "label_threshold": 0,
-    "drop": ["slope", "ca", "thal"],
-    "missing": [""],
-    "missing_rows": "drop",
-    "categories": {"cp": [1, 2, 3, 4], "restecg": [0, 1, 2]},
-    "drop_first": True,
-}
 AGREED: dict[str, Any] = {"holdout": {"fraction": 0.2, "at": "clients"}}
 PLAIN: dict[str, Any] = {
     "training": {"lr": 0.5, "batch_size": 64, "epochs": 1},

@@ -105,7 +105,7 @@ def test_a_silo_behind_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         dialling.start()
         try:
             said = Parcel(b'{"said": "to be seen by nobody"}')
-            assert gateway.call("a", secrets.token_hex(16), said, 60.0) == said
+            assert gateway.submit("a", secrets.token_hex(16), said, 60.0).result() == said
         finally:
             stop.set()
             dialling.join()

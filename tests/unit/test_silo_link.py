@@ -67,9 +67,9 @@ def test_an_order_is_answered(tmp_path: Path) -> None:
     with listening(federation) as gateway, dialling(gateway.port, lambda: silo, tmp_path, doubled):
         parcel = Parcel(b'{"a": 1}', tuple(memoryview(a) for a in arrays))
         for control in (False, True):
-            answer = gateway.call("hospital-a", new_order(), Parcel(b"{}"), 30.0, control)
+            answer = gateway.submit("hospital-a", new_order(), Parcel(b"{}"), 30.0, control).result()
             assert answer == Parcel(b"{}")
-        answer = gateway.call("hospital-a", new_order(), parcel, 30.0)
+        answer = gateway.submit("hospital-a", new_order(), parcel, 30.0).result()
         assert answer.head == parcel.head
         for sent, came in zip(arrays, answer.buffers, strict=True):
             assert (np.frombuffer(came, np.float32) == sent * 2).all()
@@ -88,9 +88,9 @@ def test_a_refusal_and_an_error_come_back_as_such(tmp_path: Path) -> None:
 
     with listening(federation) as gateway, dialling(gateway.port, lambda: silo, tmp_path, handle):
         with pytest.raises(SiloRefused, match=r"silo 'hospital-a': policy.yaml, line 3: epsilon is 8"):
-            gateway.call("hospital-a", new_order(), Parcel(b"1"), 30.0)
+            gateway.submit("hospital-a", new_order(), Parcel(b"1"), 30.0).result()
         with pytest.raises(SiloRefused, match=r"failed with ValueError") as refused:
-            gateway.call("hospital-a", new_order(), Parcel(b"2"), 30.0)
+            gateway.submit("hospital-a", new_order(), Parcel(b"2"), 30.0).result()
         assert "93" not in str(refused.value)
 
 
@@ -111,7 +111,7 @@ def test_control_is_answered_beside_work(tmp_path: Path) -> None:
     with listening(federation) as gateway, dialling(gateway.port, lambda: silo, tmp_path, handle, control):
         work = gateway.submit("hospital-a", new_order(), Parcel(b"{}"), 30.0)
         assert begun.wait(60.0) and not work.done()
-        assert gateway.call("hospital-a", new_order(), Parcel(b"{}"), 30.0, control=True).head == b'"stopped"'
+        assert gateway.submit("hospital-a", new_order(), Parcel(b"{}"), 30.0, control=True).result().head == b'"stopped"'
         assert work.result(60.0).head == b'"worked"'
 
 
@@ -120,7 +120,7 @@ def test_a_silo_that_never_dials_is_away_with_the_cause() -> None:
         listening(CertifiedFederation()) as gateway,
         pytest.raises(SiloAway, match=r"silo 'b' has been away .* has not been connected yet"),
     ):
-        gateway.call("b", new_order(), Parcel(b"{}"), 0.1)
+        gateway.submit("b", new_order(), Parcel(b"{}"), 0.1).result()
 
 
 def test_an_address_that_is_taken_is_named() -> None:
