@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from federations import federation, silo
+from federations import NAMES, federation, silo
 from paths import ROOT
 from silopolicies import allow_all
 
@@ -37,30 +37,41 @@ def free_port() -> int:
 
 
 class SiloProcesses:
-    """Silos with their files in ``directory``; ``data`` has each silo's own section."""
+    """Silos with their files in ``directory``; ``data`` has each silo's own section.
 
-    def __init__(self, directory: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
-        self.directory, self.port = directory, free_port()
-        self.coordinator = federation(directory / "federation")
+    ``address`` is the coordinator's, and ``hosts`` starts a silo's process where that is another host: called as ``subprocess.Popen`` is.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        data: Mapping[str, Mapping[str, Any]],
+        address: str = "localhost",
+        hosts: Mapping[str, Callable[..., subprocess.Popen[bytes]]] | None = None,
+    ) -> None:
+        self.directory, self.address, self.port = directory, address, free_port()
+        self.coordinator = federation(directory / "federation", tuple(dict.fromkeys((address, *NAMES))))
+        self._hosts = hosts or {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         for name, section in data.items():
             place = directory / name
             silo(self.coordinator, name, place / "identity")
             (place / "state" / "ledger").mkdir(parents=True)
             allow_all(place / "policy.yaml")
-            site = {"client": name, "gateway": f"localhost:{self.port}", "identity": "identity", "state": "state", "policy": "policy.yaml"}
+            site = {"client": name, "gateway": f"{address}:{self.port}", "identity": "identity", "state": "state", "policy": "policy.yaml"}
             (place / "site.yaml").write_text(yaml.safe_dump({**site, "data": dict(section)}))
 
     @property
     def clients(self) -> dict[str, Any]:
         """The section ``clients`` of a run with them."""
-        return {"placement": "remote", "gateway": {"listen": f"localhost:{self.port}", "identity": str(self.coordinator)}}
+        return {"placement": "remote", "gateway": {"listen": f"{self.address}:{self.port}", "identity": str(self.coordinator)}}
 
     def start(self, name: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         log = (self.directory / name / "output").open("ab")
         command = [sys.executable, "-m", "fedray", "silo", str(self.directory / name / "site.yaml")]
-        self.running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        spawn = self._hosts.get(name, subprocess.Popen)
+        self.running[name] = spawn(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         process = self.running.pop(name)
