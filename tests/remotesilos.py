@@ -40,6 +40,7 @@ class SiloProcesses:
     """Silos with their files in ``directory``; ``data`` has each silo's own section.
 
     ``address`` is the coordinator's, and ``hosts`` starts a silo's process where that is another host: called as ``subprocess.Popen`` is.
+    ``policy`` goes before what the silos allow, which is all that is built in.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class SiloProcesses:
         data: Mapping[str, Mapping[str, Any]],
         address: str = "localhost",
         hosts: Mapping[str, Callable[..., subprocess.Popen[bytes]]] | None = None,
+        **policy: Any,
     ) -> None:
         self.directory, self.address, self.port = directory, address, free_port()
         self.coordinator = federation(directory / "federation", tuple(dict.fromkeys((address, *NAMES))))
@@ -57,7 +59,7 @@ class SiloProcesses:
             place = directory / name
             silo(self.coordinator, name, place / "identity")
             (place / "state" / "ledger").mkdir(parents=True)
-            allow_all(place / "policy.yaml")
+            allow_all(place / "policy.yaml", **policy)
             site = {"client": name, "gateway": f"{address}:{self.port}", "identity": "identity", "state": "state", "policy": "policy.yaml"}
             (place / "site.yaml").write_text(yaml.safe_dump({**site, "data": dict(section)}))
 
@@ -84,9 +86,9 @@ class SiloProcesses:
 
 
 @contextmanager
-def silos(directory: Path, data: Mapping[str, Mapping[str, Any]]) -> Iterator[SiloProcesses]:
+def silos(directory: Path, data: Mapping[str, Mapping[str, Any]], **policy: Any) -> Iterator[SiloProcesses]:
     """Running silos."""
-    found = SiloProcesses(directory, data)
+    found = SiloProcesses(directory, data, **policy)
     try:
         for name in data:
             found.start(name)

@@ -66,15 +66,22 @@ def charges(those: SiloProcesses, name: str) -> list[dict[str, Any]]:
     return [entry for entry in map(json.loads, lines) if entry.get("kind") == "reserve"]
 
 
-def test_silos_outside_train_the_model_of_dedicated_actors(tmp_path: Path) -> None:
-    """Without privacy, then on the same silos with seeded noise under a secure sum."""
+def test_silos_outside_train_the_model_of_dedicated_actors_with_seeded_noise_under_a_secure_sum(tmp_path: Path) -> None:
+    both = {**NOISED, **SECURE}
     with silos(tmp_path, dict.fromkeys(NAMES, DIGITS)) as those:
-        same(outside(tmp_path / "plain", NAMES, 10, those, **PLAIN), inside(tmp_path / "as_plain", DIGITS, **PLAIN))
-        both = {**NOISED, **SECURE}
         same(outside(tmp_path / "noised", NAMES, 10, those, **both), inside(tmp_path / "as_noised", DIGITS, **both))
         for name in NAMES:
             assert [entry["round"] for entry in charges(those, name)] == [0, 1]
     assert not (tmp_path / "noised" / "ledger" / f"{NAMES[0]}.jsonl").exists()  # what the driver has is a copy of the run's part
+
+
+@pytest.mark.slow
+def test_silos_outside_train_the_model_of_dedicated_actors_twice(tmp_path: Path) -> None:
+    """Two runs with the same silo processes, one after the other; the second is with noise under a secure sum."""
+    with silos(tmp_path, dict.fromkeys(NAMES, DIGITS)) as those:
+        same(outside(tmp_path / "plain", NAMES, 10, those, **PLAIN), inside(tmp_path / "as_plain", DIGITS, **PLAIN))
+        both = {**NOISED, **SECURE}
+        same(outside(tmp_path / "noised", NAMES, 10, those, **both), inside(tmp_path / "as_noised", DIGITS, **both))
 
 
 def killed_silo(those: SiloProcesses) -> Callable[[str, Any], None]:

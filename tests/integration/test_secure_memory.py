@@ -46,6 +46,8 @@ class Secrets:
         self.updates: dict[str, np.ndarray] = {}
         for (client, _, what), data in told.items():
             kind, _, other = what.partition("-")
+            if kind == "masked":
+                continue
             if kind == "update":
                 self.updates[client] = np.frombuffer(data, dtype=np.int64)
                 self.by_name |= {f"{client}.update.{n}": part for n, part in enumerate(windows(data))}

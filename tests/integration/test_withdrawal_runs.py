@@ -54,6 +54,7 @@ def at_round(number: int, act: Callable[[], Any]) -> Callable[[str, Any], None]:
     return listen
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_dedicated_client_without_privacy_withdraws_in_the_middle_of_a_run(hospitals: Path, tmp_path: Path) -> None:
     """The run goes on without it, says so, and can be resumed; a new run is refused until it leaves the client out, or is readmitted."""
@@ -154,6 +155,7 @@ def test_a_replay_without_a_client_has_the_bytes_of_a_run_that_never_had_it(
     assert [row["client"] for row in partition["rows"]] == [name for name in NAMES if name != "north"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_lineage_follows_a_client_through_the_registry_to_runs_that_it_took_no_part_in(hospitals: Path, tmp_path: Path) -> None:
     """A run of four, and one of three that began with its registered model: the files and the store say which models hold whose data."""
