@@ -1,8 +1,9 @@
 """What the way to silos outside the cluster costs: a round beside the same round with dedicated actors, and bytes on the wire.
 
-``PYTHONPATH=tests python -m tests.benchmarks.silos [heart] [cnn] [--rounds 8]``; prints and keeps the figures. Both kinds of runs take place on this machine, one after
-the other, with the same clients and the same settings. ``heart`` is the four hospitals' logistic regression, ``cnn`` 1.66 M parameters on 28x28 images
-of noise. Bytes are counted by a relay on the way, in a run of their own, beside the bytes of the values that must go either way.
+``PYTHONPATH=tests python -m tests.benchmarks.silos [heart] [cnn] [cnn-short] [--rounds 5]``; prints and keeps the figures. Both kinds of runs take place
+on this machine, one after the other, with the same clients and the same settings. ``heart`` is the four hospitals' logistic regression; ``cnn`` is McMahan
+et al.'s (2017) of 1.66 M parameters with their 600 images a client, five epochs and batches of ten, ``cnn-short`` the same with 200 images and one epoch;
+the images are noise. Bytes are counted by a relay on the way, in a run of their own, beside the bytes of the values that must go either way.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from fedray.runfiles import RunFiles
 from tests.benchmarks.__main__ import RESULTS, machine
 
 SKIP = 2  # rounds before the first that counts
+COUNTED = 3  # rounds whose bytes are counted
+WORKLOADS = ("heart", "cnn", "cnn-short")
 NAMES = [f"client-{n:04d}" for n in range(4)]
 
 
@@ -68,13 +71,13 @@ def heart() -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
     return sections, {"source": f"csv:{HEART}", **HOSPITAL}, {n: {"source": f"csv:{HEART / n}.csv", **HOSPITAL} for n in names}
 
 
-def cnn(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+def cnn(folder: Path, images: int, epochs: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
     """As :func:`heart`."""
     draws = np.random.default_rng(0)
-    images, labels = draws.integers(0, 256, (800, 28, 28), dtype=np.uint8), draws.integers(0, 10, 800)
-    np.savez(folder / "noise.npz", x_train=images[:, None], y_train=labels)
+    pixels, labels = draws.integers(0, 256, (4 * images, 1, 28, 28), dtype=np.uint8), draws.integers(0, 10, 4 * images)
+    np.savez(folder / "noise.npz", x_train=pixels, y_train=labels)
     data = {"source": f"npz:{folder / 'noise.npz'}", "classes": 10, "partition": {"kind": "iid", "clients": 4}}
-    return {"model": {"kind": "fedavg_cnn"}, "training": {"lr": 0.1, "batch_size": 10, "epochs": 1}}, data, dict.fromkeys(NAMES, data)
+    return {"model": {"kind": "fedavg_cnn"}, "training": {"lr": 0.1, "batch_size": 10, "epochs": epochs}}, data, dict.fromkeys(NAMES, data)
 
 
 def measured(output: Path, rounds: int, data: dict[str, Any], clients: dict[str, Any], sections: dict[str, Any]) -> tuple[float, str]:
@@ -106,7 +109,7 @@ def compare(name: str, rounds: int) -> dict[str, Any]:
     """Round times and bytes of a workload."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        sections, data, own = heart() if name == "heart" else cnn(folder)
+        sections, data, own = heart() if name == "heart" else cnn(folder, *((600, 5) if name == "cnn" else (200, 1)))
         classes = {"source": f"silos:{','.join(own)}", "classes": 2 if name == "heart" else 10}
         inside, ours = measured(folder / "inside", rounds, data, {"placement": "dedicated", "resources": {"cpu": 0.25}}, sections)
         with running(folder / "outside", own, False) as (those, _):
@@ -115,19 +118,18 @@ def compare(name: str, rounds: int) -> dict[str, Any]:
         found: dict[str, Any] = {"dedicated_s": inside, "remote_s": outside, "overhead": outside / inside - 1}
         with running(folder / "relayed", own, True) as (those, relay):
             assert relay is not None
-            measured(folder / "counted", rounds, classes, those.clients, sections)
-            summary = RunFiles(folder / "counted").rows()
-        parameters = 1_663_370 if name == "cnn" else 14
-        values = rounds * len(own) * parameters * (4 + 8)  # float32 down, integers of 64 bits up
-        found |= {"bytes_on_the_wire": relay.bytes, "bytes_of_values": values, "more": relay.bytes / values - 1, "rounds": len(summary)}
+            measured(folder / "counted", COUNTED, classes, those.clients, sections)
+        parameters = 14 if name == "heart" else 1_663_370
+        values = COUNTED * len(own) * parameters * (4 + 8)  # float32 down, integers of 64 bits up
+        found |= {"bytes_on_the_wire": relay.bytes, "bytes_of_values": values, "more": relay.bytes / values - 1, "rounds": rounds}
     print(name, json.dumps(found), flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workloads", nargs="*", default=["heart", "cnn"])
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     found = {name: compare(name, asked.rounds) for name in asked.workloads}
     (RESULTS / "silos.json").write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
